@@ -1,0 +1,28 @@
+//! Guest RAM: the only owner of raw guest pointers.
+//!
+//! A VM's RAM is one contiguous, shared mapping of a memfd ([`GuestRam`]), so that another process can map the same
+//! pages and so that an offset into RAM is all a translator or a checkpoint ever needs. Guest-physical addresses map to
+//! offsets by [`Layout`].
+//!
+//! Four writers touch guest memory: vCPUs, device DMA, the loader and replica apply. Every one of them is tracked by
+//! the [`Tracker`] of that RAM:
+//!
+//! * a soft vCPU marks a page when it fills a TLB entry that permits stores ([`GuestRam::mark_dirty_page`]); a KVM vCPU
+//!   is tracked by the kernel, whose log is merged with [`GuestRam::merge_dirty_words`];
+//! * devices and the loader write through the `vm-memory` view ([`GuestRam::dma`]) or through
+//!   [`GuestRam::write_bytes`], which mark as they write;
+//! * replica apply uses [`GuestRam::write_bytes`] too.
+//!
+//! [`GuestRam::harvest`] takes the set of dirty pages as a value that gives its bits back unless it is acknowledged, so
+//! that a checkpoint that failed to reach the secondary loses nothing.
+
+mod harvest;
+mod layout;
+mod mapping;
+mod ram;
+mod tracker;
+
+pub use harvest::Harvest;
+pub use layout::{HIGH_START, LOW_END, Layout, PAGE_BYTES, PAGE_SHIFT, Slot};
+pub use ram::{DmaMemory, GuestRam, MemoryError, Scalar};
+pub use tracker::{RegionBitmap, RegionBitmapSlice, Tracker};

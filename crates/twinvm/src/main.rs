@@ -1,0 +1,2 @@
+//! The twinvm binary.
+fn main() {}
