@@ -1,1 +1,8 @@
-//! machine
+//! One VM: engines, buses, interrupt controllers, devices, boot, pause and resume, snapshot.
+
+pub mod acpi;
+pub mod boot;
+pub mod bus;
+pub mod clock;
+pub mod devices;
+pub mod irq;

@@ -1,0 +1,8 @@
+//! The devices of the machine, a folder each.
+
+pub mod ioapic;
+pub mod panic_notifier;
+pub mod power;
+pub mod rtc;
+pub mod serial;
+pub mod virtio;
