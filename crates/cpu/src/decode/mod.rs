@@ -1,0 +1,36 @@
+//! From bytes to ops: `iced_x86` decodes, the families of instructions lower to handlers.
+
+mod operand;
+
+use iced_x86::Instruction;
+
+use crate::core::undefined;
+use crate::op::{Op, ZERO};
+use crate::{int, sse, sys, x87};
+
+pub(crate) use operand::{Site, slot};
+
+/// Lowers one instruction of a block.
+pub(crate) fn lower(instruction: &Instruction, site: Site) -> Op {
+    let mut op = Op {
+        run: undefined,
+        imm: 0,
+        disp: 0,
+        base: ZERO,
+        index: ZERO,
+        scale: 0,
+        ea: 0,
+        dst: 0,
+        src: 0,
+        third: 0,
+        len: instruction.len() as u8,
+        offset: site.offset,
+    };
+    site.set_memory_operand(instruction, &mut op);
+    op.run = int::lower(instruction, site, &mut op)
+        .or_else(|| sse::lower(instruction, site, &mut op))
+        .or_else(|| x87::lower(instruction, site, &mut op))
+        .or_else(|| sys::lower(instruction, site, &mut op))
+        .unwrap_or(undefined);
+    op
+}

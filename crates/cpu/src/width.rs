@@ -1,0 +1,149 @@
+//! Operand widths, and general registers seen at each of them.
+
+use memory::Scalar;
+
+use crate::core::Cpu;
+
+/// An operand width: `u8`, `u16`, `u32` or `u64`.
+pub(crate) trait Width: Scalar + Copy + Eq + Ord + Default + 'static {
+    /// 8, 16, 32 or 64.
+    const BITS: u32;
+    /// 1, 2, 4 or 8.
+    const BYTES: u64 = Self::BITS as u64 / 8;
+
+    /// Truncates.
+    fn from_u64(value: u64) -> Self;
+    /// Zero-extends.
+    fn to_u64(self) -> u64;
+    /// Sign-extends.
+    fn sign_extended(self) -> u64;
+    /// Reads a general register by its slot in an op (see [`crate::op::Op`]).
+    fn read(cpu: &Cpu, slot: u8) -> Self;
+    /// Writes a general register: 32-bit writes clear the upper half, 8 and 16-bit writes keep the rest.
+    fn write(self, cpu: &mut Cpu, slot: u8);
+
+    /// The sign bit.
+    #[inline(always)]
+    fn sign(self) -> bool {
+        self.to_u64() >> (Self::BITS - 1) & 1 == 1
+    }
+}
+
+impl Width for u8 {
+    const BITS: u32 = 8;
+
+    #[inline(always)]
+    fn from_u64(value: u64) -> Self {
+        value as Self
+    }
+
+    #[inline(always)]
+    fn to_u64(self) -> u64 {
+        self.into()
+    }
+
+    #[inline(always)]
+    fn sign_extended(self) -> u64 {
+        self as i8 as u64
+    }
+
+    #[inline(always)]
+    fn read(cpu: &Cpu, slot: u8) -> Self {
+        (cpu.gpr[usize::from(slot & 15)] >> ((slot & 16) >> 1)) as Self
+    }
+
+    #[inline(always)]
+    fn write(self, cpu: &mut Cpu, slot: u8) {
+        let shift = (slot & 16) >> 1;
+        let register = &mut cpu.gpr[usize::from(slot & 15)];
+        *register = *register & !(0xff << shift) | u64::from(self) << shift;
+    }
+}
+
+impl Width for u16 {
+    const BITS: u32 = 16;
+
+    #[inline(always)]
+    fn from_u64(value: u64) -> Self {
+        value as Self
+    }
+
+    #[inline(always)]
+    fn to_u64(self) -> u64 {
+        self.into()
+    }
+
+    #[inline(always)]
+    fn sign_extended(self) -> u64 {
+        self as i16 as u64
+    }
+
+    #[inline(always)]
+    fn read(cpu: &Cpu, slot: u8) -> Self {
+        cpu.gpr[usize::from(slot & 15)] as Self
+    }
+
+    #[inline(always)]
+    fn write(self, cpu: &mut Cpu, slot: u8) {
+        let register = &mut cpu.gpr[usize::from(slot & 15)];
+        *register = *register & !0xffff | u64::from(self);
+    }
+}
+
+impl Width for u32 {
+    const BITS: u32 = 32;
+
+    #[inline(always)]
+    fn from_u64(value: u64) -> Self {
+        value as Self
+    }
+
+    #[inline(always)]
+    fn to_u64(self) -> u64 {
+        self.into()
+    }
+
+    #[inline(always)]
+    fn sign_extended(self) -> u64 {
+        self as i32 as u64
+    }
+
+    #[inline(always)]
+    fn read(cpu: &Cpu, slot: u8) -> Self {
+        cpu.gpr[usize::from(slot & 15)] as Self
+    }
+
+    #[inline(always)]
+    fn write(self, cpu: &mut Cpu, slot: u8) {
+        cpu.gpr[usize::from(slot & 15)] = self.into();
+    }
+}
+
+impl Width for u64 {
+    const BITS: u32 = 64;
+
+    #[inline(always)]
+    fn from_u64(value: u64) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn to_u64(self) -> u64 {
+        self
+    }
+
+    #[inline(always)]
+    fn sign_extended(self) -> u64 {
+        self
+    }
+
+    #[inline(always)]
+    fn read(cpu: &Cpu, slot: u8) -> Self {
+        cpu.gpr[usize::from(slot & 15)]
+    }
+
+    #[inline(always)]
+    fn write(self, cpu: &mut Cpu, slot: u8) {
+        cpu.gpr[usize::from(slot & 15)] = self;
+    }
+}
