@@ -1,1 +1,38 @@
-//! network
+//! Layer-2 network ends for virtual network cards.
+//!
+//! A guest's frames reach the world through one trait, [`FrameBackend`]. The VM process holds a [`Link`] to the
+//! **network end**, a process of its own ([`end`]) that owns what must outlive the VM process: the sockets of the guest's
+//! TCP connections and forwarded ports in `user` mode, the TAP device in `bridge` mode. When a VM process dies, the one
+//! that takes over connects to the same end, and clients of the guest notice nothing but a pause.
+//!
+//! ```text
+//! guest ─ virtio-net ─ dyn FrameBackend ─ Link ─(Unix socket)─ network end ─ libslirp ─ host sockets
+//!                                                                         └─ TAP ─ Linux bridge
+//! ```
+//!
+//! Frames carry a [`FrameOffload`]: an interpreted guest leaves checksums and TCP segmentation to the end, which does
+//! them in native code or leaves them to the kernel.
+
+mod backend;
+mod checksum;
+mod coalesce;
+pub mod end;
+mod forward;
+mod link;
+mod mac;
+mod offload;
+mod packet;
+mod pair;
+mod queue;
+mod seqpacket;
+mod spec;
+mod uplink;
+mod wire;
+
+pub use backend::{BackendError, FRAME_LEN_MAX, FrameBackend, LinkState, Received, SendOutcome};
+pub use forward::{ForwardError, PortForward, Protocol};
+pub use link::{Link, LinkError};
+pub use mac::{MacAddr, MacError};
+pub use offload::{Checksum, FrameOffload, Gso, HEADER_LEN, OffloadError, ReceiveOffloads, Segmentation};
+pub use pair::{CableEnd, pair};
+pub use spec::{BridgeSpec, Ipv4Subnet, NetworkSpec, SpecError, UserSpec};

@@ -1,0 +1,103 @@
+//! The network end: the process that owns what must outlive the VM process.
+
+mod control;
+mod process;
+mod server;
+mod signals;
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use control::{ControlError, EndStatus, status, stop};
+pub use process::{EndProcess, SpawnError};
+pub use server::End;
+
+use crate::mac::MacAddr;
+use crate::spec::{NetworkSpec, SpecError};
+pub use crate::uplink::UplinkError;
+
+/// What a network end is told at its start; passed as JSON on its command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndConfig {
+    /// The network it connects the guest to.
+    pub network: NetworkSpec,
+    /// The guest's card.
+    pub guest_mac: MacAddr,
+    /// When it ends by itself.
+    #[serde(default)]
+    pub lifetime: Lifetime,
+}
+
+/// When a network end ends, other than by [`stop`] or SIGTERM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lifetime {
+    /// Not at all: for VMs whose processes may be replaced.
+    #[default]
+    UntilStopped,
+    /// With the process that spawned it, however that ends: for VMs in the foreground.
+    WithParent,
+    /// When no VM process has been connected for so long.
+    WithoutClient {
+        /// Seconds since the start or since the last VM process was connected.
+        limit_s: u32,
+    },
+}
+
+/// Why a network end could not start, or ended before its time.
+#[derive(Debug, Error)]
+pub enum EndError {
+    /// The network's description is wrong.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The network cannot be set up.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    /// The socket for VM processes cannot be made.
+    #[error("cannot listen at {path}: {source}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The network was taken away, such as a TAP device that was deleted.
+    #[error("the network is gone: {0}")]
+    UplinkLost(io::Error),
+    /// The operating system refused something that it never should.
+    #[error("{action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+/// The main function of a network end's process: sets up the network, says `ready` on standard output (or `error: ` and
+/// the reason), and serves VM processes that connect to `socket` until its [`Lifetime`] or a signal ends it. Blocks
+/// SIGTERM and SIGINT in the calling thread, so call it before there are others.
+///
+/// # Errors
+/// [`EndError`].
+pub fn run(config: &EndConfig, socket: &Path) -> Result<(), EndError> {
+    let started = signals::termination()
+        .map_err(|source| EndError::System { action: "blocking signals", source })
+        .and_then(|termination| Ok((termination, End::new(config, socket)?)));
+    // Whoever spawned this may be gone or not care; then nobody reads it.
+    let report = match &started {
+        Ok(_) => "ready".to_owned(),
+        Err(error) => format!("error: {error}"),
+    };
+    let _ = writeln!(io::stdout(), "{report}");
+    let (termination, end) = started?;
+    signals::raise_descriptor_limit();
+    let stdin = io::stdin();
+    let parent = (config.lifetime == Lifetime::WithParent).then(|| stdin.as_fd());
+    end.run(Some(termination.as_fd()), parent)
+}

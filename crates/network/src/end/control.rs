@@ -1,0 +1,95 @@
+//! What can be asked of a running network end, from any process of the same user.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::seqpacket::{Incoming, SeqSocket};
+use crate::wire::{STATUS, STATUS_REPLY, STOP};
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest status, in bytes.
+const ANSWER_LEN_MAX: usize = 4096;
+
+/// What a network end says of itself. Counts are since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndStatus {
+    /// Its process.
+    pub pid: u32,
+    /// Whether a VM process is connected.
+    pub attached: bool,
+    /// VM processes that have connected; all but the first took over from another or came back.
+    pub attachments: u64,
+    /// Frames taken from the guest, malformed ones included. A long frame counts as one.
+    pub from_guest_frames: u64,
+    /// Their bytes.
+    pub from_guest_bytes: u64,
+    /// Frames handed to the guest.
+    pub to_guest_frames: u64,
+    /// Their bytes.
+    pub to_guest_bytes: u64,
+    /// Frames towards the guest that found its queue full or that it does not take.
+    pub to_guest_dropped: u64,
+    /// Messages of the VM process that made no sense, and frames whose offload header did not fit them.
+    pub malformed: u64,
+}
+
+/// Why a network end did not do as asked.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// Nobody there.
+    #[error("cannot reach the network end at {path}: {source}")]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No answer, or one that makes no sense.
+    #[error("the network end at {path} does not answer as one")]
+    NoAnswer {
+        /// The socket.
+        path: PathBuf,
+    },
+}
+
+/// Asks the end that listens at `socket` how it is.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn status(socket: &Path) -> Result<EndStatus, ControlError> {
+    let connection = request(socket, STATUS)?;
+    let mut answer = [0; ANSWER_LEN_MAX];
+    let len = match connection.recv_waiting(&mut answer) {
+        Ok(Incoming::Message { len, truncated: false }) => len,
+        _ => 0,
+    };
+    match answer.get(..len) {
+        Some([STATUS_REPLY, json @ ..]) => serde_json::from_slice(json).ok(),
+        _ => None,
+    }
+    .ok_or_else(|| ControlError::NoAnswer { path: socket.to_owned() })
+}
+
+/// Ends the end that listens at `socket`, and returns when it has ended and its socket is gone.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn stop(socket: &Path) -> Result<(), ControlError> {
+    let connection = request(socket, STOP)?;
+    // It closes the connection as the last thing it does.
+    match connection.recv_waiting(&mut [0; 1]) {
+        Ok(Incoming::Closed) => Ok(()),
+        _ => Err(ControlError::NoAnswer { path: socket.to_owned() }),
+    }
+}
+
+fn request(socket: &Path, kind: u8) -> Result<SeqSocket, ControlError> {
+    let unreachable = |source| ControlError::Unreachable { path: socket.to_owned(), source };
+    let connection = SeqSocket::connect(socket, ANSWER_TIMEOUT).map_err(unreachable)?;
+    connection.send_waiting(&[kind]).map_err(unreachable)?;
+    Ok(connection)
+}

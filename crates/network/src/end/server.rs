@@ -1,0 +1,331 @@
+//! The network end's poll loop: one thread, one client, one uplink.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::process;
+use std::time::{Duration, Instant};
+
+use super::control::EndStatus;
+use super::{EndConfig, EndError, Lifetime};
+use crate::backend::{BackendError, FRAME_LEN_MAX, SendOutcome};
+use crate::offload::ReceiveOffloads;
+use crate::queue::FrameQueue;
+use crate::seqpacket::{Incoming, SeqListener, SeqSocket};
+use crate::spec::NetworkSpec;
+use crate::uplink::{BridgePort, Uplink, UserNetwork};
+use crate::wire::{self, Message};
+
+/// Frames taken from the client before the uplink is looked after again.
+const CLIENT_BATCH: usize = 64;
+/// Connections that have not said yet what they want.
+const WAITING_MAX: usize = 16;
+/// How long they may take.
+const WAITING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long no connection is accepted after that has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A network end that listens for VM processes.
+pub struct End {
+    // Fields are dropped in this order: whoever waits for the end to stop finds the socket gone.
+    listener: SeqListener,
+    uplink: Box<dyn Uplink>,
+    client: Option<Client>,
+    waiting: Vec<Waiting>,
+    stop_requests: Vec<SeqSocket>,
+    to_guest: FrameQueue,
+    status: EndStatus,
+    lifetime: Lifetime,
+    /// When the last client went, or the start.
+    alone_since: Instant,
+    /// Given up so that a VM process can connect even when the guest has used up all descriptors.
+    reserve: Option<File>,
+    accept_after: Option<Instant>,
+    buffer: Vec<u8>,
+}
+
+/// The VM process.
+struct Client {
+    socket: SeqSocket,
+    /// It has said what its guest takes.
+    ready: bool,
+    /// It takes nothing more for now.
+    full: bool,
+}
+
+/// A connection before its first message.
+struct Waiting {
+    socket: SeqSocket,
+    deadline: Instant,
+}
+
+impl End {
+    /// Sets up the network and listens at `socket`.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub fn new(config: &EndConfig, socket: &Path) -> Result<Self, EndError> {
+        config.network.validate()?;
+        let listener =
+            SeqListener::bind(socket).map_err(|source| EndError::Socket { path: socket.to_owned(), source })?;
+        let uplink: Box<dyn Uplink> = match &config.network {
+            NetworkSpec::User(user) => Box::new(UserNetwork::new(user)?),
+            NetworkSpec::Bridge(bridge) => Box::new(BridgePort::new(bridge, config.guest_mac)?),
+        };
+        Ok(Self {
+            listener,
+            uplink,
+            client: None,
+            waiting: Vec::new(),
+            stop_requests: Vec::new(),
+            to_guest: FrameQueue::default(),
+            status: EndStatus { pid: process::id(), ..EndStatus::default() },
+            lifetime: config.lifetime,
+            alone_since: Instant::now(),
+            reserve: open_reserve(),
+            accept_after: None,
+            buffer: vec![0; FRAME_LEN_MAX],
+        })
+    }
+
+    /// Serves until told to stop: over the socket, by `termination` becoming readable, by `parent` being hung up, or by
+    /// the configured lifetime.
+    ///
+    /// # Errors
+    /// [`EndError::UplinkLost`] and [`EndError::System`].
+    pub fn run(mut self, termination: Option<BorrowedFd<'_>>, parent: Option<BorrowedFd<'_>>) -> Result<(), EndError> {
+        let raw = |fd: Option<BorrowedFd<'_>>| fd.map_or(-1, |fd| fd.as_raw_fd());
+        let mut fds = Vec::new();
+        while self.stop_requests.is_empty() && !self.is_orphaned() {
+            fds.clear();
+            fds.push(poll_fd(raw(termination), libc::POLLIN));
+            // Only the hang-up counts, which is reported unasked.
+            fds.push(poll_fd(raw(parent), 0));
+            let accepting = self.accept_after.is_none_or(|after| after <= Instant::now());
+            fds.push(poll_fd(if accepting { self.listener.as_fd().as_raw_fd() } else { -1 }, libc::POLLIN));
+            fds.push(self.client_poll_fd());
+            fds.extend(self.waiting.iter().map(|waiting| poll_fd(waiting.socket.as_fd().as_raw_fd(), libc::POLLIN)));
+            let uplink_at = fds.len();
+            let mut timeout_ms = self.timeout_ms();
+            self.uplink.prepare(&mut fds, &mut timeout_ms, self.to_guest.has_room());
+            poll(&mut fds, timeout_ms).map_err(|source| EndError::System { action: "waiting", source })?;
+
+            let (own, uplink) = fds.split_at(uplink_at);
+            let woken = |index: usize| own.get(index).is_some_and(|fd| fd.revents != 0);
+            if woken(0) || woken(1) {
+                break;
+            }
+            if woken(3) {
+                self.serve_client();
+            }
+            self.uplink.process(uplink, &mut self.to_guest).map_err(EndError::UplinkLost)?;
+            let asking: Vec<bool> = (4..uplink_at).map(woken).collect();
+            self.serve_waiting(&asking);
+            if woken(2) {
+                self.accept();
+            }
+            self.deliver();
+        }
+        Ok(())
+    }
+
+    fn is_orphaned(&self) -> bool {
+        match self.lifetime {
+            Lifetime::WithoutClient { limit_s } => {
+                self.client.is_none() && self.alone_since.elapsed() >= Duration::from_secs(limit_s.into())
+            }
+            Lifetime::UntilStopped | Lifetime::WithParent => false,
+        }
+    }
+
+    /// Until when to wait if nothing happens.
+    fn timeout_ms(&self) -> u32 {
+        let mut until: Vec<Instant> = self.waiting.iter().map(|waiting| waiting.deadline).collect();
+        until.extend(self.accept_after);
+        if let (Lifetime::WithoutClient { limit_s }, None) = (self.lifetime, &self.client) {
+            until.extend(self.alone_since.checked_add(Duration::from_secs(limit_s.into())));
+        }
+        let now = Instant::now();
+        until.into_iter().min().map_or(u32::MAX, |until| {
+            // Rounded up, so as not to wake just before.
+            u32::try_from(until.saturating_duration_since(now).as_millis() + 1).unwrap_or(u32::MAX)
+        })
+    }
+
+    fn client_poll_fd(&self) -> libc::pollfd {
+        match &self.client {
+            Some(client) => {
+                let events = if client.full { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+                poll_fd(client.socket.as_fd().as_raw_fd(), events)
+            }
+            None => poll_fd(-1, 0),
+        }
+    }
+
+    fn serve_client(&mut self) {
+        for _ in 0..CLIENT_BATCH {
+            let Some(client) = &mut self.client else { return };
+            client.full = false;
+            match wire::recv(&client.socket, &mut self.buffer) {
+                Ok(None) => return,
+                Ok(Some(Message::Frame(received))) => {
+                    self.status.from_guest_frames += 1;
+                    self.status.from_guest_bytes += received.len as u64;
+                    let frame = self.buffer.get_mut(..received.len).unwrap_or_default();
+                    if self.uplink.send(frame, received.offload, &mut self.to_guest).is_err() {
+                        self.status.malformed += 1;
+                    }
+                }
+                Ok(Some(Message::Other { kind: wire::ACCEPT, value })) => {
+                    let offloads = ReceiveOffloads::from_bits(value);
+                    client.ready = true;
+                    self.to_guest.accept(offloads);
+                    self.uplink.accept(offloads);
+                }
+                Ok(Some(Message::Other { .. }))
+                | Err(BackendError::Offload(_) | BackendError::Malformed | BackendError::BufferTooShort { .. }) => {
+                    self.status.malformed += 1;
+                }
+                Err(error) => {
+                    tracing::info!(%error, "VM process has left");
+                    self.detach();
+                }
+            }
+        }
+    }
+
+    fn detach(&mut self) {
+        self.client = None;
+        self.alone_since = Instant::now();
+    }
+
+    fn deliver(&mut self) {
+        let Some(client) = self.client.as_mut().filter(|client| client.ready && !client.full) else { return };
+        let (status, full) = (&mut self.status, &mut client.full);
+        let result = self.to_guest.deliver(|frame, offload| {
+            match wire::send_frame(&client.socket, frame, offload)? {
+                SendOutcome::Sent => {
+                    status.to_guest_frames += 1;
+                    status.to_guest_bytes += frame.len() as u64;
+                }
+                SendOutcome::Full => *full = true,
+            }
+            Ok::<_, BackendError>(!*full)
+        });
+        if let Err(error) = result {
+            tracing::info!(%error, "VM process has left");
+            self.detach();
+        }
+    }
+
+    fn accept(&mut self) {
+        self.accept_after = None;
+        for _ in 0..WAITING_MAX {
+            match self.listener.accept() {
+                Ok(Some(socket)) => {
+                    if !is_trusted(&socket) {
+                        continue;
+                    }
+                    if self.waiting.len() >= WAITING_MAX {
+                        self.waiting.remove(0);
+                    }
+                    self.waiting.push(Waiting { socket, deadline: Instant::now() + WAITING_TIMEOUT });
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    if self.reserve.take().is_none() {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                        break;
+                    }
+                }
+            }
+        }
+        if self.reserve.is_none() {
+            self.reserve = open_reserve();
+        }
+    }
+
+    /// Hears the connections that `asking` marks, in their order.
+    fn serve_waiting(&mut self, asking: &[bool]) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let waiting = std::mem::take(&mut self.waiting);
+        for (index, connection) in waiting.into_iter().enumerate() {
+            if asking.get(index).is_some_and(|asking| *asking) {
+                self.hear(connection.socket);
+            } else if connection.deadline > now {
+                self.waiting.push(connection);
+            }
+        }
+    }
+
+    /// Does what a connection's first message asks for. Answers to a fresh connection always find room.
+    fn hear(&mut self, socket: SeqSocket) {
+        let mut message = [0; 3];
+        let Ok(Incoming::Message { len, truncated: false }) = socket.try_recv(&mut message, &mut []) else { return };
+        let version = wire::VERSION.to_le_bytes();
+        let _ = match message.get(..len).unwrap_or_default() {
+            [wire::ATTACH, asked @ ..] if *asked == version => {
+                let mtu = self.uplink.mtu().to_le_bytes();
+                let answered = socket.try_send([&[wire::ATTACHED], &version, &mtu]);
+                // The newest VM process is the one that counts; the one before is disconnected here.
+                self.client = Some(Client { socket, ready: false, full: false });
+                self.status.attachments += 1;
+                answered
+            }
+            [wire::ATTACH, ..] => socket.try_send([&[wire::REFUSED], b"it speaks another version", &[]]),
+            [wire::STATUS] => {
+                let attached = self.client.is_some();
+                let to_guest_dropped = self.to_guest.dropped();
+                let status = EndStatus { attached, to_guest_dropped, ..self.status.clone() };
+                let json = serde_json::to_vec(&status).unwrap_or_default();
+                socket.try_send([&[wire::STATUS_REPLY], &json, &[]])
+            }
+            [wire::STOP] => {
+                self.stop_requests.push(socket);
+                Ok(true)
+            }
+            _ => {
+                self.status.malformed += 1;
+                socket.try_send([&[wire::REFUSED], b"it does not know this request", &[]])
+            }
+        };
+    }
+}
+
+/// Whether the peer runs as the same user or as root.
+#[allow(unsafe_code)]
+fn is_trusted(socket: &SeqSocket) -> bool {
+    // SAFETY: plain call that cannot fail.
+    let own = unsafe { libc::geteuid() };
+    socket.peer_user().is_ok_and(|user| user == own || user == 0)
+}
+
+fn open_reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+fn poll_fd(fd: i32, events: i16) -> libc::pollfd {
+    libc::pollfd { fd, events, revents: 0 }
+}
+
+#[allow(unsafe_code)]
+fn poll(fds: &mut [libc::pollfd], timeout_ms: u32) -> io::Result<()> {
+    // More than `i32::MAX` ms, and libslirp's "never", is no limit.
+    let timeout_ms = i32::try_from(timeout_ms).unwrap_or(-1);
+    loop {
+        // SAFETY: `fds` is valid for reads and writes of the length given.
+        let woken = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
+        if woken >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}

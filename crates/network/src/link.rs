@@ -1,0 +1,114 @@
+//! The VM's side of its connection to a network end.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::backend::{BackendError, FrameBackend, LinkState, Received, SendOutcome};
+use crate::offload::{FrameOffload, ReceiveOffloads};
+use crate::seqpacket::{Incoming, SeqSocket};
+use crate::wire::{ACCEPT, ATTACH, ATTACHED, FrameSocket, Message, REFUSED, VERSION};
+
+/// How long the end may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest answer to an attach message, in bytes.
+const ANSWER_LEN_MAX: usize = 512;
+
+/// A VM's connection to its network end.
+///
+/// The newest connection is the one that counts: connecting takes the place of the VM process that was connected before,
+/// whose link goes down. What the end holds for the guest, such as clients' TCP connections, lives on.
+#[derive(Debug)]
+pub struct Link {
+    socket: FrameSocket,
+    mtu: u16,
+}
+
+/// Why no connection to a network end came about.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// No answer, or nobody there to give one.
+    #[error("cannot reach the network end at {path}: {source}")]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The end does not take this connection.
+    #[error("the network end at {path} refused the connection: {reason}")]
+    Refused {
+        /// The socket.
+        path: PathBuf,
+        /// The end's words.
+        reason: String,
+    },
+    /// What answers is not a network end of this version.
+    #[error("what listens at {path} is not a network end of this version")]
+    NotAnEnd {
+        /// The socket.
+        path: PathBuf,
+    },
+}
+
+impl Link {
+    /// Connects to the end that listens at `path`. Takes at most a few seconds.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn connect(path: &Path) -> Result<Self, LinkError> {
+        let unreachable = |source| LinkError::Unreachable { path: path.to_owned(), source };
+        let socket = SeqSocket::connect(path, ANSWER_TIMEOUT).map_err(unreachable)?;
+        let [v0, v1] = VERSION.to_le_bytes();
+        socket.send_waiting(&[ATTACH, v0, v1]).map_err(unreachable)?;
+        let mut answer = [0; ANSWER_LEN_MAX];
+        let answer = match socket.recv_waiting(&mut answer).map_err(unreachable)? {
+            Incoming::Message { len, .. } => answer.get(..len).unwrap_or_default(),
+            Incoming::Empty => return Err(unreachable(io::ErrorKind::TimedOut.into())),
+            Incoming::Closed => return Err(unreachable(io::ErrorKind::ConnectionReset.into())),
+        };
+        match *answer {
+            [ATTACHED, a, b, m0, m1] if [a, b] == [v0, v1] => {
+                Ok(Self { socket: FrameSocket::new(socket), mtu: u16::from_le_bytes([m0, m1]) })
+            }
+            [REFUSED, ref reason @ ..] => {
+                Err(LinkError::Refused { path: path.to_owned(), reason: String::from_utf8_lossy(reason).into_owned() })
+            }
+            _ => Err(LinkError::NotAnEnd { path: path.to_owned() }),
+        }
+    }
+
+    /// The network's MTU in bytes: the longest IP packet that is not marked for segmentation.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+}
+
+impl FrameBackend for Link {
+    fn send(&mut self, frame: &[u8], offload: FrameOffload) -> Result<SendOutcome, BackendError> {
+        self.socket.send(frame, offload)
+    }
+
+    fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<Received>, BackendError> {
+        match self.socket.recv(buffer)? {
+            Some(Message::Frame(received)) => Ok(Some(received)),
+            Some(Message::Other { .. }) => Err(BackendError::Malformed),
+            None => Ok(None),
+        }
+    }
+
+    fn accept(&mut self, offloads: ReceiveOffloads) -> Result<(), BackendError> {
+        self.socket.send_waiting(&[ACCEPT, offloads.to_bits()])
+    }
+
+    fn link_state(&self) -> LinkState {
+        if self.socket.is_closed() { LinkState::Down } else { LinkState::Up }
+    }
+
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd()
+    }
+}

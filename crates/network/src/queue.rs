@@ -1,0 +1,157 @@
+//! Frames that wait for the VM process.
+
+use std::collections::VecDeque;
+
+use crate::checksum::complete;
+use crate::coalesce;
+use crate::offload::{Checksum, FrameOffload, ReceiveOffloads};
+
+/// Frames held at most.
+const FRAMES_MAX: usize = 4096;
+/// Frame bytes held at most: a few dozen TCP connections with full windows.
+const BYTES_MAX: usize = 4 << 20;
+
+/// A bounded queue of frames towards the guest, which outlives the VM process. When it is full new frames are dropped:
+/// for TCP, the earlier ones are worth more.
+#[derive(Debug, Default)]
+pub(crate) struct FrameQueue {
+    frames: VecDeque<(Vec<u8>, FrameOffload)>,
+    bytes: usize,
+    accepted: ReceiveOffloads,
+    dropped: u64,
+}
+
+impl FrameQueue {
+    /// Whether so much is free that the source should go on.
+    pub fn has_room(&self) -> bool {
+        self.bytes < BYTES_MAX / 2 && self.frames.len() < FRAMES_MAX / 2
+    }
+
+    /// Frames dropped since the start.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// What the receiver takes from now on.
+    pub fn accept(&mut self, offloads: ReceiveOffloads) {
+        self.accepted = offloads;
+    }
+
+    /// Appends a frame. Leaves open what `offload` says.
+    pub fn push(&mut self, frame: Vec<u8>, offload: FrameOffload) {
+        if self.frames.len() >= FRAMES_MAX || self.bytes + frame.len() > BYTES_MAX {
+            self.dropped += 1;
+            return;
+        }
+        self.bytes += frame.len();
+        self.frames.push_back((frame, offload));
+    }
+
+    /// Appends a frame whose source vouches for its checksums; TCP segments are joined where the receiver takes that.
+    pub fn push_verified(&mut self, frame: Vec<u8>) {
+        if self.accepted.tso4
+            && self.bytes + frame.len() <= BYTES_MAX
+            && let Some((last, offload)) = self.frames.back_mut()
+        {
+            let before = last.len();
+            if coalesce::append(last, offload, &frame) {
+                self.bytes += last.len() - before;
+                return;
+            }
+        }
+        self.push(frame, FrameOffload { checksum: Checksum::Verified, ..FrameOffload::default() });
+    }
+
+    /// Offers the frames in turn to `send` until it returns false, which leaves that frame in the queue. What the
+    /// receiver does not take is done here, or the frame is dropped.
+    ///
+    /// # Errors
+    /// Those of `send`; the frame is kept.
+    pub fn deliver<E>(&mut self, mut send: impl FnMut(&[u8], FrameOffload) -> Result<bool, E>) -> Result<(), E> {
+        while let Some((frame, offload)) = self.frames.front_mut() {
+            if !adapt(frame, offload, self.accepted) {
+                self.dropped += 1;
+            } else if !send(frame, *offload)? {
+                break;
+            }
+            self.bytes -= frame.len();
+            self.frames.pop_front();
+        }
+        Ok(())
+    }
+}
+
+/// Makes a frame fit for a receiver; false if it cannot be made so. Long frames are not cut: only those from before
+/// the receiver changed its mind are too long for it.
+fn adapt(frame: &mut [u8], offload: &mut FrameOffload, accepted: ReceiveOffloads) -> bool {
+    if !accepted.checksum {
+        if complete(frame, *offload).is_err() {
+            return false;
+        }
+        offload.checksum = Checksum::Complete;
+    }
+    accepted.allow(*offload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offload::{Gso, Segmentation};
+
+    const ALL: ReceiveOffloads = ReceiveOffloads { checksum: true, tso4: true, tso6: true };
+
+    fn drain(queue: &mut FrameQueue) -> Vec<(Vec<u8>, FrameOffload)> {
+        let mut out = Vec::new();
+        let send = |frame: &[u8], offload| {
+            out.push((frame.to_vec(), offload));
+            Ok::<_, ()>(true)
+        };
+        queue.deliver(send).unwrap();
+        out
+    }
+
+    #[test]
+    fn a_guest_that_is_gone_costs_bounded_memory() {
+        let mut queue = FrameQueue::default();
+        queue.accept(ALL);
+        for _ in 0..20_000 {
+            queue.push_verified(vec![0; 1514]);
+            queue.push(vec![0; 1514], FrameOffload::default());
+        }
+        assert!(queue.bytes <= BYTES_MAX && queue.frames.len() <= FRAMES_MAX && !queue.has_room());
+        let kept = drain(&mut queue).len() as u64;
+        assert_eq!(kept + queue.dropped(), 40_000);
+        assert_eq!((queue.bytes, queue.has_room()), (0, true));
+    }
+
+    #[test]
+    fn a_frame_that_finds_no_room_is_offered_again_first() {
+        let mut queue = FrameQueue::default();
+        queue.push_verified(vec![1; 60]);
+        queue.push_verified(vec![2; 60]);
+        queue.deliver(|_, _| Ok::<_, ()>(false)).unwrap();
+        assert_eq!(queue.deliver(|_, _| Err("gone")), Err("gone"));
+        let order: Vec<u8> = drain(&mut queue).iter().map(|(frame, _)| frame[0]).collect();
+        assert_eq!(order, [1, 2]);
+    }
+
+    #[test]
+    fn what_the_receiver_does_not_take_is_done_for_it_or_dropped() {
+        let partial = Checksum::Partial { start: 14, offset: 0 };
+        let long = FrameOffload { checksum: partial, gso: Gso::TcpV4(Segmentation { mss: 10, header_len: 54 }) };
+        let fill = |queue: &mut FrameQueue| {
+            queue.push(vec![0; 60], FrameOffload { checksum: partial, gso: Gso::None });
+            queue.push(vec![0; 60], long);
+            queue.push_verified(vec![0; 60]);
+        };
+        let mut queue = FrameQueue::default();
+        fill(&mut queue);
+        let plain = drain(&mut queue);
+        assert_eq!(plain.len(), 2);
+        assert!(plain.iter().all(|(_, offload)| *offload == FrameOffload::default()));
+        assert_eq!(plain[0].0[14..16], [0xff, 0xff]);
+        queue.accept(ALL);
+        fill(&mut queue);
+        assert_eq!(drain(&mut queue).iter().filter(|(_, offload)| *offload == long).count(), 1);
+    }
+}

@@ -1,0 +1,245 @@
+//! User-mode network: libslirp ends the guest's connections and opens the host's sockets for them.
+//!
+//! libslirp takes TCP packets of any length, so the guest's long frames need not be cut, only their checksums
+//! filled in; in the other direction its segments are joined by the queue.
+#![allow(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ptr;
+use std::slice;
+
+use libslirp_sys as sys;
+
+use super::{Uplink, UplinkError};
+use crate::checksum::complete;
+use crate::forward::Protocol;
+use crate::offload::{FrameOffload, OffloadError, ReceiveOffloads};
+use crate::queue::FrameQueue;
+use crate::spec::UserSpec;
+
+/// Version of `SlirpConfig` filled in here: up to `disable_dns`, without `disable_dhcp` and the callbacks of version 4,
+/// which the bindings lack.
+const CONFIG_VERSION: u32 = 3;
+/// Bytes of frames taken from libslirp per call into it; what goes beyond is dropped.
+const OUTPUT_BYTES_MAX: usize = 4 << 20;
+
+/// A running libslirp instance.
+pub(crate) struct UserNetwork {
+    slirp: ptr::NonNull<sys::Slirp>,
+    /// Shared with the callbacks: libslirp keeps a pointer to it.
+    output: Box<Output>,
+    /// Read by libslirp for as long as it lives.
+    _callbacks: Box<sys::SlirpCb>,
+    mtu: u16,
+}
+
+/// Frames that libslirp emits during a call into it.
+#[derive(Default)]
+struct Output {
+    frames: RefCell<Vec<Vec<u8>>>,
+    bytes: Cell<usize>,
+}
+
+impl UserNetwork {
+    pub fn new(spec: &UserSpec) -> Result<Self, UplinkError> {
+        let config = sys::SlirpConfig {
+            version: CONFIG_VERSION,
+            restricted: spec.restrict.into(),
+            in_enabled: true,
+            vnetwork: spec.subnet.network().into(),
+            vnetmask: spec.subnet.mask().into(),
+            vhost: spec.host_addr().into(),
+            in6_enabled: false,
+            vprefix_addr6: Ipv6Addr::UNSPECIFIED.into(),
+            vprefix_len: 64,
+            vhost6: Ipv6Addr::UNSPECIFIED.into(),
+            vhostname: ptr::null(),
+            tftp_server_name: ptr::null(),
+            tftp_path: ptr::null(),
+            bootfile: ptr::null(),
+            vdhcp_start: spec.guest_addr().into(),
+            vnameserver: spec.dns_addr().into(),
+            vnameserver6: Ipv6Addr::UNSPECIFIED.into(),
+            vdnssearch: ptr::null_mut(),
+            vdomainname: ptr::null(),
+            if_mtu: spec.mtu.into(),
+            if_mru: spec.mtu.into(),
+            disable_host_loopback: !spec.host_loopback,
+            enable_emu: false,
+            outbound_addr: ptr::null(),
+            outbound_addr6: ptr::null(),
+            disable_dns: false,
+            disable_dhcp: false,
+        };
+        let callbacks = Box::new(sys::SlirpCb {
+            send_packet: Some(send_packet),
+            guest_error: Some(guest_error),
+            clock_get_ns: Some(clock_get_ns),
+            timer_new: Some(timer_new),
+            timer_free: Some(timer_free),
+            timer_mod: Some(timer_mod),
+            register_poll_fd: Some(ignore_fd),
+            unregister_poll_fd: Some(ignore_fd),
+            notify: Some(notify),
+        });
+        let output = Box::<Output>::default();
+        let opaque = ptr::from_ref::<Output>(&output).cast_mut().cast();
+        // SAFETY: libslirp copies `config`; `callbacks` and `output` are boxed, so they stay where they are, and live
+        // as long as the instance: `Drop` ends that first.
+        let slirp = unsafe { sys::slirp_new(&raw const config, &raw const *callbacks, opaque) };
+        let slirp = ptr::NonNull::new(slirp).ok_or_else(|| UplinkError::Slirp(spec.subnet.to_string()))?;
+        let network = Self { slirp, output, _callbacks: callbacks, mtu: spec.mtu };
+        for forward in &spec.forward {
+            let guest_addr: Ipv4Addr = forward.guest_addr.unwrap_or_else(|| spec.guest_addr());
+            // SAFETY: the instance lives; the other arguments are plain values.
+            let refused = unsafe {
+                sys::slirp_add_hostfwd(
+                    network.slirp.as_ptr(),
+                    (forward.protocol == Protocol::Udp).into(),
+                    forward.host_addr.into(),
+                    forward.host_port.into(),
+                    guest_addr.into(),
+                    forward.guest_port.into(),
+                )
+            } < 0;
+            if refused {
+                return Err(UplinkError::Forward { forward: *forward, source: io::Error::last_os_error() });
+            }
+        }
+        Ok(network)
+    }
+
+    /// Moves what libslirp has emitted to the guest's queue.
+    fn flush(&self, to_guest: &mut FrameQueue) {
+        self.output.bytes.set(0);
+        for frame in self.output.frames.borrow_mut().drain(..) {
+            to_guest.push_verified(frame);
+        }
+    }
+}
+
+impl Uplink for UserNetwork {
+    fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    fn prepare(&mut self, fds: &mut Vec<libc::pollfd>, timeout_ms: &mut u32, room: bool) {
+        let mut plan = PollPlan { base: fds.len(), fds, room };
+        // SAFETY: the instance lives; `add_poll` gets `plan` for the duration of the call only.
+        unsafe {
+            sys::slirp_pollfds_fill(self.slirp.as_ptr(), timeout_ms, Some(add_poll), ptr::from_mut(&mut plan).cast());
+        }
+    }
+
+    fn process(&mut self, fds: &[libc::pollfd], to_guest: &mut FrameQueue) -> io::Result<()> {
+        let mut fds = fds;
+        // SAFETY: the instance lives; `get_revents` gets `fds` for the duration of the call only.
+        unsafe {
+            sys::slirp_pollfds_poll(self.slirp.as_ptr(), 0, Some(get_revents), ptr::from_mut(&mut fds).cast());
+        }
+        self.flush(to_guest);
+        Ok(())
+    }
+
+    fn send(&mut self, frame: &mut [u8], offload: FrameOffload, to_guest: &mut FrameQueue) -> Result<(), OffloadError> {
+        complete(frame, offload)?;
+        let Ok(len) = c_int::try_from(frame.len()) else { return Ok(()) };
+        // SAFETY: the instance lives; `frame` is valid for reads of `len` bytes, and libslirp copies it.
+        unsafe { sys::slirp_input(self.slirp.as_ptr(), frame.as_ptr(), len) };
+        self.flush(to_guest);
+        Ok(())
+    }
+
+    fn accept(&mut self, _offloads: ReceiveOffloads) {}
+}
+
+impl Drop for UserNetwork {
+    fn drop(&mut self) {
+        // SAFETY: the instance lives until here, and what it points to is dropped after this.
+        unsafe { sys::slirp_cleanup(self.slirp.as_ptr()) };
+    }
+}
+
+/// Where [`add_poll`] puts descriptors.
+struct PollPlan<'a> {
+    fds: &'a mut Vec<libc::pollfd>,
+    /// Descriptors before libslirp's first.
+    base: usize,
+    room: bool,
+}
+
+const EVENTS: [(c_int, i16); 5] = [
+    (sys::SLIRP_POLL_IN, libc::POLLIN),
+    (sys::SLIRP_POLL_OUT, libc::POLLOUT),
+    (sys::SLIRP_POLL_PRI, libc::POLLPRI),
+    (sys::SLIRP_POLL_ERR, libc::POLLERR),
+    (sys::SLIRP_POLL_HUP, libc::POLLHUP),
+];
+
+extern "C" fn add_poll(fd: c_int, events: c_int, opaque: *mut c_void) -> c_int {
+    // SAFETY: `opaque` is the `PollPlan` that `prepare` passes, exclusively borrowed during its call.
+    let plan = unsafe { &mut *opaque.cast::<PollPlan<'_>>() };
+    let mut wanted = EVENTS.iter().filter(|(theirs, _)| events & theirs != 0).fold(0, |all, (_, ours)| all | ours);
+    if !plan.room {
+        wanted &= !(libc::POLLIN | libc::POLLPRI);
+    }
+    // The kernel reports errors and hang-ups even unasked: without room that would be a busy loop.
+    let waits = wanted & (libc::POLLIN | libc::POLLOUT | libc::POLLPRI) != 0;
+    plan.fds.push(libc::pollfd { fd: if waits { fd } else { -1 }, events: wanted, revents: 0 });
+    c_int::try_from(plan.fds.len() - 1 - plan.base).unwrap_or(-1)
+}
+
+extern "C" fn get_revents(index: c_int, opaque: *mut c_void) -> c_int {
+    // SAFETY: `opaque` is the slice that `process` passes, borrowed during its call.
+    let fds = unsafe { *opaque.cast::<&[libc::pollfd]>() };
+    let revents = usize::try_from(index).ok().and_then(|index| fds.get(index)).map_or(0, |fd| fd.revents);
+    EVENTS.iter().filter(|(_, ours)| revents & ours != 0).fold(0, |all, (theirs, _)| all | theirs)
+}
+
+extern "C" fn send_packet(bytes: *const c_void, len: usize, opaque: *mut c_void) -> isize {
+    // SAFETY: `opaque` is the `Output` given to `slirp_new`, of which only shared references exist.
+    let output = unsafe { &*opaque.cast::<Output>() };
+    // SAFETY: libslirp passes a frame of `len` bytes.
+    let frame = unsafe { slice::from_raw_parts(bytes.cast::<u8>(), len) };
+    let total = output.bytes.get().saturating_add(len);
+    if total <= OUTPUT_BYTES_MAX {
+        output.bytes.set(total);
+        output.frames.borrow_mut().push(frame.to_vec());
+    }
+    isize::try_from(len).unwrap_or(isize::MAX)
+}
+
+extern "C" fn guest_error(message: *const c_char, _opaque: *mut c_void) {
+    // SAFETY: libslirp passes a terminated string.
+    let message = unsafe { CStr::from_ptr(message) };
+    tracing::debug!(message = %message.to_string_lossy(), "guest misbehaves on its network");
+}
+
+extern "C" fn clock_get_ns(_opaque: *mut c_void) -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is valid for writes; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+/// Timers serve IPv6 router advertisements only, and IPv6 is off.
+extern "C" fn timer_new(
+    _callback: sys::SlirpTimerCb,
+    _callback_opaque: *mut c_void,
+    _opaque: *mut c_void,
+) -> *mut c_void {
+    ptr::null_mut()
+}
+
+extern "C" fn timer_free(_timer: *mut c_void, _opaque: *mut c_void) {}
+
+extern "C" fn timer_mod(_timer: *mut c_void, _expire_ms: i64, _opaque: *mut c_void) {}
+
+/// The descriptors to poll are gathered anew before each wait.
+extern "C" fn ignore_fd(_fd: c_int, _opaque: *mut c_void) {}
+
+/// The loop asks libslirp before each wait anyway.
+extern "C" fn notify(_opaque: *mut c_void) {}
