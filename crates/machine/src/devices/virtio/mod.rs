@@ -1,1 +1,31 @@
-//! virtio
+//! Virtio devices (virtio 1.2, "modern" only) behind the memory-mapped transport.
+//!
+//! | folder | holds |
+//! | --- | --- |
+//! | [`mmio`] | the transport: registers, device status, queues, interrupt |
+//! | [`block`], [`net`], [`rng`] | one device each: a disk, a network card, a source of entropy |
+//! | [`fuzzing`] | drives each device as a hostile guest would |
+//!
+//! A queue notification is processed in the thread of the vCPU that wrote it, before the write returns; input from
+//! outside enters only where the machine's run loop calls a method such as [`MmioTransport::deliver`]. So with a
+//! deterministic engine the devices are deterministic too, and between two accesses there is nothing in flight that a
+//! saved state would have to hold.
+//!
+//! The guest is not trusted. A request that makes no sense gets an error status where the device type has one; a queue
+//! that makes no sense stops its device with `DEVICE_NEEDS_RESET` (virtio 1.2, 2.1.2). The work done for one
+//! notification is bounded ([`Progress`]).
+
+pub mod block;
+mod chain;
+mod device;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod mmio;
+pub mod net;
+mod queue;
+pub mod rng;
+
+pub use chain::{CHAIN_DESCRIPTORS_MAX, Chain};
+pub use device::{Progress, VirtioDevice};
+pub use mmio::{MmioState, MmioTransport, RestoreError, TransportState};
+pub use queue::{QueueError, QueueSetup, QueueState, RingPositions, Used, VirtQueue};

@@ -1,0 +1,34 @@
+//! Saved state of virtio-blk.
+
+use serde::{Deserialize, Serialize};
+
+use super::device::ID_LEN;
+
+/// What is saved of a [`super::Block`]. What is on the disk is its backend's business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    /// Capacity that the guest sees, in sectors of 512 bytes.
+    pub capacity_sectors: u64,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+    /// The disk's identity, padded with zeros.
+    pub id: [u8; ID_LEN],
+    /// Features in use, 0 while no driver is ready.
+    pub features: u64,
+}
+
+/// Why a disk cannot be built from a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BlockRestoreError {
+    /// The image has another size than the guest's disk.
+    #[error("disk image has {found} sectors, but the guest's disk has {saved}")]
+    Capacity {
+        /// In the state.
+        saved: u64,
+        /// Of the backend.
+        found: u64,
+    },
+    /// The guest may write, but the image is read-only.
+    #[error("disk image is read-only, but the guest's disk is not")]
+    ReadOnly,
+}

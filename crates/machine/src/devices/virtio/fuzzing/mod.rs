@@ -1,0 +1,1 @@
+//! Drives each device as a hostile guest would.
