@@ -1,0 +1,46 @@
+//! Bootable Debian guests, built from Debian's own packages without root.
+//!
+//! An image is a directory `<images dir>/<name>/` that holds
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `vmlinuz` | the kernel package's bzImage, unchanged |
+//! | `initrd.img` | an uncompressed cpio archive: static busybox, the virtio modules of that kernel and an `/init` |
+//! | `root.img` | a raw ext4 disk without partitions with the packages' files; absent in an image that is only an initial RAM disk |
+//! | `manifest.json` | [`Manifest`]: what went in (package versions and digests) and what came out (file digests, command line) |
+//!
+//! How an image comes to be:
+//!
+//! 1. `apt` with private state resolves the packages against an empty system, so that the whole closure comes, and downloads
+//!    and verifies them. The Debian mirror is the one that the host is configured with.
+//! 2. Each package is unpacked into a staging tree. Owners and modes are kept in memory (the tree), so no step needs
+//!    root. Maintainer scripts do **not** run; what they would have left behind for the services that are known
+//!    is written by the builder.
+//! 3. `mke2fs` and `debugfs` make the ext4 disk from it with fixed identifiers and times, so that the same packages give the
+//!    same bytes.
+//!
+//! The initial RAM disk is not compressed because the guest would have to decompress it, which costs an interpreted
+//! processor more than the host's page cache costs the host.
+//!
+//! A build happens in a temporary directory next to the images and is renamed into place at its end; whatever an interrupted
+//! build left is removed by the next one.
+
+mod apt;
+mod build;
+mod command;
+mod error;
+mod ext4;
+mod guest;
+mod initrd;
+mod manifest;
+mod progress;
+mod spec;
+mod store;
+mod systemd;
+mod tree;
+
+pub use error::ImageError;
+pub use manifest::{BuiltFile, KernelInfo, Manifest, PackageInfo};
+pub use progress::{NoProgress, Progress, Stage};
+pub use spec::{ExtraFile, ImageSpec, Init};
+pub use store::{BuildOptions, BuiltImage, Image, ImageStore};
