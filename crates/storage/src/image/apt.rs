@@ -21,6 +21,9 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Package lists younger than this are not fetched again unless asked for.
 const LISTS_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// Directory that stays empty.
+const NO_ARCHIVES: &str = "no-archives/partial";
+
 /// The system that dependencies are resolved against: nothing, but with what a kernel wants on an installed system and a
 /// guest with our initial RAM disk does not need.
 const DPKG_STATUS: &str = "\
@@ -61,7 +64,7 @@ impl Apt {
     /// Sets up the private state in `dir` for the standard suites and `extra_suites`.
     pub fn open(dir: &Path, extra_suites: &[String], progress: &mut dyn Progress) -> Result<Self, ImageError> {
         let make = |path: PathBuf| fs::create_dir_all(&path).map_err(ImageError::at(path));
-        for sub in ["etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "archives/partial"] {
+        for sub in ["etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "archives/partial", NO_ARCHIVES] {
             make(dir.join(sub))?;
         }
         if !Path::new(KEYRING).exists() {
@@ -112,6 +115,8 @@ impl Apt {
     pub fn resolve(&self, packages: &[String], progress: &mut dyn Progress) -> Result<Vec<Package>, ImageError> {
         progress.update(Stage::Resolve, 0, 0);
         let mut resolve = self.command("apt-get");
+        // apt prints only what it would fetch, so it must not see what has been fetched already.
+        resolve.arg("-o").arg(format!("Dir::Cache::Archives={}/", self.dir.join("no-archives").display()));
         resolve.args(["-qq", "-y", "--print-uris", "install", "--"]).args(packages);
         let mut chosen = BTreeMap::new();
         let mut unmet = Vec::new();
