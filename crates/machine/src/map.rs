@@ -44,8 +44,8 @@ pub const HIGH_MEMORY: u64 = 0x10_0000;
 pub const IO_APIC: u64 = 0xfec0_0000;
 /// Bytes of the I/O APIC's window.
 pub const IO_APIC_LEN: u64 = 0x1000;
-/// Identifier of the I/O APIC, above any local APIC's of a machine of [`VCPUS_MAX`] processors.
-pub const IO_APIC_ID: u8 = 0xff;
+/// Identifier of the I/O APIC: what its register says at power-on.
+pub const IO_APIC_ID: u8 = 0;
 /// The local APICs' registers (xAPIC mode), one page.
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 /// Most vCPUs of a VM. Local APIC identifiers are 0 to `vcpus - 1`, valid in xAPIC and x2APIC mode alike.
