@@ -97,7 +97,7 @@ mod tests {
         store(&mut frame, 24, ip);
         frame.extend([0x18, 0xeb, 0x9c, 0x40]);
         frame.extend(sequence.to_be_bytes());
-        frame.extend([0, 0, 0, 9, ((20 + options.len()) / 4 << 4) as u8, flags, 0x10, 0, 0, 0, 0, 0]);
+        frame.extend([0, 0, 0, 9, ((20 + options.len()) * 4) as u8, flags, 0x10, 0, 0, 0, 0, 0]);
         frame.extend(options);
         frame.extend(payload);
         let tcp = TcpFrame::parse(&frame).unwrap();
@@ -144,14 +144,9 @@ mod tests {
             let mut held: Option<(Vec<u8>, FrameOffload)> = None;
             for (sequence, payload, flags) in &sent {
                 let frame = segment(*sequence, *flags, options, payload);
-                match &mut held {
-                    Some((long, offload)) if append(long, offload, &frame) => {}
-                    _ => {
-                        if let Some((long, offload)) = held.take() {
-                            got.extend(cut(&long, offload));
-                        }
-                        held = Some((frame, FrameOffload::default()));
-                    }
+                let joined = held.as_mut().is_some_and(|(long, offload)| append(long, offload, &frame));
+                if !joined && let Some((long, offload)) = held.replace((frame, FrameOffload::default())) {
+                    got.extend(cut(&long, offload));
                 }
             }
             let (long, offload) = held.unwrap();

@@ -3,7 +3,7 @@
 mod control;
 mod process;
 mod server;
-mod signals;
+mod system;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -86,7 +86,7 @@ pub enum EndError {
 /// # Errors
 /// [`EndError`].
 pub fn run(config: &EndConfig, socket: &Path) -> Result<(), EndError> {
-    let started = signals::termination()
+    let started = system::termination()
         .map_err(|source| EndError::System { action: "blocking signals", source })
         .and_then(|termination| Ok((termination, End::new(config, socket)?)));
     // Whoever spawned this may be gone or not care; then nobody reads it.
@@ -96,7 +96,7 @@ pub fn run(config: &EndConfig, socket: &Path) -> Result<(), EndError> {
     };
     let _ = writeln!(io::stdout(), "{report}");
     let (termination, end) = started?;
-    signals::raise_descriptor_limit();
+    system::raise_descriptor_limit();
     let stdin = io::stdin();
     let parent = (config.lifetime == Lifetime::WithParent).then(|| stdin.as_fd());
     end.run(Some(termination.as_fd()), parent)

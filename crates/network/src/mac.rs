@@ -123,7 +123,8 @@ mod tests {
     #[test]
     fn addresses_of_vms_are_stable_local_and_distinct() {
         // Pinned: a guest must not change its address when twinvm is upgraded.
-        assert_eq!(MacAddr::for_vm("redis", 0), MacAddr::for_vm("redis", 0));
+        assert_eq!(MacAddr::for_vm("redis", 0).to_string(), "02:37:bc:e5:12:4e");
+        assert_eq!(MacAddr::for_vm("redis", 1).to_string(), "02:8e:b5:eb:e4:88");
         let mut seen = HashSet::new();
         for vm in 0..200 {
             for card in 0..8 {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::forward::PortForward;
+use crate::forward::{PortForward, Protocol};
 use crate::mac::MacAddr;
 
 /// MTU of Ethernet, in bytes.
@@ -59,7 +59,8 @@ pub struct UserSpec {
     /// Cut the guest off from everything but its forwarded ports.
     pub restrict: bool,
     /// Let the guest reach services on the host's own loopback address by way of `host_addr`. Off by default, as
-    /// services there often trust whoever can reach them.
+    /// services there often trust whoever can reach them. Without it, forwarded UDP ports do not answer clients on
+    /// the loopback address.
     pub host_loopback: bool,
 }
 
@@ -102,6 +103,9 @@ pub enum SpecError {
     /// MTU out of range.
     #[error("mtu = {0}: must be {MTU_MIN} to {MTU_MAX}")]
     Mtu(u16),
+    /// libslirp takes the guest's answers to a client on the host's loopback address for a guest that calls there.
+    #[error("{0}: forwarding UDP from a loopback address needs host_loopback = true")]
+    UdpFromLoopback(PortForward),
     /// The same host port twice.
     #[error("host port of {0} is forwarded twice")]
     ForwardedTwice(PortForward),
@@ -196,6 +200,9 @@ impl UserSpec {
             return Err(SpecError::SameAddress);
         }
         for (index, forward) in self.forward.iter().enumerate() {
+            if forward.protocol == Protocol::Udp && forward.host_addr.is_loopback() && !self.host_loopback {
+                return Err(SpecError::UdpFromLoopback(*forward));
+            }
             let key = |forward: &PortForward| (forward.protocol, forward.host_addr, forward.host_port);
             if self.forward.iter().take(index).any(|earlier| key(earlier) == key(forward)) {
                 return Err(SpecError::ForwardedTwice(*forward));
@@ -295,7 +302,7 @@ mod tests {
     #[test]
     fn a_spec_survives_json_as_it_does_when_passed_to_the_end() {
         for text in [
-            "mode = 'user'\nmac = '52:54:00:12:34:56'\nforward = ['tcp:127.0.0.1:1-:2', 'udp::3-10.9.0.4:5']\nsubnet = '10.9.0.0/16'",
+            "mode = 'user'\nmac = '52:54:00:12:34:56'\nforward = ['tcp:127.0.0.1:1-:2', 'udp:0.0.0.0:3-10.9.0.4:5']\nsubnet = '10.9.0.0/16'",
             "mode = 'bridge'\nbridge = 'br0'\ntap = 'vm1'",
         ] {
             let spec = parse(text).unwrap();
@@ -325,6 +332,7 @@ mod tests {
             ("mode = 'user'\ndns_addr = '10.0.2.2'", "must be three addresses"),
             ("mode = 'user'\nforward = ['tcp::1-1.2.3.4:1']", "forwarded guest address 1.2.3.4 is not"),
             ("mode = 'user'\nforward = ['tcp::1-:1', 'tcp:127.0.0.1:1-:2']", "forwarded twice"),
+            ("mode = 'user'\nforward = ['udp::1-:1']", "needs host_loopback = true"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");

@@ -1,17 +1,17 @@
 //! Starting a network end as a process of its own.
-#![allow(unsafe_code)]
 
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::slice;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::{ControlError, EndConfig, Lifetime, control};
+use super::{ControlError, EndConfig, Lifetime, control, system};
 
 /// How long an end may take to become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,9 +152,7 @@ fn read_report(mut stdout: ChildStdout) -> Option<String> {
     while report.len() < REPORT_LEN_MAX {
         let left = deadline.checked_duration_since(Instant::now())?;
         let mut fd = libc::pollfd { fd: stdout.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let timeout_ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: `fd` is one valid entry. An interrupted wait is one that is too short.
-        unsafe { libc::poll(&raw mut fd, 1, timeout_ms) };
+        system::poll(slice::from_mut(&mut fd), u32::try_from(left.as_millis()).unwrap_or(u32::MAX)).ok()?;
         if fd.revents == 0 {
             continue;
         }

@@ -1,16 +1,15 @@
 //! The network end's poll loop: one thread, one client, one uplink.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process;
 use std::time::{Duration, Instant};
 
 use super::control::EndStatus;
-use super::{EndConfig, EndError, Lifetime};
+use super::{EndConfig, EndError, Lifetime, system};
 use crate::backend::{BackendError, FRAME_LEN_MAX, SendOutcome};
-use crate::offload::ReceiveOffloads;
+use crate::offload::{Checksum, ReceiveOffloads};
 use crate::queue::FrameQueue;
 use crate::seqpacket::{Incoming, SeqListener, SeqSocket};
 use crate::spec::NetworkSpec;
@@ -109,7 +108,7 @@ impl End {
             let uplink_at = fds.len();
             let mut timeout_ms = self.timeout_ms();
             self.uplink.prepare(&mut fds, &mut timeout_ms, self.to_guest.has_room());
-            poll(&mut fds, timeout_ms).map_err(|source| EndError::System { action: "waiting", source })?;
+            system::poll(&mut fds, timeout_ms).map_err(|source| EndError::System { action: "waiting", source })?;
 
             let (own, uplink) = fds.split_at(uplink_at);
             let woken = |index: usize| own.get(index).is_some_and(|fd| fd.revents != 0);
@@ -169,7 +168,11 @@ impl End {
             client.full = false;
             match wire::recv(&client.socket, &mut self.buffer) {
                 Ok(None) => return,
-                Ok(Some(Message::Frame(received))) => {
+                Ok(Some(Message::Frame(mut received))) => {
+                    // No guest can vouch for its frames to others.
+                    if received.offload.checksum == Checksum::Verified {
+                        received.offload.checksum = Checksum::Complete;
+                    }
                     self.status.from_guest_frames += 1;
                     self.status.from_guest_bytes += received.len as u64;
                     let frame = self.buffer.get_mut(..received.len).unwrap_or_default();
@@ -298,11 +301,8 @@ impl End {
 }
 
 /// Whether the peer runs as the same user or as root.
-#[allow(unsafe_code)]
 fn is_trusted(socket: &SeqSocket) -> bool {
-    // SAFETY: plain call that cannot fail.
-    let own = unsafe { libc::geteuid() };
-    socket.peer_user().is_ok_and(|user| user == own || user == 0)
+    socket.peer_user().is_ok_and(|user| user == system::own_user() || user == 0)
 }
 
 fn open_reserve() -> Option<File> {
@@ -311,21 +311,4 @@ fn open_reserve() -> Option<File> {
 
 fn poll_fd(fd: i32, events: i16) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
-}
-
-#[allow(unsafe_code)]
-fn poll(fds: &mut [libc::pollfd], timeout_ms: u32) -> io::Result<()> {
-    // More than `i32::MAX` ms, and libslirp's "never", is no limit.
-    let timeout_ms = i32::try_from(timeout_ms).unwrap_or(-1);
-    loop {
-        // SAFETY: `fds` is valid for reads and writes of the length given.
-        let woken = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
-        if woken >= 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
 }

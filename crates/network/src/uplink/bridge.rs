@@ -20,6 +20,8 @@ const READ_BATCH: usize = 64;
 /// First byte of the TAP device's own address, as libvirt chooses it: a bridge takes the lowest address of its ports
 /// for its own, which must not change with the VMs that come and go.
 const TAP_MAC_FIRST_BYTE: u8 = 0xfe;
+/// Greatest MTU that a TAP device takes, in bytes: what a frame of 65,535 bytes holds.
+const TAP_MTU_MAX: libc::c_int = 65_521;
 /// `SIOCBRADDIF` of `linux/sockios.h`, which the libc crate lacks.
 const SIOCBRADDIF: libc::c_ulong = 0x89a2;
 
@@ -39,7 +41,7 @@ impl BridgePort {
         let mut request = interface_request(bridge);
         let mtu = match ioctl(control.as_raw_fd(), libc::SIOCGIFMTU, &mut request) {
             // SAFETY: the call succeeded, so this member of the union was written.
-            Ok(()) => unsafe { request.ifr_ifru.ifru_mtu },
+            Ok(()) => unsafe { request.ifr_ifru.ifru_mtu }.min(TAP_MTU_MAX),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
                 return Err(UplinkError::NoBridge(bridge.clone()));
             }

@@ -1,4 +1,4 @@
-//! What a process of its own asks of the kernel: signals as a descriptor, and room for many sockets.
+//! What the end asks of the kernel that the standard library does not offer.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -36,6 +36,29 @@ pub(super) fn raise_descriptor_limit() {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// The user this process acts as.
+pub(super) fn own_user() -> u32 {
+    // SAFETY: plain call that cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Waits until one of `fds` has something to say, at most `timeout_ms` milliseconds.
+pub(super) fn poll(fds: &mut [libc::pollfd], timeout_ms: u32) -> io::Result<()> {
+    // More than `i32::MAX` ms, and libslirp's "never", is no limit.
+    let timeout_ms = i32::try_from(timeout_ms).unwrap_or(-1);
+    loop {
+        // SAFETY: `fds` is valid for reads and writes of the length given.
+        let woken = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
+        if woken >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     }
 }

@@ -1,0 +1,165 @@
+//! The bridged network, in network namespaces of the tests' own.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use network::end::{self, EndConfig, Lifetime};
+use network::{BridgeSpec, NetworkSpec};
+use smoltcp::wire::Ipv4Cidr;
+
+use crate::guest::{self, Guest};
+use crate::host::{TestEnd, echo_once, pattern, spawn, this_program};
+use crate::{Outcome, Test};
+
+pub const TESTS: &[Test] = &[
+    ("bridge::guest_talks_to_the_bridge_with_offloads", guest_talks_to_the_bridge_with_offloads),
+    ("bridge::guest_talks_to_the_bridge_without_offloads", guest_talks_to_the_bridge_without_offloads),
+    ("bridge::tap_is_a_quiet_port_and_vanishes_with_its_end", tap_is_a_quiet_port_and_vanishes_with_its_end),
+    ("bridge::deleted_tap_ends_the_end", deleted_tap_ends_the_end),
+    ("bridge::mistakes_are_named", mistakes_are_named),
+];
+
+const BRIDGE_ADDR: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+
+/// Moves this thread, and what it starts from now on, to a new network namespace with a bridge `br0`. Says why not.
+fn enter_namespace() -> Result<(), &'static str> {
+    // SAFETY: plain calls; a new network namespace affects this thread only.
+    let entered = unsafe { libc::geteuid() == 0 && libc::unshare(libc::CLONE_NEWNET) == 0 };
+    if !entered {
+        return Err("making a network namespace needs root");
+    }
+    if ip("link add br0 type bridge").is_err() {
+        return Err("the program `ip` is missing, or there are no bridges");
+    }
+    ip("addr add 10.99.0.1/24 dev br0").unwrap();
+    ip("link set br0 up").unwrap();
+    Ok(())
+}
+
+/// Runs `ip`, which must succeed, and returns what it says.
+fn ip(arguments: &str) -> io::Result<String> {
+    let output = Command::new("ip").args(arguments.split(' ')).stderr(Stdio::inherit()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() { Ok(text) } else { Err(io::Error::other(format!("ip {arguments} failed"))) }
+}
+
+fn spec() -> BridgeSpec {
+    BridgeSpec { mac: None, bridge: "br0".into(), tap: Some("tap0".into()) }
+}
+
+fn transfer(offloads: bool) -> Guest {
+    const LEN: usize = 4 << 20;
+    let end = TestEnd::new(NetworkSpec::Bridge(spec()));
+    let mut guest = Guest::new(end.link(), offloads);
+    guest.set_address(Ipv4Cidr::new(Ipv4Addr::new(10, 99, 0, 2), 24), None);
+    let (port, echo) = echo_once(BRIDGE_ADDR, LEN);
+    let handle = guest.tcp_connect(BRIDGE_ADDR, port);
+    let bytes = pattern(LEN);
+    guest.tcp_send(handle, &bytes);
+    assert!(guest.tcp_recv(handle, LEN) == bytes, "the echo differs");
+    echo.join().unwrap();
+    assert_eq!(end::status(&end.socket).unwrap().malformed, 0);
+    guest
+}
+
+fn guest_talks_to_the_bridge_with_offloads() -> Outcome {
+    if let Err(reason) = enter_namespace() {
+        return Outcome::Skipped(reason);
+    }
+    let long = transfer(true).long_frames();
+    assert!(long.sent > 20 && long.received > 20, "{} sent, {} received", long.sent, long.received);
+    Outcome::Passed
+}
+
+fn guest_talks_to_the_bridge_without_offloads() -> Outcome {
+    if let Err(reason) = enter_namespace() {
+        return Outcome::Skipped(reason);
+    }
+    let long = transfer(false).long_frames();
+    assert_eq!((long.sent, long.received), (0, 0));
+    Outcome::Passed
+}
+
+fn tap_is_a_quiet_port_and_vanishes_with_its_end() -> Outcome {
+    if let Err(reason) = enter_namespace() {
+        return Outcome::Skipped(reason);
+    }
+    ip("link set br0 mtu 1400").unwrap();
+    let end = TestEnd::new(NetworkSpec::Bridge(spec()));
+    let port = ip("link show dev tap0").unwrap();
+    assert!(port.contains("master br0") && port.contains("mtu 1400"), "{port}");
+    // As the bridge would otherwise take the guest's address when that is the lowest.
+    assert!(port.contains("link/ether fe:01:02:03:04:05"), "{port}");
+    assert_eq!(end.link().mtu(), 1400);
+    assert!(ip("-6 addr show dev tap0").unwrap().is_empty());
+    drop(end);
+    assert!(ip("link show").unwrap().contains("br0") && !ip("link show").unwrap().contains("tap0"));
+    // The kernel chooses a name where the spec has none.
+    let end = TestEnd::new(NetworkSpec::Bridge(BridgeSpec { tap: None, ..spec() }));
+    assert!(ip("link show master br0").unwrap().contains("tap"));
+    end.process.stop().unwrap();
+    Outcome::Passed
+}
+
+fn deleted_tap_ends_the_end() -> Outcome {
+    if let Err(reason) = enter_namespace() {
+        return Outcome::Skipped(reason);
+    }
+    let end = TestEnd::new(NetworkSpec::Bridge(spec()));
+    let mut guest = Guest::new(end.link(), true);
+    ip("link del tap0").unwrap();
+    guest.run_until("the end of the end", |_| !end.socket.exists());
+    guest.run_for(Duration::from_millis(10));
+    Outcome::Passed
+}
+
+fn mistakes_are_named() -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("net.sock");
+    if let Err(reason) = enter_namespace() {
+        // What an end without privilege says can be seen without privilege.
+        let error =
+            spawn(NetworkSpec::Bridge(BridgeSpec { bridge: "lo".into(), ..spec() }), Lifetime::WithParent, &socket);
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("network mode `bridge` needs root or CAP_NET_ADMIN: "), "{error}");
+        return Outcome::Skipped(reason);
+    }
+    let error = |bridge: &str| {
+        let network = NetworkSpec::Bridge(BridgeSpec { bridge: bridge.into(), ..spec() });
+        spawn(network, Lifetime::WithParent, &socket).unwrap_err().to_string()
+    };
+    assert!(error("br7").starts_with("there is no network interface `br7`"), "{}", error("br7"));
+    assert_eq!(error("lo"), "network interface `lo` is not a bridge");
+    assert!(!ip("link show").unwrap().contains("tap0"));
+    without_privilege(&socket);
+    Outcome::Passed
+}
+
+/// The same end, run as nobody.
+fn without_privilege(socket: &Path) {
+    let config =
+        EndConfig { network: NetworkSpec::Bridge(spec()), guest_mac: guest::mac(), lifetime: Lifetime::WithParent };
+    let json = serde_json::to_string(&config).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(folder.path(), permissions).unwrap();
+    let socket = folder.path().join(socket.file_name().unwrap());
+    // A copy, as nobody may not be allowed to reach the original.
+    let program = folder.path().join("net-end");
+    std::fs::copy(this_program(), &program).unwrap();
+    let output = Command::new(program)
+        .args(["net-end", "--config", &json, "--socket"])
+        .arg(&socket)
+        .uid(65_534)
+        .gid(65_534)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with("error: network mode `bridge` needs root or CAP_NET_ADMIN: "), "{said}");
+}
