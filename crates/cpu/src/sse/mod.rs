@@ -1,13 +1,49 @@
-//! MMX and SSE to SSE4.2.
+//! MMX and SSE to SSE4.2 (Intel SDM volume 2), save what belongs to other families: CRC32, POPCNT, MOVNTI, fences,
+//! prefetches, FXSAVE and its kin.
+//!
+//! Integer operations are computed with the host's own vector instructions, for which this crate is compiled; floating
+//! point too, under the guest's MXCSR (`native`). What hosts may compute differently (RCPPS, RSQRTPS) is done in integers
+//! (`approximate`), so that the result depends on guest state alone.
+//!
+//! Each file lowers a group of instructions: a table from `iced_x86::Code` to handlers, which are made by a few generic functions
+//! from an operation and a kind of source operand (`operand`).
 
-use iced_x86::Instruction;
+mod integer;
+mod mmx;
+mod moves;
+mod operand;
+mod vector;
 
-use crate::decode::Site;
+use iced_x86::{Instruction, OpKind};
+
+use crate::decode::{Site, slot};
 use crate::op::{Handler, Op};
 
 /// The handler of an instruction of this family, with `op`'s operands filled in.
-pub(crate) fn lower(_instruction: &Instruction, _site: Site, _op: &mut Op) -> Option<Handler> {
-    None
+pub(crate) fn lower(instruction: &Instruction, _site: Site, op: &mut Op) -> Option<Handler> {
+    let mut filled = *op;
+    let mut memory = false;
+    for operand in 0..instruction.op_count() {
+        match instruction.op_kind(operand) {
+            OpKind::Register => {
+                let number = slot(instruction.op_register(operand));
+                match operand {
+                    0 => filled.dst = number,
+                    1 => filled.src = number,
+                    _ => filled.third = number,
+                }
+            }
+            OpKind::Immediate8 => filled.imm = instruction.immediate8().into(),
+            OpKind::Memory => memory = true,
+            _ => {}
+        }
+    }
+    let code = instruction.code();
+    let handler = moves::lower(code, memory, &mut filled)
+        .or_else(|| integer::lower(code, memory))
+        .or_else(|| mmx::lower(code, memory, &mut filled))?;
+    *op = filled;
+    Some(handler)
 }
 
 /// XMM registers and MXCSR.
@@ -19,6 +55,9 @@ pub(crate) struct Sse {
 }
 
 impl Sse {
+    /// Bits of MXCSR that may be set (FXSAVE's MXCSR_MASK).
+    pub(crate) const MXCSR_MASK: u32 = 0xffff;
+
     /// As after reset.
     pub(crate) fn new() -> Self {
         Self { xmm: [0; 16], mxcsr: 0x1f80 }
