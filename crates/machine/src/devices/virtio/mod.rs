@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`mmio`] | the transport: registers, device status, queues, interrupt |
 //! | [`block`], [`net`], [`rng`] | one device each: a disk, a network card, a source of entropy |
-//! | [`fuzzing`] | drives each device as a hostile guest would |
+//! | `testing` | the guest's side for tests, and each device driven as a hostile guest would |
 //!
 //! A queue notification is processed in the thread of the vCPU that wrote it, before the write returns; input from
 //! outside enters only where the machine's run loop calls a method such as [`MmioTransport::deliver`]. So with a
@@ -18,12 +18,12 @@
 pub mod block;
 mod chain;
 mod device;
-#[doc(hidden)]
-pub mod fuzzing;
 pub mod mmio;
 pub mod net;
 mod queue;
 pub mod rng;
+#[doc(hidden)]
+pub mod testing;
 
 pub use chain::{CHAIN_DESCRIPTORS_MAX, Chain};
 pub use device::{Progress, VirtioDevice};

@@ -1,1 +1,0 @@
-//! Drives each device as a hostile guest would.

@@ -1,0 +1,136 @@
+//! A disk and a network whose insides tests can see.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+
+use network::{BackendError, FrameBackend, FrameOffload, LinkState, ReceiveOffloads, Received, SendOutcome};
+
+use crate::bus::lock;
+use crate::devices::virtio::block::BlockBackend;
+
+/// What a [`MemoryDisk`] holds and was asked for.
+#[derive(Debug, Default)]
+pub struct DiskContent {
+    /// The bytes of the disk.
+    pub bytes: Vec<u8>,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether every operation fails.
+    pub broken: bool,
+    /// The operations done, by name.
+    pub log: Vec<&'static str>,
+}
+
+/// A disk in memory. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryDisk(Arc<Mutex<DiskContent>>);
+
+impl MemoryDisk {
+    /// A disk of zeros.
+    pub fn new(size_bytes: usize, read_only: bool) -> Self {
+        Self(Arc::new(Mutex::new(DiskContent { bytes: vec![0; size_bytes], read_only, ..DiskContent::default() })))
+    }
+
+    /// What it holds.
+    pub fn content(&self) -> MutexGuard<'_, DiskContent> {
+        lock(&self.0)
+    }
+
+    fn range(&self, name: &'static str, offset: u64, len: usize, act: impl FnOnce(&mut [u8])) -> io::Result<()> {
+        let mut content = self.content();
+        content.log.push(name);
+        if content.broken {
+            return Err(io::Error::other("broken disk"));
+        }
+        // A device that checks its requests never gets here with a range beyond the end.
+        let offset = usize::try_from(offset).expect("offset fits");
+        act(&mut content.bytes[offset..offset + len]);
+        Ok(())
+    }
+}
+
+impl BlockBackend for MemoryDisk {
+    fn size_bytes(&self) -> u64 {
+        self.content().bytes.len() as u64
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.content().read_only
+    }
+
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.range("read", offset, buf.len(), |bytes| buf.copy_from_slice(bytes))
+    }
+
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        assert!(!self.is_read_only(), "write to a read-only disk");
+        self.range("write", offset, data.len(), |bytes| bytes.copy_from_slice(data))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.range("flush", 0, 0, |_| {})
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        assert!(!self.is_read_only(), "discard on a read-only disk");
+        self.range("discard", offset, len as usize, |bytes| bytes.fill(0))
+    }
+
+    fn write_zeroes(&mut self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
+        assert!(!self.is_read_only(), "zeroes to a read-only disk");
+        self.range("write_zeroes", offset, len as usize, |bytes| bytes.fill(0))
+    }
+}
+
+/// What a [`MemoryNetwork`] was sent and told.
+#[derive(Debug, Default)]
+pub struct NetworkContent {
+    /// Frames taken, in order.
+    pub sent: Vec<(Vec<u8>, FrameOffload)>,
+    /// Whether there is room for no more.
+    pub full: bool,
+    /// What the card last said it accepts.
+    pub accepted: Option<ReceiveOffloads>,
+}
+
+/// A network that remembers what it is sent. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryNetwork(Arc<Mutex<NetworkContent>>);
+
+impl MemoryNetwork {
+    /// What it was sent and told.
+    pub fn content(&self) -> MutexGuard<'_, NetworkContent> {
+        lock(&self.0)
+    }
+}
+
+impl FrameBackend for MemoryNetwork {
+    fn send(&mut self, frame: &[u8], offload: FrameOffload) -> Result<SendOutcome, BackendError> {
+        let mut content = self.content();
+        if content.full {
+            return Ok(SendOutcome::Full);
+        }
+        content.sent.push((frame.to_vec(), offload));
+        Ok(SendOutcome::Sent)
+    }
+
+    fn recv(&mut self, _buffer: &mut [u8]) -> Result<Option<Received>, BackendError> {
+        Ok(None)
+    }
+
+    fn accept(&mut self, offloads: ReceiveOffloads) -> Result<(), BackendError> {
+        self.content().accepted = Some(offloads);
+        Ok(())
+    }
+
+    fn link_state(&self) -> LinkState {
+        LinkState::Up
+    }
+
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        static NULL: LazyLock<File> = LazyLock::new(|| File::open("/dev/null").expect("/dev/null opens"));
+        NULL.as_fd()
+    }
+}
