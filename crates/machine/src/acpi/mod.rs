@@ -29,17 +29,12 @@ pub enum AcpiError {
     /// No vCPU, or too many.
     #[error("{0} vCPUs; a VM has 1 to {max}", max = map::VCPUS_MAX)]
     Vcpus(u32),
+    /// More virtio devices than slots.
+    #[error("{0} virtio devices; a VM has up to {max}", max = map::VIRTIO_SLOTS)]
+    VirtioDevices(usize),
     /// A virtio device beyond the 32-bit address space.
     #[error("a virtio device at {0:#x} is beyond 4 GiB")]
     VirtioAddress(u64),
-    /// The tables outgrow their room.
-    #[error("the ACPI tables need {bytes} bytes, more than the {bytes_max} there are")]
-    TooBig {
-        /// Bytes needed.
-        bytes: u64,
-        /// Bytes available.
-        bytes_max: u64,
-    },
     /// No RAM where the tables belong.
     #[error("no memory for the ACPI tables: {0}")]
     Memory(#[from] MemoryError),
@@ -60,10 +55,13 @@ pub fn write_tables(ram: &GuestRam, config: &AcpiConfig) -> Result<u64, AcpiErro
     Ok(rsdp)
 }
 
-/// The tables as one piece of memory, RSDP first, and its address.
+/// The address of the tables, and the tables as one piece of memory with the RSDP first.
 fn build(config: &AcpiConfig) -> Result<(u64, Vec<u8>), AcpiError> {
     if !(1..=map::VCPUS_MAX).contains(&config.vcpus) {
         return Err(AcpiError::Vcpus(config.vcpus));
+    }
+    if config.virtio.len() > map::VIRTIO_SLOTS {
+        return Err(AcpiError::VirtioDevices(config.virtio.len()));
     }
     // The RSDP's place is fixed, its contents depend on the others'.
     let mut bytes = vec![0; Rsdp::len()];
@@ -84,10 +82,6 @@ fn build(config: &AcpiConfig) -> Result<(u64, Vec<u8>), AcpiError> {
     let rsdp = to_bytes(&Rsdp::new(OEM_ID, xsdt));
     bytes[..rsdp.len()].copy_from_slice(&rsdp);
 
-    let (needed, bytes_max) = (bytes.len() as u64, map::ACPI_TABLES_END - map::ACPI_TABLES);
-    if needed > bytes_max {
-        return Err(AcpiError::TooBig { bytes: needed, bytes_max });
-    }
     Ok((map::ACPI_TABLES, bytes))
 }
 

@@ -19,8 +19,7 @@ const LARGE_PAGE_BYTES: u64 = 2 << 20;
 /// Writes the GDT of [`BootState`] and page tables that map the first 4 GiB to themselves. Pages of 2 MiB: those of
 /// 1 GiB are not on every processor.
 pub(super) fn write(ram: &GuestRam) -> Result<(), BootError> {
-    const GDT: [u64; 6] =
-        [0, 0, BootState::CODE_DESCRIPTOR, BootState::DATA_DESCRIPTOR, BootState::TASK_DESCRIPTOR, 0];
+    const GDT: [u64; 6] = [0, 0, BootState::CODE_DESCRIPTOR, BootState::DATA_DESCRIPTOR, BootState::TASK_DESCRIPTOR, 0];
     write_entries(ram, map::BOOT_GDT, GDT)?;
 
     let pdpt = map::BOOT_PAGE_TABLES + PAGE_BYTES;

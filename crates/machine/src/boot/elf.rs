@@ -80,7 +80,7 @@ impl<'a> Vmlinux<'a> {
 
     /// Writes the segments into memory and gives the entry point.
     pub fn load(&self, ram: &GuestRam) -> Result<u64, BootError> {
-        const ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+        static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
         let low_bytes = ram.layout().low_bytes();
         if self.end() > low_bytes {
             return Err(BootError::KernelTooBig { needs_mib: mib(self.end()), has_mib: low_bytes >> 20 });

@@ -8,9 +8,9 @@ pub mod flat;
 pub mod linux;
 
 mod bzimage;
+mod early_tables;
 mod elf;
 mod error;
-mod early_tables;
 mod payload;
 mod state;
 mod zero_page;

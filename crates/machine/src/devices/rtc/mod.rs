@@ -171,7 +171,7 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.control_b & BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.control_b & BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
@@ -183,7 +183,8 @@ impl Rtc {
             return self.encode(hour);
         }
         let pm = if hour >= 12 { PM } else { 0 };
-        self.encode(if hour % 12 == 0 { 12 } else { hour % 12 }) | pm
+        // Midnight and noon are 12.
+        self.encode((hour + 11) % 12 + 1) | pm
     }
 
     fn decode_hour(&self, value: u8) -> u8 {
