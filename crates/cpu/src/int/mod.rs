@@ -1,4 +1,13 @@
 //! Integer instructions.
+//!
+//! Handlers are generic over width and operand places (`place`), so that the frequent forms compile to a few host
+//! instructions each; `lower` picks the instance.
+
+mod alu;
+mod control;
+mod mov;
+mod place;
+mod stack;
 
 use iced_x86::Instruction;
 
@@ -6,6 +15,9 @@ use crate::decode::Site;
 use crate::op::{Handler, Op};
 
 /// The handler of an instruction of this family, with `op`'s operands filled in.
-pub(crate) fn lower(_instruction: &Instruction, _site: Site, _op: &mut Op) -> Option<Handler> {
-    None
+pub(crate) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Option<Handler> {
+    mov::lower(instruction, op)
+        .or_else(|| alu::lower(instruction, op))
+        .or_else(|| control::lower(instruction, site, op))
+        .or_else(|| stack::lower(instruction, site, op))
 }
