@@ -13,4 +13,7 @@ pub trait Bus {
     fn port_write(&mut self, tsc: u64, port: u16, data: &[u8]);
     /// A level-triggered interrupt with this vector was acknowledged by some local APIC (for the I/O APIC).
     fn end_of_interrupt(&mut self, vector: u8);
+    /// Whether the processors shall stop before the next instruction, because an access changed something that the owner must
+    /// see to: an interrupt pin, a reset. Asked after every access.
+    fn wants_stop(&mut self) -> bool;
 }

@@ -2,6 +2,8 @@
 
 use memory::GuestRam;
 
+use crate::apic::Apic;
+use crate::block::Mode;
 use crate::bus::Bus;
 use crate::flags::{LazyFlags, bit};
 use crate::mmu::Tlb;
@@ -30,12 +32,23 @@ pub struct Cpu {
     pub(crate) cpl: u8,
     /// 16, 32 or 64: the default of the current code segment.
     pub(crate) code_bits: u8,
+    /// The running instruction is the only one of its run: it may reach devices and overwrite code. See [`Stop::Alone`].
+    pub(crate) alone: bool,
+    /// What decides, besides the bytes, how code decodes. See [`crate::block::Mode`].
+    pub(crate) mode: Mode,
+    /// Base of CS, 0 in 64-bit mode.
+    pub(crate) code_base: u64,
+    /// Instructions that all processors of the machine had retired when the running block started.
+    pub(crate) count: u64,
+    /// What clock steps have added to the time-stamp counter.
+    pub(crate) clock_steps: u64,
     pub(crate) tlb: Tlb,
     pub(crate) ram: GuestRam,
     pub(crate) sse: Sse,
     pub(crate) x87: X87,
     /// Valid after a handler returned [`Stop::Fault`].
     pub(crate) fault: Fault,
+    pub(crate) apic: Apic,
     /// Segments, control and model-specific registers, interrupt state.
     pub(crate) system: System,
 }
@@ -107,6 +120,11 @@ impl Cpu {
         self.gpr[usize::from(index.min(BLOCK_BASE))]
     }
 
+    /// The machine's time-stamp counter when `op` starts (without this processor's IA32_TSC_ADJUST).
+    pub(crate) fn machine_tsc(&self, op: &Op) -> u64 {
+        tsc_at(self.count + u64::from(op.number), self.clock_steps)
+    }
+
     /// Records an exception; return the result from the handler with `Err`.
     #[cold]
     pub(crate) fn raise(&mut self, vector: u8, error_code: Option<u32>) -> Stop {
@@ -126,6 +144,14 @@ impl Cpu {
         self.raise(vector::UD, None)
     }
 }
+
+/// The time-stamp counter after `count` instructions.
+pub(crate) fn tsc_at(count: u64, clock_steps: u64) -> u64 {
+    (count / INSTRUCTIONS_PER_TICK).wrapping_add(clock_steps)
+}
+
+/// Instructions that one tick of the time-stamp counter stands for.
+pub(crate) const INSTRUCTIONS_PER_TICK: u64 = 4;
 
 /// The handler of what this processor does not have.
 pub(crate) fn undefined(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {

@@ -11,6 +11,8 @@
 //! stores go through a software TLB whose writable entries imply that the page is marked dirty and holds no decoded code
 //! (`mem`, `mmu`).
 
+mod apic;
+mod block;
 mod bus;
 mod core;
 mod decode;
@@ -19,6 +21,7 @@ mod int;
 mod mem;
 mod mmu;
 mod op;
+mod run;
 mod sse;
 pub mod state;
 mod sys;
@@ -26,5 +29,5 @@ mod width;
 mod x87;
 
 pub use crate::bus::Bus;
-pub use crate::core::Cpu;
+pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, StateError, TSC_HZ, VCPUS_MAX};
 pub use crate::state::VcpuState;

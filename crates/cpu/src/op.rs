@@ -39,6 +39,8 @@ pub(crate) struct Op {
     pub len: u8,
     /// Offset of the instruction from the block's first byte.
     pub offset: u16,
+    /// Number of the instruction in its block, from 0: what of the block has retired when this op starts.
+    pub number: u8,
 }
 
 /// Bits of [`Op::ea`].
@@ -76,8 +78,12 @@ pub(crate) enum Stop {
     Fault,
     /// A string instruction did part of its work: it counts as one instruction and RIP stays at it.
     Repeat,
-    /// The instruction retired and overwrote decoded code: leave the block and invalidate; RIP is the next instruction.
-    CodeWritten,
+    /// The instruction retired, set [`Cpu::rip`] and changed something the run loop caches (privilege, mode, interrupt flag).
+    Transfer,
+    /// The instruction did nothing yet: run it again, alone, with [`Cpu::alone`] set. Raised by memory accesses that
+    /// reach a device or overwrite decoded code, so that everything such an access may cause finds exact counts and takes effect
+    /// before the next instruction. Handlers pass it on like a fault.
+    Alone,
     /// HLT retired: RIP is the next instruction.
     Halt,
     /// PAUSE retired: a good place to end this vCPU's turn; RIP is the next instruction.

@@ -40,14 +40,33 @@ pub enum MemoryError {
 }
 
 /// Integers that can be read from and written to guest memory, little-endian as x86 is.
-pub trait Scalar: Copy + sealed::Sealed {}
+pub trait Scalar: Copy + sealed::Sealed {
+    /// Zero-extends.
+    fn to_u128(self) -> u128;
+    /// Truncates.
+    fn from_u128(value: u128) -> Self;
+}
 
 mod sealed {
     pub trait Sealed {}
 }
 
 macro_rules! scalars {
-    ($($type:ty),*) => { $(impl sealed::Sealed for $type {} impl Scalar for $type {})* };
+    ($($type:ty),*) => { $(
+        impl sealed::Sealed for $type {}
+
+        impl Scalar for $type {
+            #[inline(always)]
+            fn to_u128(self) -> u128 {
+                self.into()
+            }
+
+            #[inline(always)]
+            fn from_u128(value: u128) -> Self {
+                value as Self
+            }
+        }
+    )* };
 }
 scalars!(u8, u16, u32, u64, u128);
 

@@ -1,9 +1,11 @@
 //! From bytes to ops: `iced_x86` decodes, the families of instructions lower to handlers.
 
+mod availability;
 mod operand;
 
 use iced_x86::Instruction;
 
+use crate::block::Mode;
 use crate::core::undefined;
 use crate::op::{Op, ZERO};
 use crate::{int, sse, sys, x87};
@@ -11,7 +13,7 @@ use crate::{int, sse, sys, x87};
 pub(crate) use operand::{Site, slot};
 
 /// Lowers one instruction of a block.
-pub(crate) fn lower(instruction: &Instruction, site: Site) -> Op {
+pub(crate) fn lower(instruction: &Instruction, site: Site, mode: Mode) -> Op {
     let mut op = Op {
         run: undefined,
         imm: 0,
@@ -25,7 +27,12 @@ pub(crate) fn lower(instruction: &Instruction, site: Site) -> Op {
         third: 0,
         len: instruction.len() as u8,
         offset: site.offset,
+        number: 0,
     };
+    if let Some(handler) = availability::barred(instruction, mode) {
+        op.run = handler;
+        return op;
+    }
     site.set_memory_operand(instruction, &mut op);
     op.run = int::lower(instruction, site, &mut op)
         .or_else(|| sse::lower(instruction, site, &mut op))

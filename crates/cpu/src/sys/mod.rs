@@ -1,37 +1,29 @@
 //! System instructions and state.
 
+pub(crate) mod control;
+mod msrs;
+mod segment;
+mod system;
+
 use iced_x86::Instruction;
 
 use crate::decode::Site;
 use crate::op::{Handler, Op};
+
+pub(crate) use msrs::Msrs;
+pub(crate) use segment::{Segment, attribute};
+pub(crate) use system::System;
 
 /// The handler of an instruction of this family, with `op`'s operands filled in.
 pub(crate) fn lower(_instruction: &Instruction, _site: Site, _op: &mut Op) -> Option<Handler> {
     None
 }
 
-/// A segment register with its cached descriptor.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub selector: u16,
-    /// Descriptor bits 40 to 55: type, S, DPL, P (bits 0 to 7), AVL, L, D/B, G (bits 12 to 15).
-    pub attributes: u16,
-    pub limit: u32,
-    pub base: u64,
-}
-
-/// Segments, control and model-specific registers, interrupt state.
-#[repr(C)]
-pub(crate) struct System {
-    /// ES, CS, SS, DS, FS, GS, then two unused so that a three-bit number is always in range.
-    pub segments: [Segment; 8],
-}
-
-impl System {
-    /// Base of segment `number` (ES 0 ... GS 5).
-    #[inline(always)]
-    pub(crate) fn segment_base(&self, number: u8) -> u64 {
-        self.segments[usize::from(number & 7)].base
-    }
+/// Whether a block ends with this instruction, though it is no control transfer: what it changes, the run loop caches.
+pub(crate) fn ends_block(instruction: &Instruction) -> bool {
+    use iced_x86::Mnemonic as M;
+    matches!(
+        instruction.mnemonic(),
+        M::Sti | M::Popf | M::Popfd | M::Popfq | M::Hlt | M::Pause | M::Wrmsr | M::In | M::Out | M::Lmsw | M::Clts
+    )
 }

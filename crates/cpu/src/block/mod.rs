@@ -1,0 +1,9 @@
+//! Decoded blocks and where they are kept.
+
+mod build;
+mod cache;
+mod mode;
+
+pub(crate) use build::{Built, build, build_across_pages};
+pub(crate) use cache::BlockCache;
+pub(crate) use mode::Mode;

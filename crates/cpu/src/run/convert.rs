@@ -1,0 +1,172 @@
+//! Between [`VcpuState`] and [`Cpu`].
+
+use memory::GuestRam;
+
+use crate::apic::Apic;
+use crate::block::Mode;
+use crate::core::Cpu;
+use crate::flags::LazyFlags;
+use crate::mmu::{TABLE_SUPERVISOR, Tlb};
+use crate::op::Fault;
+use crate::run::state::StateError;
+use crate::sse::Sse;
+use crate::state::{FpuState, VcpuState};
+use crate::sys::control::{cr0, cr4, efer, xcr0};
+use crate::sys::{Msrs, Segment, System};
+use crate::x87::{Register80, X87};
+
+impl Cpu {
+    /// Processor `number` of `processors`; `machine_tsc` is the machine's time-stamp counter at that moment.
+    pub(super) fn from_state(
+        ram: GuestRam,
+        state: &VcpuState,
+        number: usize,
+        processors: usize,
+        machine_tsc: u64,
+    ) -> Result<Self, StateError> {
+        for (register, value, supported) in [
+            ("CR0", state.cr0, cr0::ALL),
+            ("CR4", state.cr4, cr4::ALL),
+            ("EFER", state.efer, efer::SCE | efer::LME | efer::LMA | efer::NXE),
+            ("XCR0", state.xcr0, xcr0::X87 | xcr0::SSE),
+        ] {
+            if value & !supported != 0 {
+                return Err(StateError::Unsupported { vcpu: number, register, value });
+            }
+        }
+        let apic = Apic::from_state(&state.apic)
+            .ok_or(StateError::ApicPage { vcpu: number, len: state.apic.registers.len() })?;
+        let mut segments = [Segment::default(); 8];
+        for (segment, saved) in segments.iter_mut().zip(&state.segments) {
+            *segment = Segment::from_state(saved);
+        }
+        let mut gpr = [0; 18];
+        for (register, saved) in gpr.iter_mut().zip(state.gpr) {
+            *register = saved;
+        }
+        let mut cpu = Self {
+            gpr,
+            rip: state.rip,
+            flags: LazyFlags::from_bits(0),
+            rflags_rest: 0,
+            tlb_generation: 0,
+            tlb_table: TABLE_SUPERVISOR,
+            cpl: 0,
+            code_bits: 64,
+            alone: false,
+            mode: Mode::default(),
+            code_base: 0,
+            count: 0,
+            clock_steps: 0,
+            tlb: Tlb::new(),
+            ram,
+            sse: Sse { xmm: state.fpu.xmm, mxcsr: state.fpu.mxcsr },
+            x87: x87_from_state(&state.fpu),
+            fault: Fault { vector: 0, error_code: None, address: 0 },
+            apic,
+            system: System {
+                segments,
+                ldtr: Segment::from_state(&state.ldtr),
+                tr: Segment::from_state(&state.tr),
+                gdtr: state.gdtr,
+                idtr: state.idtr,
+                cr0: state.cr0 | cr0::ET,
+                cr2: state.cr2,
+                cr3: state.cr3,
+                cr4: state.cr4,
+                xcr0: state.xcr0,
+                efer: state.efer,
+                debug: state.debug,
+                msrs: Msrs::from_state(&state.msrs),
+                tsc_offset: state.tsc.wrapping_sub(machine_tsc),
+                interrupt_shadow: state.interrupt_shadow,
+                nmi_blocked: state.nmi_blocked,
+                nmi_pending: state.nmi_pending,
+                pending: state.pending,
+                run_state: state.run_state,
+                number: number as u32,
+                processors: processors as u32,
+            },
+        };
+        cpu.set_rflags(state.rflags);
+        cpu.cpl = cpu.system.segments[2].dpl();
+        cpu.use_context();
+        cpu.update_mode();
+        Ok(cpu)
+    }
+
+    /// What this processor is; `instructions` is what it has retired.
+    pub(super) fn to_state(&self, machine_tsc: u64, instructions: u64) -> VcpuState {
+        let system = &self.system;
+        VcpuState {
+            gpr: std::array::from_fn(|number| self.gpr[number]),
+            rip: self.rip,
+            rflags: self.rflags(),
+            segments: std::array::from_fn(|number| system.segments[number].to_state()),
+            ldtr: system.ldtr.to_state(),
+            tr: system.tr.to_state(),
+            gdtr: system.gdtr,
+            idtr: system.idtr,
+            cr0: system.cr0,
+            cr2: system.cr2,
+            cr3: system.cr3,
+            cr4: system.cr4,
+            cr8: self.apic.cr8(),
+            xcr0: system.xcr0,
+            efer: system.efer,
+            debug: system.debug,
+            fpu: fpu_to_state(&self.x87, &self.sse),
+            msrs: system.msrs.to_state(),
+            apic: self.apic.to_state(),
+            tsc: machine_tsc.wrapping_add(system.tsc_offset),
+            run_state: system.run_state,
+            pending: system.pending,
+            interrupt_shadow: system.interrupt_shadow,
+            nmi_blocked: system.nmi_blocked,
+            nmi_pending: system.nmi_pending,
+            instructions,
+        }
+    }
+
+    /// Derives what is cached from CS, CR0, CR4, EFER, CPL and RFLAGS. After a change of any of them.
+    pub(crate) fn update_mode(&mut self) {
+        let code = self.system.segments[1];
+        let long = self.system.efer & efer::LMA != 0;
+        self.code_bits = if long && code.has(crate::sys::attribute::LONG) {
+            64
+        } else if code.has(crate::sys::attribute::DEFAULT_32) {
+            32
+        } else {
+            16
+        };
+        self.code_base = if self.code_bits == 64 { 0 } else { code.base };
+        self.mode = Mode::of(self);
+        self.update_tlb_table();
+    }
+}
+
+fn x87_from_state(state: &FpuState) -> X87 {
+    X87 {
+        registers: state.registers.map(|(significand, sign_exponent)| Register80 { significand, sign_exponent }),
+        control: state.control,
+        status: state.status,
+        valid: state.valid,
+        last_opcode: state.last_opcode,
+        last_instruction: state.last_instruction,
+        last_operand: state.last_operand,
+    }
+}
+
+fn fpu_to_state(x87: &X87, sse: &Sse) -> FpuState {
+    FpuState {
+        registers: x87.registers.map(|register| (register.significand, register.sign_exponent)),
+        control: x87.control,
+        status: x87.status,
+        valid: x87.valid,
+        last_opcode: x87.last_opcode,
+        last_instruction: x87.last_instruction,
+        last_operand: x87.last_operand,
+        xmm: sse.xmm,
+        mxcsr: sse.mxcsr,
+    }
+}

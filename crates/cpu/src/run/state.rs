@@ -1,0 +1,68 @@
+//! [`ProcessorsState`]: what all processors of a machine are between two instructions.
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::tsc_at;
+use crate::state::VcpuState;
+
+/// All processors of a machine, and whose turn it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessorsState {
+    /// The processors by number.
+    pub vcpus: Vec<VcpuState>,
+    /// The processor whose turn it is.
+    pub turn_vcpu: u32,
+    /// Instructions left of its turn.
+    pub turn_left: u64,
+    /// Instructions that all processors together have retired.
+    pub instructions: u64,
+    /// Ticks that clock steps have added to the time-stamp counter (modulo 2^64).
+    pub clock_steps: u64,
+}
+
+impl ProcessorsState {
+    /// `vcpus` processors after power-on: the first at the reset vector, the others waiting to be started.
+    pub fn reset(vcpus: u32) -> Self {
+        Self::from_vcpus((0..vcpus).map(VcpuState::reset).collect())
+    }
+
+    /// Processors that another engine saved. The machine's time-stamp counter goes on from the first one's.
+    pub fn from_vcpus(vcpus: Vec<VcpuState>) -> Self {
+        let clock_steps = vcpus.first().map_or(0, |vcpu| vcpu.tsc);
+        Self { vcpus, turn_vcpu: 0, turn_left: 0, instructions: 0, clock_steps }
+    }
+
+    /// The machine's time-stamp counter.
+    pub fn tsc(&self) -> u64 {
+        tsc_at(self.instructions, self.clock_steps)
+    }
+}
+
+/// Why processors cannot be made from a state.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// No processor, or more than [`crate::VCPUS_MAX`].
+    #[error("{0} processors: there must be 1 to {max}", max = crate::VCPUS_MAX)]
+    Count(usize),
+    /// The turn belongs to a processor that is not there.
+    #[error("it is the turn of processor {0}, which does not exist")]
+    Turn(u32),
+    /// The local APIC's register page has another size.
+    #[error("processor {vcpu}: the APIC register page has {len} bytes instead of 1024")]
+    ApicPage {
+        /// Number of the processor.
+        vcpu: usize,
+        /// Bytes in the state.
+        len: usize,
+    },
+    /// A feature that this processor does not have is switched on.
+    #[error("processor {vcpu}: {register} is {value:#x}, which this engine does not support")]
+    Unsupported {
+        /// Number of the processor.
+        vcpu: usize,
+        /// The register.
+        register: &'static str,
+        /// Its value.
+        value: u64,
+    },
+}
