@@ -29,5 +29,5 @@ mod width;
 mod x87;
 
 pub use crate::bus::Bus;
-pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, StateError, TSC_HZ, VCPUS_MAX};
+pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, TSC_HZ, VCPUS_MAX};
 pub use crate::state::VcpuState;

@@ -60,8 +60,8 @@ impl Cpu {
             clock_steps: 0,
             tlb: Tlb::new(),
             ram,
-            sse: Sse { xmm: state.fpu.xmm, mxcsr: state.fpu.mxcsr },
-            x87: x87_from_state(&state.fpu),
+            sse: Sse::new(),
+            x87: X87::new(),
             fault: Fault { vector: 0, error_code: None, address: 0 },
             apic,
             system: System {
@@ -88,6 +88,7 @@ impl Cpu {
                 processors: processors as u32,
             },
         };
+        cpu.set_fpu_state(&state.fpu);
         cpu.set_rflags(state.rflags);
         cpu.cpl = cpu.system.segments[2].dpl();
         cpu.use_context();
@@ -115,7 +116,7 @@ impl Cpu {
             xcr0: system.xcr0,
             efer: system.efer,
             debug: system.debug,
-            fpu: fpu_to_state(&self.x87, &self.sse),
+            fpu: self.fpu_state(),
             msrs: system.msrs.to_state(),
             apic: self.apic.to_state(),
             tsc: machine_tsc.wrapping_add(system.tsc_offset),
@@ -126,6 +127,36 @@ impl Cpu {
             nmi_pending: system.nmi_pending,
             instructions,
         }
+    }
+
+    /// x87 and SSE registers.
+    pub(super) fn fpu_state(&self) -> FpuState {
+        FpuState {
+            registers: self.x87.registers.map(|register| (register.significand, register.sign_exponent)),
+            control: self.x87.control,
+            status: self.x87.status,
+            valid: self.x87.valid,
+            last_opcode: self.x87.last_opcode,
+            last_instruction: self.x87.last_instruction,
+            last_operand: self.x87.last_operand,
+            xmm: self.sse.xmm,
+            mxcsr: self.sse.mxcsr,
+        }
+    }
+
+    /// The reverse of [`Cpu::fpu_state`].
+    pub(super) fn set_fpu_state(&mut self, state: &FpuState) {
+        self.x87 = X87 {
+            registers: state.registers.map(|(significand, sign_exponent)| Register80 { significand, sign_exponent }),
+            control: state.control,
+            status: state.status,
+            valid: state.valid,
+            last_opcode: state.last_opcode,
+            last_instruction: state.last_instruction,
+            last_operand: state.last_operand,
+        };
+        self.sse.xmm = state.xmm;
+        self.sse.mxcsr = state.mxcsr;
     }
 
     /// Derives what is cached from CS, CR0, CR4, EFER, CPL and RFLAGS. After a change of any of them.
@@ -142,31 +173,5 @@ impl Cpu {
         self.code_base = if self.code_bits == 64 { 0 } else { code.base };
         self.mode = Mode::of(self);
         self.update_tlb_table();
-    }
-}
-
-fn x87_from_state(state: &FpuState) -> X87 {
-    X87 {
-        registers: state.registers.map(|(significand, sign_exponent)| Register80 { significand, sign_exponent }),
-        control: state.control,
-        status: state.status,
-        valid: state.valid,
-        last_opcode: state.last_opcode,
-        last_instruction: state.last_instruction,
-        last_operand: state.last_operand,
-    }
-}
-
-fn fpu_to_state(x87: &X87, sse: &Sse) -> FpuState {
-    FpuState {
-        registers: x87.registers.map(|register| (register.significand, register.sign_exponent)),
-        control: x87.control,
-        status: x87.status,
-        valid: x87.valid,
-        last_opcode: x87.last_opcode,
-        last_instruction: x87.last_instruction,
-        last_operand: x87.last_operand,
-        xmm: sse.xmm,
-        mxcsr: sse.mxcsr,
     }
 }

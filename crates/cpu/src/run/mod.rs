@@ -3,7 +3,9 @@
 mod convert;
 mod execute;
 mod processors;
+mod registers;
 mod state;
 
 pub use processors::{CpuConfig, Exit, Processors, TSC_HZ, VCPUS_MAX};
+pub use registers::Registers;
 pub use state::{ProcessorsState, StateError};

@@ -50,8 +50,8 @@ pub enum Exit {
     },
 }
 
-struct Vcpu {
-    cpu: Cpu,
+pub(super) struct Vcpu {
+    pub(super) cpu: Cpu,
     /// Instructions that this processor has retired.
     instructions: u64,
 }
@@ -63,7 +63,7 @@ struct Vcpu {
 /// [`Processors::run`]. An exception that is delivered counts as one instruction, so that a guest that cannot make progress still spends
 /// its budget.
 pub struct Processors {
-    vcpus: Vec<Vcpu>,
+    pub(super) vcpus: Vec<Vcpu>,
     cache: BlockCache,
     ram: GuestRam,
     config: CpuConfig,
