@@ -1,0 +1,152 @@
+//! Runs a family's cases on both sides and reports.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use iced_x86::Code;
+
+use crate::builder::Builder;
+use crate::compare;
+use crate::families::Generator;
+use crate::guest::Guest;
+use crate::layout::{Place, SCRATCH_LEN};
+use crate::native::Native;
+use crate::registers::{Outcome, Registers};
+use crate::vendor::Vendor;
+
+/// Cases of each family when the environment does not say: a few seconds on two processors.
+const CASES_DEFAULT: u64 = 20_000;
+/// Different instructions that may fail before a run stops.
+const FAILURES_MAX: usize = 400;
+
+/// One failing instruction form.
+struct Failure {
+    count: u64,
+    seed: u64,
+    report: String,
+}
+
+/// Runs one family: `TWINVM_DIFFERENTIAL_CASES` cases, or the one of `TWINVM_DIFFERENTIAL_SEED`.
+pub fn run(family: &str, generate: Generator) {
+    static PLACES: AtomicU64 = AtomicU64::new(0);
+    let place = Place::new(PLACES.fetch_add(1, Ordering::Relaxed));
+    let mut sides = Sides::new(place, generate);
+    if let Some(seed) = environment("TWINVM_DIFFERENTIAL_SEED") {
+        let report = sides.replay(seed);
+        println!("{family}: seed {seed}\n{}", report.as_deref().unwrap_or("  no difference"));
+        assert!(report.is_none(), "{family}: seed {seed} differs");
+        return;
+    }
+    let cases = environment("TWINVM_DIFFERENTIAL_CASES").unwrap_or(CASES_DEFAULT);
+    let first = environment("TWINVM_DIFFERENTIAL_FIRST_SEED").unwrap_or(0);
+    let started = Instant::now();
+    let mut failures: BTreeMap<Code, Failure> = BTreeMap::new();
+    let mut covered = vec![false; Code::values().len()];
+    let (mut instructions, mut faults) = (0, 0);
+    for seed in first..first + cases {
+        let same = sides.run(seed);
+        for instruction in &sides.builder.case.instructions {
+            covered[instruction.code() as usize] = true;
+        }
+        instructions += sides.builder.case.instructions.len();
+        faults += u64::from(sides.native_outcome.fault.is_some());
+        if !same {
+            let (code, report) = sides.reduce(seed);
+            let failure = failures.entry(code).or_insert(Failure { count: 0, seed, report });
+            failure.count += 1;
+            if failures.len() >= FAILURES_MAX {
+                break;
+            }
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{family}: {cases} cases, {instructions} instructions of {} forms, {faults} faults, {:.0} cases/s",
+        covered.iter().filter(|code| **code).count(),
+        cases as f64 / seconds
+    );
+    for (code, failure) in &failures {
+        println!("{family}: {code:?} differs in {} cases, first seed {}\n{}", failure.count, failure.seed, failure.report);
+    }
+    assert!(
+        failures.is_empty(),
+        "{family}: {} instruction forms differ: {:?}",
+        failures.len(),
+        failures.iter().map(|(code, failure)| (code, failure.count, failure.seed)).collect::<Vec<_>>()
+    );
+}
+
+fn environment(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
+}
+
+/// Both processors, and the case that they run.
+struct Sides {
+    generate: Generator,
+    builder: Builder,
+    native: Native,
+    guest: Guest,
+    native_outcome: Outcome,
+    guest_outcome: Outcome,
+    vendor: Vendor,
+}
+
+impl Sides {
+    fn new(place: Place, generate: Generator) -> Self {
+        let blank = || Outcome { registers: Registers::zeroed(), scratch: [0; SCRATCH_LEN], fault: None };
+        Self {
+            generate,
+            builder: Builder::new(place),
+            native: Native::new(place),
+            guest: Guest::new(),
+            native_outcome: blank(),
+            guest_outcome: blank(),
+            vendor: Vendor::of_host(),
+        }
+    }
+
+    /// Draws and runs a case; true when both sides agree.
+    fn run(&mut self, seed: u64) -> bool {
+        (self.generate)(&mut self.builder, seed);
+        self.compare().is_none()
+    }
+
+    fn compare(&mut self) -> Option<String> {
+        let case = &self.builder.case;
+        self.native.run(&case.code, &case.registers, &case.scratch, &mut self.native_outcome);
+        self.guest.run(case, &mut self.guest_outcome);
+        compare::differences(case, &self.native_outcome, &self.guest_outcome, self.vendor)
+    }
+
+    /// The report on one seed, `None` if both sides agree.
+    fn replay(&mut self, seed: u64) -> Option<String> {
+        if self.run(seed) { None } else { Some(self.reduce(seed).1) }
+    }
+
+    /// Finds the first instruction of a failing case after which the sides differ.
+    fn reduce(&mut self, seed: u64) -> (Code, String) {
+        let count = self.builder.case.instructions.len();
+        for kept in 1..=count {
+            (self.generate)(&mut self.builder, seed);
+            if self.builder.case.straight {
+                self.builder.case.truncate(kept);
+            } else if kept < count {
+                continue;
+            }
+            if let Some(differences) = self.compare() {
+                let case = &self.builder.case;
+                let at = case.index_of(self.native_outcome.registers.rip);
+                let culprit = match (case.straight, at) {
+                    (false, Some(index)) if index < case.instructions.len() => index,
+                    _ => case.instructions.len() - 1,
+                };
+                let report =
+                    format!("{}{}{differences}", compare::describe_start(case), case.disassembly());
+                return (case.instructions[culprit].code(), report);
+            }
+        }
+        (Code::INVALID, "  differs only in sequence with the cases before it\n".into())
+    }
+}
