@@ -8,10 +8,16 @@
 //! Each file lowers a group of instructions: a table from `iced_x86::Code` to handlers, which are made by a few generic functions
 //! from an operation and a kind of source operand (`operand`).
 
+mod approximate;
+mod exception;
+mod float;
 mod integer;
 mod mmx;
 mod moves;
+mod native;
 mod operand;
+mod shuffle;
+mod string;
 mod vector;
 
 use iced_x86::{Instruction, OpKind};
@@ -41,7 +47,10 @@ pub(crate) fn lower(instruction: &Instruction, _site: Site, op: &mut Op) -> Opti
     let code = instruction.code();
     let handler = moves::lower(code, memory, &mut filled)
         .or_else(|| integer::lower(code, memory))
-        .or_else(|| mmx::lower(code, memory, &mut filled))?;
+        .or_else(|| float::lower(code, memory, filled.imm))
+        .or_else(|| shuffle::lower(code, memory, &mut filled))
+        .or_else(|| mmx::lower(code, memory, &mut filled))
+        .or_else(|| string::lower(code, memory))?;
     *op = filled;
     Some(handler)
 }

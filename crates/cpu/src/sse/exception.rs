@@ -1,0 +1,59 @@
+//! SIMD floating-point exceptions (Intel SDM volume 1, section 11.5).
+
+use crate::core::Cpu;
+use crate::op::{Stop, vector};
+use crate::sys::control::cr4;
+
+use super::native::{HOST_CONTROL, Operation};
+
+/// Status flags of MXCSR.
+const STATUS: u32 = 0x3f;
+const INVALID: u32 = 1 << 0;
+const DENORMAL: u32 = 1 << 1;
+const ZERO_DIVIDE: u32 = 1 << 2;
+const UNDERFLOW: u32 = 1 << 4;
+/// Exceptions that are found before a result is computed.
+const BEFORE_COMPUTATION: u32 = INVALID | DENORMAL | ZERO_DIVIDE;
+/// Position of the masks, which stand in the order of the status flags.
+const MASK_SHIFT: u32 = 7;
+const MASKS: u32 = STATUS << MASK_SHIFT;
+const FLUSH_TO_ZERO: u32 = 1 << 15;
+
+impl Cpu {
+    /// Executes a floating-point instruction under MXCSR and collects its status flags; raises #XM, with the flags set
+    /// and nothing else changed, when it raises an exception that is not masked.
+    #[inline(always)]
+    pub(super) fn float<O: Operation>(&mut self, left: O::Left, right: O::Right) -> Result<O::Output, Stop> {
+        if self.sse.mxcsr & !STATUS == HOST_CONTROL {
+            return Ok(O::run::<false>(&mut self.sse.mxcsr, left, right));
+        }
+        self.float_special::<O>(left, right)
+    }
+
+    /// [`Cpu::float`] for other than the default control bits.
+    #[cold]
+    #[inline(never)]
+    fn float_special<O: Operation>(&mut self, left: O::Left, right: O::Right) -> Result<O::Output, Stop> {
+        let control = self.sse.mxcsr & super::Sse::MXCSR_MASK & !STATUS;
+        let unmasked = !control >> MASK_SHIFT & STATUS;
+        let mut mxcsr = control | MASKS;
+        if unmasked & UNDERFLOW != 0 {
+            // Flushing to zero is part of the masked response.
+            mxcsr &= !FLUSH_TO_ZERO;
+        }
+        let output = O::run::<true>(&mut mxcsr, left, right);
+        let mut raised = mxcsr & STATUS;
+        if unmasked & UNDERFLOW != 0 && O::is_tiny(&output) {
+            raised |= UNDERFLOW;
+        }
+        if raised & unmasked & BEFORE_COMPUTATION != 0 {
+            // Nothing was computed, so nothing overflowed, underflowed or was rounded.
+            raised &= BEFORE_COMPUTATION;
+        }
+        self.sse.mxcsr |= raised;
+        if raised & unmasked == 0 {
+            return Ok(output);
+        }
+        Err(if self.system.cr4 & cr4::OSXMMEXCPT != 0 { self.raise(vector::XM, None) } else { self.undefined_opcode() })
+    }
+}

@@ -1,0 +1,250 @@
+//! Floating-point instructions executed by the host under the guest's MXCSR.
+//!
+//! The host's results are bit-exact, NaN payloads and status flags included, because the guest's instruction itself runs. The host's
+//! own floating-point environment neither leaks in (MXCSR is loaded before) nor is disturbed: its control bits are restored in the
+//! same asm block, or equal the guest's. All exceptions are masked while an operation runs; `exception` deals with those that
+//! the guest does not mask.
+
+#![allow(unsafe_code)]
+
+use std::arch::asm;
+use std::arch::x86_64::__m128i;
+
+/// MXCSR's control bits as compiled code expects them: round to nearest, all exceptions masked, denormals supported.
+pub(super) const HOST_CONTROL: u32 = 0x1f80;
+
+static HOST_MXCSR: u32 = HOST_CONTROL;
+
+/// A floating-point instruction.
+pub(super) trait Operation {
+    /// The destination before, where it is an operand.
+    type Left: Copy;
+    /// The source.
+    type Right: Copy;
+    /// The result.
+    type Output;
+
+    /// Executes the instruction under `mxcsr`, whose reserved bits are clear and exceptions masked, and adds the status flags
+    /// that it raises. `RESTORE` may be false only when the control bits equal [`HOST_CONTROL`].
+    fn run<const RESTORE: bool>(mxcsr: &mut u32, left: Self::Left, right: Self::Right) -> Self::Output;
+
+    /// Whether an element of the result is tiny (denormal). An unmasked underflow exception is raised for these even when
+    /// they are exact. False for operations that cannot underflow.
+    fn is_tiny(_output: &Self::Output) -> bool {
+        false
+    }
+}
+
+/// An asm block around one instruction: MXCSR loaded, the instruction, MXCSR stored, the host's restored.
+macro_rules! under_mxcsr {
+    ($restore:ident, $mxcsr:ident, [$($instruction:expr),+], $($operands:tt)*) => {
+        if $restore {
+            // SAFETY: `mxcsr` points to a valid u32 whose reserved bits are clear and whose exceptions are masked (callers'
+            // contract), so that neither LDMXCSR nor the instruction faults; the host's control bits are restored.
+            unsafe {
+                asm!(
+                    "ldmxcsr [{mxcsr}]", $($instruction,)+ "stmxcsr [{mxcsr}]", "ldmxcsr [rip + {host}]",
+                    mxcsr = in(reg) std::ptr::from_mut($mxcsr), host = sym HOST_MXCSR, $($operands)*, options(nostack),
+                );
+            }
+        } else {
+            // SAFETY: as above; the control bits equal the host's, and status flags need not be preserved.
+            unsafe {
+                asm!(
+                    "ldmxcsr [{mxcsr}]", $($instruction,)+ "stmxcsr [{mxcsr}]",
+                    mxcsr = in(reg) std::ptr::from_mut($mxcsr), $($operands)*, options(nostack),
+                );
+            }
+        }
+    };
+}
+
+/// Instructions of two XMM registers; the last word says in which format the result may be tiny.
+macro_rules! vector_operations {
+    ($($name:ident = $instruction:literal, $tiny:ident;)*) => {$(
+        pub(super) struct $name;
+
+        impl Operation for $name {
+            type Left = __m128i;
+            type Right = __m128i;
+            type Output = __m128i;
+
+            #[inline(always)]
+            fn run<const RESTORE: bool>(mxcsr: &mut u32, left: __m128i, right: __m128i) -> __m128i {
+                let mut result = left;
+                under_mxcsr!(
+                    RESTORE, mxcsr, [concat!($instruction, " {left}, {right}")],
+                    left = inout(xmm_reg) result, right = in(xmm_reg) right
+                );
+                result
+            }
+
+            fn is_tiny(output: &__m128i) -> bool {
+                tiny::$tiny(super::vector::bits(*output))
+            }
+        }
+    )*};
+}
+
+/// Instructions of two XMM registers and an immediate.
+macro_rules! immediate_operations {
+    ($($name:ident = $instruction:literal, $tiny:ident;)*) => {$(
+        pub(super) struct $name<const IMMEDIATE: u8>;
+
+        impl<const IMMEDIATE: u8> Operation for $name<IMMEDIATE> {
+            type Left = __m128i;
+            type Right = __m128i;
+            type Output = __m128i;
+
+            #[inline(always)]
+            fn run<const RESTORE: bool>(mxcsr: &mut u32, left: __m128i, right: __m128i) -> __m128i {
+                let mut result = left;
+                under_mxcsr!(
+                    RESTORE, mxcsr, [concat!($instruction, " {left}, {right}, {immediate}")],
+                    left = inout(xmm_reg) result, right = in(xmm_reg) right, immediate = const IMMEDIATE
+                );
+                result
+            }
+
+            fn is_tiny(output: &__m128i) -> bool {
+                tiny::$tiny(super::vector::bits(*output))
+            }
+        }
+    )*};
+}
+
+/// Conversions of a general register to a scalar.
+macro_rules! from_general_operations {
+    ($($name:ident = $instruction:literal;)*) => {$(
+        pub(super) struct $name;
+
+        impl Operation for $name {
+            type Left = __m128i;
+            type Right = u64;
+            type Output = __m128i;
+
+            #[inline(always)]
+            fn run<const RESTORE: bool>(mxcsr: &mut u32, left: __m128i, right: u64) -> __m128i {
+                let mut result = left;
+                under_mxcsr!(
+                    RESTORE, mxcsr, [$instruction], left = inout(xmm_reg) result, right = in(reg) right
+                );
+                result
+            }
+        }
+    )*};
+}
+
+/// Conversions of a scalar to a general register, zero-extended.
+macro_rules! to_general_operations {
+    ($($name:ident = $instruction:literal;)*) => {$(
+        pub(super) struct $name;
+
+        impl Operation for $name {
+            type Left = ();
+            type Right = __m128i;
+            type Output = u64;
+
+            #[inline(always)]
+            fn run<const RESTORE: bool>(mxcsr: &mut u32, _left: (), right: __m128i) -> u64 {
+                let result;
+                under_mxcsr!(
+                    RESTORE, mxcsr, [$instruction], result = lateout(reg) result, right = in(xmm_reg) right
+                );
+                result
+            }
+        }
+    )*};
+}
+
+/// Comparisons that set ZF, PF and CF; the result is the low byte of RFLAGS.
+macro_rules! flag_operations {
+    ($($name:ident = $instruction:literal;)*) => {$(
+        pub(super) struct $name;
+
+        impl Operation for $name {
+            type Left = __m128i;
+            type Right = __m128i;
+            type Output = u64;
+
+            #[inline(always)]
+            fn run<const RESTORE: bool>(mxcsr: &mut u32, left: __m128i, right: __m128i) -> u64 {
+                let flags: u64;
+                under_mxcsr!(
+                    RESTORE, mxcsr, [concat!($instruction, " {left}, {right}"), "lahf", "movzx eax, ah"],
+                    left = in(xmm_reg) left, right = in(xmm_reg) right, out("rax") flags
+                );
+                flags
+            }
+        }
+    )*};
+}
+
+vector_operations! {
+    AddPs = "addps", ps; AddPd = "addpd", pd; AddSs = "addss", ss; AddSd = "addsd", sd;
+    SubPs = "subps", ps; SubPd = "subpd", pd; SubSs = "subss", ss; SubSd = "subsd", sd;
+    MulPs = "mulps", ps; MulPd = "mulpd", pd; MulSs = "mulss", ss; MulSd = "mulsd", sd;
+    DivPs = "divps", ps; DivPd = "divpd", pd; DivSs = "divss", ss; DivSd = "divsd", sd;
+    MinPs = "minps", never; MinPd = "minpd", never; MinSs = "minss", never; MinSd = "minsd", never;
+    MaxPs = "maxps", never; MaxPd = "maxpd", never; MaxSs = "maxss", never; MaxSd = "maxsd", never;
+    SqrtPs = "sqrtps", never; SqrtPd = "sqrtpd", never; SqrtSs = "sqrtss", never; SqrtSd = "sqrtsd", never;
+    AddSubPs = "addsubps", ps; AddSubPd = "addsubpd", pd;
+    HAddPs = "haddps", ps; HAddPd = "haddpd", pd; HSubPs = "hsubps", ps; HSubPd = "hsubpd", pd;
+    DqToPs = "cvtdq2ps", never; DqToPd = "cvtdq2pd", never;
+    PsToDq = "cvtps2dq", never; PsToDqTruncated = "cvttps2dq", never;
+    PdToDq = "cvtpd2dq", never; PdToDqTruncated = "cvttpd2dq", never;
+    PsToPd = "cvtps2pd", never; PdToPs = "cvtpd2ps", ps; SsToSd = "cvtss2sd", never; SdToSs = "cvtsd2ss", ss;
+}
+
+immediate_operations! {
+    CmpPs = "cmpps", never; CmpPd = "cmppd", never; CmpSs = "cmpss", never; CmpSd = "cmpsd", never;
+    RoundPs = "roundps", never; RoundPd = "roundpd", never; RoundSs = "roundss", never; RoundSd = "roundsd", never;
+    DotPs = "dpps", ps; DotPd = "dppd", pd;
+}
+
+from_general_operations! {
+    I32ToSs = "cvtsi2ss {left}, {right:e}"; I64ToSs = "cvtsi2ss {left}, {right:r}";
+    I32ToSd = "cvtsi2sd {left}, {right:e}"; I64ToSd = "cvtsi2sd {left}, {right:r}";
+}
+
+to_general_operations! {
+    SsToI32 = "cvtss2si {result:e}, {right}"; SsToI64 = "cvtss2si {result:r}, {right}";
+    SdToI32 = "cvtsd2si {result:e}, {right}"; SdToI64 = "cvtsd2si {result:r}, {right}";
+    SsToI32Truncated = "cvttss2si {result:e}, {right}"; SsToI64Truncated = "cvttss2si {result:r}, {right}";
+    SdToI32Truncated = "cvttsd2si {result:e}, {right}"; SdToI64Truncated = "cvttsd2si {result:r}, {right}";
+}
+
+flag_operations! {
+    ComiSs = "comiss"; ComiSd = "comisd"; UcomiSs = "ucomiss"; UcomiSd = "ucomisd";
+}
+
+/// Whether elements of a result are denormal.
+mod tiny {
+    fn single(bits: u32) -> bool {
+        f32::from_bits(bits).is_subnormal()
+    }
+
+    fn double(bits: u64) -> bool {
+        f64::from_bits(bits).is_subnormal()
+    }
+
+    pub(super) fn never(_bits: u128) -> bool {
+        false
+    }
+
+    pub(super) fn ss(bits: u128) -> bool {
+        single(bits as u32)
+    }
+
+    pub(super) fn sd(bits: u128) -> bool {
+        double(bits as u64)
+    }
+
+    pub(super) fn ps(bits: u128) -> bool {
+        (0..4).any(|element| single((bits >> (element * 32)) as u32))
+    }
+
+    pub(super) fn pd(bits: u128) -> bool {
+        (0..2).any(|element| double((bits >> (element * 64)) as u64))
+    }
+}
