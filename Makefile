@@ -1,0 +1,63 @@
+# `make` alone lists what there is to make. Everything is compiled once, with the release profile.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Guest images, package cache and tools: kept between runs, removed by `make clean`.
+export TWINVM_HOME ?= $(CURDIR)/.twinvm
+# pgbench may have been unpacked there; the file system's tools are not on every user's path.
+export PATH := $(TWINVM_HOME)/tools:$(PATH):/usr/sbin:/sbin
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TWINVM := $(TARGET)/release/twinvm
+CARGO_FLAGS := --release --locked --workspace
+DIFFERENTIAL_CASES ?= 5000000
+BENCH_RUNS ?= 3
+
+.PHONY: help setup setup-build setup-image setup-peer build test soak demo bench bench-peer lint docs clean
+
+help: ## List the targets
+	@sed -En 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
+
+setup: ## Install the Debian packages that building and testing need (with sudo if not root)
+	@scripts/setup build image test
+
+setup-build:
+	@scripts/setup build
+
+setup-image:
+	@scripts/setup build image
+
+setup-peer:
+	@scripts/setup peer
+
+build: setup-build ## Compile twinvm
+	cargo build $(CARGO_FLAGS)
+
+test: setup ## Run all tests, those with guests included
+	cargo test $(CARGO_FLAGS) --no-fail-fast
+
+soak: setup ## Run the long forms of the randomized tests (hours)
+	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test --release --locked -p cpu --test differential -- --nocapture
+
+demo: setup-image build ## Boot Redis in a Debian guest and talk to it from outside
+	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo
+
+bench: setup-image setup-peer build ## Measure twinvm beside QEMU; figures go to target/bench/cpu.json
+	@mkdir -p $(TARGET)/bench
+	$(TWINVM) bench cpu --runs $(BENCH_RUNS) --json $(TARGET)/bench/cpu.json
+
+bench-peer: setup-image setup-peer build ## Measure QEMU alone, on the same work
+	@mkdir -p $(TARGET)/bench
+	$(TWINVM) bench cpu --peer only --runs $(BENCH_RUNS) --json $(TARGET)/bench/cpu-peer.json
+
+lint: setup-build ## Check formatting and clippy
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+
+docs: setup-build ## Build the API documentation
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+
+clean: ## Remove everything that was built, guest images included
+	cargo clean
+	rm -rf .twinvm
