@@ -84,6 +84,29 @@ impl Mapping {
         true
     }
 
+    /// Copies within guest memory; the ranges may overlap. False when out of bounds.
+    pub(crate) fn copy(&self, from: u64, to: u64, len: usize) -> bool {
+        if !self.contains(from, len) || !self.contains(to, len) {
+            return false;
+        }
+        // SAFETY: both ranges are in bounds by the check above; `copy_to` allows them to overlap.
+        unsafe { self.base.as_ptr().add(from as usize).copy_to(self.base.as_ptr().add(to as usize), len) };
+        true
+    }
+
+    /// Writes a scalar `count` times in a row, at any alignment; false when out of bounds.
+    pub(crate) fn fill<T: Copy>(&self, offset: u64, value: T, count: usize) -> bool {
+        let Some(len) = count.checked_mul(size_of::<T>()) else { return false };
+        if !self.contains(offset, len) {
+            return false;
+        }
+        for index in 0..count {
+            // SAFETY: in bounds by the check above, as `index` is below `count`.
+            unsafe { self.base.as_ptr().add(offset as usize).cast::<T>().add(index).write_unaligned(value) };
+        }
+        true
+    }
+
     /// Copies out of guest memory; false when out of bounds.
     pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
         if !self.contains(offset, buf.len()) {

@@ -139,6 +139,17 @@ impl GuestRam {
         self.mapping.store(offset, value)
     }
 
+    /// Copies `len` bytes within RAM, as if through a buffer, without tracking: for a vCPU that has marked the pages it writes
+    /// before. False out of bounds.
+    pub fn copy_premarked(&self, from: u64, to: u64, len: u64) -> bool {
+        usize::try_from(len).is_ok_and(|len| self.mapping.copy(from, to, len))
+    }
+
+    /// Writes a scalar `count` times in a row without tracking, as [`GuestRam::store_premarked`] does once.
+    pub fn fill_premarked<T: Scalar>(&self, offset: u64, value: T, count: u64) -> bool {
+        usize::try_from(count).is_ok_and(|count| self.mapping.fill(offset, value, count))
+    }
+
     /// Copies bytes at an offset in RAM into `buf`. False out of bounds.
     pub fn read_offset(&self, offset: u64, buf: &mut [u8]) -> bool {
         self.mapping.read(offset, buf)
