@@ -1,0 +1,88 @@
+//! Instructions made for LOCK: XADD, CMPXCHG, CMPXCHG8B, CMPXCHG16B.
+//!
+//! All processors of a VM take turns on one thread, so a locked instruction is the same as an unlocked one.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use super::place::{Dst, Memory, Place, RAX, RBX, RCX, RDX, Shape, bits, by_width, set_operands, shape};
+use crate::bus::Bus;
+use crate::core::Cpu;
+use crate::op::{Handler, Op, Stop};
+use crate::width::Width;
+
+pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+    let exchanges = match instruction.mnemonic() {
+        Mnemonic::Xadd => false,
+        Mnemonic::Cmpxchg => true,
+        Mnemonic::Cmpxchg8b => return Some(cmpxchg8b),
+        Mnemonic::Cmpxchg16b => return Some(cmpxchg16b),
+        _ => return None,
+    };
+    set_operands(instruction, op);
+    let bits = bits(instruction, 0);
+    Some(match (exchanges, shape(instruction, 0, op)) {
+        (false, Shape::Register) => by_width!(bits, xadd::<_, Dst>),
+        (false, _) => by_width!(bits, xadd::<_, Memory>),
+        (true, Shape::Register) => by_width!(bits, cmpxchg::<_, Dst>),
+        (true, _) => by_width!(bits, cmpxchg::<_, Memory>),
+    })
+}
+
+/// XADD: the source takes the destination's old value first, so that `xadd r, r` doubles it.
+fn xadd<W: Width, D: Place>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
+    D::modify::<W>(cpu, op, bus, |cpu, before| {
+        let right = W::read(cpu, op.src);
+        let sum = W::from_u64(before.to_u64().wrapping_add(right.to_u64()));
+        cpu.flags.set_add(before, right, sum);
+        before.write(cpu, op.src);
+        sum
+    })
+}
+
+/// CMPXCHG: memory is written (and must be writable) whether or not the comparison succeeds.
+fn cmpxchg<W: Width, D: Place>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
+    let expected = W::read(cpu, RAX);
+    let desired = W::read(cpu, op.src);
+    D::modify::<W>(cpu, op, bus, |cpu, before| {
+        cpu.flags.set_sub(expected, before, W::from_u64(expected.to_u64().wrapping_sub(before.to_u64())));
+        if before == expected {
+            return desired;
+        }
+        before.write(cpu, RAX);
+        before
+    })
+}
+
+fn cmpxchg8b(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
+    let pair = |cpu: &Cpu, high, low| u64::from(u32::read(cpu, high)) << 32 | u64::from(u32::read(cpu, low));
+    let expected = pair(cpu, RDX, RAX);
+    let desired = pair(cpu, RCX, RBX);
+    cpu.modify(cpu.linear(op), bus, |cpu, before: u64| {
+        cpu.flags.set_zf_keep_others(before == expected);
+        if before == expected {
+            return desired;
+        }
+        (before as u32).write(cpu, RAX);
+        ((before >> 32) as u32).write(cpu, RDX);
+        before
+    })
+}
+
+fn cmpxchg16b(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
+    let linear = cpu.linear(op);
+    if linear & 15 != 0 {
+        return Err(cpu.general_protection(0));
+    }
+    let pair = |cpu: &Cpu, high, low| u128::from(u64::read(cpu, high)) << 64 | u128::from(u64::read(cpu, low));
+    let expected = pair(cpu, RDX, RAX);
+    let desired = pair(cpu, RCX, RBX);
+    cpu.modify(linear, bus, |cpu, before: u128| {
+        cpu.flags.set_zf_keep_others(before == expected);
+        if before == expected {
+            return desired;
+        }
+        (before as u64).write(cpu, RAX);
+        ((before >> 64) as u64).write(cpu, RDX);
+        before
+    })
+}
