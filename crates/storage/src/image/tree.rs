@@ -95,7 +95,8 @@ impl Tree {
     }
 
     /// The node at `path`, links among its directories followed.
-    pub fn get(&self, path: &str) -> Option<&Node> {
+    #[cfg(test)]
+    fn get(&self, path: &str) -> Option<&Node> {
         self.nodes.get(&self.resolve(path, false)?)
     }
 

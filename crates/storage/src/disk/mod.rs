@@ -1,0 +1,42 @@
+//! Disk images: raw and qcow2 files, and block devices as raw ones.
+//!
+//! A [`DiskImage`] is what a virtual disk reads and writes. Opening one takes a lock on the file, so that two VMs cannot write
+//! to the same disk and no VM writes to what another reads; the files that a qcow2 image is based on are opened read-only and
+//! locked too. The lock is `flock(2)`: it belongs to the open file and goes with the process, however that ends.
+//!
+//! The formats are those of the `imago` library; QEMU's `docs/interop/qcow2.txt` is the specification. Not supported:
+//! encryption, external data files, and images whose backing format is not recorded.
+
+mod create;
+mod error;
+mod format;
+mod image;
+mod lock;
+mod qcow2_header;
+
+use std::path::Path;
+
+pub use create::{Backing, create_qcow2, create_raw};
+pub use error::DiskError;
+pub use format::DiskFormat;
+pub use image::{DiskImage, DiskOptions};
+
+/// Smallest unit of a disk in bytes; sizes are multiples of it.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Largest disk in bytes: what a qcow2 image with 64 KiB clusters can map with the largest first-level table that QEMU takes.
+pub const DISK_BYTES_MAX: u64 = 1 << 51;
+
+/// Refuses sizes that no disk has.
+fn check_size(path: &Path, size_bytes: u64) -> Result<(), DiskError> {
+    let reason = if size_bytes == 0 {
+        "empty"
+    } else if size_bytes % SECTOR_BYTES != 0 {
+        "not a multiple of 512"
+    } else if size_bytes > DISK_BYTES_MAX {
+        "too big"
+    } else {
+        return Ok(());
+    };
+    Err(DiskError::BadSize { path: path.to_path_buf(), size_bytes, reason })
+}
