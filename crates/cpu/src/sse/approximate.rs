@@ -65,3 +65,54 @@ fn assemble(value: u64, exponent: i32) -> u32 {
     }
     ((biased as u32) << FRACTION_BITS) + fraction
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ERROR_MAX: f64 = 1.5 / 4096.0;
+
+    /// Every 997th bit pattern, and those around the edges of formats.
+    fn samples() -> impl Iterator<Item = u32> {
+        let edges = [0, 0x0080_0000, 0x3f80_0000, 0x4000_0000, 0x7e80_0000, 0x7f00_0000, 0x7f80_0000, 0x8000_0000];
+        let around =
+            edges.into_iter().flat_map(|edge: u32| (0..4096).map(move |n| edge.wrapping_sub(2048).wrapping_add(n)));
+        (0..=u32::MAX).step_by(997).chain(around).flat_map(|bits| [bits, bits | SIGN])
+    }
+
+    #[test]
+    fn errors_stay_within_the_architecture() {
+        for bits in samples().filter(|bits| f32::from_bits(*bits).is_normal()) {
+            let x = f64::from(f32::from_bits(bits));
+            let found = f64::from(f32::from_bits(reciprocal(bits)));
+            let wanted = 1.0 / x;
+            if wanted.abs() < f64::from(f32::MIN_POSITIVE) * (1.0 - ERROR_MAX) {
+                assert_eq!(found.to_bits(), f64::copysign(0.0, x).to_bits(), "{x:e}");
+            } else if found != 0.0 || wanted.abs() > f64::from(f32::MIN_POSITIVE) {
+                assert!((found / wanted - 1.0).abs() <= ERROR_MAX, "1/{x:e} = {found:e}");
+            }
+            if x > 0.0 {
+                let found = f64::from(f32::from_bits(reciprocal_root(bits)));
+                assert!((found * x.sqrt() - 1.0).abs() <= ERROR_MAX, "1/sqrt({x:e}) = {found:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn special_operands_give_what_the_manual_says() {
+        let denormal = 0x0000_1234;
+        assert_eq!(
+            [0, SIGN, denormal, SIGN | denormal].map(reciprocal),
+            [INFINITY, SIGN | INFINITY, INFINITY, SIGN | INFINITY]
+        );
+        assert_eq!(
+            [0, SIGN, denormal, SIGN | denormal].map(reciprocal_root),
+            [INFINITY, SIGN | INFINITY, INFINITY, SIGN | INFINITY]
+        );
+        assert_eq!([INFINITY, SIGN | INFINITY].map(reciprocal), [0, SIGN]);
+        assert_eq!([INFINITY, SIGN | INFINITY, 0xbf80_0000].map(reciprocal_root), [0, INDEFINITE, INDEFINITE]);
+        let (signaling, quiet) = (0xff80_0005, 0xffc0_0005);
+        assert_eq!([reciprocal(signaling), reciprocal_root(signaling), reciprocal(quiet)], [quiet; 3]);
+        assert_eq!([reciprocal(0x3f80_0000), reciprocal_root(0x3f80_0000)], [0x3f80_0000; 2]);
+    }
+}

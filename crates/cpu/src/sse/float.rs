@@ -11,7 +11,7 @@ use crate::width::Width;
 
 use super::approximate::{reciprocal, reciprocal_root};
 use super::native::*;
-use super::operand::{Aligned, Memory32, Memory64, Mm, Source, Xmm};
+use super::operand::{Aligned, Memory32, Memory64, Source, Xmm};
 use super::vector::*;
 
 pub(super) fn lower(code: Code, memory: bool, imm: u64) -> Option<Handler> {
@@ -163,11 +163,12 @@ pub(super) fn lower(code: Code, memory: bool, imm: u64) -> Option<Handler> {
         Code::Rsqrtss_xmm_xmmm32 => approximate!(Memory32, |d, s| low_single(d, s, reciprocal_root)),
         Code::Cvtpi2ps_xmm_mmm64 => {
             if memory {
-                mm_to_singles::<Memory64>
+                memory_to_singles
             } else {
-                mm_to_singles::<Mm>
+                mm_to_singles
             }
         }
+        // From memory this has nothing to do with the x87 unit either.
         Code::Cvtpi2pd_xmm_mmm64 => {
             if memory {
                 arithmetic::<Memory64, DqToPd>
@@ -277,31 +278,41 @@ fn low_single(destination: __m128i, source: __m128i, function: fn(u32) -> u32) -
     _mm_blend_epi16::<0b11>(destination, from_low(function(bits(source) as u32).into()))
 }
 
-/// CVTPI2PS.
-fn mm_to_singles<S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    cpu.check_x87_pending()?;
-    let source = S::read(cpu, op, bus)?;
+/// CVTPI2PS from memory, which has nothing to do with the x87 unit.
+fn memory_to_singles(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
+    let source = Memory64::read(cpu, op, bus)?;
     let result = cpu.float::<DqToPs>(source, source)?;
     let merged = _mm_blend_epi16::<0b1111>(cpu.sse.get(op.dst), result);
     cpu.sse.set(op.dst, merged);
-    cpu.x87.enter_mmx();
     Ok(())
 }
 
-/// CVTPI2PD with an MMX register; the memory form has nothing to do with the x87 unit.
+/// CVTPI2PS from an MMX register.
+fn mm_to_singles(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
+    cpu.check_x87_pending()?;
+    cpu.x87.enter_mmx();
+    let source = cpu.mm(op.src);
+    let result = cpu.float::<DqToPs>(source, source)?;
+    let merged = _mm_blend_epi16::<0b1111>(cpu.sse.get(op.dst), result);
+    cpu.sse.set(op.dst, merged);
+    Ok(())
+}
+
+/// CVTPI2PD from an MMX register.
 fn mm_to_doubles(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
+    cpu.x87.enter_mmx();
     let source = cpu.mm(op.src);
     let result = cpu.float::<DqToPd>(source, source)?;
     cpu.sse.set(op.dst, result);
-    cpu.x87.enter_mmx();
     Ok(())
 }
 
-/// CVTPS2PI, CVTPD2PI and their truncating forms.
+/// CVTPS2PI, CVTPD2PI and their truncating forms. Processors enter MMX mode even when the conversion then raises #XM.
 fn to_mm<S: Source, O: ToMm>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
     let source = O::operand(S::read(cpu, op, bus)?);
+    cpu.x87.enter_mmx();
     let result = cpu.float::<O>(source, source)?;
     cpu.set_mm(op.dst, result);
     Ok(())

@@ -98,6 +98,7 @@ pub(super) fn lower(code: Code, memory: bool) -> Option<Handler> {
         Code::Packusdw_xmm_xmmm128 => binary!(Aligned, _mm_packus_epi32),
         Code::Punpcklqdq_xmm_xmmm128 => binary!(Aligned, _mm_unpacklo_epi64),
         Code::Punpckhqdq_xmm_xmmm128 => binary!(Aligned, _mm_unpackhi_epi64),
+        Code::Pshufb_xmm_xmmm128 => binary!(Aligned, _mm_shuffle_epi8),
         Code::Packsswb_xmm_xmmm128 => binary!(Aligned, _mm_packs_epi16),
         Code::Packssdw_xmm_xmmm128 => binary!(Aligned, _mm_packs_epi32),
         Code::Packuswb_xmm_xmmm128 => binary!(Aligned, _mm_packus_epi16),

@@ -277,9 +277,10 @@ fn from_xmm(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     Ok(())
 }
 
-/// EMMS: every register is empty, TOP stays.
+/// EMMS: every register is empty. TOP becomes 0 as with the other instructions, though the manual does not say so.
 fn empty(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
+    cpu.x87.enter_mmx();
     cpu.x87.valid = 0;
     Ok(())
 }

@@ -20,6 +20,9 @@ mod shuffle;
 mod string;
 mod vector;
 
+#[cfg(test)]
+mod tests;
+
 use iced_x86::{Instruction, OpKind};
 
 use crate::decode::{Site, slot};

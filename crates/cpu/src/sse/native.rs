@@ -149,7 +149,7 @@ macro_rules! to_general_operations {
             fn run<const RESTORE: bool>(mxcsr: &mut u32, _left: (), right: __m128i) -> u64 {
                 let result;
                 under_mxcsr!(
-                    RESTORE, mxcsr, [$instruction], result = lateout(reg) result, right = in(xmm_reg) right
+                    RESTORE, mxcsr, [$instruction], result = out(reg) result, right = in(xmm_reg) right
                 );
                 result
             }
