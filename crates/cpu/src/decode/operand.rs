@@ -94,6 +94,31 @@ fn number(register: Register) -> Option<u8> {
 pub(crate) fn slot(register: Register) -> u8 {
     match register {
         Register::AH | Register::CH | Register::DH | Register::BH => 16 + (register as u8 - Register::AH as u8),
-        _ => register.number() as u8,
+        _ => number(register).unwrap_or(register.number() as u8),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `Register::number` counts AH to BH among the byte registers, which made R8B the slot of R12.
+    #[test]
+    fn byte_registers_have_the_slot_of_the_whole_register_but_for_the_high_ones() {
+        for (register, expected) in [
+            (Register::AL, 0),
+            (Register::BL, 3),
+            (Register::AH, 16),
+            (Register::BH, 19),
+            (Register::SPL, 4),
+            (Register::DIL, 7),
+            (Register::R8L, 8),
+            (Register::R15L, 15),
+            (Register::R15, 15),
+            (Register::XMM15, 15),
+            (Register::GS, 5),
+        ] {
+            assert_eq!(slot(register), expected, "{register:?}");
+        }
     }
 }

@@ -23,8 +23,8 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     Some(match (exchanges, shape(instruction, 0, op)) {
         (false, Shape::Register) => by_width!(bits, xadd::<_, Dst>),
         (false, _) => by_width!(bits, xadd::<_, Memory>),
-        (true, Shape::Register) => by_width!(bits, cmpxchg::<_, Dst>),
-        (true, _) => by_width!(bits, cmpxchg::<_, Memory>),
+        (true, Shape::Register) => by_width!(bits, cmpxchg_register::<_>),
+        (true, _) => by_width!(bits, cmpxchg_memory::<_>),
     })
 }
 
@@ -39,13 +39,28 @@ fn xadd<W: Width, D: Place>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result
     })
 }
 
-/// CMPXCHG: memory is written (and must be writable) whether or not the comparison succeeds.
-fn cmpxchg<W: Width, D: Place>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    let expected = W::read(cpu, RAX);
+/// Sets the flags of CMPXCHG's comparison; true when equal.
+fn compare<W: Width>(cpu: &mut Cpu, expected: W, found: W) -> bool {
+    cpu.flags.set_sub(expected, found, W::from_u64(expected.to_u64().wrapping_sub(found.to_u64())));
+    expected == found
+}
+
+/// CMPXCHG on a register: only one of destination and accumulator is written (which shows in the upper half of 64 bits).
+fn cmpxchg_register<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
+    let before = W::read(cpu, op.dst);
+    if compare(cpu, W::read(cpu, RAX), before) {
+        W::read(cpu, op.src).write(cpu, op.dst);
+    } else {
+        before.write(cpu, RAX);
+    }
+    Ok(())
+}
+
+/// CMPXCHG on memory, which is written (and must be writable) whether or not the comparison succeeds.
+fn cmpxchg_memory<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let desired = W::read(cpu, op.src);
-    D::modify::<W>(cpu, op, bus, |cpu, before| {
-        cpu.flags.set_sub(expected, before, W::from_u64(expected.to_u64().wrapping_sub(before.to_u64())));
-        if before == expected {
+    cpu.modify(cpu.linear(op), bus, |cpu, before: W| {
+        if compare(cpu, W::read(cpu, RAX), before) {
             return desired;
         }
         before.write(cpu, RAX);

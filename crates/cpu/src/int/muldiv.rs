@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(divided(0xfeff, 0xffu8), Some((0xff, 0xfe)));
         assert_eq!(divided(0xff00, 0xffu8), None);
         assert_eq!(divided(7, 0u32), None);
-        assert_eq!(divided(u128::from(u64::MAX - 1) << 64 | 5, u64::MAX), Some((u64::MAX, 3)));
+        assert_eq!(divided(u128::from(u64::MAX - 1) << 64 | 5, u64::MAX), Some((u64::MAX, 4)));
         assert_eq!(divided(u128::from(u64::MAX) << 64, u64::MAX), None);
     }
 

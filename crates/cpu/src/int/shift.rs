@@ -113,7 +113,11 @@ fn rotated_left<W: Width>(value: W, count: u32) -> W {
 
 impl Shift for Rcl {
     fn apply<W: Width>(flags: &mut LazyFlags, value: W, count: u32) -> W {
-        let (result, carry) = rotated_through_carry(value, flags.cf(), count % (W::BITS + 1));
+        let count = count % (W::BITS + 1);
+        if count == 0 {
+            return value;
+        }
+        let (result, carry) = rotated_through_carry(value, flags.cf(), count);
         flags.set_cf_of(carry, carry != result.sign());
         result
     }
@@ -121,8 +125,11 @@ impl Shift for Rcl {
 
 impl Shift for Rcr {
     fn apply<W: Width>(flags: &mut LazyFlags, value: W, count: u32) -> W {
-        let right = count % (W::BITS + 1);
-        let (result, carry) = rotated_through_carry(value, flags.cf(), W::BITS + 1 - right);
+        let count = count % (W::BITS + 1);
+        if count == 0 {
+            return value;
+        }
+        let (result, carry) = rotated_through_carry(value, flags.cf(), W::BITS + 1 - count);
         let (top, below) = top_bits(result);
         flags.set_cf_of(carry, top != below);
         result
@@ -278,6 +285,12 @@ mod tests {
         assert_eq!(run::<Rcr, u64>(1, 1, bit::CF), (1 << 63, bit::CF | bit::OF));
         assert_eq!(run::<Rcl, u64>(1, 63, bit::CF).0, 1 << 63 | 1 << 62);
         assert_eq!(run::<Rcr, u32>(0x1234_5678, 31, 0).0, 0x1234_5678 << 2 & 0xffff_ffff | 0x1234_5678 >> 31);
+    }
+
+    #[test]
+    fn whole_turns_through_carry_change_no_flag() {
+        assert_eq!(run::<Rcr, u8>(0x41, 27, 0), (0x41, 0));
+        assert_eq!(run::<Rcl, u16>(0x8000, 17, bit::CF | bit::OF), (0x8000, bit::CF | bit::OF));
     }
 
     #[test]
