@@ -37,21 +37,28 @@ fn every_instruction_of_the_extensions_is_lowered() {
         {
             continue;
         }
+        // As in "Pinsrw_xmm_r32m16_imm8": one part an operand.
+        let operands: Vec<&str> = name.split('_').skip(1).collect();
+        let is_memory =
+            |operand: &str| operand.strip_prefix('m').is_some_and(|rest| rest.starts_with(char::is_numeric));
+        let may_be_memory = |operand: &str| {
+            operand.contains("mmm") || operand.starts_with("rm") || operand.starts_with('r') && operand.contains('m')
+        };
         let mut instruction = Instruction::default();
         instruction.set_code(code);
         for operand in 0..instruction.op_count().min(3) {
             instruction.set_op_register(operand, Register::XMM1);
         }
-        assert!(lower(&instruction), "{name}");
-        let has_memory_form = name.contains("mmm") || name.contains("rm32") || name.contains("rm64");
-        if has_memory_form {
-            let operand = u32::from(!name.contains("mmm64_mm") && !name.contains("mmm128_xmm"));
-            instruction.set_op_kind(operand, OpKind::Memory);
+        if !operands.iter().any(|operand| is_memory(operand)) {
+            assert!(lower(&instruction), "{name}");
+        }
+        if let Some(operand) = operands.iter().position(|operand| is_memory(operand) || may_be_memory(operand)) {
+            instruction.set_op_kind(operand as u32, OpKind::Memory);
             assert!(lower(&instruction), "{name} with memory");
         }
         lowered += 1;
     }
-    assert_eq!(lowered, 386);
+    assert_eq!(lowered, 383);
 }
 
 fn lower(instruction: &Instruction) -> bool {
