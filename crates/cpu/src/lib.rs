@@ -31,3 +31,4 @@ mod x87;
 pub use crate::bus::Bus;
 pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, TSC_HZ, VCPUS_MAX};
 pub use crate::state::VcpuState;
+pub use crate::x87::transcendental_signature;

@@ -1,7 +1,8 @@
-//! [`X87`]: the registers of the x87 unit, and what MMX instructions share of it.
+//! [`X87`]: the registers of the x87 unit, its stack, its exceptions, and what MMX instructions share of it.
 
+use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Stop, vector};
+use crate::op::{Op, Stop, vector};
 
 /// One 80-bit register. MMX registers are the significands.
 #[repr(C)]
@@ -10,6 +11,30 @@ pub(crate) struct Register80 {
     pub significand: u64,
     /// Sign (bit 15) and biased exponent.
     pub sign_exponent: u16,
+}
+
+impl Register80 {
+    /// The quiet NaN that masked invalid operations produce.
+    pub(crate) const INDEFINITE: Self = Self { significand: 3 << 62, sign_exponent: 0xffff };
+
+    pub(super) fn from_u128(bits: u128) -> Self {
+        Self { significand: bits as u64, sign_exponent: (bits >> 64) as u16 }
+    }
+
+    /// Exact: 64 bits of significand hold every integer.
+    pub(super) fn from_integer(value: i64) -> Self {
+        if value == 0 {
+            return Self::default();
+        }
+        let magnitude = value.unsigned_abs();
+        let shift = magnitude.leading_zeros();
+        let sign = u16::from(value < 0) << 15;
+        Self { significand: magnitude << shift, sign_exponent: sign | (16383 + 63 - shift as u16) }
+    }
+
+    pub(super) fn is_negative(self) -> bool {
+        self.sign_exponent >> 15 == 1
+    }
 }
 
 /// The x87 unit: registers by physical number (ST(i) is `registers[(top + i) % 8]`), as FXSAVE sees it.
@@ -22,9 +47,11 @@ pub(crate) struct X87 {
     pub status: u16,
     /// Bit n: physical register n holds a value (the abridged tag word of FXSAVE).
     pub valid: u8,
-    /// Last non-control opcode, 11 bits.
+    /// Opcode of the last instruction that left an unmasked exception, 11 bits.
     pub last_opcode: u16,
+    /// RIP of the last instruction that is not a control instruction.
     pub last_instruction: u64,
+    /// Operand address of the last instruction that left an unmasked exception.
     pub last_operand: u64,
 }
 
@@ -35,7 +62,6 @@ pub(crate) mod status {
     pub const ZERO_DIVIDE: u16 = 1 << 2;
     pub const OVERFLOW: u16 = 1 << 3;
     pub const UNDERFLOW: u16 = 1 << 4;
-    pub const PRECISION: u16 = 1 << 5;
     pub const EXCEPTIONS: u16 = 0x3f;
     pub const STACK_FAULT: u16 = 1 << 6;
     pub const ERROR_SUMMARY: u16 = 1 << 7;
@@ -46,6 +72,19 @@ pub(crate) mod status {
     pub const TOP: u16 = 7 << TOP_SHIFT;
     pub const C3: u16 = 1 << 14;
     pub const BUSY: u16 = 1 << 15;
+    /// Detected before anything is computed: when unmasked, operands and stack stay as they were.
+    pub const BEFORE_COMPUTING: u16 = INVALID | DENORMAL | ZERO_DIVIDE;
+    /// When unmasked, nothing is stored in memory.
+    pub const BEFORE_STORING: u16 = BEFORE_COMPUTING | OVERFLOW | UNDERFLOW;
+}
+
+/// Bits of the control word.
+pub(crate) mod control {
+    /// After FNINIT.
+    pub const INITIAL: u16 = 0x37f;
+    /// Bits that can be set; bit 6 always is.
+    pub const WRITABLE: u16 = 0x1f3f;
+    pub const FIXED: u16 = 1 << 6;
 }
 
 impl X87 {
@@ -53,7 +92,7 @@ impl X87 {
     pub(crate) fn new() -> Self {
         Self {
             registers: [Register80::default(); 8],
-            control: 0x37f,
+            control: control::INITIAL,
             status: 0,
             valid: 0,
             last_opcode: 0,
@@ -70,6 +109,78 @@ impl X87 {
         self.status &= !status::TOP;
         self.valid = 0xff;
     }
+
+    pub(super) fn top(&self) -> usize {
+        usize::from(self.status >> status::TOP_SHIFT & 7)
+    }
+
+    fn physical(&self, index: u8) -> usize {
+        (self.top() + usize::from(index)) & 7
+    }
+
+    /// ST(index).
+    pub(super) fn get(&self, index: u8) -> Register80 {
+        self.registers[self.physical(index)]
+    }
+
+    /// ST(index), unless it is empty.
+    pub(super) fn value(&self, index: u8) -> Option<Register80> {
+        let physical = self.physical(index);
+        (self.valid >> physical & 1 == 1).then(|| self.registers[physical])
+    }
+
+    pub(super) fn set(&mut self, index: u8, value: Register80) {
+        let physical = self.physical(index);
+        self.registers[physical] = value;
+        self.valid |= 1 << physical;
+    }
+
+    /// Makes ST(index) empty.
+    pub(super) fn free(&mut self, index: u8) {
+        self.valid &= !(1 << self.physical(index));
+    }
+
+    /// Moves TOP up (towards the stack's bottom) by one, as a pop does, or down by one (`by` = 7).
+    pub(super) fn rotate(&mut self, by: u16) {
+        let top = (self.status >> status::TOP_SHIFT).wrapping_add(by) & 7;
+        self.status = self.status & !status::TOP | top << status::TOP_SHIFT;
+    }
+
+    pub(super) fn pop(&mut self) {
+        self.free(0);
+        self.rotate(1);
+    }
+
+    /// The caller has checked that there is room.
+    pub(super) fn push(&mut self, value: Register80) {
+        self.rotate(7);
+        self.set(0, value);
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.valid >> self.physical(7) & 1 == 0
+    }
+
+    pub(super) fn set_condition(&mut self, mask: u16, bits: u16) {
+        self.status = self.status & !mask | bits & mask;
+    }
+
+    /// Whether one of these exceptions is raised and not masked.
+    pub(super) fn is_unmasked(&self, exceptions: u16) -> bool {
+        exceptions & !self.control & status::EXCEPTIONS != 0
+    }
+
+    /// Derives ES and B from exceptions and masks.
+    pub(super) fn update_summary(&mut self) {
+        let summary = status::ERROR_SUMMARY | status::BUSY;
+        let bits = if self.is_unmasked(self.status) { summary } else { 0 };
+        self.set_condition(summary, bits);
+    }
+
+    pub(super) fn set_control(&mut self, value: u16) {
+        self.control = value & control::WRITABLE | control::FIXED;
+        self.update_summary();
+    }
 }
 
 impl Cpu {
@@ -78,5 +189,44 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn check_x87_pending(&mut self) -> Result<(), Stop> {
         if self.x87.status & status::ERROR_SUMMARY == 0 { Ok(()) } else { Err(self.raise(vector::MF, None)) }
+    }
+
+    /// Ends an instruction that computes: notes where it was, and adds its exceptions; if one of them is not masked, #MF follows at the
+    /// next instruction that waits.
+    #[inline(always)]
+    pub(super) fn finish_x87(&mut self, op: &Op, exceptions: u16, bus: &mut dyn Bus) {
+        self.x87.last_instruction = self.rip_of(op);
+        self.x87.status |= exceptions & (status::EXCEPTIONS | status::STACK_FAULT);
+        if self.x87.is_unmasked(self.x87.status) {
+            self.note_unmasked(op, exceptions, bus);
+        }
+    }
+
+    #[cold]
+    fn note_unmasked(&mut self, op: &Op, exceptions: u16, bus: &mut dyn Bus) {
+        self.x87.update_summary();
+        if !self.x87.is_unmasked(exceptions) {
+            return;
+        }
+        self.x87.last_operand = self.effective_offset(op);
+        // The opcode is not kept in ops: read it again. The instruction has just been fetched, so this works.
+        let mut previous = 0;
+        for offset in 0..op.len {
+            let linear = self.code_base.wrapping_add(self.rip_of(op)).wrapping_add(offset.into());
+            let Ok(byte) = self.load::<u8>(linear, bus) else { return };
+            if previous & 0xf8 == 0xd8 {
+                self.x87.last_opcode = (previous & 7) << 8 | u16::from(byte);
+                return;
+            }
+            previous = byte.into();
+        }
+    }
+
+    /// Whether an instruction may go on after a stack fault: C1 tells overflow from underflow. `false`: invalid operations are not masked.
+    #[cold]
+    pub(super) fn stack_fault(&mut self, overflow: bool) -> (bool, u16) {
+        self.x87.set_condition(status::C1, if overflow { status::C1 } else { 0 });
+        let exceptions = status::INVALID | status::STACK_FAULT;
+        (!self.x87.is_unmasked(exceptions), exceptions)
     }
 }

@@ -149,21 +149,22 @@ pub fn sse_convert() -> Generator {
     special::sse_float(vector_forms(|_, name| name.starts_with("cvt") || name.starts_with("round")))
 }
 
+/// FSTCW and the like are two instructions: WAIT and FNSTCW.
+const WITH_WAIT: &[Mnemonic] = &[Fstenv, Fsave, Fstcw, Fstsw, Fclex, Finit, Feni, Fdisi, Fsetpm];
+
 fn float80_forms(keep: impl Fn(Mnemonic) -> bool) -> Vec<Form> {
     forms(FLOAT80, |form| {
         let name = format!("{:?}", form.mnemonic());
-        name.starts_with('F') && keep(form.mnemonic())
+        name.starts_with('F') && !WITH_WAIT.contains(&form.mnemonic()) && keep(form.mnemonic())
     })
 }
 
 const TRANSCENDENTAL: &[Mnemonic] = &[F2xm1, Fyl2x, Fyl2xp1, Fptan, Fpatan, Fsin, Fcos, Fsincos];
-const ENVIRONMENT: &[Mnemonic] = &[
-    Fldenv, Fnstenv, Fstenv, Fnsave, Fsave, Frstor, Fnstcw, Fstcw, Fldcw, Fnstsw, Fstsw, Fnclex, Fclex, Fninit, Finit, Fxsave,
-    Fxsave64, Fxrstor, Fxrstor64, Feni, Fdisi, Fneni, Fndisi, Fnsetpm, Fsetpm, Frstpm,
-];
+const CONTROL: &[Mnemonic] = &[Fnstcw, Fldcw, Fnstsw, Fnclex, Fninit, Fneni, Fndisi, Fnsetpm];
+const ENVIRONMENT: &[Mnemonic] = &[Fldenv, Fnstenv, Fnsave, Frstor];
 
 pub fn x87_arithmetic() -> Generator {
-    mixed(float80_forms(|m| !TRANSCENDENTAL.contains(&m) && !ENVIRONMENT.contains(&m)), Flavor::Float80, &[])
+    mixed(float80_forms(|m| ![TRANSCENDENTAL, CONTROL, ENVIRONMENT].concat().contains(&m)), Flavor::Float80, &[])
 }
 
 pub fn x87_transcendental() -> Generator {
@@ -172,10 +173,7 @@ pub fn x87_transcendental() -> Generator {
 }
 
 pub fn x87_control() -> Generator {
-    let control = float80_forms(|m| {
-        ENVIRONMENT.contains(&m) && !matches!(m, Feni | Fdisi | Fneni | Fndisi | Fnsetpm | Fsetpm | Frstpm)
-    });
-    let control = control.into_iter().filter(|form| special::environment_len(form.code).is_none()).collect();
+    let control = float80_forms(|m| CONTROL.contains(&m));
     let arithmetic = float80_forms(|m| matches!(m, Fadd | Fld | Fstp | Fdiv | Fld1 | Fcomp | Fincstp | Ffree));
     special::x87_control(control, arithmetic)
 }

@@ -420,12 +420,12 @@ fn redecode(builder: &mut Builder) {
 }
 
 /// Bytes of an x87 environment or image that an instruction loads or stores.
-pub fn environment_len(code: Code) -> Option<u64> {
+fn environment_len(code: Code) -> Option<u64> {
     match code {
-        Code::Fldenv_m14byte | Code::Fnstenv_m14byte | Code::Fstenv_m14byte => Some(14),
-        Code::Fldenv_m28byte | Code::Fnstenv_m28byte | Code::Fstenv_m28byte => Some(28),
-        Code::Frstor_m94byte | Code::Fnsave_m94byte | Code::Fsave_m94byte => Some(94),
-        Code::Frstor_m108byte | Code::Fnsave_m108byte | Code::Fsave_m108byte => Some(108),
+        Code::Fldenv_m14byte | Code::Fnstenv_m14byte => Some(14),
+        Code::Fldenv_m28byte | Code::Fnstenv_m28byte => Some(28),
+        Code::Frstor_m94byte | Code::Fnsave_m94byte => Some(94),
+        Code::Frstor_m108byte | Code::Fnsave_m108byte => Some(108),
         _ => None,
     }
 }
