@@ -21,6 +21,8 @@ mod layout;
 mod mapping;
 mod ram;
 mod tracker;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 pub use harvest::Harvest;
 pub use layout::{HIGH_START, LOW_END, Layout, PAGE_BYTES, PAGE_SHIFT, Slot};

@@ -39,7 +39,7 @@ pub enum MemoryError {
     },
 }
 
-/// Integers that can be read from and written to guest memory, little-endian as x86 is.
+/// Integers (and 128-bit vectors of them) that can be read from and written to guest memory, little-endian as x86 is.
 pub trait Scalar: Copy + sealed::Sealed {
     /// Zero-extends.
     fn to_u128(self) -> u128;
@@ -47,7 +47,7 @@ pub trait Scalar: Copy + sealed::Sealed {
     fn from_u128(value: u128) -> Self;
 }
 
-mod sealed {
+pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
