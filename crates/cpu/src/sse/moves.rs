@@ -148,11 +148,11 @@ fn merge<S: Source>(
 
 fn store_aligned(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let linear = cpu.aligned(op)?;
-    cpu.store(linear, bits(cpu.sse.get(op.src)), bus)
+    cpu.store(linear, cpu.sse.get(op.src), bus)
 }
 
 fn store_unaligned(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    cpu.store_operand(op, bits(cpu.sse.get(op.src)), bus)
+    cpu.store_operand(op, cpu.sse.get(op.src), bus)
 }
 
 fn store_low<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {

@@ -8,7 +8,7 @@ use crate::op::{Op, Stop};
 use crate::x87::Register80;
 
 use super::Sse;
-use super::vector::{bits, from_low, low, vector};
+use super::vector::{from_low, load, low, store};
 
 /// A kind of source operand, zero-extended to 128 bits.
 pub(super) trait Source {
@@ -49,14 +49,14 @@ impl Source for Aligned {
     #[inline(always)]
     fn read(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<__m128i, Stop> {
         let linear = cpu.aligned(op)?;
-        Ok(vector(cpu.load(linear, bus)?))
+        cpu.load(linear, bus)
     }
 }
 
 impl Source for Unaligned {
     #[inline(always)]
     fn read(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<__m128i, Stop> {
-        Ok(vector(cpu.load_operand(op, bus)?))
+        cpu.load_operand(op, bus)
     }
 }
 
@@ -85,13 +85,13 @@ impl Sse {
     /// An XMM register.
     #[inline(always)]
     pub(super) fn get(&self, number: u8) -> __m128i {
-        vector(self.xmm[usize::from(number & 15)])
+        load(&self.xmm[usize::from(number & 15)])
     }
 
     /// Writes an XMM register.
     #[inline(always)]
     pub(super) fn set(&mut self, number: u8, value: __m128i) {
-        self.xmm[usize::from(number & 15)] = bits(value);
+        store(&mut self.xmm[usize::from(number & 15)], value);
     }
 }
 

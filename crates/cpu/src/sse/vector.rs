@@ -93,6 +93,20 @@ pub(super) fn bits(vector: __m128i) -> u128 {
     unsafe { std::mem::transmute(vector) }
 }
 
+/// Reads a register as one vector, not as two halves.
+#[inline(always)]
+pub(super) fn load(register: &u128) -> __m128i {
+    // SAFETY: a reference to 16 aligned bytes; SSE2 is part of x86-64.
+    unsafe { host::_mm_load_si128(std::ptr::from_ref(register).cast()) }
+}
+
+/// Writes a register as one vector: if it were stored as two halves, the next load would wait for both to leave the store buffer.
+#[inline(always)]
+pub(super) fn store(register: &mut u128, value: __m128i) {
+    // SAFETY: as above.
+    unsafe { host::_mm_store_si128(std::ptr::from_mut(register).cast(), value) }
+}
+
 /// The low 64 bits.
 #[inline(always)]
 pub(super) fn low(vector: __m128i) -> u64 {
