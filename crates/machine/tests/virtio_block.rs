@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use machine::devices::virtio::block::{Block, BlockRestoreError};
+use machine::devices::virtio::block::{Block, BlockBackend, BlockRestoreError};
 use machine::devices::virtio::mmio::DeviceStatus;
 use machine::devices::virtio::testing::{Buffer, GuestDriver, MemoryDisk};
 use machine::devices::virtio::{MmioState, MmioTransport, QueueError};
 use machine::irq::{IrqPin, IrqPins};
 use memory::{GuestRam, PAGE_BYTES};
+use storage::disk::{DiskImage, DiskOptions, create_qcow2, create_raw};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -32,9 +33,13 @@ impl Rig {
     }
 
     fn with_disk(disk: MemoryDisk, features: u64) -> Self {
+        Self::with_backend(Box::new(disk.clone()), disk, features)
+    }
+
+    fn with_backend(backend: Box<dyn BlockBackend>, disk: MemoryDisk, features: u64) -> Self {
         let ram = GuestRam::new(32 << 20).unwrap();
         let pins = IrqPins::new();
-        let device = MmioTransport::new(Block::new(Box::new(disk.clone()), "disk-0"), ram.dma().clone(), pin(&pins));
+        let device = MmioTransport::new(Block::new(backend, "disk-0"), ram.dma().clone(), pin(&pins));
         let driver = GuestDriver::new(&ram);
         let mut rig = Self { disk, ram, pins, device, driver };
         rig.driver.start(&mut rig.device, features, 64);
@@ -141,6 +146,28 @@ fn a_driver_that_knows_no_flushes_gets_each_write_flushed() {
     assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[1; 512], 0).0, OK);
     assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[], 512).0, OK);
     assert_eq!(rig.operations(), ["write", "flush", "read"]);
+}
+
+#[test]
+fn disk_images_of_both_formats_keep_what_a_guest_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["disk.raw", "disk.qcow2"] {
+        let path = folder.path().join(name);
+        if name.ends_with("raw") { create_raw(&path, 1 << 20) } else { create_qcow2(&path, 1 << 20, None) }.unwrap();
+        let open = || DiskImage::open(&path, DiskOptions::default()).unwrap();
+        let mut rig = Rig::with_backend(Box::new(open()), MemoryDisk::default(), ALL);
+        let data = pattern(200 << 10, 3);
+        assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 7, &data, 0).0, OK);
+        assert_eq!(rig.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &range(8, 2, 0), 0).0, OK);
+        assert_eq!(rig.request(VIRTIO_BLK_T_DISCARD, 0, &range(20, 1, 0), 0).0, OK);
+        assert_eq!(rig.request(VIRTIO_BLK_T_FLUSH, 0, &[], 0).0, OK);
+        drop(rig);
+        let mut rig = Rig::with_backend(Box::new(open()), MemoryDisk::default(), ALL);
+        let mut expected = data;
+        expected[512..3 * 512].fill(0);
+        expected[13 * 512..14 * 512].fill(0);
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 7, &[], expected.len() as u32), (OK, expected), "{name}");
+    }
 }
 
 #[test]

@@ -262,7 +262,9 @@ impl Disk {
         }
         for range in ranges {
             let (offset, len) = (range.sector * SECTOR_BYTES, u64::from(range.sectors) * SECTOR_BYTES);
-            self.backend.discard(offset, len).map_err(RequestError::Backend)?;
+            if len > 0 {
+                self.backend.discard(offset, len).map_err(RequestError::Backend)?;
+            }
         }
         self.metrics.discards += 1;
         Ok(0)
@@ -272,7 +274,9 @@ impl Disk {
         let mut ranges = [SectorRange::default(); RANGES_MAX];
         for range in self.ranges(chain, memory, WRITE_ZEROES_SECTORS_MAX, &mut ranges)? {
             let (offset, len) = (range.sector * SECTOR_BYTES, u64::from(range.sectors) * SECTOR_BYTES);
-            self.backend.write_zeroes(offset, len, range.unmap).map_err(RequestError::Backend)?;
+            if len > 0 {
+                self.backend.write_zeroes(offset, len, range.unmap).map_err(RequestError::Backend)?;
+            }
         }
         self.metrics.write_zeroes += 1;
         Ok(0)
