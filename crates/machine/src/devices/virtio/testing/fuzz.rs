@@ -4,7 +4,7 @@
 //! * no panic, endless loop or unbounded allocation inside the device,
 //! * every page that the device wrote is dirty,
 //! * the interrupt pin says what the interrupt status says,
-//! * a device restored from its saved state has that state.
+//! * a device restored from its saved state has that state, and guest and world cannot tell it from one that was not.
 
 use std::fmt::Debug;
 
@@ -28,36 +28,40 @@ use crate::irq::{IrqPin, IrqPins};
 const STEPS_MAX: usize = 400;
 const RING_FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// A device type under test.
+/// A device type under test, and its backend.
 trait Target {
     type Device: VirtioDevice<State: Clone + Debug + PartialEq>;
+    /// What the device did to the world.
+    type World: Debug + PartialEq;
 
     fn build(&self) -> Self::Device;
     fn rebuild(&self, state: <Self::Device as VirtioDevice>::State) -> Self::Device;
     fn input(&self, transport: &mut MmioTransport<Self::Device>, bytes: &[u8]);
+    fn world(&self) -> Self::World;
 }
 
 /// One case for virtio-blk.
 pub fn block(data: &[u8]) -> bool {
     // An odd first byte makes the disk read-only.
     let read_only = data.first().is_some_and(|byte| byte & 1 != 0);
-    run(&BlockTarget(MemoryDisk::new(64 << 10, read_only)), data.get(1..).unwrap_or_default())
+    run(|| BlockTarget(MemoryDisk::new(64 << 10, read_only)), data.get(1..).unwrap_or_default())
 }
 
 /// One case for virtio-net.
 pub fn net(data: &[u8]) -> bool {
-    run(&NetTarget(MemoryNetwork::default()), data)
+    run(|| NetTarget(MemoryNetwork::default()), data)
 }
 
 /// One case for virtio-rng.
 pub fn rng(data: &[u8]) -> bool {
-    run(&RngTarget, data)
+    run(|| RngTarget, data)
 }
 
 struct BlockTarget(MemoryDisk);
 
 impl Target for BlockTarget {
     type Device = Block;
+    type World = Vec<u8>;
 
     fn build(&self) -> Block {
         Block::new(Box::new(self.0.clone()), "fuzz")
@@ -70,12 +74,17 @@ impl Target for BlockTarget {
     fn input(&self, _transport: &mut MmioTransport<Block>, bytes: &[u8]) {
         self.0.content().broken = bytes.first().is_some_and(|byte| byte & 1 != 0);
     }
+
+    fn world(&self) -> Vec<u8> {
+        self.0.content().bytes.clone()
+    }
 }
 
 struct NetTarget(MemoryNetwork);
 
 impl Target for NetTarget {
     type Device = Net;
+    type World = Vec<(Vec<u8>, FrameOffload)>;
 
     fn build(&self) -> Net {
         Net::new(NetConfig { mac: MacAddr::for_vm("fuzz", 0), mtu: 1500 }, Box::new(self.0.clone()))
@@ -105,12 +114,17 @@ impl Target for NetTarget {
             }
         }
     }
+
+    fn world(&self) -> Self::World {
+        self.0.content().sent.clone()
+    }
 }
 
 struct RngTarget;
 
 impl Target for RngTarget {
     type Device = Rng;
+    type World = ();
 
     fn build(&self) -> Rng {
         Rng::new(Box::new(SeededEntropy::new(1, 0)))
@@ -122,6 +136,8 @@ impl Target for RngTarget {
     }
 
     fn input(&self, _transport: &mut MmioTransport<Rng>, _bytes: &[u8]) {}
+
+    fn world(&self) {}
 }
 
 /// Guest memory, and a copy of it in which only the guest has written.
@@ -150,24 +166,46 @@ impl Memory {
     }
 }
 
-fn run<T: Target>(target: &T, data: &[u8]) -> bool {
+/// What is left of a case.
+#[derive(Debug, PartialEq)]
+struct Outcome<S, W> {
+    state: MmioState<S>,
+    ram: Vec<u8>,
+    world: W,
+}
+
+fn run<T: Target>(target: impl Fn() -> T, data: &[u8]) -> bool {
+    let steps: Vec<_> = Steps::new(data).take(STEPS_MAX).collect();
+    let outcome = run_steps(&target(), &steps, true);
+    if steps.contains(&Step::SaveAndRestore) {
+        let uninterrupted = run_steps(&target(), &steps, false);
+        assert!(outcome == uninterrupted, "restored {outcome:?}\nuninterrupted {uninterrupted:?}");
+    }
+    !outcome.state.transport.status.has(DeviceStatus::NEEDS_RESET)
+}
+
+fn run_steps<T: Target>(
+    target: &T,
+    steps: &[Step],
+    restoring: bool,
+) -> Outcome<<T::Device as VirtioDevice>::State, T::World> {
     let ram = GuestRam::new(RAM_BYTES).expect("a few pages of RAM");
     let dma: DmaMemory = ram.dma().clone();
     let mut memory = Memory { ram, guests_view: vec![0; RAM_BYTES as usize] };
     let pin = IrqPin::new(&IrqPins::new(), 5);
     let mut device = MmioTransport::new(target.build(), dma.clone(), pin.clone());
-    for step in Steps::new(data).take(STEPS_MAX) {
-        match step {
-            Step::WriteWindow { offset, bytes } => {
+    for step in steps {
+        match *step {
+            Step::WriteWindow { offset, ref bytes } => {
                 // The bus hands over 1 to 8 bytes within the window.
-                let bytes = if bytes.is_empty() { &[0][..] } else { &bytes };
+                let bytes = if bytes.is_empty() { &[0][..] } else { bytes };
                 device.write(u64::from(offset) % WINDOW_BYTES, bytes.get(..8).unwrap_or(bytes));
             }
             Step::ReadWindow { offset, len } => {
                 let mut data = [0xff; 8];
                 device.read(u64::from(offset) % WINDOW_BYTES, &mut data[..=usize::from(len % 8)]);
             }
-            Step::WriteRam { address, bytes } => memory.write(u64::from(address), &bytes),
+            Step::WriteRam { address, ref bytes } => memory.write(u64::from(address), bytes),
             Step::Descriptor { queue, index, address, high, len, flags, next } => {
                 let at = ring_addresses(u64::from(queue % 2))[0] + u64::from(index) * 16;
                 let address = u64::from(address) | u64::from(high) << 56;
@@ -188,17 +226,19 @@ fn run<T: Target>(target: &T, data: &[u8]) -> bool {
             }
             Step::Notify { queue } => write(&mut device, VIRTIO_MMIO_QUEUE_NOTIFY, u32::from(queue % 4)),
             Step::Acknowledge => write(&mut device, VIRTIO_MMIO_INTERRUPT_ACK, u32::MAX),
-            Step::SaveAndRestore => device = save_and_restore(target, &device, &dma, &pin),
+            Step::SaveAndRestore if restoring => device = save_and_restore(target, &device, &dma, &pin),
+            Step::SaveAndRestore => {}
             Step::Initialise { features } => initialise(&mut device, features),
-            Step::Input { bytes } => target.input(&mut device, &bytes),
+            Step::Input { ref bytes } => target.input(&mut device, bytes),
         }
         let mut status = [0; 4];
         device.read(u64::from(VIRTIO_MMIO_INTERRUPT_STATUS), &mut status);
         assert_eq!(pin.is_asserted(), status != [0; 4], "pin and interrupt status differ");
     }
-    save_and_restore(target, &device, &dma, &pin);
     memory.check_dirty_pages();
-    !device.status().has(DeviceStatus::NEEDS_RESET)
+    let mut ram = vec![0; RAM_BYTES as usize];
+    assert!(memory.ram.read_offset(0, &mut ram));
+    Outcome { state: device.save(), ram, world: target.world() }
 }
 
 fn save_and_restore<T: Target>(
