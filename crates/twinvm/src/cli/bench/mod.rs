@@ -1,0 +1,26 @@
+//! `twinvm bench`: how fast twinvm is, beside its peers.
+
+mod cpu;
+mod cpu_time;
+mod qemu;
+mod report;
+mod soft;
+mod stopwatch;
+mod work;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+#[derive(Subcommand)]
+pub enum BenchCommand {
+    /// Measure the software processor with work in a Debian guest, in turns with QEMU where it is installed
+    Cpu(cpu::CpuArguments),
+}
+
+pub fn run(command: BenchCommand) -> Result<ExitCode> {
+    match command {
+        BenchCommand::Cpu(arguments) => cpu::run(&arguments),
+    }
+}
