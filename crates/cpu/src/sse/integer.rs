@@ -197,6 +197,6 @@ fn test<S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop
     let destination = cpu.sse.get(op.dst);
     let zero = _mm_testz_si128(destination, source) as u64;
     let carry = _mm_testc_si128(destination, source) as u64;
-    cpu.flags.set_bits(zero * bit::ZF | carry * bit::CF);
+    cpu.flags.set_bits((zero * bit::ZF) | (carry * bit::CF));
     Ok(())
 }

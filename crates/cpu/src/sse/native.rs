@@ -36,6 +36,9 @@ pub(super) trait Operation {
 }
 
 /// An asm block around one instruction: MXCSR loaded, the instruction, MXCSR stored, the host's restored.
+///
+/// LDMXCSR costs as much as several additions, STMXCSR next to nothing. So where the host's control bits are the guest's, MXCSR is
+/// loaded only if it differs: mostly it still holds what the guest's last instruction left in it.
 macro_rules! under_mxcsr {
     ($restore:ident, $mxcsr:ident, [$($instruction:expr),+], $($operands:tt)*) => {
         if $restore {
@@ -48,10 +51,13 @@ macro_rules! under_mxcsr {
                 );
             }
         } else {
+            let mut current = std::mem::MaybeUninit::<u32>::uninit();
             // SAFETY: as above; the control bits equal the host's, and status flags need not be preserved.
             unsafe {
                 asm!(
-                    "ldmxcsr [{mxcsr}]", $($instruction,)+ "stmxcsr [{mxcsr}]",
+                    "stmxcsr [{current}]", "mov {scratch:e}, [{current}]", "cmp {scratch:e}, [{mxcsr}]", "je 2f",
+                    "ldmxcsr [{mxcsr}]", "2:", $($instruction,)+ "stmxcsr [{mxcsr}]",
+                    current = in(reg) current.as_mut_ptr(), scratch = out(reg) _,
                     mxcsr = in(reg) std::ptr::from_mut($mxcsr), $($operands)*, options(nostack),
                 );
             }

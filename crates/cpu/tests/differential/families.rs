@@ -111,7 +111,9 @@ fn vector_forms(keep: impl Fn(&Form, &str) -> bool) -> Vec<Form> {
         let name = format!("{:?}", form.mnemonic()).to_lowercase();
         let special = ["maskmov", "prefetch", "fisttp", "sfence", "lfence", "mfence", "clflush", "monitor", "mwait"];
         let integer = ["crc32", "movnti", "ldmxcsr", "stmxcsr", "pause", "popcnt"];
-        !special.iter().chain(&integer).any(|prefix| name.starts_with(prefix)) && keep(form, &name)
+        // Approximations differ between processors; the crate's own tests see to their errors.
+        let approximate = ["rcp", "rsqrt"];
+        !special.iter().chain(&integer).chain(&approximate).any(|prefix| name.starts_with(prefix)) && keep(form, &name)
     })
 }
 
