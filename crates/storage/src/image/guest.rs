@@ -4,10 +4,11 @@ use super::tree::Tree;
 use super::{ImageError, ImageSpec, Init};
 
 /// Files of the light init, for the digest of the builder's inputs.
-pub(crate) const EMBEDDED: [&str; 12] = [
+pub(crate) const EMBEDDED: [&str; 13] = [
     INITTAB,
     RC,
     RC_SHUTDOWN,
+    POWER_BUTTON,
     UDHCPC,
     REDIS.start,
     REDIS.stop,
@@ -22,6 +23,7 @@ pub(crate) const EMBEDDED: [&str; 12] = [
 const INITTAB: &str = include_str!("../../guest/inittab");
 const RC: &str = include_str!("../../guest/rc");
 const RC_SHUTDOWN: &str = include_str!("../../guest/rc.shutdown");
+const POWER_BUTTON: &str = include_str!("../../guest/power-button");
 const UDHCPC: &str = include_str!("../../guest/udhcpc");
 const REDIS_CONF: &str = include_str!("../../guest/services/redis.conf");
 const POSTGRESQL_CONF: &str = include_str!("../../guest/services/postgresql.conf");
@@ -286,6 +288,8 @@ fn light_init(tree: &mut Tree) -> Result<(), ImageError> {
     tree.file("etc/inittab", INITTAB, 0o644)?;
     tree.directory("etc/twinvm/services.d", 0o755)?;
     tree.directory("etc/twinvm/stop.d", 0o755)?;
+    // busybox acpid's name for "the power button was pressed".
+    tree.file("etc/twinvm/acpi/PWRF/00000080", POWER_BUTTON, 0o755)?;
     for (name, script) in [("rc", RC), ("rc.shutdown", RC_SHUTDOWN), ("udhcpc", UDHCPC)] {
         tree.file(&format!("etc/twinvm/{name}"), script, 0o755)?;
     }

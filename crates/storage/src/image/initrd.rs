@@ -14,7 +14,8 @@ use super::tree::Tree;
 pub(crate) const INIT: &str = include_str!("../../guest/init");
 
 /// Modules that a guest of ours may need before its root disk is there. A kernel that has one built in is fine too.
-const MODULES: [&str; 6] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "pvpanic_mmio"];
+const MODULES: [&str; 8] =
+    ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "pvpanic_mmio", "button", "evdev"];
 
 const S_IFDIR: u32 = 0o040_000;
 const S_IFREG: u32 = 0o100_000;
