@@ -111,6 +111,18 @@ fn the_card_shows_its_address_mtu_and_link() {
 }
 
 #[test]
+fn the_pin_stays_up_until_every_cause_is_acknowledged() {
+    let mut rig = Rig::new(MERGE);
+    rig.supply(&[1536]);
+    rig.device.set_link(false);
+    assert_eq!(rig.device.deliver(&frame(60, 0), PLAIN), Delivery::Delivered);
+    rig.driver.write_register(&mut rig.device, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
+    assert_eq!(rig.pins.levels(), 1 << 6);
+    assert_eq!(rig.driver.take_interrupt(&mut rig.device), VIRTIO_MMIO_INT_CONFIG);
+    assert_eq!(rig.pins.levels(), 0);
+}
+
+#[test]
 fn the_backend_hears_what_the_driver_accepts() {
     let rig = Rig::new(MERGE);
     assert_eq!(rig.network.content().accepted, Some(ReceiveOffloads::default()));
