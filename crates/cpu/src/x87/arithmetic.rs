@@ -57,10 +57,10 @@ pub(super) fn lower(code: Code) -> Option<Handler> {
         Code::Fchs => |cpu, op, bus| change_sign(cpu, op, bus, |sign_exponent| sign_exponent ^ 0x8000),
         Code::Fsqrt => |cpu, op, bus| unary(cpu, op, bus, native::square_root),
         Code::Frndint => |cpu, op, bus| unary(cpu, op, bus, native::round),
-        Code::Fscale => |cpu, op, bus| binary(cpu, op, bus, native::scale),
-        Code::Fprem => |cpu, op, bus| binary(cpu, op, bus, native::remainder),
-        Code::Fprem1 => |cpu, op, bus| binary(cpu, op, bus, native::remainder_nearest),
-        Code::Fxtract => |cpu, op, bus| pushing(cpu, op, bus, native::extract),
+        Code::Fscale => scale,
+        Code::Fprem => |cpu, op, bus| remainder(cpu, op, bus, native::remainder),
+        Code::Fprem1 => |cpu, op, bus| remainder(cpu, op, bus, native::remainder_nearest),
+        Code::Fxtract => |cpu, op, bus| pushing(cpu, op, bus, native::extract, 0),
         _ => return None,
     })
 }
@@ -146,12 +146,23 @@ pub(super) fn unary(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, native: Unary) ->
     Ok(())
 }
 
-/// ST(0) and ST(1) to ST(0), with all condition codes.
-fn binary(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, native: Binary) -> Result<(), Stop> {
+fn scale(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
+    cpu.check_x87_pending()?;
+    let computed = with_next(cpu, native::scale);
+    cpu.finish_computed(op, 0, computed, bus);
+    Ok(())
+}
+
+/// FPREM and FPREM1: the condition codes hold the quotient's low bits, and whether the reduction is complete. Where there is no
+/// quotient, C0 and C3 stay.
+fn remainder(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, native: Binary) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
     let computed = with_next(cpu, native);
-    if let Some(computed) = computed {
-        cpu.x87.set_condition(status::C0 | status::C2 | status::C3, computed.status);
+    match computed {
+        Some(computed) if computed.status & status::INVALID == 0 && !computed.value.is_nan() => {
+            cpu.x87.set_condition(status::C0 | status::C2 | status::C3, computed.status);
+        }
+        _ => cpu.x87.set_condition(status::C2, 0),
     }
     cpu.finish_computed(op, 0, computed, bus);
     Ok(())
@@ -172,20 +183,27 @@ fn with_next(cpu: &Cpu, native: Binary) -> Option<Computed> {
     Some(native(cpu.x87.control, &st0, &st1))
 }
 
-/// ST(0) to ST(0), and another value pushed; not if the operand is out of range (C2).
-pub(super) fn pushing(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, native: Pushing) -> Result<(), Stop> {
+/// ST(0) to ST(0), and another value pushed; not if the operand is `out_of_range` (C2, or 0 for functions of any number).
+pub(super) fn pushing(
+    cpu: &mut Cpu,
+    op: &Op,
+    bus: &mut dyn Bus,
+    native: Pushing,
+    out_of_range: u16,
+) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
     let control = cpu.x87.control;
     let indefinite = Register80::INDEFINITE;
     let (pushed, value, exceptions, proceeds) = match cpu.x87.value(0) {
         Some(value) if cpu.x87.has_room() => {
             let (pushed, below) = native(control, &value);
-            cpu.x87.set_condition(status::C1 | status::C2, below.status);
-            let stays = cpu.x87.is_unmasked(below.status & status::BEFORE_COMPUTING) || below.status & status::C2 != 0;
+            cpu.x87.set_condition(status::C1 | out_of_range, below.status);
+            let stays = cpu.x87.is_unmasked(below.status & status::BEFORE_COMPUTING) || below.status & out_of_range != 0;
             (pushed, below.value, below.status & status::EXCEPTIONS, !stays)
         }
         value => {
             let (proceeds, exceptions) = cpu.stack_fault(value.is_some());
+            cpu.x87.set_condition(out_of_range, 0);
             (indefinite, indefinite, exceptions, proceeds)
         }
     };

@@ -38,7 +38,8 @@ pub(super) fn lower(code: Code) -> Option<Handler> {
     })
 }
 
-/// Sets the condition codes from a native comparison (`None`: an operand was empty) and pops.
+/// Sets the condition codes from a native comparison (`None`: an operand was empty), and pops unless an unmasked exception
+/// forbids that.
 fn finish(cpu: &mut Cpu, op: &Op, compared: Option<u16>, pops: u8, bus: &mut dyn Bus) {
     let (result, exceptions, proceeds) = match compared {
         Some(raised) => {
@@ -51,8 +52,8 @@ fn finish(cpu: &mut Cpu, op: &Op, compared: Option<u16>, pops: u8, bus: &mut dyn
             (RESULT, exceptions, proceeds)
         }
     };
+    cpu.x87.set_condition(RESULT, result);
     if proceeds {
-        cpu.x87.set_condition(RESULT, result);
         for _ in 0..pops {
             cpu.x87.pop();
         }
@@ -123,8 +124,8 @@ fn next<const ORDERED: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Resul
 fn to_flags<const ORDERED: bool, const POP: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
     let (result, exceptions, proceeds) = match with_register(cpu, op.dst, ORDERED) {
+        // C1 stays.
         Some(raised) => {
-            cpu.x87.set_condition(status::C1, 0);
             let proceeds = !cpu.x87.is_unmasked(raised & status::BEFORE_COMPUTING);
             (raised, raised & status::EXCEPTIONS, proceeds)
         }
@@ -133,12 +134,10 @@ fn to_flags<const ORDERED: bool, const POP: bool>(cpu: &mut Cpu, op: &Op, bus: &
             (RESULT, exceptions, proceeds)
         }
     };
-    if proceeds {
-        let flag = |condition: u16, flag: u64| if result & condition != 0 { flag } else { 0 };
-        cpu.flags.set_bits(flag(status::C0, bit::CF) | flag(status::C2, bit::PF) | flag(status::C3, bit::ZF));
-        if POP {
-            cpu.x87.pop();
-        }
+    let flag = |condition: u16, flag: u64| if result & condition != 0 { flag } else { 0 };
+    cpu.flags.set_bits(flag(status::C0, bit::CF) | flag(status::C2, bit::PF) | flag(status::C3, bit::ZF));
+    if proceeds && POP {
+        cpu.x87.pop();
     }
     cpu.finish_x87(op, exceptions, bus);
     Ok(())

@@ -15,7 +15,7 @@ pub(super) fn lower(code: Code) -> Option<Handler> {
         Code::Fnop => |cpu, op, bus| computing(cpu, op, bus, |_, _| {}),
         Code::Fincstp => |cpu, op, bus| computing(cpu, op, bus, |x87, _| rotate(x87, 1)),
         Code::Fdecstp => |cpu, op, bus| computing(cpu, op, bus, |x87, _| rotate(x87, 7)),
-        Code::Ffree_sti => |cpu, op, bus| computing(cpu, op, bus, X87::free),
+        Code::Ffree_sti => |cpu, op, bus| computing(cpu, op, bus, free),
         Code::Ffreep_sti => |cpu, op, bus| computing(cpu, op, bus, free_and_pop),
         Code::Fldcw_m2byte => load_control,
         Code::Fnstcw_m2byte => store_control,
@@ -49,9 +49,14 @@ fn rotate(x87: &mut X87, by: u16) {
     x87.set_condition(status::C1, 0);
 }
 
-fn free_and_pop(x87: &mut X87, index: u8) {
+fn free(x87: &mut X87, index: u8) {
     x87.free(index);
-    x87.rotate(1);
+    x87.set_condition(status::C1, 0);
+}
+
+fn free_and_pop(x87: &mut X87, index: u8) {
+    free(x87, index);
+    x87.pop();
 }
 
 fn load_control(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {

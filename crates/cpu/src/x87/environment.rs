@@ -88,9 +88,10 @@ fn environment<const LEN: usize>(cpu: &Cpu) -> [u8; LEN] {
     let (instruction, operand) = (x87.last_instruction as u32, x87.last_operand as u32);
     let opcode = u32::from(x87.last_opcode);
     let words = [x87.control, x87.status, x87.tag_word()];
+    let reserved = if LEN == LONG { 0xffff_0000 } else { 0 };
     // The selectors are not kept: processors have stored zero since CPUID.7.0:EBX bit 13.
     let pointers = match (LEN == LONG, is_real(cpu)) {
-        (true, false) => [instruction, opcode << 16, operand, 0],
+        (true, false) => [instruction, opcode << 16, operand, reserved],
         (true, true) => [
             instruction & 0xffff,
             instruction >> 16 << 12 | opcode,
@@ -102,7 +103,6 @@ fn environment<const LEN: usize>(cpu: &Cpu) -> [u8; LEN] {
     };
     let mut bytes = [0; LEN];
     let unit = LEN / 7;
-    let reserved = if LEN == LONG { 0xffff_0000 } else { 0 };
     let fields = words.iter().map(|word| u32::from(*word) | reserved).chain(pointers);
     for (slot, field) in bytes.chunks_exact_mut(unit).zip(fields) {
         slot.copy_from_slice(&field.to_le_bytes()[..unit]);

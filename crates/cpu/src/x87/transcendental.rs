@@ -20,8 +20,8 @@ pub(super) fn lower(code: Code) -> Option<Handler> {
         Code::Fpatan => |cpu, op, bus| popping(cpu, op, bus, native::arctangent),
         Code::Fsin => |cpu, op, bus| ranged(cpu, op, bus, native::sine),
         Code::Fcos => |cpu, op, bus| ranged(cpu, op, bus, native::cosine),
-        Code::Fsincos => |cpu, op, bus| pushing(cpu, op, bus, native::sine_cosine),
-        Code::Fptan => |cpu, op, bus| pushing(cpu, op, bus, native::tangent),
+        Code::Fsincos => |cpu, op, bus| pushing(cpu, op, bus, native::sine_cosine, status::C2),
+        Code::Fptan => |cpu, op, bus| pushing(cpu, op, bus, native::tangent, status::C2),
         _ => return None,
     })
 }
@@ -31,9 +31,7 @@ fn ranged(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, native: Unary) -> Result<()
     cpu.check_x87_pending()?;
     let control = cpu.x87.control;
     let computed = cpu.x87.value(0).map(|value: Register80| native(control, &value));
-    if let Some(computed) = computed {
-        cpu.x87.set_condition(status::C2, computed.status);
-    }
+    cpu.x87.set_condition(status::C2, computed.map_or(0, |computed| computed.status));
     cpu.finish_computed(op, 0, computed, bus);
     Ok(())
 }

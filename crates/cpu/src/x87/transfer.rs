@@ -43,7 +43,7 @@ pub(super) fn lower(code: Code) -> Option<Handler> {
         Code::Fbstp_m80bcd => store_decimal,
         Code::Fst_sti => store_register::<false>,
         Code::Fstp_sti | Code::Fstp_sti_DFD0 | Code::Fstp_sti_DFD8 => store_register::<true>,
-        Code::Fstpnce_sti => store_register::<true>,
+        Code::Fstpnce_sti => store_register_unchecked,
         Code::Fxch_st0_sti | Code::Fxch_st0_sti_DDC8 | Code::Fxch_st0_sti_DFC8 => exchange,
         Code::Fcmovb_st0_sti => move_if::<2>,
         Code::Fcmovnb_st0_sti => move_if::<3>,
@@ -239,6 +239,18 @@ fn store_register<const POP: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) ->
     Ok(())
 }
 
+/// FSTPNCE, an undocumented FSTP that an empty ST(0) does not disturb.
+fn store_register_unchecked(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
+    cpu.check_x87_pending()?;
+    cpu.x87.set_condition(status::C1, 0);
+    if let Some(value) = cpu.x87.value(0) {
+        cpu.x87.set(op.dst, value);
+    }
+    cpu.x87.pop();
+    cpu.finish_x87(op, 0, bus);
+    Ok(())
+}
+
 fn exchange(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
     let (top, other) = (cpu.x87.value(0), cpu.x87.value(op.dst));
@@ -260,13 +272,14 @@ fn exchange(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
 /// FCMOVcc, by the condition's encoding in Jcc.
 fn move_if<const CC: u8>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
-    let moved = match (cpu.x87.value(0), cpu.x87.value(op.dst)) {
-        (Some(top), Some(other)) => {
-            let value = if cpu.flags.condition::<CC>() { other } else { top };
-            Some(Computed { value, status: 0 })
+    if let (Some(_), Some(other)) = (cpu.x87.value(0), cpu.x87.value(op.dst)) {
+        // C1 stays.
+        if cpu.flags.condition::<CC>() {
+            cpu.x87.set(0, other);
         }
-        _ => None,
-    };
-    cpu.finish_computed(op, 0, moved, bus);
+        cpu.finish_x87(op, 0, bus);
+    } else {
+        cpu.finish_computed(op, 0, None, bus);
+    }
     Ok(())
 }

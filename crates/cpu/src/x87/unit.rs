@@ -32,6 +32,10 @@ impl Register80 {
         Self { significand: magnitude << shift, sign_exponent: sign | (16383 + 63 - shift as u16) }
     }
 
+    pub(super) fn is_nan(self) -> bool {
+        self.sign_exponent & 0x7fff == 0x7fff && self.significand << 1 != 0
+    }
+
     pub(super) fn is_negative(self) -> bool {
         self.sign_exponent >> 15 == 1
     }
@@ -183,6 +187,9 @@ impl X87 {
     }
 }
 
+/// [`Op::third`] of instructions with a memory operand.
+pub(super) const MEMORY: u8 = 1;
+
 impl Cpu {
     /// Raises #MF when an unmasked x87 exception is pending: the first thing that waiting x87 instructions and all MMX
     /// instructions do.
@@ -208,7 +215,9 @@ impl Cpu {
         if !self.x87.is_unmasked(exceptions) {
             return;
         }
-        self.x87.last_operand = self.effective_offset(op);
+        if op.third == MEMORY {
+            self.x87.last_operand = self.effective_offset(op);
+        }
         // The opcode is not kept in ops: read it again. The instruction has just been fetched, so this works.
         let mut previous = 0;
         for offset in 0..op.len {

@@ -500,7 +500,28 @@ fn control_word(builder: &mut Builder, mut instruction: Instruction) {
     builder.push(instruction);
 }
 
-/// FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XSAVEC, XRSTOR of x87 and SSE, among instructions that change their state.
+/// XSAVEOPT may skip what was not modified since XRSTOR from the same place; whether it does depends on the processor. So it is
+/// not used together with XRSTOR.
+const SAVES: [Code; 6] = [
+    Code::Fxsave_m512byte,
+    Code::Fxsave64_m512byte,
+    Code::Xsave_mem,
+    Code::Xsave64_mem,
+    Code::Xsaveopt_mem,
+    Code::Xsaveopt64_mem,
+];
+const RESTORES: [Code; 8] = [
+    Code::Fxsave_m512byte,
+    Code::Fxsave64_m512byte,
+    Code::Fxrstor_m512byte,
+    Code::Fxrstor64_m512byte,
+    Code::Xsave_mem,
+    Code::Xsave64_mem,
+    Code::Xrstor_mem,
+    Code::Xrstor64_mem,
+];
+
+/// FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XRSTOR of x87 and SSE, among instructions that change their state.
 pub fn save_restore() -> Generator {
     Box::new(move |builder, seed| {
         let flavor = if seed & 1 == 0 { Flavor::Float80 } else { Flavor::Float };
@@ -509,22 +530,12 @@ pub fn save_restore() -> Generator {
         builder.case.registers.gpr[RAX] = builder.random.next() & 3;
         builder.case.registers.gpr[RDX] = 0;
         prepare_images(builder);
+        let restores = builder.random.percent(70);
         while builder.case.instructions.len() < count {
             let image = builder.case.place.scratch() + if builder.random.percent(50) { 0 } else { 576 - 192 };
             match builder.random.below(100) {
                 0..70 => {
-                    let code = builder.random.pick(&[
-                        Code::Fxsave_m512byte,
-                        Code::Fxsave64_m512byte,
-                        Code::Fxrstor_m512byte,
-                        Code::Fxrstor64_m512byte,
-                        Code::Xsave_mem,
-                        Code::Xsave64_mem,
-                        Code::Xrstor_mem,
-                        Code::Xrstor64_mem,
-                        Code::Xsaveopt_mem,
-                        Code::Xsaveopt64_mem,
-                    ]);
+                    let code = builder.random.pick(if restores { &RESTORES[..] } else { &SAVES[..] });
                     let mut instruction = Instruction::default();
                     instruction.set_code(code);
                     instruction.set_op0_kind(OpKind::Memory);
@@ -549,6 +560,11 @@ pub fn save_restore() -> Generator {
 fn prepare_images(builder: &mut Builder) {
     for at in [0, 576 - 192] {
         let address = builder.case.place.scratch() + at;
+        // The last pointers: not all processors keep 64 bits of them.
+        for pointer in [8, 16] {
+            let value = builder.random.next() >> 17;
+            builder.poke(address + pointer, &value.to_le_bytes());
+        }
         let mxcsr = if builder.random.percent(95) { 0x1f80 | builder.random.next() as u32 & 0xe07f } else { 1 << 16 };
         builder.poke(address + 24, &mxcsr.to_le_bytes());
         let mut header = [0; 64];
@@ -559,6 +575,3 @@ fn prepare_images(builder: &mut Builder) {
         builder.poke(address + 512, &header);
     }
 }
-
-/// MUL-like implicit registers need none of this; the numbers above are here for all.
-const _: [usize; 8] = [RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI];
