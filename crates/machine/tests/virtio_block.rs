@@ -351,15 +351,15 @@ fn a_state_that_does_not_fit_is_refused() {
     let rig = Rig::new(ALL);
     let MmioState { transport, device } = rig.device.save();
     let small = MemoryDisk::new(512, false);
-    let refused = Block::restore(device, Box::new(small)).err().unwrap();
+    let refused = Block::restore(device.clone(), Box::new(small)).err().unwrap();
     assert_eq!(refused, BlockRestoreError::Capacity { saved: SECTORS as u64, found: 1 });
     let locked = MemoryDisk::new(SECTORS * 512, true);
-    assert_eq!(Block::restore(device, Box::new(locked)).err(), Some(BlockRestoreError::ReadOnly));
+    assert_eq!(Block::restore(device.clone(), Box::new(locked)).err(), Some(BlockRestoreError::ReadOnly));
 
     let restore = |change: fn(&mut machine::devices::virtio::TransportState)| {
         let mut transport = transport.clone();
         change(&mut transport);
-        let block = Block::restore(device, Box::new(rig.disk.clone())).unwrap();
+        let block = Block::restore(device.clone(), Box::new(rig.disk.clone())).unwrap();
         MmioTransport::restore(transport, block, rig.ram.dma().clone(), pin(&rig.pins)).map(drop)
     };
     assert!(restore(|_| {}).is_ok());

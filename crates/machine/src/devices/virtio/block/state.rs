@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::device::ID_LEN;
 
 /// What is saved of a [`super::Block`]. What is on the disk is its backend's business.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     /// Capacity that the guest sees, in sectors of 512 bytes.
     pub capacity_sectors: u64,

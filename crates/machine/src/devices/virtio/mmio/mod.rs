@@ -237,12 +237,17 @@ impl<D: VirtioDevice> MmioTransport<D> {
         }
     }
 
-    fn reset(&mut self) {
+    /// What the driver does by writing 0 to the status, and the machine when the guest reboots: device and transport are
+    /// as after power-on.
+    pub fn reset(&mut self) {
         self.device.reset();
         self.status = DeviceStatus::default();
         self.interrupt_status = 0;
         self.pin.set(false);
+        self.device_features_sel = 0;
+        self.driver_features_sel = 0;
         self.driver_features = 0;
+        self.queue_sel = 0;
         self.queues = D::QUEUE_SIZES_MAX.iter().map(|&size| QueueSlot::new(size)).collect();
         self.unfinished_queues = 0;
         self.fault = None;
