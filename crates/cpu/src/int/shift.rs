@@ -101,14 +101,16 @@ impl Shift for Ror {
     }
 }
 
-/// Rotates left by any count up to 64.
+/// Rotates left by any count, in one host instruction.
 #[inline(always)]
 fn rotated_left<W: Width>(value: W, count: u32) -> W {
-    let (value, count) = (value.to_u64(), count & (W::BITS - 1));
-    if W::BITS == 64 {
-        return W::from_u64(value.rotate_left(count));
-    }
-    W::from_u64(value << count | value >> (W::BITS - count))
+    let value = value.to_u64();
+    W::from_u64(match W::BITS {
+        8 => (value as u8).rotate_left(count).into(),
+        16 => (value as u16).rotate_left(count).into(),
+        32 => (value as u32).rotate_left(count).into(),
+        _ => value.rotate_left(count),
+    })
 }
 
 impl Shift for Rcl {
@@ -151,7 +153,12 @@ fn masked<W: Width>(count: u8) -> u32 {
 
 fn lower_shift<S: Shift>(instruction: &Instruction, op: &mut Op) -> Handler {
     let bits = bits(instruction, 0);
+    let count_mask = if bits == 64 { 63 } else { 31 };
     match (shape(instruction, 0, op), shape(instruction, 1, op)) {
+        (Shape::Register, Shape::Immediate) if op.imm & count_mask != 0 => {
+            op.imm &= count_mask;
+            by_width!(bits, shift_register_by_constant::<_, S>)
+        }
         (Shape::Register, Shape::Register) => by_width!(bits, shift::<_, S, Dst, Cl>),
         (Shape::Register, _) => by_width!(bits, shift::<_, S, Dst, Imm>),
         (_, Shape::Register) => by_width!(bits, shift::<_, S, Memory, Cl>),
@@ -162,6 +169,13 @@ fn lower_shift<S: Shift>(instruction: &Instruction, op: &mut Op) -> Handler {
 fn shift<W: Width, S: Shift, D: Place, C: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let count = masked::<W>(C::get::<u8>(cpu, op, bus)?);
     D::modify::<W>(cpu, op, bus, |cpu, value| if count == 0 { value } else { S::apply(&mut cpu.flags, value, count) })
+}
+
+/// The frequent form: [`Op::imm`] is a masked count that is not zero.
+fn shift_register_by_constant<W: Width, S: Shift>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
+    let value = W::read(cpu, op.dst);
+    S::apply(&mut cpu.flags, value, op.imm as u32).write(cpu, op.dst);
+    Ok(())
 }
 
 /// A shift that draws bits from a second operand, by a masked count that is not zero.
