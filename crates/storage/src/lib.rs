@@ -4,4 +4,5 @@
 //! - [`image`] builds bootable Debian guests (kernel, initial RAM disk, root disk) from Debian's own packages.
 
 pub mod disk;
+mod file_lock;
 pub mod image;

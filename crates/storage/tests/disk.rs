@@ -41,7 +41,9 @@ fn whole(image: &mut DiskImage) -> Vec<u8> {
 /// `qemu-img check` finds no fault. Where it is not installed, there is nothing to say.
 fn assert_qemu_img_agrees(path: &Path) {
     if let Ok(output) = Command::new("qemu-img").args(["check", "-f", "qcow2", "-U"]).arg(path).output() {
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        // 3: clusters that are counted but not used, as a killed writer may leave them.
+        let sound = matches!(output.status.code(), Some(0 | 3));
+        assert!(sound, "{}", String::from_utf8_lossy(&output.stdout));
     }
 }
 
@@ -52,6 +54,7 @@ enum Step {
     Discard(u64, u64),
     Read(u64, usize),
     Flush,
+    Kill,
     Reopen,
 }
 
@@ -69,16 +72,43 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => range.clone().prop_map(|(o, l)| Step::Discard(o, l)),
         4 => range.prop_map(|(o, l)| Step::Read(o, l as usize)),
         1 => Just(Step::Flush),
+        1 => Just(Step::Kill),
         1 => Just(Step::Reopen),
     ];
     prop::collection::vec(step, 1..40)
 }
 
+/// Takes the file as it would be had the process been killed now: what was not `touched` since the last flush is there, and
+/// the image can be written to without harm.
+fn assert_survives_kill(path: &Path, format: DiskFormat, oracle: &[u8], touched: &[bool]) {
+    let killed = path.with_extension("killed");
+    fs::copy(path, &killed).unwrap();
+    let mut disk = open(&killed, format);
+    let content = whole(&mut disk);
+    for (at, (found, expected)) in content.iter().zip(oracle).enumerate() {
+        assert!(touched[at] || found == expected, "{at}: {found} instead of {expected}");
+    }
+    let everything: Vec<u8> = (0..SIZE).map(|i| (i / 11) as u8).collect();
+    disk.write_at(0, &everything).unwrap();
+    drop(disk);
+    assert!(whole(&mut open(&killed, format)) == everything);
+    if format == DiskFormat::Qcow2 {
+        assert_qemu_img_agrees(&killed);
+    }
+}
+
 /// Does the same to an image and to a vector, and compares.
 fn run(path: &Path, format: DiskFormat, mut oracle: Vec<u8>, steps: &[Step]) {
     let mut image = Some(open(path, format));
+    let mut touched = vec![false; oracle.len()];
     for step in steps {
         let disk = image.as_mut().unwrap();
+        if let Step::Write(offset, length, _) = *step {
+            touched[offset as usize..][..length].fill(true);
+        }
+        if let Step::Zero(offset, length, _) | Step::Discard(offset, length) = *step {
+            touched[offset as usize..][..length as usize].fill(true);
+        }
         match *step {
             Step::Write(offset, length, byte) => {
                 let data: Vec<u8> = (0..length).map(|i| byte.wrapping_add((i / 7) as u8)).collect();
@@ -98,17 +128,23 @@ fn run(path: &Path, format: DiskFormat, mut oracle: Vec<u8>, steps: &[Step]) {
                 disk.read_at(offset, &mut data).unwrap();
                 assert!(data == oracle[offset as usize..][..length], "{step:?}");
             }
-            Step::Flush => disk.flush().unwrap(),
+            Step::Flush => {
+                disk.flush().unwrap();
+                touched.fill(false);
+            }
+            Step::Kill => assert_survives_kill(path, format, &oracle, &touched),
             Step::Reopen => {
-                image = None;
+                // The lock of the one must be gone before the other is opened.
+                drop(image.take());
                 image = Some(open(path, format));
             }
         }
     }
     let mut disk = image.unwrap();
     assert!(whole(&mut disk) == oracle);
+    assert_survives_kill(path, format, &oracle, &touched);
     disk.flush().unwrap();
-    // As after a power failure: what is in the file now, without what closing the image would add.
+    // What is in the file now, without what closing the image would add.
     let copy = path.with_extension("copy");
     fs::copy(path, &copy).unwrap();
     assert!(whole(&mut open_read_only(&copy, format).unwrap()) == oracle);
@@ -118,7 +154,7 @@ fn run(path: &Path, format: DiskFormat, mut oracle: Vec<u8>, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn raw_images_keep_what_is_written(steps in steps()) {
@@ -306,6 +342,12 @@ fn direct_access_takes_any_alignment() {
 
 /// Opens a damaged image and uses all of it: errors are fine, panics, hangs and huge allocations are not.
 fn survive(path: &Path) {
+    if let Ok(mut image) = open_read_only(path, DiskFormat::Qcow2) {
+        let mut data = vec![0; 1 << 16];
+        for offset in (0..image.size_bytes()).step_by(data.len()).take(100) {
+            let _ = image.read_at(offset, &mut data);
+        }
+    }
     let options = DiskOptions { format: Some(DiskFormat::Qcow2), ..DiskOptions::default() };
     let Ok(mut image) = DiskImage::open(path, options) else { return };
     let mut data = vec![0; 3 << 16];
@@ -351,6 +393,44 @@ fn damaged_headers_are_survived() {
     }
 }
 
+/// Found by [`damage_anywhere_in_the_tables_is_survived`]: freeing a cluster that no refcount block covers sent the library
+/// into endless recursion, and allocating with a missing first block overwrote the header.
+#[test]
+fn images_with_contradicting_tables_are_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, good) = sample(dir.path());
+    let be64 = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap()) as usize;
+    let (l1, refcounts) = (be64(40), be64(48));
+    let l2 = be64(l1) & 0xff_ffff_ffff_fe00;
+    let refcount_block = be64(refcounts);
+    for (at, entry, reason) in [
+        (refcounts, 0, "the header at 0 has no refcount"),
+        (refcounts, 0x30_0000_0000, "the header at 0 has no refcount"),
+        (refcount_block, 0, "the header at 0 has no refcount"),
+        (l1, 1 << 63, ""),
+        (l1, 0x200, "does not begin at a cluster"),
+        (l1, 0, ""),
+        (l2, 1 << 63 | 0x5000_0000, "is beyond the file"),
+        (l2, 1 << 63 | l2 as u64, "is in use for something else"),
+        (l2, 1 << 63 | refcounts as u64, "is in use for something else"),
+        (l2, 1 << 62 | 1 << 40, "compressed data at 1099511627776 is beyond the file"),
+    ] {
+        let mut bytes = good.clone();
+        bytes[at..at + 8].copy_from_slice(&u64::to_be_bytes(entry));
+        fs::write(&path, &bytes).unwrap();
+        survive(&path);
+        fs::write(&path, &bytes).unwrap();
+        let options = DiskOptions { format: Some(DiskFormat::Qcow2), ..DiskOptions::default() };
+        match DiskImage::open(&path, options) {
+            Ok(_) => assert_eq!(reason, "", "{at}"),
+            Err(error) => {
+                assert!(matches!(error, DiskError::Corrupt { .. }));
+                assert!(!reason.is_empty() && error.to_string().contains(reason), "{error}");
+            }
+        }
+    }
+}
+
 #[test]
 fn damaged_headers_say_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
@@ -375,7 +455,7 @@ fn damaged_headers_say_what_is_wrong() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn damage_anywhere_in_the_tables_is_survived(

@@ -9,6 +9,7 @@ use imago::{FormatCreateBuilder, StorageOpenOptions};
 
 use super::lock::lock;
 use super::{DiskError, DiskFormat, DiskImage, DiskOptions, check_size};
+use crate::file_lock::LockKind;
 
 /// What a new image is based on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +65,8 @@ pub fn create_qcow2(path: &Path, size_bytes: u64, backing: Option<&Backing>) -> 
 fn create_with(path: &Path, fill: impl FnOnce(&File) -> Result<(), DiskError>) -> Result<(), DiskError> {
     let created = OpenOptions::new().read(true).write(true).create_new(true).open(path);
     let file = created.map_err(|source| DiskError::Open { path: path.to_path_buf(), source })?;
-    let result = lock(path, &file, true).and_then(|()| fill(&file)).and_then(|()| {
+    let result = lock(path, &file, LockKind::Exclusive).and_then(|_lock| {
+        fill(&file)?;
         file.sync_all().map_err(io(path, "flush"))?;
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(io(parent, "flush"))

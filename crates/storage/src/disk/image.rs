@@ -1,20 +1,25 @@
 //! An open disk image.
 
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, StorageOpenOptions};
 
 use super::lock::open_locked;
 use super::qcow2_header::{self, Refusal};
+use super::qcow2_tables;
 use super::{DiskError, DiskFormat, check_size};
+use crate::file_lock::FileLock;
 
 /// Longest chain of backing files.
 const CHAIN_LENGTH_MAX: usize = 32;
+
+/// Most zeros written at once.
+const ZEROS_BYTES_MAX: u64 = 1 << 20;
 
 /// How to open an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,7 +40,11 @@ pub struct DiskImage {
     path: PathBuf,
     format: DiskFormat,
     read_only: bool,
+    /// Whether a qcow2 image's tables may have changed since the last flush.
+    tables_changed: bool,
+    // Dropped in this order: closing the image may write to it.
     access: Format,
+    _locks: Vec<FileLock>,
 }
 
 impl DiskImage {
@@ -44,14 +53,21 @@ impl DiskImage {
     /// # Errors
     /// Any [`DiskError`] except `OutOfRange` and `ReadOnly`.
     pub fn open(path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
-        let file = open_locked(path, !options.read_only, options.direct)?;
+        let (file, lock) = open_locked(path, !options.read_only, options.direct)?;
+        let mut locks = vec![lock];
         let format = match options.format {
             Some(format) => format,
-            None if options.direct => DiskFormat::guess(path, &reopen(path)?)?,
-            None => DiskFormat::guess(path, &file)?,
+            None => DiskFormat::guess(path, &reopen(path, false)?)?,
         };
-        let access = open_format(path, file, format, options, CHAIN_LENGTH_MAX)?;
-        let image = Self { path: path.to_path_buf(), format, read_only: options.read_only, access };
+        let access = open_format(path, file, format, options, &mut locks)?;
+        let image = Self {
+            path: path.to_path_buf(),
+            format,
+            read_only: options.read_only,
+            tables_changed: false,
+            access,
+            _locks: locks,
+        };
         check_size(path, image.size_bytes())?;
         Ok(image)
     }
@@ -91,6 +107,7 @@ impl DiskImage {
     /// [`DiskError::OutOfRange`], [`DiskError::ReadOnly`], [`DiskError::Io`].
     pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
         self.check_writable(offset, data.len() as u64)?;
+        self.tables_changed = self.tables_changed || !self.is_mapped(offset, data.len() as u64);
         self.access.write(data, offset).map_err(|e| self.io("write", e))
     }
 
@@ -102,22 +119,31 @@ impl DiskImage {
         if self.read_only {
             return Ok(());
         }
-        // First the format's own tables go to the file, then the file to the medium.
-        self.access.flush().and_then(|()| self.access.sync()).map_err(|e| self.io("flush", e))
+        // A table must not reach the medium before the data that it points to: a power failure between the two would put
+        // what the new cluster happens to hold in the place of data that had been safe.
+        if self.tables_changed {
+            self.access.sync().and_then(|()| self.access.flush()).map_err(|e| self.io("flush", e))?;
+        }
+        self.access.sync().map_err(|e| self.io("flush", e))?;
+        self.tables_changed = false;
+        Ok(())
     }
 
-    /// Gives the range's space back where the host can. It reads as zeros afterwards: leaving its content open would let the
-    /// copies of a replicated disk differ.
+    /// Makes the range read as zeros, and gives its space back where that is safe. (Its content could be left open, but
+    /// then the copies of a replicated disk could differ.)
+    ///
+    /// A qcow2 image keeps the space for later writes to the same place: a cluster that is given to another place still holds
+    /// its old content when the power fails at the wrong moment.
     ///
     /// # Errors
     /// As [`Self::write_at`].
     pub fn discard(&mut self, offset: u64, length: u64) -> Result<(), DiskError> {
         self.check_writable(offset, length)?;
-        match self.access.discard_to_zero(offset, length) {
-            Err(e) if e.kind() == io::ErrorKind::Unsupported => self.access.write_zeroes(offset, length),
-            other => other,
-        }
-        .map_err(|e| self.io("discard", e))
+        let result = match self.format {
+            DiskFormat::Raw => self.access.discard_to_zero(offset, length),
+            DiskFormat::Qcow2 => self.access.write_zeroes(offset, length),
+        };
+        self.or_write_zeros(result, offset, length).map_err(|e| self.io("discard", e))
     }
 
     /// Makes the range read as zeros. With `may_unmap` it need not keep its space.
@@ -129,7 +155,37 @@ impl DiskImage {
             return self.discard(offset, length);
         }
         self.check_writable(offset, length)?;
-        self.access.write_zeroes(offset, length).map_err(|e| self.io("write zeroes", e))
+        let result = self.access.write_zeroes(offset, length);
+        self.or_write_zeros(result, offset, length).map_err(|e| self.io("write zeroes", e))
+    }
+
+    /// Writes zeros as data where the host's file system or an old version of the format has nothing better.
+    fn or_write_zeros(&mut self, result: io::Result<()>, offset: u64, length: u64) -> io::Result<()> {
+        self.tables_changed = true;
+        match result {
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => {}
+            other => return other,
+        }
+        let zeros = vec![0; length.min(ZEROS_BYTES_MAX) as usize];
+        let mut done = 0;
+        while done < length {
+            let step = (length - done).min(ZEROS_BYTES_MAX);
+            self.access.write(zeros.get(..step as usize).unwrap_or_default(), offset + done)?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// Whether the whole range can be written without a change to the format's tables.
+    fn is_mapped(&self, mut offset: u64, length: u64) -> bool {
+        let end = offset.saturating_add(length);
+        while offset < end {
+            match self.access.get_mapping(offset, end - offset) {
+                Ok((Mapping::Raw { writable: true, .. }, mapped)) if mapped > 0 => offset += mapped,
+                _ => return false,
+            }
+        }
+        true
     }
 
     fn check_range(&self, offset: u64, length: u64) -> Result<(), DiskError> {
@@ -152,23 +208,27 @@ impl DiskImage {
     }
 }
 
-/// The same image once more, through the page cache: its first bytes are read at no alignment.
-fn reopen(path: &Path) -> Result<File, DiskError> {
-    File::open(path).map_err(|source| DiskError::Open { path: path.to_path_buf(), source })
+/// An image that is locked already once more, through the page cache: its metadata is read at no alignment.
+fn reopen(path: &Path, writable: bool) -> Result<File, DiskError> {
+    OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .open(path)
+        .map_err(|source| DiskError::Open { path: path.to_path_buf(), source })
 }
 
-/// Opens the image in `file`, and for qcow2 what it is based on.
+/// Opens the image in `file`, which is locked, and for qcow2 what it is based on; the locks of that are added to `locks`.
 fn open_format(
     path: &Path,
     file: File,
     format: DiskFormat,
     options: DiskOptions,
-    chain_length_left: usize,
+    locks: &mut Vec<FileLock>,
 ) -> Result<Format, DiskError> {
     let writable = !options.read_only;
     let io = |action| move |source| DiskError::Io { path: path.to_path_buf(), action, source };
     if format == DiskFormat::Qcow2 {
-        check_header(path, &if options.direct { reopen(path)? } else { file.try_clone().map_err(io("open"))? })?;
+        check_qcow2(path, writable)?;
     }
     let storage_options = StorageOpenOptions::new().filename(path).write(writable).direct(options.direct);
     let storage = Storage::from_open_file(file, storage_options).map_err(io("open"))?;
@@ -185,7 +245,7 @@ fn open_format(
             let backing = qcow2.implicit_backing_file().cloned();
             if let Some(name) = backing {
                 let format = qcow2.implicit_backing_format().cloned();
-                let backing = open_backing(path, &name, format.as_deref(), options, chain_length_left)?;
+                let backing = open_backing(path, &name, format.as_deref(), options, locks)?;
                 qcow2.set_backing(Some(backing));
             }
             Ok(FormatAccess::new(qcow2))
@@ -198,12 +258,12 @@ fn open_backing(
     name: &str,
     format: Option<&str>,
     options: DiskOptions,
-    chain_length_left: usize,
+    locks: &mut Vec<FileLock>,
 ) -> Result<Format, DiskError> {
     let unsupported = |reason: String| DiskError::Unsupported { path: path.to_path_buf(), reason };
-    let chain_length_left = chain_length_left
-        .checked_sub(1)
-        .ok_or_else(|| unsupported("too many backing files, or a loop of them".into()))?;
+    if locks.len() > CHAIN_LENGTH_MAX {
+        return Err(unsupported("too many backing files, or a loop of them".to_owned()));
+    }
     let format = format.ok_or_else(|| {
         unsupported(format!(
             "the format of its backing file {name:?} is not recorded; record it with qemu-img rebase -u"
@@ -213,12 +273,20 @@ fn open_backing(
     let name = name.strip_prefix("file:").unwrap_or(name);
     let backing_path = path.parent().unwrap_or(Path::new("")).join(name);
     let options = DiskOptions { format: Some(format), read_only: true, ..options };
-    let file = open_locked(&backing_path, false, options.direct)?;
-    open_format(&backing_path, file, format, options, chain_length_left)
+    let (file, lock) = open_locked(&backing_path, false, options.direct)?;
+    locks.push(lock);
+    open_format(&backing_path, file, format, options, locks)
 }
 
-fn check_header(path: &Path, file: &File) -> Result<(), DiskError> {
+/// Holds the metadata of a qcow2 image against its limits before anything relies on it: always the header, and all tables if
+/// the image is to be written.
+fn check_qcow2(path: &Path, writable: bool) -> Result<(), DiskError> {
+    let file = reopen(path, writable)?;
     let io = |source| DiskError::Io { path: path.to_path_buf(), action: "read", source };
+    let refused = |refusal| match refusal {
+        Refusal::Corrupt(reason) => DiskError::Corrupt { path: path.to_path_buf(), format: DiskFormat::Qcow2, reason },
+        Refusal::Unsupported(reason) => DiskError::Unsupported { path: path.to_path_buf(), reason: reason.to_owned() },
+    };
     let mut prefix = [0; qcow2_header::PREFIX_BYTES];
     let mut filled = 0;
     while let Some(rest) = prefix.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -229,9 +297,11 @@ fn check_header(path: &Path, file: &File) -> Result<(), DiskError> {
             Err(e) => return Err(io(e)),
         }
     }
-    let file_bytes = file.metadata().map_err(io)?.len();
-    qcow2_header::check(prefix.get(..filled).unwrap_or_default(), file_bytes).map_err(|refusal| match refusal {
-        Refusal::Corrupt(reason) => DiskError::Corrupt { path: path.to_path_buf(), format: DiskFormat::Qcow2, reason },
-        Refusal::Unsupported(reason) => DiskError::Unsupported { path: path.to_path_buf(), reason: reason.to_owned() },
-    })
+    // Not the metadata's length: that of a block device is 0.
+    let file_bytes = (&file).seek(SeekFrom::End(0)).map_err(io)?;
+    let header = qcow2_header::parse(prefix.get(..filled).unwrap_or_default(), file_bytes).map_err(refused)?;
+    if writable {
+        qcow2_tables::check_and_repair(&file, file_bytes, &header).map_err(io)?.map_err(refused)?;
+    }
+    Ok(())
 }

@@ -4,15 +4,16 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 
 use super::DiskError;
+use crate::file_lock::{FileLock, LockKind};
 
 /// Opens an image: exclusively to write it, shared with other readers to read it.
 ///
 /// # Errors
 /// [`DiskError::InUse`] if someone has it in a way that excludes this.
-pub(super) fn open_locked(path: &Path, writable: bool, direct: bool) -> Result<File, DiskError> {
+pub(super) fn open_locked(path: &Path, writable: bool, direct: bool) -> Result<(File, FileLock), DiskError> {
     let open_error = |source| DiskError::Open { path: path.to_path_buf(), source };
     // Looked at before it is opened: opening a FIFO would wait, opening some devices does something.
     let kind = fs::metadata(path).map_err(open_error)?.file_type();
@@ -26,17 +27,15 @@ pub(super) fn open_locked(path: &Path, writable: bool, direct: bool) -> Result<F
         options.custom_flags(OFlags::DIRECT.bits() as i32);
     }
     let file = options.open(path).map_err(open_error)?;
-    lock(path, &file, writable)?;
-    Ok(file)
+    let lock = lock(path, &file, if writable { LockKind::Exclusive } else { LockKind::Shared })?;
+    Ok((file, lock))
 }
 
-/// Locks an image that is open. The lock goes with the open file.
-pub(super) fn lock(path: &Path, file: &File, exclusive: bool) -> Result<(), DiskError> {
-    let operation =
-        if exclusive { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
-    match flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(DiskError::InUse { path: path.to_path_buf() }),
-        Err(e) => Err(DiskError::Io { path: path.to_path_buf(), action: "lock", source: e.into() }),
+/// Locks an image that is open.
+pub(super) fn lock(path: &Path, file: &File, kind: LockKind) -> Result<FileLock, DiskError> {
+    match FileLock::try_new(file, kind) {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => Err(DiskError::InUse { path: path.to_path_buf() }),
+        Err(source) => Err(DiskError::Io { path: path.to_path_buf(), action: "lock", source }),
     }
 }

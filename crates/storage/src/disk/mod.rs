@@ -13,6 +13,7 @@ mod format;
 mod image;
 mod lock;
 mod qcow2_header;
+mod qcow2_tables;
 
 use std::path::Path;
 

@@ -6,7 +6,7 @@ use super::DISK_BYTES_MAX;
 /// First bytes of every qcow2 image.
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-/// Bytes that are enough for [`check`].
+/// Bytes that are enough for [`parse`].
 pub(super) const PREFIX_BYTES: usize = 112;
 
 /// Length of a version 2 header.
@@ -17,9 +17,9 @@ const L1_TABLE_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 /// The specification's limit on the name of a backing file.
 const BACKING_NAME_BYTES_MAX: u32 = 1023;
-/// Incompatible feature bit 0: refcounts may be wrong; bit 1: marked corrupt.
+/// Incompatible feature bit 1: marked as corrupt.
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
-/// Bit 2: data in another file.
+/// Incompatible feature bit 2: the data is in another file.
 const INCOMPATIBLE_EXTERNAL_DATA: u64 = 1 << 2;
 
 /// Why a header is refused.
@@ -31,9 +31,24 @@ pub(super) enum Refusal {
     Unsupported(&'static str),
 }
 
-/// Checks the first bytes of an image (fewer than [`PREFIX_BYTES`] only if the file is shorter) in a file of `file_bytes`.
-pub(super) fn check(prefix: &[u8], file_bytes: u64) -> Result<(), Refusal> {
-    let corrupt = |reason: String| Err(Refusal::Corrupt(reason));
+/// Where an image's tables are, once that has been found possible.
+#[derive(Debug)]
+pub(super) struct Header {
+    /// Size of a cluster.
+    pub cluster_bytes: u64,
+    /// First-level table: offset in the file, number of 8-byte entries.
+    pub l1_table: (u64, u64),
+    /// Refcount table: offset in the file, number of 8-byte entries.
+    pub refcount_table: (u64, u64),
+    /// Width of a refcount.
+    pub refcount_bits: u64,
+    /// Number of internal snapshots.
+    pub snapshots: u32,
+}
+
+/// Reads the first bytes of an image (fewer than [`PREFIX_BYTES`] only if the file is shorter) in a file of `file_bytes`.
+pub(super) fn parse(prefix: &[u8], file_bytes: u64) -> Result<Header, Refusal> {
+    let corrupt = |reason: String| Err::<Header, _>(Refusal::Corrupt(reason));
     let (Some(_), Some(version)) = (prefix.get(..V2_BYTES), be32(prefix, 4)) else {
         return corrupt("shorter than a header".to_owned());
     };
@@ -83,6 +98,7 @@ pub(super) fn check(prefix: &[u8], file_bytes: u64) -> Result<(), Refusal> {
             return corrupt(format!("the name of a backing file of {backing_bytes} bytes at {backing_offset}"));
         }
     }
+    let mut refcount_bits = 16;
     if version == 3 {
         let (Some(header_bytes), Some(refcount_order)) = (be32(prefix, 100), be32(prefix, 96)) else {
             return corrupt("shorter than a version 3 header".to_owned());
@@ -93,6 +109,7 @@ pub(super) fn check(prefix: &[u8], file_bytes: u64) -> Result<(), Refusal> {
         if refcount_order > 6 {
             return corrupt(format!("refcounts of 2^{refcount_order} bits"));
         }
+        refcount_bits = 1 << refcount_order;
         let incompatible = field64(72);
         if incompatible & INCOMPATIBLE_CORRUPT != 0 {
             return corrupt("marked as corrupt; repair it with qemu-img check -r".to_owned());
@@ -101,7 +118,13 @@ pub(super) fn check(prefix: &[u8], file_bytes: u64) -> Result<(), Refusal> {
             return Err(Refusal::Unsupported("images with an external data file are not supported"));
         }
     }
-    Ok(())
+    Ok(Header {
+        cluster_bytes,
+        l1_table: (field64(40), l1_entries),
+        refcount_table: (field64(48), refcount_table_bytes / 8),
+        refcount_bits,
+        snapshots: field32(60),
+    })
 }
 
 fn be32(bytes: &[u8], at: usize) -> Option<u32> {

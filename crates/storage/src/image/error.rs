@@ -31,6 +31,12 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
+    /// A VM has the image's root disk.
+    #[error("{}: in use by a VM", path.display())]
+    InUse {
+        /// The root disk.
+        path: PathBuf,
+    },
     /// A program that the builder needs is not installed.
     #[error("{program} not found; install the Debian package {package}")]
     MissingProgram {

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
 
 use super::build::Builder;
 use super::manifest::Manifest;
 use super::spec::validate_name;
 use super::{ImageError, ImageSpec, Progress, Stage};
+use crate::file_lock::{FileLock, LockKind};
 
 /// Prefix of the directories that builds happen in.
 const BUILD_PREFIX: &str = ".build-";
@@ -135,6 +136,7 @@ impl ImageStore {
             return Err(ImageError::Cancelled);
         }
         let dir = self.dir.join(&spec.name);
+        let _root_disk = lock_root_disk(&dir)?;
         replace(&output, &dir)?;
         Ok(BuiltImage { image: Image::load(dir)?, cached: false })
     }
@@ -173,9 +175,10 @@ impl ImageStore {
     /// Removes the image called `name`, even one whose manifest is damaged.
     ///
     /// # Errors
-    /// [`ImageError::NotFound`], [`ImageError::Io`].
+    /// [`ImageError::NotFound`], [`ImageError::InUse`], [`ImageError::Io`].
     pub fn remove(&self, name: &str) -> Result<(), ImageError> {
         let dir = self.existing(name)?;
+        let _root_disk = lock_root_disk(&dir)?;
         // Out of sight in one step; the rest is a matter of time.
         let doomed = Temporary(self.dir.join(format!("{BUILD_PREFIX}removed-{name}")));
         fs::rename(&dir, &doomed.0).map_err(ImageError::at(&dir))
@@ -219,6 +222,19 @@ impl Drop for Temporary {
     }
 }
 
+/// Locks the root disk of the image in `dir`, if there is one, so that no VM has it or gets it.
+fn lock_root_disk(dir: &Path) -> Result<Option<FileLock>, ImageError> {
+    let path = dir.join(Image::ROOT_DISK);
+    let file = match fs::File::open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(ImageError::at(&path))?,
+    };
+    match FileLock::try_new(&file, LockKind::Exclusive).map_err(ImageError::at(&path))? {
+        Some(lock) => Ok(Some(lock)),
+        None => Err(ImageError::InUse { path }),
+    }
+}
+
 /// Puts `new` in the place of `old` in one step. What was in `old` ends up at `new`.
 fn replace(new: &Path, old: &Path) -> Result<(), ImageError> {
     let cwd = rustix::fs::CWD;
@@ -228,15 +244,16 @@ fn replace(new: &Path, old: &Path) -> Result<(), ImageError> {
     }
 }
 
-/// Takes the lock that builds in one directory share. It is released with the file.
-fn lock(path: &Path, progress: &mut dyn Progress) -> Result<fs::File, ImageError> {
+/// Takes the lock that builds in one directory share.
+fn lock(path: &Path, progress: &mut dyn Progress) -> Result<FileLock, ImageError> {
     let file = fs::File::create(path).map_err(ImageError::at(path))?;
     loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if progress.is_cancelled() => return Err(ImageError::Cancelled),
-            Err(rustix::io::Errno::WOULDBLOCK) => progress.update(Stage::Wait, 0, 0),
-            Err(e) => return Err(ImageError::io(path, e.into())),
+        if let Some(lock) = FileLock::try_new(&file, LockKind::Exclusive).map_err(ImageError::at(path))? {
+            return Ok(lock);
+        }
+        progress.update(Stage::Wait, 0, 0);
+        if progress.is_cancelled() {
+            return Err(ImageError::Cancelled);
         }
         thread::sleep(LOCK_POLL);
     }
