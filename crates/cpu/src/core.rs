@@ -146,7 +146,7 @@ impl Cpu {
 }
 
 /// The time-stamp counter after `count` instructions.
-pub(crate) fn tsc_at(count: u64, clock_steps: u64) -> u64 {
+pub(crate) const fn tsc_at(count: u64, clock_steps: u64) -> u64 {
     (count / INSTRUCTIONS_PER_TICK).wrapping_add(clock_steps)
 }
 

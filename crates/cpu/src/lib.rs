@@ -15,6 +15,7 @@ mod apic;
 mod block;
 mod bus;
 mod core;
+pub mod cpuid;
 mod decode;
 mod flags;
 mod int;
@@ -28,7 +29,10 @@ mod sys;
 mod width;
 mod x87;
 
+pub use crate::apic::{ApicMessage, DeliveryMode};
 pub use crate::bus::Bus;
+pub use crate::cpuid::CpuModel;
 pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, TSC_HZ, VCPUS_MAX};
 pub use crate::state::VcpuState;
+pub use crate::sys::neutral_msrs;
 pub use crate::x87::transcendental_signature;

@@ -1,22 +1,13 @@
-//! The local APIC.
+//! The local APIC (Intel SDM volume 3, chapter 11), in xAPIC and x2APIC mode.
+//!
+//! One tick of the timer's clock is one tick of the time-stamp counter, as KVM has it. LINT0, LINT1, the thermal, performance-counter
+//! and machine-check entries hold values; nothing triggers them.
 
-use crate::state::ApicState;
+mod local;
+mod message;
+mod registers;
+mod timer;
 
-/// A local APIC.
-pub(crate) struct Apic {
-    state: ApicState,
-}
-
-impl Apic {
-    pub(crate) fn from_state(state: &ApicState) -> Option<Self> {
-        (state.registers.len() == 1024).then(|| Self { state: state.clone() })
-    }
-
-    pub(crate) fn to_state(&self) -> ApicState {
-        self.state.clone()
-    }
-
-    pub(crate) fn cr8(&self) -> u64 {
-        0
-    }
-}
+pub(crate) use local::Apic;
+pub(crate) use message::Outgoing;
+pub use message::{ApicMessage, DeliveryMode};

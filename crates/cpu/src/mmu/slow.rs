@@ -119,6 +119,9 @@ impl Cpu {
             Place::Ram(offset) => {
                 self.ram.read_offset(offset, data);
             }
+            Place::Device(physical) if self.apic.claims(physical) => {
+                self.apic.read_page(physical & PAGE_OFFSET, data, tsc_at(self.count, self.clock_steps));
+            }
             Place::Device(physical) => {
                 for (address, chunk) in device_chunks(physical, data.len()) {
                     if let Some(data) = data.get_mut(chunk) {
@@ -133,6 +136,9 @@ impl Cpu {
         match place {
             Place::Ram(offset) => {
                 self.ram.write_offset(offset, data);
+            }
+            Place::Device(physical) if self.apic.claims(physical) => {
+                self.apic.write_page(physical & PAGE_OFFSET, data, tsc_at(self.count, self.clock_steps), bus);
             }
             Place::Device(physical) => {
                 for (address, chunk) in device_chunks(physical, data.len()) {

@@ -102,13 +102,17 @@ impl Tlb {
 
     /// Notes that the translation of `linear` came from a page of `1 << shift` bytes.
     pub(crate) fn note_page_size(&mut self, linear: u64, shift: u32) {
-        let filter = match shift {
-            PAGE_SHIFT => return,
-            30 => &mut self.huge,
-            _ => &mut self.large,
-        };
-        let (word, bit) = filter_place(linear, shift.max(21));
-        filter[word] |= bit;
+        match shift {
+            PAGE_SHIFT => {}
+            30 => set(&mut self.huge, linear, 30),
+            _ => {
+                set(&mut self.large, linear, 21);
+                // The other half of a 4 MiB page.
+                if shift > 21 {
+                    set(&mut self.large, linear ^ 1 << 21, 21);
+                }
+            }
+        }
     }
 
     /// The generation of a process context.
@@ -185,6 +189,12 @@ impl Tlb {
     }
 }
 
+/// Marks a region of `1 << shift` bytes in a filter.
+fn set(filter: &mut [u64; FILTER_BITS / 64], linear: u64, shift: u32) {
+    let (word, bit) = filter_place(linear, shift);
+    filter[word] |= bit;
+}
+
 /// Word and bit of a region of `1 << shift` bytes in a filter.
 fn filter_place(linear: u64, shift: u32) -> (usize, u64) {
     let hash = ((linear >> shift).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize % FILTER_BITS;
@@ -239,7 +249,7 @@ mod tests {
         for shift in [21, 22, 30] {
             tlb.flush();
             tlb.note_page_size(LINEAR, shift);
-            assert!(tlb.flush_page(LINEAR + (1 << 20) & !0xfff | 0x1000), "{shift}");
+            assert!(tlb.flush_page(LINEAR ^ 1 << (shift - 1)), "{shift}");
             tlb.flush();
             assert!(!tlb.flush_page(LINEAR));
         }

@@ -8,21 +8,33 @@ use crate::core::Cpu;
 use crate::flags::LazyFlags;
 use crate::mmu::{TABLE_SUPERVISOR, Tlb};
 use crate::op::Fault;
+use crate::run::processors::CpuConfig;
 use crate::run::state::StateError;
 use crate::sse::Sse;
 use crate::state::{FpuState, VcpuState};
 use crate::sys::control::{cr0, cr4, efer, xcr0};
-use crate::sys::{Msrs, Segment, System};
+use crate::sys::{Msrs, Segment, System, attribute, number};
 use crate::x87::{Register80, X87};
 
+/// Where and when a processor is made.
+pub(super) struct Place {
+    /// Number of the processor in its machine.
+    pub number: usize,
+    /// How many processors the machine has.
+    pub count: usize,
+    /// The machine's time-stamp counter now.
+    pub machine_tsc: u64,
+    /// When the count-down timer of the APIC reaches 0.
+    pub timer: Option<u64>,
+}
+
 impl Cpu {
-    /// Processor `number` of `processors`; `machine_tsc` is the machine's time-stamp counter at that moment.
+    /// The processor of a state.
     pub(super) fn from_state(
         ram: GuestRam,
         state: &VcpuState,
-        number: usize,
-        processors: usize,
-        machine_tsc: u64,
+        place: &Place,
+        config: &CpuConfig,
     ) -> Result<Self, StateError> {
         for (register, value, supported) in [
             ("CR0", state.cr0, cr0::ALL),
@@ -31,11 +43,11 @@ impl Cpu {
             ("XCR0", state.xcr0, xcr0::X87 | xcr0::SSE),
         ] {
             if value & !supported != 0 {
-                return Err(StateError::Unsupported { vcpu: number, register, value });
+                return Err(StateError::Unsupported { vcpu: place.number, register, value });
             }
         }
-        let apic = Apic::from_state(&state.apic)
-            .ok_or(StateError::ApicPage { vcpu: number, len: state.apic.registers.len() })?;
+        let apic = Apic::from_state(&state.apic, place.timer)
+            .ok_or(StateError::ApicPage { vcpu: place.number, len: state.apic.registers.len() })?;
         let mut segments = [Segment::default(); 8];
         for (segment, saved) in segments.iter_mut().zip(&state.segments) {
             *segment = Segment::from_state(saved);
@@ -78,14 +90,16 @@ impl Cpu {
                 efer: state.efer,
                 debug: state.debug,
                 msrs: Msrs::from_state(&state.msrs),
-                tsc_offset: state.tsc.wrapping_sub(machine_tsc),
+                tsc_offset: state.tsc.wrapping_sub(place.machine_tsc),
                 interrupt_shadow: state.interrupt_shadow,
                 nmi_blocked: state.nmi_blocked,
                 nmi_pending: state.nmi_pending,
                 pending: state.pending,
                 run_state: state.run_state,
-                number: number as u32,
-                processors: processors as u32,
+                number: place.number as u32,
+                processors: place.count as u32,
+                model: config.model,
+                power_on_unix_ns: config.power_on_unix_ns,
             },
         };
         cpu.set_fpu_state(&state.fpu);
@@ -100,10 +114,18 @@ impl Cpu {
     pub(super) fn to_state(&self, machine_tsc: u64, instructions: u64) -> VcpuState {
         let system = &self.system;
         VcpuState {
-            gpr: std::array::from_fn(|number| self.gpr[number]),
+            gpr: std::array::from_fn(|register| self.gpr[register]),
             rip: self.rip,
             rflags: self.rflags(),
-            segments: std::array::from_fn(|number| system.segments[number].to_state()),
+            segments: std::array::from_fn(|register| {
+                let mut segment = system.segments[register];
+                if register == number::SS {
+                    // SS carries the privilege level, also when it is null.
+                    segment.attributes &= !(3 << attribute::DPL_SHIFT);
+                    segment.attributes |= u16::from(self.cpl) << attribute::DPL_SHIFT;
+                }
+                segment.to_state()
+            }),
             ldtr: system.ldtr.to_state(),
             tr: system.tr.to_state(),
             gdtr: system.gdtr,
@@ -118,7 +140,7 @@ impl Cpu {
             debug: system.debug,
             fpu: self.fpu_state(),
             msrs: system.msrs.to_state(),
-            apic: self.apic.to_state(),
+            apic: self.apic.to_state(machine_tsc),
             tsc: machine_tsc.wrapping_add(system.tsc_offset),
             run_state: system.run_state,
             pending: system.pending,
@@ -163,9 +185,9 @@ impl Cpu {
     pub(crate) fn update_mode(&mut self) {
         let code = self.system.segments[1];
         let long = self.system.efer & efer::LMA != 0;
-        self.code_bits = if long && code.has(crate::sys::attribute::LONG) {
+        self.code_bits = if long && code.has(attribute::LONG) {
             64
-        } else if code.has(crate::sys::attribute::DEFAULT_32) {
+        } else if code.has(attribute::DEFAULT_32) {
             32
         } else {
             16

@@ -2,9 +2,11 @@
 
 mod convert;
 mod execute;
+mod messages;
 mod processors;
 mod registers;
 mod state;
+mod turn;
 
 pub use processors::{CpuConfig, Exit, Processors, TSC_HZ, VCPUS_MAX};
 pub use registers::Registers;

@@ -1,15 +1,12 @@
-//! [`Processors`] and its run loop.
+//! [`Processors`]: making, saving and stepping the clock of all processors of a machine.
 
-use memory::{GuestRam, PAGE_BYTES};
+use memory::GuestRam;
 
-use crate::block::{BlockCache, Built, build, build_across_pages};
-use crate::bus::Bus;
+use crate::block::BlockCache;
 use crate::core::{Cpu, tsc_at};
-use crate::flags::bit;
-use crate::op::{Stop, vector};
-use crate::run::execute::{Leave, execute, run_ops};
+use crate::cpuid::CpuModel;
+use crate::run::convert::Place;
 use crate::run::state::{ProcessorsState, StateError};
-use crate::state::RunState;
 
 /// Most processors of a machine.
 pub const VCPUS_MAX: usize = 64;
@@ -21,13 +18,15 @@ pub const TSC_HZ: u64 = 1_000_000_000;
 pub struct CpuConfig {
     /// Wall-clock time of power-on, when the time-stamp counter was 0, in nanoseconds since the Unix epoch.
     pub power_on_unix_ns: u64,
+    /// The model that CPUID claims.
+    pub model: CpuModel,
     /// Instructions that a processor executes before the next one's turn.
     pub turn_instructions: u64,
 }
 
 impl Default for CpuConfig {
     fn default() -> Self {
-        Self { power_on_unix_ns: 0, turn_instructions: 20_000 }
+        Self { power_on_unix_ns: 0, model: CpuModel::default(), turn_instructions: 20_000 }
     }
 }
 
@@ -53,7 +52,7 @@ pub enum Exit {
 pub(super) struct Vcpu {
     pub(super) cpu: Cpu,
     /// Instructions that this processor has retired.
-    instructions: u64,
+    pub(super) instructions: u64,
 }
 
 /// All processors of a machine, run in deterministic turns on one thread.
@@ -64,13 +63,13 @@ pub(super) struct Vcpu {
 /// its budget.
 pub struct Processors {
     pub(super) vcpus: Vec<Vcpu>,
-    cache: BlockCache,
-    ram: GuestRam,
-    config: CpuConfig,
-    turn: usize,
-    turn_left: u64,
-    instructions: u64,
-    clock_steps: u64,
+    pub(super) cache: BlockCache,
+    pub(super) ram: GuestRam,
+    pub(super) config: CpuConfig,
+    pub(super) turn: usize,
+    pub(super) turn_left: u64,
+    pub(super) instructions: u64,
+    pub(super) clock_steps: u64,
 }
 
 impl Processors {
@@ -80,15 +79,20 @@ impl Processors {
         if count == 0 || count > VCPUS_MAX {
             return Err(StateError::Count(count));
         }
+        if state.timers.len() != count {
+            return Err(StateError::Timers { vcpus: count, timers: state.timers.len() });
+        }
         if state.turn_vcpu as usize >= count {
             return Err(StateError::Turn(state.turn_vcpu));
         }
         let vcpus = state
             .vcpus
             .iter()
+            .zip(&state.timers)
             .enumerate()
-            .map(|(number, vcpu)| {
-                let cpu = Cpu::from_state(ram.clone(), vcpu, number, count, state.tsc())?;
+            .map(|(number, (vcpu, &timer))| {
+                let place = Place { number, count, machine_tsc: state.tsc(), timer };
+                let cpu = Cpu::from_state(ram.clone(), vcpu, &place, &config)?;
                 Ok(Vcpu { cpu, instructions: vcpu.instructions })
             })
             .collect::<Result<_, StateError>>()?;
@@ -109,6 +113,7 @@ impl Processors {
         let tsc = self.tsc();
         ProcessorsState {
             vcpus: self.vcpus.iter().map(|vcpu| vcpu.cpu.to_state(tsc, vcpu.instructions)).collect(),
+            timers: self.vcpus.iter().map(|vcpu| vcpu.cpu.apic.expiry()).collect(),
             turn_vcpu: self.turn as u32,
             turn_left: self.turn_left,
             instructions: self.instructions,
@@ -144,145 +149,6 @@ impl Processors {
     pub fn forget_translations(&mut self) {
         for vcpu in &mut self.vcpus {
             vcpu.cpu.flush_tlb();
-        }
-    }
-
-    /// Executes at most `instructions_max` instructions, exactly that many if nothing else ends the run.
-    pub fn run(&mut self, instructions_max: u64, bus: &mut dyn Bus) -> Exit {
-        let end = self.instructions.saturating_add(instructions_max);
-        self.forget_overwritten_code();
-        while self.instructions < end {
-            if self.turn_left == 0 || !self.is_runnable(self.turn) {
-                if !self.next_turn() {
-                    return Exit::Halted { deadline_tsc: None };
-                }
-            }
-            if let Some(exit) = self.step(end, bus) {
-                return exit;
-            }
-        }
-        Exit::BudgetSpent
-    }
-
-    /// Gives the turn to the next processor that can run.
-    fn next_turn(&mut self) -> bool {
-        for distance in 1..=self.vcpus.len() {
-            let candidate = (self.turn + distance) % self.vcpus.len();
-            if self.is_runnable(candidate) {
-                self.turn = candidate;
-                self.turn_left = self.config.turn_instructions.max(1);
-                return true;
-            }
-        }
-        false
-    }
-
-    fn is_runnable(&mut self, number: usize) -> bool {
-        self.vcpus.get(number).is_some_and(|vcpu| vcpu.cpu.system.run_state == RunState::Running)
-    }
-
-    /// Runs the processor whose turn it is until something must be seen to between two instructions.
-    fn step(&mut self, end: u64, bus: &mut dyn Bus) -> Option<Exit> {
-        let vcpu = self.vcpus.get_mut(self.turn)?;
-        let cpu = &mut vcpu.cpu;
-        cpu.count = self.instructions;
-        cpu.clock_steps = self.clock_steps;
-        let mut limit = end.min(self.instructions.saturating_add(self.turn_left));
-        let shadow = std::mem::take(&mut cpu.system.interrupt_shadow);
-        let single_step = cpu.rflags_rest & bit::TF != 0;
-        if cpu.alone || shadow || single_step {
-            limit = cpu.count + 1;
-        }
-        let mut leave = execute(cpu, &mut self.cache, limit, bus);
-        if leave == Leave::Missing {
-            leave = self.provide(limit, bus);
-        }
-        let vcpu = self.vcpus.get_mut(self.turn)?;
-        let cpu = &mut vcpu.cpu;
-        if cpu.count == self.instructions && matches!(leave, Leave::Missing | Leave::Stop(Stop::Alone)) {
-            cpu.system.interrupt_shadow = shadow;
-        }
-        let was_alone = cpu.alone;
-        if leave != Leave::Missing {
-            cpu.alone = leave == Leave::Stop(Stop::Alone);
-        }
-        let mut exit = None;
-        match leave {
-            Leave::Stop(Stop::Fault) => {
-                cpu.count += 1;
-                exit = Some(Exit::Shutdown { vcpu: cpu.system.number });
-            }
-            Leave::Stop(Stop::Halt) => {
-                cpu.system.run_state = RunState::Halted;
-                self.turn_left = 0;
-            }
-            Leave::Stop(Stop::Pause) => self.turn_left = 0,
-            Leave::Stop(Stop::Shutdown) => exit = Some(Exit::Shutdown { vcpu: cpu.system.number }),
-            _ => {}
-        }
-        let retired = cpu.count - self.instructions;
-        vcpu.instructions += retired;
-        self.instructions += retired;
-        self.turn_left = self.turn_left.saturating_sub(retired);
-        if was_alone || matches!(leave, Leave::Stop(Stop::Sync | Stop::Transfer)) {
-            self.forget_overwritten_code();
-            if exit.is_none() && bus.wants_stop() {
-                exit = Some(Exit::Attention);
-            }
-        }
-        exit
-    }
-
-    /// Brings the next instruction's block into the cache, or runs the instruction if it cannot be cached.
-    fn provide(&mut self, limit: u64, bus: &mut dyn Bus) -> Leave {
-        let Some(vcpu) = self.vcpus.get_mut(self.turn) else {
-            return Leave::Missing;
-        };
-        let cpu = &mut vcpu.cpu;
-        if cpu.count >= limit {
-            return Leave::Limit;
-        }
-        let linear = cpu.fetch_linear();
-        let first = match cpu.fetch_offset(linear) {
-            Ok(offset) => offset,
-            Err(stop) => return Leave::Stop(stop),
-        };
-        if self.cache.find(first, cpu.mode).is_some() {
-            return Leave::Missing;
-        }
-        match build(&self.ram, first, cpu.rip, cpu.mode) {
-            Built::Block(ops, len_bytes) => {
-                if self.cache.insert(&self.ram, first, cpu.mode, &ops, len_bytes) {
-                    let page = first & !(PAGE_BYTES - 1);
-                    for vcpu in &mut self.vcpus {
-                        vcpu.cpu.tlb.forbid_writes_to(page);
-                    }
-                }
-                Leave::Missing
-            }
-            Built::AcrossPages => {
-                let next_page = (linear | (PAGE_BYTES - 1)).wrapping_add(1);
-                let second = match cpu.fetch_offset(next_page) {
-                    Ok(offset) => offset,
-                    Err(stop) => return Leave::Stop(stop),
-                };
-                let Some(op) = build_across_pages(&self.ram, first, second, cpu.rip, cpu.mode) else {
-                    return Leave::Stop(cpu.raise(vector::UD, None));
-                };
-                match run_ops(cpu, &[op], bus) {
-                    Ok(()) => Leave::Limit,
-                    Err(stop) => Leave::Stop(stop),
-                }
-            }
-        }
-    }
-
-    /// Forgets the blocks of pages whose code was overwritten.
-    fn forget_overwritten_code(&mut self) {
-        if self.ram.has_code_writes() {
-            for page in self.ram.take_code_writes() {
-                self.cache.forget_page(&self.ram, page);
-            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::apic::Apic;
 use crate::core::tsc_at;
 use crate::state::VcpuState;
 
@@ -10,6 +11,9 @@ use crate::state::VcpuState;
 pub struct ProcessorsState {
     /// The processors by number.
     pub vcpus: Vec<VcpuState>,
+    /// When the count-down timer of each processor's APIC reaches 0, by the machine's time-stamp counter. (The current-count
+    /// register is too coarse to go on from exactly.)
+    pub timers: Vec<Option<u64>>,
     /// The processor whose turn it is.
     pub turn_vcpu: u32,
     /// Instructions left of its turn.
@@ -29,7 +33,8 @@ impl ProcessorsState {
     /// Processors that another engine saved. The machine's time-stamp counter goes on from the first one's.
     pub fn from_vcpus(vcpus: Vec<VcpuState>) -> Self {
         let clock_steps = vcpus.first().map_or(0, |vcpu| vcpu.tsc);
-        Self { vcpus, turn_vcpu: 0, turn_left: 0, instructions: 0, clock_steps }
+        let timers = vcpus.iter().map(|vcpu| Apic::from_state(&vcpu.apic, None)?.saved_expiry(clock_steps)).collect();
+        Self { vcpus, timers, turn_vcpu: 0, turn_left: 0, instructions: 0, clock_steps }
     }
 
     /// The machine's time-stamp counter.
@@ -44,6 +49,14 @@ pub enum StateError {
     /// No processor, or more than [`crate::VCPUS_MAX`].
     #[error("{0} processors: there must be 1 to {max}", max = crate::VCPUS_MAX)]
     Count(usize),
+    /// Not one timer a processor.
+    #[error("{vcpus} processors, but {timers} timers")]
+    Timers {
+        /// Processors.
+        vcpus: usize,
+        /// Timers.
+        timers: usize,
+    },
     /// The turn belongs to a processor that is not there.
     #[error("it is the turn of processor {0}, which does not exist")]
     Turn(u32),

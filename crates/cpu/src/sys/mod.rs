@@ -1,9 +1,22 @@
 //! System instructions and state.
 
+mod clock;
 pub(crate) mod control;
+mod descriptor;
+mod event;
+mod far;
+mod misc;
+mod msr;
 mod msrs;
+mod operand;
+mod ports;
+mod registers;
 mod segment;
+mod selectors;
+mod syscall;
 mod system;
+mod tables;
+mod task;
 
 use iced_x86::Instruction;
 
@@ -11,12 +24,21 @@ use crate::decode::Site;
 use crate::op::{Handler, Op};
 
 pub(crate) use msrs::Msrs;
-pub(crate) use segment::{Segment, attribute};
+pub use msrs::neutral_msrs;
+pub(crate) use msrs::index::X2APIC_FIRST;
+pub(crate) use segment::{Segment, attribute, number};
 pub(crate) use system::System;
 
 /// The handler of an instruction of this family, with `op`'s operands filled in.
-pub(crate) fn lower(_instruction: &Instruction, _site: Site, _op: &mut Op) -> Option<Handler> {
-    None
+pub(crate) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Option<Handler> {
+    misc::lower(instruction, site, op)
+        .or_else(|| far::lower(instruction, site, op))
+        .or_else(|| syscall::lower(instruction))
+        .or_else(|| selectors::lower(instruction, site, op))
+        .or_else(|| registers::lower(instruction, site, op))
+        .or_else(|| msr::lower(instruction))
+        .or_else(|| ports::lower(instruction, op))
+        .or_else(|| tables::lower(instruction, site, op))
 }
 
 /// Whether a block ends with this instruction, though it is no control transfer: what it changes, the run loop caches.

@@ -1,24 +1,20 @@
 //! [`Msrs`]: model-specific registers that only hold a value.
 
-/// Indices (Intel SDM volume 4, AMD APM volume 2 appendix A, and Linux `Documentation/virt/kvm/x86/msr.rst`).
+/// Indices (Intel SDM volume 4, and Linux `Documentation/virt/kvm/x86/msr.rst`).
 pub(crate) mod index {
     pub const TSC: u32 = 0x10;
+    pub const PLATFORM_ID: u32 = 0x17;
     pub const APIC_BASE: u32 = 0x1b;
     pub const TSC_ADJUST: u32 = 0x3b;
-    pub const SPEC_CTRL: u32 = 0x48;
-    pub const PRED_CMD: u32 = 0x49;
-    pub const BIOS_UPDATE_ID: u32 = 0x8b;
+    pub const BIOS_SIGN_ID: u32 = 0x8b;
     pub const MTRR_CAPABILITIES: u32 = 0xfe;
-    pub const ARCH_CAPABILITIES: u32 = 0x10a;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
     pub const MCG_CAPABILITIES: u32 = 0x179;
     pub const MCG_STATUS: u32 = 0x17a;
-    pub const MCG_CONTROL: u32 = 0x17b;
     pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUG_CONTROL: u32 = 0x1d9;
-    pub const MTRR_PHYSICAL_FIRST: u32 = 0x200;
     pub const MTRR_FIXED_64K: u32 = 0x250;
     pub const MTRR_FIXED_16K_8: u32 = 0x258;
     pub const MTRR_FIXED_16K_A: u32 = 0x259;
@@ -37,15 +33,8 @@ pub(crate) mod index {
     pub const GS_BASE: u32 = 0xc000_0101;
     pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     pub const TSC_AUX: u32 = 0xc000_0103;
-    pub const HWCR: u32 = 0xc001_0015;
-    pub const SYSCFG: u32 = 0xc001_0010;
-    pub const AMD_PATCH_LEVEL: u32 = 0x8b;
-    pub const LS_CFG: u32 = 0xc001_1020;
-    pub const DE_CFG: u32 = 0xc001_1029;
     pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
     pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
-    pub const KVM_WALL_CLOCK_OLD: u32 = 0x11;
-    pub const KVM_SYSTEM_TIME_OLD: u32 = 0x12;
 }
 
 /// A register that only holds a value.
@@ -60,7 +49,7 @@ const fn held(index: u32, reset: u64, writable: u64) -> Held {
     Held { index, reset, writable }
 }
 
-/// Every register that only holds a value, ascending by index.
+/// Every register that only holds a value, ascending by index. Memory is write-back by default, as firmware would leave it.
 const HELD: &[Held] = &[
     held(index::SYSENTER_CS, 0, 0xffff_ffff),
     held(index::SYSENTER_ESP, 0, u64::MAX),
@@ -80,7 +69,7 @@ const HELD: &[Held] = &[
     held(index::MTRR_FIXED_4K_FIRST + 6, 0, u64::MAX),
     held(index::MTRR_FIXED_4K_FIRST + 7, 0, u64::MAX),
     held(index::PAT, 0x0007_0406_0007_0406, 0x0707_0707_0707_0707),
-    held(index::MTRR_DEFAULT, 0, 0xcff),
+    held(index::MTRR_DEFAULT, 0x806, 0xcff),
     held(index::KVM_WALL_CLOCK, 0, u64::MAX),
     held(index::KVM_SYSTEM_TIME, 0, u64::MAX),
     held(index::STAR, 0, u64::MAX),
@@ -89,10 +78,12 @@ const HELD: &[Held] = &[
     held(index::SFMASK, 0, 0xffff_ffff),
     held(index::KERNEL_GS_BASE, 0, u64::MAX),
     held(index::TSC_AUX, 0, 0xffff_ffff),
-    held(index::SYSCFG, 0, u64::MAX),
-    held(index::HWCR, 0, u64::MAX),
-    held(index::DE_CFG, 0, u64::MAX),
 ];
+
+/// The model-specific registers that a saved state lists, ascending by index.
+pub fn neutral_msrs() -> impl Iterator<Item = u32> {
+    HELD.iter().map(|held| held.index)
+}
 
 /// Position of a register in [`HELD`], known at compile time.
 const fn place(index: u32) -> usize {

@@ -1,5 +1,6 @@
 //! [`System`]: segments, control registers, model-specific registers, interrupt state.
 
+use crate::cpuid::CpuModel;
 use crate::state::{PendingEvent, RunState, TableState};
 use crate::sys::Msrs;
 use crate::sys::segment::Segment;
@@ -35,6 +36,9 @@ pub(crate) struct System {
     pub number: u32,
     /// How many processors the machine has.
     pub processors: u32,
+    pub model: CpuModel,
+    /// Wall-clock time when the machine's time-stamp counter was 0, in nanoseconds since the Unix epoch.
+    pub power_on_unix_ns: u64,
 }
 
 impl System {
