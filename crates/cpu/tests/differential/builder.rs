@@ -122,22 +122,48 @@ pub struct Builder {
     index: usize,
     /// Registers that operands may be, by number.
     free: Vec<usize>,
-    noise: Vec<[u8; SCRATCH_LEN]>,
+    noise: Noise,
+}
+
+/// Values drawn once, of which each case gets a part.
+struct Noise {
+    integer: Vec<u8>,
+    float: Vec<u8>,
+    float80: Vec<(u64, u16)>,
+}
+
+/// Bytes of each kind of noise.
+const NOISE_LEN: usize = 64 << 10;
+
+impl Noise {
+    fn new() -> Self {
+        let mut random = Random::new(0);
+        let mut fill = |draw: fn(&mut Random) -> u64| {
+            let values = (0..NOISE_LEN / 8).map(|_| draw(&mut random));
+            values.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()
+        };
+        let integer = fill(Random::integer);
+        let float = fill(|random| match random.next() & 1 {
+            0 => random.float64(),
+            _ => u64::from(random.float32()) << 32 | u64::from(random.float32()),
+        });
+        Self { integer, float, float80: (0..NOISE_LEN / 16).map(|_| random.float80()).collect() }
+    }
+
+    /// `len` bytes from somewhere, at a multiple of 8.
+    fn part(&self, random: &mut Random, flavor: Flavor, len: usize) -> &[u8] {
+        let all = if flavor == Flavor::Integer { &self.integer } else { &self.float };
+        let at = 8 * random.below((NOISE_LEN - len) as u64 / 8) as usize;
+        &all[at..at + len]
+    }
 }
 
 const RSP: usize = 4;
 
 impl Builder {
     pub fn new(place: Place) -> Self {
-        let mut random = Random::new(0);
-        let mut noise = vec![[0; SCRATCH_LEN]; 64];
-        for bytes in &mut noise {
-            for chunk in bytes.chunks_exact_mut(8) {
-                chunk.copy_from_slice(&random.integer().to_le_bytes());
-            }
-        }
         Self {
-            random,
+            random: Random::new(0),
             case: Case::new(place),
             flavor: Flavor::Integer,
             memory_percent: 40,
@@ -145,7 +171,7 @@ impl Builder {
             base: 0,
             index: 0,
             free: Vec::new(),
-            noise,
+            noise: Noise::new(),
         }
     }
 
@@ -157,7 +183,7 @@ impl Builder {
         self.memory_percent = 40;
         self.case.clear(&mut self.random);
         let random = &mut self.random;
-        self.case.scratch = self.noise[random.below(self.noise.len() as u64) as usize];
+        self.case.scratch.copy_from_slice(self.noise.part(random, Flavor::Integer, SCRATCH_LEN));
 
         // Not RAX to RBX, which many instructions use implicitly, nor RSP, which cannot be an index.
         let mut pointers: Vec<usize> = (RSP + 1..16).filter(|number| !reserved.contains(number)).collect();
@@ -166,8 +192,9 @@ impl Builder {
         self.free.clear();
         self.free.extend((0..16).filter(|n| *n != self.base && *n != self.index && !reserved.contains(n)));
 
-        for number in 0..16 {
-            self.case.registers.gpr[number] = random.integer();
+        let values = self.noise.part(random, Flavor::Integer, 16 * 8).chunks_exact(8);
+        for (register, value) in self.case.registers.gpr.iter_mut().zip(values) {
+            *register = u64::from_le_bytes(value.try_into().expect("eight bytes"));
         }
         self.case.registers.gpr[self.base] = self.case.place.scratch() + 16 * random.below(SCRATCH_LEN as u64 / 16);
         self.case.registers.gpr[self.index] = random.below(129).wrapping_sub(64);
@@ -179,12 +206,13 @@ impl Builder {
     fn random_fpu(&mut self) -> cpu::state::FpuState {
         let random = &mut self.random;
         let mut fpu = cpu::state::FpuState::default();
-        for value in &mut fpu.xmm {
-            *value = lanes(random, self.flavor);
+        let values = self.noise.part(random, self.flavor, 16 * 16).chunks_exact(16);
+        for (register, value) in fpu.xmm.iter_mut().zip(values) {
+            *register = u128::from_le_bytes(value.try_into().expect("sixteen bytes"));
         }
         if self.flavor == Flavor::Float80 {
             for register in &mut fpu.registers {
-                *register = random.float80();
+                *register = random.pick(&self.noise.float80);
             }
             let masks = if random.percent(80) { 0x3f } else { random.next() as u16 & 0x3f };
             fpu.control = masks | 0x40 | random.pick(&[0x300, 0x300, 0x200, 0]) | (random.next() as u16 & 3) << 10;
@@ -194,8 +222,9 @@ impl Builder {
             fpu.status = exceptions | random.next() as u16 & 0x7f00 | if pending { 0x8080 } else { 0 };
             fpu.valid = if random.percent(70) { 0xff } else { random.next() as u8 };
         } else {
-            for register in &mut fpu.registers {
-                *register = (random.integer(), 0xffff);
+            let values = self.noise.part(random, Flavor::Integer, 8 * 8).chunks_exact(8);
+            for (register, value) in fpu.registers.iter_mut().zip(values) {
+                *register = (u64::from_le_bytes(value.try_into().expect("eight bytes")), 0xffff);
             }
             fpu.status = random.next() as u16 & 0x3800;
             fpu.valid = random.next() as u8;
@@ -453,13 +482,4 @@ impl Builder {
         let offset = (address - self.case.place.scratch()) as usize;
         self.case.scratch[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
-}
-
-fn lanes(random: &mut Random, flavor: Flavor) -> u128 {
-    let half = |random: &mut Random| match flavor {
-        Flavor::Integer => random.integer(),
-        _ if random.next() & 1 == 0 => random.float64(),
-        _ => u64::from(random.float32()) << 32 | u64::from(random.float32()),
-    };
-    u128::from(half(random)) << 64 | u128::from(half(random))
 }

@@ -180,6 +180,17 @@ pub fn x87_control() -> Generator {
     special::x87_control(control, arithmetic)
 }
 
+/// Instructions of all families together: what one leaves, another one of its own kind seldom reads.
+pub fn mixture() -> Generator {
+    let mut forms = integer_forms(ALU);
+    forms.extend(integer_forms(CONDITIONAL));
+    forms.extend(integer_forms(&[Rol, Rcr, Shl, Sar, Shld, Mul, Imul, Bt, Bts, Bsf, Popcnt, Mov, Movzx, Lea, Xadd, Cmpxchg]));
+    forms.extend(vector_forms(|_, name| !is_float(name)));
+    forms.extend(vector_forms(|form, name| is_float(name) && !form.uses_mmx()));
+    forms.extend(float80_forms(|m| matches!(m, Fld | Fst | Fstp | Fild | Fistp | Fadd | Faddp | Fmul | Fucomi | Fxch)));
+    special::sse_float(forms)
+}
+
 /// A form by its code, where one is known to exist.
 pub fn form(code: Code) -> Form {
     Form::new(code).expect("a drawable form")

@@ -55,4 +55,6 @@ families! {
     x87_transcendental: families::x87_transcendental,
     x87_control: families::x87_control,
     save_restore: special::save_restore,
+    mixture: families::mixture,
+    privileged: special::privileged,
 }

@@ -137,11 +137,9 @@ impl Sides {
             }
             if let Some(differences) = self.compare() {
                 let case = &self.builder.case;
-                let at = case.index_of(self.native_outcome.registers.rip);
-                let culprit = match (case.straight, at) {
-                    (false, Some(index)) if index < case.instructions.len() => index,
-                    _ => case.instructions.len() - 1,
-                };
+                let faulting = [&self.guest_outcome, &self.native_outcome].into_iter().find(|side| side.fault.is_some());
+                let at = faulting.and_then(|side| case.index_of(side.registers.rip));
+                let culprit = at.filter(|index| *index < case.offsets.len() - 1).unwrap_or(case.instructions.len() - 1);
                 let report =
                     format!("{}{}{differences}", compare::describe_start(case), case.disassembly());
                 return (case.instructions[culprit].code(), report);

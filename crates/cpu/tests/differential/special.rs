@@ -255,6 +255,8 @@ pub fn stack() -> Generator {
         builder.point(RBP, 384, 384, 8);
         let misaligned = builder.random.below(8) * u64::from(builder.random.percent(20));
         builder.case.registers.gpr[RSP] += misaligned;
+        // Whether RBP points into the scratch: what LEAVE pops need not.
+        let mut framed = true;
         let count = 1 + builder.random.below(INSTRUCTIONS_MAX as u64) as usize;
         let mut tries = 0;
         while builder.case.instructions.len() < count && tries < 64 {
@@ -266,9 +268,15 @@ pub fn stack() -> Generator {
                         builder.push(instruction);
                     }
                 }
-                50..55 => builder.push_bytes(&[0xc9]),
-                55..60 => builder.push_bytes(&[0x66, 0xc9]),
-                60..66 => {
+                50..55 if framed => {
+                    builder.push_bytes(&[0xc9]);
+                    framed = false;
+                }
+                55..58 if framed => {
+                    builder.push_bytes(&[0x66, 0xc9]);
+                    framed = false;
+                }
+                60..66 if framed => {
                     let nesting = if builder.random.percent(60) { 0 } else { builder.random.below(8) as u8 };
                     let size = builder.random.below(48) as u8;
                     if builder.random.percent(85) {
@@ -417,6 +425,81 @@ fn redecode(builder: &mut Builder) {
     for flags in &mut case.undefined_flags {
         *flags = all;
     }
+}
+
+/// Instructions that user code must not run, that do nothing, or that trap; and what reads selectors.
+pub fn privileged() -> Generator {
+    let filler = filler();
+    let special: [&[u8]; 45] = [
+        // INT3, UD2, INT 33; HLT, CLI, STI; IN and OUT.
+        &[0xcc],
+        &[0x0f, 0x0b],
+        &[0xcd, 33],
+        &[0xf4],
+        &[0xfa],
+        &[0xfb],
+        &[0xe4, 0x80],
+        &[0xed],
+        &[0xe7, 0x80],
+        &[0xee],
+        &[0x66, 0xef],
+        // CLTS, INVD, WBINVD, RDMSR, WRMSR, SWAPGS, XSETBV, SYSRET, SYSEXIT.
+        &[0x0f, 0x06],
+        &[0x0f, 0x08],
+        &[0x0f, 0x09],
+        &[0x0f, 0x32],
+        &[0x0f, 0x30],
+        &[0x0f, 0x01, 0xf8],
+        &[0x0f, 0x01, 0xd1],
+        &[0x48, 0x0f, 0x07],
+        // MOV to and from CR0, CR3, DR7; LMSW; INVLPG, LGDT and LIDT of [RAX]; LLDT, LTR.
+        &[0x0f, 0x20, 0xc0],
+        &[0x0f, 0x22, 0xd8],
+        &[0x0f, 0x23, 0xf8],
+        &[0x0f, 0x21, 0xf8],
+        &[0x0f, 0x01, 0xf0],
+        &[0x0f, 0x01, 0x38],
+        &[0x0f, 0x01, 0x10],
+        &[0x0f, 0x01, 0x18],
+        &[0x0f, 0x00, 0xd0],
+        &[0x0f, 0x00, 0xd8],
+        // Opcodes that 64-bit mode does not have.
+        &[0x06],
+        &[0x27],
+        &[0x60],
+        &[0xce],
+        &[0xd4, 0x0a],
+        // PAUSE, LFENCE, MFENCE, SFENCE, ENDBR64, PREFETCHT0, PREFETCHW and NOP of [RAX].
+        &[0xf3, 0x90],
+        &[0x0f, 0xae, 0xe8],
+        &[0x0f, 0xae, 0xf0],
+        &[0x0f, 0xae, 0xf8],
+        &[0xf3, 0x0f, 0x1e, 0xfa],
+        &[0x0f, 0x18, 0x08],
+        &[0x0f, 0x0d, 0x08],
+        &[0x0f, 0x1f, 0x00],
+        // MOV of CS and SS to registers, and of SS to 16 bits.
+        &[0x8c, 0xc8],
+        &[0x48, 0x8c, 0xd1],
+        &[0x66, 0x8c, 0xd2],
+    ];
+    Box::new(move |builder, seed| {
+        builder.start(seed, Flavor::Integer, &[]);
+        let count = 1 + builder.random.below(4) as usize;
+        let mut tries = 0;
+        while builder.case.instructions.len() < count && tries < 16 {
+            tries += 1;
+            if builder.random.percent(50) {
+                let bytes = builder.random.pick(&special);
+                builder.push_bytes(bytes);
+            } else {
+                let form = builder.random.pick(&filler);
+                if let Some(instruction) = builder.instruction(&form) {
+                    builder.push(instruction);
+                }
+            }
+        }
+    })
 }
 
 /// Bytes of an x87 environment or image that an instruction loads or stores.
