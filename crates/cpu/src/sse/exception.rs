@@ -7,16 +7,21 @@ use crate::sys::control::cr4;
 use super::native::{HOST_CONTROL, Operation};
 
 /// Status flags of MXCSR.
-const STATUS: u32 = 0x3f;
+pub(super) const STATUS: u32 = 0x3f;
 const INVALID: u32 = 1 << 0;
 const DENORMAL: u32 = 1 << 1;
 const ZERO_DIVIDE: u32 = 1 << 2;
-const UNDERFLOW: u32 = 1 << 4;
+pub(super) const OVERFLOW: u32 = 1 << 3;
+pub(super) const UNDERFLOW: u32 = 1 << 4;
+pub(super) const PRECISION: u32 = 1 << 5;
 /// Exceptions that are found before a result is computed.
 const BEFORE_COMPUTATION: u32 = INVALID | DENORMAL | ZERO_DIVIDE;
 /// Position of the masks, which stand in the order of the status flags.
 const MASK_SHIFT: u32 = 7;
 const MASKS: u32 = STATUS << MASK_SHIFT;
+/// Rounding mode: to nearest, down, up, towards zero.
+pub(super) const ROUNDING: u32 = 3 << ROUNDING_SHIFT;
+pub(super) const ROUNDING_SHIFT: u32 = 13;
 const FLUSH_TO_ZERO: u32 = 1 << 15;
 
 impl Cpu {
@@ -41,10 +46,14 @@ impl Cpu {
             // Flushing to zero is part of the masked response.
             mxcsr &= !FLUSH_TO_ZERO;
         }
+        let run_control = mxcsr;
         let output = O::run::<true>(&mut mxcsr, left, right);
         let mut raised = mxcsr & STATUS;
-        if unmasked & UNDERFLOW != 0 && O::is_tiny(&output) {
-            raised |= UNDERFLOW;
+        if unmasked & (OVERFLOW | UNDERFLOW) != 0 {
+            let mut elements = O::elements(left, right).into_iter().flatten().peekable();
+            if elements.peek().is_some() {
+                raised = elements.fold(0, |raised, element| raised | element.status(run_control, unmasked));
+            }
         }
         if raised & unmasked & BEFORE_COMPUTATION != 0 {
             // Nothing was computed, so nothing overflowed, underflowed or was rounded.

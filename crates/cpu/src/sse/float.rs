@@ -155,8 +155,8 @@ pub(super) fn lower(code: Code, memory: bool, imm: u64) -> Option<Handler> {
         Code::Roundss_xmm_xmmm32_imm8 => round!(Memory32, RoundSs),
         Code::Cmpsd_xmm_xmmm64_imm8 => compare!(Memory64, CmpSd),
         Code::Roundsd_xmm_xmmm64_imm8 => round!(Memory64, RoundSd),
-        Code::Dpps_xmm_xmmm128_imm8 => of!(dot, Aligned, DotPs<0xff>),
-        Code::Dppd_xmm_xmmm128_imm8 => of!(dot, Aligned, DotPd<0xff>),
+        Code::Dpps_xmm_xmmm128_imm8 => of!(dot, Aligned, Singles),
+        Code::Dppd_xmm_xmmm128_imm8 => of!(dot, Aligned, Doubles),
         Code::Rcpps_xmm_xmmm128 => approximate!(Aligned, |_, s| each_single(s, reciprocal)),
         Code::Rsqrtps_xmm_xmmm128 => approximate!(Aligned, |_, s| each_single(s, reciprocal_root)),
         Code::Rcpss_xmm_xmmm32 => approximate!(Memory32, |d, s| low_single(d, s, reciprocal)),
@@ -228,31 +228,48 @@ fn from_general<W: Width, O: Operation<Left = __m128i, Right = u64, Output = __m
     Ok(())
 }
 
-/// DPPS and DPPD: elements that the immediate's high half leaves out are multiplied as zeros, which raises nothing; those
-/// that its low half leaves out are cleared in the result.
+/// DPPS and DPPD, in stages: an unmasked exception in one keeps the next from raising anything, and which NaN prevails depends on
+/// the order of operands. Elements that the immediate's high half leaves out are multiplied as zeros, which raises nothing;
+/// those that its low half leaves out are cleared in the result.
 fn dot<S: Source, O: DotProduct>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let source = S::read(cpu, op, bus)?;
     let factors = O::element_mask(op.imm >> 4);
     let left = _mm_and_si128(cpu.sse.get(op.dst), factors);
-    let result = cpu.float::<O>(left, _mm_and_si128(source, factors))?;
+    let result = O::product(cpu, left, _mm_and_si128(source, factors))?;
     cpu.sse.set(op.dst, _mm_and_si128(result, O::element_mask(op.imm)));
     Ok(())
 }
 
-trait DotProduct: Arithmetic {
+trait DotProduct {
     /// All ones in element n for every set bit n, from bit 0.
     fn element_mask(bits: u64) -> __m128i;
+    /// The dot product in every element.
+    fn product(cpu: &mut Cpu, left: __m128i, right: __m128i) -> Result<__m128i, Stop>;
 }
 
-impl DotProduct for DotPs<0xff> {
+struct Singles;
+struct Doubles;
+
+impl DotProduct for Singles {
     fn element_mask(bits: u64) -> __m128i {
         vector((0..4).filter(|n| bits >> n & 1 == 1).fold(0, |mask, n| mask | u128::from(u32::MAX) << (n * 32)))
     }
+
+    fn product(cpu: &mut Cpu, left: __m128i, right: __m128i) -> Result<__m128i, Stop> {
+        let products = cpu.float::<MulPs>(left, right)?;
+        let sums = cpu.float::<AddPs>(_mm_shuffle_epi32::<0b10_11_00_01>(products), products)?;
+        cpu.float::<AddPs>(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums))
+    }
 }
 
-impl DotProduct for DotPd<0xff> {
+impl DotProduct for Doubles {
     fn element_mask(bits: u64) -> __m128i {
         vector((0..2).filter(|n| bits >> n & 1 == 1).fold(0, |mask, n| mask | u128::from(u64::MAX) << (n * 64)))
+    }
+
+    fn product(cpu: &mut Cpu, left: __m128i, right: __m128i) -> Result<__m128i, Stop> {
+        let products = cpu.float::<MulPd>(left, right)?;
+        cpu.float::<AddPd>(products, _mm_shuffle_epi32::<0b01_00_11_10>(products))
     }
 }
 

@@ -9,6 +9,7 @@
 //! from an operation and a kind of source operand (`operand`).
 
 mod approximate;
+mod element;
 mod exception;
 mod float;
 mod integer;

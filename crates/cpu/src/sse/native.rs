@@ -10,6 +10,13 @@
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
 
+use super::element::Calculation::{Add, Divide, Multiply, Subtract};
+use super::element::{
+    self, Elements, alternating_doubles, alternating_singles, double, doubles, narrow, narrow_both,
+    neighbouring_doubles, neighbouring_singles, none, single, singles,
+};
+use super::vector::bits;
+
 /// MXCSR's control bits as compiled code expects them: round to nearest, all exceptions masked, denormals supported.
 pub(super) const HOST_CONTROL: u32 = 0x1f80;
 
@@ -28,10 +35,9 @@ pub(super) trait Operation {
     /// that it raises. `RESTORE` may be false only when the control bits equal [`HOST_CONTROL`].
     fn run<const RESTORE: bool>(mxcsr: &mut u32, left: Self::Left, right: Self::Right) -> Self::Output;
 
-    /// Whether an element of the result is tiny (denormal). An unmasked underflow exception is raised for these even when
-    /// they are exact. False for operations that cannot underflow.
-    fn is_tiny(_output: &Self::Output) -> bool {
-        false
+    /// The elements of the result that may overflow or underflow.
+    fn elements(_left: Self::Left, _right: Self::Right) -> Elements {
+        element::none(0, 0)
     }
 }
 
@@ -65,9 +71,9 @@ macro_rules! under_mxcsr {
     };
 }
 
-/// Instructions of two XMM registers; the last word says in which format the result may be tiny.
+/// Instructions of two XMM registers, and how the elements of their results come about.
 macro_rules! vector_operations {
-    ($($name:ident = $instruction:literal, $tiny:ident;)*) => {$(
+    ($($name:ident = $instruction:literal, $elements:expr;)*) => {$(
         pub(super) struct $name;
 
         impl Operation for $name {
@@ -85,8 +91,8 @@ macro_rules! vector_operations {
                 result
             }
 
-            fn is_tiny(output: &__m128i) -> bool {
-                tiny::$tiny(super::vector::bits(*output))
+            fn elements(left: __m128i, right: __m128i) -> Elements {
+                ($elements)(bits(left), bits(right))
             }
         }
     )*};
@@ -94,7 +100,7 @@ macro_rules! vector_operations {
 
 /// Instructions of two XMM registers and an immediate.
 macro_rules! immediate_operations {
-    ($($name:ident = $instruction:literal, $tiny:ident;)*) => {$(
+    ($($name:ident = $instruction:literal;)*) => {$(
         pub(super) struct $name<const IMMEDIATE: u8>;
 
         impl<const IMMEDIATE: u8> Operation for $name<IMMEDIATE> {
@@ -110,10 +116,6 @@ macro_rules! immediate_operations {
                     left = inout(xmm_reg) result, right = in(xmm_reg) right, immediate = const IMMEDIATE
                 );
                 result
-            }
-
-            fn is_tiny(output: &__m128i) -> bool {
-                tiny::$tiny(super::vector::bits(*output))
             }
         }
     )*};
@@ -187,25 +189,41 @@ macro_rules! flag_operations {
 }
 
 vector_operations! {
-    AddPs = "addps", ps; AddPd = "addpd", pd; AddSs = "addss", ss; AddSd = "addsd", sd;
-    SubPs = "subps", ps; SubPd = "subpd", pd; SubSs = "subss", ss; SubSd = "subsd", sd;
-    MulPs = "mulps", ps; MulPd = "mulpd", pd; MulSs = "mulss", ss; MulSd = "mulsd", sd;
-    DivPs = "divps", ps; DivPd = "divpd", pd; DivSs = "divss", ss; DivSd = "divsd", sd;
-    MinPs = "minps", never; MinPd = "minpd", never; MinSs = "minss", never; MinSd = "minsd", never;
-    MaxPs = "maxps", never; MaxPd = "maxpd", never; MaxSs = "maxss", never; MaxSd = "maxsd", never;
-    SqrtPs = "sqrtps", never; SqrtPd = "sqrtpd", never; SqrtSs = "sqrtss", never; SqrtSd = "sqrtsd", never;
-    AddSubPs = "addsubps", ps; AddSubPd = "addsubpd", pd;
-    HAddPs = "haddps", ps; HAddPd = "haddpd", pd; HSubPs = "hsubps", ps; HSubPd = "hsubpd", pd;
-    DqToPs = "cvtdq2ps", never; DqToPd = "cvtdq2pd", never;
-    PsToDq = "cvtps2dq", never; PsToDqTruncated = "cvttps2dq", never;
-    PdToDq = "cvtpd2dq", never; PdToDqTruncated = "cvttpd2dq", never;
-    PsToPd = "cvtps2pd", never; PdToPs = "cvtpd2ps", ps; SsToSd = "cvtss2sd", never; SdToSs = "cvtsd2ss", ss;
+    AddPs = "addps", singles(Add);
+    AddPd = "addpd", doubles(Add);
+    AddSs = "addss", single(Add);
+    AddSd = "addsd", double(Add);
+    SubPs = "subps", singles(Subtract);
+    SubPd = "subpd", doubles(Subtract);
+    SubSs = "subss", single(Subtract);
+    SubSd = "subsd", double(Subtract);
+    MulPs = "mulps", singles(Multiply);
+    MulPd = "mulpd", doubles(Multiply);
+    MulSs = "mulss", single(Multiply);
+    MulSd = "mulsd", double(Multiply);
+    DivPs = "divps", singles(Divide);
+    DivPd = "divpd", doubles(Divide);
+    DivSs = "divss", single(Divide);
+    DivSd = "divsd", double(Divide);
+    AddSubPs = "addsubps", alternating_singles;
+    AddSubPd = "addsubpd", alternating_doubles;
+    HAddPs = "haddps", neighbouring_singles(Add);
+    HAddPd = "haddpd", neighbouring_doubles(Add);
+    HSubPs = "hsubps", neighbouring_singles(Subtract);
+    HSubPd = "hsubpd", neighbouring_doubles(Subtract);
+    PdToPs = "cvtpd2ps", narrow_both;
+    SdToSs = "cvtsd2ss", narrow;
+    MinPs = "minps", none; MinPd = "minpd", none; MinSs = "minss", none; MinSd = "minsd", none;
+    MaxPs = "maxps", none; MaxPd = "maxpd", none; MaxSs = "maxss", none; MaxSd = "maxsd", none;
+    SqrtPs = "sqrtps", none; SqrtPd = "sqrtpd", none; SqrtSs = "sqrtss", none; SqrtSd = "sqrtsd", none;
+    DqToPs = "cvtdq2ps", none; DqToPd = "cvtdq2pd", none; PsToPd = "cvtps2pd", none; SsToSd = "cvtss2sd", none;
+    PsToDq = "cvtps2dq", none; PsToDqTruncated = "cvttps2dq", none;
+    PdToDq = "cvtpd2dq", none; PdToDqTruncated = "cvttpd2dq", none;
 }
 
 immediate_operations! {
-    CmpPs = "cmpps", never; CmpPd = "cmppd", never; CmpSs = "cmpss", never; CmpSd = "cmpsd", never;
-    RoundPs = "roundps", never; RoundPd = "roundpd", never; RoundSs = "roundss", never; RoundSd = "roundsd", never;
-    DotPs = "dpps", ps; DotPd = "dppd", pd;
+    CmpPs = "cmpps"; CmpPd = "cmppd"; CmpSs = "cmpss"; CmpSd = "cmpsd";
+    RoundPs = "roundps"; RoundPd = "roundpd"; RoundSs = "roundss"; RoundSd = "roundsd";
 }
 
 from_general_operations! {
@@ -222,35 +240,4 @@ to_general_operations! {
 
 flag_operations! {
     ComiSs = "comiss"; ComiSd = "comisd"; UcomiSs = "ucomiss"; UcomiSd = "ucomisd";
-}
-
-/// Whether elements of a result are denormal.
-mod tiny {
-    fn single(bits: u32) -> bool {
-        f32::from_bits(bits).is_subnormal()
-    }
-
-    fn double(bits: u64) -> bool {
-        f64::from_bits(bits).is_subnormal()
-    }
-
-    pub(super) fn never(_bits: u128) -> bool {
-        false
-    }
-
-    pub(super) fn ss(bits: u128) -> bool {
-        single(bits as u32)
-    }
-
-    pub(super) fn sd(bits: u128) -> bool {
-        double(bits as u64)
-    }
-
-    pub(super) fn ps(bits: u128) -> bool {
-        (0..4).any(|element| single((bits >> (element * 32)) as u32))
-    }
-
-    pub(super) fn pd(bits: u128) -> bool {
-        (0..2).any(|element| double((bits >> (element * 64)) as u64))
-    }
 }
