@@ -42,5 +42,5 @@ mod tree;
 pub use error::ImageError;
 pub use manifest::{BuiltFile, KernelInfo, Manifest, PackageInfo};
 pub use progress::{NoProgress, Progress, Stage};
-pub use spec::{ExtraFile, ImageSpec, Init};
+pub use spec::{ExtraFile, ImageSpec, Init, KERNEL_DEFAULT};
 pub use store::{BuildOptions, BuiltImage, Image, ImageStore};
