@@ -16,6 +16,8 @@ mod shift;
 mod stack;
 mod status;
 mod string;
+#[cfg(test)]
+mod tests;
 
 use iced_x86::Instruction;
 
