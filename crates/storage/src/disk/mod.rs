@@ -32,7 +32,7 @@ pub const DISK_BYTES_MAX: u64 = 1 << 51;
 fn check_size(path: &Path, size_bytes: u64) -> Result<(), DiskError> {
     let reason = if size_bytes == 0 {
         "empty"
-    } else if size_bytes % SECTOR_BYTES != 0 {
+    } else if !size_bytes.is_multiple_of(SECTOR_BYTES) {
         "not a multiple of 512"
     } else if size_bytes > DISK_BYTES_MAX {
         "too big"

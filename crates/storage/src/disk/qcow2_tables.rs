@@ -130,7 +130,7 @@ impl<'a> Tables<'a> {
     /// Notes that `what` uses the cluster at `offset`, and says what is wrong with that.
     fn claim(&mut self, what: &str, offset: u64) -> io::Result<Option<Refusal>> {
         let corrupt = |reason: &str| Ok(Some(Refusal::Corrupt(format!("{what} at {offset} {reason}"))));
-        if offset % self.header.cluster_bytes != 0 {
+        if !offset.is_multiple_of(self.header.cluster_bytes) {
             return corrupt("does not begin at a cluster");
         }
         let cluster = offset / self.header.cluster_bytes;
@@ -224,7 +224,7 @@ impl<'a> Tables<'a> {
     fn block_offset(&self, index: u64) -> Option<u64> {
         let offset = self.refcount_blocks.get(usize::try_from(index).ok()?).copied()?;
         let end = offset.checked_add(self.header.cluster_bytes)?;
-        (offset != 0 && offset % self.header.cluster_bytes == 0 && end <= self.file_bytes).then_some(offset)
+        (offset != 0 && offset.is_multiple_of(self.header.cluster_bytes) && end <= self.file_bytes).then_some(offset)
     }
 }
 

@@ -17,6 +17,9 @@ const UUID: &str = "74776e76-6d00-4000-8000-000000000001";
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
                         large_file,huge_file,dir_nlink,extra_isize";
 
+/// What debugfs prints for each command that makes a node.
+const NODE_COMMANDS: [&str; 4] = ["debugfs: write ", "debugfs: mkdir ", "debugfs: symlink ", "debugfs: ln "];
+
 const BLOCK_BYTES: u64 = 4096;
 /// Journal of a root disk.
 const JOURNAL_MIB: u64 = 16;
@@ -64,7 +67,8 @@ pub(crate) fn write(
     let mut first_error = None;
     // debugfs goes on after an error and exits with 0: anything but its greeting on standard error counts.
     let finished = run(debugfs, "e2fsprogs", progress, |progress, stream, line| {
-        if stream == Stream::Stdout && line.contains("] cd ") | line.contains(": cd ") {
+        // Each command is printed as it is run.
+        if stream == Stream::Stdout && NODE_COMMANDS.iter().any(|command| line.starts_with(command)) {
             done += 1;
             progress.update(Stage::RootDisk, done, nodes);
         } else if stream == Stream::Stderr && !line.starts_with("debugfs 1.") && !line.trim().is_empty() {
@@ -175,4 +179,68 @@ fn quoted(text: &str) -> Result<String, ImageError> {
 
 fn unusable(path: &str) -> ImageError {
     ImageError::Program { program: "debugfs".to_owned(), reason: format!("the path {path:?} cannot be written to it") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::image::NoProgress;
+
+    const TIME_S: u32 = 1_700_000_000;
+
+    fn sample(dir: &Path) -> Tree {
+        let mut tree = Tree::create(&dir.join("root"), TIME_S).unwrap();
+        tree.file("usr/bin/su", "x".repeat(10_000), 0o4755).unwrap();
+        tree.file("etc/a name with \"quotes\" and 'spaces'", "odd", 0o600).unwrap();
+        tree.file("var/lib/service/data", "", 0o640).unwrap();
+        tree.chown("var/lib/service", 101, 102);
+        tree.symlink("etc/link", "../usr/bin/su").unwrap();
+        tree.directory("tmp", 0o1777).unwrap();
+        for index in 0..300 {
+            tree.file(&format!("usr/share/many/file{index}"), format!("{index}"), 0o644).unwrap();
+        }
+        tree
+    }
+
+    fn debugfs(image: &Path, request: &str) -> String {
+        let output = Command::new("/usr/sbin/debugfs").arg("-R").arg(request).arg(image).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn owners_modes_and_odd_names_reach_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("disk");
+        write(&image, 64 << 20, &sample(dir.path()), TIME_S, &mut NoProgress).unwrap();
+        let su = debugfs(&image, "stat /bin/su");
+        assert!(su.contains("Mode:  04755") && su.contains("Size: 10000"), "{su}");
+        let service = debugfs(&image, "stat /var/lib/service");
+        assert!(service.contains("User:   101   Group:   102"), "{service}");
+        assert!(debugfs(&image, "stat /tmp").contains("Mode:  01777"));
+        assert!(debugfs(&image, "stat /etc/link").contains("Fast link dest: \"../usr/bin/su\""));
+        assert_eq!(debugfs(&image, "cat \"/etc/a name with \"\"quotes\"\" and 'spaces'\""), "odd");
+        assert_eq!(debugfs(&image, "cat /usr/share/many/file299"), "299");
+    }
+
+    #[test]
+    fn the_same_tree_gives_the_same_bytes() {
+        let disks = [0, 1].map(|_| {
+            let dir = tempfile::tempdir().unwrap();
+            let image = dir.path().join("disk");
+            write(&image, 64 << 20, &sample(dir.path()), TIME_S, &mut NoProgress).unwrap();
+            fs::read(image).unwrap()
+        });
+        assert!(disks[0] == disks[1]);
+    }
+
+    #[test]
+    fn a_tree_too_big_for_the_disk_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tree = sample(dir.path());
+        tree.file("big", vec![1; 60 << 20], 0o644).unwrap();
+        let result = write(&dir.path().join("disk"), 64 << 20, &tree, TIME_S, &mut NoProgress);
+        assert!(matches!(result, Err(ImageError::DiskTooSmall { .. })));
+    }
 }

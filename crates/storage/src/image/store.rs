@@ -281,3 +281,78 @@ pub(crate) fn sha256_file(path: &Path, on_bytes: &mut dyn FnMut(u64)) -> Result<
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{BuiltFile, KernelInfo};
+
+    fn add(store: &ImageStore, name: &str) -> PathBuf {
+        let dir = store.dir().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(Image::ROOT_DISK), "disk").unwrap();
+        let kernel = KernelInfo { package: "linux".into(), version: "1".into(), release: "6.1".into() };
+        let file = BuiltFile { name: Image::ROOT_DISK.into(), size_bytes: 4, sha256: String::new() };
+        let spec = ImageSpec::new(name);
+        Manifest::new(spec, "inputs".into(), kernel, "console=ttyS0".into(), vec![], vec![file]).store(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn images_are_listed_shown_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::new(dir.path().join("images"));
+        assert!(store.list().unwrap().is_empty(), "a directory that is not there has no images");
+        for name in ["b", "a", ".build-x"] {
+            add(&store, name);
+        }
+        fs::create_dir(store.dir().join("no-image")).unwrap();
+        let names: Vec<_> = store.list().unwrap().into_iter().map(|i| i.manifest().spec.name.clone()).collect();
+        assert_eq!(names, ["a", "b"]);
+        let image = store.get("a").unwrap();
+        assert!(image.is_complete() && image.root_disk().is_some_and(|path| path.is_file()));
+        store.remove("a").unwrap();
+        assert!(!store.dir().join("a").exists());
+        assert!(matches!(store.get("a"), Err(ImageError::NotFound { .. })));
+        assert!(matches!(store.remove("../images"), Err(ImageError::InvalidSpec { .. })));
+    }
+
+    #[test]
+    fn an_image_that_a_vm_has_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::new(dir.path());
+        let root_disk = fs::File::open(add(&store, "used").join(Image::ROOT_DISK)).unwrap();
+        let lock = FileLock::try_new(&root_disk, LockKind::Shared).unwrap();
+        assert!(matches!(store.remove("used"), Err(ImageError::InUse { .. })));
+        drop(lock);
+        store.remove("used").unwrap();
+    }
+
+    #[test]
+    fn damaged_manifests_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::new(dir.path());
+        let manifest = add(&store, "bad").join(Manifest::FILE_NAME);
+        let text = fs::read_to_string(&manifest).unwrap();
+        for bad in ["", "{}", &text.replace("\"format\": 1", "\"format\": 2"), text.get(..text.len() / 2).unwrap()] {
+            fs::write(&manifest, bad).unwrap();
+            assert!(matches!(store.get("bad"), Err(ImageError::BadManifest { .. })), "{bad}");
+        }
+        assert!(store.list().unwrap().is_empty());
+        store.remove("bad").unwrap();
+    }
+
+    #[test]
+    fn replacing_an_image_is_one_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let (new, old) = (dir.path().join("new"), dir.path().join("old"));
+        for (path, content) in [(&new, "new"), (&old, "old")] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("file"), content).unwrap();
+        }
+        replace(&new, &old).unwrap();
+        assert_eq!(fs::read_to_string(old.join("file")).unwrap(), "new");
+        replace(&new, &dir.path().join("third")).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("third/file")).unwrap(), "old");
+    }
+}
