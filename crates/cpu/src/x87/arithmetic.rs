@@ -158,11 +158,14 @@ fn scale(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
 fn remainder(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, native: Binary) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
     let computed = with_next(cpu, native);
-    match computed {
-        Some(computed) if computed.status & status::INVALID == 0 && !computed.value.is_nan() => {
-            cpu.x87.set_condition(status::C0 | status::C2 | status::C3, computed.status);
-        }
-        _ => cpu.x87.set_condition(status::C2, 0),
+    let quotient = computed.filter(|computed| {
+        !computed.value.is_nan()
+            && computed.status & status::INVALID == 0
+            && !cpu.x87.is_unmasked(computed.status & status::BEFORE_COMPUTING)
+    });
+    match quotient {
+        Some(computed) => cpu.x87.set_condition(status::C0 | status::C2 | status::C3, computed.status),
+        None => cpu.x87.set_condition(status::C2, 0),
     }
     cpu.finish_computed(op, 0, computed, bus);
     Ok(())

@@ -92,7 +92,8 @@ fn load_converted<T: Scalar>(
     }
     let Computed { value, status: raised } = native(cpu.x87.control, from);
     cpu.x87.set_condition(status::C1, 0);
-    if !cpu.x87.is_unmasked(raised & status::BEFORE_COMPUTING) {
+    // A denormal is loaded even when its exception is not masked.
+    if !cpu.x87.is_unmasked(raised & status::INVALID) {
         cpu.x87.push(value);
     }
     cpu.finish_x87(op, raised & status::EXCEPTIONS, bus);

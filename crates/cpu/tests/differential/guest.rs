@@ -142,6 +142,8 @@ fn write_tables(ram: &GuestRam) {
     put(GDT + u64::from(USER_CODE & !7), 0x00af_fb00_0000_ffff);
     // IST1.
     put(TSS + 36, EXCEPTION_STACK);
+    // No I/O permission bitmap: it would begin behind the limit.
+    put(TSS + 96, 0xffff << 48);
     for vector in 0..VECTORS {
         let handler = HANDLERS + 16 * vector;
         // Offset, selector, IST 1, 64-bit interrupt gate that INT3 may use.

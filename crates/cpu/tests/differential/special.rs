@@ -583,26 +583,38 @@ fn control_word(builder: &mut Builder, mut instruction: Instruction) {
     builder.push(instruction);
 }
 
-/// XSAVEOPT may skip what was not modified since XRSTOR from the same place; whether it does depends on the processor. So it is
-/// not used together with XRSTOR.
-const SAVES: [Code; 6] = [
-    Code::Fxsave_m512byte,
-    Code::Fxsave64_m512byte,
-    Code::Xsave_mem,
-    Code::Xsave64_mem,
-    Code::Xsaveopt_mem,
-    Code::Xsaveopt64_mem,
+/// What a case's saves and restores are drawn from. XSAVEOPT may skip what was not modified since XRSTOR from the same place, and after
+/// FXRSTOR of the initial state processors differ in whether XSAVE takes it for that; so neither is used together with XRSTOR.
+const SAVES_AND_RESTORES: [&[Code]; 3] = [
+    &[
+        Code::Fxsave_m512byte,
+        Code::Fxsave64_m512byte,
+        Code::Xsave_mem,
+        Code::Xsave64_mem,
+        Code::Xsaveopt_mem,
+        Code::Xsaveopt64_mem,
+    ],
+    &[
+        Code::Fxsave_m512byte,
+        Code::Fxsave64_m512byte,
+        Code::Xsave_mem,
+        Code::Xsave64_mem,
+        Code::Fxrstor_m512byte,
+        Code::Fxrstor64_m512byte,
+    ],
+    &[
+        Code::Fxsave_m512byte,
+        Code::Fxsave64_m512byte,
+        Code::Xsave_mem,
+        Code::Xsave64_mem,
+        Code::Xrstor_mem,
+        Code::Xrstor64_mem,
+    ],
 ];
-const RESTORES: [Code; 8] = [
-    Code::Fxsave_m512byte,
-    Code::Fxsave64_m512byte,
-    Code::Fxrstor_m512byte,
-    Code::Fxrstor64_m512byte,
-    Code::Xsave_mem,
-    Code::Xsave64_mem,
-    Code::Xrstor_mem,
-    Code::Xrstor64_mem,
-];
+
+/// Where the second of two overlapping images is. What the first one's registers are saved to must not be the second one's
+/// pointers, because not all processors keep 64 bits of those.
+const SECOND_IMAGE: u64 = 448;
 
 /// FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XRSTOR of x87 and SSE, among instructions that change their state.
 pub fn save_restore() -> Generator {
@@ -613,16 +625,16 @@ pub fn save_restore() -> Generator {
         builder.case.registers.gpr[RAX] = builder.random.next() & 3;
         builder.case.registers.gpr[RDX] = 0;
         prepare_images(builder);
-        let restores = builder.random.percent(70);
+        let codes = builder.random.pick(&SAVES_AND_RESTORES);
         while builder.case.instructions.len() < count {
-            let image = builder.case.place.scratch() + if builder.random.percent(50) { 0 } else { 576 - 192 };
+            let image = builder.case.place.scratch() + if builder.random.percent(50) { 0 } else { SECOND_IMAGE };
             match builder.random.below(100) {
                 0..70 => {
-                    let code = builder.random.pick(if restores { &RESTORES[..] } else { &SAVES[..] });
+                    let code = builder.random.pick(codes);
                     let mut instruction = Instruction::default();
                     instruction.set_code(code);
                     instruction.set_op0_kind(OpKind::Memory);
-                    let misaligned = builder.random.below(64) * u64::from(builder.random.percent(3));
+                    let misaligned = (1 + builder.random.below(15)) * u64::from(builder.random.percent(3));
                     builder.address(&mut instruction, image + misaligned);
                     builder.push(instruction);
                 }
@@ -632,8 +644,10 @@ pub fn save_restore() -> Generator {
                 }
                 80..85 => builder.push_bytes(&[0xdb, 0xe3]),
                 85..90 => builder.push_bytes(&[0xd9, 0xe8]),
-                90..95 => builder.push_bytes(&[0x66, 0x0f, 0xef, 0xc0]),
-                _ => builder.push_bytes(&[0x0f, 0x28, 0xc1]),
+                // PCMPEQD of a register with itself: not zero, which some processors would take for the initial state and
+                // others not.
+                90..95 => builder.push_bytes(&[0x66, 0x0f, 0x76, 0xc0]),
+                _ => builder.push_bytes(&[0x66, 0x0f, 0x76, 0xc9]),
             }
         }
     })
@@ -641,7 +655,7 @@ pub fn save_restore() -> Generator {
 
 /// Two overlapping images whose headers mostly pass XRSTOR.
 fn prepare_images(builder: &mut Builder) {
-    for at in [0, 576 - 192] {
+    for at in [0, SECOND_IMAGE] {
         let address = builder.case.place.scratch() + at;
         // The last pointers: not all processors keep 64 bits of them.
         for pointer in [8, 16] {
