@@ -129,10 +129,10 @@ fn with_registers<A: Arithmetic>(cpu: &Cpu, left: u8, right: u8) -> Option<Compu
 
 fn change_sign(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, change: fn(u16) -> u16) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
-    let computed = cpu.x87.value(0).map(|value| Computed {
-        value: Register80 { sign_exponent: change(value.sign_exponent), ..value },
-        status: 0,
-    });
+    let computed = cpu
+        .x87
+        .value(0)
+        .map(|value| Computed { value: Register80 { sign_exponent: change(value.sign_exponent), ..value }, status: 0 });
     cpu.finish_computed(op, 0, computed, bus);
     Ok(())
 }
@@ -201,7 +201,8 @@ pub(super) fn pushing(
         Some(value) if cpu.x87.has_room() => {
             let (pushed, below) = native(control, &value);
             cpu.x87.set_condition(status::C1 | out_of_range, below.status);
-            let stays = cpu.x87.is_unmasked(below.status & status::BEFORE_COMPUTING) || below.status & out_of_range != 0;
+            let stays =
+                cpu.x87.is_unmasked(below.status & status::BEFORE_COMPUTING) || below.status & out_of_range != 0;
             (pushed, below.value, below.status & status::EXCEPTIONS, !stays)
         }
         value => {
@@ -222,7 +223,13 @@ impl Cpu {
     /// Puts a result in ST(index); `None` is what an empty operand computes. False when an unmasked exception kept the operands as
     /// they were.
     #[inline]
-    pub(super) fn finish_computed(&mut self, op: &Op, index: u8, computed: Option<Computed>, bus: &mut dyn Bus) -> bool {
+    pub(super) fn finish_computed(
+        &mut self,
+        op: &Op,
+        index: u8,
+        computed: Option<Computed>,
+        bus: &mut dyn Bus,
+    ) -> bool {
         let (value, exceptions, proceeds) = match computed {
             Some(Computed { value, status: raised }) => {
                 self.x87.set_condition(status::C1, raised);

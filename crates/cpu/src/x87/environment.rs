@@ -3,7 +3,7 @@
 
 use iced_x86::Code;
 
-use super::unit::{Register80, X87, control};
+use super::unit::{Register80, X87};
 use crate::bus::Bus;
 use crate::core::Cpu;
 use crate::flags::bit;
@@ -92,12 +92,7 @@ fn environment<const LEN: usize>(cpu: &Cpu) -> [u8; LEN] {
     // The selectors are not kept: processors have stored zero since CPUID.7.0:EBX bit 13.
     let pointers = match (LEN == LONG, is_real(cpu)) {
         (true, false) => [instruction, opcode << 16, operand, reserved],
-        (true, true) => [
-            instruction & 0xffff,
-            instruction >> 16 << 12 | opcode,
-            operand & 0xffff,
-            operand >> 16 << 12,
-        ],
+        (true, true) => [instruction & 0xffff, instruction >> 16 << 12 | opcode, operand & 0xffff, operand >> 16 << 12],
         (false, false) => [instruction, 0, operand, 0],
         (false, true) => [instruction, instruction >> 16 << 12 | opcode, operand, operand >> 16 << 12],
     };
@@ -139,7 +134,6 @@ impl X87 {
     /// FNINIT: everything as after reset but the registers' contents.
     pub(super) fn initialize(&mut self) {
         *self = Self { registers: self.registers, ..Self::new() };
-        debug_assert_eq!(self.control, control::INITIAL);
     }
 
     /// The full tag word: two bits a register, 0 valid, 1 zero, 2 special, 3 empty.

@@ -144,7 +144,9 @@ fn in_use(cpu: &Cpu) -> u64 {
         && (x87.control, x87.status, x87.valid) == (control::INITIAL, 0, 0)
         && (x87.last_opcode, x87.last_instruction, x87.last_operand) == (0, 0, 0);
     let sse_initial = cpu.sse.xmm[..xmm_registers(cpu)].iter().all(|value| *value == 0);
-    u64::from(!x87_initial) * X87_STATE | u64::from(!sse_initial) * SSE_STATE
+    let x87_in_use = if x87_initial { 0 } else { X87_STATE };
+    let sse_in_use = if sse_initial { 0 } else { SSE_STATE };
+    x87_in_use | sse_in_use
 }
 
 fn xmm_registers(cpu: &Cpu) -> usize {

@@ -225,9 +225,8 @@ fn store_with<T: Scalar>(
 }
 
 fn store_extended(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    let native = |_: u16, value: &Register80| {
-        (u128::from(value.sign_exponent) << 64 | u128::from(value.significand), 0)
-    };
+    let native =
+        |_: u16, value: &Register80| (u128::from(value.sign_exponent) << 64 | u128::from(value.significand), 0);
     store_with(cpu, op, bus, native, 0xffff_c000 << 48, true, store_80)
 }
 

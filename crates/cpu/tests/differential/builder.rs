@@ -4,7 +4,9 @@
 //! two registers aside, a base that points into the scratch and an index that holds a small number, and no
 //! instruction gets them as any other operand.
 
-use iced_x86::{Code, CpuidFeature, Encoder, Instruction, MemorySize, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, Encoder, Instruction, MemorySize, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register,
+};
 
 use crate::case::{self, Case};
 use crate::layout::{Place, SCRATCH_LEN};

@@ -134,15 +134,8 @@ fn writes_flags_always(instruction: &Instruction) -> bool {
 /// iced's flag bits as RFLAGS bits.
 fn rflags(bits: u32) -> u64 {
     use iced_x86::RflagsBits as Bits;
-    let pairs = [
-        (Bits::CF, 0),
-        (Bits::PF, 2),
-        (Bits::AF, 4),
-        (Bits::ZF, 6),
-        (Bits::SF, 7),
-        (Bits::DF, 10),
-        (Bits::OF, 11),
-    ];
+    let pairs =
+        [(Bits::CF, 0), (Bits::PF, 2), (Bits::AF, 4), (Bits::ZF, 6), (Bits::SF, 7), (Bits::DF, 10), (Bits::OF, 11)];
     pairs.iter().filter(|(bit, _)| bits & bit != 0).fold(0, |flags, (_, position)| flags | 1 << position)
 }
 

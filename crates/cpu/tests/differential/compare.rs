@@ -35,11 +35,7 @@ fn describe(case: &Case, native: &Outcome, ours: &Outcome, flags: u64) -> String
     for (number, name) in GPR_NAMES.iter().enumerate() {
         line(name, format!("{:016x}", native.registers.gpr[number]), format!("{:016x}", ours.registers.gpr[number]));
     }
-    line(
-        "rflags",
-        format!("{:x}", native.registers.rflags & flags),
-        format!("{:x}", ours.registers.rflags & flags),
-    );
+    line("rflags", format!("{:x}", native.registers.rflags & flags), format!("{:x}", ours.registers.rflags & flags));
     let (native_fpu, ours_fpu) = (native.registers.fpu(), ours.registers.fpu());
     line("mxcsr", format!("{:x}", native_fpu.mxcsr), format!("{:x}", ours_fpu.mxcsr));
     for number in 0..16 {

@@ -4,7 +4,7 @@ use iced_x86::{Code, CpuidFeature as Feature, Mnemonic, Mnemonic::*};
 
 use crate::builder::{Builder, Flavor, Form, forms};
 use crate::case::INSTRUCTIONS_MAX;
-use crate::special;
+use crate::{special, state};
 
 /// A generator of cases: everything about a case follows from its seed.
 pub type Generator = Box<dyn FnMut(&mut Builder, u64)>;
@@ -24,15 +24,8 @@ const INTEGER: &[Feature] = &[
     Feature::SSE2,
     Feature::SSE4_2,
 ];
-const VECTOR: &[Feature] = &[
-    Feature::MMX,
-    Feature::SSE,
-    Feature::SSE2,
-    Feature::SSE3,
-    Feature::SSSE3,
-    Feature::SSE4_1,
-    Feature::SSE4_2,
-];
+const VECTOR: &[Feature] =
+    &[Feature::MMX, Feature::SSE, Feature::SSE2, Feature::SSE3, Feature::SSSE3, Feature::SSE4_1, Feature::SSE4_2];
 const FLOAT80: &[Feature] = &[Feature::FPU, Feature::FPU287, Feature::FPU387, Feature::CMOV, Feature::SSE3];
 
 /// Cases made of up to eight instructions of these forms.
@@ -57,12 +50,12 @@ fn is_vector(form: &Form) -> bool {
 }
 
 const ALU: &[Mnemonic] = &[
-    Add, Or, Adc, Sbb, And, Sub, Xor, Cmp, Test, Inc, Dec, Neg, Not, Cbw, Cwde, Cdqe, Cwd, Cdq, Cqo, Lahf, Sahf, Clc, Stc, Cmc,
-    Cld, Std, Nop,
+    Add, Or, Adc, Sbb, And, Sub, Xor, Cmp, Test, Inc, Dec, Neg, Not, Cbw, Cwde, Cdqe, Cwd, Cdq, Cqo, Lahf, Sahf, Clc,
+    Stc, Cmc, Cld, Std, Nop,
 ];
 const CONDITIONAL: &[Mnemonic] = &[
-    Seto, Setno, Setb, Setae, Sete, Setne, Setbe, Seta, Sets, Setns, Setp, Setnp, Setl, Setge, Setle, Setg, Cmovo, Cmovno, Cmovb,
-    Cmovae, Cmove, Cmovne, Cmovbe, Cmova, Cmovs, Cmovns, Cmovp, Cmovnp, Cmovl, Cmovge, Cmovle, Cmovg,
+    Seto, Setno, Setb, Setae, Sete, Setne, Setbe, Seta, Sets, Setns, Setp, Setnp, Setl, Setge, Setle, Setg, Cmovo,
+    Cmovno, Cmovb, Cmovae, Cmove, Cmovne, Cmovbe, Cmova, Cmovs, Cmovns, Cmovp, Cmovnp, Cmovl, Cmovge, Cmovle, Cmovg,
 ];
 
 pub fn alu() -> Generator {
@@ -123,12 +116,18 @@ fn is_float(name: &str) -> bool {
 }
 
 pub fn mmx() -> Generator {
-    mixed(vector_forms(|form, name| form.uses_mmx() && !name.starts_with("cvt") || name == "emms"), Flavor::Integer, &[])
+    mixed(
+        vector_forms(|form, name| form.uses_mmx() && !name.starts_with("cvt") || name == "emms"),
+        Flavor::Integer,
+        &[],
+    )
 }
 
 fn vector(features: &'static [Feature]) -> Generator {
     let keep = |form: &Form, name: &str| {
-        !form.uses_mmx() && !is_float(name) && form.code.cpuid_features().iter().any(|feature| features.contains(feature))
+        !form.uses_mmx()
+            && !is_float(name)
+            && form.code.cpuid_features().iter().any(|feature| features.contains(feature))
     };
     mixed(vector_forms(keep), Flavor::Integer, &[])
 }
@@ -142,13 +141,11 @@ pub fn sse4_integer() -> Generator {
 }
 
 pub fn sse_float() -> Generator {
-    special::sse_float(vector_forms(|form, name| {
-        !form.uses_mmx() && is_float(name) && !name.starts_with("cvt")
-    }))
+    state::sse_float(vector_forms(|form, name| !form.uses_mmx() && is_float(name) && !name.starts_with("cvt")))
 }
 
 pub fn sse_convert() -> Generator {
-    special::sse_float(vector_forms(|_, name| name.starts_with("cvt") || name.starts_with("round")))
+    state::sse_float(vector_forms(|_, name| name.starts_with("cvt") || name.starts_with("round")))
 }
 
 /// FSTCW and the like are two instructions: WAIT and FNSTCW.
@@ -170,25 +167,28 @@ pub fn x87_arithmetic() -> Generator {
 }
 
 pub fn x87_transcendental() -> Generator {
-    let forms = float80_forms(|m| TRANSCENDENTAL.contains(&m) || matches!(m, Fscale | Fprem | Fprem1 | Fxtract | Fsqrt));
+    let forms =
+        float80_forms(|m| TRANSCENDENTAL.contains(&m) || matches!(m, Fscale | Fprem | Fprem1 | Fxtract | Fsqrt));
     mixed(forms, Flavor::Float80, &[])
 }
 
 pub fn x87_control() -> Generator {
     let control = float80_forms(|m| CONTROL.contains(&m));
     let arithmetic = float80_forms(|m| matches!(m, Fadd | Fld | Fstp | Fdiv | Fld1 | Fcomp | Fincstp | Ffree));
-    special::x87_control(control, arithmetic)
+    state::x87_control(control, arithmetic)
 }
 
 /// Instructions of all families together: what one leaves, another one of its own kind seldom reads.
 pub fn mixture() -> Generator {
     let mut forms = integer_forms(ALU);
     forms.extend(integer_forms(CONDITIONAL));
-    forms.extend(integer_forms(&[Rol, Rcr, Shl, Sar, Shld, Mul, Imul, Bt, Bts, Bsf, Popcnt, Mov, Movzx, Lea, Xadd, Cmpxchg]));
+    forms.extend(integer_forms(&[
+        Rol, Rcr, Shl, Sar, Shld, Mul, Imul, Bt, Bts, Bsf, Popcnt, Mov, Movzx, Lea, Xadd, Cmpxchg,
+    ]));
     forms.extend(vector_forms(|_, name| !is_float(name)));
     forms.extend(vector_forms(|form, name| is_float(name) && !form.uses_mmx()));
     forms.extend(float80_forms(|m| matches!(m, Fld | Fst | Fstp | Fild | Fistp | Fadd | Faddp | Fmul | Fucomi | Fxch)));
-    special::sse_float(forms)
+    state::sse_float(forms)
 }
 
 /// A form by its code, where one is known to exist.

@@ -1,7 +1,7 @@
 //! Runs a case on the software processor: 64-bit user mode, identity-mapped, with an exception handler for every vector.
 
-use cpu::{Bus, CpuConfig, Processors, ProcessorsState, Registers as CpuRegisters, VcpuState};
 use cpu::state::{SegmentState, TableState};
+use cpu::{Bus, CpuConfig, Processors, ProcessorsState, Registers as CpuRegisters, VcpuState};
 use memory::GuestRam;
 
 use crate::case::Case;
@@ -147,7 +147,8 @@ fn write_tables(ram: &GuestRam) {
     for vector in 0..VECTORS {
         let handler = HANDLERS + 16 * vector;
         // Offset, selector, IST 1, 64-bit interrupt gate that INT3 may use.
-        let low = handler & 0xffff | u64::from(KERNEL_CODE) << 16 | 1 << 32 | 0xee << 40 | (handler >> 16 & 0xffff) << 48;
+        let low =
+            handler & 0xffff | u64::from(KERNEL_CODE) << 16 | 1 << 32 | 0xee << 40 | (handler >> 16 & 0xffff) << 48;
         put(IDT + 16 * vector, low);
         put(IDT + 16 * vector + 8, handler >> 32);
         put(handler, 0xfeeb);

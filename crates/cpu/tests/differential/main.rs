@@ -14,6 +14,7 @@
 mod builder;
 mod case;
 mod compare;
+mod control_flow;
 mod families;
 mod guest;
 mod layout;
@@ -22,6 +23,8 @@ mod random;
 mod registers;
 mod runner;
 mod special;
+mod state;
+mod string;
 mod vendor;
 
 /// One test a family, so that the test harness's own filter chooses families.
@@ -43,9 +46,9 @@ families! {
     bit: families::bit,
     move_extend: families::move_extend,
     atomic: families::atomic,
-    string: special::string,
-    stack: special::stack,
-    branch: special::branch,
+    string: string::string,
+    stack: control_flow::stack,
+    branch: control_flow::branch,
     mmx: families::mmx,
     sse2_integer: families::sse2_integer,
     sse4_integer: families::sse4_integer,
@@ -54,7 +57,7 @@ families! {
     x87_arithmetic: families::x87_arithmetic,
     x87_transcendental: families::x87_transcendental,
     x87_control: families::x87_control,
-    save_restore: special::save_restore,
+    save_restore: state::save_restore,
     mixture: families::mixture,
     privileged: special::privileged,
 }

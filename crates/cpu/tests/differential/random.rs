@@ -117,7 +117,7 @@ impl Random {
             26 => (1023 - 64 + (random & 127)) << 52 | fraction,
             // Around the smallest and largest single-precision numbers.
             27 => (1023 - 127 - 25 + (random & 31)) << 52 | fraction,
-            28 => (1023 + 126 + (random & 3)) << 52 | fraction | 0xf_ffff_0000_0000 * (random >> 3 & 1),
+            28 => (1023 + 126 + (random & 3)) << 52 | fraction | (0xf_ffff_0000_0000 * (random >> 3 & 1)),
             29 => f64::from(f32::from_bits(self.float32())).to_bits() & !(1 << 63),
             30 => (1023 + 52 - (random & 3)) << 52 | fraction,
             _ => (random >> 8 & 0x7ff) << 52 | fraction & 0xf_0000_0000_0000,
