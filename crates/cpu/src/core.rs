@@ -145,6 +145,9 @@ impl Cpu {
     }
 }
 
+/// Ticks of the time-stamp counter a second.
+pub const TSC_HZ: u64 = 1_000_000_000;
+
 /// The time-stamp counter after `count` instructions.
 pub(crate) const fn tsc_at(count: u64, clock_steps: u64) -> u64 {
     (count / INSTRUCTIONS_PER_TICK).wrapping_add(clock_steps)

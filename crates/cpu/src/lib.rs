@@ -31,8 +31,9 @@ mod x87;
 
 pub use crate::apic::{ApicMessage, DeliveryMode};
 pub use crate::bus::Bus;
+pub use crate::core::TSC_HZ;
 pub use crate::cpuid::CpuModel;
-pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, TSC_HZ, VCPUS_MAX};
+pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, VCPUS_MAX};
 pub use crate::state::VcpuState;
 pub use crate::sys::neutral_msrs;
 pub use crate::x87::transcendental_signature;

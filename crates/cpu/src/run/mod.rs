@@ -8,6 +8,6 @@ mod registers;
 mod state;
 mod turn;
 
-pub use processors::{CpuConfig, Exit, Processors, TSC_HZ, VCPUS_MAX};
+pub use processors::{CpuConfig, Exit, Processors, VCPUS_MAX};
 pub use registers::Registers;
 pub use state::{ProcessorsState, StateError};

@@ -10,8 +10,6 @@ use crate::run::state::{ProcessorsState, StateError};
 
 /// Most processors of a machine.
 pub const VCPUS_MAX: usize = 64;
-/// Ticks of the time-stamp counter a second.
-pub const TSC_HZ: u64 = 1_000_000_000;
 
 /// What of a machine's processors is fixed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +124,7 @@ impl Processors {
         self.instructions
     }
 
-    /// The machine's time-stamp counter: ticks at [`TSC_HZ`].
+    /// The machine's time-stamp counter: ticks at [`TSC_HZ`](crate::TSC_HZ).
     pub fn tsc(&self) -> u64 {
         tsc_at(self.instructions, self.clock_steps)
     }
