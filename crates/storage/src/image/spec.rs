@@ -58,7 +58,7 @@ impl ImageSpec {
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
         Self {
-            hostname: name.clone(),
+            hostname: hostname_from(&name),
             name,
             packages: Vec::new(),
             kernel: KERNEL_DEFAULT.to_owned(),
@@ -120,6 +120,13 @@ impl ImageSpec {
     }
 }
 
+/// A host name that says the image's name as well as RFC 1123 lets it.
+fn hostname_from(name: &str) -> String {
+    let mapped: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    let trimmed = mapped.trim_matches('-');
+    if trimmed.is_empty() { "guest".to_owned() } else { trimmed.to_owned() }
+}
+
 /// Whether `name` can be an image's name: it becomes a directory's.
 pub(crate) fn validate_name(name: &str) -> Result<(), ImageError> {
     let good = !name.is_empty()
@@ -153,6 +160,18 @@ mod tests {
     #[test]
     fn default_spec_is_valid() {
         ImageSpec::new("redis").validate().unwrap();
+    }
+
+    /// Image names may hold dots and underscores, host names may not.
+    #[test]
+    fn every_image_name_gives_a_valid_host_name() {
+        for (name, hostname) in
+            [("tiny-6.1", "tiny-6-1"), ("my_db", "my-db"), ("a.", "a"), (&"x".repeat(100), &"x".repeat(63))]
+        {
+            let spec = ImageSpec::new(name);
+            assert_eq!(spec.hostname, hostname);
+            spec.validate().unwrap();
+        }
     }
 
     #[test]
