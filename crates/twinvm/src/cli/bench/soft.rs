@@ -43,8 +43,7 @@ pub fn run(work: &Work) -> Result<Run> {
         entropy: Box::new(OsEntropy::open().context("cannot open /dev/urandom")?),
     };
     let config = VmConfig { name: "bench".to_owned(), cpus: 1, memory_bytes: MEMORY_BYTES };
-    let boot =
-        Boot::Linux { kernel: &work.kernel, initrd: Some(&work.initrd), command_line: &work.command_line };
+    let boot = Boot::Linux { kernel: &work.kernel, initrd: Some(&work.initrd), command_line: &work.command_line };
     let mut vm = Vm::boot(config, &boot, parts, EngineKind::Soft, InputMode::Live)?;
     let control = vm.control();
     let end = thread::scope(|scope| {
