@@ -1,2 +1,21 @@
-//! The twinvm binary.
-fn main() {}
+//! `twinvm`: keeps a virtual machine running when the machine under it dies.
+
+mod cli;
+mod foreground;
+mod interrupt;
+mod paths;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    match cli::run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("twinvm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -4,14 +4,14 @@
 //! engine. Pins follow the levels of [`IrqPins`](crate::irq::IrqPins) by [`IoApic::sync`]; interrupts come out of
 //! [`IoApic::next_message`].
 
-mod message;
 mod redirection;
 mod state;
 #[cfg(test)]
 mod tests;
 
-pub use message::{ApicMessage, DeliveryMode};
 pub use state::IoApicState;
+
+use cpu::ApicMessage;
 
 use crate::bus::BusDevice;
 use crate::irq::PINS;
@@ -108,22 +108,30 @@ impl IoApic {
         }
     }
 
+    /// Whether [`IoApic::next_message`] has something.
+    #[inline]
+    pub fn has_message(&self) -> bool {
+        self.pending != 0
+    }
+
     /// Delivers one waiting interrupt, that of the lowest pin, or `None` if there is none.
     #[inline]
     pub fn next_message(&mut self) -> Option<ApicMessage> {
-        if self.pending == 0 {
-            return None;
+        while self.pending != 0 {
+            let pin = self.pending.trailing_zeros();
+            let entry = &mut self.redirection[pin as usize];
+            let message = entry.message();
+            if entry.is_level() {
+                entry.set_remote_irr(true);
+            } else {
+                self.irr &= !(1 << pin);
+            }
+            self.update_pending(pin);
+            if message.is_some() {
+                return message;
+            }
         }
-        let pin = self.pending.trailing_zeros();
-        let entry = &mut self.redirection[pin as usize];
-        let message = entry.message();
-        if entry.is_level() {
-            entry.set_remote_irr(true);
-        } else {
-            self.irr &= !(1 << pin);
-        }
-        self.update_pending(pin);
-        Some(message)
+        None
     }
 
     /// A local APIC says that its processor has finished a level-triggered interrupt. A pin whose level is still high

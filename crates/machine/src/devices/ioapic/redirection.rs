@@ -1,6 +1,6 @@
 //! [`Redirection`].
 
-use super::message::{ApicMessage, DeliveryMode};
+use cpu::{ApicMessage, DeliveryMode};
 
 const VECTOR: u64 = 0xff;
 const DELIVERY_MODE_SHIFT: u32 = 8;
@@ -61,13 +61,15 @@ impl Redirection {
         self.0 = if in_service { self.0 | REMOTE_IRR } else { self.0 & !REMOTE_IRR };
     }
 
-    pub fn message(self) -> ApicMessage {
-        ApicMessage {
-            destination: (self.0 >> DESTINATION_SHIFT) as u8,
+    /// What goes to the local APICs; `None` for delivery modes that they do not have (SMI, ExtINT).
+    pub fn message(self) -> Option<ApicMessage> {
+        let destination = (self.0 >> DESTINATION_SHIFT) as u8;
+        Some(ApicMessage {
+            destination: destination.into(),
             logical: self.0 & LOGICAL != 0,
-            delivery_mode: DeliveryMode::from_bits((self.0 >> DELIVERY_MODE_SHIFT) as u8),
+            mode: DeliveryMode::from_bits((self.0 >> DELIVERY_MODE_SHIFT) as u8)?,
             vector: self.vector(),
             level: self.is_level(),
-        }
+        })
     }
 }

@@ -1,3 +1,5 @@
+use cpu::{ApicMessage, DeliveryMode};
+
 use super::*;
 use crate::devices::hostile::hammer;
 
@@ -45,8 +47,7 @@ fn a_level_interrupt_repeats_until_its_line_falls() {
     let mut ioapic = ioapic();
     program(&mut ioapic, 5, LEVEL | 0x31 | 1 << 11, 3);
     ioapic.sync(1 << 5);
-    let expected =
-        ApicMessage { destination: 3, logical: true, delivery_mode: DeliveryMode::Fixed, vector: 0x31, level: true };
+    let expected = ApicMessage { destination: 3, logical: true, mode: DeliveryMode::Fixed, vector: 0x31, level: true };
     assert_eq!(ioapic.next_message(), Some(expected));
     assert_eq!(ioapic.next_message(), None, "remote IRR holds it back");
     assert_eq!(read(&mut ioapic, 0x1a) & 1 << 14, 1 << 14);

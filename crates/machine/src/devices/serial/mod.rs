@@ -103,11 +103,15 @@ impl Serial {
 
     /// Gives the guest console input, and says how many of the bytes it took: the rest must wait for room.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        let room = if self.is_loopback() { 0 } else { self.fifo_bytes().saturating_sub(self.received.len()) };
-        let accepted = bytes.len().min(room);
+        let accepted = bytes.len().min(self.receive_room());
         self.received.extend(bytes.iter().take(accepted));
         self.update_pin();
         accepted
+    }
+
+    /// How many bytes [`Serial::receive`] would take now.
+    pub fn receive_room(&self) -> usize {
+        if self.is_loopback() { 0 } else { self.fifo_bytes().saturating_sub(self.received.len()) }
     }
 
     fn read_register(&mut self, register: u64) -> u8 {

@@ -1,0 +1,122 @@
+//! What executes vCPUs: one trait, two engines.
+//!
+//! An [`Engine`] owns the vCPUs and the interrupt controllers of one VM. It runs them against a
+//! [`Platform`](crate::platform::Platform), which holds memory and devices, until somebody asks for a pause through
+//! [`Control`] or the guest ends the run by itself. Paused, it gives its state in the neutral form that every engine
+//! starts from.
+
+pub mod kvm;
+pub mod probe;
+pub mod soft;
+
+use cpu::ProcessorsState;
+use serde::{Deserialize, Serialize};
+
+use crate::control::Control;
+use crate::devices::ioapic::IoApicState;
+use crate::events::GuestEvent;
+use crate::platform::Platform;
+
+/// The engine a user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// Whichever is faster on this host, by measurement.
+    #[default]
+    Auto,
+    /// Hardware virtualization by /dev/kvm.
+    Kvm,
+    /// The software x86-64 processor.
+    Soft,
+}
+
+/// An engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// Hardware virtualization by /dev/kvm.
+    Kvm,
+    /// The software x86-64 processor.
+    Soft,
+}
+
+impl std::fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Soft => "soft",
+        })
+    }
+}
+
+/// vCPUs and interrupt controllers in neutral form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineState {
+    /// The vCPUs, whose turn it is, and the clock.
+    pub processors: ProcessorsState,
+    /// The I/O APIC.
+    pub ioapic: IoApicState,
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunEnd {
+    /// A pause was asked for.
+    Paused,
+    /// The instruction count given to [`Engine::run`] is reached.
+    LimitReached,
+    /// The guest asked for something that ends the run.
+    Guest(GuestEvent),
+    /// A vCPU met an exception that it could not deliver (a triple fault), as after a guest's reset by that means.
+    Shutdown {
+        /// The vCPU.
+        vcpu: u32,
+    },
+}
+
+/// Why an engine cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The host's virtualization does not do what is needed.
+    #[error("KVM: {what}: {source}")]
+    Kvm {
+        /// What was tried.
+        what: &'static str,
+        /// The host's error.
+        source: std::io::Error,
+    },
+    /// KVM gave up on the guest.
+    #[error("KVM cannot continue the guest: {0}")]
+    KvmExit(String),
+    /// The state does not fit this engine.
+    #[error("the VM's state does not fit this engine: {0}")]
+    State(String),
+    /// The host refused something else.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// Runs the vCPUs of one VM.
+pub trait Engine: Send {
+    /// Which engine this is.
+    fn kind(&self) -> EngineKind;
+
+    /// Runs until the guest ends the run, a pause is asked for, or (where the engine counts them) `instructions_max`
+    /// instructions in all have retired since power-on.
+    fn run(
+        &mut self,
+        platform: &Platform,
+        control: &Control,
+        instructions_max: Option<u64>,
+    ) -> Result<RunEnd, EngineError>;
+
+    /// The state of a paused VM.
+    fn save(&mut self) -> Result<EngineState, EngineError>;
+
+    /// Completes the dirty pages of guest RAM with those that only the engine knows, and starts the next round of tracking.
+    /// To be called on a paused VM right before the pages are harvested.
+    fn collect_dirty(&mut self) -> Result<(), EngineError>;
+
+    /// Instructions retired since power-on, where the engine counts them.
+    fn instructions(&self) -> Option<u64>;
+}

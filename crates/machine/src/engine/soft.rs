@@ -1,0 +1,277 @@
+//! The soft engine: the software processor, on one thread, with an I/O APIC of its own.
+//!
+//! Everything between two inputs is a function of the state before, so a run is repeated by repeating its inputs at
+//! the same instruction counts: see [`InputMode`].
+
+use std::time::{Duration, Instant};
+
+use cpu::{Bus, CpuConfig, Exit, Processors};
+
+use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
+use crate::control::Control;
+use crate::devices::ioapic::IoApic;
+use crate::input::{Input, Journal};
+use crate::map;
+use crate::platform::Platform;
+
+/// Instructions between two looks at the outside world: a fraction of a millisecond.
+const SLICE_INSTRUCTIONS: u64 = 50_000;
+
+/// Where the inputs of a run come from.
+#[derive(Clone, Debug, Default)]
+pub enum InputMode {
+    /// From outside, and from the host's clock.
+    #[default]
+    Live,
+    /// As live, and noted in a journal.
+    Record(Journal),
+    /// From a journal alone: the world outside and the host's clock have no influence. The run ends with
+    /// [`RunEnd::LimitReached`] when the guest waits for something that the journal does not have.
+    Replay(Journal),
+}
+
+/// The soft engine.
+pub struct SoftEngine {
+    processors: Processors,
+    ioapic: IoApic,
+    mode: InputMode,
+}
+
+impl SoftEngine {
+    /// An engine for `platform` that goes on where `state` was saved.
+    pub fn new(platform: &Platform, state: &EngineState, mode: InputMode) -> Result<Self, EngineError> {
+        let (ram, pins) = (platform.ram(), platform.pins().levels());
+        let power_on_unix_ns = platform.clock().power_on_unix_ns();
+        let config = CpuConfig { power_on_unix_ns, ..CpuConfig::default() };
+        let processors = Processors::new(ram.clone(), config, &state.processors)
+            .map_err(|error| EngineError::State(error.to_string()))?;
+        Ok(Self { processors, ioapic: IoApic::new(&state.ioapic, pins), mode })
+    }
+
+    /// Carries the levels of the pins through the I/O APIC to the processors.
+    fn carry_interrupts(&mut self, platform: &Platform) {
+        self.ioapic.sync(platform.pins().levels());
+        while let Some(message) = self.ioapic.next_message() {
+            self.processors.interrupt(&message);
+        }
+    }
+
+    fn enter(&mut self, platform: &Platform, input: Input) {
+        if let InputMode::Record(journal) = &self.mode {
+            journal.push(self.processors.instructions(), input.clone());
+        }
+        self.apply(platform, &input);
+    }
+
+    fn apply(&mut self, platform: &Platform, input: &Input) {
+        match input {
+            Input::ClockStep(ticks) => self.processors.step_clock(*ticks),
+            input => {
+                platform.clock().advance_to(self.processors.tsc());
+                platform.deliver(input);
+            }
+        }
+        self.carry_interrupts(platform);
+    }
+
+    /// Runs at most `budget` instructions; `None` to go on.
+    fn run_slice(&mut self, platform: &Platform, budget: u64) -> Result<Option<Slice>, EngineError> {
+        let mut bus = DeviceBus { platform, ioapic: &mut self.ioapic, stop: false };
+        let exit = self.processors.run(budget, &mut bus);
+        self.carry_interrupts(platform);
+        if let Some(event) = platform.take_event() {
+            return Ok(Some(Slice::End(RunEnd::Guest(event))));
+        }
+        Ok(match exit {
+            Exit::BudgetSpent | Exit::Attention => None,
+            Exit::Halted { deadline_tsc } => Some(Slice::Halted { deadline_tsc }),
+            Exit::Shutdown { vcpu } => Some(Slice::End(RunEnd::Shutdown { vcpu })),
+        })
+    }
+
+    fn run_live(&mut self, platform: &Platform, control: &Control, limit: u64) -> Result<RunEnd, EngineError> {
+        let mut pace = Pace::new(self.processors.tsc());
+        let mut inputs = Vec::new();
+        loop {
+            control.acknowledge();
+            if control.take_pause() {
+                return Ok(RunEnd::Paused);
+            }
+            if let Some(ticks) = pace.behind(self.processors.tsc()) {
+                self.enter(platform, Input::ClockStep(ticks));
+            }
+            platform.collect_inputs(control, &mut inputs);
+            for input in inputs.drain(..) {
+                self.enter(platform, input);
+            }
+            let left = limit.saturating_sub(self.processors.instructions());
+            if left == 0 {
+                return Ok(RunEnd::LimitReached);
+            }
+            match self.run_slice(platform, SLICE_INSTRUCTIONS.min(left))? {
+                None => {}
+                Some(Slice::End(end)) => return Ok(end),
+                Some(Slice::Halted { deadline_tsc }) => {
+                    let timeout = deadline_tsc.map(|deadline| pace.until(deadline));
+                    if timeout.is_none_or(|timeout| !timeout.is_zero()) {
+                        platform.wait_for_input(control, timeout)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn run_replay(&mut self, platform: &Platform, journal: &Journal, limit: u64) -> Result<RunEnd, EngineError> {
+        loop {
+            let now = self.processors.instructions();
+            let next = journal.next_at();
+            if next.is_some_and(|next| next <= now) {
+                if let Some(event) = journal.pop() {
+                    self.apply(platform, &event.input);
+                }
+                continue;
+            }
+            let left = limit.min(next.unwrap_or(u64::MAX)).saturating_sub(now);
+            if left == 0 {
+                return Ok(RunEnd::LimitReached);
+            }
+            match self.run_slice(platform, left)? {
+                None => {}
+                Some(Slice::End(end)) => return Ok(end),
+                // Waiting for an event that would have to enter at this very count.
+                Some(Slice::Halted { .. }) if self.processors.instructions() == now => return Ok(RunEnd::LimitReached),
+                Some(Slice::Halted { .. }) => {}
+            }
+        }
+    }
+}
+
+/// How a slice ended, where it did not simply use up its budget.
+enum Slice {
+    End(RunEnd),
+    Halted { deadline_tsc: Option<u64> },
+}
+
+impl Engine for SoftEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Soft
+    }
+
+    fn run(
+        &mut self,
+        platform: &Platform,
+        control: &Control,
+        instructions_max: Option<u64>,
+    ) -> Result<RunEnd, EngineError> {
+        let limit = instructions_max.unwrap_or(u64::MAX);
+        self.carry_interrupts(platform);
+        match self.mode.clone() {
+            InputMode::Live | InputMode::Record(_) => self.run_live(platform, control, limit),
+            InputMode::Replay(journal) => self.run_replay(platform, &journal, limit),
+        }
+    }
+
+    fn save(&mut self) -> Result<EngineState, EngineError> {
+        Ok(EngineState { processors: self.processors.save(), ioapic: self.ioapic.save() })
+    }
+
+    fn collect_dirty(&mut self) -> Result<(), EngineError> {
+        self.processors.after_harvest();
+        Ok(())
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        Some(self.processors.instructions())
+    }
+}
+
+/// Keeps the guest's clock at the pace of the host's: the instructions alone count for less time than they take.
+struct Pace {
+    host_start: Instant,
+    tsc_start: u64,
+}
+
+impl Pace {
+    fn new(tsc: u64) -> Self {
+        Self { host_start: Instant::now(), tsc_start: tsc }
+    }
+
+    /// The TSC that belongs to this moment; a tick is a nanosecond.
+    fn tsc_now(&self) -> u64 {
+        self.tsc_start.saturating_add(u64::try_from(self.host_start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// How many ticks the guest's clock is behind, if any.
+    fn behind(&mut self, tsc: u64) -> Option<u64> {
+        self.tsc_now().checked_sub(tsc).filter(|&ticks| ticks > 0)
+    }
+
+    /// Host time until the guest's clock reaches `deadline_tsc`.
+    fn until(&self, deadline_tsc: u64) -> Duration {
+        Duration::from_nanos(deadline_tsc.saturating_sub(self.tsc_now()))
+    }
+}
+
+/// Devices as the processors see them during a slice.
+struct DeviceBus<'a> {
+    platform: &'a Platform,
+    ioapic: &'a mut IoApic,
+    stop: bool,
+}
+
+impl DeviceBus<'_> {
+    fn before(&mut self, tsc: u64) {
+        self.platform.clock().advance_to(tsc);
+    }
+
+    /// The processors must stop if the access changed what only the owner of both can carry on.
+    fn after(&mut self) {
+        self.ioapic.sync(self.platform.pins().levels());
+        self.stop |= self.ioapic.has_message() || self.platform.has_event();
+    }
+}
+
+fn ioapic_offset(address: u64) -> Option<u64> {
+    address.checked_sub(map::IO_APIC).filter(|&offset| offset < map::IO_APIC_LEN)
+}
+
+impl Bus for DeviceBus<'_> {
+    fn mmio_read(&mut self, tsc: u64, address: u64, data: &mut [u8]) {
+        self.before(tsc);
+        match ioapic_offset(address) {
+            Some(offset) => crate::bus::BusDevice::read(self.ioapic, offset, data),
+            None => self.platform.mmio_read(address, data),
+        }
+        self.after();
+    }
+
+    fn mmio_write(&mut self, tsc: u64, address: u64, data: &[u8]) {
+        self.before(tsc);
+        match ioapic_offset(address) {
+            Some(offset) => crate::bus::BusDevice::write(self.ioapic, offset, data),
+            None => self.platform.mmio_write(address, data),
+        }
+        self.after();
+    }
+
+    fn port_read(&mut self, tsc: u64, port: u16, data: &mut [u8]) {
+        self.before(tsc);
+        self.platform.port_read(port, data);
+        self.after();
+    }
+
+    fn port_write(&mut self, tsc: u64, port: u16, data: &[u8]) {
+        self.before(tsc);
+        self.platform.port_write(port, data);
+        self.after();
+    }
+
+    fn end_of_interrupt(&mut self, vector: u8) {
+        self.ioapic.end_of_interrupt(vector);
+        self.stop |= self.ioapic.has_message();
+    }
+
+    fn wants_stop(&mut self) -> bool {
+        std::mem::take(&mut self.stop)
+    }
+}

@@ -1,0 +1,326 @@
+//! The VM spec: what a TOML file says a VM is.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use network::NetworkSpec;
+use serde::{Deserialize, Serialize};
+use storage::disk::DiskFormat;
+
+use crate::engine::EngineChoice;
+use crate::map;
+
+/// Fewest bytes of memory a VM can have: below this Debian's kernel does not unpack.
+pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
+
+/// A VM, as its TOML file describes it. Relative paths are relative to that file.
+///
+/// ```toml
+/// name = "redis"
+/// cpus = 1
+/// memory = "512M"
+/// kernel = "vmlinuz"
+/// initrd = "initrd.img"
+/// cmdline = "console=ttyS0 root=/dev/vda"
+///
+/// [[disk]]
+/// path = "root.qcow2"
+/// format = "qcow2"
+///
+/// [[network]]
+/// mode = "user"
+/// forward = ["tcp:127.0.0.1:6379-:6379"]
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Name: 1 to 63 letters, digits, `-`, `_` or `.`, starting with a letter or digit.
+    pub name: String,
+    /// Number of vCPUs.
+    #[serde(default = "one")]
+    pub cpus: u32,
+    /// Memory, such as `512M` or `2G`; a whole number of MiB.
+    pub memory: ByteSize,
+    /// Which engine runs the vCPUs.
+    #[serde(default)]
+    pub engine: EngineChoice,
+    /// An image made by `twinvm image build`, which gives the kernel, the initrd and the command line unless they are named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Linux kernel: bzImage or vmlinux.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Disks: the first is /dev/vda.
+    #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Network cards: the first is eth0.
+    #[serde(default, rename = "network", skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkSpec>,
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// The image file.
+    pub path: PathBuf,
+    /// Its format; found out from the file if it is not named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub readonly: bool,
+    /// An image made by `twinvm image build` whose root disk this one starts as: if `path` does not exist, it is created as a
+    /// qcow2 overlay of that root disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_image: Option<String>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Why a spec was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The file cannot be read.
+    #[error("cannot read VM spec {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not the TOML of a spec; the message names line and key.
+    #[error("VM spec {}: {}", path.display(), one_line(message))]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        message: String,
+    },
+    /// A value that cannot be.
+    #[error("VM spec: {0}")]
+    Invalid(String),
+}
+
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+impl VmSpec {
+    /// Reads, parses and validates a spec. Paths in it come back relative to the current directory.
+    pub fn load(path: &Path) -> Result<Self, SpecError> {
+        let text = std::fs::read_to_string(path).map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
+        let mut spec = Self::parse(&text).map_err(|error| match error {
+            SpecError::Syntax { message, .. } => SpecError::Syntax { path: path.to_owned(), message },
+            other => other,
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let paths = spec.disks.iter_mut().map(|disk| &mut disk.path);
+        for file in paths.chain(spec.kernel.iter_mut()).chain(spec.initrd.iter_mut()) {
+            *file = folder.join(&*file);
+        }
+        Ok(spec)
+    }
+
+    /// Parses and validates a spec; paths stay as written.
+    pub fn parse(text: &str) -> Result<Self, SpecError> {
+        let spec: Self = toml::from_str(text).map_err(|error| SpecError::Syntax {
+            path: PathBuf::from("(text)"),
+            message: match error.span() {
+                Some(span) => {
+                    let line = text.get(..span.start).map_or(0, |before| before.matches('\n').count()) + 1;
+                    format!("line {line}: {}", error.message())
+                }
+                None => error.message().to_owned(),
+            },
+        })?;
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// Checks what parsing alone cannot, without looking at any file.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let invalid = |message: String| Err(SpecError::Invalid(message));
+        let name_fits = (1..=63).contains(&self.name.len())
+            && self.name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !name_fits {
+            return invalid(format!(
+                "name = {:?}: use 1 to 63 letters, digits, '-', '_' or '.', starting with a letter or digit",
+                self.name
+            ));
+        }
+        if !(1..=map::VCPUS_MAX).contains(&self.cpus) {
+            return invalid(format!("cpus = {}: must be 1 to {}", self.cpus, map::VCPUS_MAX));
+        }
+        let memory = self.memory.bytes();
+        if !(MEMORY_BYTES_MIN..=memory::GuestRam::SIZE_BYTES_MAX).contains(&memory) || memory % (1 << 20) != 0 {
+            return invalid(format!("memory = \"{}\": must be a whole number of MiB from 64M to 1024G", self.memory));
+        }
+        if self.kernel.is_none() && self.image.is_none() {
+            return invalid(
+                "no kernel: name a file with `kernel`, or an image of `twinvm image list` with `image`".into(),
+            );
+        }
+        // One slot is the entropy device's.
+        if self.disks.len() + self.networks.len() >= map::VIRTIO_SLOTS {
+            return invalid(format!("{} disks and networks together at most", map::VIRTIO_SLOTS - 1));
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            if self
+                .disks
+                .iter()
+                .take(index)
+                .any(|earlier| earlier.path == disk.path && !(earlier.readonly && disk.readonly))
+            {
+                return invalid(format!("disk {} is named twice", disk.path.display()));
+            }
+            if disk.base_image.is_some() && disk.format != Some(DiskFormat::Qcow2) {
+                return invalid(format!("disk {}: base_image needs format = \"qcow2\"", disk.path.display()));
+            }
+        }
+        for network in &self.networks {
+            network.validate().map_err(|error| SpecError::Invalid(format!("network: {error}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// A spec as TOML.
+pub fn to_toml(spec: &VmSpec) -> Result<String, SpecError> {
+    toml::to_string(spec).map_err(|error| SpecError::Invalid(error.to_string()))
+}
+
+/// A number of bytes, written with a binary unit: `512M`, `2G`, `65536K`, or plain bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(u64);
+
+impl ByteSize {
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u64> for ByteSize {
+    fn from(bytes: u64) -> Self {
+        Self(bytes)
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || format!("`{text}` is not a size; write it as 512M or 2G (units K, M, G, T are binary)");
+        let text = text.trim();
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text.get(digits.len()..).unwrap_or_default() {
+            "" => 0,
+            "K" | "KiB" => 10,
+            "M" | "MiB" => 20,
+            "G" | "GiB" => 30,
+            "T" | "TiB" => 40,
+            _ => return Err(error()),
+        };
+        let number: u64 = digits.parse().map_err(|_| error())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(error)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
+            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        name = "redis"
+        memory = "512M"
+        kernel = "vmlinuz"
+        [[disk]]
+        path = "root.qcow2"
+        format = "qcow2"
+        [[network]]
+        mode = "user"
+        forward = ["tcp:127.0.0.1:6379-:6379"]
+    "#;
+
+    #[test]
+    fn a_spec_survives_being_written_and_read() {
+        let spec = VmSpec::parse(GOOD).unwrap();
+        assert_eq!((spec.cpus, spec.memory.bytes(), spec.engine), (1, 512 << 20, EngineChoice::Auto));
+        assert_eq!(VmSpec::parse(&toml::to_string(&spec).unwrap()).unwrap(), spec);
+    }
+
+    #[test]
+    fn each_mistake_is_named_in_one_line() {
+        for (change, from, to) in [
+            ("unknown field", "memory =", "memroy ="),
+            ("unknown field", "path =", "file ="),
+            ("unknown variant", "\"qcow2\"\n", "\"vmdk\"\n"),
+            ("line 3", "512M", "lots"),
+            ("64M to 1024G", "512M", "1M"),
+            ("64M to 1024G", "512M", "2048T"),
+            ("name =", "name = \"redis\"", "name = \"../x\""),
+            ("no kernel", "kernel = \"vmlinuz\"", ""),
+            ("must be 1 to", "memory =", "cpus = 0\nmemory ="),
+            ("must be 1 to", "memory =", "cpus = 65\nmemory ="),
+            ("network", "mode = \"user\"", "mode = \"user\"\nmtu = 9"),
+        ] {
+            let text = GOOD.replacen(from, to, 1);
+            assert_ne!(text, GOOD);
+            let message = VmSpec::parse(&text).unwrap_err().to_string();
+            assert!(message.contains(change), "{message}");
+            assert!(!message.contains('\n'), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_same_disk_twice_is_refused() {
+        let text = format!("{GOOD}\n[[disk]]\npath = \"root.qcow2\"\nformat = \"qcow2\"\n");
+        assert!(VmSpec::parse(&text).unwrap_err().to_string().contains("twice"));
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("512M", 512 << 20), ("2G", 2 << 30), ("0", 0), ("7", 7), ("3KiB", 3072)] {
+            assert_eq!(text.parse::<ByteSize>().unwrap().bytes(), bytes);
+        }
+        for text in ["", "M", "-1M", "1.5G", "1X", "99999999999T", "1 0M"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+        assert_eq!(ByteSize(1536 << 20).to_string(), "1536M");
+    }
+}

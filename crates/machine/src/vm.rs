@@ -1,0 +1,347 @@
+//! [`Vm`]: one virtual machine, put together.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cpu::state::{SegmentState, TableState};
+use cpu::{ProcessorsState, VcpuState};
+use memory::{GuestRam, MemoryError};
+use serde::{Deserialize, Serialize};
+
+use crate::acpi::AcpiError;
+use crate::boot::linux::LinuxBoot;
+use crate::boot::{BootError, BootState};
+use crate::control::Control;
+use crate::devices::ioapic::IoApicState;
+use crate::digest::{Digest, StateHasher};
+use crate::engine::kvm::KvmEngine;
+use crate::engine::soft::{InputMode, SoftEngine};
+use crate::engine::{Engine, EngineError, EngineKind, EngineState, RunEnd};
+use crate::platform::{Parts, Platform, PlatformError, PlatformState};
+use crate::snapshot::format::{FormatError, SnapshotReader, SnapshotWriter};
+use crate::snapshot::memory::{read_memory, write_memory};
+
+/// The hardware of a VM, apart from what [`Parts`] connects it to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// Name, for messages.
+    pub name: String,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// What a VM starts with.
+#[derive(Clone, Debug)]
+pub enum Boot<'a> {
+    /// Linux.
+    Linux {
+        /// bzImage or vmlinux.
+        kernel: &'a [u8],
+        /// Initial RAM disk.
+        initrd: Option<&'a [u8]>,
+        /// Kernel command line.
+        command_line: &'a str,
+    },
+    /// A bare-metal program at an address, entered at its first byte with RSI as given.
+    Flat {
+        /// The program.
+        program: &'a [u8],
+        /// Its guest-physical address.
+        address: u64,
+        /// RSI at its start.
+        rsi: u64,
+    },
+}
+
+/// Why a VM cannot be made, run or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// Its memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Its kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Its ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// Its devices.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// Its engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Its snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] FormatError),
+    /// More vCPUs than the engine runs.
+    #[error("the {engine} engine runs 1 to {cpus_max} vCPUs, not {cpus}")]
+    Cpus {
+        /// The engine.
+        engine: EngineKind,
+        /// vCPUs asked for.
+        cpus: u32,
+        /// Most vCPUs.
+        cpus_max: u32,
+    },
+    /// The host refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// The state of a paused VM without its memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmState {
+    /// vCPUs and interrupt controllers.
+    pub engine: EngineState,
+    /// Devices.
+    pub platform: PlatformState,
+}
+
+/// What a snapshot file says before its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotHead {
+    /// The hardware.
+    pub config: VmConfig,
+    /// The spec the VM was started from, as TOML; paths in it are absolute.
+    pub spec: String,
+    /// Files of the writable disks whose content follows, in the order of the spec.
+    pub disks: Vec<PathBuf>,
+}
+
+const SECTION_HEAD: [u8; 4] = *b"HEAD";
+const SECTION_STATE: [u8; 4] = *b"STAT";
+const SECTION_MEMORY: [u8; 4] = *b"MEM\0";
+const SECTION_DISK: [u8; 4] = *b"DISK";
+
+/// Most vCPUs the soft engine runs: they take turns on one host thread.
+const SOFT_CPUS_MAX: u32 = 4;
+
+/// One virtual machine: memory, devices, engine.
+pub struct Vm {
+    config: VmConfig,
+    platform: Platform,
+    engine: Box<dyn Engine>,
+    control: Arc<Control>,
+}
+
+impl Vm {
+    /// A VM at power-on, with its guest in memory.
+    pub fn boot(
+        config: VmConfig,
+        boot: &Boot,
+        parts: Parts,
+        engine: EngineKind,
+        mode: InputMode,
+    ) -> Result<Self, VmError> {
+        check_cpus(engine, config.cpus)?;
+        let ram = GuestRam::new(config.memory_bytes)?;
+        let platform = Platform::new(&ram, unix_now_ns(), parts)?;
+        let start = match boot {
+            Boot::Linux { kernel, initrd, command_line } => {
+                let rsdp = crate::acpi::write_tables(&ram, &platform.acpi_config(config.cpus))?;
+                crate::boot::linux::load(&ram, &LinuxBoot { kernel, initrd: *initrd, command_line, rsdp })?
+            }
+            Boot::Flat { program, address, rsi } => crate::boot::flat::load(&ram, program, *address, *rsi)?,
+        };
+        let mut processors = ProcessorsState::reset(config.cpus);
+        if let Some(first) = processors.vcpus.first_mut() {
+            *first = boot_vcpu(&start);
+        }
+        let state = EngineState { processors, ioapic: IoApicState::default() };
+        Self::assemble(config, platform, &state, engine, mode)
+    }
+
+    fn assemble(
+        config: VmConfig,
+        platform: Platform,
+        state: &EngineState,
+        engine: EngineKind,
+        mode: InputMode,
+    ) -> Result<Self, VmError> {
+        let engine: Box<dyn Engine> = match engine {
+            EngineKind::Kvm => Box::new(KvmEngine::new(&platform, state)?),
+            EngineKind::Soft => Box::new(SoftEngine::new(&platform, state, mode)?),
+        };
+        Ok(Self { config, platform, engine, control: Control::new()? })
+    }
+
+    /// The hardware.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Which engine runs it.
+    pub fn engine(&self) -> EngineKind {
+        self.engine.kind()
+    }
+
+    /// Instructions retired since power-on, where the engine counts them.
+    pub fn instructions(&self) -> Option<u64> {
+        self.engine.instructions()
+    }
+
+    /// Memory and devices.
+    pub fn platform(&self) -> &Platform {
+        &self.platform
+    }
+
+    /// How others reach the VM while it runs.
+    pub fn control(&self) -> Arc<Control> {
+        self.control.clone()
+    }
+
+    /// Runs until the guest ends the run, a pause is asked for, or (soft engine) so many instructions in all have retired since
+    /// power-on.
+    pub fn run(&mut self, instructions_max: Option<u64>) -> Result<RunEnd, VmError> {
+        Ok(self.engine.run(&self.platform, &self.control, instructions_max)?)
+    }
+
+    /// The state of the paused VM, without its memory.
+    pub fn save(&mut self) -> Result<VmState, VmError> {
+        // In pause order: the vCPUs are out of the guest already, then the devices, then pending interrupts.
+        let platform = self.platform.save();
+        Ok(VmState { engine: self.engine.save()?, platform })
+    }
+
+    /// A VM in a saved state, with `ram` as it was then.
+    pub fn restore(
+        config: VmConfig,
+        ram: &GuestRam,
+        state: VmState,
+        parts: Parts,
+        engine: EngineKind,
+        mode: InputMode,
+    ) -> Result<Self, VmError> {
+        check_cpus(engine, config.cpus)?;
+        if state.engine.processors.vcpus.len() != config.cpus as usize {
+            return Err(EngineError::State(format!(
+                "it holds {} vCPUs, the VM has {}",
+                state.engine.processors.vcpus.len(),
+                config.cpus
+            ))
+            .into());
+        }
+        let platform = Platform::restore(ram, state.platform, parts)?;
+        Self::assemble(config, platform, &state.engine, engine, mode)
+    }
+
+    /// Completes the dirty pages of the paused VM's memory with those that only its engine knows, right before they are
+    /// harvested.
+    pub fn collect_dirty(&mut self) -> Result<(), VmError> {
+        Ok(self.engine.collect_dirty()?)
+    }
+
+    /// A digest of everything the paused VM is: state and memory. Equal digests mean equal VMs.
+    pub fn digest(&mut self) -> Result<Digest, VmError> {
+        let state = self.save()?;
+        let mut hasher = StateHasher::new();
+        hasher.value(&state).map_err(|error| EngineError::State(error.to_string()))?;
+        hasher.memory(self.platform.ram());
+        Ok(hasher.finish())
+    }
+
+    /// Writes the paused VM to a snapshot file: state, memory and the content of its writable disks' files.
+    pub fn write_snapshot<W: Write>(&mut self, head: &SnapshotHead, out: W) -> Result<W, VmError> {
+        self.platform.flush_disks()?;
+        let state = self.save()?;
+        let mut writer = SnapshotWriter::new(out)?;
+        writer.value(SECTION_HEAD, head)?;
+        writer.value(SECTION_STATE, &state)?;
+        writer.section(SECTION_MEMORY, |out| Ok(write_memory(self.platform.ram(), out)?))?;
+        for disk in &head.disks {
+            writer.section(SECTION_DISK, |out| Ok(crate::snapshot::file::write_file(disk, out)?))?;
+        }
+        Ok(writer.finish()?)
+    }
+}
+
+/// A snapshot file, opened: what it is of is known, its content is not read yet.
+pub struct Snapshot<R: Read> {
+    reader: SnapshotReader<R>,
+    head: SnapshotHead,
+}
+
+/// The content of a snapshot file, for [`Vm::restore`].
+pub struct SnapshotContent {
+    /// Memory.
+    pub ram: GuestRam,
+    /// Everything else.
+    pub state: VmState,
+}
+
+impl<R: Read> Snapshot<R> {
+    /// Reads and checks the head of a snapshot file.
+    pub fn open(input: R) -> Result<Self, VmError> {
+        let mut reader = SnapshotReader::new(input)?;
+        let head = reader.value(SECTION_HEAD)?;
+        Ok(Self { reader, head })
+    }
+
+    /// What the snapshot is of.
+    pub fn head(&self) -> &SnapshotHead {
+        &self.head
+    }
+
+    /// Reads and checks everything. The content of disk n of the head goes to the file that `disk_file(n)` names, which is
+    /// created or replaced; nothing but those files is changed, and a caller that gives temporary names can still turn back.
+    pub fn read(mut self, disk_file: impl Fn(usize) -> PathBuf) -> Result<SnapshotContent, VmError> {
+        let state = self.reader.value(SECTION_STATE)?;
+        let ram = GuestRam::new(self.head.config.memory_bytes)?;
+        self.reader.section(SECTION_MEMORY, |section| read_memory(&ram, section))?;
+        for number in 0..self.head.disks.len() {
+            self.reader
+                .section(SECTION_DISK, |section| crate::snapshot::file::read_file(&disk_file(number), section))?;
+        }
+        self.reader.finish()?;
+        Ok(SnapshotContent { ram, state })
+    }
+}
+
+fn check_cpus(engine: EngineKind, cpus: u32) -> Result<(), VmError> {
+    let cpus_max = match engine {
+        EngineKind::Soft => SOFT_CPUS_MAX,
+        EngineKind::Kvm => crate::map::VCPUS_MAX,
+    };
+    if (1..=cpus_max).contains(&cpus) { Ok(()) } else { Err(VmError::Cpus { engine, cpus, cpus_max }) }
+}
+
+fn unix_now_ns() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The first vCPU as the loader leaves it.
+fn boot_vcpu(boot: &BootState) -> VcpuState {
+    let data = segment(BootState::DATA_SELECTOR, BootState::DATA_DESCRIPTOR);
+    let code = segment(BootState::CODE_SELECTOR, BootState::CODE_DESCRIPTOR);
+    let mut state = VcpuState::reset(0);
+    state.gpr[4] = boot.rsp;
+    state.gpr[6] = boot.rsi;
+    state.rip = boot.rip;
+    state.rflags = BootState::RFLAGS;
+    state.segments = [data, code, data, data, data, data];
+    state.tr = segment(BootState::TASK_SELECTOR, BootState::TASK_DESCRIPTOR);
+    state.ldtr.unusable = true;
+    state.gdtr = TableState { base: boot.gdt_base, limit: boot.gdt_limit };
+    state.idtr = TableState { base: 0, limit: 0 };
+    state.cr0 = BootState::CR0;
+    state.cr3 = boot.cr3;
+    state.cr4 = BootState::CR4;
+    state.efer = BootState::EFER;
+    state
+}
+
+/// A segment register from the descriptor that was loaded into it (Intel SDM volume 3, figure 3-8).
+fn segment(selector: u16, descriptor: u64) -> SegmentState {
+    let attributes = (descriptor >> 40) as u16 & 0xf0ff;
+    let limit = (descriptor & 0xffff | descriptor >> 32 & 0xf_0000) as u32;
+    let base = descriptor >> 16 & 0xff_ffff | descriptor >> 32 & 0xff00_0000;
+    let granular = attributes & 1 << 15 != 0;
+    let limit = if granular { limit << 12 | 0xfff } else { limit };
+    SegmentState { selector, base, limit, attributes, unusable: false }
+}

@@ -1,0 +1,138 @@
+//! A bare-metal guest that computes with general and vector registers, writes scattered pages and prints.
+
+use std::sync::{Arc, Mutex};
+
+use cpu::VcpuState;
+use iced_x86::code_asm::*;
+use machine::devices::serial::ConsoleSink;
+use machine::devices::virtio::rng::SeededEntropy;
+use machine::engine::soft::InputMode;
+use machine::engine::{EngineKind, RunEnd};
+use machine::events::GuestEvent;
+use machine::platform::Parts;
+use machine::vm::{Boot, Vm, VmConfig, VmState};
+use memory::GuestRam;
+
+pub const MEMORY_BYTES: u64 = 8 << 20;
+const PROGRAM: u64 = 0x10_0000;
+const DATA: u64 = 0x20_0000;
+const RESULT: u64 = DATA - 16;
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+/// One character for so many rounds, a power of two.
+const ROUNDS_PER_CHARACTER: u64 = 2048;
+
+/// Counts up to RSI; each round adds a hash of the count to one of 256 pages and the count to XMM1.
+fn program() -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    let (mut again, mut quiet) = (a.create_label(), a.create_label());
+    // OSFXSR and OSXMMEXCPT: SSE is usable.
+    a.mov(rax, cr4).unwrap();
+    a.or(rax, 0x600).unwrap();
+    a.mov(cr4, rax).unwrap();
+    a.mov(rdi, DATA).unwrap();
+    a.mov(r8, MULTIPLIER).unwrap();
+    a.xor(r9, r9).unwrap();
+    a.set_label(&mut again).unwrap();
+    a.inc(r9).unwrap();
+    a.mov(rbx, r9).unwrap();
+    a.imul_2(rbx, r8).unwrap();
+    a.mov(rcx, rbx).unwrap();
+    a.shr(rcx, 56).unwrap();
+    a.shl(rcx, 12).unwrap();
+    a.add(qword_ptr(rdi + rcx), rbx).unwrap();
+    a.cvtsi2sd(xmm0, r9).unwrap();
+    a.addsd(xmm1, xmm0).unwrap();
+    a.test(r9d, ROUNDS_PER_CHARACTER as i32 - 1).unwrap();
+    a.jnz(quiet).unwrap();
+    a.mov(dx, 0x3f8u32).unwrap();
+    a.mov(al, '.' as u32).unwrap();
+    a.out(dx, al).unwrap();
+    a.set_label(&mut quiet).unwrap();
+    a.cmp(r9, rsi).unwrap();
+    a.jne(again).unwrap();
+    a.movsd_2(qword_ptr(rdi - 16), xmm1).unwrap();
+    a.mov(dx, 0xcf9u32).unwrap();
+    a.mov(al, 6u32).unwrap();
+    a.out(dx, al).unwrap();
+    a.hlt().unwrap();
+    a.assemble(PROGRAM).unwrap()
+}
+
+/// What the program leaves behind: the sum of the counts, and one word of each page.
+pub fn expected(rounds: u64) -> (f64, Vec<u64>) {
+    let (mut sum, mut words) = (0.0, vec![0u64; 256]);
+    for count in 1..=rounds {
+        let hash = count.wrapping_mul(MULTIPLIER);
+        let word = &mut words[(hash >> 56) as usize];
+        *word = word.wrapping_add(hash);
+        sum += count as f64;
+    }
+    (sum, words)
+}
+
+pub fn expected_output(rounds: u64) -> String {
+    ".".repeat((rounds / ROUNDS_PER_CHARACTER) as usize)
+}
+
+pub fn result(vm: &Vm) -> (f64, Vec<u64>) {
+    let ram = vm.platform().ram();
+    let words = (0..256).map(|page| ram.load(DATA + page * 4096).unwrap()).collect();
+    (f64::from_bits(ram.load(RESULT).unwrap()), words)
+}
+
+#[derive(Clone, Default)]
+pub struct Console(Arc<Mutex<Vec<u8>>>);
+
+impl Console {
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl ConsoleSink for Console {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+    }
+}
+
+pub fn parts(console: &Console) -> Parts {
+    Parts {
+        disks: Vec::new(),
+        cards: Vec::new(),
+        console: Box::new(console.clone()),
+        entropy: Box::new(SeededEntropy::new(1, 0)),
+    }
+}
+
+fn config(cpus: u32) -> VmConfig {
+    VmConfig { name: "bare".into(), cpus, memory_bytes: MEMORY_BYTES }
+}
+
+pub fn start(engine: EngineKind, rounds: u64, cpus: u32, console: &Console) -> Vm {
+    let boot = Boot::Flat { program: &program(), address: PROGRAM, rsi: rounds };
+    Vm::boot(config(cpus), &boot, parts(console), engine, InputMode::Live).unwrap()
+}
+
+pub fn restore(ram: &GuestRam, state: VmState, engine: EngineKind, cpus: u32, console: &Console) -> Vm {
+    Vm::restore(config(cpus), ram, state, parts(console), engine, InputMode::Live).unwrap()
+}
+
+pub fn finish(vm: &mut Vm) {
+    assert_eq!(vm.run(None).unwrap(), RunEnd::Guest(GuestEvent::Reset));
+}
+
+/// Compares two vCPUs field by field, so that a difference is readable.
+pub fn compare(before: &VcpuState, after: &VcpuState, what: &str) {
+    assert_eq!(before.gpr, after.gpr, "{what}");
+    assert_eq!((before.rip, before.rflags), (after.rip, after.rflags), "{what}");
+    assert_eq!(before.segments, after.segments, "{what}");
+    assert_eq!((before.ldtr, before.tr), (after.ldtr, after.tr), "{what}");
+    assert_eq!(before.fpu, after.fpu, "{what}");
+    assert_eq!(before.msrs, after.msrs, "{what}");
+    assert_eq!(before.apic, after.apic, "{what}");
+    assert_eq!(before, after, "{what}");
+}

@@ -1,0 +1,145 @@
+//! Both engines on a bare-metal guest: the same results, alone and when the guest moves from one to the other.
+
+mod guest;
+
+use std::time::Duration;
+
+use guest::{Console, expected, finish, start};
+use machine::engine::EngineKind::{self, Kvm, Soft};
+use machine::engine::RunEnd;
+use machine::vm::{Snapshot, SnapshotHead, VmConfig};
+use memory::PAGE_BYTES;
+
+/// Enough for some tenths of a second on the slowest KVM, and for several pauses.
+const ROUNDS: u64 = 20_000;
+
+/// KVM is tested wherever it is; a machine without it has nothing to test.
+fn engines() -> Vec<EngineKind> {
+    if std::path::Path::new("/dev/kvm").exists() {
+        vec![Soft, Kvm]
+    } else {
+        eprintln!("no /dev/kvm: the KVM engine is not tested");
+        vec![Soft]
+    }
+}
+
+fn pause_after_output(control: std::sync::Arc<machine::control::Control>, console: &Console, bytes: usize) {
+    let console = console.clone();
+    std::thread::spawn(move || {
+        while console.len() < bytes {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        control.pause();
+    });
+}
+
+#[test]
+fn a_guest_computes_the_same_on_every_engine() {
+    for engine in engines() {
+        let console = Console::default();
+        let mut vm = start(engine, ROUNDS, 1, &console);
+        finish(&mut vm);
+        assert_eq!(guest::result(&vm), expected(ROUNDS), "{engine}");
+        assert_eq!(console.text(), guest::expected_output(ROUNDS), "{engine}");
+    }
+}
+
+#[test]
+fn a_snapshot_taken_on_one_engine_continues_on_another() {
+    for first in engines() {
+        for second in engines() {
+            let console = Console::default();
+            let mut vm = start(first, ROUNDS, 1, &console);
+            pause_after_output(vm.control(), &console, 1);
+            assert_eq!(vm.run(None).unwrap(), RunEnd::Paused, "{first}");
+            let head = SnapshotHead { config: vm.config().clone(), spec: String::new(), disks: Vec::new() };
+            let file = vm.write_snapshot(&head, Vec::new()).unwrap();
+            drop(vm);
+            let snapshot = Snapshot::open(&file[..]).unwrap();
+            assert_eq!(snapshot.head(), &head);
+            let content = snapshot.read(|_| unreachable!()).unwrap();
+            let mut vm = guest::restore(&content.ram, content.state, second, 1, &console);
+            finish(&mut vm);
+            assert_eq!(guest::result(&vm), expected(ROUNDS), "{first} to {second}");
+            assert_eq!(console.text(), guest::expected_output(ROUNDS), "{first} to {second}");
+        }
+    }
+}
+
+#[test]
+fn a_saved_vm_saves_the_same_again() {
+    for first in engines() {
+        for second in engines() {
+            let console = Console::default();
+            let mut vm = start(first, ROUNDS, 2, &console);
+            pause_after_output(vm.control(), &console, 1);
+            assert_eq!(vm.run(None).unwrap(), RunEnd::Paused);
+            let state = vm.save().unwrap();
+            let mut again = guest::restore(vm.platform().ram(), state.clone(), second, 2, &console);
+            let mut saved = again.save().unwrap();
+            // The host's time-stamp counter goes on by itself under KVM.
+            for (before, after) in state.engine.processors.vcpus.iter().zip(&mut saved.engine.processors.vcpus) {
+                if second == Kvm {
+                    assert!(after.tsc >= before.tsc, "{first} to {second}");
+                    after.tsc = before.tsc;
+                }
+                after.instructions = before.instructions;
+                guest::compare(before, after, &format!("{first} to {second}"));
+            }
+            assert_eq!(saved.engine.ioapic, state.engine.ioapic, "{first} to {second}");
+            assert_eq!(saved.platform, state.platform, "{first} to {second}");
+        }
+    }
+}
+
+#[test]
+fn every_page_that_a_vcpu_writes_is_harvested() {
+    for engine in engines() {
+        let console = Console::default();
+        let mut vm = start(engine, ROUNDS, 1, &console);
+        let ram = vm.platform().ram().clone();
+        let copy = memory::GuestRam::new(ram.size_bytes()).unwrap();
+        let mut rounds = 0;
+        loop {
+            pause_after_output(vm.control(), &console, console.len() + 1);
+            let end = vm.run(None).unwrap();
+            vm.collect_dirty().unwrap();
+            let harvest = ram.harvest();
+            let mut page = [0; PAGE_BYTES as usize];
+            for number in harvest.pages() {
+                ram.read_offset(number * PAGE_BYTES, &mut page);
+                copy.write_offset(number * PAGE_BYTES, &page);
+            }
+            harvest.acknowledge();
+            rounds += 1;
+            if end != RunEnd::Paused {
+                break;
+            }
+        }
+        assert!(rounds > 1, "{engine}: the guest was too fast to be paused");
+        for number in 0..ram.pages() {
+            let (mut ours, mut theirs) = ([0; PAGE_BYTES as usize], [0; PAGE_BYTES as usize]);
+            ram.read_offset(number * PAGE_BYTES, &mut ours);
+            copy.read_offset(number * PAGE_BYTES, &mut theirs);
+            assert!(ours == theirs, "{engine}: page {number} was written and not harvested");
+        }
+    }
+}
+
+#[test]
+fn a_state_with_another_number_of_vcpus_is_refused() {
+    let console = Console::default();
+    let mut vm = start(Soft, 1, 2, &console);
+    let state = vm.save().unwrap();
+    let config = VmConfig { name: "x".into(), cpus: 1, memory_bytes: guest::MEMORY_BYTES };
+    let ram = vm.platform().ram().clone();
+    let restored = machine::vm::Vm::restore(
+        config,
+        &ram,
+        state,
+        guest::parts(&console),
+        Soft,
+        machine::engine::soft::InputMode::Live,
+    );
+    assert!(restored.is_err());
+}

@@ -1,0 +1,262 @@
+//! `twinvm image`: guest images made from Debian's packages.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use machine::spec::ByteSize;
+use serde_json::json;
+use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Progress, Stage};
+
+use super::output::{human_bytes, print_json, print_line, table};
+use crate::{interrupt, paths};
+
+#[derive(Subcommand)]
+pub enum ImageCommand {
+    /// Build a bootable Debian guest from Debian's own packages (no root needed)
+    #[command(after_help = "\
+Examples:
+  twinvm image build redis --package redis-server
+  twinvm image build db --package postgresql --disk-size 4G
+  twinvm image build web --package nginx --init systemd
+  twinvm image build tiny --no-disk
+A package or kernel may name a suite: --kernel linux-image-cloud-amd64/bookworm-backports")]
+    Build(BuildArguments),
+    /// List the images
+    List(FormatArguments),
+    /// Show what an image was made of
+    Show(ShowArguments),
+    /// Remove images
+    Rm(RemoveArguments),
+}
+
+#[derive(Args)]
+pub struct FormatArguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Folder of the images [default: images in the data folder]
+    #[arg(long, value_name = "DIR")]
+    images_dir: Option<PathBuf>,
+}
+
+impl FormatArguments {
+    fn store(&self) -> Result<ImageStore> {
+        Ok(ImageStore::new(self.images_dir.clone().map_or_else(paths::images_dir, Ok)?))
+    }
+}
+
+#[derive(Args)]
+pub struct BuildArguments {
+    /// Name of the image
+    name: String,
+    /// A Debian package to install, with all it needs; may be repeated
+    #[arg(long = "package", value_name = "PACKAGE")]
+    packages: Vec<String>,
+    /// Kernel package
+    #[arg(long, default_value = storage::image::KERNEL_DEFAULT)]
+    kernel: String,
+    /// Size of the root disk; the file takes only what is used [default: 2G]
+    #[arg(long, value_name = "SIZE", conflicts_with = "no_disk")]
+    disk_size: Option<ByteSize>,
+    /// No root disk: a shell in the initial RAM disk, nothing else
+    #[arg(long)]
+    no_disk: bool,
+    /// What runs as process 1: light or systemd
+    #[arg(long, default_value = "light", value_parser = parse_init)]
+    init: Init,
+    /// Let Redis write every change to its append-only file before it answers
+    #[arg(long)]
+    redis_append_only: bool,
+    /// Fetch the package lists again even if they are fresh
+    #[arg(long)]
+    refresh: bool,
+    /// Build again even if nothing has changed
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+#[derive(Args)]
+pub struct ShowArguments {
+    /// Name of the image
+    name: String,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+#[derive(Args)]
+pub struct RemoveArguments {
+    /// Names of the images
+    #[arg(required = true)]
+    names: Vec<String>,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+fn parse_init(text: &str) -> Result<Init, String> {
+    match text {
+        "light" => Ok(Init::Light),
+        "systemd" => Ok(Init::Systemd),
+        _ => Err("must be light or systemd".to_owned()),
+    }
+}
+
+pub fn run(command: ImageCommand) -> Result<ExitCode> {
+    match command {
+        ImageCommand::Build(arguments) => build(arguments),
+        ImageCommand::List(arguments) => list(&arguments),
+        ImageCommand::Show(arguments) => show(&arguments),
+        ImageCommand::Rm(arguments) => remove(&arguments),
+    }
+}
+
+fn build(arguments: BuildArguments) -> Result<ExitCode> {
+    let defaults = ImageSpec::new(arguments.name);
+    let spec = ImageSpec {
+        packages: arguments.packages,
+        kernel: arguments.kernel,
+        root_disk_bytes: match arguments.disk_size {
+            _ if arguments.no_disk => None,
+            Some(size) => Some(size.bytes()),
+            None => defaults.root_disk_bytes,
+        },
+        init: arguments.init,
+        redis_append_only: arguments.redis_append_only,
+        ..defaults
+    };
+    let options = BuildOptions { refresh: arguments.refresh, force: arguments.force };
+    interrupt::catch(|| {})?;
+    let mut bar = Bar::default();
+    let built = arguments.format.store()?.build(&spec, options, &mut bar);
+    bar.clear();
+    let built = built.with_context(|| format!("cannot build image {}", spec.name))?;
+    if arguments.format.json {
+        print_json(&describe(&built.image, built.cached))?;
+    } else {
+        let what = if built.cached { "is up to date" } else { "built" };
+        print_line(&format!("image {} {what}: {}", spec.name, built.image.dir().display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(arguments: &FormatArguments) -> Result<ExitCode> {
+    let images = arguments.store()?.list()?;
+    if arguments.json {
+        print_json(&images.iter().map(|image| describe(image, true)).collect::<Vec<_>>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut rows = table(&["NAME", "KERNEL", "INIT", "DISK", "PACKAGES"]);
+    for image in &images {
+        let spec = &image.manifest().spec;
+        rows.add_row([
+            spec.name.clone(),
+            image.manifest().kernel.release.clone(),
+            format!("{:?}", spec.init).to_lowercase(),
+            spec.root_disk_bytes.map_or_else(|| "-".to_owned(), human_bytes),
+            spec.packages.join(" "),
+        ]);
+    }
+    if images.is_empty() {
+        eprintln!("no images; build one with: twinvm image build redis --package redis-server");
+    } else {
+        print_line(&rows.trim_fmt())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(arguments: &ShowArguments) -> Result<ExitCode> {
+    let image = arguments.format.store()?.get(&arguments.name)?;
+    if arguments.format.json {
+        print_json(&describe(&image, true))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let manifest = image.manifest();
+    print_line(&format!("name:     {}", manifest.spec.name))?;
+    print_line(&format!("folder:   {}", image.dir().display()))?;
+    print_line(&format!(
+        "kernel:   {} ({} {})",
+        manifest.kernel.release, manifest.kernel.package, manifest.kernel.version
+    ))?;
+    print_line(&format!("cmdline:  {}", manifest.cmdline))?;
+    for file in &manifest.files {
+        print_line(&format!("file:     {} ({})", file.name, human_bytes(file.size_bytes)))?;
+    }
+    for package in &manifest.packages {
+        print_line(&format!("package:  {} {}", package.name, package.version))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn remove(arguments: &RemoveArguments) -> Result<ExitCode> {
+    let store = arguments.format.store()?;
+    let mut failed = false;
+    for name in &arguments.names {
+        match store.remove(name) {
+            Ok(()) if arguments.format.json => print_json(&json!({ "removed": name }))?,
+            Ok(()) => print_line(&format!("image {name} removed"))?,
+            Err(error) => {
+                eprintln!("twinvm: {error}");
+                failed = true;
+            }
+        }
+    }
+    if failed {
+        bail!("not all images were removed");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(image: &Image, cached: bool) -> serde_json::Value {
+    json!({
+        "name": image.manifest().spec.name,
+        "dir": image.dir(),
+        "kernel": image.kernel(),
+        "initrd": image.initrd(),
+        "root_disk": image.root_disk(),
+        "cached": cached,
+        "manifest": image.manifest(),
+    })
+}
+
+/// A progress bar a stage, on standard error if that is a terminal.
+#[derive(Default)]
+pub struct Bar {
+    current: Option<(Stage, ProgressBar)>,
+}
+
+impl Bar {
+    /// Takes it off the terminal.
+    pub fn clear(&mut self) {
+        if let Some((_, bar)) = self.current.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn update(&mut self, stage: Stage, done: u64, total: u64) {
+        if self.current.as_ref().is_none_or(|(current, _)| *current != stage) {
+            self.clear();
+            let template = match (total, stage.counts_bytes()) {
+                (0, _) => "{spinner} {msg}",
+                (_, true) => "{msg:26} [{bar:30}] {binary_bytes}/{binary_total_bytes}",
+                (_, false) => "{msg:26} [{bar:30}] {pos}/{len}",
+            };
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(stage.label());
+            self.current = Some((stage, bar));
+        }
+        if let Some((_, bar)) = &self.current {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        interrupt::is_requested()
+    }
+}

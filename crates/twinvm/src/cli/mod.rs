@@ -1,0 +1,66 @@
+//! The command line.
+
+mod bench;
+mod demo;
+mod engine;
+mod image;
+mod net_end;
+mod output;
+mod run;
+mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Keeps a virtual machine running when the machine under it dies.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  twinvm image build redis --package redis-server   Build a Debian guest with Redis
+  twinvm run redis.toml                             Boot the VM that redis.toml describes (Ctrl-] leaves)
+  twinvm vm snapshot redis redis.snap               Save the running VM, memory included
+  twinvm vm restore redis.snap                      Continue it
+  twinvm engine probe                               What this host offers, and which engine `auto` takes";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a VM in the foreground, its serial console on the terminal
+    Run(run::RunArguments),
+    /// List, save, restore and stop running VMs
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
+    /// Build and manage guest images made from Debian's packages
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Show what executes vCPUs on this host
+    #[command(subcommand)]
+    Engine(engine::EngineCommand),
+    /// Measure twinvm beside its peers
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Boot Redis in a Debian guest and talk to it from outside
+    Demo(demo::DemoArguments),
+    #[command(hide = true)]
+    NetEnd(net_end::NetEndArguments),
+}
+
+/// Carries out a command; the exit code is the process's.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Vm(command) => vm::run(command),
+        Command::Image(command) => image::run(command),
+        Command::Engine(command) => engine::run(command),
+        Command::Bench(command) => bench::run(command),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::NetEnd(arguments) => net_end::run(arguments),
+    }
+}

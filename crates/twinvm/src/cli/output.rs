@@ -1,0 +1,36 @@
+//! What commands print.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+/// Prints a value as one line of JSON on standard output.
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    let line = serde_json::to_string(value).context("cannot write JSON")?;
+    print_line(&line)
+}
+
+/// Prints one line; a reader that has gone away is no error.
+pub fn print_line(line: &str) -> Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}
+
+/// A table in the style of kubectl: headings and aligned columns, no lines.
+pub fn table(headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(headings.to_vec());
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// A number of bytes for people, with a binary unit.
+pub fn human_bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}

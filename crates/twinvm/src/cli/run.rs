@@ -1,0 +1,79 @@
+//! `twinvm run`: a VM in the foreground.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use machine::engine::EngineChoice;
+use machine::engine::probe::choose;
+use machine::spec::VmSpec;
+
+use crate::foreground::{self, Options, Start};
+
+#[derive(Args)]
+#[command(after_help = "\
+The spec is a TOML file:
+  name = \"redis\"
+  memory = \"512M\"
+  image = \"redis\"                  # or: kernel = \"...\", initrd = \"...\", cmdline = \"...\"
+  cpus = 1
+  [[disk]]
+  path = \"redis.qcow2\"
+  format = \"qcow2\"                 # or raw
+  base_image = \"redis\"             # created from this image's root disk if it does not exist
+  [[network]]
+  mode = \"user\"                    # or bridge, with: bridge = \"br0\"
+  forward = [\"tcp:127.0.0.1:6379-:6379\"]
+Ctrl-] presses the guest's power button, a second Ctrl-] pulls the plug.")]
+pub struct RunArguments {
+    /// The VM spec
+    spec: PathBuf,
+    #[command(flatten)]
+    how: HowArguments,
+}
+
+/// How a VM is run in the foreground.
+#[derive(Args)]
+pub struct HowArguments {
+    /// What executes the vCPUs [default: as the spec says, else auto]
+    #[arg(long, value_enum)]
+    engine: Option<EngineName>,
+    /// Print events as JSON lines, console output included, instead of connecting the terminal
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum EngineName {
+    /// Whichever is faster here, by measurement
+    Auto,
+    /// Hardware virtualization by /dev/kvm
+    Kvm,
+    /// The software x86-64 processor
+    Soft,
+}
+
+impl From<EngineName> for EngineChoice {
+    fn from(name: EngineName) -> Self {
+        match name {
+            EngineName::Auto => Self::Auto,
+            EngineName::Kvm => Self::Kvm,
+            EngineName::Soft => Self::Soft,
+        }
+    }
+}
+
+impl HowArguments {
+    /// The options, where a spec says `choice`.
+    pub fn options(&self, choice: EngineChoice) -> Options {
+        Options { engine: choose(self.engine.map_or(choice, Into::into)), json: self.json }
+    }
+}
+
+pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
+    let spec = VmSpec::load(&arguments.spec)?;
+    let options = arguments.how.options(spec.engine);
+    foreground::run(Start::Spec(spec), &options)?;
+    Ok(ExitCode::SUCCESS)
+}

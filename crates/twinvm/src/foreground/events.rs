@@ -1,0 +1,103 @@
+//! What a foreground run says besides the guest's console: lines for people, or JSON.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use machine::devices::serial::ConsoleSink;
+use serde::Serialize;
+
+/// Something that happened to the VM.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event<'a> {
+    /// The VM runs.
+    Started {
+        /// Its name.
+        name: &'a str,
+        /// Its engine.
+        engine: String,
+        /// Why that engine.
+        reason: &'a str,
+    },
+    /// Bytes on the console.
+    Console {
+        /// As text; bytes that are not UTF-8 are replaced.
+        text: &'a str,
+    },
+    /// The guest asked for a reset and starts again.
+    Reset,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// A snapshot was written.
+    Snapshot {
+        /// The file.
+        path: &'a std::path::Path,
+    },
+    /// The power button was pressed.
+    PowerButton,
+    /// The VM has ended.
+    Stopped {
+        /// Why.
+        reason: &'a str,
+        /// Instructions retired, where the engine counts them.
+        instructions: Option<u64>,
+    },
+}
+
+/// Where events go.
+#[derive(Clone)]
+pub struct Reporter {
+    json: bool,
+    /// Console output is held back until it is valid UTF-8.
+    partial: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Reporter {
+    /// JSON lines on standard output, or messages on standard error.
+    pub fn new(json: bool) -> Self {
+        Self { json, partial: Arc::default() }
+    }
+
+    /// Says it.
+    pub fn report(&self, event: &Event) {
+        if self.json {
+            if let Ok(line) = serde_json::to_string(event) {
+                // A reader that has gone away must not stop the VM.
+                let _ = writeln!(io::stdout(), "{line}");
+            }
+            return;
+        }
+        let message = match event {
+            Event::Started { name, engine, reason } => {
+                format!("VM {name} runs on the {engine} engine ({reason}); Ctrl-] leaves")
+            }
+            Event::Console { .. } => return,
+            Event::Reset => "the guest resets".to_owned(),
+            Event::Panicked => "the guest's kernel panicked".to_owned(),
+            Event::Snapshot { path } => format!("snapshot written: {}", path.display()),
+            Event::PowerButton => "power button pressed; Ctrl-] again pulls the plug".to_owned(),
+            Event::Stopped { reason, .. } => format!("VM stopped: {reason}"),
+        };
+        // The terminal is in raw mode: a new line needs both characters.
+        eprint!("\r\ntwinvm: {message}\r\n");
+    }
+}
+
+/// The console as events.
+impl ConsoleSink for Reporter {
+    fn write(&mut self, bytes: &[u8]) {
+        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        partial.extend_from_slice(bytes);
+        let complete = match std::str::from_utf8(&partial) {
+            Ok(_) => partial.len(),
+            // A character that may still be completed waits; anything else is replaced.
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            Err(_) => partial.len(),
+        };
+        if complete > 0 {
+            let ready: Vec<u8> = partial.drain(..complete).collect();
+            drop(partial);
+            self.report(&Event::Console { text: &String::from_utf8_lossy(&ready) });
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! From a VM spec to everything a VM is made of: files opened, images locked, network ends started.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, anyhow, bail};
+use machine::devices::serial::ConsoleSink;
+use machine::devices::virtio::block::BlockBackend;
+use machine::devices::virtio::net::NetConfig;
+use machine::devices::virtio::rng::OsEntropy;
+use machine::platform::Parts;
+use machine::spec::{DiskSpec, VmSpec};
+use machine::vm::VmConfig;
+use network::end::{EndConfig, EndProcess, Lifetime};
+use network::{FrameBackend, Link, MacAddr};
+use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2};
+use storage::image::{Image, ImageStore};
+
+use crate::paths;
+
+/// A guest to boot.
+pub struct Guest {
+    /// Kernel file.
+    pub kernel: Vec<u8>,
+    /// Initial RAM disk.
+    pub initrd: Option<Vec<u8>>,
+    /// Kernel command line.
+    pub command_line: String,
+}
+
+/// The hardware that a spec describes.
+pub fn config(spec: &VmSpec) -> Result<VmConfig> {
+    let memory_bytes = spec.memory.bytes();
+    let host_bytes = host_memory_bytes()?;
+    if memory_bytes > host_bytes {
+        bail!("memory = \"{}\": this host has {} MiB in all", spec.memory, host_bytes >> 20);
+    }
+    Ok(VmConfig { name: spec.name.clone(), cpus: spec.cpus, memory_bytes })
+}
+
+fn host_memory_bytes() -> Result<u64> {
+    let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+        .map(|kib| kib << 10)
+        .ok_or_else(|| anyhow!("/proc/meminfo names no MemTotal"))
+}
+
+fn image(name: &str) -> Result<Image> {
+    ImageStore::new(paths::images_dir()?).get(name).with_context(|| {
+        format!("image {name} cannot be used; see `twinvm image list`, or build it with `twinvm image build {name}`")
+    })
+}
+
+fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {what} {}", path.display()))
+}
+
+/// Reads kernel and initrd.
+pub fn guest(spec: &VmSpec) -> Result<Guest> {
+    let image = spec.image.as_deref().map(image).transpose()?;
+    let kernel = spec
+        .kernel
+        .clone()
+        .or_else(|| image.as_ref().map(Image::kernel))
+        .ok_or_else(|| anyhow!("the spec names no kernel"))?;
+    let initrd = spec.initrd.clone().or_else(|| image.as_ref().map(Image::initrd));
+    Ok(Guest {
+        kernel: read("kernel", &kernel)?,
+        initrd: initrd.map(|path| read("initrd", &path)).transpose()?,
+        command_line: spec
+            .cmdline
+            .clone()
+            .or_else(|| image.as_ref().map(|image| image.manifest().cmdline.clone()))
+            .unwrap_or_else(|| "console=ttyS0".to_owned()),
+    })
+}
+
+/// The processes that stand between a VM's network cards and the world. They end when this is dropped.
+pub struct Ends {
+    ends: Vec<EndProcess>,
+    configs: Vec<NetConfig>,
+}
+
+impl Ends {
+    /// Starts an end for each network of the spec.
+    pub fn start(spec: &VmSpec) -> Result<Self> {
+        let exe = std::env::current_exe().context("cannot find the twinvm program")?;
+        let mut ends = Vec::new();
+        let mut configs = Vec::new();
+        for (number, network) in spec.networks.iter().enumerate() {
+            let mac = network.mac().unwrap_or_else(|| MacAddr::for_vm(&spec.name, number as u32));
+            let config = EndConfig { network: network.clone(), guest_mac: mac, lifetime: Lifetime::WithParent };
+            let socket = paths::runtime_dir()?.join(format!("net-{}-{number}-{}.sock", spec.name, std::process::id()));
+            let end = EndProcess::spawn(&exe, &config, &socket, Stdio::inherit())
+                .with_context(|| format!("network {number}"))?;
+            ends.push(end);
+            configs.push(NetConfig { mac, mtu: 0 });
+        }
+        Ok(Self { ends, configs })
+    }
+
+    /// Connects a VM to them, in place of the one before, if any.
+    fn connect(&self) -> Result<Vec<(NetConfig, Box<dyn FrameBackend>)>> {
+        self.ends
+            .iter()
+            .zip(&self.configs)
+            .map(|(end, config)| {
+                let link = Link::connect(end.socket())?;
+                Ok((NetConfig { mtu: link.mtu(), ..*config }, Box::new(link) as Box<dyn FrameBackend>))
+            })
+            .collect()
+    }
+}
+
+/// Opens the disks and connects everything else.
+pub fn parts(spec: &VmSpec, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Parts> {
+    Ok(Parts {
+        disks: spec.disks.iter().map(open_disk).collect::<Result<_>>()?,
+        cards: ends.connect()?,
+        console,
+        entropy: Box::new(OsEntropy::open().context("cannot open /dev/urandom")?),
+    })
+}
+
+fn open_disk(spec: &DiskSpec) -> Result<Box<dyn BlockBackend>> {
+    if let Some(base) = &spec.base_image
+        && !spec.path.exists()
+    {
+        create_overlay(spec, base).with_context(|| format!("cannot create disk {}", spec.path.display()))?;
+    }
+    let options = DiskOptions { format: spec.format, read_only: spec.readonly, direct: false };
+    Ok(Box::new(DiskImage::open(&spec.path, options)?))
+}
+
+fn create_overlay(spec: &DiskSpec, base: &str) -> Result<()> {
+    let root = image(base)?.root_disk().ok_or_else(|| anyhow!("image {base} has no root disk"))?;
+    let path = fs::canonicalize(&root).with_context(|| format!("cannot find {}", root.display()))?;
+    let size_bytes = fs::metadata(&path)?.len();
+    Ok(create_qcow2(&spec.path, size_bytes, Some(&Backing { path, format: DiskFormat::Raw }))?)
+}
+
+/// The files of the writable disks, whose content belongs into a snapshot.
+pub fn writable_disks(spec: &VmSpec) -> Vec<PathBuf> {
+    spec.disks.iter().filter(|disk| !disk.readonly).map(|disk| disk.path.clone()).collect()
+}
+
+/// The spec with absolute paths, so that it means the same from any folder.
+pub fn absolute(mut spec: VmSpec) -> Result<VmSpec> {
+    let disks = spec.disks.iter_mut().map(|disk| &mut disk.path);
+    for path in disks.chain(spec.kernel.iter_mut()).chain(spec.initrd.iter_mut()) {
+        *path = std::path::absolute(&*path).with_context(|| format!("cannot resolve {}", path.display()))?;
+    }
+    Ok(spec)
+}

@@ -1,0 +1,143 @@
+//! The same guest, run from one state with the same inputs, ends in the same state: interrupts, disk and network in play.
+//!
+//! A Redis in a Debian guest is brought up and saved. From there it serves a client and writes to its disk while its inputs are
+//! recorded. Replaying the record from the saved state, without clock, network or client, must end in the same digest of memory,
+//! processors and devices, however the run is cut into pieces.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use machine::digest::Digest;
+use machine::engine::EngineKind;
+use machine::engine::RunEnd;
+use machine::engine::soft::InputMode;
+use machine::input::Journal;
+use machine::vm::{Vm, VmState};
+use memory::{GuestRam, PAGE_BYTES};
+use network::{BackendError, CableEnd, FrameBackend, FrameOffload, LinkState, ReceiveOffloads, Received, SendOutcome};
+use redis::Commands;
+use support::guest::{Guest, Network};
+
+/// Increments that the client makes during the recorded run; `TWINVM_DETERMINISM_REQUESTS` for more.
+const REQUESTS: usize = 300;
+
+fn requests() -> usize {
+    std::env::var("TWINVM_DETERMINISM_REQUESTS").ok().and_then(|number| number.parse().ok()).unwrap_or(REQUESTS)
+}
+
+/// A network that nobody is on: takes every frame and has none.
+struct Nowhere(CableEnd);
+
+impl Nowhere {
+    fn new() -> io::Result<Self> {
+        Ok(Self(network::pair()?.0))
+    }
+}
+
+impl FrameBackend for Nowhere {
+    fn send(&mut self, _frame: &[u8], _offload: FrameOffload) -> Result<SendOutcome, BackendError> {
+        Ok(SendOutcome::Sent)
+    }
+
+    fn recv(&mut self, _buffer: &mut [u8]) -> Result<Option<Received>, BackendError> {
+        Ok(None)
+    }
+
+    fn accept(&mut self, _offloads: ReceiveOffloads) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn link_state(&self) -> LinkState {
+        LinkState::Up
+    }
+
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.0.poll_fd()
+    }
+}
+
+fn copy(ram: &GuestRam) -> GuestRam {
+    let copy = GuestRam::new(ram.size_bytes()).unwrap();
+    let mut page = vec![0; PAGE_BYTES as usize];
+    for number in 0..ram.pages() {
+        ram.read_offset(number * PAGE_BYTES, &mut page);
+        if page.iter().any(|&byte| byte != 0) {
+            copy.write_offset(number * PAGE_BYTES, &page);
+        }
+    }
+    copy
+}
+
+struct Saved {
+    ram: GuestRam,
+    state: VmState,
+}
+
+impl Saved {
+    fn entropy_bytes(&self) -> u64 {
+        self.state.platform.rng.device.taken_bytes
+    }
+}
+
+/// Replays the journal and returns the digest after `instructions`; stops every `piece` instructions on the way.
+fn replay(guest: &Guest, saved: &Saved, journal: &Journal, instructions: u64, piece: u64, disk: &Path) -> Digest {
+    let parts = guest.parts(disk, Box::new(Nowhere::new().unwrap()), saved.entropy_bytes());
+    let mode = InputMode::Replay(Journal::new(journal.events()));
+    let ram = copy(&saved.ram);
+    let mut vm = Vm::restore(guest.config(), &ram, saved.state.clone(), parts, EngineKind::Soft, mode).unwrap();
+    loop {
+        let now = vm.instructions().unwrap();
+        let target = now.saturating_add(piece).min(instructions);
+        assert_eq!(vm.run(Some(target)).unwrap(), RunEnd::LimitReached);
+        if target == instructions {
+            assert_eq!(vm.instructions(), Some(instructions), "the replay stopped early");
+            return vm.digest().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_replay_ends_in_the_same_state() {
+    for cpus in [1, 2] {
+        let guest = Guest::redis(cpus);
+        let network = Network::user(&[6379]);
+        let disk = guest.disk("recorded.qcow2");
+        let mut vm = guest.boot(&disk, network.link());
+        support::run_until(&mut vm, || network.redis(6379).is_ok());
+        let saved = Saved { state: vm.save().unwrap(), ram: copy(vm.platform().ram()) };
+        vm.platform().flush_disks().unwrap();
+        drop(vm);
+        let copies = ["first.qcow2", "second.qcow2"].map(|name| guest.folder().join(name));
+        for copy in &copies {
+            fs::copy(&disk, copy).unwrap();
+        }
+
+        let journal = Journal::default();
+        let parts = guest.parts(&disk, network.link(), saved.entropy_bytes());
+        let mode = InputMode::Record(journal.clone());
+        let ram = copy(&saved.ram);
+        let mut vm = Vm::restore(guest.config(), &ram, saved.state.clone(), parts, EngineKind::Soft, mode).unwrap();
+        support::run_while(&mut vm, || {
+            let mut connection = network.redis(6379).unwrap();
+            for number in 1..=requests() {
+                let counter: usize = connection.incr("counter", 1).unwrap();
+                assert_eq!(counter, number);
+            }
+            let _: String = redis::cmd("SAVE").query(&mut connection).unwrap();
+        });
+        let (recorded, instructions) = (vm.digest().unwrap(), vm.instructions().unwrap());
+        drop(vm);
+        let start = saved.state.engine.processors.instructions;
+        eprintln!("{cpus} vCPUs: {} inputs in {} instructions", journal.events().len(), instructions - start);
+        assert!(journal.events().len() > requests());
+
+        assert_eq!(replay(&guest, &saved, &journal, instructions, u64::MAX, &copies[0]), recorded);
+        assert_eq!(replay(&guest, &saved, &journal, instructions, 1_234_567, &copies[1]), recorded);
+        assert!(fs::read(&copies[0]).unwrap() == fs::read(&copies[1]).unwrap(), "the disks differ");
+    }
+}

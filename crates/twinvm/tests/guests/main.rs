@@ -1,0 +1,107 @@
+//! Real services in Debian guests, started and used as a user does: the `twinvm` program outside, real clients.
+
+#[path = "../support/mod.rs"]
+mod support;
+mod vm;
+
+use std::process::Command;
+
+use support::guest::image;
+use vm::RunningVm;
+
+/// Runs a client program to its end and returns its output; it must succeed.
+fn client(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}");
+    text
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn postgresql_serves_pgbench() {
+    image("test-postgresql", &["postgresql"]);
+    let vm = RunningVm::start("postgresql", "test-postgresql", "512M", 1, &[5432]);
+    let port = vm.port(5432).to_string();
+    let at = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres"];
+    let with = |more: &[&'static str]| -> Vec<String> { at.iter().chain(more).map(|&word| word.to_owned()).collect() };
+    let run = |program: &str, more: &[&'static str]| {
+        let arguments = with(more);
+        client(program, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    vm.wait_until("PostgreSQL answers", || {
+        let arguments = with(&["-c", "select 1"]);
+        succeeds("psql", &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    });
+    run("pgbench", &["-i", "-s", "1", "postgres"]);
+    let report = run("pgbench", &["-c", "2", "-t", "25", "postgres"]);
+    assert!(report.contains("number of transactions actually processed: 50/50"), "{report}");
+    // Each transaction adds one row; what pgbench was told is committed is there.
+    let count = run("psql", &["-tAc", "select count(*) from pgbench_history", "postgres"]);
+    assert_eq!(count.trim(), "50");
+    vm.shut_down();
+}
+
+#[test]
+fn nginx_serves_curl() {
+    image("test-nginx", &["nginx"]);
+    let vm = RunningVm::start("nginx", "test-nginx", "256M", 1, &[80]);
+    let url = format!("http://127.0.0.1:{}/", vm.port(80));
+    vm.wait_until("nginx answers", || succeeds("curl", &["-sf", "-m", "5", &url]));
+    let page = client("curl", &["-sf", &url]);
+    assert!(page.contains("Welcome to nginx"), "{page}");
+    vm.shut_down();
+}
+
+#[test]
+fn a_restored_vm_goes_on_where_it_was_and_its_disk_with_it() {
+    image("test-redis", &["redis-server"]);
+    let vm = RunningVm::start("redis", "test-redis", "256M", 2, &[6379]);
+    let redis = |vm: &RunningVm, words: &[&str]| {
+        let port = vm.port(6379).to_string();
+        let mut arguments = vec!["-p", &port];
+        arguments.extend(words);
+        client("redis-cli", &arguments).trim().to_owned()
+    };
+    let port = vm.port(6379).to_string();
+    vm.wait_until("Redis answers", || succeeds("redis-cli", &["-e", "-p", &port, "ping"]));
+    assert_eq!(redis(&vm, &["set", "key", "before"]), "OK");
+    let file = vm.folder().join("redis.snap");
+    vm.twinvm(&["vm", "snapshot", vm.name(), file.to_str().unwrap()]);
+    assert_eq!(redis(&vm, &["set", "key", "after"]), "OK");
+    assert_eq!(redis(&vm, &["save"]), "OK");
+    let vm = vm.kill_and_restore(&file);
+    vm.wait_until("Redis answers", || succeeds("redis-cli", &["-e", "-p", &port, "ping"]));
+    assert_eq!(redis(&vm, &["get", "key"]), "before");
+    assert_eq!(redis(&vm, &["save"]), "OK");
+    vm.shut_down();
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_and_the_disk_keeps_its_content() {
+    image("test-redis", &["redis-server"]);
+    let vm = RunningVm::start("damaged", "test-redis", "128M", 1, &[]);
+    vm.wait_for_console("Run /init");
+    let file = vm.folder().join("damaged.snap");
+    vm.twinvm(&["vm", "snapshot", vm.name(), file.to_str().unwrap()]);
+    let (folder, disk) = vm.kill();
+    let before = std::fs::read(&disk).unwrap();
+    let good = std::fs::read(&file).unwrap();
+    for (at, what) in [(5, "magic"), (200, "head"), (good.len() / 2, "middle"), (good.len() - 20, "end")] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x10;
+        std::fs::write(&file, bytes).unwrap();
+        let message = vm::refused(folder.path(), &["vm", "restore", "--json", file.to_str().unwrap()]);
+        assert!(message.contains("snapshot"), "{what}: {message}");
+        assert_eq!(message.trim().lines().count(), 1, "{what}: {message}");
+        assert!(std::fs::read(&disk).unwrap() == before, "{what}");
+    }
+    std::fs::write(&file, &good[..good.len() / 2]).unwrap();
+    let message = vm::refused(folder.path(), &["vm", "restore", "--json", file.to_str().unwrap()]);
+    assert!(message.contains("cut short"), "{message}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("restoring")), "{left:?}");
+}

@@ -1,0 +1,156 @@
+//! A VM that the `twinvm` program runs.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::support::HUNG;
+use crate::support::guest::{free_port, images_dir};
+
+/// Events and console of a foreground run, as they come.
+#[derive(Default)]
+struct Seen {
+    console: String,
+    events: Vec<String>,
+}
+
+pub struct RunningVm {
+    name: String,
+    folder: TempDir,
+    process: Child,
+    seen: Arc<Mutex<Seen>>,
+    ports: Vec<(u16, u16)>,
+}
+
+/// `twinvm` with the tests' images and a runtime folder of its own.
+fn twinvm(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_twinvm"));
+    command.env("TWINVM_HOME", images_dir().parent().unwrap()).env("XDG_RUNTIME_DIR", folder).args(arguments);
+    command
+}
+
+/// Runs `twinvm`, which must refuse; returns what it says.
+pub fn refused(folder: &Path, arguments: &[&str]) -> String {
+    let output = twinvm(folder, arguments).output().unwrap();
+    assert!(!output.status.success(), "{arguments:?} was not refused");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn follow(process: &mut Child) -> Arc<Mutex<Seen>> {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let out = process.stdout.take().unwrap();
+    let follower = seen.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let mut seen = follower.lock().unwrap();
+            match event["event"].as_str().unwrap() {
+                "console" => seen.console.push_str(event["text"].as_str().unwrap()),
+                other => seen.events.push(other.to_owned()),
+            }
+        }
+    });
+    seen
+}
+
+impl RunningVm {
+    /// Starts a VM of this image with these ports forwarded.
+    pub fn start(name: &str, image: &str, memory: &str, cpus: u32, guest_ports: &[u16]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ports: Vec<_> = guest_ports.iter().map(|&port| (port, free_port())).collect();
+        let forward: Vec<_> = ports.iter().map(|(guest, host)| format!("\"tcp:127.0.0.1:{host}-:{guest}\"")).collect();
+        let spec = format!(
+            "name = \"{name}\"\nmemory = \"{memory}\"\ncpus = {cpus}\nimage = \"{image}\"\n\
+             [[disk]]\npath = \"root.qcow2\"\nformat = \"qcow2\"\nbase_image = \"{image}\"\n\
+             [[network]]\nmode = \"user\"\nforward = [{}]\n",
+            forward.join(", ")
+        );
+        let file = folder.path().join("vm.toml");
+        std::fs::write(&file, spec).unwrap();
+        let arguments = ["run", file.to_str().unwrap(), "--engine", "soft", "--json"];
+        let mut process =
+            twinvm(folder.path(), &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let seen = follow(&mut process);
+        Self { name: name.to_owned(), folder, process, seen, ports }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The port of 127.0.0.1 that leads to `guest_port`.
+    pub fn port(&self, guest_port: u16) -> u16 {
+        self.ports.iter().find(|(guest, _)| *guest == guest_port).unwrap().1
+    }
+
+    /// Runs a `twinvm` command, which must succeed.
+    pub fn twinvm(&self, arguments: &[&str]) -> String {
+        let output = twinvm(self.folder(), arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < HUNG, "waited {HUNG:?} until {what}; console:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    pub fn wait_for_console(&self, text: &str) {
+        self.wait_until(text, || self.console().contains(text));
+    }
+
+    pub fn console(&self) -> String {
+        self.seen.lock().unwrap().console.clone()
+    }
+
+    /// Presses the power button and waits for the end.
+    pub fn shut_down(mut self) {
+        self.twinvm(&["vm", "stop", &self.name]);
+        let start = Instant::now();
+        while self.process.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < HUNG, "the guest does not power off; console:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(self.process.wait().unwrap().success());
+        let left: Vec<_> = std::fs::read_dir(self.folder().join("twinvm")).unwrap().flatten().collect();
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+
+    /// Ends the process as a crash would. Returns the folder, and the disk in it.
+    pub fn kill(mut self) -> (TempDir, PathBuf) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        let disk = folder.path().join("root.qcow2");
+        (folder, disk)
+    }
+
+    /// Ends the process as a crash would, and continues from a snapshot.
+    pub fn kill_and_restore(mut self, file: &Path) -> Self {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let arguments = ["vm", "restore", file.to_str().unwrap(), "--engine", "soft", "--json"];
+        self.process =
+            twinvm(self.folder.path(), &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        self.seen = follow(&mut self.process);
+        self
+    }
+}
+
+impl Drop for RunningVm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
