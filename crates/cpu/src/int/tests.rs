@@ -381,3 +381,32 @@ fn bound_lets_the_bounds_themselves_pass() {
         assert_eq!(machine.run(1).rip, rip, "{index}");
     }
 }
+
+/// No guest may bring the processor down, whatever it executes, in whatever state its own exceptions leave it.
+#[test]
+fn random_bytes_as_code_panic_nowhere() {
+    let mut seed = 0x1234_5678_9abc_def1u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for bits in [16, 32, 64].repeat(100) {
+        let code: Vec<u8> = (0..4096).map(|_| random() as u8).collect();
+        let mut machine = Machine::new(bits, &code).with(|r| {
+            for register in &mut r.gpr {
+                *register = if random() & 7 == 0 { random() } else { DATA + (random() & 0xfff) };
+            }
+        });
+        let handlers: Vec<u8> = (0..16 * 32).map(|_| random() as u8).collect();
+        machine.write(HANDLERS, &handlers);
+        for _ in 0..50 {
+            machine.run(100);
+            machine = machine.with(|r| {
+                r.rip = CODE + (random() & 0xfff);
+                r.gpr[RSP] = STACK;
+            });
+        }
+    }
+}
