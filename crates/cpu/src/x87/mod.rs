@@ -11,6 +11,8 @@ mod environment;
 mod native;
 mod save;
 mod signature;
+#[cfg(test)]
+mod tests;
 mod transcendental;
 mod transfer;
 mod unit;

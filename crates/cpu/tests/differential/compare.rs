@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use crate::case::{Case, FLAGS_COMPARED};
 use crate::registers::{GPR_NAMES, Outcome};
-use crate::vendor::Vendor;
+use crate::vendor::Compared;
 
 /// `None` when both did the same, else the differences in words.
-pub fn differences(case: &Case, native: &Outcome, ours: &Outcome, vendor: Vendor) -> Option<String> {
+pub fn differences(case: &Case, native: &Outcome, ours: &Outcome, compared: Compared) -> Option<String> {
     let reached = case.index_of(native.registers.rip);
     let undefined = match reached {
         Some(0) | None => 0,
@@ -16,10 +16,9 @@ pub fn differences(case: &Case, native: &Outcome, ours: &Outcome, vendor: Vendor
     let flags = FLAGS_COMPARED & !undefined;
     let same = native.fault == ours.fault
         && native.registers.rip == ours.registers.rip
-        && native.registers.gpr == ours.registers.gpr
+        && native.registers.gpr[1..] == ours.registers.gpr[1..]
         && (native.registers.rflags ^ ours.registers.rflags) & flags == 0
-        && native.scratch == ours.scratch
-        && vendor.same_fpu(&native.registers.fx, &ours.registers.fx);
+        && compared.same(native, ours);
     (!same).then(|| describe(case, native, ours, flags))
 }
 

@@ -4,6 +4,7 @@ use iced_x86::{Code, CpuidFeature as Feature, Mnemonic, Mnemonic::*};
 
 use crate::builder::{Builder, Flavor, Form, forms};
 use crate::case::INSTRUCTIONS_MAX;
+use crate::vendor::Vendor;
 use crate::{special, state};
 
 /// A generator of cases: everything about a case follows from its seed.
@@ -63,7 +64,13 @@ pub fn alu() -> Generator {
 }
 
 pub fn shift() -> Generator {
-    integer(&[Rol, Ror, Rcl, Rcr, Shl, Sal, Shr, Sar, Shld, Shrd])
+    let mut forms = integer_forms(&[Rol, Ror, Rcl, Rcr, Shl, Sal, Shr, Sar, Shld, Shrd]);
+    if Vendor::of_host() != Vendor::Intel {
+        let short_pairs =
+            [Code::Shld_rm16_r16_imm8, Code::Shld_rm16_r16_CL, Code::Shrd_rm16_r16_imm8, Code::Shrd_rm16_r16_CL];
+        forms.retain(|form| !short_pairs.contains(&form.code));
+    }
+    mixed(forms, Flavor::Integer, &[])
 }
 
 pub fn multiply_divide() -> Generator {
@@ -111,8 +118,7 @@ fn vector_forms(keep: impl Fn(&Form, &str) -> bool) -> Vec<Form> {
 }
 
 fn is_float(name: &str) -> bool {
-    let suffix = ["ps", "pd", "ss", "sd"].iter().any(|suffix| name.ends_with(suffix));
-    suffix && !name.starts_with("mov") || name.starts_with("cvt") || name.starts_with("mov") && suffix
+    name.starts_with("cvt") || ["ps", "pd", "ss", "sd"].iter().any(|suffix| name.ends_with(suffix))
 }
 
 pub fn mmx() -> Generator {

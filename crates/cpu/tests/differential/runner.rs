@@ -13,7 +13,7 @@ use crate::guest::Guest;
 use crate::layout::{Place, SCRATCH_LEN};
 use crate::native::Native;
 use crate::registers::{Outcome, Registers};
-use crate::vendor::Vendor;
+use crate::vendor::{Compared, Vendor};
 
 /// Cases of each family when the environment does not say: a few seconds on two processors.
 const CASES_DEFAULT: u64 = 50_000;
@@ -31,7 +31,7 @@ struct Failure {
 pub fn run(family: &str, generate: Generator) {
     static PLACES: AtomicU64 = AtomicU64::new(0);
     let place = Place::new(PLACES.fetch_add(1, Ordering::Relaxed));
-    let mut sides = Sides::new(place, generate);
+    let mut sides = Sides::new(family, place, generate);
     if let Some(seed) = environment("TWINVM_DIFFERENTIAL_SEED") {
         let report = sides.replay(seed);
         println!("{family}: seed {seed}\n{}", report.as_deref().unwrap_or("  no difference"));
@@ -93,11 +93,11 @@ struct Sides {
     guest: Guest,
     native_outcome: Outcome,
     guest_outcome: Outcome,
-    vendor: Vendor,
+    compared: Compared,
 }
 
 impl Sides {
-    fn new(place: Place, generate: Generator) -> Self {
+    fn new(family: &str, place: Place, generate: Generator) -> Self {
         let blank = || Outcome { registers: Registers::zeroed(), scratch: [0; SCRATCH_LEN], fault: None };
         Self {
             generate,
@@ -106,7 +106,7 @@ impl Sides {
             guest: Guest::new(),
             native_outcome: blank(),
             guest_outcome: blank(),
-            vendor: Vendor::of_host(),
+            compared: Vendor::of_host().compared(family),
         }
     }
 
@@ -128,7 +128,7 @@ impl Sides {
     fn compare_native(&mut self) -> Option<String> {
         let case = &self.builder.case;
         self.native.run(&case.code, &case.registers, &case.scratch, &mut self.native_outcome);
-        compare::differences(case, &self.native_outcome, &self.guest_outcome, self.vendor)
+        compare::differences(case, &self.native_outcome, &self.guest_outcome, self.compared)
     }
 
     /// The report on one seed, `None` if both sides agree.
