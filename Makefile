@@ -11,7 +11,10 @@ export PATH := $(TWINVM_HOME)/tools:$(PATH):/usr/sbin:/sbin
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TWINVM := $(TARGET)/release/twinvm
 CARGO_FLAGS := --release --locked --workspace
+# How much `make soak` does: cases of each family of instructions, requests to a recorded guest, damaged kernels.
 DIFFERENTIAL_CASES ?= 5000000
+DETERMINISM_REQUESTS ?= 20000
+MUTATIONS ?= 200000
 BENCH_RUNS ?= 3
 
 .PHONY: help setup setup-build setup-image setup-peer build test soak demo bench bench-peer lint docs clean
@@ -37,8 +40,11 @@ build: setup-build ## Compile twinvm
 test: setup ## Run all tests, those with guests included
 	cargo test $(CARGO_FLAGS) --no-fail-fast
 
-soak: setup ## Run the long forms of the randomized tests (hours)
+soak: setup setup-peer ## Run the randomized tests at their full counts, and those that take long (hours)
 	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test --release --locked -p cpu --test differential -- --nocapture
+	TWINVM_DETERMINISM_REQUESTS=$(DETERMINISM_REQUESTS) cargo test --release --locked -p twinvm --test determinism -- --nocapture
+	TWINVM_MUTATIONS=$(MUTATIONS) cargo test --release --locked -p machine --test boot_linux
+	cargo test --release --locked -p storage --test image_build -- --ignored
 
 demo: setup-image build ## Boot Redis in a Debian guest and talk to it from outside
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo
