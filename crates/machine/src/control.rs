@@ -58,12 +58,6 @@ impl Control {
         self.pause.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether a pause is asked for.
-    #[inline]
-    pub(crate) fn wants_pause(&self) -> bool {
-        self.pause.load(Ordering::Acquire)
-    }
-
     pub(crate) fn take_power_button(&self) -> bool {
         self.power_button.swap(false, Ordering::AcqRel)
     }

@@ -1,5 +1,6 @@
 //! The KVM engine: hardware virtualization through /dev/kvm, a thread per vCPU, interrupt controllers in the kernel.
 
+mod fpu;
 mod signal;
 mod state;
 mod vcpu;

@@ -2,16 +2,16 @@
 
 use cpu::VcpuState;
 use cpu::cpuid::{self, CpuModel, Processor};
-use cpu::state::{ApicState, FpuState, PendingEvent, RunState, SegmentState, TableState};
+use cpu::state::{ApicState, PendingEvent, RunState, SegmentState, TableState};
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_IRQCHIP_IOAPIC, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_irqchip,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_irqchip, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::kvm_error;
+use super::{fpu, kvm_error};
 use crate::devices::ioapic::IoApicState;
 use crate::engine::EngineError;
 
@@ -86,7 +86,7 @@ pub(super) fn set_vcpu(fd: &VcpuFd, state: &VcpuState) -> Result<(), EngineError
     let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..kvm_xcrs::default() };
     xcrs.xcrs[0].value = state.xcr0;
     fd.set_xcrs(&xcrs).map_err(kvm_error("set XCR0"))?;
-    fd.set_fpu(&fpu(&state.fpu)).map_err(kvm_error("set x87 and SSE registers"))?;
+    fpu::set(fd, &state.fpu)?;
     let [db0, db1, db2, db3, dr6, dr7] = state.debug;
     fd.set_debug_regs(&kvm_debugregs { db: [db0, db1, db2, db3], dr6, dr7, ..kvm_debugregs::default() })
         .map_err(kvm_error("set debug registers"))?;
@@ -124,7 +124,7 @@ pub(super) fn get_vcpu(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
     (state.cr0, state.cr2, state.cr3, state.cr4, state.cr8) = (sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.cr8);
     state.efer = sregs.efer;
     state.xcr0 = fd.get_xcrs().map_err(kvm_error("get XCR0"))?.xcrs[0].value;
-    state.fpu = neutral_fpu(&fd.get_fpu().map_err(kvm_error("get x87 and SSE registers"))?);
+    state.fpu = fpu::get(fd)?;
     let debug = fd.get_debug_regs().map_err(kvm_error("get debug registers"))?;
     state.debug = [debug.db[0], debug.db[1], debug.db[2], debug.db[3], debug.dr6, debug.dr7];
     let page = fd.get_lapic().map_err(kvm_error("get the local APIC"))?;
@@ -230,50 +230,6 @@ fn neutral_segment(segment: kvm_segment) -> SegmentState {
             | bit(segment.db, 14)
             | bit(segment.g, 15),
         unusable: segment.unusable != 0,
-    }
-}
-
-/// ST(i) is physical register (TOP + i) modulo 8; KVM, like FXSAVE, orders by the stack.
-fn physical(status: u16, index: usize) -> usize {
-    (usize::from(status >> 11 & 7) + index) % 8
-}
-
-fn fpu(state: &FpuState) -> kvm_fpu {
-    let mut fpu = kvm_fpu {
-        fcw: state.control,
-        fsw: state.status,
-        ftwx: state.valid,
-        last_opcode: state.last_opcode,
-        last_ip: state.last_instruction,
-        last_dp: state.last_operand,
-        xmm: state.xmm.map(u128::to_le_bytes),
-        mxcsr: state.mxcsr,
-        ..kvm_fpu::default()
-    };
-    for (index, slot) in fpu.fpr.iter_mut().enumerate() {
-        let (significand, sign_exponent) = state.registers[physical(state.status, index)];
-        slot[..8].copy_from_slice(&significand.to_le_bytes());
-        slot[8..10].copy_from_slice(&sign_exponent.to_le_bytes());
-    }
-    fpu
-}
-
-fn neutral_fpu(fpu: &kvm_fpu) -> FpuState {
-    let mut registers = [(0, 0); 8];
-    for (index, slot) in fpu.fpr.iter().enumerate() {
-        let value = u128::from_le_bytes(*slot);
-        registers[physical(fpu.fsw, index)] = (value as u64, (value >> 64) as u16);
-    }
-    FpuState {
-        registers,
-        control: fpu.fcw,
-        status: fpu.fsw,
-        valid: fpu.ftwx,
-        last_opcode: fpu.last_opcode,
-        last_instruction: fpu.last_ip,
-        last_operand: fpu.last_dp,
-        xmm: fpu.xmm.map(u128::from_le_bytes),
-        mxcsr: fpu.mxcsr,
     }
 }
 
