@@ -60,21 +60,21 @@ impl LazyFlags {
         let carry = bits & bit::CF != 0;
         let overflow = bits & bit::OF != 0;
         self.result = if bits & bit::ZF != 0 { 0 } else { 1 << 8 };
-        self.aux = u64::from(bits & bit::SF != 0) * AUX_SIGN_DELTA
-            | u64::from(bits & bit::AF != 0) * AUX_ADJUST
+        self.aux = (u64::from(bits & bit::SF != 0) * AUX_SIGN_DELTA)
+            | (u64::from(bits & bit::AF != 0) * AUX_ADJUST)
             | u64::from(bits & bit::PF == 0) << AUX_PARITY_SHIFT
-            | u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW
-            | u64::from(carry) * AUX_CARRY;
+            | (u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW)
+            | (u64::from(carry) * AUX_CARRY);
     }
 
     /// All six as RFLAGS bits.
     pub(crate) fn bits(&self) -> u64 {
-        u64::from(self.cf()) * bit::CF
-            | u64::from(self.pf()) * bit::PF
-            | u64::from(self.af()) * bit::AF
-            | u64::from(self.zf()) * bit::ZF
-            | u64::from(self.sf()) * bit::SF
-            | u64::from(self.of()) * bit::OF
+        (u64::from(self.cf()) * bit::CF)
+            | (u64::from(self.pf()) * bit::PF)
+            | (u64::from(self.af()) * bit::AF)
+            | (u64::from(self.zf()) * bit::ZF)
+            | (u64::from(self.sf()) * bit::SF)
+            | (u64::from(self.of()) * bit::OF)
     }
 
     #[inline(always)]
@@ -148,15 +148,15 @@ impl LazyFlags {
     #[inline(always)]
     pub(crate) fn set_result<W: Width>(&mut self, result: W, carry: bool, overflow: bool) {
         self.result = result.sign_extended();
-        self.aux = u64::from(carry) * AUX_CARRY | u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW;
+        self.aux = (u64::from(carry) * AUX_CARRY) | (u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW);
     }
 
     /// Changes CF and OF only (rotates).
     #[inline(always)]
     pub(crate) fn set_cf_of(&mut self, carry: bool, overflow: bool) {
         self.aux = self.aux & !(AUX_CARRY | AUX_PARTIAL_OVERFLOW)
-            | u64::from(carry) * AUX_CARRY
-            | u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW;
+            | (u64::from(carry) * AUX_CARRY)
+            | (u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW);
     }
 
     /// Changes CF only (STC, CLC, CMC, BT).
@@ -170,7 +170,7 @@ impl LazyFlags {
 
     /// Changes ZF only, keeping the others (CMPXCHG8B/16B, LAR, VERR and the like).
     pub(crate) fn set_zf_keep_others(&mut self, zero: bool) {
-        let bits = self.bits() & !bit::ZF | u64::from(zero) * bit::ZF;
+        let bits = self.bits() & !bit::ZF | (u64::from(zero) * bit::ZF);
         self.set_bits(bits);
     }
 

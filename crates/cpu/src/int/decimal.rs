@@ -87,7 +87,7 @@ fn adjust_both_digits(cpu: &mut Cpu, adjust: fn(u8, u8) -> (u8, bool)) {
     let al = if high { adjust(al, 0x60).0 } else { al };
     al.write(cpu, RAX);
     cpu.flags.set_result(al, false, false);
-    let bits = cpu.flags.bits() | u64::from(low) * bit::AF | u64::from(high || wraps) * bit::CF;
+    let bits = cpu.flags.bits() | (u64::from(low) * bit::AF) | (u64::from(high || wraps) * bit::CF);
     cpu.flags.set_bits(bits);
 }
 
