@@ -8,14 +8,14 @@ use super::unit::{Register80, X87, control, status};
 const ONE: Register80 = Register80 { significand: 1 << 63, sign_exponent: 16383 };
 const ZERO: Register80 = Register80 { significand: 0, sign_exponent: 0 };
 
-/// Control word, status word without TOP and condition codes, and full tag word of the host.
+/// Control word, ES and B of the status word, and full tag word of the host.
 #[allow(unsafe_code)]
 fn host_environment() -> (u16, u16, u16) {
     let mut environment = [0u8; 28];
     // SAFETY: FNSTENV writes 28 bytes and masks all exceptions, which they are already.
     unsafe { asm!("fnstenv [{}]", in(reg) environment.as_mut_ptr(), options(nostack)) };
     let half = |at: usize| u16::from_le_bytes([environment[at], environment[at + 1]]);
-    (half(0), half(4) & 0x80ff, half(8))
+    (half(0), half(4) & 0x8080, half(8))
 }
 
 #[test]
