@@ -138,13 +138,28 @@ impl Guest {
         panic!("no answer with {expected:?}");
     }
 
-    /// Gives a command to the console and returns what the guest printed until it powered off.
-    fn console_to_end(mut self, command: &str) -> String {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{command}").unwrap();
+    /// Gives a command to the root shell on the console once that is there, and returns what the guest printed until it
+    /// powered off.
+    fn console_to_end(&mut self, command: &str) -> String {
         let mut output = Vec::new();
-        self.child.stdout.take().unwrap().read_to_end(&mut output).unwrap();
-        assert!(self.child.wait().unwrap().success());
-        String::from_utf8_lossy(&output).into_owned()
+        let console = self.child.stdout.as_mut().unwrap();
+        let mut buffer = [0; 4096];
+        let mut command = Some(command);
+        loop {
+            let length = console.read(&mut buffer).unwrap();
+            output.extend_from_slice(&buffer[..length]);
+            let text = String::from_utf8_lossy(&output);
+            if length == 0 {
+                assert!(self.child.wait().unwrap().success());
+                return text.into_owned();
+            }
+            // Input given earlier would be lost: a login program empties the line first.
+            if text.contains("root@")
+                && let Some(command) = command.take()
+            {
+                writeln!(self.child.stdin.as_mut().unwrap(), "{command}").unwrap();
+            }
+        }
     }
 }
 
@@ -161,11 +176,15 @@ impl Drop for Guest {
 #[test]
 #[ignore = "needs a Debian mirror and QEMU"]
 fn redis_answers_and_the_guest_powers_off_cleanly() {
-    let guest = Guest::boot(&build(&with_packages("redis", &["redis-server"])), 6379, "");
+    let mut guest = Guest::boot(&build(&with_packages("redis", &["redis-server"])), 6379, "");
     guest.answers(b"PING\r\n", "+PONG");
     guest.answers(b"SET key value\r\n", "+OK");
+    let disk = guest.disk.clone().unwrap();
     let output = guest.console_to_end("cat /etc/hostname; poweroff");
     assert!(output.contains("twinvm: guest ready") && output.contains("Power down"), "{output}");
+    let check = Command::new("/usr/sbin/e2fsck").args(["-n"]).arg(&disk).output().unwrap();
+    let verdict = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.status.success() && verdict.contains("clean"), "{verdict}");
 }
 
 #[test]
@@ -191,7 +210,7 @@ fn nginx_answers() {
 #[ignore = "needs a Debian mirror and QEMU"]
 fn systemd_brings_the_same_service_up() {
     let spec = ImageSpec { init: storage::image::Init::Systemd, ..with_packages("systemd", &["redis-server"]) };
-    let guest = Guest::boot(&build(&spec), 6379, "");
+    let mut guest = Guest::boot(&build(&spec), 6379, "");
     guest.answers(b"PING\r\n", "+PONG");
     let output = guest.console_to_end("systemctl --failed --no-legend | wc -l | sed 's/^/failed units: /'; poweroff");
     assert!(output.contains("failed units: 0"), "{output}");
