@@ -163,7 +163,7 @@ impl VmSpec {
             return invalid(format!("cpus = {}: must be 1 to {}", self.cpus, map::VCPUS_MAX));
         }
         let memory = self.memory.bytes();
-        if !(MEMORY_BYTES_MIN..=memory::GuestRam::SIZE_BYTES_MAX).contains(&memory) || memory % (1 << 20) != 0 {
+        if !(MEMORY_BYTES_MIN..=memory::GuestRam::SIZE_BYTES_MAX).contains(&memory) || !memory.is_multiple_of(1 << 20) {
             return invalid(format!("memory = \"{}\": must be a whole number of MiB from 64M to 1024G", self.memory));
         }
         if self.kernel.is_none() && self.image.is_none() {

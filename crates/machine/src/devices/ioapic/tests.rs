@@ -57,7 +57,7 @@ fn a_level_interrupt_repeats_until_its_line_falls() {
     assert_eq!(vectors(&mut ioapic), [0x31]);
     ioapic.sync(0);
     ioapic.end_of_interrupt(0x31);
-    assert_eq!(vectors(&mut ioapic), []);
+    assert_eq!(vectors(&mut ioapic), [0; 0]);
 }
 
 #[test]
@@ -66,14 +66,14 @@ fn a_masked_level_waits_and_a_masked_edge_is_lost() {
     program(&mut ioapic, 6, MASKED | LEVEL | 0x40, 0);
     program(&mut ioapic, 7, MASKED | 0x41, 0);
     ioapic.sync(0b11 << 6);
-    assert_eq!(vectors(&mut ioapic), []);
+    assert_eq!(vectors(&mut ioapic), [0; 0]);
     program(&mut ioapic, 6, LEVEL | 0x40, 0);
     program(&mut ioapic, 7, 0x41, 0);
     assert_eq!(vectors(&mut ioapic), [0x40]);
     ioapic.sync(1 << 6);
     ioapic.sync(0b11 << 6);
     assert_eq!(vectors(&mut ioapic), [0x41]);
-    assert_eq!(vectors(&mut ioapic), [], "an edge counts once");
+    assert_eq!(vectors(&mut ioapic), [0; 0], "an edge counts once");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_restored_ioapic_goes_on_where_the_saved_one_was() {
     for ioapic in [&mut original, &mut restored] {
         assert_eq!(vectors(ioapic), [0x32, 0x33]);
         ioapic.sync(0b111 << 5);
-        assert_eq!(vectors(ioapic), []);
+        assert_eq!(vectors(ioapic), [0; 0]);
         ioapic.end_of_interrupt(0x31);
         assert_eq!(vectors(ioapic), [0x31]);
     }
@@ -120,5 +120,5 @@ fn no_access_does_harm_and_deliveries_end() {
         assert!(std::iter::from_fn(|| ioapic.next_message()).take(100).count() <= PINS as usize);
     });
     let state = IoApicState { ioregsel: u32::MAX, irr: u32::MAX, redirection: [u64::MAX; 24], ..Default::default() };
-    assert_eq!(vectors(&mut IoApic::new(&state, u32::MAX)), []);
+    assert_eq!(vectors(&mut IoApic::new(&state, u32::MAX)), [0; 0]);
 }
