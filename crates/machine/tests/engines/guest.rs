@@ -61,6 +61,42 @@ fn program() -> Vec<u8> {
     a.assemble(PROGRAM).unwrap()
 }
 
+/// Real-mode code for the other vCPUs: counts itself at [`STARTED`] and halts.
+///
+/// ```text
+///        xor ax, ax
+///        mov ds, ax
+///        lock inc word ptr [0x6000]
+///        hlt
+///        jmp $-1
+/// ```
+const TRAMPOLINE: [u8; 12] = [0x31, 0xc0, 0x8e, 0xd8, 0xf0, 0xff, 0x06, 0x00, 0x60, 0xf4, 0xeb, 0xfd];
+const TRAMPOLINE_ADDRESS: u64 = 0x1_0000;
+pub const STARTED: u64 = 0x6000;
+
+/// Starts all other vCPUs by INIT and start-up messages (Intel SDM volume 3, 10.4.4) and waits until RSI have counted themselves.
+fn starter() -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    let mut wait = a.create_label();
+    a.mov(rax, u64::from_le_bytes(TRAMPOLINE[..8].try_into().unwrap())).unwrap();
+    a.mov(edi, TRAMPOLINE_ADDRESS as u32).unwrap();
+    a.mov(qword_ptr(rdi), rax).unwrap();
+    a.mov(dword_ptr(rdi + 8), u32::from_le_bytes(TRAMPOLINE[8..].try_into().unwrap())).unwrap();
+    a.mov(edi, 0xfee0_0000u32).unwrap();
+    a.mov(dword_ptr(rdi + 0xf0), 0x1ff).unwrap();
+    a.mov(dword_ptr(rdi + 0x300), 0x000c_4500).unwrap();
+    a.mov(dword_ptr(rdi + 0x300), 0x000c_4600 + (TRAMPOLINE_ADDRESS >> 12) as i32).unwrap();
+    a.set_label(&mut wait).unwrap();
+    a.pause().unwrap();
+    a.cmp(word_ptr(STARTED), si).unwrap();
+    a.jne(wait).unwrap();
+    a.mov(dx, 0xcf9u32).unwrap();
+    a.mov(al, 6u32).unwrap();
+    a.out(dx, al).unwrap();
+    a.hlt().unwrap();
+    a.assemble(PROGRAM).unwrap()
+}
+
 /// What the program leaves behind: the vector register, and one word of each page.
 pub fn expected(rounds: u64) -> (u128, Vec<u64>) {
     let mut words = vec![0u64; 256];
@@ -117,6 +153,12 @@ fn config(cpus: u32) -> VmConfig {
 pub fn start(engine: EngineKind, rounds: u64, cpus: u32, console: &Console) -> Vm {
     let boot = Boot::Flat { program: &program(), address: PROGRAM, rsi: rounds };
     Vm::boot(config(cpus), &boot, parts(console), engine, InputMode::Live).unwrap()
+}
+
+/// A VM whose first vCPU starts the others.
+pub fn start_all(engine: EngineKind, cpus: u32) -> Vm {
+    let boot = Boot::Flat { program: &starter(), address: PROGRAM, rsi: u64::from(cpus) - 1 };
+    Vm::boot(config(cpus), &boot, parts(&Console::default()), engine, InputMode::Live).unwrap()
 }
 
 pub fn restore(ram: &GuestRam, state: VmState, engine: EngineKind, cpus: u32, console: &Console) -> Vm {

@@ -61,6 +61,18 @@ fn a_guest_computes_the_same_on_every_engine() {
 }
 
 #[test]
+fn the_first_vcpu_starts_the_others() {
+    for engine in engines() {
+        for cpus in [2, 4] {
+            let mut vm = guest::start_all(engine, cpus);
+            finish(&mut vm);
+            let started: u16 = vm.platform().ram().load(guest::STARTED).unwrap();
+            assert_eq!(u32::from(started), cpus - 1, "{engine}");
+        }
+    }
+}
+
+#[test]
 fn a_snapshot_taken_on_one_engine_continues_on_another() {
     for first in engines() {
         for second in engines() {
