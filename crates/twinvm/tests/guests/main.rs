@@ -6,7 +6,8 @@ mod vm;
 
 use std::process::Command;
 
-use support::guest::image;
+use storage::image::{ImageSpec, Init};
+use support::guest::{image, image_of};
 use vm::RunningVm;
 
 /// Runs a client program to its end and returns its output; it must succeed.
@@ -54,6 +55,32 @@ fn nginx_serves_curl() {
     let page = client("curl", &["-sf", &url]);
     assert!(page.contains("Welcome to nginx"), "{page}");
     vm.shut_down();
+}
+
+#[test]
+fn redis_runs_under_systemd_on_two_vcpus() {
+    let packages = vec!["redis-server".to_owned()];
+    image_of(&ImageSpec { packages, init: Init::Systemd, ..ImageSpec::new("test-systemd") });
+    let vm = RunningVm::start("systemd", "test-systemd", "512M", 2, &[6379]);
+    let port = vm.port(6379).to_string();
+    vm.wait_until("Redis answers", || succeeds("redis-cli", &["-e", "-p", &port, "ping"]));
+    assert_eq!(client("redis-cli", &["-p", &port, "incr", "counter"]).trim(), "1");
+}
+
+#[test]
+fn debians_6_12_kernel_boots_on_four_vcpus() {
+    let spec = ImageSpec {
+        kernel: "linux-image-6.12-cloud-amd64".to_owned(),
+        root_disk_bytes: None,
+        ..ImageSpec::new("test-kernel-6-12")
+    };
+    image_of(&spec);
+    let command = "uname -r; echo $(nproc) processors";
+    let vm = RunningVm::start_diskless("kernel-6-12", &spec.name, "256M", 4, command);
+    vm.wait_for_console("twinvm: exit status 0");
+    let console = vm.console();
+    assert!(console.contains("6.12.") && console.contains("4 processors"), "{console}");
+    vm.wait_for_end();
 }
 
 #[test]

@@ -69,6 +69,19 @@ impl RunningVm {
              [[network]]\nmode = \"user\"\nforward = [{}]\n",
             forward.join(", ")
         );
+        Self::run(name, folder, &spec, ports)
+    }
+
+    /// Starts a VM without disk and network, which runs a command in its initial RAM disk and powers off.
+    pub fn start_diskless(name: &str, image: &str, memory: &str, cpus: u32, command: &str) -> Self {
+        let spec = format!(
+            "name = \"{name}\"\nmemory = \"{memory}\"\ncpus = {cpus}\nimage = \"{image}\"\n\
+             cmdline = 'console=ttyS0 quiet twinvm.run=\"{command}\"'\n"
+        );
+        Self::run(name, tempfile::tempdir().unwrap(), &spec, Vec::new())
+    }
+
+    fn run(name: &str, folder: TempDir, spec: &str, ports: Vec<(u16, u16)>) -> Self {
         let file = folder.path().join("vm.toml");
         std::fs::write(&file, spec).unwrap();
         let arguments = ["run", file.to_str().unwrap(), "--engine", "soft", "--json"];
@@ -115,8 +128,13 @@ impl RunningVm {
     }
 
     /// Presses the power button and waits for the end.
-    pub fn shut_down(mut self) {
+    pub fn shut_down(self) {
         self.twinvm(&["vm", "stop", &self.name]);
+        self.wait_for_end();
+    }
+
+    /// Waits until the guest has powered off; nothing may be left.
+    pub fn wait_for_end(mut self) {
         let start = Instant::now();
         while self.process.try_wait().unwrap().is_none() {
             assert!(start.elapsed() < HUNG, "the guest does not power off; console:\n{}", self.console());

@@ -25,11 +25,17 @@ pub fn images_dir() -> PathBuf {
     home.join("images")
 }
 
-/// Builds an image, or finds it built.
+/// Builds an image with a light init, or finds it built.
 pub fn image(name: &str, packages: &[&str]) -> Image {
-    let packages = packages.iter().map(|&package| package.to_owned()).collect();
-    let spec = ImageSpec { packages, ..ImageSpec::new(name) };
-    ImageStore::new(images_dir()).build(&spec, BuildOptions::default(), &mut NoProgress).unwrap().image
+    image_of(&ImageSpec {
+        packages: packages.iter().map(|&package| package.to_owned()).collect(),
+        ..ImageSpec::new(name)
+    })
+}
+
+/// Builds an image, or finds it built.
+pub fn image_of(spec: &ImageSpec) -> Image {
+    ImageStore::new(images_dir()).build(spec, BuildOptions::default(), &mut NoProgress).unwrap().image
 }
 
 #[derive(Clone, Default)]
