@@ -229,7 +229,7 @@ fn cache(subleaf: u32, processor: Processor) -> Leaf {
     let cores = processor.count.next_power_of_two();
     const SELF_INITIALIZING: u32 = 1 << 8;
     Leaf {
-        eax: kind | level << 5 | SELF_INITIALIZING | (sharing - 1) << 14 | (cores - 1 & 0x3f) << 26,
+        eax: kind | level << 5 | SELF_INITIALIZING | (sharing - 1) << 14 | ((cores - 1) & 0x3f) << 26,
         ebx: 63 | (ways - 1) << 22,
         ecx: sets - 1,
         edx: 0,

@@ -98,7 +98,7 @@ pub(crate) struct Fault {
     pub vector: u8,
     /// `None` for vectors that push none.
     pub error_code: Option<u32>,
-    /// For #PF: the linear address.
+    /// For #PF, and for #GP of an address that is not canonical: the linear address. Else 0.
     pub address: u64,
 }
 
@@ -118,6 +118,5 @@ pub(crate) mod vector {
     pub const GP: u8 = 13;
     pub const PF: u8 = 14;
     pub const MF: u8 = 16;
-    pub const AC: u8 = 17;
     pub const XM: u8 = 19;
 }

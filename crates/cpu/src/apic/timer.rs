@@ -101,7 +101,8 @@ impl Apic {
             let period = self.period();
             let periodic = self.registers[register::LVT_TIMER] & MODE == PERIODIC && period > 0;
             // Periods that passed unseen are dropped: one interrupt stands for all of them.
-            self.expiry = periodic.then(|| due + ((machine_tsc - due) / period.max(1) + 1) * period);
+            let periods = (machine_tsc - due) / period.max(1) + 1;
+            self.expiry = periodic.then(|| due.saturating_add(periods.saturating_mul(period)));
         }
         let entry = self.registers[register::LVT_TIMER];
         if entry & LVT_MASKED == 0 {

@@ -4,14 +4,12 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 use memory::{GuestRam, PAGE_BYTES};
 
 use crate::block::Mode;
-use crate::decode::{Site, lower};
+use crate::decode::{LEN_MAX, Site, lower};
 use crate::op::Op;
 use crate::sys;
 
 /// Most instructions of a block.
 const OPS_MAX: usize = 64;
-/// Longest instruction, in bytes.
-const LEN_MAX: usize = 15;
 
 /// What decoding at an address gave.
 pub(crate) enum Built {

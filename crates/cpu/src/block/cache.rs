@@ -24,8 +24,6 @@ pub(crate) struct Block {
     first_op: u32,
     /// Number of ops.
     pub len: u16,
-    /// Bytes of code.
-    pub len_bytes: u16,
     /// Where execution went from here, within the same page, and the blocks that start there.
     links: [(u16, u32); 2],
     next_in_bucket: u32,
@@ -123,7 +121,6 @@ impl BlockCache {
             key,
             first_op: self.ops.len() as u32,
             len: ops.len() as u16,
-            len_bytes,
             links: [(NO_TARGET, NONE); 2],
             next_in_bucket: self.buckets[bucket],
             next_in_page,

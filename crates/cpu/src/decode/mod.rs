@@ -6,11 +6,15 @@ mod operand;
 use iced_x86::Instruction;
 
 use crate::block::Mode;
-use crate::core::undefined;
-use crate::op::{Op, ZERO};
+use crate::bus::Bus;
+use crate::core::{Cpu, undefined};
+use crate::op::{Op, Stop, ZERO};
 use crate::{int, sse, sys, x87};
 
 pub(crate) use operand::{Site, slot};
+
+/// Longest instruction, in bytes.
+pub(crate) const LEN_MAX: usize = 15;
 
 /// Lowers one instruction of a block.
 pub(crate) fn lower(instruction: &Instruction, site: Site, mode: Mode) -> Op {
@@ -29,6 +33,10 @@ pub(crate) fn lower(instruction: &Instruction, site: Site, mode: Mode) -> Op {
         offset: site.offset,
         number: 0,
     };
+    if instruction.is_invalid() && instruction.len() >= LEN_MAX {
+        op.run = too_long;
+        return op;
+    }
     if let Some(handler) = availability::barred(instruction, mode) {
         op.run = handler;
         return op;
@@ -40,4 +48,9 @@ pub(crate) fn lower(instruction: &Instruction, site: Site, mode: Mode) -> Op {
         .or_else(|| sys::lower(instruction, site, &mut op))
         .unwrap_or(undefined);
     op
+}
+
+/// More prefixes than an instruction may have bytes.
+fn too_long(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
+    Err(cpu.general_protection(0))
 }

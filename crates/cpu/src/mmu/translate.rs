@@ -2,7 +2,7 @@
 
 use crate::core::Cpu;
 use crate::mmu::{Entry, TABLE_SUPERVISOR};
-use crate::op::{Fault, Stop, vector};
+use crate::op::{Fault, Op, Stop, ea, vector};
 use crate::sys::control::cr0;
 use memory::PAGE_BYTES;
 
@@ -88,13 +88,21 @@ impl Cpu {
         ((linear << 16) as i64 >> 16) as u64 == linear
     }
 
-    /// #SS for accesses relative to the stack pointer, else #GP.
+    /// #GP; [`Cpu::blame_stack`] makes it #SS where the instruction addressed the stack.
     #[cold]
     fn not_canonical(&mut self, linear: u64) -> Stop {
-        let stack = self.gpr[4];
-        let vector =
-            if linear.wrapping_sub(stack).wrapping_add(PAGE_BYTES) < 2 * PAGE_BYTES { vector::SS } else { vector::GP };
-        self.raise(vector, Some(0))
+        self.fault = Fault { vector: vector::GP, error_code: Some(0), address: linear };
+        Stop::Fault
+    }
+
+    /// Non-canonical addresses whose base is RSP or RBP raise #SS (Intel SDM volume 1, section 3.3.7.1).
+    pub(crate) fn blame_stack(&mut self, op: &Op) {
+        const RSP: u8 = 4;
+        const RBP: u8 = 5;
+        let stack = matches!(op.base, RSP | RBP) && op.ea & ea::SEGMENT == 0;
+        if stack && self.fault.vector == vector::GP && self.fault.address != 0 {
+            self.fault.vector = vector::SS;
+        }
     }
 
     #[cold]

@@ -19,6 +19,9 @@ pub(super) enum Leave {
 }
 
 /// Runs blocks until `cpu.count` is `limit`, which is above it.
+///
+/// Kept apart from its caller, so that everything the loop uses stays in host registers.
+#[inline(never)]
 pub(super) fn execute(cpu: &mut Cpu, cache: &mut BlockCache, limit: u64, bus: &mut dyn Bus) -> Leave {
     let mut linear = cpu.fetch_linear();
     'page: loop {
@@ -96,6 +99,9 @@ fn end_otherwise(cpu: &mut Cpu, op: &Op, stop: Stop) -> Result<(), Stop> {
         Stop::Fault | Stop::Alone | Stop::Shutdown => {
             cpu.count -= 1;
             cpu.rip = cpu.rip_of(op);
+            if stop == Stop::Fault {
+                cpu.blame_stack(op);
+            }
         }
     }
     Err(stop)

@@ -11,6 +11,9 @@ use crate::run::state::{ProcessorsState, StateError};
 /// Most processors of a machine.
 pub const VCPUS_MAX: usize = 64;
 
+/// Most instructions a state can have behind it: centuries, with room to count on.
+const INSTRUCTIONS_MAX: u64 = 1 << 62;
+
 /// What of a machine's processors is fixed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuConfig {
@@ -82,6 +85,9 @@ impl Processors {
         }
         if state.turn_vcpu as usize >= count {
             return Err(StateError::Turn(state.turn_vcpu));
+        }
+        if state.instructions > INSTRUCTIONS_MAX {
+            return Err(StateError::Instructions(state.instructions));
         }
         let vcpus = state
             .vcpus

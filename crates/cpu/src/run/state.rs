@@ -60,6 +60,9 @@ pub enum StateError {
     /// The turn belongs to a processor that is not there.
     #[error("it is the turn of processor {0}, which does not exist")]
     Turn(u32),
+    /// More instructions than any machine can have executed.
+    #[error("the instruction count {0} is not plausible")]
+    Instructions(u64),
     /// The local APIC's register page has another size.
     #[error("processor {vcpu}: the APIC register page has {len} bytes instead of 1024")]
     ApicPage {

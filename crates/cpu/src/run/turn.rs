@@ -144,6 +144,8 @@ impl Processors {
     }
 
     /// Brings the next instruction's block into the cache, or runs the instruction if it cannot be cached.
+    #[cold]
+    #[inline(never)]
     fn provide(&mut self, bus: &mut dyn Bus) -> Leave {
         let Some(vcpu) = self.vcpus.get_mut(self.turn) else {
             return Leave::Missing;

@@ -79,7 +79,11 @@ fn set_access_check<const SUSPENDED: bool>(cpu: &mut Cpu, _op: &Op, _bus: &mut d
     if cpu.cpl != 0 {
         return Err(cpu.undefined_opcode());
     }
-    cpu.rflags_rest = cpu.rflags_rest & !bit::AC | u64::from(SUSPENDED) * bit::AC;
+    if SUSPENDED {
+        cpu.rflags_rest |= bit::AC;
+    } else {
+        cpu.rflags_rest &= !bit::AC;
+    }
     cpu.update_tlb_table();
     Ok(())
 }

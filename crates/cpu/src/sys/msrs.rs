@@ -96,7 +96,6 @@ const fn place(index: u32) -> usize {
 
 const STAR: usize = place(index::STAR);
 const LSTAR: usize = place(index::LSTAR);
-const CSTAR: usize = place(index::CSTAR);
 const SFMASK: usize = place(index::SFMASK);
 const KERNEL_GS_BASE: usize = place(index::KERNEL_GS_BASE);
 const TSC_AUX: usize = place(index::TSC_AUX);
@@ -147,10 +146,6 @@ impl Msrs {
 
     pub(crate) fn lstar(&self) -> u64 {
         self.values[LSTAR]
-    }
-
-    pub(crate) fn cstar(&self) -> u64 {
-        self.values[CSTAR]
     }
 
     pub(crate) fn sfmask(&self) -> u64 {
