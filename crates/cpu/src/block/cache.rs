@@ -3,6 +3,7 @@
 use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
 
 use crate::block::Mode;
+use crate::block::crossing::Crossings;
 use crate::op::Op;
 
 /// Most ops kept; when there are more, everything is forgotten.
@@ -41,6 +42,7 @@ pub(crate) struct BlockCache {
     buckets: Vec<u32>,
     /// First block of each page of RAM.
     pages: Vec<u32>,
+    crossings: Crossings,
 }
 
 impl BlockCache {
@@ -51,6 +53,7 @@ impl BlockCache {
             free: Vec::new(),
             buckets: vec![NONE; BUCKETS],
             pages: vec![NONE; ram.pages() as usize],
+            crossings: Crossings::new(),
         }
     }
 
@@ -146,6 +149,16 @@ impl BlockCache {
         first_code
     }
 
+    /// The instruction that starts at `first` and ends on the page at `second` (offsets in RAM).
+    pub(crate) fn find_crossing(&self, first: u64, second: u64, mode: Mode) -> Option<Op> {
+        self.crossings.find(first, second, mode)
+    }
+
+    /// Keeps an instruction across two pages. Returns those of the two (offsets in RAM) that had no code before.
+    pub(crate) fn insert_crossing(&mut self, ram: &GuestRam, first: u64, second: u64, mode: Mode, op: Op) -> Vec<u64> {
+        self.crossings.insert(ram, first, second, mode, op)
+    }
+
     /// Forgets the blocks of a page.
     pub(crate) fn forget_page(&mut self, ram: &GuestRam, page: u64) {
         let Some(head) = self.pages.get_mut(page as usize) else {
@@ -161,6 +174,7 @@ impl BlockCache {
             self.free.push(id);
             id = next;
         }
+        self.crossings.forget_page(page);
         ram.clear_code_lines(page);
     }
 
@@ -191,6 +205,7 @@ impl BlockCache {
                 ram.clear_code_lines(page as u64);
             }
         }
+        self.crossings.clear(ram);
         self.buckets.fill(NONE);
         self.blocks.clear();
         self.free.clear();

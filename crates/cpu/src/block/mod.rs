@@ -2,6 +2,7 @@
 
 mod build;
 mod cache;
+mod crossing;
 mod mode;
 
 pub(crate) use build::{Built, build, build_across_pages};

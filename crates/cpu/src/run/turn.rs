@@ -162,27 +162,44 @@ impl Processors {
         match build(&self.ram, first, cpu.rip, cpu.mode) {
             Built::Block(ops, len_bytes) => {
                 if self.cache.insert(&self.ram, first, cpu.mode, &ops, len_bytes) {
-                    let page = first & !(PAGE_BYTES - 1);
-                    for vcpu in &mut self.vcpus {
-                        vcpu.cpu.tlb.forbid_writes_to(page);
-                    }
+                    self.forbid_writes_to(first & !(PAGE_BYTES - 1));
                 }
                 Leave::Missing
             }
-            Built::AcrossPages => {
-                let next_page = (linear | (PAGE_BYTES - 1)).wrapping_add(1);
-                let second = match cpu.fetch_offset(next_page) {
-                    Ok(offset) => offset,
-                    Err(stop) => return Leave::Stop(stop),
-                };
-                let Some(op) = build_across_pages(&self.ram, first, second, cpu.rip, cpu.mode) else {
-                    return Leave::Stop(cpu.raise(vector::UD, None));
-                };
-                match run_ops(cpu, &[op], bus) {
-                    Ok(()) => Leave::Limit,
-                    Err(stop) => Leave::Stop(stop),
-                }
+            Built::AcrossPages => self.run_crossing(first, linear, bus),
+        }
+    }
+
+    /// Runs an instruction that runs over the end of its page.
+    fn run_crossing(&mut self, first: u64, linear: u64, bus: &mut dyn Bus) -> Leave {
+        let Some(vcpu) = self.vcpus.get_mut(self.turn) else {
+            return Leave::Missing;
+        };
+        let cpu = &mut vcpu.cpu;
+        let next_page = (linear | (PAGE_BYTES - 1)).wrapping_add(1);
+        let second = match cpu.fetch_offset(next_page) {
+            Ok(offset) => offset,
+            Err(stop) => return Leave::Stop(stop),
+        };
+        let Some(op) = self.cache.find_crossing(first, second, cpu.mode) else {
+            let Some(op) = build_across_pages(&self.ram, first, second, cpu.rip, cpu.mode) else {
+                return Leave::Stop(cpu.raise(vector::UD, None));
+            };
+            for page in self.cache.insert_crossing(&self.ram, first, second, cpu.mode, op) {
+                self.forbid_writes_to(page);
             }
+            return Leave::Missing;
+        };
+        match run_ops(cpu, &[op], bus) {
+            Ok(()) => Leave::Limit,
+            Err(stop) => Leave::Stop(stop),
+        }
+    }
+
+    /// Makes stores to a page that has become code take the slow path.
+    fn forbid_writes_to(&mut self, page: u64) {
+        for vcpu in &mut self.vcpus {
+            vcpu.cpu.tlb.forbid_writes_to(page);
         }
     }
 

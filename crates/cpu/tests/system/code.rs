@@ -100,6 +100,28 @@ fn an_instruction_across_two_pages_is_fetched_from_both() {
 }
 
 #[test]
+fn an_instruction_across_two_pages_is_decoded_anew_when_either_changes() {
+    for changed in [SPARE + 0xfff, SPARE + 0x1001] {
+        let setup = Setup::new(1);
+        // add eax, imm32 and ret, two bytes before the end of the page.
+        setup.ram.write_bytes(SPARE + 0xffe, &[0x05, 1, 1, 1, 1, 0xc3]).unwrap();
+        setup.code(KERNEL_CODE, |code| {
+            code.xor(eax, eax).unwrap();
+            code.mov(rdi, SPARE + 0xffe).unwrap();
+            code.call(rdi).unwrap();
+            code.call(rdi).unwrap();
+            code.mov(byte_ptr(changed), 0).unwrap();
+            code.call(rdi).unwrap();
+            code.hlt().unwrap();
+        });
+        let mut machine = setup.start();
+        machine.run_to_halt();
+        let last = if changed == SPARE + 0xfff { 0x0101_0100 } else { 0x0100_0101 };
+        assert_eq!(machine.vcpu(0).gpr[0], 2 * 0x0101_0101 + last, "{changed:#x}");
+    }
+}
+
+#[test]
 fn a_fetch_that_faults_on_the_second_page_names_it() {
     let setup = Setup::new(1);
     setup.map(SPARE + 0x1000, 0);
