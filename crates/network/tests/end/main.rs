@@ -57,15 +57,24 @@ fn run_tests(arguments: &[&str]) -> ExitCode {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
-    let mut failed = 0;
+    let filtered_out = tests.iter().filter(|(name, _)| !chosen(name)).count();
+    println!("\nrunning {} tests", tests.len() - filtered_out);
+    let begin = Instant::now();
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (name, test) in tests.into_iter().filter(|(name, _)| chosen(name)) {
         let start = Instant::now();
         let (done, result) = mpsc::channel();
         let thread = thread::spawn(move || done.send(test()));
         // A test that panics drops `done`.
         let verdict = match result.recv_timeout(TEST_TIMEOUT) {
-            Ok(Outcome::Passed) => "ok".to_owned(),
-            Ok(Outcome::Skipped(reason)) => format!("skipped: {reason}"),
+            Ok(Outcome::Passed) => {
+                passed += 1;
+                "ok".to_owned()
+            }
+            Ok(Outcome::Skipped(reason)) => {
+                skipped += 1;
+                format!("ignored, {reason}")
+            }
             Err(error) => {
                 failed += 1;
                 if error == RecvTimeoutError::Disconnected { "FAILED" } else { "FAILED: took too long" }.to_owned()
@@ -76,5 +85,12 @@ fn run_tests(arguments: &[&str]) -> ExitCode {
         }
         println!("test {name} ... {verdict} ({} ms)", start.elapsed().as_millis());
     }
+    // In the words of the usual test harness, so that whoever counts tests counts these too.
+    let result = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {result}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; \
+         {filtered_out} filtered out; finished in {:.2}s\n",
+        begin.elapsed().as_secs_f64()
+    );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
