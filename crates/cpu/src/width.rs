@@ -60,90 +60,41 @@ impl Width for u8 {
     }
 }
 
-impl Width for u16 {
-    const BITS: u32 = 16;
+/// The widths above a byte: writes keep the register's bits under `$keep`.
+macro_rules! wide {
+    ($type:ty, $signed:ty, $keep:expr) => {
+        impl Width for $type {
+            const BITS: u32 = <$type>::BITS;
 
-    #[inline(always)]
-    fn from_u64(value: u64) -> Self {
-        value as Self
-    }
+            #[inline(always)]
+            fn from_u64(value: u64) -> Self {
+                value as Self
+            }
 
-    #[inline(always)]
-    fn to_u64(self) -> u64 {
-        self.into()
-    }
+            #[inline(always)]
+            fn to_u64(self) -> u64 {
+                self.into()
+            }
 
-    #[inline(always)]
-    fn sign_extended(self) -> u64 {
-        self as i16 as u64
-    }
+            #[inline(always)]
+            fn sign_extended(self) -> u64 {
+                self as $signed as u64
+            }
 
-    #[inline(always)]
-    fn read(cpu: &Cpu, slot: u8) -> Self {
-        cpu.gpr[usize::from(slot & 15)] as Self
-    }
+            #[inline(always)]
+            fn read(cpu: &Cpu, slot: u8) -> Self {
+                cpu.gpr[usize::from(slot & 15)] as Self
+            }
 
-    #[inline(always)]
-    fn write(self, cpu: &mut Cpu, slot: u8) {
-        let register = &mut cpu.gpr[usize::from(slot & 15)];
-        *register = *register & !0xffff | u64::from(self);
-    }
+            #[inline(always)]
+            fn write(self, cpu: &mut Cpu, slot: u8) {
+                let register = &mut cpu.gpr[usize::from(slot & 15)];
+                *register = *register & $keep | u64::from(self);
+            }
+        }
+    };
 }
 
-impl Width for u32 {
-    const BITS: u32 = 32;
-
-    #[inline(always)]
-    fn from_u64(value: u64) -> Self {
-        value as Self
-    }
-
-    #[inline(always)]
-    fn to_u64(self) -> u64 {
-        self.into()
-    }
-
-    #[inline(always)]
-    fn sign_extended(self) -> u64 {
-        self as i32 as u64
-    }
-
-    #[inline(always)]
-    fn read(cpu: &Cpu, slot: u8) -> Self {
-        cpu.gpr[usize::from(slot & 15)] as Self
-    }
-
-    #[inline(always)]
-    fn write(self, cpu: &mut Cpu, slot: u8) {
-        cpu.gpr[usize::from(slot & 15)] = self.into();
-    }
-}
-
-impl Width for u64 {
-    const BITS: u32 = 64;
-
-    #[inline(always)]
-    fn from_u64(value: u64) -> Self {
-        value
-    }
-
-    #[inline(always)]
-    fn to_u64(self) -> u64 {
-        self
-    }
-
-    #[inline(always)]
-    fn sign_extended(self) -> u64 {
-        self
-    }
-
-    #[inline(always)]
-    fn read(cpu: &Cpu, slot: u8) -> Self {
-        cpu.gpr[usize::from(slot & 15)]
-    }
-
-    #[inline(always)]
-    fn write(self, cpu: &mut Cpu, slot: u8) {
-        cpu.gpr[usize::from(slot & 15)] = self;
-    }
-}
+wide!(u16, i16, !0xffff);
+wide!(u32, i32, 0);
+wide!(u64, i64, 0);
