@@ -195,6 +195,40 @@ impl LazyFlags {
         };
         holds != (CC & 1 == 1)
     }
+
+    /// CF, ZF, SF and OF as a number from 0 to 15, computed without a branch.
+    #[inline(always)]
+    fn compared(&self) -> u32 {
+        u32::from(self.cf()) | u32::from(self.zf()) << 1 | u32::from(self.sf()) << 2 | u32::from(self.of()) << 3
+    }
+
+    /// Whether a set of values of [`LazyFlags::compared`], one bit each, holds the present one.
+    #[inline(always)]
+    pub(crate) fn is_among(&self, values: u16) -> bool {
+        values >> self.compared() & 1 == 1
+    }
+
+    /// The set for a condition code; 0 for those that look at PF.
+    pub(crate) fn values_of_condition(code: u8) -> u16 {
+        let holds = |value: u16| {
+            let [cf, zf, sf, of] = [0, 1, 2, 3].map(|bit| value >> bit & 1 == 1);
+            let positive = match code >> 1 {
+                0 => of,
+                1 => cf,
+                2 => zf,
+                3 => cf || zf,
+                4 => sf,
+                6 => sf != of,
+                7 => zf || sf != of,
+                _ => return false,
+            };
+            positive != (code & 1 == 1)
+        };
+        (0..16).filter(|&value| holds(value)).fold(0, |set, value| set | 1 << value)
+    }
+
+    /// The set of all values: an unconditional branch.
+    pub(crate) const ALL_VALUES: u16 = u16::MAX;
 }
 
 #[cfg(test)]
@@ -211,6 +245,25 @@ mod tests {
                 .fold(0, |bits, (_, flag)| bits | flag);
             assert_eq!(LazyFlags::from_bits(bits).bits(), bits);
         }
+    }
+
+    #[test]
+    fn sets_of_values_agree_with_conditions() {
+        macro_rules! agree {
+            ($($code:literal)*) => {
+                for combination in 0..1 << 12 {
+                    let flags = LazyFlags::from_bits(combination & bit::ARITHMETIC);
+                    $(assert_eq!(
+                        flags.is_among(LazyFlags::values_of_condition($code)),
+                        flags.condition::<$code>() && $code / 2 != 5,
+                        "{combination:#x} {}",
+                        $code
+                    );)*
+                    assert!(flags.is_among(LazyFlags::ALL_VALUES));
+                }
+            };
+        }
+        agree!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     }
 
     #[test]

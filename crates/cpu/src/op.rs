@@ -41,6 +41,8 @@ pub(crate) struct Op {
     pub offset: u16,
     /// Number of the instruction in its block, from 0: what of the block has retired when this op starts.
     pub number: u8,
+    /// When the op branches to [`Op::imm`] (relative to the block), for the run loop to do without a call; 0 for other ops.
+    pub branch: u16,
 }
 
 /// Bits of [`Op::ea`].

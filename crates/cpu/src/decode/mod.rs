@@ -32,6 +32,7 @@ pub(crate) fn lower(instruction: &Instruction, site: Site, mode: Mode) -> Op {
         len: instruction.len() as u8,
         offset: site.offset,
         number: 0,
+        branch: 0,
     };
     if instruction.is_invalid() && instruction.len() >= LEN_MAX {
         op.run = too_long;

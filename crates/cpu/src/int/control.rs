@@ -12,6 +12,7 @@ use super::stack::{Stack, by_stack, is_canonical, push, top};
 use crate::bus::Bus;
 use crate::core::Cpu;
 use crate::decode::Site;
+use crate::flags::LazyFlags;
 use crate::op::{BLOCK_BASE, Handler, Op, Stop};
 use crate::width::Width;
 
@@ -52,6 +53,9 @@ pub(super) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Optio
         _ if instruction.condition_code() != ConditionCode::None && is_near_branch(instruction) => {
             op.imm = site.branch_target(instruction);
             let code = condition_code(instruction);
+            if target_bits(instruction) == 64 {
+                op.branch = LazyFlags::values_of_condition(code);
+            }
             Some(match target_bits(instruction) {
                 16 => by_condition!(code, jump_if::<_, u16>),
                 32 => by_condition!(code, jump_if::<_, u32>),
@@ -77,6 +81,9 @@ fn target_bits(instruction: &Instruction) -> u32 {
 fn lower_jmp(instruction: &Instruction, site: Site, op: &mut Op) -> Option<Handler> {
     if is_near_branch(instruction) {
         op.imm = site.branch_target(instruction);
+        if target_bits(instruction) == 64 {
+            op.branch = LazyFlags::ALL_VALUES;
+        }
         return Some(by_wide_width!(target_bits(instruction), jump::<_>));
     }
     set_operands(instruction, op);

@@ -76,6 +76,7 @@ fn lower(instruction: &Instruction) -> bool {
         len: 4,
         offset: 0,
         number: 0,
+        branch: 0,
     };
     super::lower(instruction, Site { block_rip: 0, offset: 0, code_bits: 64 }, &mut op).is_some()
 }
