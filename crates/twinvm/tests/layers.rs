@@ -232,11 +232,13 @@ fn root_names(tokens: TokenStream, depth: usize) -> Vec<(String, usize)> {
             TokenTree::Ident(ident) if ident == "crate" && is_path_separator(&tokens, at + 1) => {
                 names_at(&tokens[at + 3..], 0, &mut found);
             }
-            TokenTree::Ident(ident) if ident == "super" && is_path_separator(&tokens, at + 1) => {
-                // The second and later ones of a row belong to the first.
-                if at < 3 || !is_path_separator(&tokens, at - 2) {
-                    names_at(&tokens[at..], depth, &mut found);
-                }
+            // The second and later ones of a row belong to the first.
+            TokenTree::Ident(ident)
+                if ident == "super"
+                    && is_path_separator(&tokens, at + 1)
+                    && (at < 3 || !is_path_separator(&tokens, at - 2)) =>
+            {
+                names_at(&tokens[at..], depth, &mut found);
             }
             TokenTree::Group(group) => {
                 let is_module = group.delimiter() == Delimiter::Brace && at >= 2 && is_ident(&tokens[at - 2], "mod");
