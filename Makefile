@@ -61,8 +61,8 @@ lint: setup-build ## Check formatting and clippy
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 
-docs: setup-build ## Build the API documentation
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+docs: setup-build ## Render the documentation of all crates, private items included
+	cargo doc --release --locked --workspace --no-deps --document-private-items --config 'build.rustdocflags=["-D", "warnings", "-A", "rustdoc::private-intra-doc-links"]'
 
 clean: ## Remove everything that was built, guest images included
 	cargo clean

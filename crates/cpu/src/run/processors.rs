@@ -36,7 +36,7 @@ impl Default for CpuConfig {
 pub enum Exit {
     /// As many instructions as asked for were executed.
     BudgetSpent,
-    /// The bus asked for its owner's attention (see [`Bus::wants_stop`]).
+    /// The bus asked for its owner's attention (see [`Bus::wants_stop`](crate::Bus::wants_stop)).
     Attention,
     /// No processor can go on before an interrupt comes.
     Halted {

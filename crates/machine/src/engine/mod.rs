@@ -1,7 +1,7 @@
 //! What executes vCPUs: one trait, two engines.
 //!
 //! An [`Engine`] owns the vCPUs and the interrupt controllers of one VM. It runs them against a
-//! [`Platform`](crate::platform::Platform), which holds memory and devices, until somebody asks for a pause through
+//! [`Platform`], which holds memory and devices, until somebody asks for a pause through
 //! [`Control`] or the guest ends the run by itself. Paused, it gives its state in the neutral form that every engine
 //! starts from.
 
