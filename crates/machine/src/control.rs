@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -71,7 +71,7 @@ impl Control {
 
     /// Readable when something was asked for since [`Control::acknowledge`].
     pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
-        crate::platform::borrow(&self.wake)
+        descriptor(&self.wake)
     }
 
     /// Makes the wake descriptor unreadable; to be called before looking at the requests.
@@ -88,6 +88,13 @@ impl Control {
     fn console(&self) -> MutexGuard<'_, VecDeque<u8>> {
         self.console.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The descriptor of an eventfd, which its type offers only as a number.
+#[allow(unsafe_code)]
+pub(crate) fn descriptor(event: &vmm_sys_util::eventfd::EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as `event`, which the result borrows.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
 #[cfg(test)]

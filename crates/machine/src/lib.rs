@@ -13,6 +13,7 @@ pub mod input;
 pub mod irq;
 pub mod map;
 pub mod platform;
+pub mod probe;
 pub mod snapshot;
 pub mod spec;
 pub mod vm;

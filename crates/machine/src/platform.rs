@@ -5,7 +5,7 @@
 //! [`Platform::deliver`], so that an engine can note in between when it entered.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::acpi::AcpiConfig;
 use crate::bus::{Bus, BusDevice, RangeTaken, Shared, lock, shared};
 use crate::clock::MachineClock;
-use crate::control::Control;
+use crate::control::{Control, descriptor};
 use crate::devices::panic_notifier::PanicNotifier;
 use crate::devices::power::{KeyboardReset, Power, PowerState, ResetControl, ResetControlState};
 use crate::devices::rtc::{Rtc, RtcState};
@@ -322,7 +322,7 @@ impl Platform {
     pub fn wait_for_input(&self, control: &Control, timeout: Option<Duration>) -> io::Result<()> {
         let mut fds = Vec::with_capacity(2 + self.cards.len());
         fds.push(PollFd::from_borrowed_fd(control.wake_fd(), PollFlags::IN));
-        let wake = borrow(&self.wake);
+        let wake = descriptor(&self.wake);
         fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
         for card in self.cards.iter().filter(|card| card.connected.load(Ordering::Acquire)) {
             let mut flags = PollFlags::IN;
@@ -340,13 +340,6 @@ impl Platform {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// The descriptor of an eventfd, which its type offers only as a number.
-#[allow(unsafe_code)]
-pub(crate) fn borrow(event: &vmm_sys_util::eventfd::EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the descriptor is open for as long as `event`, which the result borrows.
-    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
 struct Builder {

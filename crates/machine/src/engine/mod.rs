@@ -6,7 +6,6 @@
 //! starts from.
 
 pub mod kvm;
-pub mod probe;
 pub mod soft;
 
 use cpu::ProcessorsState;

@@ -87,7 +87,7 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
         disk = folder.path().join("root.qcow2").display(),
     ))?;
     let choice = EngineChoice::from(arguments.engine);
-    let (engine, reason) = machine::engine::probe::choose(choice);
+    let (engine, reason) = machine::probe::choose(choice);
     say(arguments, &format!("booting Debian with Redis on the {engine} engine ({reason})"))?;
     let (mut outcome, instructions) =
         with_vm(&spec, engine, |is_running| exercise(is_running, port, engine, &stop, arguments.json))?;

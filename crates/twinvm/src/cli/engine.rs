@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use machine::engine::probe::probe;
+use machine::probe::probe;
 
 use super::output::{print_json, print_line, table};
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use machine::engine::EngineChoice;
-use machine::engine::probe::choose;
+use machine::probe::choose;
 use machine::spec::VmSpec;
 
 use crate::foreground::{self, Options, Start};

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::soft::InputMode;
-use super::{EngineChoice, EngineKind, RunEnd};
 use crate::devices::serial::ConsoleSink;
 use crate::devices::virtio::rng::SeededEntropy;
+use crate::engine::soft::InputMode;
+use crate::engine::{EngineChoice, EngineError, EngineKind, RunEnd};
 use crate::events::GuestEvent;
 use crate::map;
 use crate::platform::Parts;
@@ -123,7 +123,7 @@ fn measure(engine: EngineKind, rounds: u64) -> Result<f64, VmError> {
     let start = Instant::now();
     match vm.run(None)? {
         RunEnd::Guest(GuestEvent::Reset) => {}
-        other => return Err(super::EngineError::State(format!("the measuring program ended with {other:?}")).into()),
+        other => return Err(EngineError::State(format!("the measuring program ended with {other:?}")).into()),
     }
     Ok((rounds * INSTRUCTIONS_PER_ROUND) as f64 / start.elapsed().as_secs_f64().max(1e-9) / 1e6)
 }
