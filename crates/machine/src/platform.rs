@@ -172,7 +172,7 @@ impl Platform {
     }
 
     /// The clock that devices read.
-    pub fn clock(&self) -> &MachineClock {
+    pub fn clock(&self) -> &Arc<MachineClock> {
         &self.clock
     }
 

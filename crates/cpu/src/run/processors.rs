@@ -96,7 +96,9 @@ impl Processors {
             .enumerate()
             .map(|(number, (vcpu, &timer))| {
                 let place = Place { number, count, machine_tsc: state.tsc(), timer };
-                let cpu = Cpu::from_state(ram.clone(), vcpu, &place, &config)?;
+                let mut cpu = Cpu::from_state(ram.clone(), vcpu, &place, &config)?;
+                // Another engine's time-stamp counter may have had another rate.
+                cpu.write_system_time();
                 Ok(Vcpu { cpu, instructions: vcpu.instructions })
             })
             .collect::<Result<_, StateError>>()?;

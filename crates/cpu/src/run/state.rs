@@ -32,9 +32,15 @@ impl ProcessorsState {
 
     /// Processors that another engine saved. The machine's time-stamp counter goes on from the first one's.
     pub fn from_vcpus(vcpus: Vec<VcpuState>) -> Self {
-        let clock_steps = vcpus.first().map_or(0, |vcpu| vcpu.tsc);
-        let timers = vcpus.iter().map(|vcpu| Apic::from_state(&vcpu.apic, None)?.saved_expiry(clock_steps)).collect();
-        Self { vcpus, timers, turn_vcpu: 0, turn_left: 0, instructions: 0, clock_steps }
+        let tsc = vcpus.first().map_or(0, |vcpu| vcpu.tsc);
+        Self::from_vcpus_at(vcpus, tsc)
+    }
+
+    /// Processors that another engine saved when the machine's clock, in nanoseconds since power-on, stood at `clock_ns`: it
+    /// becomes the machine's time-stamp counter, to which those of the processors keep their distance.
+    pub fn from_vcpus_at(vcpus: Vec<VcpuState>, clock_ns: u64) -> Self {
+        let timers = vcpus.iter().map(|vcpu| Apic::from_state(&vcpu.apic, None)?.saved_expiry(clock_ns)).collect();
+        Self { vcpus, timers, turn_vcpu: 0, turn_left: 0, instructions: 0, clock_steps: clock_ns }
     }
 
     /// The machine's time-stamp counter.

@@ -17,7 +17,7 @@ const _: () = assert!(TSC_HZ == NANOSECONDS);
 
 impl Cpu {
     /// Fills `struct pvclock_vcpu_time_info` where the guest wants it: system time is the machine's time-stamp counter.
-    pub(super) fn write_system_time(&mut self) {
+    pub(crate) fn write_system_time(&mut self) {
         let address = self.system.msrs.get(index::KVM_SYSTEM_TIME).unwrap_or(0);
         if address & ENABLED == 0 {
             return;

@@ -115,6 +115,12 @@ fn a_saved_vm_saves_the_same_again() {
             }
             assert_eq!(saved.engine.ioapic, state.engine.ioapic, "{first} to {second}");
             assert_eq!(saved.platform, state.platform, "{first} to {second}");
+            if second == Soft {
+                assert_eq!(saved.engine.processors.tsc(), state.engine.processors.tsc(), "{first}: the clock jumps");
+            }
+            if first == Kvm || second == Kvm {
+                assert_eq!(saved.engine.processors.tsc(), saved.platform.clock_ns, "{first} to {second}");
+            }
         }
     }
 }

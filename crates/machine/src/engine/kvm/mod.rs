@@ -7,16 +7,17 @@ mod vcpu;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cpu::ProcessorsState;
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_clock_data, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use memory::{GuestRam, PAGE_SHIFT, Slot};
 
 use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
 use crate::bus::lock;
+use crate::clock::MachineClock;
 use crate::control::Control;
 use crate::platform::Platform;
 use signal::{KickSignal, RunningThread};
@@ -42,8 +43,7 @@ pub struct KvmEngine {
     ram: GuestRam,
     /// Levels of the interrupt pins as the kernel knows them.
     lines: Mutex<u32>,
-    /// What the soft engine keeps and KVM does not: carried along for the next engine.
-    neutral: ProcessorsState,
+    clock: Arc<MachineClock>,
 }
 
 impl KvmEngine {
@@ -61,6 +61,9 @@ impl KvmEngine {
         for (number, slot) in slots.iter().enumerate() {
             add_slot(&vm, ram, number, slot)?;
         }
+        // The guest's paravirtual clock goes on from the machine's, whichever engine it came from.
+        let clock = kvm_clock_data { clock: platform.clock().now_ns(), ..kvm_clock_data::default() };
+        vm.set_clock(&clock).map_err(kvm_error("set the paravirtual clock"))?;
         let vcpus = state
             .processors
             .vcpus
@@ -69,14 +72,7 @@ impl KvmEngine {
             .map(|(number, vcpu)| Vcpu::new(&kvm, &vm, number, state.processors.vcpus.len(), vcpu))
             .collect::<Result<Vec<_>, _>>()?;
         state::set_ioapic(&vm, &state.ioapic)?;
-        let engine = Self {
-            vm,
-            vcpus,
-            slots,
-            ram: ram.clone(),
-            lines: Mutex::new(0),
-            neutral: ProcessorsState { vcpus: Vec::new(), ..state.processors.clone() },
-        };
+        let engine = Self { vm, vcpus, slots, ram: ram.clone(), lines: Mutex::new(0), clock: platform.clock().clone() };
         engine.carry_pins(platform.pins().levels())?;
         Ok(engine)
     }
@@ -212,6 +208,7 @@ impl Engine for KvmEngine {
             }
         });
         self.vcpus = vcpus;
+        platform.follow_host_clock();
         let end = run.progress().end.take();
         end.unwrap_or(Ok(RunEnd::Paused))
     }
@@ -219,7 +216,7 @@ impl Engine for KvmEngine {
     fn save(&mut self) -> Result<EngineState, EngineError> {
         let vcpus = self.vcpus.iter().map(Vcpu::save).collect::<Result<Vec<_>, _>>()?;
         Ok(EngineState {
-            processors: ProcessorsState { vcpus, ..self.neutral.clone() },
+            processors: ProcessorsState::from_vcpus_at(vcpus, self.clock.now_ns()),
             ioapic: state::get_ioapic(&self.vm)?,
         })
     }
