@@ -1,16 +1,18 @@
 //! Ctrl-C and SIGTERM as a request to stop.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
-static REQUESTED: AtomicBool = AtomicBool::new(false);
+static REQUESTS: AtomicU32 = AtomicU32::new(0);
+/// So many requests, and the process ends without tidying up: whatever should have stopped by then hangs.
+const REQUESTS_MAX: u32 = 3;
 
-/// From now on Ctrl-C, SIGTERM and SIGHUP set a flag, and call `also` from a thread of their own; a second one ends the
-/// process at once.
+/// From now on Ctrl-C, SIGTERM and SIGHUP are counted and call `also` from a thread of their own, for a first and a second
+/// time; a third one ends the process at once.
 pub fn catch(also: impl Fn() + Send + 'static) -> Result<()> {
     ctrlc::set_handler(move || {
-        if REQUESTED.swap(true, Ordering::AcqRel) {
+        if REQUESTS.fetch_add(1, Ordering::AcqRel) + 1 >= REQUESTS_MAX {
             std::process::exit(130);
         }
         also();
@@ -20,5 +22,5 @@ pub fn catch(also: impl Fn() + Send + 'static) -> Result<()> {
 
 /// Whether one was caught.
 pub fn is_requested() -> bool {
-    REQUESTED.load(Ordering::Acquire)
+    REQUESTS.load(Ordering::Acquire) > 0
 }
