@@ -37,6 +37,8 @@ pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// First address after the ACPI tables.
 pub const ACPI_TABLES_END: u64 = 0x10_0000;
+/// Where a PC's processors start, and where a kernel that knows no other way to reset jumps to in real mode.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// First address above the legacy hole: where kernels may load.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 

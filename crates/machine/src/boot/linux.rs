@@ -40,6 +40,18 @@ struct Loaded<'a> {
 /// Highest address for an initrd where no header says otherwise; what x86-64 kernels' headers say.
 const INITRD_ADDR_MAX: u64 = 0x7fff_ffff;
 
+/// What there is of a BIOS: real-mode code that asks the reset control register for a reset. Linux 6.1 on hardware-reduced ACPI
+/// trusts EFI alone with resets (`efi_reboot_required()`), and without EFI turns to the BIOS.
+///
+/// ```text
+///        mov al, 6
+///        mov dx, 0xcf9
+///        out dx, al
+///        hlt
+///        jmp $-1
+/// ```
+const RESET_STUB: [u8; 9] = [0xb0, 0x06, 0xba, 0xf9, 0x0c, 0xee, 0xf4, 0xeb, 0xfd];
+
 /// Loads a kernel, its initrd, command line and boot parameters, and the tables of [`BootState`].
 ///
 /// The payload of a bzImage is decompressed here, and the vmlinux inside is entered directly. If its compression is
@@ -58,6 +70,7 @@ pub fn load(ram: &GuestRam, boot: &LinuxBoot) -> Result<BootState, BootError> {
     let params =
         BootParams { setup_header: loaded.setup_header, code32_start: loaded.code32_start, initrd, rsdp: boot.rsdp };
     ram.write_bytes(map::BOOT_PARAMS, &params.bytes(ram))?;
+    ram.write_bytes(map::RESET_VECTOR, &RESET_STUB)?;
     early_tables::write(ram)?;
     Ok(BootState::at(loaded.entry, map::BOOT_PARAMS))
 }

@@ -84,6 +84,16 @@ fn debians_6_12_kernel_boots_on_four_vcpus() {
 }
 
 #[test]
+fn a_guest_that_resets_starts_again_and_one_that_panics_is_reported() {
+    image_of(&ImageSpec { root_disk_bytes: None, ..ImageSpec::new("test-tiny") });
+    let vm = RunningVm::start_diskless("reset", "test-tiny", "128M", 1, "reboot -f");
+    vm.wait_until("the guest has reset twice", || vm.events("reset") >= 2);
+    drop(vm);
+    let vm = RunningVm::start_diskless("panic", "test-tiny", "128M", 1, "echo c > /proc/sysrq-trigger");
+    vm.wait_until("the guest has panicked", || vm.events("panicked") == 1);
+}
+
+#[test]
 fn a_restored_vm_goes_on_where_it_was_and_its_disk_with_it() {
     image("test-redis", &["redis-server"]);
     let vm = RunningVm::start("redis", "test-redis", "256M", 2, &[6379]);

@@ -127,6 +127,11 @@ impl RunningVm {
         self.seen.lock().unwrap().console.clone()
     }
 
+    /// How often an event came.
+    pub fn events(&self, event: &str) -> usize {
+        self.seen.lock().unwrap().events.iter().filter(|&seen| seen == event).count()
+    }
+
     /// Presses the power button and waits for the end.
     pub fn shut_down(self) {
         self.twinvm(&["vm", "stop", &self.name]);
