@@ -65,6 +65,9 @@ const HOUSE: &[Crate] = &[
             &["probe", "spec"],
         ],
     },
+    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"], &["mirror"]] },
+    Crate { name: "cluster", floor: 5, layers: &[] },
+    Crate { name: "sim", floor: 6, layers: &[] },
     Crate { name: "twinvm", floor: 6, layers: &[&["interrupt", "paths"], &["foreground"], &["cli"]] },
 ];
 

@@ -1,0 +1,1 @@
+//! The connection between two replicas.

@@ -1,0 +1,1 @@
+//! A replica's copy of each disk.

@@ -1,0 +1,1 @@
+//! Replication by checkpoints.

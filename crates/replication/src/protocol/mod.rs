@@ -1,0 +1,1 @@
+//! Who may release output, and who takes over: a pure state machine.
