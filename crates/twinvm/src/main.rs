@@ -4,6 +4,7 @@ mod cli;
 mod foreground;
 mod interrupt;
 mod paths;
+mod replica;
 
 use std::process::ExitCode;
 

@@ -68,7 +68,11 @@ const HOUSE: &[Crate] = &[
     Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"], &["mirror"]] },
     Crate { name: "cluster", floor: 5, layers: &[] },
     Crate { name: "sim", floor: 6, layers: &[] },
-    Crate { name: "twinvm", floor: 6, layers: &[&["interrupt", "paths"], &["foreground"], &["cli"]] },
+    Crate {
+        name: "twinvm",
+        floor: 6,
+        layers: &[&["interrupt", "paths"], &["foreground"], &["replica"], &["api", "host"], &["cli"]],
+    },
 ];
 
 #[test]

@@ -1,0 +1,106 @@
+//! What a replica process is told at its start.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use machine::engine::EngineKind;
+use machine::spec::VmSpec;
+use serde::{Deserialize, Serialize};
+
+use super::status::Role;
+
+/// How long a replica hears nothing from its peer before it suspects that the peer is gone, unless configured.
+pub const SUSPICION_MS_DEFAULT: u32 = 100;
+/// Longest epoch, unless configured.
+pub const EPOCH_MS_MAX_DEFAULT: u32 = 100;
+
+/// A replica process's configuration: the file that `twinvm replica --config FILE` reads, as JSON.
+///
+/// The host daemon writes it, and starts the process when everything that it names is there: disks, kernel, network ends and,
+/// for a primary, the claim in the cluster store that names this host as the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaConfig {
+    /// The VM's name.
+    pub vm: String,
+    /// The name of the host that runs this replica.
+    pub host: String,
+    /// The VM spec as TOML, with this host's own files: kernel, initrd, command line and the copies of the disks are named by
+    /// absolute path, images are not named.
+    pub spec: String,
+    /// What the replica starts as. It may change: see [`super::status::ReplicaStatus::role`].
+    pub role: Role,
+    /// What executes vCPUs. Both replicas of a VM have the same.
+    pub engine: EngineKind,
+    /// The cluster store.
+    pub store: PathBuf,
+    /// The folder of the host's certificate and key.
+    pub identity: PathBuf,
+    /// The VM's folder on this host, which holds the control socket and what the process leaves when it ends.
+    pub folder: PathBuf,
+    /// The socket of the network end of each card, in the order of the spec.
+    pub network_ends: Vec<PathBuf>,
+    /// Where a secondary listens for its primary; port 0 lets the system choose one, which the status then names. A primary
+    /// has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Silence of the peer after which it is taken for lost, in ms: 20 to 10,000.
+    #[serde(default = "suspicion_ms_default")]
+    pub suspicion_ms: u32,
+    /// Longest epoch, in ms: 1 to 10,000.
+    #[serde(default = "epoch_ms_max_default")]
+    pub epoch_ms_max: u32,
+}
+
+fn suspicion_ms_default() -> u32 {
+    SUSPICION_MS_DEFAULT
+}
+
+fn epoch_ms_max_default() -> u32 {
+    EPOCH_MS_MAX_DEFAULT
+}
+
+impl ReplicaConfig {
+    /// Reads a configuration file.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("replica configuration {}", path.display()))
+    }
+
+    /// Writes it, readable by its owner only: the spec may hold secrets on the kernel's command line.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).context("cannot write JSON")?;
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The VM spec.
+    pub fn vm_spec(&self) -> Result<VmSpec> {
+        VmSpec::parse(&self.spec).with_context(|| format!("the spec of VM {}", self.vm))
+    }
+
+    /// The control socket, at which [`super::control::ControlServer`] listens.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.folder)
+    }
+}
+
+/// The control socket of the replica whose VM folder this is.
+pub fn socket(folder: &Path) -> PathBuf {
+    folder.join("replica.sock")
+}
+
+/// The configuration file of the replica whose VM folder this is.
+pub fn file(folder: &Path) -> PathBuf {
+    folder.join("replica.json")
+}

@@ -1,0 +1,5 @@
+//! The process of one VM replica.
+
+pub mod config;
+pub mod control;
+pub mod status;
