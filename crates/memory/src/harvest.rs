@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::tracker::Tracker;
+use crate::tracker::{DirtyWord, Tracker};
 
 /// The pages that were dirty when [`crate::GuestRam::harvest`] took them.
 ///
@@ -12,7 +12,8 @@ use crate::tracker::Tracker;
 #[derive(Debug)]
 pub struct Harvest {
     tracker: Arc<Tracker>,
-    words: Vec<u64>,
+    /// By ascending index, none without bits.
+    words: Vec<DirtyWord>,
 }
 
 impl Harvest {
@@ -23,8 +24,8 @@ impl Harvest {
 
     /// Page numbers (offset in RAM / 4096), ascending.
     pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
-        self.words.iter().enumerate().flat_map(|(index, &word)| {
-            std::iter::successors((word != 0).then_some(word), |&rest| {
+        self.words.iter().flat_map(|&DirtyWord { index, bits }| {
+            std::iter::successors((bits != 0).then_some(bits), |&rest| {
                 let rest = rest & (rest - 1);
                 (rest != 0).then_some(rest)
             })
@@ -34,18 +35,35 @@ impl Harvest {
 
     /// How many pages.
     pub fn len(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+        self.words.iter().map(|word| u64::from(word.bits.count_ones())).sum()
     }
 
     /// Whether no page was dirty.
     pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|&word| word == 0)
+        self.words.is_empty()
+    }
+
+    /// Adds the pages of a later harvest of the same RAM: both are acknowledged, or given back, as one from now on.
+    pub fn merge(&mut self, mut later: Self) {
+        debug_assert!(Arc::ptr_eq(&self.tracker, &later.tracker));
+        self.words.append(&mut later.words);
+        self.words.sort_unstable_by_key(|word| word.index);
+        self.words.dedup_by(|next, kept| {
+            let same = next.index == kept.index;
+            if same {
+                kept.bits |= next.bits;
+            }
+            same
+        });
     }
 
     /// The secondary holds these pages: they are dirty no more, unless written again since.
     pub fn acknowledge(mut self) {
         self.words.clear();
     }
+
+    /// The secondary will not hold these pages: they are dirty again. The same as dropping it, said aloud.
+    pub fn give_back(self) {}
 }
 
 impl Drop for Harvest {

@@ -11,11 +11,12 @@
 //!   is tracked by the kernel, whose log is merged with [`GuestRam::merge_dirty_words`];
 //! * devices and the loader write through the `vm-memory` view ([`GuestRam::dma`]) or through
 //!   [`GuestRam::write_bytes`], which mark as they write;
-//! * replica apply uses [`GuestRam::write_bytes`] too.
+//! * replica apply ([`encoding::apply`]) uses [`GuestRam::write_offset`] and [`GuestRam::xor_offset`], which mark too.
 //!
 //! [`GuestRam::harvest`] takes the set of dirty pages as a value that gives its bits back unless it is acknowledged, so
-//! that a checkpoint that failed to reach the secondary loses nothing.
+//! that a checkpoint that failed to reach the secondary loses nothing. [`encoding`] makes the bytes of it that travel.
 
+pub mod encoding;
 mod harvest;
 mod layout;
 mod mapping;

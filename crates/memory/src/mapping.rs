@@ -128,6 +128,31 @@ impl Mapping {
     }
 }
 
+impl Mapping {
+    /// XORs bytes into guest memory; false when out of bounds.
+    pub(crate) fn xor(&self, offset: u64, bytes: &[u8]) -> bool {
+        if !self.contains(offset, bytes.len()) {
+            return false;
+        }
+        // SAFETY: in bounds by the check above.
+        let start = unsafe { self.base.as_ptr().add(offset as usize) };
+        let (words, rest) = bytes.as_chunks::<8>();
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: as `index` is below `bytes.len() / 8`, the word is in bounds.
+            let at = unsafe { start.cast::<u64>().add(index) };
+            // SAFETY: as above; every bit pattern is a value.
+            unsafe { at.write_unaligned(at.read_unaligned() ^ u64::from_ne_bytes(*word)) };
+        }
+        for (index, byte) in rest.iter().enumerate() {
+            // SAFETY: the rest lies behind the words and in bounds.
+            let at = unsafe { start.add(words.len() * 8 + index) };
+            // SAFETY: as above.
+            unsafe { at.write(at.read() ^ byte) };
+        }
+        true
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: exactly the range that `new` mapped; views of it (`DmaMemory`) hold an `Arc` of this mapping.

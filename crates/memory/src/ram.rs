@@ -164,6 +164,15 @@ impl GuestRam {
         written
     }
 
+    /// XORs bytes into those at an offset in RAM and tracks that. False out of bounds.
+    pub fn xor_offset(&self, offset: u64, bytes: &[u8]) -> bool {
+        let written = self.mapping.xor(offset, bytes);
+        if written {
+            self.tracker.mark_write(offset, bytes.len() as u64);
+        }
+        written
+    }
+
     /// Copies bytes at a guest-physical address into `buf`; the range must lie in one slot.
     pub fn read_bytes(&self, guest_address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len() as u64;
@@ -191,6 +200,12 @@ impl GuestRam {
     /// Whether a page was written since the last acknowledged harvest.
     pub fn is_dirty(&self, page: u64) -> bool {
         self.tracker.is_dirty(page)
+    }
+
+    /// How many pages are dirty, as far as this process knows: all but those that are only in a kernel's dirty log. Cheap
+    /// enough to ask again and again while vCPUs run.
+    pub fn dirty_pages_estimate(&self) -> u64 {
+        self.tracker.dirty_pages()
     }
 
     /// Merges a kernel's dirty log (one bit a page) for the pages from `first_page` on.

@@ -25,6 +25,13 @@ mod parking {
 /// log2 of the bytes that one code bit stands for: 64 bits cover a page.
 const CODE_LINE_SHIFT: u32 = 6;
 
+/// 64 pages of a dirty set: bit n for page `index * 64 + n`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DirtyWord {
+    pub(crate) index: usize,
+    pub(crate) bits: u64,
+}
+
 /// Dirty pages and code lines of one RAM mapping, by page number (offset in RAM / 4096).
 ///
 /// A *code line* is 64 bytes from which the soft engine decoded instructions. A store that overlaps one must
@@ -33,6 +40,8 @@ const CODE_LINE_SHIFT: u32 = 6;
 #[derive(Debug)]
 pub struct Tracker {
     dirty: Vec<AtomicU64>,
+    /// Bits set in `dirty`.
+    dirty_pages: AtomicU64,
     code_lines: Vec<AtomicU64>,
     code_written: AtomicBool,
     code_written_pages: Mutex<BTreeSet<u64>>,
@@ -44,6 +53,7 @@ impl Tracker {
         let words = pages.div_ceil(64) as usize;
         Self {
             dirty: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            dirty_pages: AtomicU64::new(0),
             code_lines: (0..pages).map(|_| AtomicU64::new(0)).collect(),
             code_written: AtomicBool::new(false),
             code_written_pages: Mutex::default(),
@@ -66,9 +76,21 @@ impl Tracker {
             let bit = 1 << (page % 64);
             // A locked instruction costs more than a load, and a busy page is marked over and over.
             if word.load(Ordering::Relaxed) & bit == 0 {
-                word.fetch_or(bit, Ordering::Relaxed);
+                self.set(word, bit);
             }
         }
+    }
+
+    /// Sets bits in a word of `dirty` and counts those that were clear.
+    #[inline]
+    fn set(&self, word: &AtomicU64, bits: u64) {
+        let fresh = bits & !word.fetch_or(bits, Ordering::AcqRel);
+        self.dirty_pages.fetch_add(fresh.count_ones().into(), Ordering::Relaxed);
+    }
+
+    /// How many pages are dirty.
+    pub(crate) fn dirty_pages(&self) -> u64 {
+        self.dirty_pages.load(Ordering::Relaxed)
     }
 
     /// Marks the pages of a write by anything but a soft vCPU, and notes those whose decoded code it overwrote.
@@ -97,22 +119,33 @@ impl Tracker {
         for (index, &bits) in words.iter().enumerate() {
             let mut bits = bits;
             while bits != 0 {
-                self.mark_page(first_page + index as u64 * 64 + u64::from(bits.trailing_zeros()));
+                self.mark_page(first_page.saturating_add(index as u64 * 64 + u64::from(bits.trailing_zeros())));
                 bits &= bits - 1;
             }
         }
     }
 
-    /// Takes all dirty bits, leaving none.
-    pub(crate) fn take(&self) -> Vec<u64> {
-        self.dirty.iter().map(|word| word.swap(0, Ordering::AcqRel)).collect()
+    /// Takes all dirty bits, leaving none: the words that are not 0, by ascending index.
+    pub(crate) fn take(&self) -> Vec<DirtyWord> {
+        let mut taken = Vec::new();
+        let mut pages = 0;
+        for (index, word) in self.dirty.iter().enumerate() {
+            // Most words are 0, and an exchange costs twenty times a load.
+            if word.load(Ordering::Relaxed) != 0 {
+                let bits = word.swap(0, Ordering::AcqRel);
+                pages += u64::from(bits.count_ones());
+                taken.push(DirtyWord { index, bits });
+            }
+        }
+        self.dirty_pages.fetch_sub(pages, Ordering::Relaxed);
+        taken
     }
 
     /// Gives bits back that [`Tracker::take`] took.
-    pub(crate) fn give_back(&self, words: &[u64]) {
-        for (word, &bits) in self.dirty.iter().zip(words) {
-            if bits != 0 {
-                word.fetch_or(bits, Ordering::AcqRel);
+    pub(crate) fn give_back(&self, words: &[DirtyWord]) {
+        for &DirtyWord { index, bits } in words {
+            if let Some(word) = self.dirty.get(index) {
+                self.set(word, bits);
             }
         }
     }
@@ -243,6 +276,21 @@ mod tests {
         tracker.mark_write(2 * 4096, u64::MAX);
         tracker.mark_page(1 << 40);
         tracker.mark_page(3);
-        assert_eq!(tracker.take(), [0b100]);
+        assert_eq!(tracker.take(), [DirtyWord { index: 0, bits: 0b100 }]);
+    }
+
+    #[test]
+    fn dirty_pages_are_counted_once() {
+        let tracker = Tracker::new(1000);
+        tracker.mark_write(4095, 4098);
+        tracker.mark_page(1);
+        tracker.merge_words(64, &[0b11, 1 << 63]);
+        assert_eq!(tracker.dirty_pages(), 6);
+        let taken = tracker.take();
+        assert_eq!(tracker.dirty_pages(), 0);
+        tracker.mark_page(64);
+        tracker.give_back(&taken);
+        assert_eq!(tracker.dirty_pages(), 6);
+        assert_eq!(tracker.take(), taken);
     }
 }
