@@ -22,7 +22,7 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "memory",
         floor: 1,
-        layers: &[&["layout", "mapping"], &["tracker"], &["harvest"], &["ram"], &["vector"]],
+        layers: &[&["layout", "mapping"], &["tracker"], &["harvest"], &["ram"], &["encoding", "vector"]],
     },
     Crate {
         name: "cpu",
@@ -44,7 +44,7 @@ const HOUSE: &[Crate] = &[
         layers: &[
             &["forward", "mac", "offload", "seqpacket"],
             &["backend", "checksum", "packet", "spec"],
-            &["coalesce", "wire"],
+            &["coalesce", "retained", "wire"],
             &["link", "pair", "queue"],
             &["uplink"],
             &["end"],
@@ -65,13 +65,13 @@ const HOUSE: &[Crate] = &[
             &["probe", "spec"],
         ],
     },
-    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"], &["mirror"]] },
+    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"]] },
     Crate { name: "cluster", floor: 5, layers: &[] },
     Crate { name: "sim", floor: 6, layers: &[] },
     Crate {
         name: "twinvm",
         floor: 6,
-        layers: &[&["interrupt", "paths"], &["foreground"], &["replica"], &["api", "host"], &["cli"]],
+        layers: &[&["interrupt", "load", "paths"], &["foreground"], &["replica"], &["api", "host"], &["cli"]],
     },
 ];
 
