@@ -3,6 +3,7 @@
 mod cli;
 mod foreground;
 mod interrupt;
+mod load;
 mod paths;
 mod replica;
 
