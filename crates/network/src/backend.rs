@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::offload::{FrameOffload, OffloadError, ReceiveOffloads};
@@ -40,9 +41,32 @@ pub trait FrameBackend: Send {
     /// Whether frames can pass at all.
     fn link_state(&self) -> LinkState;
 
-    /// Readable when [`Self::recv`] has something to say; writable when a [`Self::send`] that found it full can be
-    /// repeated. Level-triggered.
+    /// How far frames have been taken through [`Self::recv`].
+    fn position(&self) -> InputPosition;
+
+    /// Readable when [`Self::recv`] has something to say; writable, or for some backends readable, when a
+    /// [`Self::send`] that found it full can be repeated. Level-triggered. It stays the same for the backend's life.
     fn poll_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// A place in the stream of frames towards a guest. It outlives the VM process: another one can go on there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct InputPosition {
+    /// Identity of the network end, drawn anew when its process starts; 0 for backends that have none.
+    pub end: u64,
+    /// Number of the last frame taken from it; the first has the number 1. Numbers may be skipped, never repeated.
+    pub frames: u64,
+}
+
+/// How a VM process wants to be connected to its network end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attach {
+    /// Which of the VM's replicas asks. An end that has seen a higher generation refuses; 0 is for VMs without
+    /// replicas.
+    pub generation: u64,
+    /// Go on after this position: frames that the end has handed out since, and still has, are handed out again.
+    /// Without it, or with the position of another end, the link begins with the next new frame.
+    pub resume: Option<InputPosition>,
 }
 
 /// What became of a frame offered for sending.

@@ -12,6 +12,9 @@
 //!
 //! Frames carry a [`FrameOffload`]: an interpreted guest leaves checksums and TCP segmentation to the end, which does
 //! them in native code or leaves them to the kernel.
+//!
+//! A frame towards the guest that sat in the socket of a VM process when that died is not lost: the end keeps the frames
+//! that it handed out last, and a [`Link`] that is [attached](Attach) at an [`InputPosition`] gets those after it again.
 
 mod backend;
 mod checksum;
@@ -24,12 +27,13 @@ mod offload;
 mod packet;
 mod pair;
 mod queue;
+mod retained;
 mod seqpacket;
 mod spec;
 mod uplink;
 mod wire;
 
-pub use backend::{BackendError, FRAME_LEN_MAX, FrameBackend, LinkState, Received, SendOutcome};
+pub use backend::{Attach, BackendError, FRAME_LEN_MAX, FrameBackend, InputPosition, LinkState, Received, SendOutcome};
 pub use forward::{ForwardError, PortForward, Protocol};
 pub use link::{Link, LinkError};
 pub use mac::{MacAddr, MacError};

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::backend::{BackendError, FrameBackend, LinkState, Received, SendOutcome};
+use crate::backend::{Attach, BackendError, FrameBackend, InputPosition, LinkState, Received, SendOutcome};
 use crate::offload::{FrameOffload, ReceiveOffloads};
 use crate::seqpacket::{Incoming, SeqSocket};
-use crate::wire::{ACCEPT, ATTACH, ATTACHED, FrameSocket, Message, REFUSED, VERSION};
+use crate::wire::{self, ACCEPT, Attached, FrameSocket, REFUSED};
 
 /// How long the end may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,8 +19,9 @@ const ANSWER_LEN_MAX: usize = 512;
 
 /// A VM's connection to its network end.
 ///
-/// The newest connection is the one that counts: connecting takes the place of the VM process that was connected before,
-/// whose link goes down. What the end holds for the guest, such as clients' TCP connections, lives on.
+/// Of the connections of the highest generation the newest is the one that counts: connecting takes the place of the VM
+/// process that was connected before, whose link goes down. What the end holds for the guest, such as clients' TCP
+/// connections, lives on.
 #[derive(Debug)]
 pub struct Link {
     socket: FrameSocket,
@@ -58,27 +59,27 @@ impl Link {
     /// Connects to the end that listens at `path`. Takes at most a few seconds.
     ///
     /// # Errors
-    /// [`LinkError`].
-    pub fn connect(path: &Path) -> Result<Self, LinkError> {
+    /// [`LinkError`]; [`LinkError::Refused`] if the end has seen a higher generation.
+    pub fn connect(path: &Path, attach: &Attach) -> Result<Self, LinkError> {
         let unreachable = |source| LinkError::Unreachable { path: path.to_owned(), source };
         let socket = SeqSocket::connect(path, ANSWER_TIMEOUT).map_err(unreachable)?;
-        let [v0, v1] = VERSION.to_le_bytes();
-        socket.send_waiting(&[ATTACH, v0, v1]).map_err(unreachable)?;
+        socket.send_waiting(&wire::attach_message(attach)).map_err(unreachable)?;
         let mut answer = [0; ANSWER_LEN_MAX];
         let answer = match socket.recv_waiting(&mut answer).map_err(unreachable)? {
             Incoming::Message { len, .. } => answer.get(..len).unwrap_or_default(),
             Incoming::Empty => return Err(unreachable(io::ErrorKind::TimedOut.into())),
             Incoming::Closed => return Err(unreachable(io::ErrorKind::ConnectionReset.into())),
         };
-        match *answer {
-            [ATTACHED, a, b, m0, m1] if [a, b] == [v0, v1] => {
-                Ok(Self { socket: FrameSocket::new(socket), mtu: u16::from_le_bytes([m0, m1]) })
-            }
-            [REFUSED, ref reason @ ..] => {
-                Err(LinkError::Refused { path: path.to_owned(), reason: String::from_utf8_lossy(reason).into_owned() })
-            }
-            _ => Err(LinkError::NotAnEnd { path: path.to_owned() }),
+        if let Some(Attached { mtu, end, next_frame }) = Attached::parse(answer) {
+            let position = InputPosition { end, frames: next_frame.saturating_sub(1) };
+            return Ok(Self { socket: FrameSocket::new(socket, position), mtu });
         }
+        Err(match answer {
+            [REFUSED, reason @ ..] => {
+                LinkError::Refused { path: path.to_owned(), reason: String::from_utf8_lossy(reason).into_owned() }
+            }
+            _ => LinkError::NotAnEnd { path: path.to_owned() },
+        })
     }
 
     /// The network's MTU in bytes: the longest IP packet that is not marked for segmentation.
@@ -93,11 +94,7 @@ impl FrameBackend for Link {
     }
 
     fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<Received>, BackendError> {
-        match self.socket.recv(buffer)? {
-            Some(Message::Frame(received)) => Ok(Some(received)),
-            Some(Message::Other { .. }) => Err(BackendError::Malformed),
-            None => Ok(None),
-        }
+        self.socket.recv(buffer)
     }
 
     fn accept(&mut self, offloads: ReceiveOffloads) -> Result<(), BackendError> {
@@ -106,6 +103,10 @@ impl FrameBackend for Link {
 
     fn link_state(&self) -> LinkState {
         if self.socket.is_closed() { LinkState::Down } else { LinkState::Up }
+    }
+
+    fn position(&self) -> InputPosition {
+        self.socket.position()
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {

@@ -3,10 +3,10 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::backend::{BackendError, FrameBackend, LinkState, Received, SendOutcome};
+use crate::backend::{BackendError, FrameBackend, InputPosition, LinkState, Received, SendOutcome};
 use crate::offload::{FrameOffload, ReceiveOffloads};
 use crate::seqpacket::SeqSocket;
-use crate::wire::{FrameSocket, Message};
+use crate::wire::FrameSocket;
 
 /// One end of a cable. Frames arrive as they were sent, offloads included, whatever the receiver accepts.
 #[derive(Debug)]
@@ -18,7 +18,8 @@ pub struct CableEnd(FrameSocket);
 /// When the process may open no more descriptors.
 pub fn pair() -> io::Result<(CableEnd, CableEnd)> {
     let (a, b) = SeqSocket::pair()?;
-    Ok((CableEnd(FrameSocket::new(a)), CableEnd(FrameSocket::new(b))))
+    let end = |socket| CableEnd(FrameSocket::new(socket, InputPosition::default()));
+    Ok((end(a), end(b)))
 }
 
 impl FrameBackend for CableEnd {
@@ -27,11 +28,7 @@ impl FrameBackend for CableEnd {
     }
 
     fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<Received>, BackendError> {
-        match self.0.recv(buffer)? {
-            Some(Message::Frame(received)) => Ok(Some(received)),
-            Some(Message::Other { .. }) => Err(BackendError::Malformed),
-            None => Ok(None),
-        }
+        self.0.recv(buffer)
     }
 
     fn accept(&mut self, _offloads: ReceiveOffloads) -> Result<(), BackendError> {
@@ -40,6 +37,10 @@ impl FrameBackend for CableEnd {
 
     fn link_state(&self) -> LinkState {
         if self.0.is_closed() { LinkState::Down } else { LinkState::Up }
+    }
+
+    fn position(&self) -> InputPosition {
+        self.0.position()
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {
@@ -68,6 +69,7 @@ mod tests {
             assert_eq!(b.recv(&mut buffer).unwrap(), Some(Received { len, offload }));
             assert_eq!(buffer[..len], frame);
         }
+        assert_eq!((a.position().frames, b.position()), (0, InputPosition { end: 0, frames: 3 }));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! Frames that wait for the VM process.
+//! Frames on their way to the VM process.
 
 use std::collections::VecDeque;
 
 use crate::checksum::complete;
 use crate::coalesce;
 use crate::offload::{Checksum, FrameOffload, ReceiveOffloads};
+use crate::retained::Retained;
 
 /// Frames held at most.
 const FRAMES_MAX: usize = 4096;
@@ -12,13 +13,14 @@ const FRAMES_MAX: usize = 4096;
 const BYTES_MAX: usize = 4 << 20;
 
 /// A bounded queue of frames towards the guest, which outlives the VM process. When it is full new frames are dropped:
-/// for TCP, the earlier ones are worth more.
+/// for TCP, the earlier ones are worth more. Frames that were handed out are kept for the next VM process.
 #[derive(Debug, Default)]
 pub(crate) struct FrameQueue {
     frames: VecDeque<(Vec<u8>, FrameOffload)>,
     bytes: usize,
     accepted: ReceiveOffloads,
     dropped: u64,
+    retained: Retained,
 }
 
 impl FrameQueue {
@@ -62,20 +64,48 @@ impl FrameQueue {
         self.push(frame, FrameOffload { checksum: Checksum::Verified, ..FrameOffload::default() });
     }
 
-    /// Offers the frames in turn to `send` until it returns false, which leaves that frame in the queue. What the
-    /// receiver does not take is done here, or the frame is dropped.
+    /// What was handed out, and what of it is to be handed out again.
+    pub fn retained(&self) -> &Retained {
+        &self.retained
+    }
+
+    /// A new receiver has taken all frames up to number `taken`; without a number, it wants new ones only.
+    pub fn resume_after(&mut self, taken: Option<u64>) {
+        match taken {
+            Some(taken) => self.retained.resume_after(taken),
+            None => self.retained.start_anew(),
+        }
+    }
+
+    /// Offers the frames with their numbers in turn to `send` until it returns false, which leaves that frame in the
+    /// queue. What the receiver does not take is done here, or the frame is dropped.
     ///
     /// # Errors
     /// Those of `send`; the frame is kept.
-    pub fn deliver<E>(&mut self, mut send: impl FnMut(&[u8], FrameOffload) -> Result<bool, E>) -> Result<(), E> {
-        while let Some((frame, offload)) = self.frames.front_mut() {
-            if !adapt(frame, offload, self.accepted) {
+    pub fn deliver<E>(&mut self, mut send: impl FnMut(u64, &[u8], FrameOffload) -> Result<bool, E>) -> Result<(), E> {
+        while let Some((number, frame, offload)) = self.retained.front_again() {
+            let fit = adapt(frame, offload, self.accepted);
+            if !fit {
                 self.dropped += 1;
-            } else if !send(frame, *offload)? {
-                break;
+            } else if !send(number, frame, *offload)? {
+                return Ok(());
             }
+            self.retained.pass_again(fit);
+        }
+        while let Some((mut frame, mut offload)) = self.frames.pop_front() {
             self.bytes -= frame.len();
-            self.frames.pop_front();
+            if !adapt(&mut frame, &mut offload, self.accepted) {
+                self.dropped += 1;
+                continue;
+            }
+            let sent = send(self.retained.next_number(), &frame, offload);
+            if matches!(sent, Ok(true)) {
+                self.retained.keep(frame, offload);
+                continue;
+            }
+            self.bytes += frame.len();
+            self.frames.push_front((frame, offload));
+            return sent.map(|_| ());
         }
         Ok(())
     }
@@ -102,7 +132,7 @@ mod tests {
 
     fn drain(queue: &mut FrameQueue) -> Vec<(Vec<u8>, FrameOffload)> {
         let mut out = Vec::new();
-        let send = |frame: &[u8], offload| {
+        let send = |_, frame: &[u8], offload| {
             out.push((frame.to_vec(), offload));
             Ok::<_, ()>(true)
         };
@@ -129,10 +159,36 @@ mod tests {
         let mut queue = FrameQueue::default();
         queue.push_verified(vec![1; 60]);
         queue.push_verified(vec![2; 60]);
-        queue.deliver(|_, _| Ok::<_, ()>(false)).unwrap();
-        assert_eq!(queue.deliver(|_, _| Err("gone")), Err("gone"));
+        queue.deliver(|_, _, _| Ok::<_, ()>(false)).unwrap();
+        assert_eq!(queue.deliver(|_, _, _| Err("gone")), Err("gone"));
         let order: Vec<u8> = drain(&mut queue).iter().map(|(frame, _)| frame[0]).collect();
         assert_eq!(order, [1, 2]);
+    }
+
+    #[test]
+    fn a_frame_handed_out_again_is_made_fit_for_its_new_receiver() {
+        let partial = Checksum::Partial { start: 14, offset: 0 };
+        let long = FrameOffload { checksum: partial, gso: Gso::TcpV4(Segmentation { mss: 10, header_len: 54 }) };
+        let mut queue = FrameQueue::default();
+        queue.accept(ALL);
+        queue.push(vec![0; 60], FrameOffload { checksum: partial, gso: Gso::None });
+        queue.push(vec![0; 60], long);
+        queue.push_verified(vec![7; 60]);
+        assert_eq!(drain(&mut queue).len(), 3);
+        queue.push_verified(vec![8; 60]);
+
+        // What waits is never joined to what was handed out, and follows it.
+        queue.accept(ReceiveOffloads::default());
+        queue.resume_after(Some(0));
+        let mut numbers = Vec::new();
+        let send = |number, frame: &[u8], offload| {
+            assert_eq!(offload, FrameOffload::default());
+            numbers.push((number, frame[0], frame.len()));
+            Ok::<_, ()>(true)
+        };
+        queue.deliver(send).unwrap();
+        assert_eq!(numbers, [(1, 0, 60), (3, 7, 60), (4, 8, 60)]);
+        assert_eq!((queue.dropped(), queue.retained().resent()), (1, 2));
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl SeqSocket {
     }
 
     /// Sends one message made of `parts`, if there is room now; false if there is none.
-    pub fn try_send(&self, parts: [&[u8]; 3]) -> io::Result<bool> {
+    pub fn try_send(&self, parts: [&[u8]; 2]) -> io::Result<bool> {
         match self.send(parts, libc::MSG_DONTWAIT) {
             Ok(()) => Ok(true),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => Ok(false),
@@ -93,10 +93,10 @@ impl SeqSocket {
 
     /// Sends one message, waiting for room until the socket's timeout.
     pub fn send_waiting(&self, message: &[u8]) -> io::Result<()> {
-        self.send([message, &[], &[]], 0)
+        self.send([message, &[]], 0)
     }
 
-    fn send(&self, parts: [&[u8]; 3], flags: libc::c_int) -> io::Result<()> {
+    fn send(&self, parts: [&[u8]; 2], flags: libc::c_int) -> io::Result<()> {
         let mut vectors =
             parts.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
         let header = message_header(&mut vectors);

@@ -2,24 +2,33 @@
 //!
 //! | kind | direction | then |
 //! | --- | --- | --- |
-//! | attach | VM → end, first | protocol version, u16 |
-//! | attached | end → VM | protocol version, u16; MTU in bytes, u16 |
-//! | frame | both | offload header ([`HEADER_LEN`] bytes), frame |
+//! | attach | VM → end, first | protocol version, u16; generation, u64; whether to resume, u8; position: end, u64, and frames, u64 |
+//! | attached | end → VM | protocol version, u16; MTU in bytes, u16; the end's identity, u64; number of the next frame, u64 |
+//! | frame | both | number, u64; offload header ([`HEADER_LEN`] bytes); frame |
 //! | accept | VM → end | receive offloads, u8 |
 //! | stop, status | control → end, first | nothing |
 //! | status reply | end → control | JSON |
 //! | refused | end → any | reason, UTF-8 |
 //!
 //! Integers are little-endian.
+//!
+//! **Numbers.** An end numbers the frames that it hands out, from 1, over all VM processes: a frame's number is
+//! [`InputPosition::frames`] once it is taken. It keeps the last ones, and a VM process that resumes at a position gets
+//! those after it again, under the same numbers. A number that is missing belongs to a frame that the end no longer
+//! has, or that the new VM process does not take. The number of a frame from a VM process counts what that process has
+//! sent; nobody asks for it.
+//!
+//! **Generations.** An attach message with a lower generation than the highest before it is refused. Any other takes
+//! the place of the VM process before: what that one sent before is still taken, nothing that it sends afterwards.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::backend::{BackendError, FRAME_LEN_MAX, Received, SendOutcome};
+use crate::backend::{Attach, BackendError, FRAME_LEN_MAX, InputPosition, Received, SendOutcome};
 use crate::offload::{FrameOffload, HEADER_LEN};
 use crate::seqpacket::{Incoming, SeqSocket};
 
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 pub(crate) const ATTACH: u8 = 1;
 pub(crate) const ATTACHED: u8 = 2;
@@ -30,13 +39,77 @@ pub(crate) const STATUS: u8 = 6;
 pub(crate) const STATUS_REPLY: u8 = 7;
 pub(crate) const REFUSED: u8 = 8;
 
-/// Kind and the longest fixed part that follows it.
-const HEAD_LEN: usize = 1 + HEADER_LEN;
+/// Bytes of an attach message.
+pub(crate) const ATTACH_LEN: usize = 28;
+/// Bytes of its answer.
+const ATTACHED_LEN: usize = 21;
+/// Kind, number and offload header.
+const HEAD_LEN: usize = 9 + HEADER_LEN;
+
+/// The attach message of this version.
+pub(crate) fn attach_message(attach: &Attach) -> [u8; ATTACH_LEN] {
+    let mut message = [0; ATTACH_LEN];
+    let position = attach.resume.unwrap_or_default();
+    message[0] = ATTACH;
+    message[1..3].copy_from_slice(&VERSION.to_le_bytes());
+    message[3..11].copy_from_slice(&attach.generation.to_le_bytes());
+    message[11] = attach.resume.is_some().into();
+    message[12..20].copy_from_slice(&position.end.to_le_bytes());
+    message[20..].copy_from_slice(&position.frames.to_le_bytes());
+    message
+}
+
+/// What an attach message says; `None` if it is of another version or length.
+pub(crate) fn parse_attach(message: &[u8]) -> Option<Attach> {
+    let message: &[u8; ATTACH_LEN] = message.try_into().ok()?;
+    if message[0] != ATTACH || message[1..3] != VERSION.to_le_bytes() {
+        return None;
+    }
+    let position = InputPosition { end: u64_at(message, 12)?, frames: u64_at(message, 20)? };
+    Some(Attach { generation: u64_at(message, 3)?, resume: (message[11] != 0).then_some(position) })
+}
+
+/// An end's answer to an attach message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub mtu: u16,
+    pub end: u64,
+    /// Number of the first frame that the end will send.
+    pub next_frame: u64,
+}
+
+impl Attached {
+    pub fn to_message(self) -> [u8; ATTACHED_LEN] {
+        let mut message = [0; ATTACHED_LEN];
+        message[0] = ATTACHED;
+        message[1..3].copy_from_slice(&VERSION.to_le_bytes());
+        message[3..5].copy_from_slice(&self.mtu.to_le_bytes());
+        message[5..13].copy_from_slice(&self.end.to_le_bytes());
+        message[13..].copy_from_slice(&self.next_frame.to_le_bytes());
+        message
+    }
+
+    pub fn parse(message: &[u8]) -> Option<Self> {
+        let message: &[u8; ATTACHED_LEN] = message.try_into().ok()?;
+        if message[0] != ATTACHED || message[1..3] != VERSION.to_le_bytes() {
+            return None;
+        }
+        let mtu = u16::from_le_bytes([message[3], message[4]]);
+        Some(Self { mtu, end: u64_at(message, 5)?, next_frame: u64_at(message, 13)? })
+    }
+}
+
+fn u64_at(message: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*message.get(at..)?.first_chunk()?))
+}
 
 /// What came over an attached connection.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Frame(Received),
+    Frame {
+        number: u64,
+        received: Received,
+    },
     /// Any other message: its kind and the byte that follows.
     Other {
         kind: u8,
@@ -45,11 +118,19 @@ pub(crate) enum Message {
 }
 
 /// Sends one frame.
-pub(crate) fn send_frame(socket: &SeqSocket, frame: &[u8], offload: FrameOffload) -> Result<SendOutcome, BackendError> {
+pub(crate) fn send_frame(
+    socket: &SeqSocket,
+    number: u64,
+    frame: &[u8],
+    offload: FrameOffload,
+) -> Result<SendOutcome, BackendError> {
     if frame.len() > FRAME_LEN_MAX {
         return Err(BackendError::FrameTooLong { len: frame.len() });
     }
-    match socket.try_send([&[FRAME], &offload.to_header(), frame]) {
+    let mut head = [FRAME; HEAD_LEN];
+    head[1..9].copy_from_slice(&number.to_le_bytes());
+    head[9..].copy_from_slice(&offload.to_header());
+    match socket.try_send([&head, frame]) {
         Ok(true) => Ok(SendOutcome::Sent),
         Ok(false) => Ok(SendOutcome::Full),
         Err(error) => Err(disconnected(error)),
@@ -64,18 +145,19 @@ pub(crate) fn recv(socket: &SeqSocket, buffer: &mut [u8]) -> Result<Option<Messa
         Incoming::Empty => return Ok(None),
         Incoming::Closed => return Err(BackendError::Disconnected),
     };
-    let [kind, header @ ..] = head;
+    let [kind, n0, n1, n2, n3, n4, n5, n6, n7, header @ ..] = head;
     if kind != FRAME {
         // A byte that was not sent reads as zero, which every kind knows how to take.
-        return Ok(Some(Message::Other { kind, value: header[0] }));
+        return Ok(Some(Message::Other { kind, value: n0 }));
     }
     if truncated {
         return Err(BackendError::BufferTooShort { buffer_len: buffer.len() });
     }
     let frame_len = len.checked_sub(HEAD_LEN).ok_or(BackendError::Malformed)?;
+    let number = u64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7]);
     let offload = FrameOffload::from_header(&header)?;
     offload.check(frame_len)?;
-    Ok(Some(Message::Frame(Received { len: frame_len, offload })))
+    Ok(Some(Message::Frame { number, received: Received { len: frame_len, offload } }))
 }
 
 /// Errors that mean no more than that the peer is gone.
@@ -86,20 +168,27 @@ pub(crate) fn disconnected(error: io::Error) -> BackendError {
     }
 }
 
-/// A connected socket with the memory of having been closed.
+/// A connected socket, with the memory of what has passed and of having been closed.
 #[derive(Debug)]
 pub(crate) struct FrameSocket {
     socket: SeqSocket,
+    sent: u64,
+    /// The end that the peer is, and the number of the last frame taken from it.
+    position: InputPosition,
     closed: bool,
 }
 
 impl FrameSocket {
-    pub fn new(socket: SeqSocket) -> Self {
-        Self { socket, closed: false }
+    pub fn new(socket: SeqSocket, position: InputPosition) -> Self {
+        Self { socket, sent: 0, position, closed: false }
     }
 
     pub fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    pub fn position(&self) -> InputPosition {
+        self.position
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -107,13 +196,21 @@ impl FrameSocket {
     }
 
     pub fn send(&mut self, frame: &[u8], offload: FrameOffload) -> Result<SendOutcome, BackendError> {
-        let result = send_frame(&self.socket, frame, offload);
+        let result = send_frame(&self.socket, self.sent + 1, frame, offload);
+        self.sent += u64::from(matches!(result, Ok(SendOutcome::Sent)));
         self.noting_close(result)
     }
 
-    pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<Message>, BackendError> {
+    pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<Received>, BackendError> {
         let result = recv(&self.socket, buffer);
-        self.noting_close(result)
+        match self.noting_close(result)? {
+            Some(Message::Frame { number, received }) => {
+                self.position.frames = number;
+                Ok(Some(received))
+            }
+            Some(Message::Other { .. }) => Err(BackendError::Malformed),
+            None => Ok(None),
+        }
     }
 
     /// Sends a short message, waiting for room.
@@ -125,5 +222,27 @@ impl FrameSocket {
     fn noting_close<T>(&mut self, result: Result<T, BackendError>) -> Result<T, BackendError> {
         self.closed |= matches!(result, Err(BackendError::Disconnected));
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attach_messages_are_understood_in_their_own_version_and_length_only() {
+        let resume = Some(InputPosition { end: 0x0102_0304_0506_0708, frames: u64::MAX - 1 });
+        for attach in [Attach::default(), Attach { generation: 7, resume }] {
+            let message = attach_message(&attach);
+            assert_eq!(parse_attach(&message), Some(attach));
+            assert_eq!(parse_attach(&message[..ATTACH_LEN - 1]), None);
+            assert_eq!(parse_attach(&[&message[..], &[0]].concat()), None);
+            let mut other_version = message;
+            other_version[1] += 1;
+            assert_eq!(parse_attach(&other_version), None);
+        }
+        let attached = Attached { mtu: 1500, end: 9, next_frame: 10 };
+        assert_eq!(Attached::parse(&attached.to_message()), Some(attached));
+        assert_eq!(Attached::parse(&attached.to_message()[1..]), None);
     }
 }

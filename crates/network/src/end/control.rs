@@ -19,8 +19,14 @@ const ANSWER_LEN_MAX: usize = 4096;
 pub struct EndStatus {
     /// Its process.
     pub pid: u32,
+    /// Its identity, as in [`crate::InputPosition::end`].
+    pub end: u64,
+    /// Highest generation that a VM process has attached with; lower ones are refused.
+    pub generation: u64,
     /// Whether a VM process is connected.
     pub attached: bool,
+    /// VM processes that were refused because a higher generation had attached before.
+    pub superseded: u64,
     /// VM processes that have connected; all but the first took over from another or came back.
     pub attachments: u64,
     /// Frames taken from the guest, malformed ones included. A long frame counts as one.
@@ -31,6 +37,14 @@ pub struct EndStatus {
     pub to_guest_frames: u64,
     /// Their bytes.
     pub to_guest_bytes: u64,
+    /// Frames handed to the guest that are kept for a VM process that takes over.
+    pub retained_frames: u64,
+    /// Their bytes.
+    pub retained_bytes: u64,
+    /// Frames handed out again to VM processes that took over.
+    pub resent_frames: u64,
+    /// Frames that such a VM process had not taken and that were no longer kept.
+    pub missed_frames: u64,
     /// Frames towards the guest that found its queue full or that it does not take.
     pub to_guest_dropped: u64,
     /// Messages of the VM process that made no sense, and frames whose offload header did not fit them.

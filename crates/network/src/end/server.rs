@@ -1,6 +1,7 @@
 //! The network end's poll loop: one thread, one client, one uplink.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process;
@@ -8,16 +9,18 @@ use std::time::{Duration, Instant};
 
 use super::control::EndStatus;
 use super::{EndConfig, EndError, Lifetime, system};
-use crate::backend::{BackendError, FRAME_LEN_MAX, SendOutcome};
+use crate::backend::{Attach, BackendError, FRAME_LEN_MAX, SendOutcome};
 use crate::offload::{Checksum, ReceiveOffloads};
 use crate::queue::FrameQueue;
 use crate::seqpacket::{Incoming, SeqListener, SeqSocket};
 use crate::spec::NetworkSpec;
 use crate::uplink::{BridgePort, Uplink, UserNetwork};
-use crate::wire::{self, Message};
+use crate::wire::{self, Attached, Message};
 
 /// Frames taken from the client before the uplink is looked after again.
 const CLIENT_BATCH: usize = 64;
+/// Frames taken from a client whose place another one takes: more than its socket holds.
+const LAST_BATCH: usize = 4096;
 /// Connections that have not said yet what they want.
 const WAITING_MAX: usize = 16;
 /// How long they may take.
@@ -72,6 +75,10 @@ impl End {
             NetworkSpec::User(user) => Box::new(UserNetwork::new(user)?),
             NetworkSpec::Bridge(bridge) => Box::new(BridgePort::new(bridge, config.guest_mac)?),
         };
+        // Zero is no end's.
+        let identity = system::random_u64()
+            .map_err(|source| EndError::System { action: "drawing a random number", source })?
+            .max(1);
         Ok(Self {
             listener,
             uplink,
@@ -79,7 +86,7 @@ impl End {
             waiting: Vec::new(),
             stop_requests: Vec::new(),
             to_guest: FrameQueue::default(),
-            status: EndStatus { pid: process::id(), ..EndStatus::default() },
+            status: EndStatus { pid: process::id(), end: identity, ..EndStatus::default() },
             lifetime: config.lifetime,
             alone_since: Instant::now(),
             reserve: open_reserve(),
@@ -116,7 +123,7 @@ impl End {
                 break;
             }
             if woken(3) {
-                self.serve_client();
+                self.serve_client(CLIENT_BATCH);
             }
             self.uplink.process(uplink, &mut self.to_guest).map_err(EndError::UplinkLost)?;
             let asking: Vec<bool> = (4..uplink_at).map(woken).collect();
@@ -162,13 +169,14 @@ impl End {
         }
     }
 
-    fn serve_client(&mut self) {
-        for _ in 0..CLIENT_BATCH {
+    /// Takes what the client has sent, at most `messages_max` messages.
+    fn serve_client(&mut self, messages_max: usize) {
+        for _ in 0..messages_max {
             let Some(client) = &mut self.client else { return };
             client.full = false;
             match wire::recv(&client.socket, &mut self.buffer) {
                 Ok(None) => return,
-                Ok(Some(Message::Frame(mut received))) => {
+                Ok(Some(Message::Frame { mut received, .. })) => {
                     // No guest can vouch for its frames to others.
                     if received.offload.checksum == Checksum::Verified {
                         received.offload.checksum = Checksum::Complete;
@@ -206,8 +214,8 @@ impl End {
     fn deliver(&mut self) {
         let Some(client) = self.client.as_mut().filter(|client| client.ready && !client.full) else { return };
         let (status, full) = (&mut self.status, &mut client.full);
-        let result = self.to_guest.deliver(|frame, offload| {
-            match wire::send_frame(&client.socket, frame, offload)? {
+        let result = self.to_guest.deliver(|number, frame, offload| {
+            match wire::send_frame(&client.socket, number, frame, offload)? {
                 SendOutcome::Sent => {
                     status.to_guest_frames += 1;
                     status.to_guest_bytes += frame.len() as u64;
@@ -268,25 +276,17 @@ impl End {
 
     /// Does what a connection's first message asks for. Answers to a fresh connection always find room.
     fn hear(&mut self, socket: SeqSocket) {
-        let mut message = [0; 3];
+        let mut message = [0; wire::ATTACH_LEN];
         let Ok(Incoming::Message { len, truncated: false }) = socket.try_recv(&mut message, &mut []) else { return };
-        let version = wire::VERSION.to_le_bytes();
-        let _ = match message.get(..len).unwrap_or_default() {
-            [wire::ATTACH, asked @ ..] if *asked == version => {
-                let mtu = self.uplink.mtu().to_le_bytes();
-                let answered = socket.try_send([&[wire::ATTACHED], &version, &mtu]);
-                // The newest VM process is the one that counts; the one before is disconnected here.
-                self.client = Some(Client { socket, ready: false, full: false });
-                self.status.attachments += 1;
-                answered
-            }
-            [wire::ATTACH, ..] => socket.try_send([&[wire::REFUSED], b"it speaks another version", &[]]),
+        let message = message.get(..len).unwrap_or_default();
+        if let Some(attach) = wire::parse_attach(message) {
+            return self.attach(socket, &attach);
+        }
+        let _ = match message {
+            [wire::ATTACH, ..] => refuse(&socket, "it speaks another version"),
             [wire::STATUS] => {
-                let attached = self.client.is_some();
-                let to_guest_dropped = self.to_guest.dropped();
-                let status = EndStatus { attached, to_guest_dropped, ..self.status.clone() };
-                let json = serde_json::to_vec(&status).unwrap_or_default();
-                socket.try_send([&[wire::STATUS_REPLY], &json, &[]])
+                let json = serde_json::to_vec(&self.status()).unwrap_or_default();
+                socket.try_send([&[wire::STATUS_REPLY], &json])
             }
             [wire::STOP] => {
                 self.stop_requests.push(socket);
@@ -294,10 +294,51 @@ impl End {
             }
             _ => {
                 self.status.malformed += 1;
-                socket.try_send([&[wire::REFUSED], b"it does not know this request", &[]])
+                refuse(&socket, "it does not know this request")
             }
         };
     }
+
+    /// Lets a VM process take the place of the one before, unless it belongs to a replica that was superseded.
+    fn attach(&mut self, socket: SeqSocket, attach: &Attach) {
+        let highest = self.status.generation;
+        if attach.generation < highest {
+            self.status.superseded += 1;
+            let reason = format!("generation {} was superseded by generation {highest}", attach.generation);
+            tracing::warn!(reason, "VM process refused");
+            let _ = refuse(&socket, &reason);
+            return;
+        }
+        // What the one before sent before this moment it was entitled to send.
+        self.serve_client(LAST_BATCH);
+        self.status.generation = attach.generation;
+        let resume = attach.resume.filter(|position| position.end == self.status.end);
+        self.to_guest.resume_after(resume.map(|position| position.frames));
+        let next_frame = self.to_guest.retained().next_number();
+        let attached = Attached { mtu: self.uplink.mtu(), end: self.status.end, next_frame };
+        if socket.try_send([&attached.to_message(), &[]]).is_err() {
+            tracing::info!("VM process has left at once");
+        }
+        self.client = Some(Client { socket, ready: false, full: false });
+        self.status.attachments += 1;
+    }
+
+    fn status(&self) -> EndStatus {
+        let retained = self.to_guest.retained();
+        EndStatus {
+            attached: self.client.is_some(),
+            to_guest_dropped: self.to_guest.dropped(),
+            retained_frames: retained.frames() as u64,
+            retained_bytes: retained.bytes() as u64,
+            resent_frames: retained.resent(),
+            missed_frames: retained.missed(),
+            ..self.status.clone()
+        }
+    }
+}
+
+fn refuse(socket: &SeqSocket, reason: &str) -> io::Result<bool> {
+    socket.try_send([&[wire::REFUSED], reason.as_bytes()])
 }
 
 /// Whether the peer runs as the same user or as root.

@@ -46,6 +46,18 @@ pub(super) fn own_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// A number that no other process draws.
+pub(super) fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: `bytes` is valid for writes of the length given. So few bytes come whole, without signals in between.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(got) == Ok(bytes.len()) {
+        Ok(u64::from_le_bytes(bytes))
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Waits until one of `fds` has something to say, at most `timeout_ms` milliseconds.
 pub(super) fn poll(fds: &mut [libc::pollfd], timeout_ms: u32) -> io::Result<()> {
     // More than `i32::MAX` ms, and libslirp's "never", is no limit.

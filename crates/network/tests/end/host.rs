@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use network::end::{EndConfig, EndProcess, Lifetime};
-use network::{Link, NetworkSpec, PortForward, Protocol, UserSpec};
+use network::{Attach, Link, NetworkSpec, PortForward, Protocol, UserSpec};
 use tempfile::TempDir;
 
 use crate::guest;
@@ -33,7 +33,7 @@ impl TestEnd {
     }
 
     pub fn link(&self) -> Box<Link> {
-        Box::new(Link::connect(&self.socket).unwrap())
+        Box::new(Link::connect(&self.socket, &Attach::default()).unwrap())
     }
 }
 

@@ -126,7 +126,9 @@ fn messages_of_any_content_are_survived() -> Outcome {
         let socket = connect(&end.socket);
         if round % 2 == 0 {
             // As a VM process that has gone mad after it attached.
-            send_raw(&socket, &[1, 1, 0]);
+            let mut attach = [0; 28];
+            (attach[0], attach[1]) = (1, 2);
+            send_raw(&socket, &attach);
         }
         for _ in 0..random.below(20) {
             let len = [0, 1, 2, 3, 12, 13, 14, 80, 70_000][random.below(9)];

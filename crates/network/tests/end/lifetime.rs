@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use network::end::{self, EndConfig, EndProcess, Lifetime, SpawnError};
-use network::{Link, NetworkSpec, UserSpec};
+use network::{Attach, Link, NetworkSpec, UserSpec};
 
 use crate::guest;
 use crate::host::{spawn, this_program, wait_until};
@@ -30,13 +30,13 @@ fn stop_leaves_nothing_behind() -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("net.sock");
     let process = spawn(network(), Lifetime::UntilStopped, &socket).unwrap();
-    let link = Link::connect(&socket).unwrap();
+    let link = Link::connect(&socket, &Attach::default()).unwrap();
     assert_eq!(end::status(&socket).unwrap().pid, process.pid());
     let pid = process.pid();
     process.stop().unwrap();
     assert!(!socket.exists() && !is_alive(pid));
     drop(link);
-    let error = Link::connect(&socket).unwrap_err().to_string();
+    let error = Link::connect(&socket, &Attach::default()).unwrap_err().to_string();
     assert!(error.starts_with("cannot reach the network end at "), "{error}");
     Outcome::Passed
 }
@@ -64,7 +64,7 @@ fn end_goes_with_its_killed_parent() -> Outcome {
     let socket = folder.path().join("net.sock");
     let mut parent = Command::new(this_program()).arg("parent").arg(&socket).stdout(Stdio::piped()).spawn().unwrap();
     wait_until(|| end::status(&socket).is_ok());
-    let _link = Link::connect(&socket).unwrap();
+    let _link = Link::connect(&socket, &Attach::default()).unwrap();
     parent.kill().unwrap();
     parent.wait().unwrap();
     wait_until(|| !socket.exists());
@@ -75,7 +75,7 @@ fn end_without_clients_goes_in_time() -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("net.sock");
     let _process = spawn(network(), Lifetime::WithoutClient { limit_s: 1 }, &socket).unwrap();
-    let link = Link::connect(&socket).unwrap();
+    let link = Link::connect(&socket, &Attach::default()).unwrap();
     thread::sleep(Duration::from_millis(1300));
     assert!(end::status(&socket).unwrap().attached);
     drop(link);

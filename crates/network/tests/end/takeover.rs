@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use network::end::{self, EndConfig, EndProcess, Lifetime};
-use network::{BackendError, FrameBackend, Link, LinkState, NetworkSpec, Protocol, UserSpec};
+use network::{Attach, BackendError, FrameBackend, Link, LinkState, NetworkSpec, Protocol, UserSpec};
 
 use crate::guest::{self, Guest};
 use crate::host::{TestEnd, connect, forward, open_spec, pattern, this_program, wait_until};
@@ -99,7 +99,7 @@ fn exhausted_descriptors() -> Outcome {
     let network = NetworkSpec::User(open_spec());
     let config = EndConfig { network, guest_mac: guest::mac(), lifetime: Lifetime::WithParent };
     let process = EndProcess::spawn(&script, &config, &socket, Stdio::null()).unwrap();
-    let mut guest = Guest::with_dhcp(Box::new(Link::connect(&socket).unwrap()), true);
+    let mut guest = Guest::with_dhcp(Box::new(Link::connect(&socket, &Attach::default()).unwrap()), true);
     let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = service.local_addr().unwrap().port();
     for _ in 0..60 {
@@ -109,7 +109,7 @@ fn exhausted_descriptors() -> Outcome {
     let open = fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap().count();
     assert!(open >= 39, "only {open} descriptors are in use");
     for attachments in 2..6 {
-        guest.replace_backend(Box::new(Link::connect(&socket).unwrap()));
+        guest.replace_backend(Box::new(Link::connect(&socket, &Attach::default()).unwrap()));
         guest.run_for(Duration::from_millis(10));
         assert_eq!(end::status(&socket).unwrap().attachments, attachments);
     }

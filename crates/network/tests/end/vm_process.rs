@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use network::{
-    BackendError, FRAME_LEN_MAX, FrameBackend, FrameOffload, HEADER_LEN, Link, LinkState, ReceiveOffloads, Received,
-    SendOutcome,
+    Attach, BackendError, FRAME_LEN_MAX, FrameBackend, FrameOffload, HEADER_LEN, InputPosition, Link, LinkState,
+    ReceiveOffloads, Received, SendOutcome,
 };
 
 use crate::host::this_program;
@@ -20,7 +20,7 @@ use crate::host::this_program;
 pub fn relay(socket: &Path) -> ExitCode {
     let test = UnixDatagram::from(io::stdin().as_fd().try_clone_to_owned().unwrap());
     test.set_nonblocking(true).unwrap();
-    let mut link = Link::connect(socket).unwrap();
+    let mut link = Link::connect(socket, &Attach::default()).unwrap();
     link.accept(ReceiveOffloads { checksum: true, tso4: true, tso6: true }).unwrap();
     let mut buffer = vec![0; HEADER_LEN + FRAME_LEN_MAX];
     loop {
@@ -105,6 +105,11 @@ impl FrameBackend for VmProcess {
 
     fn link_state(&self) -> LinkState {
         LinkState::Up
+    }
+
+    /// Not known here.
+    fn position(&self) -> InputPosition {
+        InputPosition::default()
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {

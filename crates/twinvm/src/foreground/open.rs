@@ -13,7 +13,7 @@ use machine::platform::Parts;
 use machine::spec::{DiskSpec, VmSpec};
 use machine::vm::VmConfig;
 use network::end::{EndConfig, EndProcess, Lifetime};
-use network::{FrameBackend, Link, MacAddr};
+use network::{Attach, FrameBackend, Link, MacAddr};
 use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{Image, ImageStore};
 
@@ -107,7 +107,7 @@ impl Ends {
             .iter()
             .zip(&self.configs)
             .map(|(end, config)| {
-                let link = Link::connect(end.socket())?;
+                let link = Link::connect(end.socket(), &Attach::default())?;
                 Ok((NetConfig { mtu: link.mtu(), ..*config }, Box::new(link) as Box<dyn FrameBackend>))
             })
             .collect()

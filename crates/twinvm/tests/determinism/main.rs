@@ -19,7 +19,9 @@ use machine::engine::soft::InputMode;
 use machine::input::Journal;
 use machine::vm::{Vm, VmState};
 use memory::{GuestRam, PAGE_BYTES};
-use network::{BackendError, CableEnd, FrameBackend, FrameOffload, LinkState, ReceiveOffloads, Received, SendOutcome};
+use network::{
+    BackendError, CableEnd, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received, SendOutcome,
+};
 use redis::Commands;
 use support::guest::{Guest, Network};
 
@@ -54,6 +56,10 @@ impl FrameBackend for Nowhere {
 
     fn link_state(&self) -> LinkState {
         LinkState::Up
+    }
+
+    fn position(&self) -> InputPosition {
+        InputPosition::default()
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {

@@ -13,7 +13,7 @@ use machine::engine::soft::InputMode;
 use machine::platform::Parts;
 use machine::vm::{Boot, Vm, VmConfig};
 use network::end::{EndConfig, EndProcess, Lifetime};
-use network::{FrameBackend, Link, MacAddr, NetworkSpec, PortForward, UserSpec};
+use network::{Attach, FrameBackend, Link, MacAddr, NetworkSpec, PortForward, UserSpec};
 use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, NoProgress};
 use tempfile::TempDir;
@@ -136,7 +136,7 @@ impl Network {
 
     /// A new connection for a VM, which takes the place of the one before.
     pub fn link(&self) -> Box<dyn FrameBackend> {
-        Box::new(Link::connect(self.end.socket()).unwrap())
+        Box::new(Link::connect(self.end.socket(), &Attach::default()).unwrap())
     }
 
     /// The port of 127.0.0.1 that leads to `guest_port`.

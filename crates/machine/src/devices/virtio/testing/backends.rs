@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
-use network::{BackendError, FrameBackend, FrameOffload, LinkState, ReceiveOffloads, Received, SendOutcome};
+use network::{BackendError, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received, SendOutcome};
 
 use crate::bus::lock;
 use crate::devices::virtio::block::BlockBackend;
@@ -127,6 +127,10 @@ impl FrameBackend for MemoryNetwork {
 
     fn link_state(&self) -> LinkState {
         LinkState::Up
+    }
+
+    fn position(&self) -> InputPosition {
+        InputPosition::default()
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {
