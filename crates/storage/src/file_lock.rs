@@ -34,6 +34,11 @@ impl FileLock {
             Err(e) => Err(e.into()),
         }
     }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.0
+    }
 }
 
 impl Drop for FileLock {

@@ -1,1 +1,57 @@
-//! A replica's copy of each disk.
+//! A replica's copy of each disk: the log of writes, the first copy.
+//!
+//! Each replica has its own image of each writable disk. The primary's [`DiskSet`] changes its images at once and, while a
+//! secondary is there, logs each change. The log goes with the checkpoint; when that is committed, the secondary's [`DiskApplier`]
+//! does the same to its images, in the same order. Read-only disks are not copied: each host has them, and [`DiskDescription`]s
+//! show whether they are the same.
+//!
+//! # The first copy
+//!
+//! A new secondary, or one that comes back with disks of some other time, sums up what its images hold ([`SummaryWriter`]); the
+//! primary ([`SummaryReader`]) sends the blocks that differ ([`DiskCopy`]) while its guest runs. Images over the same base are
+//! compared only where either of them was written to.
+//!
+//! The secondary's disks are then copies, for this reason:
+//!
+//! - Every change (write, discard, zeroing) gives its range a content that depends on nothing else. In particular a discarded
+//!   range reads as zeros, on both sides; it is not left open. So what a byte is in the end is decided by the last change that covers it.
+//! - The stream that the secondary applies consists of the primary's log and nothing else: a block that differs is put into the
+//!   log, as a write, under the lock under which it is read, and a guest's change under the lock under which it is done. So the
+//!   order of the stream is that of the image, and a block can neither overtake a newer write nor be overtaken by
+//!   an older one. A logged write that is older than a block that follows does no harm: the block holds it.
+//! - The log is started before the first block is compared. So a byte of the primary's that no change in the stream covers has not been
+//!   written since it was compared, and was then what the secondary has: by digest, or because neither side's image holds
+//!   anything there and both show the same base.
+//!
+//! Hence, when the guest is paused, whatever is in the log until then is sent, and all of it is applied, the disks are the same. At
+//! the end of the blocks the stream tells the secondary to flush, as the guest's own flushes before the log began are not in it.
+//!
+//! # Failures
+//!
+//! A change that fails on the primary fails the guest's request, as without a secondary. Its range may then hold anything, but the
+//! same on both sides: the log gets what a look at the range shows. Where that is not possible, or nobody takes the log and it gets
+//! too big, the log gets [`DiskOp::Lost`], which no secondary accepts. An error on the secondary ends the
+//! secondary, not the primary.
+
+mod applier;
+mod backend;
+mod blocks;
+mod codec;
+mod copy;
+mod description;
+mod error;
+mod log;
+mod progress;
+mod set;
+mod summary;
+
+pub use applier::DiskApplier;
+pub use blocks::BLOCK_BYTES;
+pub use codec::{PIECE_BYTES_MAX, decode_writes, encode_writes};
+pub use copy::DiskCopy;
+pub use description::{DISKS_MAX, DiskDescription, check_compatible};
+pub use error::DiskSyncError;
+pub use log::{DiskOp, DiskWrite, WRITE_BYTES_MAX};
+pub use progress::DiskProgress;
+pub use set::DiskSet;
+pub use summary::{DiskSummary, SUMMARY_PIECE_BYTES_MAX, SummaryReader, SummaryWriter};

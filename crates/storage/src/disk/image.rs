@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, StorageOpenOptions};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, ShallowMapping, StorageOpenOptions};
+use rustix::fs::SeekFrom as Find;
+use rustix::io::Errno;
 
 use super::lock::open_locked;
 use super::qcow2_header::{self, Refusal};
 use super::qcow2_tables;
-use super::{DiskError, DiskFormat, check_size};
+use super::{Allocation, Backing, DiskError, DiskFormat, Extent, check_size};
 use crate::file_lock::FileLock;
 
 /// Longest chain of backing files.
@@ -42,9 +44,12 @@ pub struct DiskImage {
     read_only: bool,
     /// Whether a qcow2 image's tables may have changed since the last flush.
     tables_changed: bool,
+    /// What a qcow2 image is based on.
+    backing: Option<Backing>,
     // Dropped in this order: closing the image may write to it.
     access: Format,
-    _locks: Vec<FileLock>,
+    /// The image's file, then those it is based on.
+    locks: Vec<FileLock>,
 }
 
 impl DiskImage {
@@ -59,14 +64,15 @@ impl DiskImage {
             Some(format) => format,
             None => DiskFormat::guess(path, &reopen(path, false)?)?,
         };
-        let access = open_format(path, file, format, options, &mut locks)?;
+        let (access, backing) = open_format(path, file, format, options, &mut locks)?;
         let image = Self {
             path: path.to_path_buf(),
             format,
             read_only: options.read_only,
             tables_changed: false,
+            backing,
             access,
-            _locks: locks,
+            locks,
         };
         check_size(path, image.size_bytes())?;
         Ok(image)
@@ -90,6 +96,58 @@ impl DiskImage {
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// The image that shows where this one holds nothing.
+    pub fn backing(&self) -> Option<&Backing> {
+        self.backing.as_ref()
+    }
+
+    /// Where the content at `offset` comes from, and how far that holds at least. A walk over a disk takes a step for each
+    /// stretch in which data lies together, and one for each 512 MiB without any.
+    ///
+    /// # Errors
+    /// [`DiskError::OutOfRange`], also at the disk's end; [`DiskError::Io`].
+    pub fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        self.check_range(offset, 1)?;
+        let rest = self.size_bytes() - offset;
+        let (allocation, length) = match self.format {
+            DiskFormat::Raw => self.raw_extent(offset)?,
+            DiskFormat::Qcow2 => {
+                let (mapping, length) = self.access.get_shallow_mapping(offset, rest).map_err(|e| self.io("map", e))?;
+                let allocation = match mapping {
+                    ShallowMapping::Indirect { .. } | ShallowMapping::Zero { explicit: false, .. } => {
+                        Allocation::Absent
+                    }
+                    ShallowMapping::Zero { explicit: true, .. } => Allocation::Zeros,
+                    // Compressed, or of a kind still to come.
+                    _ => Allocation::Data,
+                };
+                (allocation, length)
+            }
+        };
+        Ok(Extent { allocation, length: length.clamp(1, rest) })
+    }
+
+    /// By the holes in the file. Where the file system knows of none, everything is data.
+    fn raw_extent(&self, offset: u64) -> Result<(Allocation, u64), DiskError> {
+        let all = Ok((Allocation::Data, u64::MAX));
+        let Some(file) = self.files().next() else { return all };
+        match rustix::fs::seek(file, Find::Data(offset)) {
+            Ok(data) if data > offset => Ok((Allocation::Absent, data - offset)),
+            Ok(_) => match rustix::fs::seek(file, Find::Hole(offset)) {
+                Ok(hole) => Ok((Allocation::Data, hole.saturating_sub(offset))),
+                Err(_) => all,
+            },
+            // No data from here on.
+            Err(Errno::NXIO) => Ok((Allocation::Absent, u64::MAX)),
+            Err(_) => all,
+        }
+    }
+
+    /// The files that the content depends on: the image's own, then those it is based on.
+    pub(super) fn files(&self) -> impl Iterator<Item = &File> {
+        self.locks.iter().map(FileLock::file)
     }
 
     /// Fills `buffer` from `offset` on.
@@ -224,7 +282,7 @@ fn open_format(
     format: DiskFormat,
     options: DiskOptions,
     locks: &mut Vec<FileLock>,
-) -> Result<Format, DiskError> {
+) -> Result<(Format, Option<Backing>), DiskError> {
     let writable = !options.read_only;
     let io = |action| move |source| DiskError::Io { path: path.to_path_buf(), action, source };
     if format == DiskFormat::Qcow2 {
@@ -235,20 +293,22 @@ fn open_format(
     match format {
         DiskFormat::Raw => {
             let builder = Raw::builder(storage).write(writable);
-            Ok(FormatAccess::new(builder.open(DenyImplicitOpenGate::default()).map_err(io("open"))?))
+            Ok((FormatAccess::new(builder.open(DenyImplicitOpenGate::default()).map_err(io("open"))?), None))
         }
         DiskFormat::Qcow2 => {
             let corrupt = |e: io::Error| DiskError::Corrupt { path: path.to_path_buf(), format, reason: e.to_string() };
             // What the image refers to is opened here, read-only and locked, and by nobody else.
             let builder = Qcow2::<Storage>::builder(storage).write(writable).backing(None).data_file(None);
             let mut qcow2 = builder.open(DenyImplicitOpenGate::default()).map_err(corrupt)?;
-            let backing = qcow2.implicit_backing_file().cloned();
-            if let Some(name) = backing {
+            let name = qcow2.implicit_backing_file().cloned();
+            let mut backing = None;
+            if let Some(name) = name {
                 let format = qcow2.implicit_backing_format().cloned();
-                let backing = open_backing(path, &name, format.as_deref(), options, locks)?;
-                qcow2.set_backing(Some(backing));
+                let (access, opened) = open_backing(path, &name, format.as_deref(), options, locks)?;
+                qcow2.set_backing(Some(access));
+                backing = Some(opened);
             }
-            Ok(FormatAccess::new(qcow2))
+            Ok((FormatAccess::new(qcow2), backing))
         }
     }
 }
@@ -259,7 +319,7 @@ fn open_backing(
     format: Option<&str>,
     options: DiskOptions,
     locks: &mut Vec<FileLock>,
-) -> Result<Format, DiskError> {
+) -> Result<(Format, Backing), DiskError> {
     let unsupported = |reason: String| DiskError::Unsupported { path: path.to_path_buf(), reason };
     if locks.len() > CHAIN_LENGTH_MAX {
         return Err(unsupported("too many backing files, or a loop of them".to_owned()));
@@ -271,11 +331,12 @@ fn open_backing(
     })?;
     let format = format.parse::<DiskFormat>().map_err(|e| unsupported(format!("backing file {name:?}: {e}")))?;
     let name = name.strip_prefix("file:").unwrap_or(name);
-    let backing_path = path.parent().unwrap_or(Path::new("")).join(name);
+    let backing = Backing { path: path.parent().unwrap_or(Path::new("")).join(name), format };
     let options = DiskOptions { format: Some(format), read_only: true, ..options };
-    let (file, lock) = open_locked(&backing_path, false, options.direct)?;
+    let (file, lock) = open_locked(&backing.path, false, options.direct)?;
     locks.push(lock);
-    open_format(&backing_path, file, format, options, locks)
+    let (access, _) = open_format(&backing.path, file, format, options, locks)?;
+    Ok((access, backing))
 }
 
 /// Holds the metadata of a qcow2 image against its limits before anything relies on it: always the header, and all tables if

@@ -4,12 +4,17 @@
 //! to the same disk and no VM writes to what another reads; the files that a qcow2 image is based on are opened read-only and
 //! locked too. The lock is `flock(2)`: it belongs to the open file and goes with the process, however that ends.
 //!
+//! Images that are to be compared with others, such as a replica's copy, tell what they hold themselves
+//! ([`DiskImage::extent_at`]) and what they are based on ([`BaseIdentity`]).
+//!
 //! The formats are those of the `imago` library; QEMU's `docs/interop/qcow2.txt` is the specification. Not supported:
 //! encryption, external data files, and images whose backing format is not recorded.
 
 mod create;
 mod error;
+mod extent;
 mod format;
+mod identity;
 mod image;
 mod lock;
 mod qcow2_header;
@@ -19,7 +24,9 @@ use std::path::Path;
 
 pub use create::{Backing, create_qcow2, create_raw};
 pub use error::DiskError;
+pub use extent::{Allocation, Extent};
 pub use format::DiskFormat;
+pub use identity::{BaseIdentity, ContentDigest};
 pub use image::{DiskImage, DiskOptions};
 
 /// Smallest unit of a disk in bytes; sizes are multiples of it.

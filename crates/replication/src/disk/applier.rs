@@ -1,0 +1,218 @@
+//! The thread that keeps a secondary's disks up to date.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use machine::bus::lock;
+
+use super::{DiskOp, DiskSet, DiskSyncError, DiskWrite};
+
+/// A flush waits for later ones until so many bytes of its disk were written.
+const UNFLUSHED_BYTES_MAX: u64 = 16 << 20;
+
+/// Applies committed changes to the disks of a secondary, in order, in a thread of its own.
+///
+/// Flushes are put off: a disk is flushed when nothing more is queued, when 16 MiB have been written since the guest asked
+/// for it, or for [`DiskApplier::drain`]. Until the secondary takes over, the primary's disk is the one that counts after a power
+/// failure, and a takeover waits for the flush.
+///
+/// After the first error (such as a full file system) nothing more is applied; the secondary must be given up then. Dropping an
+/// applier drops what is queued.
+pub struct DiskApplier {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    disks: DiskSet,
+    queue_bytes_max: u64,
+    state: Mutex<State>,
+    /// The state has changed.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Vec<DiskWrite>>,
+    /// Of what is queued or being applied.
+    bytes: u64,
+    /// The thread is applying something.
+    is_busy: bool,
+    /// Batches applied.
+    applied: u64,
+    error: Option<Arc<DiskSyncError>>,
+    is_stopping: bool,
+}
+
+impl DiskApplier {
+    /// Starts the thread. At most `queue_bytes_max` bytes wait to be applied, or a single batch of whatever size.
+    ///
+    /// # Errors
+    /// [`DiskSyncError::Thread`].
+    pub fn start(disks: DiskSet, queue_bytes_max: u64) -> Result<Self, DiskSyncError> {
+        let shared = Arc::new(Shared { disks, queue_bytes_max, state: Mutex::default(), changed: Condvar::default() });
+        let own = shared.clone();
+        let thread = thread::Builder::new().name("disk-applier".to_owned()).spawn(move || own.run());
+        Ok(Self { shared, thread: Some(thread.map_err(DiskSyncError::Thread)?) })
+    }
+
+    /// Hands over committed changes. Blocks while too much waits. After an error they are dropped.
+    pub fn push(&self, writes: Vec<DiskWrite>) {
+        let bytes = memory_bytes(&writes);
+        let mut state = lock(&self.shared.state);
+        while state.bytes > 0
+            && state.bytes.saturating_add(bytes) > self.shared.queue_bytes_max
+            && state.error.is_none()
+        {
+            state = self.shared.wait(state);
+        }
+        if state.error.is_none() {
+            state.bytes = state.bytes.saturating_add(bytes);
+            state.queue.push_back(writes);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Waits until everything that was handed over is applied, and flushed where the guest asked for it.
+    ///
+    /// # Errors
+    /// The first error that occurred: the disks are not up to date, and never will be.
+    pub fn drain(&self) -> Result<(), Arc<DiskSyncError>> {
+        let mut state = lock(&self.shared.state);
+        while (state.is_busy || !state.queue.is_empty()) && state.error.is_none() {
+            state = self.shared.wait(state);
+        }
+        state.error.clone().map_or(Ok(()), Err)
+    }
+
+    /// The first error that occurred.
+    pub fn error(&self) -> Option<Arc<DiskSyncError>> {
+        lock(&self.shared.state).error.clone()
+    }
+
+    /// How many of the batches handed over are applied.
+    pub fn applied(&self) -> u64 {
+        lock(&self.shared.state).applied
+    }
+
+    /// Memory that changes not yet applied take, in bytes.
+    pub fn queued_bytes(&self) -> u64 {
+        lock(&self.shared.state).bytes
+    }
+}
+
+impl Drop for DiskApplier {
+    fn drop(&mut self) {
+        lock(&self.shared.state).is_stopping = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It has nothing to say that `error` does not.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut flushes = Flushes::default();
+        while let Some(writes) = self.next(&mut flushes) {
+            let result = self.apply(&writes, &mut flushes);
+            let bytes = memory_bytes(&writes);
+            drop(writes);
+            let mut state = lock(&self.state);
+            state.bytes = state.bytes.saturating_sub(bytes);
+            match result {
+                Ok(()) => state.applied += 1,
+                Err(error) => Self::fail(&mut state, error),
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    /// The next batch; flushes what is to be flushed before it waits for one. `None`: stop.
+    fn next(&self, flushes: &mut Flushes) -> Option<Vec<DiskWrite>> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.is_stopping {
+                return None;
+            }
+            if let Some(writes) = state.queue.pop_front() {
+                state.is_busy = true;
+                return Some(writes);
+            }
+            if state.error.is_none() && flushes.is_due() {
+                drop(state);
+                let result = flushes.carry_out(&self.disks);
+                state = lock(&self.state);
+                if let Err(error) = result {
+                    Self::fail(&mut state, error);
+                }
+                continue;
+            }
+            state.is_busy = false;
+            self.changed.notify_all();
+            state = self.wait(state);
+        }
+    }
+
+    fn apply(&self, writes: &[DiskWrite], flushes: &mut Flushes) -> Result<(), DiskSyncError> {
+        for write in writes {
+            if write.op == DiskOp::Flush {
+                flushes.ask(write.disk);
+                continue;
+            }
+            self.disks.apply_one(write)?;
+            if flushes.wrote(write) {
+                flushes.carry_out(&self.disks)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(state: &mut State, error: DiskSyncError) {
+        state.error = Some(Arc::new(error));
+        state.queue.clear();
+        state.bytes = 0;
+    }
+}
+
+/// Flushes that the guest asked for and that were not yet carried out.
+#[derive(Default)]
+struct Flushes {
+    /// By disk: bytes written since.
+    asked: BTreeMap<u32, u64>,
+}
+
+impl Flushes {
+    fn ask(&mut self, disk: u32) {
+        self.asked.entry(disk).or_default();
+    }
+
+    fn is_due(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// Notes a change; says whether flushes should not wait any longer.
+    fn wrote(&mut self, write: &DiskWrite) -> bool {
+        self.asked.get_mut(&write.disk).is_some_and(|bytes| {
+            *bytes += write.memory_bytes();
+            *bytes > UNFLUSHED_BYTES_MAX
+        })
+    }
+
+    fn carry_out(&mut self, disks: &DiskSet) -> Result<(), DiskSyncError> {
+        mem::take(&mut self.asked)
+            .into_keys()
+            .try_for_each(|disk| disks.apply_one(&DiskWrite { disk, op: DiskOp::Flush }))
+    }
+}
+
+fn memory_bytes(writes: &[DiskWrite]) -> u64 {
+    writes.iter().map(DiskWrite::memory_bytes).sum()
+}

@@ -1,0 +1,245 @@
+//! The disks of a replica.
+
+use std::hint;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+
+use machine::bus::lock;
+use machine::devices::virtio::block::BlockBackend;
+use storage::disk::{Backing, BaseIdentity, DiskImage};
+
+use super::backend::LoggedDisk;
+use super::codec::decode_writes;
+use super::log::Log;
+use super::{DiskDescription, DiskOp, DiskSyncError, DiskWrite};
+
+/// How often someone who is in no hurry lets others go first.
+const YIELDS_MAX: u32 = 1000;
+
+/// The disks of one replica, in the order of the VM's spec. Clones are handles of the same disks.
+///
+/// Each image is behind a lock, which the VM's thread (through [`DiskSet::backends`]), the first copy and, on a
+/// secondary, the applier share.
+#[derive(Clone)]
+pub struct DiskSet(Arc<Shared>);
+
+pub(super) struct Shared {
+    disks: Vec<Disk>,
+    /// Which run of the log is on, from 1; 0: none. Changed only under the lock of `log`.
+    run: AtomicU64,
+    log: Mutex<Log>,
+    runs: AtomicU64,
+    /// The images these depend on are locked while they are open, so it is found out once.
+    descriptions: Mutex<Option<Vec<DiskDescription>>>,
+}
+
+pub(super) struct Disk {
+    number: u32,
+    pub size_bytes: u64,
+    pub read_only: bool,
+    image: Mutex<DiskImage>,
+    /// Threads that wait for the image on behalf of a guest.
+    hurried: AtomicU32,
+}
+
+impl DiskSet {
+    /// Takes the disks.
+    pub fn new(disks: Vec<DiskImage>) -> Self {
+        let disks = (0..).zip(disks).map(|(number, image)| Disk {
+            number,
+            size_bytes: image.size_bytes(),
+            read_only: image.is_read_only(),
+            image: Mutex::new(image),
+            hurried: AtomicU32::new(0),
+        });
+        Self(Arc::new(Shared {
+            disks: disks.collect(),
+            run: AtomicU64::new(0),
+            log: Mutex::default(),
+            runs: AtomicU64::new(0),
+            descriptions: Mutex::default(),
+        }))
+    }
+
+    /// What the guest's disks work on. Whatever is changed through them is logged while the log is on.
+    pub fn backends(&self) -> Vec<Box<dyn BlockBackend>> {
+        let backend = |disk: &Disk| -> Box<dyn BlockBackend> { Box::new(LoggedDisk::new(self.0.clone(), disk.number)) };
+        self.0.disks.iter().map(backend).collect()
+    }
+
+    /// What the other replica has to know of the disks. The first call reads the whole content of backing images and of read-only
+    /// disks, unless it has been read before (see [`BaseIdentity::of`]): about a second for each GiB in use.
+    ///
+    /// # Errors
+    /// [`DiskSyncError::Image`].
+    pub fn describe(&self) -> Result<Vec<DiskDescription>, DiskSyncError> {
+        let mut known = lock(&self.0.descriptions);
+        if let Some(descriptions) = &*known {
+            return Ok(descriptions.clone());
+        }
+        let mut descriptions = Vec::new();
+        for disk in &self.0.disks {
+            descriptions.push(DiskDescription {
+                size_bytes: disk.size_bytes,
+                read_only: disk.read_only,
+                base: disk.base().map_err(DiskSyncError::image(disk.number))?,
+            });
+        }
+        *known = Some(descriptions.clone());
+        Ok(descriptions)
+    }
+
+    /// From now on changes are logged; the log is empty.
+    pub fn start_log(&self) {
+        self.0.start_log(&mut lock(&self.0.log));
+    }
+
+    /// Changes are no longer logged; what was not taken is dropped.
+    pub fn stop_log(&self) {
+        let mut log = lock(&self.0.log);
+        self.0.run.store(0, Ordering::Release);
+        *log = Log::default();
+    }
+
+    /// What was done since the log was started or last taken, in the order in which it was done to the images. A change
+    /// whose request has been completed to the guest is in it. What is sent must be sent in the order in which it is taken, so only
+    /// one thread at a time may take it.
+    pub fn take_log(&self) -> Vec<DiskWrite> {
+        lock(&self.0.log).take()
+    }
+
+    /// Memory that the log takes, in bytes.
+    pub fn log_bytes(&self) -> u64 {
+        lock(&self.0.log).bytes()
+    }
+
+    /// Changes in the log.
+    pub fn log_ops(&self) -> usize {
+        lock(&self.0.log).len()
+    }
+
+    /// Does to the images what `writes` say, in order. A [`DiskOp::Flush`] returns when everything before is on stable storage.
+    ///
+    /// # Errors
+    /// The first one that occurs; what comes after is not done.
+    pub fn apply(&self, writes: &[DiskWrite]) -> Result<(), DiskSyncError> {
+        writes.iter().try_for_each(|write| self.apply_one(write))
+    }
+
+    pub(super) fn apply_one(&self, write: &DiskWrite) -> Result<(), DiskSyncError> {
+        let disk = self.0.disk(write.disk)?;
+        let mut image = lock(&disk.image);
+        let done = match &write.op {
+            DiskOp::Write { offset, data } => image.write_at(*offset, data),
+            DiskOp::Discard { offset, length } => image.discard(*offset, *length),
+            DiskOp::WriteZeroes { offset, length, may_unmap } => image.write_zeroes(*offset, *length, *may_unmap),
+            DiskOp::Flush => image.flush(),
+            DiskOp::Lost => return Err(DiskSyncError::Lost { disk: write.disk }),
+        };
+        done.map_err(DiskSyncError::image(write.disk))
+    }
+
+    /// Decodes a piece of [`super::DiskCopy`] or [`super::encode_writes`] and applies it.
+    ///
+    /// # Errors
+    /// Those of [`decode_writes`], nothing having been applied then, and of [`Self::apply`].
+    pub fn apply_block_piece(&self, piece: &[u8]) -> Result<(), DiskSyncError> {
+        self.apply(&decode_writes(piece, self)?)
+    }
+
+    /// Returns when everything written to any disk is on stable storage.
+    ///
+    /// # Errors
+    /// [`DiskSyncError::Image`].
+    pub fn flush(&self) -> Result<(), DiskSyncError> {
+        self.0.disks.iter().try_for_each(|disk| lock(&disk.image).flush().map_err(DiskSyncError::image(disk.number)))
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+}
+
+impl Shared {
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
+    }
+
+    pub fn disk(&self, number: u32) -> Result<&Disk, DiskSyncError> {
+        let disk = usize::try_from(number).ok().and_then(|index| self.disks.get(index));
+        disk.ok_or(DiskSyncError::Refused { disk: number, reason: "there is no such disk" })
+    }
+
+    pub fn is_logging(&self) -> bool {
+        self.run.load(Ordering::Acquire) != 0
+    }
+
+    fn start_log(&self, log: &mut Log) -> u64 {
+        *log = Log::default();
+        let run = self.runs.fetch_add(1, Ordering::Relaxed) + 1;
+        self.run.store(run, Ordering::Release);
+        run
+    }
+
+    /// Starts the log unless it is on; returns which run of it is on.
+    pub fn ensure_logging(&self) -> u64 {
+        let mut log = lock(&self.log);
+        match self.run.load(Ordering::Acquire) {
+            0 => self.start_log(&mut log),
+            run => run,
+        }
+    }
+
+    /// Takes the log, if this run of it is still on.
+    pub fn take_log_of(&self, run: u64) -> Option<Vec<DiskWrite>> {
+        let mut log = lock(&self.log);
+        (self.run.load(Ordering::Acquire) == run).then(|| log.take())
+    }
+
+    /// Adds to the log, if it is on. To be called while the image is locked, so that the log's order is the image's.
+    pub fn note(&self, changes: impl FnOnce(&mut Log)) {
+        if self.is_logging() {
+            let mut log = lock(&self.log);
+            // It may have been stopped in between.
+            if self.is_logging() {
+                changes(&mut log);
+            }
+        }
+    }
+}
+
+impl Disk {
+    /// The image, for a guest.
+    pub fn lock(&self) -> MutexGuard<'_, DiskImage> {
+        self.hurried.fetch_add(1, Ordering::Relaxed);
+        let image = lock(&self.image);
+        self.hurried.fetch_sub(1, Ordering::Relaxed);
+        image
+    }
+
+    /// The image, for something that a guest must not wait for: who locks it again and again would leave others few chances.
+    pub fn lock_patiently(&self) -> MutexGuard<'_, DiskImage> {
+        for _ in 0..YIELDS_MAX {
+            if self.hurried.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            hint::spin_loop();
+            thread::yield_now();
+        }
+        lock(&self.image)
+    }
+
+    /// What [`DiskDescription::base`] says. Found out without the lock, as it may take long.
+    fn base(&self) -> Result<BaseIdentity, storage::disk::DiskError> {
+        let shown = {
+            let image = self.lock_patiently();
+            if self.read_only {
+                Some(Backing { path: image.path().to_path_buf(), format: image.format() })
+            } else {
+                image.backing().cloned()
+            }
+        };
+        BaseIdentity::of(shown.as_ref())
+    }
+}
