@@ -102,6 +102,17 @@ pub struct VmState {
     pub platform: PlatformState,
 }
 
+impl VmState {
+    /// The state as if `step_ns` nanoseconds of real time had passed while the VM was paused: for one that goes on in real time where another
+    /// was lost. Every clock that the guest can read, time-stamp counters, the paravirtual clock and the devices' clock, is that much
+    /// ahead and none goes back. Timers stay armed for the same moment: those that are due by then fire once, as soon as the guest
+    /// runs, also periodic ones that were due more often.
+    pub fn advance_clock(&mut self, step_ns: u64) {
+        self.engine.processors.advance_clock(step_ns);
+        self.platform.clock_ns = self.platform.clock_ns.saturating_add(step_ns);
+    }
+}
+
 /// What a snapshot file says before its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotHead {

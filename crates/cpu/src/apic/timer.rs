@@ -1,6 +1,7 @@
 //! The local APIC timer: one-shot, periodic, TSC deadline.
 
 use crate::apic::local::{Apic, LVT_MASKED, register};
+use crate::state::ApicState;
 
 /// Timer modes in bits 17 and 18 of the timer's local vector table entry.
 const MODE: u32 = 3 << 17;
@@ -33,6 +34,17 @@ impl Apic {
     pub(crate) fn saved_expiry(&self, machine_tsc: u64) -> Option<u64> {
         let count = u64::from(self.registers[register::CURRENT_COUNT]);
         (count > 0 && !self.is_deadline_mode()).then(|| machine_tsc.wrapping_add(count * self.divisor()))
+    }
+
+    /// Brings the current count of a saved register page up to `machine_tsc`. A timer that would have reached 0 by then is left 1, so
+    /// that an engine that goes on from the register fires it at once rather than not at all.
+    pub(crate) fn advance_saved_count(state: &mut ApicState, expiry: Option<u64>, machine_tsc: u64) {
+        const AT: usize = register::CURRENT_COUNT * 16;
+        let count =
+            Self::from_state(state, expiry).filter(|_| expiry.is_some()).map(|apic| apic.current_count(machine_tsc));
+        if let (Some(count), Some(place)) = (count, state.registers.get_mut(AT..AT + 4)) {
+            place.copy_from_slice(&count.max(1).to_le_bytes());
+        }
     }
 
     /// When the count-down timer reaches 0.

@@ -3,7 +3,7 @@
 use memory::GuestRam;
 
 use crate::block::BlockCache;
-use crate::core::{Cpu, tsc_at};
+use crate::core::{Cpu, TSC_HZ, tsc_at};
 use crate::cpuid::CpuModel;
 use crate::run::convert::Place;
 use crate::run::state::{ProcessorsState, StateError};
@@ -124,6 +124,7 @@ impl Processors {
             turn_left: self.turn_left,
             instructions: self.instructions,
             clock_steps: self.clock_steps,
+            tsc_hz: TSC_HZ,
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::apic::Apic;
-use crate::core::tsc_at;
+use crate::core::{TSC_HZ, tsc_at};
 use crate::state::VcpuState;
 
 /// All processors of a machine, and whose turn it is.
@@ -22,6 +22,9 @@ pub struct ProcessorsState {
     pub instructions: u64,
     /// Ticks that clock steps have added to the time-stamp counter (modulo 2^64).
     pub clock_steps: u64,
+    /// Rate of the processors' own time-stamp counters ([`VcpuState::tsc`]) where the state was saved, in ticks a second; 0 if
+    /// the engine could not tell.
+    pub tsc_hz: u64,
 }
 
 impl ProcessorsState {
@@ -40,7 +43,19 @@ impl ProcessorsState {
     /// becomes the machine's time-stamp counter, to which those of the processors keep their distance.
     pub fn from_vcpus_at(vcpus: Vec<VcpuState>, clock_ns: u64) -> Self {
         let timers = vcpus.iter().map(|vcpu| Apic::from_state(&vcpu.apic, None)?.saved_expiry(clock_ns)).collect();
-        Self { vcpus, timers, turn_vcpu: 0, turn_left: 0, instructions: 0, clock_steps: clock_ns }
+        Self { vcpus, timers, turn_vcpu: 0, turn_left: 0, instructions: 0, clock_steps: clock_ns, tsc_hz: TSC_HZ }
+    }
+
+    /// The state as if `step_ns` nanoseconds had passed since it was saved: every clock is that much ahead. Timers stay armed for the same
+    /// moment; those that are due by then fire once, when the processors run.
+    pub fn advance_clock(&mut self, step_ns: u64) {
+        let ticks = |hz: u64| (u128::from(step_ns) * u128::from(hz) / 1_000_000_000) as u64;
+        self.clock_steps = self.clock_steps.wrapping_add(ticks(TSC_HZ));
+        let (machine_tsc, vcpu_ticks) = (self.tsc(), ticks(self.tsc_hz));
+        for (vcpu, &timer) in self.vcpus.iter_mut().zip(&self.timers) {
+            vcpu.tsc = vcpu.tsc.wrapping_add(vcpu_ticks);
+            Apic::advance_saved_count(&mut vcpu.apic, timer, machine_tsc);
+        }
     }
 
     /// The machine's time-stamp counter.

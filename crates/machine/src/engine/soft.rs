@@ -35,6 +35,7 @@ pub struct SoftEngine {
     processors: Processors,
     ioapic: IoApic,
     mode: InputMode,
+    pace: Pace,
 }
 
 impl SoftEngine {
@@ -45,7 +46,8 @@ impl SoftEngine {
         let config = CpuConfig { power_on_unix_ns, ..CpuConfig::default() };
         let processors = Processors::new(ram.clone(), config, &state.processors)
             .map_err(|error| EngineError::State(error.to_string()))?;
-        Ok(Self { processors, ioapic: IoApic::new(&state.ioapic, pins), mode })
+        let pace = Pace::new(processors.tsc());
+        Ok(Self { processors, ioapic: IoApic::new(&state.ioapic, pins), mode, pace })
     }
 
     /// Carries the levels of the pins through the I/O APIC to the processors.
@@ -90,14 +92,13 @@ impl SoftEngine {
     }
 
     fn run_live(&mut self, platform: &Platform, control: &Control, limit: u64) -> Result<RunEnd, EngineError> {
-        let mut pace = Pace::new(self.processors.tsc());
         let mut inputs = Vec::new();
         loop {
             control.acknowledge();
             if control.take_pause() {
                 return Ok(RunEnd::Paused);
             }
-            if let Some(ticks) = pace.behind(self.processors.tsc()) {
+            if let Some(ticks) = self.pace.behind(self.processors.tsc()) {
                 self.enter(platform, Input::ClockStep(ticks));
             }
             platform.collect_inputs(control, &mut inputs);
@@ -112,7 +113,7 @@ impl SoftEngine {
                 None => {}
                 Some(Slice::End(end)) => return Ok(end),
                 Some(Slice::Halted { deadline_tsc }) => {
-                    let timeout = deadline_tsc.map(|deadline| pace.until(deadline));
+                    let timeout = deadline_tsc.map(|deadline| self.pace.until(deadline));
                     if timeout.is_none_or(|timeout| !timeout.is_zero()) {
                         platform.wait_for_input(control, timeout)?;
                     }
@@ -165,10 +166,13 @@ impl Engine for SoftEngine {
     ) -> Result<RunEnd, EngineError> {
         let limit = instructions_max.unwrap_or(u64::MAX);
         self.carry_interrupts(platform);
-        match self.mode.clone() {
+        let end = match self.mode.clone() {
             InputMode::Live | InputMode::Record(_) => self.run_live(platform, control, limit),
             InputMode::Replay(journal) => self.run_replay(platform, &journal, limit),
-        }
+        };
+        // So that the platform is not saved with the time of its last device access: another engine goes on from there.
+        platform.clock().advance_to(self.processors.tsc());
+        end
     }
 
     fn save(&mut self) -> Result<EngineState, EngineError> {
@@ -185,7 +189,10 @@ impl Engine for SoftEngine {
     }
 }
 
-/// Keeps the guest's clock at the pace of the host's: the instructions alone count for less time than they take.
+/// Keeps the guest's clock at the pace of the host's: the instructions alone count for less time than they take, and pauses for none.
+///
+/// It starts once, when the engine is made, and all that it says is relative to that: neither time between two runs nor what rounding
+/// would leave is ever lost, however often the VM is paused.
 struct Pace {
     host_start: Instant,
     tsc_start: u64,
@@ -202,7 +209,7 @@ impl Pace {
     }
 
     /// How many ticks the guest's clock is behind, if any.
-    fn behind(&mut self, tsc: u64) -> Option<u64> {
+    fn behind(&self, tsc: u64) -> Option<u64> {
         self.tsc_now().checked_sub(tsc).filter(|&ticks| ticks > 0)
     }
 

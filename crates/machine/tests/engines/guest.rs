@@ -16,8 +16,8 @@ use machine::vm::{Boot, Vm, VmConfig, VmState};
 use memory::GuestRam;
 
 pub const MEMORY_BYTES: u64 = 8 << 20;
-const PROGRAM: u64 = 0x10_0000;
-const DATA: u64 = 0x20_0000;
+pub const PROGRAM: u64 = 0x10_0000;
+pub const DATA: u64 = 0x20_0000;
 const RESULT: u64 = DATA - 16;
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// One character for so many rounds, a power of two.
@@ -146,7 +146,7 @@ pub fn parts(console: &Console) -> Parts {
     }
 }
 
-fn config(cpus: u32) -> VmConfig {
+pub fn config(cpus: u32) -> VmConfig {
     VmConfig { name: "bare".into(), cpus, memory_bytes: MEMORY_BYTES }
 }
 

@@ -209,16 +209,19 @@ impl Engine for KvmEngine {
         });
         self.vcpus = vcpus;
         platform.follow_host_clock();
+        // The kernel's paravirtual clock and the one that devices follow have different sources on the host and drift apart. A VM
+        // that goes on from the state must not see either of them go back.
+        let clock = self.vm.get_clock().map_err(kvm_error("read the paravirtual clock"))?;
+        platform.clock().advance_to(clock.clock);
         let end = run.progress().end.take();
         end.unwrap_or(Ok(RunEnd::Paused))
     }
 
     fn save(&mut self) -> Result<EngineState, EngineError> {
         let vcpus = self.vcpus.iter().map(Vcpu::save).collect::<Result<Vec<_>, _>>()?;
-        Ok(EngineState {
-            processors: ProcessorsState::from_vcpus_at(vcpus, self.clock.now_ns()),
-            ioapic: state::get_ioapic(&self.vm)?,
-        })
+        let mut processors = ProcessorsState::from_vcpus_at(vcpus, self.clock.now_ns());
+        processors.tsc_hz = self.vcpus.first().map_or(0, Vcpu::tsc_hz);
+        Ok(EngineState { processors, ioapic: state::get_ioapic(&self.vm)? })
     }
 
     fn collect_dirty(&mut self) -> Result<(), EngineError> {

@@ -32,6 +32,11 @@ impl Vcpu {
         state::get_vcpu(&self.fd)
     }
 
+    /// Rate of the time-stamp counter, in ticks a second; 0 if the kernel does not say.
+    pub(super) fn tsc_hz(&self) -> u64 {
+        self.fd.get_tsc_khz().map_or(0, |khz| u64::from(khz) * 1000)
+    }
+
     /// Runs until the run is over, for whatever reason.
     pub(super) fn run(&mut self, engine: &KvmEngine, run: &Run) {
         while !run.is_stopping() {
