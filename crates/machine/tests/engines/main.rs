@@ -1,5 +1,6 @@
 //! Both engines on a bare-metal guest: the same results, alone and when the guest moves from one to the other.
 
+mod checkpoint_cost;
 mod clock;
 mod guest;
 

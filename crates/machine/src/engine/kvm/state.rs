@@ -131,13 +131,14 @@ pub(super) fn get_vcpu(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
     state.apic = ApicState {
         registers: page.regs.iter().map(|&byte| byte as u8).collect(),
         base_msr: sregs.apic_base,
-        tsc_deadline: get_msr(fd, IA32_TSC_DEADLINE)?.unwrap_or_default(),
+        tsc_deadline: 0,
     };
-    state.tsc = get_msr(fd, IA32_TSC)?.unwrap_or_default();
     state.msrs = Vec::new();
-    for index in cpu::neutral_msrs() {
-        if let Some(value) = get_msr(fd, index)? {
-            state.msrs.push((index, value));
+    for (index, value) in get_msrs(fd, [IA32_TSC, IA32_TSC_DEADLINE].into_iter().chain(cpu::neutral_msrs()))? {
+        match index {
+            IA32_TSC => state.tsc = value,
+            IA32_TSC_DEADLINE => state.apic.tsc_deadline = value,
+            _ => state.msrs.push((index, value)),
         }
     }
     state.run_state = match fd.get_mp_state().map_err(kvm_error("get the run state"))?.mp_state {
@@ -154,11 +155,19 @@ pub(super) fn get_vcpu(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
     Ok(state)
 }
 
-fn get_msr(fd: &VcpuFd, index: u32) -> Result<Option<u64>, EngineError> {
-    let mut entry = Msrs::from_entries(&[kvm_msr_entry { index, ..kvm_msr_entry::default() }])
-        .map_err(|error| EngineError::State(format!("MSRs: {error:?}")))?;
-    let found = fd.get_msrs(&mut entry).map_err(kvm_error("get a model-specific register"))?;
-    Ok(entry.as_slice().first().filter(|_| found == 1).map(|entry| entry.data))
+/// Reads model-specific registers, leaving out those that this host does not have.
+fn get_msrs(fd: &VcpuFd, indices: impl Iterator<Item = u32>) -> Result<Vec<(u32, u64)>, EngineError> {
+    let wanted: Vec<_> = indices.map(|index| kvm_msr_entry { index, ..kvm_msr_entry::default() }).collect();
+    let mut values = Vec::with_capacity(wanted.len());
+    let mut rest = &wanted[..];
+    while !rest.is_empty() {
+        let mut entries = Msrs::from_entries(rest).map_err(|error| EngineError::State(format!("MSRs: {error:?}")))?;
+        // The kernel stops at the first one it does not know.
+        let found = fd.get_msrs(&mut entries).map_err(kvm_error("get model-specific registers"))?;
+        values.extend(entries.as_slice().iter().take(found).map(|entry| (entry.index, entry.data)));
+        rest = rest.get(found + 1..).unwrap_or_default();
+    }
+    Ok(values)
 }
 
 fn regs(state: &VcpuState) -> kvm_regs {
