@@ -1,0 +1,113 @@
+//! [`Event`]: what a replica is told.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Claim, Epoch, Generation, ReplicaId, Verdict};
+
+/// What has happened. Events of a connection that was closed must not reach the replica any more: threads that still hold one of its
+/// messages drop it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Primary: the first copy to `secondary` is over. The guest is paused, and the first checkpoint is about to be captured.
+    SyncFinished {
+        /// Who has the copy.
+        secondary: ReplicaId,
+    },
+    /// Primary: the secondary holds all checkpoints through `epoch`, of which each was sent on this connection.
+    Acknowledged {
+        /// The last of them.
+        epoch: Epoch,
+        /// The heartbeat that the ack echoes was sent less than the suspicion time ago, by the primary's clock, as it is now.
+        fresh: bool,
+    },
+    /// Primary: the secondary shall not be one any more.
+    DropSecondary {
+        /// Why.
+        reason: DropReason,
+    },
+    /// Primary: the guest is paused, its last checkpoint was acknowledged, and the secondary has been asked to take over.
+    HandOverSent,
+    /// Secondary: a checkpoint is complete, checked, and in memory.
+    CheckpointHeld {
+        /// The epoch that it ends.
+        epoch: Epoch,
+    },
+    /// Secondary: the primary says that the store names this replica as its secondary.
+    Entitled {
+        /// Since when.
+        generation: Generation,
+    },
+    /// Secondary: the primary has paused for good and asks for a takeover.
+    HandOver,
+    /// The other replica is gone, or may be.
+    PeerLost {
+        /// Why one thinks so.
+        reason: LossReason,
+    },
+    /// The store's answer to [`super::Command::CompareAndSwap`].
+    Arbitrated(Verdict),
+    /// The store's answer to [`super::Command::ReadClaim`].
+    ClaimRead(Claim),
+    /// The store did not answer.
+    StoreUnreachable,
+    /// The timer of [`super::Command::StartRetryTimer`] has ended.
+    RetryDue,
+}
+
+/// Why a replica gave up the other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossReason {
+    /// Its connection was closed.
+    Closed,
+    /// Nothing came for the suspicion time.
+    Silent,
+    /// What it sent is not what the protocol allows.
+    Protocol,
+    /// An ack came so late that the secondary may have taken over.
+    Stale,
+    /// The secondary cannot go on: its disk is full, for example. The primary has been told; the secondary itself stops.
+    Failed,
+}
+
+impl fmt::Display for LossReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Closed => "the connection was closed",
+            Self::Silent => "the other replica was silent",
+            Self::Protocol => "the other replica broke the protocol",
+            Self::Stale => "an ack came too late",
+            Self::Failed => "the secondary failed",
+        })
+    }
+}
+
+/// Why a primary gives up a secondary that it can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DropReason {
+    /// Protection was turned off.
+    Off,
+    /// Protection was suspended.
+    Suspend,
+    /// A new secondary is wanted.
+    Restart,
+    /// It does not keep up.
+    TooSlow,
+    /// What it holds differs.
+    Diverged,
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Off => "protection was turned off",
+            Self::Suspend => "protection was suspended",
+            Self::Restart => "a new secondary was asked for",
+            Self::TooSlow => "the secondary was too slow",
+            Self::Diverged => "the secondary had diverged",
+        })
+    }
+}

@@ -1,0 +1,309 @@
+//! [`Primary`]: the rules for the replica that runs the guest.
+
+use std::mem;
+
+use super::question::{Answer, Question};
+use super::replica::State;
+use super::{
+    Claim, Command, DropReason, Epoch, Event, LossReason, Protection, Reason, ReplicaId, Role, Status, StopReason,
+};
+
+/// The replica that runs the guest.
+#[derive(Clone, Debug)]
+pub(super) struct Primary {
+    id: ReplicaId,
+    /// The last claim of which this replica knows that it is, or was, the store's. It names this replica as primary.
+    claim: Claim,
+    phase: Phase,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    /// Output passes, and the store names nobody as secondary.
+    Alone { reason: Reason },
+    /// Output waits. The secondary is to acknowledge its first checkpoint; the store has not been asked to name it.
+    Joining { secondary: ReplicaId },
+    /// Output leaves as it is acknowledged. The store is asked to name the secondary.
+    Entitling { secondary: ReplicaId, question: Question },
+    /// Output leaves as it is acknowledged. The store names the secondary.
+    Protected { secondary: ReplicaId },
+    /// Output leaves as it is acknowledged. The store is asked to name nobody.
+    Dropping { secondary: ReplicaId, reason: DropReason, question: Question },
+    /// Output waits, acks count no more. The store is asked to name nobody.
+    Arbitrating { why: Why, guest: Guest, question: Question },
+    /// Output waits, and the guest stands still. The secondary has been asked to take over.
+    HandingOver { secondary: ReplicaId },
+}
+
+/// Why there is no secondary any more.
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    Lost(LossReason),
+    Dropped(DropReason),
+}
+
+/// What the guest does while who goes on is decided.
+#[derive(Clone, Copy, Debug)]
+enum Guest {
+    Runs,
+    /// It was paused for a hand-over.
+    StandsStill,
+}
+
+impl Primary {
+    pub fn alone(id: ReplicaId, claim: Claim, reason: Reason) -> Self {
+        Self { id, claim, phase: Phase::Alone { reason } }
+    }
+
+    pub fn handle(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
+        match event {
+            Event::SyncFinished { secondary } => self.sync_finished(secondary, commands),
+            Event::Acknowledged { epoch, fresh: true } => self.acknowledged(*epoch, commands),
+            Event::Acknowledged { fresh: false, .. } => self.lost(LossReason::Stale, commands),
+            Event::DropSecondary { reason } => self.drop_secondary(*reason, commands),
+            Event::HandOverSent => self.hand_over_sent(commands),
+            Event::PeerLost { reason } => self.lost(*reason, commands),
+            Event::Arbitrated(_) | Event::StoreUnreachable | Event::RetryDue => return self.answered(event, commands),
+            Event::CheckpointHeld { .. } | Event::Entitled { .. } | Event::HandOver | Event::ClaimRead(_) => {}
+        }
+        None
+    }
+
+    fn sync_finished(&mut self, secondary: &ReplicaId, commands: &mut Vec<Command>) {
+        if matches!(self.phase, Phase::Alone { .. }) && *secondary != self.id {
+            commands.push(Command::HoldOutput);
+            self.phase = Phase::Joining { secondary: secondary.clone() };
+        } else {
+            // Whose acks would be whose?
+            self.lost(LossReason::Protocol, commands);
+        }
+    }
+
+    fn acknowledged(&mut self, epoch: Epoch, commands: &mut Vec<Command>) {
+        match &self.phase {
+            Phase::Joining { secondary } => {
+                commands.push(Command::Release { through: epoch });
+                let secondary = secondary.clone();
+                let question = self.ask(Some(secondary.clone()), commands);
+                self.phase = Phase::Entitling { secondary, question };
+            }
+            Phase::Entitling { .. } | Phase::Protected { .. } | Phase::Dropping { .. } => {
+                commands.push(Command::Release { through: epoch });
+            }
+            Phase::Alone { .. } | Phase::Arbitrating { .. } | Phase::HandingOver { .. } => {}
+        }
+    }
+
+    fn drop_secondary(&mut self, reason: DropReason, commands: &mut Vec<Command>) {
+        let why = Why::Dropped(reason);
+        self.phase = match self.take_phase() {
+            Phase::Alone { .. } | Phase::Joining { .. } => self.leave_unnamed(why, commands),
+            Phase::Entitling { secondary, question } => Phase::Dropping { secondary, reason, question },
+            Phase::Protected { secondary } => {
+                let question = self.ask(None, commands);
+                Phase::Dropping { secondary, reason, question }
+            }
+            Phase::Dropping { secondary, question, .. } => Phase::Dropping { secondary, reason, question },
+            Phase::Arbitrating { guest, question, .. } => Phase::Arbitrating { why, guest, question },
+            Phase::HandingOver { .. } => self.arbitrate(why, Guest::StandsStill, commands),
+        };
+    }
+
+    fn hand_over_sent(&mut self, commands: &mut Vec<Command>) {
+        self.phase = match self.take_phase() {
+            Phase::Protected { secondary } => Phase::HandingOver { secondary },
+            // The secondary was lost while it was being asked, and it is decided already that this replica goes on.
+            phase @ Phase::Alone { .. } => {
+                commands.push(Command::Resume);
+                phase
+            }
+            Phase::Arbitrating { why, question, .. } => Phase::Arbitrating { why, guest: Guest::StandsStill, question },
+            Phase::Dropping { reason, question, .. } => {
+                commands.push(Command::CloseChannel);
+                Phase::Arbitrating { why: Why::Dropped(reason), guest: Guest::StandsStill, question }
+            }
+            // A secondary that is not entitled cannot take over.
+            Phase::Joining { .. } => {
+                let phase = self.leave_unnamed(Why::Lost(LossReason::Protocol), commands);
+                commands.push(Command::Resume);
+                phase
+            }
+            Phase::Entitling { question, .. } => {
+                commands.push(Command::CloseChannel);
+                Phase::Arbitrating { why: Why::Lost(LossReason::Protocol), guest: Guest::StandsStill, question }
+            }
+            phase @ Phase::HandingOver { .. } => phase,
+        };
+    }
+
+    fn lost(&mut self, reason: LossReason, commands: &mut Vec<Command>) {
+        let why = Why::Lost(reason);
+        self.phase = match self.take_phase() {
+            // A first copy may have been under way; nothing depends on it.
+            phase @ Phase::Alone { .. } => {
+                commands.push(Command::CloseChannel);
+                phase
+            }
+            Phase::Joining { .. } => self.leave_unnamed(why, commands),
+            Phase::Entitling { question, .. } => {
+                commands.push(Command::CloseChannel);
+                Phase::Arbitrating { why, guest: Guest::Runs, question }
+            }
+            Phase::Protected { .. } => self.arbitrate(why, Guest::Runs, commands),
+            Phase::Dropping { reason, question, .. } => {
+                commands.push(Command::CloseChannel);
+                Phase::Arbitrating { why: Why::Dropped(reason), guest: Guest::Runs, question }
+            }
+            phase @ Phase::Arbitrating { .. } => phase,
+            Phase::HandingOver { .. } => self.arbitrate(why, Guest::StandsStill, commands),
+        };
+    }
+
+    fn answered(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
+        let (Phase::Entitling { question, .. }
+        | Phase::Dropping { question, .. }
+        | Phase::Arbitrating { question, .. }) = &mut self.phase
+        else {
+            return None;
+        };
+        match question.hear(&self.id, event) {
+            Answer::None => {}
+            Answer::Unknown => commands.push(Command::StartRetryTimer),
+            Answer::Ours(claim) => {
+                self.claim = claim;
+                self.claimed(commands);
+            }
+            Answer::AskAgain => self.ask_again(commands),
+            Answer::Theirs => {
+                let reason = match self.phase {
+                    Phase::Arbitrating { guest: Guest::StandsStill, .. } => StopReason::HandedOver,
+                    _ => StopReason::Superseded,
+                };
+                commands.extend([Command::CloseChannel, Command::Stop { reason }]);
+                return Some(State::Stopped { role: Role::Primary, generation: self.claim.generation, reason });
+            }
+        }
+        None
+    }
+
+    /// The store has answered: the claim is this replica's. Is it what is wanted by now?
+    fn claimed(&mut self, commands: &mut Vec<Command>) {
+        self.phase = match self.take_phase() {
+            Phase::Entitling { secondary, .. } => {
+                commands.push(Command::TellEntitled { generation: self.claim.generation });
+                Phase::Protected { secondary }
+            }
+            Phase::Dropping { reason, .. } if self.claim.secondary.is_none() => {
+                self.leave_unnamed(Why::Dropped(reason), commands)
+            }
+            Phase::Arbitrating { why, guest, .. } if self.claim.secondary.is_none() => {
+                commands.push(Command::OpenOutput);
+                if matches!(guest, Guest::StandsStill) {
+                    commands.push(Command::Resume);
+                }
+                Phase::Alone { reason: why.into() }
+            }
+            // It entitles the secondary, as was asked for before.
+            Phase::Dropping { secondary, reason, .. } => {
+                let question = self.ask(None, commands);
+                Phase::Dropping { secondary, reason, question }
+            }
+            Phase::Arbitrating { why, guest, .. } => {
+                let question = self.ask(None, commands);
+                Phase::Arbitrating { why, guest, question }
+            }
+            phase @ (Phase::Alone { .. }
+            | Phase::Joining { .. }
+            | Phase::Protected { .. }
+            | Phase::HandingOver { .. }) => phase,
+        };
+    }
+
+    fn ask_again(&mut self, commands: &mut Vec<Command>) {
+        let wanted = match &self.phase {
+            Phase::Entitling { secondary, .. } => Some(secondary.clone()),
+            _ => None,
+        };
+        let asked = self.ask(wanted, commands);
+        if let Phase::Entitling { question, .. }
+        | Phase::Dropping { question, .. }
+        | Phase::Arbitrating { question, .. } = &mut self.phase
+        {
+            *question = asked;
+        }
+    }
+
+    fn ask(&self, secondary: Option<ReplicaId>, commands: &mut Vec<Command>) -> Question {
+        let generation = self.claim.generation.saturating_add(1);
+        let (question, command) = Question::ask(Claim { generation, primary: self.id.clone(), secondary });
+        commands.push(command);
+        question
+    }
+
+    /// Gives up a secondary that the store names.
+    fn arbitrate(&self, why: Why, guest: Guest, commands: &mut Vec<Command>) -> Phase {
+        commands.push(Command::CloseChannel);
+        let question = self.ask(None, commands);
+        Phase::Arbitrating { why, guest, question }
+    }
+
+    /// Gives up a secondary that the store does not name, and cannot come to name: there is nothing to arbitrate.
+    fn leave_unnamed(&self, why: Why, commands: &mut Vec<Command>) -> Phase {
+        commands.extend([Command::CloseChannel, Command::OpenOutput]);
+        Phase::Alone { reason: why.into() }
+    }
+
+    fn take_phase(&mut self) -> Phase {
+        mem::replace(&mut self.phase, Phase::Alone { reason: Reason::NoSecondaryYet })
+    }
+
+    pub fn status(&self) -> Status {
+        let (secondary, protection, reason) = match &self.phase {
+            Phase::Alone { reason } => (None, unprotected(*reason), Some(*reason)),
+            Phase::Joining { secondary } => (Some(secondary), Protection::Starting, Some(Reason::FirstCheckpoint)),
+            Phase::Entitling { secondary, question } => {
+                let reason = if question.is_store_unreachable() { Reason::StoreUnreachable } else { Reason::Entitling };
+                (Some(secondary), Protection::Starting, Some(reason))
+            }
+            Phase::Protected { secondary } => (Some(secondary), Protection::Protected, None),
+            Phase::Dropping { secondary, reason, .. } => {
+                let reason = Reason::Dropped(*reason);
+                (Some(secondary), unprotected(reason), Some(reason))
+            }
+            Phase::Arbitrating { question, .. } if question.is_store_unreachable() => {
+                (None, Protection::NeedSecondary, Some(Reason::StoreUnreachable))
+            }
+            Phase::Arbitrating { why: Why::Lost(loss), .. } => {
+                (None, Protection::NeedSecondary, Some(Reason::Arbitrating(*loss)))
+            }
+            Phase::Arbitrating { why: Why::Dropped(reason), .. } => {
+                let reason = Reason::Dropped(*reason);
+                (None, unprotected(reason), Some(reason))
+            }
+            Phase::HandingOver { secondary } => (Some(secondary), Protection::NeedSecondary, Some(Reason::HandOver)),
+        };
+        Status {
+            role: Role::Primary,
+            generation: self.claim.generation,
+            secondary: secondary.cloned(),
+            protection,
+            reason,
+        }
+    }
+}
+
+impl From<Why> for Reason {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Lost(loss) => Self::Lost(loss),
+            Why::Dropped(reason) => Self::Dropped(reason),
+        }
+    }
+}
+
+fn unprotected(reason: Reason) -> Protection {
+    match reason {
+        Reason::Dropped(DropReason::Off | DropReason::Suspend) => Protection::Disabled,
+        _ => Protection::NeedSecondary,
+    }
+}

@@ -1,0 +1,65 @@
+//! [`Replica`]: one replica of a VM.
+
+use super::primary::Primary;
+use super::secondary::Secondary;
+use super::{Claim, Command, Event, Generation, Protection, Reason, ReplicaId, Role, Status, StopReason};
+
+/// One replica of a VM, as far as the protocol goes. It is told what happened and says what to do; see the [module](super).
+#[derive(Clone, Debug)]
+pub struct Replica(State);
+
+#[derive(Clone, Debug)]
+pub(super) enum State {
+    Primary(Primary),
+    Secondary(Secondary),
+    Stopped { role: Role, generation: Generation, reason: StopReason },
+}
+
+impl Replica {
+    /// A primary whose output passes. `claim`, of which this process knows that it is the store's, names `id` as primary and nobody as
+    /// secondary. If it does not, the replica is one that has stopped.
+    pub fn primary(id: ReplicaId, claim: Claim) -> Self {
+        if claim.primary != id || claim.secondary.is_some() {
+            return Self(State::Stopped {
+                role: Role::Primary,
+                generation: claim.generation,
+                reason: StopReason::NotNamed,
+            });
+        }
+        Self(State::Primary(Primary::alone(id, claim, Reason::NoSecondaryYet)))
+    }
+
+    /// A secondary to which no primary has sent anything yet.
+    pub fn secondary(id: ReplicaId) -> Self {
+        Self(State::Secondary(Secondary::new(id)))
+    }
+
+    /// Takes note of an event. The commands are to be carried out in their order, before the next event.
+    pub fn handle(&mut self, event: Event) -> Vec<Command> {
+        let mut commands = Vec::new();
+        let next = match &mut self.0 {
+            State::Primary(primary) => primary.handle(&event, &mut commands),
+            State::Secondary(secondary) => secondary.handle(&event, &mut commands),
+            State::Stopped { .. } => None,
+        };
+        if let Some(next) = next {
+            self.0 = next;
+        }
+        commands
+    }
+
+    /// How it is.
+    pub fn status(&self) -> Status {
+        match &self.0 {
+            State::Primary(primary) => primary.status(),
+            State::Secondary(secondary) => secondary.status(),
+            State::Stopped { role, generation, reason } => Status {
+                role: *role,
+                generation: *generation,
+                secondary: None,
+                protection: Protection::NotRunning,
+                reason: Some(Reason::Stopped(*reason)),
+            },
+        }
+    }
+}

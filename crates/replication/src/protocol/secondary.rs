@@ -1,0 +1,190 @@
+//! [`Secondary`]: the rules for the replica that can take over.
+
+use super::primary::Primary;
+use super::question::{Answer, Question};
+use super::replica::State;
+use super::{
+    Claim, Command, Epoch, Event, Generation, LossReason, Protection, Reason, ReplicaId, Role, Status, StopReason,
+};
+
+/// The replica that holds what it needs to go on, once it does.
+#[derive(Clone, Debug)]
+pub(super) struct Secondary {
+    id: ReplicaId,
+    phase: Phase,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    /// No checkpoint is complete.
+    Empty,
+    /// It has not been told that the store names it.
+    Following { held: Epoch },
+    /// The store has named it.
+    Entitled { held: Epoch, generation: Generation },
+    /// The primary is lost; the store is asked whether it names this replica.
+    Inquiring { held: Epoch, loss: LossReason, turn: Turn },
+    /// The store is asked to name this replica as primary.
+    Arbitrating { held: Epoch, why: Reason, question: Question },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Store,
+    Timer,
+}
+
+impl Secondary {
+    pub fn new(id: ReplicaId) -> Self {
+        Self { id, phase: Phase::Empty }
+    }
+
+    pub fn handle(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
+        match event {
+            Event::CheckpointHeld { epoch } => self.checkpoint_held(*epoch, commands),
+            Event::Entitled { generation } => self.entitled(*generation, commands),
+            Event::HandOver => self.hand_over(commands),
+            Event::PeerLost { reason } => self.lost(*reason, commands),
+            Event::ClaimRead(claim) => self.claim_read(claim, commands),
+            Event::Arbitrated(_) | Event::StoreUnreachable | Event::RetryDue => self.answered(event, commands),
+            Event::SyncFinished { .. }
+            | Event::Acknowledged { .. }
+            | Event::DropSecondary { .. }
+            | Event::HandOverSent => None,
+        }
+    }
+
+    fn checkpoint_held(&mut self, epoch: Epoch, commands: &mut Vec<Command>) -> Option<State> {
+        match &mut self.phase {
+            Phase::Following { held } | Phase::Entitled { held, .. } if epoch <= *held => {
+                return self.lost(LossReason::Protocol, commands);
+            }
+            Phase::Following { held } | Phase::Entitled { held, .. } => *held = epoch,
+            Phase::Empty => self.phase = Phase::Following { held: epoch },
+            Phase::Inquiring { .. } | Phase::Arbitrating { .. } => return None,
+        }
+        commands.push(Command::Acknowledge { epoch });
+        None
+    }
+
+    fn entitled(&mut self, generation: Generation, commands: &mut Vec<Command>) -> Option<State> {
+        match self.phase {
+            Phase::Following { held } => {
+                self.phase = Phase::Entitled { held, generation };
+                None
+            }
+            Phase::Entitled { generation: known, .. } if known == generation => None,
+            Phase::Empty | Phase::Entitled { .. } => self.lost(LossReason::Protocol, commands),
+            Phase::Inquiring { .. } | Phase::Arbitrating { .. } => None,
+        }
+    }
+
+    fn hand_over(&mut self, commands: &mut Vec<Command>) -> Option<State> {
+        match self.phase {
+            // The connection is closed with the answer: a primary that sees it close wants to go on, and would compete.
+            Phase::Entitled { held, generation } => {
+                self.arbitrate(held, generation, Reason::HandOver, commands);
+                None
+            }
+            _ => self.lost(LossReason::Protocol, commands),
+        }
+    }
+
+    fn lost(&mut self, reason: LossReason, commands: &mut Vec<Command>) -> Option<State> {
+        if matches!(self.phase, Phase::Inquiring { .. } | Phase::Arbitrating { .. }) {
+            return None;
+        }
+        if reason == LossReason::Failed {
+            return self.stop(StopReason::Failed, commands);
+        }
+        match self.phase {
+            Phase::Empty => return self.stop(StopReason::NothingHeld, commands),
+            Phase::Following { held } => {
+                commands.extend([Command::CloseChannel, Command::ReadClaim]);
+                self.phase = Phase::Inquiring { held, loss: reason, turn: Turn::Store };
+            }
+            Phase::Entitled { held, generation } => {
+                commands.push(Command::CloseChannel);
+                self.arbitrate(held, generation, Reason::Arbitrating(reason), commands);
+            }
+            Phase::Inquiring { .. } | Phase::Arbitrating { .. } => {}
+        }
+        None
+    }
+
+    fn claim_read(&mut self, claim: &Claim, commands: &mut Vec<Command>) -> Option<State> {
+        let Phase::Inquiring { held, loss, turn: Turn::Store } = self.phase else { return None };
+        if claim.secondary.as_ref() != Some(&self.id) {
+            return self.stop(StopReason::NotEntitled, commands);
+        }
+        self.arbitrate(held, claim.generation, Reason::Arbitrating(loss), commands);
+        None
+    }
+
+    fn answered(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
+        match &mut self.phase {
+            Phase::Inquiring { turn, .. } => match (*turn, event) {
+                (Turn::Store, Event::StoreUnreachable) => {
+                    *turn = Turn::Timer;
+                    commands.push(Command::StartRetryTimer);
+                }
+                (Turn::Timer, Event::RetryDue) => {
+                    *turn = Turn::Store;
+                    commands.push(Command::ReadClaim);
+                }
+                _ => {}
+            },
+            Phase::Arbitrating { held, question, .. } => match question.hear(&self.id, event) {
+                Answer::None => {}
+                Answer::Unknown => commands.extend([Command::CloseChannel, Command::StartRetryTimer]),
+                Answer::AskAgain => {
+                    let (again, command) = Question::ask(question.claim().clone());
+                    *question = again;
+                    commands.push(command);
+                }
+                Answer::Ours(claim) => {
+                    commands.extend([Command::CloseChannel, Command::TakeOver { from: *held }]);
+                    return Some(State::Primary(Primary::alone(self.id.clone(), claim, Reason::TookOver)));
+                }
+                Answer::Theirs => return self.stop(StopReason::Superseded, commands),
+            },
+            Phase::Empty | Phase::Following { .. } | Phase::Entitled { .. } => {}
+        }
+        None
+    }
+
+    /// Asks for the generation after that which names this replica as the secondary.
+    fn arbitrate(&mut self, held: Epoch, named: Generation, why: Reason, commands: &mut Vec<Command>) {
+        let claim = Claim { generation: named.saturating_add(1), primary: self.id.clone(), secondary: None };
+        let (question, command) = Question::ask(claim);
+        commands.push(command);
+        self.phase = Phase::Arbitrating { held, why, question };
+    }
+
+    fn stop(&self, reason: StopReason, commands: &mut Vec<Command>) -> Option<State> {
+        commands.extend([Command::CloseChannel, Command::Stop { reason }]);
+        Some(State::Stopped { role: Role::Secondary, generation: self.generation(), reason })
+    }
+
+    fn generation(&self) -> Generation {
+        match &self.phase {
+            Phase::Empty | Phase::Following { .. } | Phase::Inquiring { .. } => 0,
+            Phase::Entitled { generation, .. } => *generation,
+            Phase::Arbitrating { question, .. } => question.claim().generation.saturating_sub(1),
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        let (protection, reason) = match &self.phase {
+            Phase::Empty | Phase::Following { .. } => (Protection::Starting, Some(Reason::FirstCheckpoint)),
+            Phase::Entitled { .. } => (Protection::Protected, None),
+            Phase::Inquiring { turn: Turn::Timer, .. } => (Protection::NeedSecondary, Some(Reason::StoreUnreachable)),
+            Phase::Inquiring { loss, .. } => (Protection::NeedSecondary, Some(Reason::Arbitrating(*loss))),
+            Phase::Arbitrating { question, .. } if question.is_store_unreachable() => {
+                (Protection::NeedSecondary, Some(Reason::StoreUnreachable))
+            }
+            Phase::Arbitrating { why, .. } => (Protection::NeedSecondary, Some(*why)),
+        };
+        Status { role: Role::Secondary, generation: self.generation(), secondary: None, protection, reason }
+    }
+}
