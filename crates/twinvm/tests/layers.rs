@@ -66,7 +66,7 @@ const HOUSE: &[Crate] = &[
         ],
     },
     Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"]] },
-    Crate { name: "cluster", floor: 5, layers: &[] },
+    Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"]] },
     Crate { name: "sim", floor: 6, layers: &[] },
     Crate {
         name: "twinvm",

@@ -1,0 +1,164 @@
+use std::cmp::Ordering;
+
+use machine::spec::SpecError;
+use replication::protocol::ReplicaId;
+use thiserror::Error;
+
+use super::demand::{Demand, reserved};
+use super::{Failures, WhyNot};
+use crate::records::{ClusterState, HostName, HostRecord, VmState};
+
+/// Why there is no place for a replica.
+#[derive(Debug, Error)]
+pub enum NoPlace {
+    /// The VM's spec is not one that this version understands.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// No host fits.
+    #[error("{}", sentence(.0))]
+    Hosts(Vec<(HostName, WhyNot)>),
+}
+
+fn sentence(refusals: &[(HostName, WhyNot)]) -> String {
+    if refusals.is_empty() {
+        return "no host is registered".to_owned();
+    }
+    let refusals: Vec<String> = refusals.iter().map(|(host, why)| format!("{host} {why}")).collect();
+    refusals.join("; ")
+}
+
+/// The host that is to hold the secondary of a VM.
+///
+/// It is never that of the primary, is alive, runs the VM's engine, reaches its networks, and has the memory and vCPUs of a whole
+/// second VM free. Of those that fit comes first the one that has failed least lately, then the one whose copy of the disks is
+/// newest, since it needs only what differs, then the one with the least part of its memory reserved, then the first by name.
+///
+/// # Errors
+/// [`NoPlace`], with a reason for each host.
+pub fn place_secondary(
+    vm: &VmState,
+    state: &ClusterState,
+    failures: &Failures,
+    now_unix_ms: u64,
+) -> Result<HostName, NoPlace> {
+    let demand = Demand::of(&vm.record)?;
+    let claim = &vm.claim.claim;
+    let primary = state.hosts.iter().find(|host| host.name.is(&claim.primary));
+    let check = |host: &HostRecord| {
+        if host.name.is(&claim.primary) {
+            return Err(WhyNot::IsPrimary);
+        }
+        check_host(host, &demand, vm, state, now_unix_ms)?;
+        if demand.user_network && primary.is_none_or(|primary| primary.boot_id != host.boot_id) {
+            return Err(WhyNot::OtherMachine);
+        }
+        match failures.of(&vm.record.name, &host.name, now_unix_ms) {
+            Some(failure) if failure.retry_unix_ms() > now_unix_ms => Err(WhyNot::FailedLately {
+                count: failure.count,
+                message: failure.message.clone(),
+                retry_in_ms: failure.retry_unix_ms() - now_unix_ms,
+            }),
+            _ => Ok(()),
+        }
+    };
+    let failed =
+        |host: &HostRecord| failures.of(&vm.record.name, &host.name, now_unix_ms).map_or(0, |failure| failure.count);
+    let copies: Vec<&ReplicaId> = claim.secondary.iter().chain(&vm.claim.copies).collect();
+    best(state, check, |a, b| {
+        failed(a)
+            .cmp(&failed(b))
+            .then_with(|| age_of_copy(a, &copies).cmp(&age_of_copy(b, &copies)))
+            .then_with(|| by_load(a, b, vm, state))
+    })
+}
+
+/// The host on which a VM is to start that does not run: the one that ran it last, as its disks are the newest. If `forced`, also
+/// another one that has a copy, the newest first. That loses what was written since, and needs somebody who knows that the VM
+/// does not run any more on the host that does not answer.
+///
+/// # Errors
+/// [`NoPlace`], with a reason for each host.
+pub fn place_primary(vm: &VmState, state: &ClusterState, forced: bool, now_unix_ms: u64) -> Result<HostName, NoPlace> {
+    let demand = Demand::of(&vm.record)?;
+    let claim = &vm.claim.claim;
+    let copies: Vec<&ReplicaId> =
+        std::iter::once(&claim.primary).chain(&claim.secondary).chain(&vm.claim.copies).collect();
+    let check = |host: &HostRecord| {
+        if age_of_copy(host, &copies) == copies.len() {
+            return Err(WhyNot::NoDisks);
+        }
+        check_host(host, &demand, vm, state, now_unix_ms)?;
+        match HostName::try_from(claim.primary.as_str().to_owned()) {
+            Ok(newest) if newest != host.name && !forced => Err(WhyNot::OlderDisks(newest)),
+            _ => Ok(()),
+        }
+    };
+    best(state, check, |a, b| age_of_copy(a, &copies).cmp(&age_of_copy(b, &copies)))
+}
+
+/// The host that comes first in `order`, then by name, of those that pass `check`.
+fn best(
+    state: &ClusterState,
+    check: impl Fn(&HostRecord) -> Result<(), WhyNot>,
+    order: impl Fn(&HostRecord, &HostRecord) -> Ordering,
+) -> Result<HostName, NoPlace> {
+    let mut best: Option<&HostRecord> = None;
+    let mut refusals = Vec::new();
+    for host in &state.hosts {
+        match check(host) {
+            Err(why) => refusals.push((host.name.clone(), why)),
+            Ok(()) if best.is_none_or(|best| order(host, best).then_with(|| host.name.cmp(&best.name)).is_lt()) => {
+                best = Some(host);
+            }
+            Ok(()) => {}
+        }
+    }
+    best.map(|host| host.name.clone()).ok_or(NoPlace::Hosts(refusals))
+}
+
+/// What any replica asks of its host.
+fn check_host(
+    host: &HostRecord,
+    demand: &Demand,
+    vm: &VmState,
+    state: &ClusterState,
+    now_unix_ms: u64,
+) -> Result<(), WhyNot> {
+    if !host.lease.is_alive(now_unix_ms) {
+        let renewed_unix_ms = host.lease.renewed_unix_ms;
+        return Err(match renewed_unix_ms.checked_sub(now_unix_ms) {
+            Some(ahead_ms) if ahead_ms > 0 => WhyNot::ClockAhead { ahead_ms },
+            _ => WhyNot::LeaseEnded { silent_ms: now_unix_ms.saturating_sub(renewed_unix_ms) },
+        });
+    }
+    if let Some(engine) = demand.engine.filter(|engine| !host.engines.contains(engine)) {
+        return Err(WhyNot::NoEngine(engine));
+    }
+    if let Some(bridge) = demand.bridges.iter().find(|bridge| !host.networks.contains(bridge)) {
+        return Err(WhyNot::NoNetwork(bridge.clone()));
+    }
+    let reserved = reserved(state, &host.name, Some(&vm.record.name));
+    let free_bytes = host.memory_bytes.saturating_sub(reserved.memory_bytes);
+    if free_bytes < demand.memory_bytes {
+        return Err(WhyNot::TooLittleMemory { needed_bytes: demand.memory_bytes, free_bytes });
+    }
+    let free = host.cpus.saturating_sub(reserved.cpus);
+    if free < demand.cpus {
+        return Err(WhyNot::TooFewCpus { needed: demand.cpus, free });
+    }
+    Ok(())
+}
+
+/// Place of a host in a list of copies of which the newest is first; the list's length if it has none.
+fn age_of_copy(host: &HostRecord, copies: &[&ReplicaId]) -> usize {
+    copies.iter().position(|replica| host.name.is(replica)).unwrap_or(copies.len())
+}
+
+/// By the part of the memory that is reserved without this VM, the least first.
+fn by_load(a: &HostRecord, b: &HostRecord, vm: &VmState, state: &ClusterState) -> Ordering {
+    let part = |of: &HostRecord, other: &HostRecord| {
+        let reserved = reserved(state, &of.name, Some(&vm.record.name)).memory_bytes;
+        u128::from(reserved) * u128::from(other.memory_bytes)
+    };
+    part(a, b).cmp(&part(b, a))
+}

@@ -1,0 +1,86 @@
+use machine::engine::EngineKind;
+use thiserror::Error;
+
+use crate::records::HostName;
+
+/// Why a replica cannot be placed on a host, as a sentence about the host.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum WhyNot {
+    /// A VM's two replicas are never on one host.
+    #[error("runs the VM itself")]
+    IsPrimary,
+    /// Its lease has ended.
+    #[error("has not been heard of for {}", span(*silent_ms))]
+    LeaseEnded {
+        /// Since when, in ms.
+        silent_ms: u64,
+    },
+    /// Its lease was renewed in the future.
+    #[error("has a clock that is {} ahead: set its time", span(*ahead_ms))]
+    ClockAhead {
+        /// By how much, in ms.
+        ahead_ms: u64,
+    },
+    /// It does not have the VM's engine.
+    #[error("cannot run engine {0}")]
+    NoEngine(EngineKind),
+    /// It does not reach a bridge.
+    #[error("is not connected to network {0}")]
+    NoNetwork(String),
+    /// It is on another machine than the user-mode connections of the VM.
+    #[error("is on another machine, and the VM's user-mode networks exist on one machine only: use bridges")]
+    OtherMachine,
+    /// Not enough memory.
+    #[error("has {} MiB of memory free, {} MiB are needed", free_bytes >> 20, needed_bytes >> 20)]
+    TooLittleMemory {
+        /// What a replica needs.
+        needed_bytes: u64,
+        /// What is not reserved.
+        free_bytes: u64,
+    },
+    /// Not enough vCPUs.
+    #[error("has {free} vCPUs free, {needed} are needed")]
+    TooFewCpus {
+        /// What a replica needs.
+        needed: u32,
+        /// What is not reserved.
+        free: u32,
+    },
+    /// It failed a short while ago.
+    #[error("failed {} ({message}); next attempt in {}", times(*count), span(*retry_in_ms))]
+    FailedLately {
+        /// How often.
+        count: u32,
+        /// What went wrong the last time.
+        message: String,
+        /// When it is tried again, in ms from now.
+        retry_in_ms: u64,
+    },
+    /// Its copy of the disks is older than another one.
+    #[error(
+        "has an older copy of the disks than {0}: to start there loses what was written since, and has to be forced"
+    )]
+    OlderDisks(HostName),
+    /// It has never had a replica of the VM.
+    #[error("has no copy of the VM's disks")]
+    NoDisks,
+}
+
+/// A time span in words, rounded.
+fn span(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..120_000 => format!("{} s", ms.saturating_add(500) / 1_000),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
+        7_200_000..172_800_000 => format!("{} h", ms / 3_600_000),
+        _ => format!("{} days", ms / 86_400_000),
+    }
+}
+
+fn times(count: u32) -> String {
+    match count {
+        1 => "once".to_owned(),
+        2 => "twice".to_owned(),
+        _ => format!("{count} times"),
+    }
+}

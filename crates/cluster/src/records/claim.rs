@@ -1,0 +1,41 @@
+use replication::protocol::{Claim, ReplicaId};
+use serde::{Deserialize, Serialize};
+
+use super::UnknownFields;
+
+/// Most hosts that [`ClaimRecord::copies`] remembers.
+pub const COPIES_MAX: usize = 8;
+
+/// The arbiter's record of one VM: the claim, and where older copies of its disks are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRecord {
+    /// The replicas that may run it.
+    #[serde(flatten)]
+    pub claim: Claim,
+    /// Replicas of earlier claims, those of the latest first: their disks are out of date, and need only what differs.
+    #[serde(default)]
+    pub copies: Vec<ReplicaId>,
+    /// What a newer version has added.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
+}
+
+impl ClaimRecord {
+    /// The first claim of a VM.
+    pub fn first(claim: Claim) -> Self {
+        Self { claim, copies: Vec::new(), unknown: UnknownFields::default() }
+    }
+
+    /// The record after `claim` has been won.
+    pub fn succeeded_by(&self, claim: Claim) -> Self {
+        let in_it = |replica: &&ReplicaId| **replica != claim.primary && Some(*replica) != claim.secondary.as_ref();
+        let mut copies: Vec<ReplicaId> = Vec::new();
+        let earlier = std::iter::once(&self.claim.primary).chain(&self.claim.secondary).chain(&self.copies);
+        for replica in earlier.filter(in_it) {
+            if copies.len() < COPIES_MAX && !copies.contains(replica) {
+                copies.push(replica.clone());
+            }
+        }
+        Self { claim, copies, unknown: self.unknown.clone() }
+    }
+}

@@ -1,0 +1,275 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use replication::protocol::Claim;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{
+    ClaimRecord, ClusterError, ClusterState, HostName, HostRecord, Unreadable, VmName, VmRecord, VmState, decode,
+    encode,
+};
+use crate::store::{Changes, Compare, Entry, Op, Outcome, Store};
+
+/// How often a record is read and written again when others change it in between.
+const ATTEMPTS_MAX: u32 = 64;
+
+const HOSTS: &str = "hosts/";
+const VMS: &str = "vms/";
+const CLAIM: &str = "/claim";
+
+fn host_key(host: &HostName) -> String {
+    format!("{HOSTS}{host}")
+}
+
+fn vm_key(vm: &VmName) -> String {
+    format!("{VMS}{vm}")
+}
+
+/// Where a VM's claim is.
+pub(crate) fn claim_key(vm: &VmName) -> String {
+    format!("{VMS}{vm}{CLAIM}")
+}
+
+/// The records of a cluster: typed access to its store.
+///
+/// All methods fail with [`ClusterError::Store`] if the store does, and with [`ClusterError::Unreadable`] if they need a record
+/// that this version does not understand.
+#[derive(Clone)]
+pub struct Cluster {
+    store: Arc<dyn Store>,
+}
+
+impl Cluster {
+    /// The cluster that a store describes.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Everything, as of one revision.
+    pub fn state(&self) -> Result<ClusterState, ClusterError> {
+        let listing = self.store.list("")?;
+        let mut state = ClusterState { revision: listing.revision, ..ClusterState::default() };
+        let mut records: BTreeMap<String, VmRecord> = BTreeMap::new();
+        let mut claims: BTreeMap<String, ClaimRecord> = BTreeMap::new();
+        for (key, entry) in listing.entries {
+            let read = if let Some(name) = key.strip_prefix(HOSTS) {
+                decode_named(&key, name, &entry, |host: &HostRecord| &host.name).map(|host| state.hosts.push(host))
+            } else if let Some(name) = key.strip_prefix(VMS).and_then(|rest| rest.strip_suffix(CLAIM)) {
+                decode(&key, &entry.value).map(|claim| drop(claims.insert(name.to_owned(), claim)))
+            } else if let Some(name) = key.strip_prefix(VMS) {
+                decode_named(&key, name, &entry, |vm: &VmRecord| &vm.name)
+                    .map(|vm| drop(records.insert(name.to_owned(), vm)))
+            } else {
+                Err(ClusterError::Unreadable { key: key.clone(), message: "of an unknown kind".to_owned() })
+            };
+            match read {
+                Ok(()) => {}
+                Err(ClusterError::Unreadable { key, message }) => state.unreadable.push(Unreadable { key, message }),
+                Err(error) => return Err(error),
+            }
+        }
+        for (name, record) in records {
+            match claims.remove(&name) {
+                Some(claim) => state.vms.push(VmState { record, claim }),
+                None => {
+                    let key = claim_key(&record.name);
+                    if !state.unreadable.iter().any(|unreadable| unreadable.key == key) {
+                        state.unreadable.push(Unreadable { key, message: "it is missing".to_owned() });
+                    }
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// Waits until records or claims of VMs have changed after `since`, a [`ClusterState::revision`], up to `timeout`. Tells
+    /// whether something may have changed: then read [`state`](Self::state) again.
+    pub fn wait_for_vm_change(&self, since: u64, timeout: Duration) -> Result<bool, ClusterError> {
+        Ok(match self.store.watch(VMS, since, timeout)? {
+            Changes::Seen { changes, .. } => !changes.is_empty(),
+            Changes::Compacted => true,
+        })
+    }
+
+    /// All hosts whose records can be read, in order of their names.
+    pub fn hosts(&self) -> Result<Vec<HostRecord>, ClusterError> {
+        Ok(self.state()?.hosts)
+    }
+
+    /// A host.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoHost`] if there is none of that name.
+    pub fn host(&self, name: &HostName) -> Result<HostRecord, ClusterError> {
+        let read = self.read(&host_key(name))?;
+        read.map(|(host, _)| host).ok_or_else(|| ClusterError::NoHost(name.clone()))
+    }
+
+    /// Registers a host, or overwrites its record. Only the host itself does that.
+    pub fn put_host(&self, host: &HostRecord) -> Result<(), ClusterError> {
+        let key = host_key(&host.name);
+        let value = encode(&key, host)?;
+        self.store.transact(&[], &[Op::Put { key: &key, value: &value }])?;
+        Ok(())
+    }
+
+    /// Renews a host's lease.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoHost`] if it was removed: it may register again.
+    pub fn renew_lease(&self, host: &HostName, now_unix_ms: u64) -> Result<(), ClusterError> {
+        self.update(
+            &host_key(host),
+            || ClusterError::NoHost(host.clone()),
+            |record: &mut HostRecord| record.lease.renewed_unix_ms = now_unix_ms,
+        )?;
+        Ok(())
+    }
+
+    /// Removes a host.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoHost`] if there is none of that name, [`ClusterError::HostInUse`] if a claim names it.
+    pub fn remove_host(&self, host: &HostName) -> Result<(), ClusterError> {
+        for vm in self.state()?.vms {
+            let claim = &vm.claim.claim;
+            if host.is(&claim.primary) || claim.secondary.as_ref().is_some_and(|secondary| host.is(secondary)) {
+                return Err(ClusterError::HostInUse { host: host.clone(), vm: vm.record.name });
+            }
+        }
+        let key = host_key(host);
+        for _ in 0..ATTEMPTS_MAX {
+            let entry = self.store.get(&key)?.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
+            let compare = Compare { key: &key, version: entry.version };
+            if let Outcome::Done { .. } = self.store.transact(&[compare], &[Op::Delete { key: &key }])? {
+                return Ok(());
+            }
+        }
+        Err(ClusterError::Contended(key))
+    }
+
+    /// All VMs whose records can be read, in order of their names.
+    pub fn vms(&self) -> Result<Vec<VmRecord>, ClusterError> {
+        Ok(self.state()?.vms.into_iter().map(|vm| vm.record).collect())
+    }
+
+    /// A VM.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoVm`] if there is none of that name.
+    pub fn vm(&self, name: &VmName) -> Result<VmRecord, ClusterError> {
+        let read = self.read(&vm_key(name))?;
+        read.map(|(vm, _)| vm).ok_or_else(|| ClusterError::NoVm(name.clone()))
+    }
+
+    /// The claim of a VM.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoVm`] if there is none of that name.
+    pub fn claim(&self, vm: &VmName) -> Result<ClaimRecord, ClusterError> {
+        let read = self.read(&claim_key(vm))?;
+        read.map(|(claim, _)| claim).ok_or_else(|| ClusterError::NoVm(vm.clone()))
+    }
+
+    /// Creates a VM, with its disks on `primary`, and answers its first claim.
+    ///
+    /// No generation is ever used twice, not even by a VM that gets the name of one that was deleted: the first is beyond the
+    /// store's revision, and each later one costs a revision too.
+    ///
+    /// # Errors
+    /// [`ClusterError::VmExists`] if there is one of that name.
+    pub fn create_vm(&self, vm: &VmRecord, primary: &HostName) -> Result<Claim, ClusterError> {
+        let (record_key, claim_key) = (vm_key(&vm.name), claim_key(&vm.name));
+        let record = encode(&record_key, vm)?;
+        let generation = self.store.list(&claim_key)?.revision.saturating_add(1);
+        let claim = Claim { generation, primary: primary.replica(), secondary: None };
+        let claim_record = encode(&claim_key, &ClaimRecord::first(claim.clone()))?;
+        let compares = [Compare { key: &record_key, version: 0 }, Compare { key: &claim_key, version: 0 }];
+        let ops = [Op::Put { key: &record_key, value: &record }, Op::Put { key: &claim_key, value: &claim_record }];
+        match self.store.transact(&compares, &ops)? {
+            Outcome::Done { .. } => Ok(claim),
+            Outcome::Conflict => Err(ClusterError::VmExists(vm.name.clone())),
+        }
+    }
+
+    /// Changes a VM's record and answers the new one. `change` is called again if others changed the record meanwhile. Its name
+    /// cannot be changed.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoVm`] if there is none of that name.
+    pub fn update_vm(&self, vm: &VmName, mut change: impl FnMut(&mut VmRecord)) -> Result<VmRecord, ClusterError> {
+        self.update(
+            &vm_key(vm),
+            || ClusterError::NoVm(vm.clone()),
+            |record: &mut VmRecord| {
+                change(record);
+                record.name = vm.clone();
+            },
+        )
+    }
+
+    /// Deletes a VM and its claim. Nobody can take it over from then on; its replicas must have ended before.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoVm`] if there is none of that name.
+    pub fn delete_vm(&self, vm: &VmName) -> Result<(), ClusterError> {
+        let (record_key, claim_key) = (vm_key(vm), claim_key(vm));
+        let there = Compare { key: &record_key, version: 0 };
+        // Conflict means that it is there.
+        if let Outcome::Done { .. } = self.store.transact(&[there], &[])? {
+            return Err(ClusterError::NoVm(vm.clone()));
+        }
+        self.store.transact(&[], &[Op::Delete { key: &record_key }, Op::Delete { key: &claim_key }])?;
+        Ok(())
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, u64)>, ClusterError> {
+        let entry = self.store.get(key)?;
+        entry.map(|entry| Ok((decode(key, &entry.value)?, entry.version))).transpose()
+    }
+
+    /// Reads, changes and writes a record until nobody else has changed it in between.
+    fn update<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &str,
+        missing: impl Fn() -> ClusterError,
+        mut change: impl FnMut(&mut T),
+    ) -> Result<T, ClusterError> {
+        for _ in 0..ATTEMPTS_MAX {
+            let (mut record, version) = self.read(key)?.ok_or_else(&missing)?;
+            change(&mut record);
+            let value = encode(key, &record)?;
+            let outcome = self.store.transact(&[Compare { key, version }], &[Op::Put { key, value: &value }])?;
+            if let Outcome::Done { .. } = outcome {
+                return Ok(record);
+            }
+        }
+        Err(ClusterError::Contended(key.to_owned()))
+    }
+}
+
+/// Reads a record that says its own name, which must be that of its key.
+fn decode_named<T: DeserializeOwned, N>(
+    key: &str,
+    name: &str,
+    entry: &Entry,
+    own: impl Fn(&T) -> &N,
+) -> Result<T, ClusterError>
+where
+    N: std::ops::Deref<Target = str>,
+{
+    let record: T = decode(key, &entry.value)?;
+    if **own(&record) == *name {
+        Ok(record)
+    } else {
+        let message = format!("it is that of {}", &**own(&record));
+        Err(ClusterError::Unreadable { key: key.to_owned(), message })
+    }
+}

@@ -1,0 +1,43 @@
+use thiserror::Error;
+
+use super::{HostName, NameError, VmName};
+use crate::store::StoreError;
+
+/// Why something could not be done with the cluster's records.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ClusterError {
+    /// The store could not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A name that cannot be used.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// There is no such VM.
+    #[error("there is no VM {0}")]
+    NoVm(VmName),
+    /// There is no such host.
+    #[error("there is no host {0}")]
+    NoHost(HostName),
+    /// A VM of that name is there already.
+    #[error("there is a VM {0} already")]
+    VmExists(VmName),
+    /// A host cannot be removed while a VM needs it.
+    #[error("host {host} has a replica of VM {vm}: move or remove the VM first")]
+    HostInUse {
+        /// The host.
+        host: HostName,
+        /// One of the VMs.
+        vm: VmName,
+    },
+    /// A record that this version does not understand.
+    #[error("record {key} in the cluster store cannot be read ({message}); it may be that of a newer twinvm")]
+    Unreadable {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Others kept changing the record.
+    #[error("record {0} in the cluster store keeps changing: try again")]
+    Contended(String),
+}

@@ -1,0 +1,32 @@
+//! What the cluster store holds, as JSON under string keys.
+//!
+//! | key | record |
+//! | --- | --- |
+//! | `hosts/NAME` | [`HostRecord`]: what a host offers, and its lease |
+//! | `vms/NAME` | [`VmRecord`]: what a VM is and what its administrator wants of it |
+//! | `vms/NAME/claim` | [`ClaimRecord`]: which replicas may run it |
+//!
+//! Fields that this version does not know are kept when a record is written back. A record that it cannot read, because a field
+//! has a value of a newer version, is refused by name and does not keep the others from being read.
+
+mod claim;
+mod cluster;
+mod error;
+mod host;
+mod name;
+mod state;
+mod vm;
+
+pub use claim::{COPIES_MAX, ClaimRecord};
+pub use cluster::Cluster;
+pub use error::ClusterError;
+pub use host::{HostRecord, Lease};
+pub use name::{HostName, NameError, VmName};
+pub use state::{ClusterState, Unreadable, VmState};
+pub use vm::{FtMode, FtSettings, Power, VmRecord};
+
+/// Fields of a record that a newer version has written, kept as they are.
+pub type UnknownFields = serde_json::Map<String, serde_json::Value>;
+
+pub(crate) use cluster::claim_key;
+pub(crate) use state::{decode, encode};

@@ -1,0 +1,65 @@
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{ClaimRecord, ClusterError, HostName, HostRecord, VmName, VmRecord};
+use crate::store::StoreError;
+use crate::store::VALUE_BYTES_MAX;
+
+/// The whole cluster as of one revision of the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterState {
+    /// The revision: to be watched from.
+    pub revision: u64,
+    /// Hosts, in order of their names.
+    pub hosts: Vec<HostRecord>,
+    /// VMs, in order of their names.
+    pub vms: Vec<VmState>,
+    /// Records that this version does not understand. What they would reserve is not known.
+    pub unreadable: Vec<Unreadable>,
+}
+
+impl ClusterState {
+    /// The host of that name.
+    pub fn host(&self, name: &HostName) -> Option<&HostRecord> {
+        self.hosts.iter().find(|host| host.name == *name)
+    }
+
+    /// The VM of that name.
+    pub fn vm(&self, name: &VmName) -> Option<&VmState> {
+        self.vms.iter().find(|vm| vm.record.name == *name)
+    }
+}
+
+/// A VM with its claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmState {
+    /// What it is.
+    pub record: VmRecord,
+    /// Which replicas may run it.
+    pub claim: ClaimRecord,
+}
+
+/// A record that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its key.
+    pub key: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Reads a record.
+pub(crate) fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, ClusterError> {
+    serde_json::from_slice(value)
+        .map_err(|error| ClusterError::Unreadable { key: key.to_owned(), message: error.to_string() })
+}
+
+/// Writes a record.
+pub(crate) fn encode<T: Serialize>(key: &str, record: &T) -> Result<Vec<u8>, ClusterError> {
+    let value = serde_json::to_vec(record)
+        .map_err(|error| ClusterError::Unreadable { key: key.to_owned(), message: error.to_string() })?;
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(StoreError::Refused(format!("{key}: {} bytes; at most {VALUE_BYTES_MAX}", value.len())).into());
+    }
+    Ok(value)
+}

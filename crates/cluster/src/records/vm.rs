@@ -1,0 +1,114 @@
+use std::path::PathBuf;
+
+use machine::engine::EngineKind;
+use machine::spec::{SpecError, VmSpec};
+use serde::{Deserialize, Serialize};
+
+use super::{HostName, UnknownFields, VmName};
+
+/// What a VM is, and what its administrator wants of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its name.
+    pub name: VmName,
+    /// The VM spec as TOML.
+    pub spec: String,
+    /// Whether it is to run.
+    pub power: Power,
+    /// What executes its vCPUs, once it has been started: replicas of one VM run the same engine.
+    #[serde(default)]
+    pub engine: Option<EngineKind>,
+    /// Fault tolerance.
+    pub ft: FtSettings,
+    /// The socket of the network end of each card, in the order of the spec; empty before the first start.
+    #[serde(default)]
+    pub network_ends: Vec<PathBuf>,
+    /// The host that is being given its first copy. Its resources are reserved as if it were the secondary.
+    #[serde(default)]
+    pub syncing_to: Option<HostName>,
+    /// When it was created, in ms since 1970.
+    pub created_unix_ms: u64,
+    /// What a newer version has added.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
+}
+
+impl VmRecord {
+    /// A VM that is off and not protected, with the suspicion and epoch times given in `ft`.
+    pub fn new(name: VmName, spec: String, ft: FtSettings, created_unix_ms: u64) -> Self {
+        Self {
+            name,
+            spec,
+            power: Power::Off,
+            engine: None,
+            ft,
+            network_ends: Vec::new(),
+            syncing_to: None,
+            created_unix_ms,
+            unknown: UnknownFields::default(),
+        }
+    }
+
+    /// The VM spec.
+    ///
+    /// # Errors
+    /// If it is not one that this version understands.
+    pub fn vm_spec(&self) -> Result<VmSpec, SpecError> {
+        VmSpec::parse(&self.spec)
+    }
+}
+
+/// Whether a VM is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Power {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
+/// How a VM is to be protected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FtSettings {
+    /// Whether it is to have a secondary.
+    pub enabled: bool,
+    /// Whether it is to go without for the time being.
+    pub suspended: bool,
+    /// How.
+    pub mode: FtMode,
+    /// Silence of the peer after which a replica takes it for lost, in ms: 20 to 10,000.
+    pub suspicion_ms: u32,
+    /// Longest epoch, in ms: 1 to 10,000.
+    pub epoch_ms_max: u32,
+    /// What a newer version has added.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
+}
+
+impl FtSettings {
+    /// No protection; these times once it is enabled.
+    pub fn disabled(suspicion_ms: u32, epoch_ms_max: u32) -> Self {
+        Self {
+            enabled: false,
+            suspended: false,
+            mode: FtMode::Mirror,
+            suspicion_ms,
+            epoch_ms_max,
+            unknown: UnknownFields::default(),
+        }
+    }
+
+    /// Whether the VM is to have a secondary now.
+    pub fn is_wanted(&self) -> bool {
+        self.enabled && !self.suspended
+    }
+}
+
+/// How a secondary follows its primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FtMode {
+    /// By checkpoints of what has changed.
+    Mirror,
+}

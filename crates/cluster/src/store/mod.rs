@@ -1,0 +1,174 @@
+//! The cluster store: a small transactional key-value store with watches.
+//!
+//! [`Store`] is the least that both a file shared by the processes of one machine ([`SqliteStore`]) and a consensus service
+//! such as etcd can do. A transaction raises the store's *revision* by one; an entry's *version* is the revision of
+//! the transaction that wrote it last, so that a key which was deleted and written again never has a version twice.
+
+mod error;
+mod sqlite;
+
+use std::time::Duration;
+
+pub use error::StoreError;
+pub use sqlite::{BUSY_TIMEOUT_DEFAULT, SqliteStore};
+
+/// Longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 512;
+/// Longest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Most compares, and most operations, of one transaction (the default limit of etcd).
+pub const TRANSACTION_ITEMS_MAX: usize = 128;
+
+/// A transactional key-value store with watches. Every call is bounded in time, as far as the file system is.
+///
+/// Keys are of 1 to [`KEY_BYTES_MAX`] printable ASCII characters without space; prefixes may also be empty.
+///
+/// All methods fail with [`StoreError::Unreachable`] if the store does not answer in time, with [`StoreError::Corrupt`] if
+/// what it holds cannot be right, and with [`StoreError::Refused`] if a bound is not kept.
+pub trait Store: Send + Sync {
+    /// What is stored at a key.
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+
+    /// All entries whose keys begin with `prefix`, in order of their keys, as of one revision.
+    fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
+
+    /// Does all of `ops` if all of `compares` hold, else nothing. Once this has answered [`Outcome::Done`], a power failure
+    /// undoes nothing.
+    ///
+    /// After [`StoreError::Unreachable`] it may have been done or not: look before asking again.
+    fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Outcome, StoreError>;
+
+    /// What has changed under `prefix` after revision `since`. Waits for the first change, up to `timeout`.
+    fn watch(&self, prefix: &str, since: u64, timeout: Duration) -> Result<Changes, StoreError>;
+}
+
+/// What is stored at a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The value.
+    pub value: Vec<u8>,
+    /// The revision that wrote it: at least 1.
+    pub version: u64,
+}
+
+/// The entries under a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// The store's revision when this was read: to be watched from.
+    pub revision: u64,
+    /// Keys and entries, in order of the keys.
+    pub entries: Vec<(String, Entry)>,
+}
+
+/// A condition of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compare<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// The version that its entry must have; 0: there must be none.
+    pub version: u64,
+}
+
+/// A change that a transaction makes. It may make one of each key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// Writes an entry.
+    Put {
+        /// Its key.
+        key: &'a str,
+        /// Its value.
+        value: &'a [u8],
+    },
+    /// Deletes an entry, if there is one.
+    Delete {
+        /// Its key.
+        key: &'a str,
+    },
+}
+
+impl Op<'_> {
+    /// The key that it changes.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
+/// How a transaction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Done {
+        /// The store's revision after it: the version of all that it wrote.
+        revision: u64,
+    },
+    /// A compare did not hold; nothing was done.
+    Conflict,
+}
+
+/// What a watch has seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changes {
+    /// All changes up to a revision; none if the watch timed out.
+    Seen {
+        /// The revision: to be watched from next.
+        revision: u64,
+        /// The last change of each key, in order of revisions.
+        changes: Vec<Change>,
+    },
+    /// Some deletions after `since` are forgotten: list again, then watch from the listing's revision.
+    Compacted,
+}
+
+/// The last change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key.
+    pub key: String,
+    /// What is stored there; none if it was deleted.
+    pub entry: Option<Entry>,
+}
+
+/// Refuses a key that is empty, too long, or not of printable ASCII characters.
+fn check_key(key: &str) -> Result<(), StoreError> {
+    if key.is_empty() {
+        return Err(StoreError::Refused("a key cannot be empty".to_owned()));
+    }
+    check_prefix(key)
+}
+
+/// As [`check_key`], for a prefix, which may be empty.
+fn check_prefix(prefix: &str) -> Result<(), StoreError> {
+    if prefix.len() > KEY_BYTES_MAX {
+        return Err(StoreError::Refused(format!("a key of {} bytes: at most {KEY_BYTES_MAX}", prefix.len())));
+    }
+    if !prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(StoreError::Refused(format!("key {prefix:?}: use printable ASCII characters without space")));
+    }
+    Ok(())
+}
+
+/// Refuses a transaction that does not keep the bounds.
+fn check_transaction(compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<(), StoreError> {
+    if compares.len() > TRANSACTION_ITEMS_MAX || ops.len() > TRANSACTION_ITEMS_MAX {
+        return Err(StoreError::Refused(format!(
+            "a transaction of {} compares and {} operations: at most {TRANSACTION_ITEMS_MAX} each",
+            compares.len(),
+            ops.len()
+        )));
+    }
+    compares.iter().try_for_each(|compare| check_key(compare.key))?;
+    for (index, op) in ops.iter().enumerate() {
+        check_key(op.key())?;
+        if ops.iter().take(index).any(|earlier| earlier.key() == op.key()) {
+            return Err(StoreError::Refused(format!("a transaction changes {} twice", op.key())));
+        }
+        if let Op::Put { key, value } = op
+            && value.len() > VALUE_BYTES_MAX
+        {
+            return Err(StoreError::Refused(format!("{key}: {} bytes; at most {VALUE_BYTES_MAX}", value.len())));
+        }
+    }
+    Ok(())
+}
