@@ -63,6 +63,7 @@ impl Histogram {
     }
 
     /// How many there are.
+    #[cfg(test)]
     pub fn count(&self) -> u64 {
         self.count
     }

@@ -18,5 +18,5 @@ mod tests;
 pub use connection::{Broken, Connection};
 pub use histogram::Histogram;
 pub use resp::Reply;
-pub use runner::{Load, LoadOptions, Outcome, Snapshot};
-pub use workload::{Check, Counter, KeyWrites, PageWrites, Workload};
+pub use runner::{Load, LoadOptions, Outcome};
+pub use workload::{Counter, KeyWrites, PageWrites, Workload};

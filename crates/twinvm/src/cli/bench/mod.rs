@@ -2,6 +2,7 @@
 
 mod cpu;
 mod cpu_time;
+mod ft;
 mod qemu;
 mod report;
 mod soft;
@@ -17,10 +18,13 @@ use clap::Subcommand;
 pub enum BenchCommand {
     /// Measure the software processor with work in a Debian guest, in turns with QEMU where it is installed
     Cpu(cpu::CpuArguments),
+    /// Measure what protection costs, beside the same VM without it
+    Ft(ft::FtArguments),
 }
 
 pub fn run(command: BenchCommand) -> Result<ExitCode> {
     match command {
         BenchCommand::Cpu(arguments) => cpu::run(&arguments),
+        BenchCommand::Ft(arguments) => ft::run(&arguments),
     }
 }

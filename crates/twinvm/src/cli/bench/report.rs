@@ -141,7 +141,8 @@ fn speed(ours_s: Option<f64>, peer_s: Option<f64>) -> Option<f64> {
     Some(peer_s? / ours_s.filter(|&ours_s| ours_s > 0.0)?)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The value in the middle, or between the two in the middle.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
     let lower = *values.get(values.len().saturating_sub(1) / 2)?;

@@ -1,13 +1,10 @@
-//! `twinvm demo`: a Redis in a Debian guest answers a client outside.
+//! One VM in this process, and a client outside that talks to it.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use machine::devices::serial::ConsoleSink;
 use machine::engine::soft::InputMode;
@@ -17,16 +14,12 @@ use machine::spec::VmSpec;
 use machine::vm::{Boot, Vm};
 use redis::{Commands, Connection};
 use serde::Serialize;
-use storage::image::{BuildOptions, ImageSpec, ImageStore};
 
-use super::image::Bar;
-use super::output::{print_json, print_line};
-use super::run::EngineName;
+use super::{DemoArguments, IMAGE, build_image, free_port, is_stdout, write_json};
+use crate::cli::output::print_line;
 use crate::foreground::open;
-use crate::{interrupt, paths};
+use crate::interrupt;
 
-/// Name of the demo's image.
-const IMAGE: &str = "demo-redis";
 /// How long the guest may take to answer: a bound that only a hung guest meets.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long the guest may take to shut down.
@@ -35,16 +28,6 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 const SINGLE_REQUESTS: usize = 500;
 const PIPELINED_REQUESTS: usize = 10_000;
 const PIPELINE_DEPTH: usize = 64;
-
-#[derive(Args)]
-pub struct DemoArguments {
-    /// What executes the vCPUs
-    #[arg(long, value_enum, default_value = "auto")]
-    engine: EngineName,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
-}
 
 /// What the demo saw.
 #[derive(Debug, Serialize)]
@@ -64,9 +47,7 @@ struct Outcome {
 }
 
 pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let seen = stop.clone();
-    interrupt::catch(move || seen.store(true, Ordering::Release))?;
+    let quiet = is_stdout(arguments.json.as_deref());
     build_image()?;
     let folder = tempfile::Builder::new().prefix("twinvm-demo-").tempdir().context("cannot make a temporary folder")?;
     let port = free_port()?;
@@ -88,16 +69,18 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
     ))?;
     let choice = EngineChoice::from(arguments.engine);
     let (engine, reason) = machine::probe::choose(choice);
-    say(arguments, &format!("booting Debian with Redis on the {engine} engine ({reason})"))?;
-    let (mut outcome, instructions) =
-        with_vm(&spec, engine, |is_running| exercise(is_running, port, engine, &stop, arguments.json))?;
+    if !quiet {
+        print_line(&format!("booting Debian with Redis on the {engine} engine ({reason})"))?;
+    }
+    let (mut outcome, instructions) = with_vm(&spec, engine, |is_running| exercise(is_running, port, engine, quiet))?;
     outcome.instructions = instructions;
     if outcome.acknowledged != outcome.counter {
         bail!("the counter holds {}, but {} increments were acknowledged", outcome.counter, outcome.acknowledged);
     }
-    if arguments.json {
-        print_json(&outcome)?;
-    } else {
+    if let Some(path) = &arguments.json {
+        write_json(path, &outcome)?;
+    }
+    if !quiet {
         print_line(&format!("power-on to first answer     {:>10.1} s", outcome.boot_s))?;
         print_line(&format!("one request at a time        {:>10.0} requests/s", outcome.single_requests_per_s))?;
         print_line(&format!("  latency p50                {:>10.2} ms", outcome.single_latency_p50_ms))?;
@@ -110,25 +93,6 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
         print_line("Redis in a Debian guest answered a client outside; the guest has shut down.")?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn say(arguments: &DemoArguments, message: &str) -> Result<()> {
-    if arguments.json { Ok(()) } else { print_line(message) }
-}
-
-fn build_image() -> Result<()> {
-    let spec = ImageSpec { packages: vec!["redis-server".to_owned()], ..ImageSpec::new(IMAGE) };
-    let mut bar = Bar::default();
-    let built = ImageStore::new(paths::images_dir()?).build(&spec, BuildOptions::default(), &mut bar);
-    bar.clear();
-    built.context("cannot build the guest image")?;
-    Ok(())
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
-    Ok(listener.local_addr()?.port())
 }
 
 /// The last of the console, to show if things go wrong.
@@ -184,19 +148,13 @@ fn with_vm<T>(
     })
 }
 
-fn exercise(
-    is_running: &dyn Fn() -> bool,
-    port: u16,
-    engine: EngineKind,
-    stop: &AtomicBool,
-    quiet: bool,
-) -> Result<Outcome> {
+fn exercise(is_running: &dyn Fn() -> bool, port: u16, engine: EngineKind, quiet: bool) -> Result<Outcome> {
     let start = Instant::now();
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
     bar.set_style(ProgressStyle::with_template("{spinner} waiting for Redis in the guest, {elapsed}")?);
     let mut connection = loop {
         bar.tick();
-        if stop.load(Ordering::Acquire) {
+        if interrupt::is_requested() {
             bail!("interrupted");
         }
         if !is_running() {

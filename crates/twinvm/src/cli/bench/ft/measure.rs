@@ -1,0 +1,214 @@
+//! One measurement of each side.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::work::{DEPTH, Work};
+use crate::cli::demo::Stage;
+use crate::load::{Histogram, Load, Outcome, Workload};
+use crate::replica::status::Figures;
+
+/// Changed pages for each checkpoint at which pauses are measured.
+const PAGES_WANTED: u64 = 1000;
+/// The aim is met when it is missed by less than one part of this.
+const PAGES_TOLERANCE: u64 = 20;
+/// How often the load is adjusted at most.
+const ADJUSTMENTS_MAX: usize = 5;
+/// The replica's quantiles are of the last few seconds: a load must have run for so long.
+const SETTLED: Duration = Duration::from_secs(6);
+
+/// What is measured without and with protection.
+#[derive(Clone, Debug, Serialize)]
+pub struct Side {
+    /// The CPU-bound loop.
+    pub cpu_s: f64,
+    /// Requests per second, one at a time.
+    pub single_requests_per_s: f64,
+    /// Its latencies.
+    #[serde(skip)]
+    pub latencies: Histogram,
+    /// Requests per second, 64 under way.
+    pub pipelined_requests_per_s: f64,
+    /// Requests per second that write to many keys, 64 under way.
+    pub key_writes_per_s: f64,
+    /// Resident memory of the primary's process after that.
+    pub memory_bytes: u64,
+}
+
+/// The VM with protection.
+#[derive(Clone, Debug, Serialize)]
+pub struct Protected {
+    #[serde(flatten)]
+    pub side: Side,
+    /// Resident memory of the secondary's process.
+    pub secondary_memory_bytes: u64,
+    /// What the primary said at the end of each load.
+    pub figures: LoadFigures,
+    /// What was sent for the load that increments, 64 requests under way.
+    pub pipelined_bytes: Bytes,
+    /// What was sent for the load that writes to many keys.
+    pub key_writes_bytes: Bytes,
+}
+
+/// What the primary said at the end of each load.
+#[derive(Clone, Debug, Serialize)]
+pub struct LoadFigures {
+    /// The CPU-bound loop.
+    pub cpu: Figures,
+    /// One request at a time.
+    pub single: Figures,
+    /// 64 under way.
+    pub pipelined: Figures,
+    /// Writes to many keys.
+    pub key_writes: Figures,
+    /// Writes to so many pages that a checkpoint has about 1,000.
+    pub page_writes: Figures,
+}
+
+/// Bytes of changed pages, and bytes sent for them.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Bytes {
+    /// Of changed pages.
+    pub dirty: u64,
+    /// Sent.
+    pub sent: u64,
+}
+
+impl Bytes {
+    fn between(before: &Figures, after: &Figures) -> Self {
+        Self {
+            dirty: after.dirty_bytes.saturating_sub(before.dirty_bytes),
+            sent: after.sent_bytes.saturating_sub(before.sent_bytes),
+        }
+    }
+}
+
+impl Side {
+    /// Measures a VM that is not protected.
+    pub fn measure(stage: &mut Stage, work: &mut Work) -> Result<Self> {
+        Ok(common(stage, work)?.0)
+    }
+}
+
+impl Protected {
+    /// Measures a protected VM.
+    pub fn measure(stage: &mut Stage, work: &mut Work) -> Result<Self> {
+        let (side, seen) = common(stage, work)?;
+        let secondary = stage.hosts.view().secondary().map(|secondary| secondary.pid).context("no secondary")?;
+        let secondary_memory_bytes = resident_bytes(secondary)?;
+        Ok(Self {
+            side,
+            secondary_memory_bytes,
+            pipelined_bytes: Bytes::between(&seen.single, &seen.pipelined),
+            key_writes_bytes: Bytes::between(&seen.pipelined, &seen.key_writes),
+            figures: LoadFigures { page_writes: page_writes(stage, work)?, ..seen },
+        })
+    }
+}
+
+/// Carries out all loads that both sides have. Without protection the figures say nothing.
+fn common(stage: &mut Stage, work: &mut Work) -> Result<(Side, LoadFigures)> {
+    let cpu = work.cpu()?;
+    let cpu_figures = figures(stage)?;
+    let single = {
+        let client = stage.count(1)?;
+        stage.pass(work.duration, Some(&client))?;
+        good(client)?
+    };
+    let single_figures = figures(stage)?;
+    let pipelined = {
+        let client = stage.count(DEPTH)?;
+        stage.pass(work.duration, Some(&client))?;
+        good(client)?
+    };
+    let pipelined_figures = figures(stage)?;
+    let key_writes = {
+        let (connection, options) = work.connect(stage, DEPTH)?;
+        let load = Load::start(connection, work.key_writes(), options)?;
+        stage.pass(work.duration, None)?;
+        good(load)?
+    };
+    let key_writes_figures = figures(stage)?;
+    let primary = stage.hosts.view().primary().map(|primary| primary.pid).context("no primary")?;
+    let side = Side {
+        cpu_s: cpu.as_secs_f64(),
+        single_requests_per_s: single.requests_per_s(),
+        latencies: single.latencies,
+        pipelined_requests_per_s: pipelined.requests_per_s(),
+        key_writes_per_s: key_writes.requests_per_s(),
+        memory_bytes: resident_bytes(primary)?,
+    };
+    let figures = LoadFigures {
+        cpu: cpu_figures,
+        single: single_figures,
+        pipelined: pipelined_figures,
+        key_writes: key_writes_figures,
+        page_writes: Figures::default(),
+    };
+    Ok((side, figures))
+}
+
+/// Has about 1,000 pages changed for each checkpoint; what the primary said then.
+fn page_writes(stage: &mut Stage, work: &mut Work) -> Result<Figures> {
+    for _ in 0..ADJUSTMENTS_MAX {
+        let figures = write_pages(stage, work, SETTLED)?;
+        if figures.dirty_pages.abs_diff(PAGES_WANTED) <= PAGES_WANTED / PAGES_TOLERANCE {
+            break;
+        }
+        work.aim(PAGES_WANTED, figures.dirty_pages);
+    }
+    write_pages(stage, work, work.duration.max(SETTLED))
+}
+
+fn write_pages(stage: &mut Stage, work: &Work, duration: Duration) -> Result<Figures> {
+    let (connection, options) = work.connect(stage, 1)?;
+    let load = Load::start(connection, work.page_writes(), options)?;
+    stage.pass(duration, None)?;
+    // While the load still runs.
+    let figures = figures(stage)?;
+    good(load)?;
+    Ok(figures)
+}
+
+/// A load that ended as it should.
+fn good(load: Load<impl Workload>) -> Result<Outcome> {
+    let (outcome, _) = load.finish();
+    match &outcome.broken {
+        Some(broken) => Err(anyhow::anyhow!("a load broke: {broken}")),
+        None if outcome.lost + outcome.repeated > 0 => {
+            Err(anyhow::anyhow!("{} increments were lost, {} made twice", outcome.lost, outcome.repeated))
+        }
+        None => Ok(outcome),
+    }
+}
+
+fn figures(stage: &Stage) -> Result<Figures> {
+    let view = stage.hosts.view();
+    Ok(view.primary().context("the primary does not answer")?.figures.clone())
+}
+
+/// Resident memory of a process: VmRSS of proc(5).
+fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("a replica's process is gone")?;
+    parse_resident(&status).context("/proc names no VmRSS")
+}
+
+fn parse_resident(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read() {
+        assert_eq!(parse_resident("Name:\tx\nVmRSS:\t  1234 kB\nRssAnon:\t1 kB\n"), Some(1234 << 10));
+        assert_eq!(parse_resident("Name:\tx\n"), None);
+        assert!(resident_bytes(std::process::id()).unwrap() > 0);
+    }
+}

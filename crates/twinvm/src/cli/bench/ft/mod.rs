@@ -1,0 +1,99 @@
+//! `twinvm bench ft`: what protection costs, beside the same VM without it in the same run.
+
+mod colo;
+mod measure;
+mod report;
+mod work;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use machine::engine::EngineChoice;
+
+use self::measure::{Protected, Side};
+use self::report::{Measured, Report, Subject};
+use self::work::Work;
+use super::report::host_cpu;
+use crate::cli::demo::{Screen, Stage, build_image, is_stdout, survive_a_kill, write_json};
+use crate::cli::run::EngineName;
+use crate::interrupt;
+
+#[derive(Args)]
+#[command(after_help = "\
+Three hosts run on this machine. The VM serves Redis; it is measured in turns without and with protection, then the primary's
+host is killed a few times.")]
+pub struct FtArguments {
+    /// Write the result to this file, as JSON; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each side is measured; medians count
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// How long each load runs, in s
+    #[arg(long, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// How often the primary's host is killed
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    kills: u32,
+    /// What executes the vCPUs
+    #[arg(long, value_enum, default_value = "auto")]
+    engine: EngineName,
+}
+
+pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
+    interrupt::catch(|| {})?;
+    let is_stdout_taken = is_stdout(arguments.json.as_deref());
+    build_image()?;
+    let (engine, _) = machine::probe::choose(EngineChoice::from(arguments.engine));
+    let mut stage = Stage::set(engine, Screen::new(is_stdout_taken))?;
+    let duration = Duration::from_secs(arguments.seconds.into());
+    let mut work = Work::prepare(&stage, duration)?;
+    let mut measured = Measured::default();
+    for run in 1..=arguments.runs {
+        stage.screen.event(&format!("run {run} of {}: unprotected", arguments.runs));
+        measured.unprotected.push(Side::measure(&mut stage, &mut work)?);
+        stage.screen.event(&format!("run {run} of {}: protected", arguments.runs));
+        stage.protect()?;
+        measured.protected.push(Protected::measure(&mut stage, &mut work)?);
+        stage.unprotect()?;
+    }
+    if arguments.kills > 0 {
+        stage.protect()?;
+        let client = stage.count(1)?;
+        for kill in 1..=arguments.kills {
+            let failover = survive_a_kill(&mut stage, &client, &format!("kill {kill} of {}", arguments.kills))?;
+            if !failover.survived {
+                bail!("a kill was not survived{}", stage.hosts.log_tails());
+            }
+            measured.failovers.push(failover);
+        }
+        let (outcome, _) = client.finish();
+        if let Some(broken) = outcome.broken {
+            bail!("the client's connection broke: {broken}");
+        }
+        if (outcome.lost, outcome.repeated) != (0, 0) {
+            bail!("{} acknowledged increments were lost, {} were made twice", outcome.lost, outcome.repeated);
+        }
+    }
+    stage.screen.finish();
+    let subject = Subject {
+        twinvm_version: env!("CARGO_PKG_VERSION"),
+        engine,
+        runs: arguments.runs,
+        seconds: arguments.seconds,
+        cpu_steps: work.cpu_steps(),
+        host_cpu: host_cpu(),
+        host_cpus: std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let report = Report::new(subject, measured).context("there is nothing to report")?;
+    if !is_stdout_taken {
+        report.print()?;
+    }
+    if let Some(path) = &arguments.json {
+        write_json(path, &report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,446 @@
+//! What was found, for people and programs.
+
+use anyhow::Result;
+use machine::engine::EngineKind;
+use serde::Serialize;
+
+use super::colo::{self, Colo};
+use super::measure::{Bytes, LoadFigures, Protected, Side};
+use crate::cli::bench::report::median;
+use crate::cli::demo::{Blackout, Failover};
+use crate::cli::output::{print_line, table};
+use crate::load::Histogram;
+use crate::replica::status::Figures;
+
+/// What was measured, and where.
+#[derive(Clone, Debug, Serialize)]
+pub struct Subject {
+    /// Version of twinvm.
+    pub twinvm_version: &'static str,
+    /// What executed the vCPUs.
+    pub engine: EngineKind,
+    /// Measurements of each side.
+    pub runs: u32,
+    /// How long each load ran.
+    pub seconds: u32,
+    /// Steps of the CPU-bound loop.
+    pub cpu_steps: u64,
+    /// The host's processor.
+    pub host_cpu: Option<String>,
+    /// Processors of the host.
+    pub host_cpus: usize,
+}
+
+/// Everything that was measured.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Measured {
+    /// Each run without protection.
+    pub unprotected: Vec<Side>,
+    /// Each run with protection.
+    pub protected: Vec<Protected>,
+    /// Each kill.
+    pub failovers: Vec<Failover>,
+}
+
+/// Half and 99 of 100 of something are not above these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Quantiles {
+    p50: f64,
+    p99: f64,
+}
+
+impl Quantiles {
+    fn of(latencies: &Histogram) -> Self {
+        Self { p50: latencies.quantile_ms(0.5), p99: latencies.quantile_ms(0.99) }
+    }
+}
+
+/// The result of `twinvm bench ft`. Ratios are protected over unprotected, in speed: 1 is no loss.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Pause of the guest for a checkpoint with about 1,000 changed pages.
+    pause_us: Quantiles,
+    /// Without protection there is none.
+    pause_us_unprotected: Quantiles,
+    /// Changed pages for each checkpoint that `pause_us` is about.
+    pause_dirty_pages: f64,
+    /// Speed of the CPU-bound loop.
+    cpu_ratio: f64,
+    cpu_s_unprotected: f64,
+    cpu_s_protected: f64,
+    /// Requests with 64 under way.
+    pipelined_ratio: f64,
+    pipelined_requests_per_s_unprotected: f64,
+    pipelined_requests_per_s_protected: f64,
+    /// What protection adds to the latency of one request at a time.
+    added_latency_ms: Quantiles,
+    latency_ms_unprotected: Quantiles,
+    latency_ms_protected: Quantiles,
+    single_requests_per_s_unprotected: f64,
+    single_requests_per_s_protected: f64,
+    /// Writes to many keys, 64 under way.
+    key_writes_ratio: f64,
+    key_writes_per_s_unprotected: f64,
+    key_writes_per_s_protected: f64,
+    /// Bytes sent for each byte of changed pages, while many keys are written to.
+    bytes_ratio: f64,
+    /// Nothing is sent without protection.
+    sent_bytes_unprotected: u64,
+    sent_bytes_protected: u64,
+    dirty_bytes_protected: u64,
+    /// The same while one counter is incremented.
+    bytes_ratio_pipelined: f64,
+    /// Resident memory of the secondary, relative to that of an unprotected primary.
+    secondary_memory_ratio: f64,
+    memory_bytes_unprotected: f64,
+    memory_bytes_primary: f64,
+    memory_bytes_secondary: f64,
+    /// The longest gap between two replies around each kill. Without protection the VM would be gone.
+    blackout_ms: Blackout,
+    blackout_ms_unprotected: Option<f64>,
+    /// The peer's figures.
+    colo_source: &'static str,
+    colo: [Colo; 3],
+    subject: Subject,
+    each: Measured,
+}
+
+impl Report {
+    /// Puts it together; none if a side was not measured.
+    pub fn new(subject: Subject, measured: Measured) -> Option<Self> {
+        let unprotected = |value: fn(&Side) -> f64| median(measured.unprotected.iter().map(value).collect());
+        let protected = |value: fn(&Protected) -> f64| median(measured.protected.iter().map(value).collect());
+        let latencies = |sides: &mut dyn Iterator<Item = &Side>| {
+            let mut sum = Histogram::default();
+            sides.for_each(|side| sum.merge(&side.latencies));
+            Quantiles::of(&sum)
+        };
+        let bytes = |value: fn(&Protected) -> Bytes| {
+            measured.protected.iter().map(value).fold(Bytes::default(), |sum, bytes| Bytes {
+                dirty: sum.dirty.saturating_add(bytes.dirty),
+                sent: sum.sent.saturating_add(bytes.sent),
+            })
+        };
+        let latency_unprotected = latencies(&mut measured.unprotected.iter());
+        let latency_protected = latencies(&mut measured.protected.iter().map(|run| &run.side));
+        let (cpu_unprotected, cpu_protected) = (unprotected(|side| side.cpu_s)?, protected(|run| run.side.cpu_s)?);
+        let pipelined_unprotected = unprotected(|side| side.pipelined_requests_per_s)?;
+        let pipelined_protected = protected(|run| run.side.pipelined_requests_per_s)?;
+        let key_writes_unprotected = unprotected(|side| side.key_writes_per_s)?;
+        let key_writes_protected = protected(|run| run.side.key_writes_per_s)?;
+        let key_writes_bytes = bytes(|run| run.key_writes_bytes);
+        let memory_unprotected = unprotected(|side| side.memory_bytes as f64)?;
+        let memory_secondary = protected(|run| run.secondary_memory_bytes as f64)?;
+        Some(Self {
+            pause_us: Quantiles {
+                p50: protected(|run| run.figures.page_writes.pause_us.p50)?,
+                p99: protected(|run| run.figures.page_writes.pause_us.p99)?,
+            },
+            pause_us_unprotected: Quantiles::default(),
+            pause_dirty_pages: protected(|run| run.figures.page_writes.dirty_pages as f64)?,
+            cpu_ratio: ratio(cpu_unprotected, cpu_protected),
+            cpu_s_unprotected: cpu_unprotected,
+            cpu_s_protected: cpu_protected,
+            pipelined_ratio: ratio(pipelined_protected, pipelined_unprotected),
+            pipelined_requests_per_s_unprotected: pipelined_unprotected,
+            pipelined_requests_per_s_protected: pipelined_protected,
+            added_latency_ms: Quantiles {
+                p50: latency_protected.p50 - latency_unprotected.p50,
+                p99: latency_protected.p99 - latency_unprotected.p99,
+            },
+            latency_ms_unprotected: latency_unprotected,
+            latency_ms_protected: latency_protected,
+            single_requests_per_s_unprotected: unprotected(|side| side.single_requests_per_s)?,
+            single_requests_per_s_protected: protected(|run| run.side.single_requests_per_s)?,
+            key_writes_ratio: ratio(key_writes_protected, key_writes_unprotected),
+            key_writes_per_s_unprotected: key_writes_unprotected,
+            key_writes_per_s_protected: key_writes_protected,
+            bytes_ratio: bytes_ratio(key_writes_bytes),
+            sent_bytes_unprotected: 0,
+            sent_bytes_protected: key_writes_bytes.sent,
+            dirty_bytes_protected: key_writes_bytes.dirty,
+            bytes_ratio_pipelined: bytes_ratio(bytes(|run| run.pipelined_bytes)),
+            secondary_memory_ratio: ratio(memory_secondary, memory_unprotected),
+            memory_bytes_unprotected: memory_unprotected,
+            memory_bytes_primary: protected(|run| run.side.memory_bytes as f64)?,
+            memory_bytes_secondary: memory_secondary,
+            blackout_ms: Blackout::of(&measured.failovers),
+            blackout_ms_unprotected: None,
+            colo_source: colo::SOURCE,
+            colo: [colo::UNPROTECTED, colo::DEFAULT, colo::FREQUENT],
+            subject,
+            each: measured,
+        })
+    }
+
+    /// Prints it for people.
+    pub fn print(&self) -> Result<()> {
+        let subject = &self.subject;
+        print_line(&format!(
+            "\nengine: {}; host: {}; medians of {}, {} s for each load; COLO: {}\n",
+            subject.engine,
+            subject.host_cpu.as_deref().unwrap_or("unknown processor"),
+            subject.runs,
+            subject.seconds,
+            colo::SOURCE,
+        ))?;
+        let mut rows = table(&["FIGURE", "UNPROTECTED", "PROTECTED", "COST", "COLO 20 s", "COLO 200 ms"]);
+        for row in self.rows() {
+            rows.add_row(row);
+        }
+        print_line(&rows.trim_fmt())?;
+        print_line("\nWhat limits each:")?;
+        for line in self.limits() {
+            print_line(&format!("  {line}"))?;
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> Vec<[String; 6]> {
+        let (slow, fast) = (&colo::DEFAULT, &colo::FREQUENT);
+        let colo = |text: fn(&Colo) -> String| [text(slow), text(fast)];
+        let mut rows = Vec::new();
+        let mut row = |figure: &str, unprotected: String, protected: String, cost: String, colo: [String; 2]| {
+            let [slow, fast] = colo;
+            rows.push([figure.to_owned(), unprotected, protected, cost, slow, fast]);
+        };
+        let none = || "-".to_owned();
+        let pages = format!("pause at {:.0} dirty pages, p50", self.pause_dirty_pages);
+        row(&pages, none(), us(self.pause_us.p50), none(), colo(|colo| colo.pause_us.map_or("-".to_owned(), us)));
+        row("  p99", none(), us(self.pause_us.p99), none(), [none(), none()]);
+        row(
+            "CPU-bound loop",
+            format!("{:.2} s", self.cpu_s_unprotected),
+            format!("{:.2} s", self.cpu_s_protected),
+            percent(self.cpu_ratio),
+            colo(|colo| percent(colo.cpu_ratio())),
+        );
+        row(
+            "requests/s, 64 under way",
+            format!("{:.0}", self.pipelined_requests_per_s_unprotected),
+            format!("{:.0}", self.pipelined_requests_per_s_protected),
+            percent(self.pipelined_ratio),
+            colo(|colo| percent(colo.pipelined_ratio())),
+        );
+        row(
+            "writes to 10,000 keys/s",
+            format!("{:.0}", self.key_writes_per_s_unprotected),
+            format!("{:.0}", self.key_writes_per_s_protected),
+            percent(self.key_writes_ratio),
+            [none(), none()],
+        );
+        row(
+            "latency one at a time, p50",
+            ms(self.latency_ms_unprotected.p50),
+            ms(self.latency_ms_protected.p50),
+            format!("{:+.2} ms", self.added_latency_ms.p50),
+            colo(|colo| format!("{:+.2} ms", colo.added_latency_p50_ms())),
+        );
+        row(
+            "  p99",
+            ms(self.latency_ms_unprotected.p99),
+            ms(self.latency_ms_protected.p99),
+            format!("{:+.2} ms", self.added_latency_ms.p99),
+            colo(|colo| format!("{:+.2} ms", colo.added_latency_p99_ms())),
+        );
+        row(
+            "bytes sent for dirty bytes",
+            "0".to_owned(),
+            format!("{} of {} MiB", self.sent_bytes_protected >> 20, self.dirty_bytes_protected >> 20),
+            percent(self.bytes_ratio),
+            [none(), none()],
+        );
+        row(
+            "memory of primary / secondary",
+            format!("{:.0} MiB", self.memory_bytes_unprotected / MIB),
+            format!("{:.0} / {:.0} MiB", self.memory_bytes_primary / MIB, self.memory_bytes_secondary / MIB),
+            percent(self.secondary_memory_ratio),
+            colo(|colo| colo.secondary_memory_ratio().map_or("-".to_owned(), percent)),
+        );
+        row(
+            "blackout after kill -9, p50",
+            "for good".to_owned(),
+            self.blackout_ms.p50.map_or_else(none, ms),
+            none(),
+            colo(|colo| colo.blackout_ms.map_or("-".to_owned(), ms)),
+        );
+        row(
+            "  longest",
+            none(),
+            self.blackout_ms.max.map_or_else(none, ms),
+            none(),
+            colo(|colo| colo.blackout_ms_max.map_or("-".to_owned(), ms)),
+        );
+        rows
+    }
+
+    /// What the last protected run, and the kills, show of causes.
+    fn limits(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(Protected { figures, .. }) = self.each.protected.last() {
+            let LoadFigures { cpu, single, pipelined, key_writes, page_writes } = figures;
+            lines.push(format!(
+                "pause: copying the pages and the device state, {:.2} us a page; {:.0} checkpoints/s",
+                page_writes.pause_us.p50 / page_writes.dirty_pages.max(1) as f64,
+                page_writes.epochs_per_s,
+            ));
+            lines.push(format!(
+                "CPU-bound: paused {:.1}% of the time ({:.0} checkpoints/s, {} pages each); the rest is first writes to \
+                 pages after a checkpoint, and sharing processors with encoder, sender and secondary",
+                paused_percent(cpu),
+                cpu.epochs_per_s,
+                cpu.dirty_pages,
+            ));
+            for (load, figures) in [("64 under way", pipelined), ("many keys", key_writes), ("one at a time", single)] {
+                lines.push(format!(
+                    "{load}: replies wait {:.2} ms for their commit (p50; p99 {:.2} ms), the guest is paused {:.1}% of the time; \
+                     {:.0} checkpoints/s, {} pages each",
+                    figures.latency_added_ms.p50,
+                    figures.latency_added_ms.p99,
+                    paused_percent(figures),
+                    figures.epochs_per_s,
+                    figures.dirty_pages,
+                ));
+            }
+            let pages = key_writes.pages;
+            lines.push(format!(
+                "bytes: pages sent as zero {}, unchanged {}, word runs {}, XOR+LZ4 {}, LZ4 {}, raw {}; with one counter only {}",
+                pages.zero,
+                pages.unchanged,
+                pages.word_runs,
+                pages.delta,
+                pages.lz4,
+                pages.raw,
+                percent(self.bytes_ratio_pipelined),
+            ));
+        }
+        let takeovers: Vec<_> = self.each.failovers.iter().filter_map(|failover| failover.takeover).collect();
+        let part = |value: fn(&crate::replica::status::Takeover) -> f64| {
+            median(takeovers.iter().map(value).collect()).unwrap_or_default()
+        };
+        if !takeovers.is_empty() {
+            lines.push(format!(
+                "blackout: detection {:.1} ms, arbitration {:.1} ms, restoring {:.1} ms (medians); the rest is output that was not \
+                 committed, made again",
+                part(|takeover| takeover.detected_ms),
+                part(|takeover| takeover.arbitration_ms),
+                part(|takeover| takeover.restore_ms),
+            ));
+        }
+        lines
+    }
+}
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// Share of the time in which the guest stands still, in percent, as far as the median pause tells.
+fn paused_percent(figures: &Figures) -> f64 {
+    figures.epochs_per_s * figures.pause_us.p50 / 1e4
+}
+
+fn ratio(value: f64, base: f64) -> f64 {
+    if base > 0.0 { value / base } else { 0.0 }
+}
+
+fn bytes_ratio(bytes: Bytes) -> f64 {
+    ratio(bytes.sent as f64, bytes.dirty as f64)
+}
+
+fn us(value: f64) -> String {
+    format!("{value:.0} us")
+}
+
+fn ms(value: f64) -> String {
+    format!("{value:.2} ms")
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{:.0}%", ratio * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn side(cpu_s: f64, pipelined_requests_per_s: f64, latency_ms: u64) -> Side {
+        let mut latencies = Histogram::default();
+        latencies.add(Duration::from_millis(latency_ms));
+        Side {
+            cpu_s,
+            single_requests_per_s: 1.0,
+            latencies,
+            pipelined_requests_per_s,
+            key_writes_per_s: 1.0,
+            memory_bytes: 100,
+        }
+    }
+
+    fn protected(side: Side) -> Protected {
+        let figures = Figures::default();
+        Protected {
+            side,
+            secondary_memory_bytes: 150,
+            figures: LoadFigures {
+                cpu: figures.clone(),
+                single: figures.clone(),
+                pipelined: figures.clone(),
+                key_writes: figures.clone(),
+                page_writes: figures,
+            },
+            pipelined_bytes: Bytes { dirty: 10, sent: 1 },
+            key_writes_bytes: Bytes { dirty: 100, sent: 25 },
+        }
+    }
+
+    fn report(measured: Measured) -> Option<Report> {
+        let subject = Subject {
+            twinvm_version: "0",
+            engine: EngineKind::Soft,
+            runs: 1,
+            seconds: 1,
+            cpu_steps: 1,
+            host_cpu: None,
+            host_cpus: 1,
+        };
+        Report::new(subject, measured)
+    }
+
+    #[test]
+    fn ratios_compare_protected_with_unprotected() {
+        let measured = Measured {
+            unprotected: vec![side(1.0, 1000.0, 1), side(1.0, 1000.0, 1), side(9.0, 10.0, 1)],
+            protected: vec![protected(side(2.0, 700.0, 3))],
+            failovers: Vec::new(),
+        };
+        let json = serde_json::to_value(report(measured).unwrap()).unwrap();
+        for (key, value) in [
+            ("cpu_ratio", 0.5),
+            ("cpu_s_unprotected", 1.0),
+            ("pipelined_ratio", 0.7),
+            ("bytes_ratio", 0.25),
+            ("bytes_ratio_pipelined", 0.1),
+            ("secondary_memory_ratio", 1.5),
+        ] {
+            assert_eq!(json[key].as_f64(), Some(value), "{key}");
+        }
+        assert_eq!(json["added_latency_ms"]["p50"].as_f64(), Some(2.0));
+        for key in ["pause_us", "latency_ms_unprotected", "latency_ms_protected"] {
+            assert!(json[key]["p50"].is_number() && json[key]["p99"].is_number(), "{key}");
+        }
+        assert_eq!(json["blackout_ms"]["each"].as_array().map(Vec::len), Some(0));
+    }
+
+    #[test]
+    fn one_side_alone_is_no_result() {
+        assert!(report(Measured { unprotected: vec![side(1.0, 1.0, 1)], ..Measured::default() }).is_none());
+        assert!(report(Measured { protected: vec![protected(side(1.0, 1.0, 1))], ..Measured::default() }).is_none());
+    }
+
+    #[test]
+    fn the_peer_is_compared_with_its_own_unprotected_guest() {
+        assert_eq!(percent(colo::DEFAULT.pipelined_ratio()), "50%");
+        assert_eq!(percent(colo::FREQUENT.cpu_ratio()), "93%");
+    }
+}

@@ -1,0 +1,98 @@
+//! `twinvm demo`: a Redis in a Debian guest, a client outside, and hosts that die.
+
+mod failover;
+mod hosts;
+mod mirror;
+mod process;
+mod report;
+mod screen;
+mod single;
+mod stage;
+mod view;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use storage::image::{BuildOptions, ImageSpec, ImageStore};
+
+pub use failover::{Failover, survive_a_kill};
+pub use report::Blackout;
+pub use screen::Screen;
+pub use stage::Stage;
+
+use super::image::Bar;
+use super::output::print_json;
+use super::run::EngineName;
+use crate::{interrupt, paths};
+
+/// Name of the demo's image.
+pub const IMAGE: &str = "demo-redis";
+
+#[derive(Args)]
+#[command(after_help = "\
+Three hosts run on this machine, each with processes of its own. The exit status is 1 if a kill was not survived, an acknowledged
+increment was lost, or the client's connection broke.")]
+pub struct DemoArguments {
+    /// How the VM is protected
+    #[arg(long, value_enum, default_value = "mirror")]
+    mode: Mode,
+    /// How often the primary's host is killed
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    kills: u32,
+    /// What executes the vCPUs
+    #[arg(long, value_enum, default_value = "auto")]
+    engine: EngineName,
+    /// Write the result to this file, as JSON; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Not at all: one VM in this process, and nobody is killed
+    None,
+    /// By checkpoints, which a second host holds
+    Mirror,
+}
+
+pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
+    interrupt::catch(|| {})?;
+    match arguments.mode {
+        Mode::None => single::run(arguments),
+        Mode::Mirror => mirror::run(arguments),
+    }
+}
+
+/// Builds the demo's image if need be, and shows the progress.
+pub fn build_image() -> Result<()> {
+    let spec = ImageSpec { packages: vec!["redis-server".to_owned()], ..ImageSpec::new(IMAGE) };
+    let mut bar = Bar::default();
+    let built = ImageStore::new(paths::images_dir()?).build(&spec, BuildOptions::default(), &mut bar);
+    bar.clear();
+    built.context("cannot build the guest image")?;
+    Ok(())
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// Whether JSON goes to standard output, which then has nothing else.
+pub fn is_stdout(json: Option<&Path>) -> bool {
+    json.is_some_and(|path| path.as_os_str() == "-")
+}
+
+/// Writes the result where it was asked for.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    if is_stdout(Some(path)) {
+        return print_json(value);
+    }
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
