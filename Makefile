@@ -16,6 +16,9 @@ DIFFERENTIAL_CASES ?= 5000000
 DETERMINISM_REQUESTS ?= 20000
 MUTATIONS ?= 200000
 BENCH_RUNS ?= 3
+# How the demo protects its VM (mirror or none), and how often it kills the primary's host.
+MODE ?= mirror
+KILLS ?= 3
 
 .PHONY: help setup setup-build setup-image setup-peer build test soak demo bench bench-peer lint docs clean
 
@@ -46,12 +49,13 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	TWINVM_MUTATIONS=$(MUTATIONS) cargo test --release --locked -p machine --test boot_linux
 	cargo test --release --locked -p storage --test image_build -- --ignored
 
-demo: setup-image build ## Boot Redis in a Debian guest and talk to it from outside
-	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo
+demo: setup-image build ## Kill the hosts under a protected Redis, one after the other (KILLS=20, MODE=none)
+	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)
 
-bench: setup-image setup-peer build ## Measure twinvm beside QEMU; figures go to target/bench/cpu.json
+bench: setup-image setup-peer build ## Measure twinvm beside its peers; figures go to target/bench/cpu.json and ft.json
 	@mkdir -p $(TARGET)/bench
 	$(TWINVM) bench cpu --runs $(BENCH_RUNS) --json $(TARGET)/bench/cpu.json
+	$(TWINVM) bench ft --runs $(BENCH_RUNS) --json $(TARGET)/bench/ft.json
 
 bench-peer: setup-image setup-peer build ## Measure QEMU alone, on the same work
 	@mkdir -p $(TARGET)/bench

@@ -75,19 +75,16 @@ impl Hosts {
     }
 
     fn init(&self, number: usize, name: &str, root: &Path) -> Result<()> {
-        let listen = format!("127.0.0.1:{}", free_port()?);
-        let common = ["host", "init", "--listen", &listen, "--metrics", ""];
+        let common = ["host", "init", "--listen", "127.0.0.1:0", "--metrics", ""].map(OsStr::new);
         if number == 0 {
             let store = root.join("cluster.db");
-            let own = [OsStr::new("--name"), OsStr::new(name), OsStr::new("--store"), store.as_os_str()];
-            return self.command(number, common.map(OsStr::new).iter().chain(&own));
+            let own = ["--new-cluster", "--name", name, "--store"].map(OsStr::new);
+            return self.command(number, common.iter().chain(&own).chain([&store.as_os_str()]));
         }
         let bundle = root.join(format!("{name}.bundle"));
-        let issue =
-            [OsStr::new("host"), OsStr::new("issue"), OsStr::new(name), OsStr::new("--out"), bundle.as_os_str()];
-        self.command(0, &issue)?;
-        let own = [OsStr::new("--bundle"), bundle.as_os_str()];
-        self.command(number, common.map(OsStr::new).iter().chain(&own))
+        let issue = ["host", "issue", name, "--out"].map(OsStr::new);
+        self.command(0, issue.iter().chain([&bundle.as_os_str()]))?;
+        self.command(number, common.iter().chain(&[OsStr::new("--bundle"), bundle.as_os_str()]))
     }
 
     /// Starts a daemon.
@@ -146,10 +143,11 @@ impl Hosts {
         self.command(0, &words)
     }
 
-    /// Turns protection on or off.
+    /// Begins to protect the VM, or ends it.
     pub fn protect(&self, on: bool) -> Result<()> {
-        let number = self.first_alive()?;
-        self.command(number, ["ft", if on { "on" } else { "off" }, VM].map(OsStr::new).iter())
+        let words: &[&str] = if on { &["ft", "on", VM, "--yes", "--no-wait"] } else { &["ft", "off", VM] };
+        let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+        self.command(self.first_alive()?, &words)
     }
 
     /// Where the guest's Redis can be reached.
