@@ -46,7 +46,7 @@ pub enum Command {
         /// The epoch which that checkpoint ends.
         from: Epoch,
     },
-    /// Primary that was paused for a hand-over which did not come about: let the guest run.
+    /// Primary: let the guest run if it was paused for a hand-over: that does not come about.
     Resume,
     /// The guest never runs here again, and output that waits is dropped.
     Stop {

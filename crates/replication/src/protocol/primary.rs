@@ -30,7 +30,7 @@ enum Phase {
     /// Output leaves as it is acknowledged. The store is asked to name nobody.
     Dropping { secondary: ReplicaId, reason: DropReason, question: Question },
     /// Output waits, acks count no more. The store is asked to name nobody.
-    Arbitrating { why: Why, guest: Guest, question: Question },
+    Arbitrating { why: Why, question: Question },
     /// Output waits, and the guest stands still. The secondary has been asked to take over.
     HandingOver { secondary: ReplicaId },
 }
@@ -40,14 +40,8 @@ enum Phase {
 enum Why {
     Lost(LossReason),
     Dropped(DropReason),
-}
-
-/// What the guest does while who goes on is decided.
-#[derive(Clone, Copy, Debug)]
-enum Guest {
-    Runs,
-    /// It was paused for a hand-over.
-    StandsStill,
+    /// It was asked to take over.
+    HandOver,
 }
 
 impl Primary {
@@ -97,15 +91,25 @@ impl Primary {
     fn drop_secondary(&mut self, reason: DropReason, commands: &mut Vec<Command>) {
         let why = Why::Dropped(reason);
         self.phase = match self.take_phase() {
-            Phase::Alone { .. } | Phase::Joining { .. } => self.leave_unnamed(why, commands),
-            Phase::Entitling { secondary, question } => Phase::Dropping { secondary, reason, question },
+            // A first copy may be under way; nothing depends on it.
+            Phase::Alone { .. } => {
+                commands.push(Command::CloseChannel);
+                Phase::Alone { reason: why.into() }
+            }
+            Phase::Joining { .. } => {
+                commands.push(Command::CloseChannel);
+                go_on_alone(why, commands)
+            }
+            Phase::Entitling { secondary, question } | Phase::Dropping { secondary, question, .. } => {
+                Phase::Dropping { secondary, reason, question }
+            }
+            // The connection stays open until the store has taken note: a secondary that sees it close would compete.
             Phase::Protected { secondary } => {
                 let question = self.ask(None, commands);
                 Phase::Dropping { secondary, reason, question }
             }
-            Phase::Dropping { secondary, question, .. } => Phase::Dropping { secondary, reason, question },
-            Phase::Arbitrating { guest, question, .. } => Phase::Arbitrating { why, guest, question },
-            Phase::HandingOver { .. } => self.arbitrate(why, Guest::StandsStill, commands),
+            Phase::Arbitrating { question, .. } => Phase::Arbitrating { why, question },
+            Phase::HandingOver { .. } => self.arbitrate(why, commands),
         };
     }
 
@@ -117,21 +121,16 @@ impl Primary {
                 commands.push(Command::Resume);
                 phase
             }
-            Phase::Arbitrating { why, question, .. } => Phase::Arbitrating { why, guest: Guest::StandsStill, question },
-            Phase::Dropping { reason, question, .. } => {
-                commands.push(Command::CloseChannel);
-                Phase::Arbitrating { why: Why::Dropped(reason), guest: Guest::StandsStill, question }
-            }
-            // A secondary that is not entitled cannot take over.
+            // It is not entitled, and cannot take over.
             Phase::Joining { .. } => {
-                let phase = self.leave_unnamed(Why::Lost(LossReason::Protocol), commands);
-                commands.push(Command::Resume);
-                phase
-            }
-            Phase::Entitling { question, .. } => {
                 commands.push(Command::CloseChannel);
-                Phase::Arbitrating { why: Why::Lost(LossReason::Protocol), guest: Guest::StandsStill, question }
+                go_on_alone(Why::HandOver, commands)
             }
+            Phase::Entitling { question, .. } | Phase::Dropping { question, .. } => {
+                commands.push(Command::CloseChannel);
+                Phase::Arbitrating { why: Why::HandOver, question }
+            }
+            Phase::Arbitrating { question, .. } => Phase::Arbitrating { why: Why::HandOver, question },
             phase @ Phase::HandingOver { .. } => phase,
         };
     }
@@ -139,23 +138,27 @@ impl Primary {
     fn lost(&mut self, reason: LossReason, commands: &mut Vec<Command>) {
         let why = Why::Lost(reason);
         self.phase = match self.take_phase() {
-            // A first copy may have been under way; nothing depends on it.
             phase @ Phase::Alone { .. } => {
                 commands.push(Command::CloseChannel);
                 phase
             }
-            Phase::Joining { .. } => self.leave_unnamed(why, commands),
+            // The store does not name it, and was not asked to: there is nothing to arbitrate.
+            Phase::Joining { .. } => {
+                commands.push(Command::CloseChannel);
+                go_on_alone(why, commands)
+            }
+            // What was asked for may have come about, or may yet: the answer is awaited before the next question.
             Phase::Entitling { question, .. } => {
                 commands.push(Command::CloseChannel);
-                Phase::Arbitrating { why, guest: Guest::Runs, question }
+                Phase::Arbitrating { why, question }
             }
-            Phase::Protected { .. } => self.arbitrate(why, Guest::Runs, commands),
             Phase::Dropping { reason, question, .. } => {
                 commands.push(Command::CloseChannel);
-                Phase::Arbitrating { why: Why::Dropped(reason), guest: Guest::Runs, question }
+                Phase::Arbitrating { why: Why::Dropped(reason), question }
             }
+            Phase::Protected { .. } => self.arbitrate(why, commands),
+            Phase::HandingOver { .. } => self.arbitrate(Why::HandOver, commands),
             phase @ Phase::Arbitrating { .. } => phase,
-            Phase::HandingOver { .. } => self.arbitrate(why, Guest::StandsStill, commands),
         };
     }
 
@@ -176,7 +179,7 @@ impl Primary {
             Answer::AskAgain => self.ask_again(commands),
             Answer::Theirs => {
                 let reason = match self.phase {
-                    Phase::Arbitrating { guest: Guest::StandsStill, .. } => StopReason::HandedOver,
+                    Phase::Arbitrating { why: Why::HandOver, .. } => StopReason::HandedOver,
                     _ => StopReason::Superseded,
                 };
                 commands.extend([Command::CloseChannel, Command::Stop { reason }]);
@@ -188,29 +191,25 @@ impl Primary {
 
     /// The store has answered: the claim is this replica's. Is it what is wanted by now?
     fn claimed(&mut self, commands: &mut Vec<Command>) {
+        let names_nobody = self.claim.secondary.is_none();
         self.phase = match self.take_phase() {
             Phase::Entitling { secondary, .. } => {
                 commands.push(Command::TellEntitled { generation: self.claim.generation });
                 Phase::Protected { secondary }
             }
-            Phase::Dropping { reason, .. } if self.claim.secondary.is_none() => {
-                self.leave_unnamed(Why::Dropped(reason), commands)
+            Phase::Dropping { reason, .. } if names_nobody => {
+                commands.push(Command::CloseChannel);
+                go_on_alone(Why::Dropped(reason), commands)
             }
-            Phase::Arbitrating { why, guest, .. } if self.claim.secondary.is_none() => {
-                commands.push(Command::OpenOutput);
-                if matches!(guest, Guest::StandsStill) {
-                    commands.push(Command::Resume);
-                }
-                Phase::Alone { reason: why.into() }
-            }
-            // It entitles the secondary, as was asked for before.
+            Phase::Arbitrating { why, .. } if names_nobody => go_on_alone(why, commands),
+            // The secondary was entitled, as had been asked for before.
             Phase::Dropping { secondary, reason, .. } => {
                 let question = self.ask(None, commands);
                 Phase::Dropping { secondary, reason, question }
             }
-            Phase::Arbitrating { why, guest, .. } => {
+            Phase::Arbitrating { why, .. } => {
                 let question = self.ask(None, commands);
-                Phase::Arbitrating { why, guest, question }
+                Phase::Arbitrating { why, question }
             }
             phase @ (Phase::Alone { .. }
             | Phase::Joining { .. }
@@ -241,16 +240,10 @@ impl Primary {
     }
 
     /// Gives up a secondary that the store names.
-    fn arbitrate(&self, why: Why, guest: Guest, commands: &mut Vec<Command>) -> Phase {
+    fn arbitrate(&self, why: Why, commands: &mut Vec<Command>) -> Phase {
         commands.push(Command::CloseChannel);
         let question = self.ask(None, commands);
-        Phase::Arbitrating { why, guest, question }
-    }
-
-    /// Gives up a secondary that the store does not name, and cannot come to name: there is nothing to arbitrate.
-    fn leave_unnamed(&self, why: Why, commands: &mut Vec<Command>) -> Phase {
-        commands.extend([Command::CloseChannel, Command::OpenOutput]);
-        Phase::Alone { reason: why.into() }
+        Phase::Arbitrating { why, question }
     }
 
     fn take_phase(&mut self) -> Phase {
@@ -273,11 +266,12 @@ impl Primary {
             Phase::Arbitrating { question, .. } if question.is_store_unreachable() => {
                 (None, Protection::NeedSecondary, Some(Reason::StoreUnreachable))
             }
-            Phase::Arbitrating { why: Why::Lost(loss), .. } => {
-                (None, Protection::NeedSecondary, Some(Reason::Arbitrating(*loss)))
-            }
-            Phase::Arbitrating { why: Why::Dropped(reason), .. } => {
-                let reason = Reason::Dropped(*reason);
+            Phase::Arbitrating { why, .. } => {
+                let reason = match why {
+                    Why::Lost(loss) => Reason::Arbitrating(*loss),
+                    Why::Dropped(reason) => Reason::Dropped(*reason),
+                    Why::HandOver => Reason::HandOver,
+                };
                 (None, unprotected(reason), Some(reason))
             }
             Phase::HandingOver { secondary } => (Some(secondary), Protection::NeedSecondary, Some(Reason::HandOver)),
@@ -297,8 +291,15 @@ impl From<Why> for Reason {
         match why {
             Why::Lost(loss) => Self::Lost(loss),
             Why::Dropped(reason) => Self::Dropped(reason),
+            Why::HandOver => Self::HandOver,
         }
     }
+}
+
+/// The store names this replica alone.
+fn go_on_alone(why: Why, commands: &mut Vec<Command>) -> Phase {
+    commands.extend([Command::OpenOutput, Command::Resume]);
+    Phase::Alone { reason: why.into() }
 }
 
 fn unprotected(reason: Reason) -> Protection {
