@@ -1,1 +1,44 @@
 //! Replication by checkpoints.
+//!
+//! The primary runs the guest in epochs. An epoch ends when output waits, when its time is up, or when too much was written; the guest
+//! is paused, what the epoch changed is captured, and the guest runs on while the capture is encoded and sent. The secondary
+//! acknowledges a checkpoint when all of it lies checked in its memory; that is the commit which opens the gate for the epoch's output.
+//!
+//! | thread of the primary | does |
+//! | --- | --- |
+//! | the VM's ([`Primary::run`]) | runs the guest, captures |
+//! | `mirror-send` | encodes and sends; heartbeats |
+//! | `mirror-acks` | receives acks, releases output |
+//! | `first-copy` | brings a new secondary to the first checkpoint |
+
+mod capture;
+mod figures;
+mod first_copy;
+mod follower;
+mod message;
+mod options;
+mod outbox;
+mod pause_queue;
+mod primary;
+mod progress;
+mod secondary;
+mod sender;
+mod session;
+mod staging;
+mod trigger;
+
+pub use figures::{Figures, Quantiles};
+pub use first_copy::ProtectError;
+pub use options::MirrorOptions;
+pub use pause_queue::VmStopped;
+pub use primary::{Primary, PrimaryEnd, PrimaryParts, PrimaryStatus, SwitchOverError};
+pub use progress::{Phase, Progress};
+pub use secondary::{
+    Secondary, SecondaryEnd, SecondaryError, SecondaryHandle, SecondaryParts, SecondaryStatus, TakenOver,
+};
+pub use trigger::Trigger;
+
+use std::time::Duration;
+
+/// How long to wait before the cluster store is asked again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);

@@ -1,0 +1,131 @@
+//! Making a connection, and ending it.
+
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, Connection as Tls, ServerConnection};
+
+use super::error::ChannelError;
+use super::handshake::shake_hands;
+use super::identity::Identity;
+use super::receiver::Receiver;
+use super::sender::Sender;
+
+/// How long whoever connects may take to prove who it is. Others wait meanwhile.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Waits for connections.
+pub struct Listener {
+    listener: TcpListener,
+    identity: Identity,
+}
+
+impl Listener {
+    /// Listens at an address; port 0 means any.
+    ///
+    /// # Errors
+    /// [`ChannelError::Listen`] if the address is not this machine's or is taken.
+    pub fn bind(address: SocketAddr, identity: &Identity) -> Result<Self, ChannelError> {
+        let listener = TcpListener::bind(address).map_err(|error| ChannelError::Listen { address, error })?;
+        Ok(Self { listener, identity: identity.clone() })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> Result<SocketAddr, ChannelError> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// Waits for the next connection.
+    ///
+    /// # Errors
+    /// If whoever connected could not prove within 2 s to be a host of this cluster; others may come.
+    pub fn accept(&self) -> Result<Connection, ChannelError> {
+        let (socket, _) = self.listener.accept()?;
+        let tls = ServerConnection::new(self.identity.server_config())?;
+        Connection::new(socket, tls.into(), ACCEPT_TIMEOUT)
+    }
+}
+
+/// Connects to the host `expected_host` at an address.
+///
+/// # Errors
+/// If nobody listens there, it is another host or none of this cluster, or it takes longer than `timeout`.
+pub fn connect(
+    address: SocketAddr,
+    identity: &Identity,
+    expected_host: &str,
+    timeout: Duration,
+) -> Result<Connection, ChannelError> {
+    let name = ServerName::try_from(expected_host.to_owned());
+    let name = name.map_err(|_| ChannelError::Name(expected_host.to_owned()))?;
+    let begun = Instant::now();
+    let socket =
+        TcpStream::connect_timeout(&address, timeout).map_err(|error| ChannelError::Connect { address, error })?;
+    let tls = ClientConnection::new(identity.client_config(), name)?;
+    Connection::new(socket, tls.into(), timeout.saturating_sub(begun.elapsed()))
+}
+
+/// A connection to a host of this cluster.
+pub struct Connection {
+    peer: String,
+    sender: Sender,
+    receiver: Receiver,
+    closer: Closer,
+}
+
+impl Connection {
+    fn new(socket: TcpStream, mut tls: Tls, timeout: Duration) -> Result<Self, ChannelError> {
+        // Acks and heartbeats are short, and must not wait for more.
+        socket.set_nodelay(true)?;
+        let peer = shake_hands(&mut tls, &socket, timeout)?;
+        // What waits to be sent is bounded by the sender, which empties it before it is longer than a frame.
+        tls.set_buffer_limit(None);
+        let wire = Arc::new(Wire { socket, tls: Mutex::new(tls) });
+        Ok(Self {
+            peer,
+            sender: Sender::new(wire.clone()),
+            receiver: Receiver::new(wire.clone()),
+            closer: Closer { wire },
+        })
+    }
+
+    /// The peer's name, as the authority has certified it.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// The parts of the connection, for a thread each.
+    pub fn split(self) -> (Sender, Receiver, Closer) {
+        (self.sender, self.receiver, self.closer)
+    }
+}
+
+/// Closes a connection.
+#[derive(Clone)]
+pub struct Closer {
+    wire: Arc<Wire>,
+}
+
+impl Closer {
+    /// Closes it, from any thread: whoever sends or receives, on either side, finds it [`ChannelError::Closed`]. What was sent before
+    /// may still arrive.
+    pub fn close(&self) {
+        // One that is closed already is what is wanted.
+        let _ = self.wire.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// What sender and receiver share. TLS is locked to encrypt or decrypt, and never while waiting for the socket, so that
+/// a sender whose peer does not read holds nobody up.
+pub(super) struct Wire {
+    pub socket: TcpStream,
+    tls: Mutex<Tls>,
+}
+
+impl Wire {
+    pub fn tls(&self) -> MutexGuard<'_, Tls> {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

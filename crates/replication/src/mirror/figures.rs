@@ -1,0 +1,199 @@
+//! What replication costs, as it is being paid.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use memory::encoding::{Encoding, EncodingCounts};
+use serde::{Deserialize, Serialize};
+
+/// Samples that a quantile is taken of.
+const SAMPLES_MAX: usize = 1024;
+/// Over which time rates are taken.
+const RATE_WINDOW: Duration = Duration::from_secs(2);
+
+/// Median, 99th percentile and last of a measure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// Half of the samples are at most this.
+    pub p50: u64,
+    /// 99 of 100 samples are at most this.
+    pub p99: u64,
+    /// The newest sample.
+    pub last: u64,
+    /// The greatest sample of those kept.
+    pub max: u64,
+}
+
+/// The newest samples of a measure.
+#[derive(Debug, Default)]
+struct Samples(VecDeque<u64>);
+
+impl Samples {
+    fn add(&mut self, sample: u64) {
+        if self.0.len() == SAMPLES_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(sample);
+    }
+
+    fn quantiles(&self) -> Quantiles {
+        let mut sorted: Vec<u64> = self.0.iter().copied().collect();
+        sorted.sort_unstable();
+        let at = |percent: usize| sorted.get(sorted.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0);
+        Quantiles { p50: at(50), p99: at(99), last: self.0.back().copied().unwrap_or(0), max: at(100) }
+    }
+}
+
+/// Captured pages by how they were sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encodings {
+    /// All zero.
+    pub zero: u64,
+    /// As sent before: not sent.
+    pub unchanged: u64,
+    /// The 64-bit words that changed.
+    pub word_runs: u64,
+    /// The difference, compressed.
+    pub delta: u64,
+    /// The page, compressed.
+    pub lz4: u64,
+    /// The page as it is.
+    pub raw: u64,
+}
+
+impl Encodings {
+    /// Adds what an encoder did between two looks at its counts.
+    fn add(&mut self, before: &EncodingCounts, after: &EncodingCounts) {
+        for (count, encoding) in [
+            (&mut self.zero, Encoding::Zero),
+            (&mut self.unchanged, Encoding::Unchanged),
+            (&mut self.word_runs, Encoding::WordRuns),
+            (&mut self.delta, Encoding::Delta),
+            (&mut self.lz4, Encoding::Lz4),
+            (&mut self.raw, Encoding::Raw),
+        ] {
+            *count += after.of(encoding).pages.saturating_sub(before.of(encoding).pages);
+        }
+    }
+}
+
+/// What `twinvm top` shows of a primary.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// The last epoch that was captured.
+    pub epoch: u64,
+    /// Epochs captured per second, lately.
+    pub epochs_per_s: f64,
+    /// Length of an epoch, in microseconds.
+    pub epoch_us: Quantiles,
+    /// Pages written during an epoch.
+    pub dirty_pages: Quantiles,
+    /// How long the guest stood still for a checkpoint, in microseconds.
+    pub pause_us: Quantiles,
+    /// From the capture of a checkpoint to its ack, in microseconds.
+    pub commit_us: Quantiles,
+    /// Bytes of pages that checkpoints captured, since protection began.
+    pub dirty_bytes: u64,
+    /// Bytes sent for them, since protection began.
+    pub sent_bytes: u64,
+    /// Captured pages by how they were encoded.
+    pub encodings: Encodings,
+    /// Checkpoints captured that the secondary has not acknowledged.
+    pub lag_epochs: u64,
+    /// How often the guest had to wait because the secondary was slow.
+    pub throttled: u64,
+    /// For how long in all, in microseconds.
+    pub throttled_us: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    figures: Figures,
+    epoch_us: Samples,
+    dirty_pages: Samples,
+    pause_us: Samples,
+    commit_us: Samples,
+    captures: VecDeque<Instant>,
+}
+
+/// Collects figures from several threads.
+#[derive(Default)]
+pub(super) struct Meter(Mutex<Inner>);
+
+impl Meter {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn captured(&self, epoch: u64, epoch_length: Duration, pause: Duration, dirty_pages: u64) {
+        let mut inner = self.inner();
+        inner.figures.epoch = epoch;
+        inner.epoch_us.add(micros(epoch_length));
+        inner.pause_us.add(micros(pause));
+        inner.dirty_pages.add(dirty_pages);
+        inner.figures.dirty_bytes += dirty_pages * memory::PAGE_BYTES;
+        let now = Instant::now();
+        inner.captures.push_back(now);
+        while inner.captures.front().is_some_and(|&at| now.saturating_duration_since(at) > RATE_WINDOW) {
+            inner.captures.pop_front();
+        }
+    }
+
+    /// A checkpoint was sent in so many bytes; its pages were encoded between two looks at the encoder's counts.
+    pub fn sent(&self, bytes: u64, before: &EncodingCounts, after: &EncodingCounts) {
+        let mut inner = self.inner();
+        inner.figures.sent_bytes += bytes;
+        inner.figures.encodings.add(before, after);
+    }
+
+    pub fn committed(&self, after: Duration) {
+        self.inner().commit_us.add(micros(after));
+    }
+
+    pub fn throttled(&self, wait: Duration) {
+        let mut inner = self.inner();
+        inner.figures.throttled += 1;
+        inner.figures.throttled_us += micros(wait);
+    }
+
+    /// Everything starts anew, with a new secondary.
+    pub fn reset(&self) {
+        *self.inner() = Inner::default();
+    }
+
+    pub fn figures(&self) -> Figures {
+        let mut inner = self.inner();
+        let now = Instant::now();
+        while inner.captures.front().is_some_and(|&at| now.saturating_duration_since(at) > RATE_WINDOW) {
+            inner.captures.pop_front();
+        }
+        Figures {
+            epochs_per_s: inner.captures.len() as f64 / RATE_WINDOW.as_secs_f64(),
+            epoch_us: inner.epoch_us.quantiles(),
+            dirty_pages: inner.dirty_pages.quantiles(),
+            pause_us: inner.pause_us.quantiles(),
+            commit_us: inner.commit_us.quantiles(),
+            ..inner.figures.clone()
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_of_the_newest_samples() {
+        let mut samples = Samples::default();
+        assert_eq!(samples.quantiles(), Quantiles::default());
+        (0..5000).for_each(|sample| samples.add(sample));
+        let quantiles = samples.quantiles();
+        assert_eq!((quantiles.last, quantiles.max), (4999, 4999));
+        assert!(quantiles.p50 > 4400 && quantiles.p50 < 4600 && quantiles.p99 > 4980);
+    }
+}

@@ -1,0 +1,263 @@
+//! The first copy: bringing a secondary to where checkpoints can begin, while the guest runs.
+//!
+//! Disks come first. Their log is started before the first block is read, and blocks, logged writes and pages travel in one stream: whatever
+//! is newer arrives later. Then memory, in rounds: all of it, then what was written meanwhile, until that is little or does not get
+//! less; what is left is the first checkpoint. Nothing of this counts before that one is complete.
+
+use std::iter;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver as Inbox, Sender as Postbox, channel};
+use std::thread;
+use std::time::Duration;
+
+use machine::vm::{Vm, VmError};
+use memory::encoding::PageEncoder;
+use memory::{GuestRam, Harvest, PAGE_BYTES};
+
+use super::message::{ACK, Ack, DISK_WRITES, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
+use super::outbox::Bulk;
+use super::pause_queue::VmStopped;
+use super::primary::Shared;
+use super::progress::{Phase, Progress};
+use super::sender::SenderThread;
+use super::session::Session;
+use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
+use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, DiskWrite, SummaryReader};
+use crate::protocol::{LossReason, ReplicaId};
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the secondary may take to say whether it can hold the VM.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Rounds of copying memory, beyond which the rest goes with the first checkpoint however much it is.
+const ROUNDS_MAX: u32 = 12;
+/// Pages that may be left for the first checkpoint: about a millisecond of copying.
+const PAGES_LEFT: u64 = 1024;
+/// Pages handed to the sender at once.
+const PAGES_PER_PIECE: usize = 1024;
+
+/// Why a secondary does not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtectError {
+    /// No connection.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The secondary cannot hold the VM.
+    #[error("the secondary cannot hold the VM: {0}")]
+    Refused(String),
+    /// What it answers makes no sense.
+    #[error("the secondary does not answer as one")]
+    NotASecondary,
+    /// There is one already.
+    #[error("the VM has a secondary already, on {0}")]
+    HasSecondary(ReplicaId),
+    /// The VM has ended.
+    #[error(transparent)]
+    Stopped(#[from] VmStopped),
+    /// Its disks cannot be read.
+    #[error(transparent)]
+    Disk(#[from] DiskSyncError),
+    /// The greeting does not serialize.
+    #[error("the VM's description cannot be serialized: {0}")]
+    Serialize(#[from] postcard::Error),
+}
+
+/// Why a first copy did not get to its end.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    #[error("the connection to the secondary is closed")]
+    Closed,
+    #[error(transparent)]
+    Disk(#[from] DiskSyncError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Stopped(#[from] VmStopped),
+}
+
+/// Connects, agrees on what the VM is, and starts the threads that do the rest.
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    secondary: ReplicaId,
+    address: SocketAddr,
+    identity: &Identity,
+) -> Result<(), ProtectError> {
+    let connection = channel::connect(address, identity, secondary.as_str(), CONNECT_TIMEOUT)?;
+    let (mut sender, mut receiver, closer) = connection.split();
+    let hello = Hello {
+        config: shared.config.clone(),
+        primary: shared.options.host.clone(),
+        generation: shared.generation(),
+        engine: shared.engine,
+        disks: shared.disks.describe()?,
+        suspicion_ms: u32::try_from(shared.options.suspicion.as_millis()).unwrap_or(u32::MAX),
+    };
+    sender.send(HELLO, &[&postcard::to_stdvec(&hello)?])?;
+    sender.flush()?;
+    match receiver.recv(Some(WELCOME_TIMEOUT))? {
+        Some(frame) if frame.kind == WELCOME => {
+            match postcard::from_bytes(frame.payload).map_err(|_| ProtectError::NotASecondary)? {
+                Welcome::Accepted => {}
+                Welcome::Refused(reason) => return Err(ProtectError::Refused(reason)),
+            }
+        }
+        _ => return Err(ProtectError::NotASecondary),
+    }
+    let suspicion = shared.options.suspicion;
+    let session = shared.open_session(|id| Session::new(id, secondary, suspicion, closer))?;
+    let (pieces, summary_pieces) = channel();
+    spawn("mirror-send", shared, &session, move |shared, session| send(shared, session, sender));
+    spawn("mirror-acks", shared, &session, move |shared, session| receive(shared, session, receiver, &pieces));
+    spawn("first-copy", shared, &session, move |shared, session| {
+        if let Err(error) = copy(shared, session, &summary_pieces) {
+            shared.end_session(session.id, LossReason::Protocol, &format!("first copy: {error}"));
+        }
+    });
+    Ok(())
+}
+
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    session: &Arc<Session>,
+    work: impl FnOnce(&Arc<Shared>, &Arc<Session>) + Send + 'static,
+) {
+    let (shared, own) = (shared.clone(), session.clone());
+    let started = thread::Builder::new().name(name.to_owned()).spawn({
+        let session = own.clone();
+        let shared = shared.clone();
+        move || work(&shared, &session)
+    });
+    if let Err(error) = started {
+        shared.end_session(own.id, LossReason::Protocol, &format!("cannot start a thread: {error}"));
+    }
+}
+
+fn send(shared: &Arc<Shared>, session: &Arc<Session>, sender: Sender) {
+    let recycle = |pages| shared.recycle(pages);
+    let encoder = PageEncoder::new(shared.options.cache_bytes_max);
+    let sender = SenderThread::new(session, sender, &shared.ram, encoder, &shared.meter, &recycle);
+    if let Err(error) = sender.run(|| shared.consider()) {
+        shared.end_session(session.id, LossReason::Closed, &error.to_string());
+    }
+}
+
+/// Takes what the secondary says.
+fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver, summary: &Postbox<Vec<u8>>) {
+    let (reason, why) = loop {
+        match receiver.recv(Some(session.suspicion / 4)) {
+            Ok(Some(frame)) => {
+                session.heard();
+                match frame.kind {
+                    ACK => match postcard::from_bytes::<Ack>(frame.payload) {
+                        Ok(ack) => {
+                            if let Some(epoch) = ack.epoch {
+                                shared.acknowledged(session, epoch, session.is_fresh(ack.heard));
+                            }
+                        }
+                        Err(_) => break (LossReason::Protocol, "the secondary sent a malformed ack".to_owned()),
+                    },
+                    // The copier may have ended; then so does the session.
+                    SUMMARY => _ = summary.send(frame.payload.to_vec()),
+                    FAILED => {
+                        break (LossReason::Failed, String::from_utf8_lossy(frame.payload).into_owned());
+                    }
+                    kind => break (LossReason::Protocol, format!("the secondary sent a message of kind {kind}")),
+                }
+            }
+            Ok(None) if session.silence() > session.suspicion => {
+                break (LossReason::Silent, "the secondary is silent".to_owned());
+            }
+            Ok(None) => {}
+            Err(ChannelError::Closed) => {
+                break (LossReason::Closed, "the secondary has closed the connection".to_owned());
+            }
+            Err(error) => break (LossReason::Protocol, error.to_string()),
+        }
+    };
+    shared.end_session(session.id, reason, &why);
+}
+
+fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: &Inbox<Vec<u8>>) -> Result<(), CopyError> {
+    shared.disks.start_log();
+    let forward = session.clone();
+    shared.gate.set_input_tap(Some(Box::new(move |card, frame| forward.forward(card, frame))));
+    *session.progress() = Progress { phase: Phase::ComparingDisks, ..Progress::default() };
+    let summary = read_summary(shared, summary)?;
+    copy_disks(shared, session, summary)?;
+    copy_memory(shared, session)
+}
+
+fn read_summary(shared: &Shared, pieces: &Inbox<Vec<u8>>) -> Result<DiskSummary, CopyError> {
+    let mut reader = SummaryReader::new(&shared.disks)?;
+    loop {
+        // The other end is dropped with the session.
+        let piece = pieces.recv().map_err(|_| CopyError::Closed)?;
+        if let Some(summary) = reader.push(&piece)? {
+            return Ok(summary);
+        }
+    }
+}
+
+fn copy_disks(shared: &Arc<Shared>, session: &Arc<Session>, summary: DiskSummary) -> Result<(), CopyError> {
+    let mut copy = DiskCopy::new(&shared.disks, summary)?;
+    let mut piece = Vec::new();
+    loop {
+        piece.clear();
+        let more = copy.next_piece(&mut piece)?;
+        let DiskProgress { done_bytes, total_bytes } = copy.progress();
+        *session.progress() = Progress { phase: Phase::CopyingDisks, done_bytes, total_bytes };
+        if !piece.is_empty() {
+            push(session, Bulk::Message { kind: DISK_WRITES, payload: std::mem::take(&mut piece) })?;
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+fn push(session: &Session, bulk: Bulk) -> Result<(), CopyError> {
+    if session.outbox.push_bulk(bulk) { Ok(()) } else { Err(CopyError::Closed) }
+}
+
+/// A round's harvest: which pages and disk writes came up since the last one.
+fn harvest(vm: &mut Vm, shared: &Shared) -> Result<(Harvest, Vec<DiskWrite>), VmError> {
+    vm.collect_dirty()?;
+    Ok((shared.ram.harvest(), shared.disks.take_log()))
+}
+
+/// All pages that may hold anything but zeros.
+fn allocated_pages(ram: &GuestRam) -> Vec<u64> {
+    let ranges = iter::successors(ram.allocated_pages(0), |range| ram.allocated_pages(range.end));
+    ranges.flatten().collect()
+}
+
+fn copy_memory(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), CopyError> {
+    let mut left_before = u64::MAX;
+    for round in 0..ROUNDS_MAX {
+        let own = shared.clone();
+        let (harvest, writes) = shared.pause.run(&shared.control, move |vm| harvest(vm, &own))??;
+        push(session, Bulk::Writes(writes))?;
+        // A secondary's memory begins with zeros, like all that was never touched here.
+        let pages: Vec<u64> = if round == 0 { allocated_pages(&shared.ram) } else { harvest.pages().collect() };
+        // Whatever becomes of this session: the next one begins with all pages.
+        harvest.acknowledge();
+        let total_bytes = pages.len() as u64 * PAGE_BYTES;
+        let phase = if round == 0 { Phase::CopyingMemory } else { Phase::CopyingChanges };
+        *session.progress() = Progress { phase, done_bytes: 0, total_bytes };
+        for piece in pages.chunks(PAGES_PER_PIECE) {
+            push(session, Bulk::LivePages(piece.to_vec()))?;
+        }
+        if !session.outbox.wait_until_sent() {
+            return Err(CopyError::Closed);
+        }
+        let left = shared.ram.dirty_pages_estimate();
+        if round > 0 && (left <= PAGES_LEFT || left >= left_before) {
+            break;
+        }
+        left_before = left;
+    }
+    let (own, joined) = (shared.clone(), session.clone());
+    Ok(shared.pause.run(&shared.control, move |vm| own.begin_mirroring(vm, &joined))??)
+}

@@ -1,0 +1,361 @@
+//! Following a primary: receive, check, acknowledge, apply; and taking over when it is lost.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use machine::input::Input;
+use machine::vm::VmState;
+use memory::encoding;
+use network::{FrameOffload, InputPosition};
+
+use super::RETRY_INTERVAL;
+use super::capture::unix_now_ns;
+use super::message::{
+    ACK, Ack, BEGIN, CHECKPOINT, DISK_WRITES, ENDED, ENTITLED, FAILED, HAND_OVER, HEARTBEAT, Hello, INBOUND, OUTPUT,
+    PAGES, RELEASED, STATE, SUMMARY,
+};
+use super::secondary::{Secondary, SecondaryEnd, TakenOver};
+use super::session::HEARTBEATS_PER_SUSPICION;
+use super::staging::{Complete, InboundStore, Staging, StagingError};
+use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
+use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode_writes};
+use crate::gate::GatedFrame;
+use crate::protocol::{Command, Epoch, Event, LossReason, StopReason};
+
+/// A guest's clock is not moved on by more than this at takeover: the hosts' clocks must differ.
+const CLOCK_STEP_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How the connection to the primary ended.
+enum Parting {
+    Lost(LossReason, String),
+    /// The primary asked to be relieved.
+    HandOver,
+    /// The guest is off.
+    Ended,
+}
+
+impl Parting {
+    fn protocol(why: impl ToString) -> Self {
+        Self::Lost(LossReason::Protocol, why.to_string())
+    }
+}
+
+impl From<StagingError> for Parting {
+    fn from(error: StagingError) -> Self {
+        Self::protocol(error)
+    }
+}
+
+/// The last checkpoint that is complete.
+struct Held {
+    epoch: Epoch,
+    state: VmState,
+    inputs: Vec<InputPosition>,
+    captured_unix_ns: u64,
+}
+
+/// What the threads that send to the primary share.
+struct Voice {
+    sender: Mutex<Sender>,
+    epoch: AtomicU64,
+    heard: AtomicU64,
+    ended: AtomicBool,
+}
+
+/// No epoch: they begin with 1.
+const NO_EPOCH: u64 = 0;
+
+impl Voice {
+    fn send(&self, kind: u8, payload: &[u8]) -> Result<(), ChannelError> {
+        let mut sender: MutexGuard<'_, Sender> = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        sender.send(kind, &[payload])?;
+        sender.flush()
+    }
+
+    /// Says what is held and heard: the ack of a checkpoint, and the secondary's heartbeat.
+    fn ack(&self) -> Result<(), ChannelError> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let ack = Ack { epoch: (epoch != NO_EPOCH).then_some(epoch), heard: self.heard.load(Ordering::Acquire) };
+        // A structure of integers always serializes.
+        self.send(ACK, &postcard::to_stdvec(&ack).unwrap_or_default())
+    }
+}
+
+pub(super) struct Follower {
+    secondary: Secondary,
+    suspicion: Duration,
+    voice: Arc<Voice>,
+    primary_disks: Vec<DiskDescription>,
+    closer: Closer,
+    staging: Option<Staging>,
+    held: Option<Held>,
+    /// Output of committed epochs that the primary has not said to have left.
+    unreleased: VecDeque<(Epoch, Vec<GatedFrame>)>,
+    inbound: InboundStore,
+    last_heard: Instant,
+}
+
+impl Follower {
+    pub fn new(secondary: Secondary, hello: &Hello, sender: Sender, closer: Closer) -> Self {
+        let voice = Voice {
+            sender: Mutex::new(sender),
+            epoch: AtomicU64::new(NO_EPOCH),
+            heard: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        };
+        Self {
+            secondary,
+            suspicion: Duration::from_millis(hello.suspicion_ms.into()),
+            voice: Arc::new(voice),
+            primary_disks: hello.disks.clone(),
+            closer,
+            staging: None,
+            held: None,
+            unreleased: VecDeque::new(),
+            inbound: InboundStore::default(),
+            last_heard: Instant::now(),
+        }
+    }
+
+    /// Follows until there is nothing to follow any more.
+    pub fn follow(mut self, mut receiver: Receiver) -> SecondaryEnd {
+        let (pulse, summary) = (self.voice.clone(), self.voice.clone());
+        let interval = self.suspicion / HEARTBEATS_PER_SUSPICION;
+        thread::spawn(move || {
+            while !pulse.ended.load(Ordering::Acquire) && pulse.ack().is_ok() {
+                thread::sleep(interval);
+            }
+        });
+        let (disks, closer) = (self.secondary.parts.disks.clone(), self.closer.clone());
+        let primary_disks = self.primary_disks.clone();
+        thread::spawn(move || {
+            if let Err(error) = send_summary(&disks, &primary_disks, &summary) {
+                tracing::error!(%error, "the disks cannot be compared");
+                let _ = summary.send(FAILED, error.to_string().as_bytes());
+                closer.close();
+            }
+        });
+        let parting = self.listen(&mut receiver);
+        let lost_at = Instant::now();
+        self.voice.ended.store(true, Ordering::Release);
+        let (event, loss, why) = match parting {
+            Parting::Ended => {
+                self.closer.close();
+                return SecondaryEnd::Ended;
+            }
+            Parting::Lost(reason, why) => (Event::PeerLost { reason }, reason, why),
+            Parting::HandOver => (Event::HandOver, LossReason::Closed, "the primary hands over".to_owned()),
+        };
+        tracing::warn!(%why, "the primary is lost");
+        self.arbitrate(event, loss, why, lost_at)
+    }
+
+    fn listen(&mut self, receiver: &mut Receiver) -> Parting {
+        loop {
+            if let Some(error) = self.secondary.applier.error() {
+                let why = format!("the disks cannot be written: {error}");
+                let _ = self.voice.send(FAILED, why.as_bytes());
+                return Parting::Lost(LossReason::Failed, why);
+            }
+            match receiver.recv(Some(self.suspicion / 4)) {
+                Ok(Some(frame)) => {
+                    self.last_heard = Instant::now();
+                    if let Err(parting) = self.hear(&frame) {
+                        return parting;
+                    }
+                }
+                Ok(None) if self.last_heard.elapsed() > self.suspicion => {
+                    return Parting::Lost(LossReason::Silent, "it is silent".to_owned());
+                }
+                Ok(None) => {}
+                Err(ChannelError::Closed) => {
+                    return Parting::Lost(LossReason::Closed, "its connection is closed".to_owned());
+                }
+                Err(error) => return Parting::protocol(error),
+            }
+        }
+    }
+
+    fn hear(&mut self, frame: &Frame<'_>) -> Result<(), Parting> {
+        let payload = frame.payload;
+        let Secondary { parts, ram, .. } = &mut self.secondary;
+        match (frame.kind, &mut self.staging) {
+            (HEARTBEAT, _) => self.voice.heard.store(number(payload)?, Ordering::Release),
+            (INBOUND, _) => self.inbound.push(postcard::from_bytes(payload).map_err(Parting::protocol)?),
+            (RELEASED, _) => {
+                let through = number(payload)?;
+                self.unreleased.retain(|&(epoch, _)| epoch > through);
+            }
+            (ENTITLED, _) => {
+                let generation = number(payload)?;
+                parts.replica.handle(Event::Entitled { generation });
+                let protocol = parts.replica.status();
+                self.secondary.status.update(|status| status.protocol = protocol);
+            }
+            (HAND_OVER, None) => return Err(Parting::HandOver),
+            (ENDED, _) => return Err(Parting::Ended),
+            (BEGIN, None) => self.staging = Some(Staging::new(number(payload)?)),
+            (DISK_WRITES, None) => {
+                let writes = decode_writes(payload, &parts.disks).map_err(StagingError::from)?;
+                parts.disks.apply(&writes).map_err(StagingError::from)?;
+            }
+            (PAGES, None) => {
+                encoding::check(payload, ram.pages()).map_err(StagingError::from)?;
+                encoding::apply(payload, ram).map_err(StagingError::from)?;
+            }
+            (DISK_WRITES, Some(staging)) => staging.writes(payload, &parts.disks)?,
+            (PAGES, Some(staging)) => staging.pages(payload, ram)?,
+            (STATE, Some(staging)) => staging.state(payload)?,
+            (OUTPUT, Some(staging)) => staging.output(payload)?,
+            (CHECKPOINT, Some(_)) => {
+                let end = postcard::from_bytes(payload).map_err(Parting::protocol)?;
+                if let Some(staging) = self.staging.take() {
+                    self.hold(staging.finish(end)?)?;
+                }
+            }
+            (kind, staging) => {
+                let place = if staging.is_some() { "within a checkpoint" } else { "outside of a checkpoint" };
+                return Err(Parting::protocol(format!("a message of kind {kind} {place}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A checkpoint is complete and checked: acknowledge it, and apply it.
+    fn hold(&mut self, complete: Complete) -> Result<(), Parting> {
+        let Complete { end, records, writes, state, output } = complete;
+        let epoch = end.epoch;
+        if self.held.as_ref().is_some_and(|held| held.epoch >= epoch) || epoch == NO_EPOCH {
+            return Err(Parting::protocol("a checkpoint that is not newer than the last one"));
+        }
+        self.inbound.consumed(&end.inputs);
+        self.unreleased.push_back((epoch, output));
+        self.held = Some(Held { epoch, state, inputs: end.inputs, captured_unix_ns: end.captured_unix_ns });
+        self.voice.heard.store(end.heartbeat, Ordering::Release);
+        for command in self.secondary.parts.replica.handle(Event::CheckpointHeld { epoch }) {
+            match command {
+                Command::Acknowledge { epoch } => {
+                    self.voice.epoch.store(epoch, Ordering::Release);
+                    // A primary that does not take it any more is found out by the next `recv`.
+                    let _ = self.voice.ack();
+                }
+                command => tracing::error!(?command, "a command that does not belong to a checkpoint"),
+            }
+        }
+        for records in &records {
+            encoding::apply(records, &self.secondary.ram).map_err(StagingError::from)?;
+        }
+        self.secondary.applier.push(writes);
+        let (protocol, unreleased_epochs) = (self.secondary.parts.replica.status(), self.unreleased.len() as u64);
+        self.secondary.status.update(|status| {
+            status.protocol = protocol;
+            status.epoch = Some(epoch);
+            status.unreleased_epochs = unreleased_epochs;
+        });
+        Ok(())
+    }
+
+    /// Finds out who goes on.
+    fn arbitrate(mut self, event: Event, loss: LossReason, why: String, lost_at: Instant) -> SecondaryEnd {
+        let detection = lost_at.saturating_duration_since(self.last_heard);
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for command in self.secondary.parts.replica.handle(event) {
+                match command {
+                    Command::CloseChannel => self.closer.close(),
+                    Command::CompareAndSwap { claim } => {
+                        let expected = claim.generation.saturating_sub(1);
+                        events.push_back(match self.secondary.parts.arbiter.compare_and_swap(expected, &claim) {
+                            Ok(verdict) => Event::Arbitrated(verdict),
+                            Err(error) => {
+                                tracing::warn!(%error, "the cluster store cannot be reached");
+                                Event::StoreUnreachable
+                            }
+                        });
+                    }
+                    Command::ReadClaim => {
+                        events.push_back(match self.secondary.parts.arbiter.read() {
+                            Ok(claim) => Event::ClaimRead(claim),
+                            Err(error) => {
+                                tracing::warn!(%error, "the cluster store cannot be reached");
+                                Event::StoreUnreachable
+                            }
+                        });
+                    }
+                    Command::StartRetryTimer => {
+                        thread::sleep(RETRY_INTERVAL);
+                        events.push_back(Event::RetryDue);
+                    }
+                    Command::TakeOver { .. } => return self.take_over(loss, detection, lost_at),
+                    Command::Stop { reason } => return SecondaryEnd::Stopped { reason, why },
+                    // Those of a primary follow once it is one.
+                    command => tracing::debug!(?command, "not for a secondary"),
+                }
+            }
+            let protocol = self.secondary.parts.replica.status();
+            self.secondary.status.update(|status| status.protocol = protocol);
+        }
+        SecondaryEnd::Stopped { reason: StopReason::Superseded, why }
+    }
+
+    fn take_over(mut self, loss: LossReason, detection: Duration, lost_at: Instant) -> SecondaryEnd {
+        let arbitration = lost_at.elapsed();
+        let Some(held) = self.held else {
+            return SecondaryEnd::Stopped {
+                reason: StopReason::NothingHeld,
+                why: "there is no checkpoint to take over from".to_owned(),
+            };
+        };
+        if let Err(error) = self.secondary.applier.drain() {
+            return SecondaryEnd::Stopped {
+                reason: StopReason::NothingHeld,
+                why: format!("the disks cannot be written: {error}"),
+            };
+        }
+        let Held { epoch, mut state, inputs: mut positions, captured_unix_ns } = held;
+        let behind = Duration::from_nanos(unix_now_ns().saturating_sub(captured_unix_ns)).min(CLOCK_STEP_MAX);
+        state.advance_clock(u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX));
+        let inputs = self.inbound.take_following(&mut positions);
+        let inputs = inputs
+            .into_iter()
+            .filter_map(|(card, frame)| {
+                let offload = FrameOffload::from_header(&frame.header).ok()?;
+                Some(Input::Frame { card, frame: frame.bytes, offload })
+            })
+            .collect();
+        SecondaryEnd::TakenOver(Box::new(TakenOver {
+            replica: self.secondary.parts.replica,
+            epoch,
+            ram: self.secondary.ram,
+            state,
+            output: self.unreleased.into_iter().flat_map(|(_, output)| output).collect(),
+            inputs,
+            positions,
+            loss,
+            detection,
+            arbitration,
+        }))
+    }
+}
+
+/// Tells the primary what the disks hold already.
+fn send_summary(disks: &DiskSet, primary: &[DiskDescription], voice: &Voice) -> Result<(), DiskSyncError> {
+    let mut writer = SummaryWriter::new(disks, primary)?;
+    let mut piece = Vec::new();
+    loop {
+        piece.clear();
+        let more = writer.next_piece(&mut piece)?;
+        // A primary that has gone is found out by the one who listens to it.
+        if voice.send(SUMMARY, &piece).is_err() || !more {
+            return Ok(());
+        }
+    }
+}
+
+fn number(payload: &[u8]) -> Result<u64, Parting> {
+    let bytes = payload.try_into().map_err(|_| Parting::protocol("a number of another length"))?;
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -1,0 +1,119 @@
+//! What the replicas of a mirrored VM say to each other: the kinds of the channel's frames, and their payloads.
+//!
+//! | kind | from | payload |
+//! | --- | --- | --- |
+//! | hello | primary | [`Hello`]: what the VM is |
+//! | welcome | secondary | [`Welcome`]: whether the secondary can hold it |
+//! | summary | secondary | a piece of the summary of its disks; empty: the end |
+//! | disk writes | primary | a piece of the log of writes: applied at once during the first copy, else part of the checkpoint |
+//! | pages | primary | page records (`memory::encoding`); likewise |
+//! | begin | primary | what follows belongs to a checkpoint; the epoch it ends, u64 |
+//! | state | primary | a piece of the serialized [`machine::vm::VmState`] |
+//! | output | primary | a piece of the serialized frames that wait for this checkpoint |
+//! | checkpoint | primary | [`CheckpointEnd`]: all of the checkpoint was sent |
+//! | inbound | primary | [`Inbound`]: a frame that the primary has just received |
+//! | heartbeat | primary | number, u64 |
+//! | ack | secondary | [`Ack`] |
+//! | released | primary | epoch through which output has left, u64 |
+//! | entitled | primary | generation at which the store names the secondary, u64 |
+//! | hand over | primary | nothing: it has paused for good, the secondary should take over |
+//! | ended | primary | nothing: the guest has powered off |
+//! | failed | secondary | reason, UTF-8: it cannot go on |
+//!
+//! Structures are serialized with postcard; bare integers are little-endian.
+
+use machine::engine::EngineKind;
+use machine::vm::VmConfig;
+use network::InputPosition;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::DiskDescription;
+use crate::gate::InboundFrame;
+use crate::protocol::{Epoch, Generation, ReplicaId};
+
+pub(super) const HELLO: u8 = 1;
+pub(super) const WELCOME: u8 = 2;
+pub(super) const SUMMARY: u8 = 3;
+pub(super) const DISK_WRITES: u8 = 4;
+pub(super) const PAGES: u8 = 5;
+pub(super) const STATE: u8 = 6;
+pub(super) const OUTPUT: u8 = 7;
+pub(super) const CHECKPOINT: u8 = 8;
+pub(super) const INBOUND: u8 = 9;
+pub(super) const HEARTBEAT: u8 = 10;
+pub(super) const ACK: u8 = 11;
+pub(super) const RELEASED: u8 = 12;
+pub(super) const ENTITLED: u8 = 13;
+pub(super) const HAND_OVER: u8 = 14;
+pub(super) const ENDED: u8 = 15;
+pub(super) const FAILED: u8 = 16;
+pub(super) const BEGIN: u8 = 17;
+
+/// Longest piece of a payload that is sent in pieces, in bytes. Small enough that a heartbeat or an inbound frame does
+/// not wait long behind one.
+pub(super) const PIECE_BYTES_MAX: usize = 128 << 10;
+
+/// The primary's first message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Hello {
+    /// The hardware.
+    pub config: VmConfig,
+    /// Who is primary.
+    pub primary: ReplicaId,
+    /// At which generation.
+    pub generation: Generation,
+    /// Which engine runs it there; the secondary has to offer the same, or the guest's time-stamp counter would change its rate.
+    pub engine: EngineKind,
+    /// Its disks.
+    pub disks: Vec<DiskDescription>,
+    /// Silence after which either side suspects the other, in milliseconds.
+    pub suspicion_ms: u32,
+}
+
+/// The secondary's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Welcome {
+    /// It is ready.
+    Accepted,
+    /// It cannot hold this VM.
+    Refused(String),
+}
+
+/// The end of a checkpoint: after this message the secondary has all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CheckpointEnd {
+    /// The epoch that it ends.
+    pub epoch: Epoch,
+    /// Number of this message among the heartbeats.
+    pub heartbeat: u64,
+    /// Page records that belong to it.
+    pub pages: u64,
+    /// Bytes of serialized state.
+    pub state_bytes: u64,
+    /// Bytes of serialized output.
+    pub output_bytes: u64,
+    /// Disk writes.
+    pub writes: u64,
+    /// When the guest was paused for it, in nanoseconds since the Unix epoch by the primary's clock.
+    pub captured_unix_ns: u64,
+    /// How far the machine had taken inbound frames, per card.
+    pub inputs: Vec<InputPosition>,
+}
+
+/// An inbound frame that is passed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Inbound {
+    /// The card, from 0.
+    pub card: u32,
+    /// The frame and its place in the stream.
+    pub frame: InboundFrame,
+}
+
+/// What the secondary has; sent after each checkpoint, and regularly as its own heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ack {
+    /// Last epoch whose checkpoint it holds.
+    pub epoch: Option<Epoch>,
+    /// Highest number of a heartbeat that it has received.
+    pub heard: u64,
+}

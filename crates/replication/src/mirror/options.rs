@@ -1,0 +1,39 @@
+//! Times and bounds of a mirrored VM.
+
+use std::time::Duration;
+
+use crate::protocol::ReplicaId;
+
+/// Times and bounds of a mirrored VM.
+#[derive(Clone, Debug)]
+pub struct MirrorOptions {
+    /// This host's name.
+    pub host: ReplicaId,
+    /// Silence after which the peer is suspected to be dead: 20 ms to 60 s.
+    pub suspicion: Duration,
+    /// Longest epoch while no output waits: 5 ms to 10 s.
+    pub epoch_length_max: Duration,
+    /// Pages written that end an epoch.
+    pub dirty_pages_max: u64,
+    /// Bytes of disk writes that end an epoch.
+    pub log_bytes_max: u64,
+    /// Memory for the last sent versions of pages, in bytes.
+    pub cache_bytes_max: u64,
+    /// A secondary for which the guest had to wait so long at a stretch is given up.
+    pub too_slow_after: Duration,
+}
+
+impl MirrorOptions {
+    /// The defaults.
+    pub fn new(host: ReplicaId) -> Self {
+        Self {
+            host,
+            suspicion: Duration::from_millis(100),
+            epoch_length_max: Duration::from_millis(50),
+            dirty_pages_max: 8192,
+            log_bytes_max: 16 << 20,
+            cache_bytes_max: 64 << 20,
+            too_slow_after: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What waits to be sent to the secondary, in two lanes: urgent messages pass everything else.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::capture::Capture;
+use crate::disk::DiskWrite;
+
+/// Most bytes of urgent messages that wait; inbound frames that find no room are not passed on.
+const URGENT_BYTES_MAX: usize = 8 << 20;
+/// Bytes of the first copy that wait before its source is made to wait.
+const BULK_BYTES_MAX: usize = 2 << 20;
+
+/// A short message that must not wait behind a checkpoint.
+#[derive(Debug)]
+pub(super) struct Urgent {
+    pub kind: u8,
+    pub payload: Vec<u8>,
+}
+
+/// Something long.
+pub(super) enum Bulk {
+    /// A message as it is.
+    Message { kind: u8, payload: Vec<u8> },
+    /// Pages to be read from memory when their turn comes, while the guest runs.
+    LivePages(Vec<u64>),
+    /// Writes that are to be applied at once.
+    Writes(Vec<DiskWrite>),
+    /// A whole checkpoint.
+    Checkpoint(Box<Capture>),
+}
+
+impl Bulk {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Message { payload, .. } => payload.len(),
+            // Read when they are sent; what waits are only their numbers.
+            Self::LivePages(pages) => pages.len() * size_of::<u64>(),
+            Self::Writes(_) | Self::Checkpoint(_) => 0,
+        }
+    }
+}
+
+/// What the sender does next.
+pub(super) enum Next {
+    Urgent(VecDeque<Urgent>),
+    Bulk(Bulk),
+    /// Nothing came until the time was up.
+    Idle,
+    Closed,
+}
+
+#[derive(Default)]
+struct Lanes {
+    urgent: VecDeque<Urgent>,
+    urgent_bytes: usize,
+    bulk: VecDeque<Bulk>,
+    bulk_bytes: usize,
+    /// The sender works on something that it took from the bulk lane.
+    sending: bool,
+    closed: bool,
+}
+
+/// The two lanes, shared by those who fill them and the thread that empties them.
+#[derive(Default)]
+pub(super) struct Outbox {
+    lanes: Mutex<Lanes>,
+    changed: Condvar,
+}
+
+impl Outbox {
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues an urgent message; false if there is no room for it or the connection is closed.
+    pub fn push_urgent(&self, kind: u8, payload: Vec<u8>) -> bool {
+        let mut lanes = self.lanes();
+        if lanes.closed || lanes.urgent_bytes + payload.len() > URGENT_BYTES_MAX {
+            return false;
+        }
+        lanes.urgent_bytes += payload.len();
+        lanes.urgent.push_back(Urgent { kind, payload });
+        drop(lanes);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Queues something long, waiting for room; false if the connection is closed.
+    pub fn push_bulk(&self, bulk: Bulk) -> bool {
+        let mut lanes = self.lanes();
+        while !lanes.closed && lanes.bulk_bytes > BULK_BYTES_MAX {
+            lanes = self.changed.wait(lanes).unwrap_or_else(PoisonError::into_inner);
+        }
+        if lanes.closed {
+            return false;
+        }
+        lanes.bulk_bytes += bulk.bytes();
+        lanes.bulk.push_back(bulk);
+        drop(lanes);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Waits until everything queued so far was sent; false if the connection is closed.
+    pub fn wait_until_sent(&self) -> bool {
+        let mut lanes = self.lanes();
+        while !lanes.closed && (lanes.sending || !lanes.bulk.is_empty()) {
+            lanes = self.changed.wait(lanes).unwrap_or_else(PoisonError::into_inner);
+        }
+        !lanes.closed
+    }
+
+    /// Whether nothing long waits or is being sent.
+    pub fn is_idle(&self) -> bool {
+        let lanes = self.lanes();
+        !lanes.sending && lanes.bulk.is_empty()
+    }
+
+    /// What to send next; waits until `deadline`. What was taken before counts as sent.
+    pub fn next(&self, deadline: Instant) -> Next {
+        let mut lanes = self.lanes();
+        if lanes.sending {
+            lanes.sending = false;
+            self.changed.notify_all();
+        }
+        loop {
+            if lanes.closed {
+                return Next::Closed;
+            }
+            if !lanes.urgent.is_empty() {
+                lanes.urgent_bytes = 0;
+                return Next::Urgent(std::mem::take(&mut lanes.urgent));
+            }
+            if let Some(bulk) = lanes.bulk.pop_front() {
+                lanes.bulk_bytes -= bulk.bytes();
+                lanes.sending = true;
+                return Next::Bulk(bulk);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return Next::Idle;
+            }
+            lanes = self.changed.wait_timeout(lanes, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The urgent messages that came meanwhile, for a sender in the middle of something long; `None` once closed.
+    pub fn take_urgent(&self) -> Option<VecDeque<Urgent>> {
+        let mut lanes = self.lanes();
+        if lanes.closed {
+            return None;
+        }
+        lanes.urgent_bytes = 0;
+        Some(std::mem::take(&mut lanes.urgent))
+    }
+
+    /// Ends it: nothing is taken or given any more.
+    pub fn close(&self) {
+        let mut lanes = self.lanes();
+        lanes.closed = true;
+        lanes.bulk.clear();
+        lanes.urgent.clear();
+        drop(lanes);
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[test]
+    fn urgent_messages_pass_long_ones_and_keep_their_order() {
+        let outbox = Outbox::default();
+        assert!(outbox.push_bulk(Bulk::LivePages(vec![1])));
+        assert!(outbox.push_urgent(1, vec![]));
+        assert!(outbox.push_urgent(2, vec![]));
+        let Next::Urgent(urgent) = outbox.next(soon()) else { panic!("urgent first") };
+        assert_eq!(urgent.iter().map(|message| message.kind).collect::<Vec<_>>(), [1, 2]);
+        assert!(matches!(outbox.next(soon()), Next::Bulk(Bulk::LivePages(_))));
+        assert!(!outbox.is_idle());
+        assert!(matches!(outbox.next(Instant::now()), Next::Idle));
+        assert!(outbox.is_idle() && outbox.wait_until_sent());
+    }
+
+    #[test]
+    fn a_secondary_that_does_not_read_costs_bounded_memory() {
+        let outbox = Outbox::default();
+        let taken = (0..20).filter(|_| outbox.push_urgent(0, vec![0; 1 << 20])).count();
+        assert_eq!(taken, URGENT_BYTES_MAX >> 20);
+        std::thread::scope(|scope| {
+            let source = scope.spawn(|| {
+                let message = || Bulk::Message { kind: 0, payload: vec![0; 1 << 20] };
+                (0..20).take_while(|_| outbox.push_bulk(message())).count()
+            });
+            while outbox.lanes().bulk_bytes <= BULK_BYTES_MAX {
+                std::thread::yield_now();
+            }
+            outbox.close();
+            assert_eq!(source.join().expect("it ends"), 3);
+        });
+        assert!(matches!(outbox.next(soon()), Next::Closed));
+        assert!(!outbox.push_urgent(0, vec![]) && outbox.take_urgent().is_none());
+    }
+}

@@ -1,0 +1,190 @@
+//! The thread that sends to the secondary: encodes what is long, and lets urgent messages and heartbeats through in between.
+
+use std::time::{Duration, Instant};
+
+use memory::encoding::{CapturedPages, Encoding, PageEncoder};
+use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
+
+use super::capture::Capture;
+use super::figures::Meter;
+use super::message::{BEGIN, CHECKPOINT, CheckpointEnd, DISK_WRITES, HEARTBEAT, OUTPUT, PAGES, PIECE_BYTES_MAX, STATE};
+use super::outbox::{Bulk, Next};
+use super::session::{HEARTBEATS_PER_SUSPICION, Session};
+use crate::channel::{ChannelError, Sender};
+use crate::disk::{DiskWrite, encode_writes};
+
+/// Page records are sent when so many bytes of them have come together: small enough that sending and encoding overlap.
+const RECORDS_BYTES: usize = 48 << 10;
+
+/// Why the sender ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The VM's state does not serialize.
+    #[error("the VM's state cannot be serialized: {0}")]
+    State(#[from] postcard::Error),
+}
+
+pub(super) struct SenderThread<'a> {
+    session: &'a Session,
+    sender: Sender,
+    ram: &'a GuestRam,
+    encoder: PageEncoder,
+    records: Vec<u8>,
+    meter: &'a Meter,
+    next_heartbeat: Instant,
+    /// Gets the buffers of checkpoints that are sent.
+    recycle: &'a (dyn Fn(CapturedPages) + Sync),
+}
+
+impl<'a> SenderThread<'a> {
+    pub fn new(
+        session: &'a Session,
+        sender: Sender,
+        ram: &'a GuestRam,
+        encoder: PageEncoder,
+        meter: &'a Meter,
+        recycle: &'a (dyn Fn(CapturedPages) + Sync),
+    ) -> Self {
+        Self {
+            session,
+            sender,
+            ram,
+            encoder,
+            records: Vec::with_capacity(2 * RECORDS_BYTES),
+            meter,
+            next_heartbeat: Instant::now(),
+            recycle,
+        }
+    }
+
+    /// Sends what the outbox gives until it is closed; `tick` is called at least as often as heartbeats are sent, and whenever something
+    /// long was sent.
+    pub fn run(mut self, tick: impl Fn() -> Duration) -> Result<(), SendError> {
+        loop {
+            self.heartbeat_if_due()?;
+            let until = self.next_heartbeat.min(Instant::now() + tick());
+            match self.session.outbox.next(until) {
+                Next::Closed => return Ok(()),
+                Next::Idle => {}
+                Next::Urgent(urgent) => {
+                    for message in urgent {
+                        self.sender.send(message.kind, &[&message.payload])?;
+                    }
+                    self.sender.flush()?;
+                }
+                Next::Bulk(bulk) => {
+                    self.bulk(bulk)?;
+                    self.sender.flush()?;
+                }
+            }
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        self.session.suspicion / HEARTBEATS_PER_SUSPICION
+    }
+
+    fn heartbeat_if_due(&mut self) -> Result<(), ChannelError> {
+        if Instant::now() < self.next_heartbeat {
+            return Ok(());
+        }
+        self.next_heartbeat = Instant::now() + self.interval();
+        let number = self.session.number_heartbeat();
+        self.sender.send(HEARTBEAT, &[&number.to_le_bytes()])?;
+        self.sender.flush()
+    }
+
+    /// Lets through what must not wait.
+    fn breathe(&mut self) -> Result<(), ChannelError> {
+        self.heartbeat_if_due()?;
+        let urgent = self.session.outbox.take_urgent().ok_or(ChannelError::Closed)?;
+        if urgent.is_empty() {
+            return Ok(());
+        }
+        for message in urgent {
+            self.sender.send(message.kind, &[&message.payload])?;
+        }
+        self.sender.flush()
+    }
+
+    fn bulk(&mut self, bulk: Bulk) -> Result<(), SendError> {
+        match bulk {
+            Bulk::Message { kind, payload } => Ok(self.sender.send(kind, &[&payload])?),
+            Bulk::Writes(writes) => Ok(self.writes(&writes)?),
+            Bulk::LivePages(pages) => Ok(self.live_pages(&pages)?),
+            Bulk::Checkpoint(capture) => self.checkpoint(*capture),
+        }
+    }
+
+    fn writes(&mut self, writes: &[DiskWrite]) -> Result<(), ChannelError> {
+        let mut pieces = Vec::new();
+        encode_writes(writes, |piece| pieces.push(piece.to_vec()));
+        for piece in pieces {
+            self.sender.send(DISK_WRITES, &[&piece])?;
+            self.breathe()?;
+        }
+        Ok(())
+    }
+
+    fn live_pages(&mut self, pages: &[u64]) -> Result<(), ChannelError> {
+        let mut content = [0; PAGE_BYTES as usize];
+        for &page in pages {
+            if self.ram.read_offset(page << PAGE_SHIFT, &mut content) {
+                self.encoder.encode(page, &content, &mut self.records);
+            }
+            self.send_records(RECORDS_BYTES)?;
+        }
+        self.send_records(1)?;
+        self.session.progress().done_bytes += pages.len() as u64 * PAGE_BYTES;
+        Ok(())
+    }
+
+    /// Sends the records gathered if they are at least so long; returns the bytes sent.
+    fn send_records(&mut self, at_least: usize) -> Result<u64, ChannelError> {
+        if self.records.len() < at_least {
+            return Ok(0);
+        }
+        self.sender.send(PAGES, &[&self.records])?;
+        let sent = self.records.len() as u64;
+        self.records.clear();
+        self.breathe()?;
+        Ok(sent)
+    }
+
+    fn checkpoint(&mut self, capture: Capture) -> Result<(), SendError> {
+        let before = *self.encoder.counts();
+        let (mut sent, mut pages) = (0, 0);
+        self.sender.send(BEGIN, &[&capture.epoch.to_le_bytes()])?;
+        for (page, content) in capture.pages.iter() {
+            let encoding = self.encoder.encode(page, content, &mut self.records);
+            pages += u64::from(encoding != Encoding::Unchanged);
+            sent += self.send_records(RECORDS_BYTES)?;
+        }
+        sent += self.send_records(1)?;
+        self.writes(&capture.writes)?;
+        let state = postcard::to_stdvec(&capture.state)?;
+        let output = postcard::to_stdvec(&capture.output)?;
+        for (kind, bytes) in [(STATE, &state), (OUTPUT, &output)] {
+            for piece in bytes.chunks(PIECE_BYTES_MAX) {
+                self.sender.send(kind, &[piece])?;
+            }
+        }
+        let end = CheckpointEnd {
+            epoch: capture.epoch,
+            heartbeat: self.session.number_heartbeat(),
+            pages,
+            state_bytes: state.len() as u64,
+            output_bytes: output.len() as u64,
+            writes: capture.writes.len() as u64,
+            captured_unix_ns: capture.captured_unix_ns,
+            inputs: capture.inputs,
+        };
+        self.sender.send(CHECKPOINT, &[&postcard::to_stdvec(&end)?])?;
+        self.sender.flush()?;
+        self.meter.sent(sent + state.len() as u64, &before, self.encoder.counts());
+        (self.recycle)(capture.pages);
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+//! Who may connect.
+
+use std::fs;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use replication::channel::{self, ChannelError, Identity, IdentityError};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
+
+use crate::{Keys, LONG, listen, read};
+
+/// What the listener and whoever connects find out about each other.
+fn meet(listens: &Identity, connects: &Identity, expected: &str) -> [Result<String, ChannelError>; 2] {
+    let (listener, address) = listen(listens);
+    let accepting = thread::spawn(move || listener.accept());
+    let connected = channel::connect(address, connects, expected, LONG);
+    let accepted = accepting.join().unwrap();
+    [accepted, connected].map(|end| end.map(|connection| connection.peer().to_owned()))
+}
+
+#[test]
+fn hosts_of_a_cluster_know_each_other_by_name() {
+    let keys = Keys::new();
+    for name in ["b", "host-2.rack-1.example", "10-0-0-2"] {
+        let [accepted, connected] =
+            meet(&keys.identity(name), &Identity::load(&keys.path("a")).unwrap_or_else(|_| keys.identity("a")), name);
+        assert_eq!((accepted.unwrap(), connected.unwrap()), ("a".to_owned(), name.to_owned()));
+    }
+}
+
+#[test]
+fn another_clusters_host_is_refused_by_both_sides() {
+    let (keys, others) = (Keys::new(), Keys::new());
+    let [accepted, connected] = meet(&keys.identity("b"), &others.identity("a"), "b");
+    assert!(matches!(connected, Err(ChannelError::Tls(_))), "{connected:?}");
+    assert!(accepted.is_err(), "{accepted:?}");
+}
+
+/// A client that trusts the server all right, but that the server has no reason to trust.
+#[test]
+fn whoever_the_authority_does_not_vouch_for_is_refused() {
+    let (keys, others) = (Keys::new(), Keys::new());
+    let (folder, other) = (keys.folder("a"), others.folder("a"));
+    fs::copy(folder.join("ca.pem"), other.join("ca.pem")).unwrap();
+    let [accepted, connected] = meet(&keys.identity("b"), &Identity::load(&other).unwrap(), "b");
+    assert!(matches!(accepted, Err(ChannelError::Tls(_))), "{accepted:?}");
+    assert!(connected.is_err(), "{connected:?}");
+}
+
+#[test]
+fn no_certificate_is_not_enough() {
+    let keys = Keys::new();
+    let (listener, address) = listen(&keys.identity("b"));
+    let mut roots = rustls::RootCertStore::empty();
+    use rustls::pki_types::pem::PemObject;
+    roots.add(rustls::pki_types::CertificateDer::from_pem_file(keys.path("b").join("ca.pem")).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let accepting = thread::spawn(move || listener.accept());
+    let mut tls = ClientConnection::new(Arc::new(config), ServerName::try_from("b").unwrap()).unwrap();
+    let mut socket = TcpStream::connect(address).unwrap();
+    while tls.is_handshaking() {
+        tls.complete_io(&mut socket).unwrap();
+    }
+    let accepted = accepting.join().unwrap();
+    assert!(matches!(accepted, Err(ChannelError::Tls(_))), "it was accepted");
+}
+
+#[test]
+fn another_host_of_the_cluster_does_not_pass_for_the_expected_one() {
+    let keys = Keys::new();
+    let [_, connected] = meet(&keys.identity("b"), &keys.identity("a"), "c");
+    assert!(matches!(connected, Err(ChannelError::Tls(_))), "{connected:?}");
+}
+
+#[test]
+fn garbage_and_silence_are_refused_and_a_host_can_connect_after_them() {
+    let keys = Keys::new();
+    let (a, b) = (keys.identity("a"), keys.identity("b"));
+    let (listener, address) = listen(&b);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 70_000], &[0x16, 3, 1, 0xff, 0xff, 1], b""] {
+        let mut stream = TcpStream::connect(address).unwrap();
+        // It may be closed before all of it is written.
+        let _ = stream.write_all(garbage);
+        drop(stream);
+        assert!(listener.accept().is_err());
+    }
+    let silent = TcpStream::connect(address).unwrap();
+    assert!(matches!(listener.accept(), Err(ChannelError::Timeout(_))));
+    drop(silent);
+    let accepting = thread::spawn(move || listener.accept());
+    channel::connect(address, &a, "b", LONG).unwrap();
+    accepting.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_peer_that_never_answers_does_not_hold_up_who_connects() {
+    let keys = Keys::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let refused = channel::connect(address, &keys.identity("a"), "b", Duration::from_millis(200));
+    assert!(matches!(refused, Err(ChannelError::Timeout(_))));
+}
+
+#[test]
+fn keys_that_others_can_read_are_refused() {
+    let keys = Keys::new();
+    let folder = keys.folder("a");
+    let path = folder.join("host.key");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(keys.path("authority").join("ca.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(matches!(Identity::load(&folder), Err(IdentityError::Readable { .. })));
+}
+
+#[test]
+fn damaged_missing_and_mismatched_files_are_named() {
+    let keys = Keys::new();
+    let (a, b) = (keys.folder("a"), keys.folder("b"));
+    for file in ["ca.pem", "host.pem", "host.key"] {
+        let text = read(&a.join(file));
+        for damaged in ["", "nonsense", &text[..text.len() / 2]] {
+            fs::write(a.join(file), damaged).unwrap();
+            let error = Identity::load(&a).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(file), "{error}");
+        }
+        fs::remove_file(a.join(file)).unwrap();
+        let error = Identity::load(&a).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(file), "{error}");
+        fs::write(a.join(file), text).unwrap();
+        fs::set_permissions(a.join(file), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    Identity::load(&a).unwrap();
+    fs::copy(b.join("host.key"), a.join("host.key")).unwrap();
+    assert!(Identity::load(&a).is_err(), "another host's key was taken");
+}
+
+#[test]
+fn existing_keys_are_not_overwritten_and_failures_leave_nothing_behind() {
+    let keys = Keys::new();
+    let authority = keys.path("authority");
+    let before = read(&authority.join("ca.key"));
+    assert!(channel::create_authority(&authority).is_err());
+    assert_eq!(read(&authority.join("ca.key")), before);
+    let folder = keys.folder("a");
+    let before = read(&folder.join("host.key"));
+    assert!(channel::issue(&authority, "a", &folder).is_err());
+    assert_eq!(read(&folder.join("host.key")), before);
+    let half = keys.path("half");
+    fs::create_dir(&half).unwrap();
+    fs::write(half.join("host.pem"), "in the way").unwrap();
+    assert!(channel::issue(&authority, "c", &half).is_err());
+    assert!(!half.join("host.key").exists());
+    for name in ["", "a b", "-a", "a..b", "ä"] {
+        assert!(
+            matches!(channel::issue(&authority, name, &keys.path("none")), Err(IdentityError::Name(_))),
+            "{name:?}"
+        );
+    }
+}
