@@ -11,7 +11,7 @@
 //!   is tracked by the kernel, whose log is merged with [`GuestRam::merge_dirty_words`];
 //! * devices and the loader write through the `vm-memory` view ([`GuestRam::dma`]) or through
 //!   [`GuestRam::write_bytes`], which mark as they write;
-//! * replica apply ([`encoding::apply`]) uses [`GuestRam::write_offset`] and [`GuestRam::xor_offset`], which mark too.
+//! * replica apply ([`encoding::apply`]) marks each page that it changes.
 //!
 //! [`GuestRam::harvest`] takes the set of dirty pages as a value that gives its bits back unless it is acknowledged, so
 //! that a checkpoint that failed to reach the secondary loses nothing. [`encoding`] makes the bytes of it that travel.

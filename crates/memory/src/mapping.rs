@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr::NonNull;
 
 /// A shared, read-write mapping of a memfd, unmapped on drop.
@@ -52,6 +53,24 @@ impl Mapping {
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// The next stretch at or after `from` (bytes) that the kernel has allocated: all else reads as 0. `None` if there is none. Where
+    /// the kernel cannot tell, everything counts as allocated.
+    pub(crate) fn allocated(&self, from: u64) -> Option<Range<u64>> {
+        let len = self.len_bytes as u64;
+        let seek = |offset: u64, whence| {
+            // SAFETY: the descriptor is ours, and nobody uses the file position that this moves.
+            let found = unsafe { libc::lseek(self.file.as_raw_fd(), offset as libc::off_t, whence) };
+            u64::try_from(found).map_err(|_| io::Error::last_os_error())
+        };
+        let start = match seek(from, libc::SEEK_DATA) {
+            Ok(start) => start,
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return None,
+            Err(_) => from,
+        };
+        let end = seek(start, libc::SEEK_HOLE).unwrap_or(len).min(len);
+        (start < end).then_some(start..end)
     }
 
     pub(crate) fn base(&self) -> *mut u8 {

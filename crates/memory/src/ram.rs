@@ -1,6 +1,7 @@
 //! [`GuestRam`]: the RAM of one VM.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -121,6 +122,14 @@ impl GuestRam {
         self.mapping.fd()
     }
 
+    /// The next pages at or after page `from` that the host has allocated. All others are zero, and reading them would allocate them, so a
+    /// walk through all of memory goes from one such range to the next. `None` after the last.
+    pub fn allocated_pages(&self, from: u64) -> Option<Range<u64>> {
+        let start = from.checked_mul(PAGE_BYTES).filter(|&start| start < self.size_bytes())?;
+        let bytes = self.mapping.allocated(start)?;
+        Some(bytes.start >> PAGE_SHIFT..bytes.end.div_ceil(PAGE_BYTES))
+    }
+
     /// Address of RAM offset 0 in this process, for the kernel's memory slots.
     pub fn host_address(&self) -> u64 {
         self.mapping.base() as u64
@@ -164,13 +173,15 @@ impl GuestRam {
         written
     }
 
-    /// XORs bytes into those at an offset in RAM and tracks that. False out of bounds.
-    pub fn xor_offset(&self, offset: u64, bytes: &[u8]) -> bool {
-        let written = self.mapping.xor(offset, bytes);
-        if written {
-            self.tracker.mark_write(offset, bytes.len() as u64);
-        }
-        written
+    /// XORs bytes into those at an offset in RAM without tracking: for replica apply, which marks the page once
+    /// ([`GuestRam::mark_written`]). False out of bounds.
+    pub(crate) fn xor_unmarked(&self, offset: u64, bytes: &[u8]) -> bool {
+        self.mapping.xor(offset, bytes)
+    }
+
+    /// Tracks a write by anything but a vCPU that was done without.
+    pub(crate) fn mark_written(&self, offset: u64, len: u64) {
+        self.tracker.mark_write(offset, len);
     }
 
     /// Copies bytes at a guest-physical address into `buf`; the range must lie in one slot.

@@ -12,11 +12,40 @@ const FEW_WORDS: u32 = 96;
 /// With more changed words than this the page alone may well be shorter than the difference.
 const MANY_WORDS: u32 = 256;
 
+/// Compressing is tried on every page until so many in a row did not pay,
+const LOSSES_MAX: u8 = 8;
+/// and then on one page of so many.
+const PAGES_PER_TRIAL: u8 = 16;
+
+/// Whether compressing pays at the moment. LZ4 takes ten times as long as word runs and gains nothing where what a guest writes looks random.
+#[derive(Default)]
+struct Trials {
+    losses: u8,
+    skipped: u8,
+}
+
+impl Trials {
+    fn is_due(&mut self) -> bool {
+        if self.losses < LOSSES_MAX {
+            return true;
+        }
+        self.skipped = (self.skipped + 1) % PAGES_PER_TRIAL;
+        self.skipped == 0
+    }
+
+    fn ended(&mut self, compressed: Option<&[u8]>, len_without: usize) {
+        let paid = compressed.is_some_and(|compressed| compressed.len() < len_without * 3 / 4);
+        self.losses = if paid { 0 } else { self.losses.saturating_add(1) };
+    }
+}
+
 /// Encodes pages as differences from the versions of them that were sent last, of which it keeps a bounded number.
 pub struct PageEncoder {
     sent: SentPages,
     table: CompressTable,
     scratch: Box<Scratch>,
+    delta_trials: Trials,
+    plain_trials: Trials,
     counts: EncodingCounts,
 }
 
@@ -41,6 +70,8 @@ impl PageEncoder {
             sent: SentPages::new(cache_bytes_max),
             table: CompressTable::default(),
             scratch: Box::new(scratch),
+            delta_trials: Trials::default(),
+            plain_trials: Trials::default(),
             counts: EncodingCounts::default(),
         }
     }
@@ -76,26 +107,32 @@ impl PageEncoder {
         }
         let Scratch { difference, runs, delta, plain } = &mut *self.scratch;
         runs.clear();
-        word_runs::write(&changes, sent, content, runs);
         if changed <= FEW_WORDS {
-            *sent = *content;
+            word_runs::write(&changes, sent, content, runs);
             return put(out, page, Kind::WordRuns, runs);
         }
-        for ((difference, sent), new) in difference.iter_mut().zip(sent.iter()).zip(content) {
-            *difference = sent ^ new;
+        let mut shorter = None;
+        if self.delta_trials.is_due() {
+            for ((difference, sent), new) in difference.iter_mut().zip(sent.iter()).zip(content) {
+                *difference = sent ^ new;
+            }
+            shorter = compress(difference, &mut self.table, delta);
+            self.delta_trials.ended(shorter, changed as usize * 8);
         }
-        *sent = *content;
-        let delta = compress(difference, &mut self.table, delta);
-        let shortest = delta.map_or(PAGE, <[u8]>::len).min(runs.len());
-        if changed > MANY_WORDS {
+        word_runs::write(&changes, sent, content, runs);
+        shorter = shorter.filter(|delta| delta.len() < runs.len());
+        if changed > MANY_WORDS && self.plain_trials.is_due() {
+            let shortest = shorter.map_or(runs.len(), <[u8]>::len);
             let plain = compress(content, &mut self.table, plain);
-            if plain.map_or(PAGE, <[u8]>::len) <= shortest {
-                return put_plain(out, page, content, plain);
+            self.plain_trials.ended(plain, shortest);
+            if let Some(plain) = plain.filter(|plain| plain.len() <= shortest) {
+                return put(out, page, Kind::Lz4, plain);
             }
         }
-        match delta {
-            Some(delta) if delta.len() < runs.len() => put(out, page, Kind::Delta, delta),
-            _ => put(out, page, Kind::WordRuns, runs),
+        match shorter {
+            Some(delta) => put(out, page, Kind::Delta, delta),
+            None if runs.len() > PAGE => put(out, page, Kind::Raw, content),
+            None => put(out, page, Kind::WordRuns, runs),
         }
     }
 

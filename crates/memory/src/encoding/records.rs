@@ -2,7 +2,7 @@
 
 use lz4_flex::block::decompress_into;
 
-use super::word_runs::Runs;
+use super::word_runs::{BadRun, Runs};
 use super::{Encoding, HEADER_BYTES, PAGE, PageContent};
 use crate::layout::PAGE_BYTES;
 use crate::ram::GuestRam;
@@ -119,15 +119,21 @@ pub fn apply(records: &[u8], ram: &GuestRam) -> Result<(), EncodingError> {
             Kind::Zero => ram.write_offset(offset, &[0; PAGE]),
             Kind::Raw => record.payload.len() == PAGE && ram.write_offset(offset, record.payload),
             Kind::Lz4 => decompress(record.payload, &mut content) && ram.write_offset(offset, &content),
-            Kind::Delta => decompress(record.payload, &mut content) && ram.xor_offset(offset, &content),
-            Kind::WordRuns => Runs::new(record.payload)
-                .all(|run| run.is_ok_and(|(start, words)| ram.xor_offset(offset + start as u64, words))),
+            Kind::Delta => decompress(record.payload, &mut content) && xor(ram, offset, [Ok((0, &content[..]))]),
+            Kind::WordRuns => xor(ram, offset, Runs::new(record.payload)),
         };
         if !done {
             return Err(record.error());
         }
     }
     Ok(())
+}
+
+/// XORs runs into the page at an offset, up to the first that is not valid. Whether all were.
+fn xor<'a>(ram: &GuestRam, page: u64, runs: impl IntoIterator<Item = Result<(usize, &'a [u8]), BadRun>>) -> bool {
+    let done = runs.into_iter().all(|run| run.is_ok_and(|(start, words)| ram.xor_unmarked(page + start as u64, words)));
+    ram.mark_written(page, PAGE_BYTES);
+    done
 }
 
 /// Whether an LZ4 block decompresses to exactly a page.

@@ -74,17 +74,18 @@ fn word(bytes: &[u8; 8]) -> u64 {
     u64::from_le_bytes(*bytes)
 }
 
-/// Appends the runs that make `new` of `old`.
-pub(super) fn write(changes: &Changes, old: &PageContent, new: &PageContent, out: &mut Vec<u8>) {
-    let (old, new) = (old.as_chunks::<8>().0, new.as_chunks::<8>().0);
+/// Appends the runs that make `new` of `old`, and makes it so, touching no more of it than what changed.
+pub(super) fn write(changes: &Changes, old: &mut PageContent, new: &PageContent, out: &mut Vec<u8>) {
+    let (old, new) = (old.as_chunks_mut::<8>().0, new.as_chunks::<8>().0);
     out.reserve(BYTES_MAX);
     let (mut end, mut from) = (0, changes.find(0, 0));
     while from < WORDS {
         let stop = changes.find(from, u64::MAX).min(from + RUN_WORDS_MAX);
         let header = (from - end) | (stop - from - 1) << SKIP_BITS;
         out.extend_from_slice(&(header as u16).to_le_bytes());
-        for (old, new) in old.iter().zip(new).take(stop).skip(from) {
+        for (old, new) in old.iter_mut().zip(new).take(stop).skip(from) {
             out.extend_from_slice(&(word(old) ^ word(new)).to_le_bytes());
+            *old = *new;
         }
         end = stop;
         from = changes.find(stop, 0);

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
-use network::{BackendError, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received, SendOutcome};
+use network::{
+    BackendError, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received, SendOutcome,
+};
 
 use crate::bus::lock;
 use crate::devices::virtio::block::BlockBackend;

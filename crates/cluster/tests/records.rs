@@ -1,0 +1,257 @@
+//! Records in the store: created once, changed without losing anything, read though others cannot be.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use cluster::arbiter::StoreArbiter;
+use cluster::records::{
+    Cluster, ClusterError, FtSettings, HostName, HostRecord, Lease, Power, UnknownFields, VmName, VmRecord,
+};
+use cluster::store::{Op, SqliteStore};
+use machine::engine::EngineKind;
+use replication::protocol::{Arbiter, Claim};
+use tempfile::TempDir;
+
+fn cluster() -> (TempDir, Cluster) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::create(&folder.path().join("cluster.db")).unwrap();
+    (folder, Cluster::new(Arc::new(store)))
+}
+
+fn host_name(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+fn vm_name(name: &str) -> VmName {
+    name.parse().unwrap()
+}
+
+fn host(name: &str) -> HostRecord {
+    HostRecord {
+        name: host_name(name),
+        api_address: "127.0.0.1:7441".parse().unwrap(),
+        replication_ip: "127.0.0.1".parse().unwrap(),
+        boot_id: "one".to_owned(),
+        cpus: 8,
+        memory_bytes: 4 << 30,
+        engines: vec![EngineKind::Soft],
+        networks: vec!["br0".to_owned()],
+        datastores: Vec::new(),
+        lease: Lease { renewed_unix_ms: 1_000, ttl_ms: 3_000 },
+        version: "0.1.0".to_owned(),
+        unknown: UnknownFields::default(),
+    }
+}
+
+fn vm(name: &str) -> VmRecord {
+    VmRecord::new(vm_name(name), "name = \"v\"".to_owned(), FtSettings::disabled(100, 50), 7)
+}
+
+fn write(cluster: &Cluster, key: &str, text: &str) {
+    cluster.store().transact(&[], &[Op::Put { key, value: text.as_bytes() }]).unwrap();
+}
+
+fn text(cluster: &Cluster, key: &str) -> String {
+    String::from_utf8(cluster.store().get(key).unwrap().unwrap().value).unwrap()
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let (_folder, cluster) = cluster();
+    cluster.put_host(&host("b")).unwrap();
+    cluster.put_host(&host("a")).unwrap();
+    let claim = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    assert_eq!(cluster.hosts().unwrap(), [host("a"), host("b")]);
+    assert_eq!(cluster.host(&host_name("b")).unwrap(), host("b"));
+    assert_eq!(cluster.vms().unwrap(), [vm("v")]);
+    assert_eq!(cluster.vm(&vm_name("v")).unwrap(), vm("v"));
+    assert_eq!(cluster.claim(&vm_name("v")).unwrap().claim, claim);
+    let state = cluster.state().unwrap();
+    assert_eq!((state.hosts.len(), state.vms.len(), state.unreadable), (2, 1, vec![]));
+    assert_eq!((claim.primary.as_str(), claim.secondary), ("a", None));
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let (_folder, cluster) = cluster();
+    let (host, vm) = (host_name("a"), vm_name("v"));
+    assert_eq!(cluster.host(&host), Err(ClusterError::NoHost(host.clone())));
+    assert_eq!(cluster.renew_lease(&host, 1), Err(ClusterError::NoHost(host.clone())));
+    assert_eq!(cluster.remove_host(&host), Err(ClusterError::NoHost(host)));
+    assert_eq!(cluster.vm(&vm), Err(ClusterError::NoVm(vm.clone())));
+    assert_eq!(cluster.claim(&vm), Err(ClusterError::NoVm(vm.clone())));
+    assert_eq!(cluster.update_vm(&vm, |_| ()), Err(ClusterError::NoVm(vm.clone())));
+    assert_eq!(cluster.delete_vm(&vm), Err(ClusterError::NoVm(vm)));
+}
+
+#[test]
+fn of_those_who_create_a_vm_one_does() {
+    let (_folder, cluster) = cluster();
+    let creators: Vec<_> = (0..6)
+        .map(|number| {
+            let cluster = cluster.clone();
+            thread::spawn(move || cluster.create_vm(&vm("v"), &host_name(&format!("h{number}"))))
+        })
+        .collect();
+    let results: Vec<_> = creators.into_iter().map(|creator| creator.join().unwrap()).collect();
+    let created: Vec<&Claim> = results.iter().filter_map(|result| result.as_ref().ok()).collect();
+    assert_eq!(created, [&cluster.claim(&vm_name("v")).unwrap().claim]);
+    for error in results.iter().filter_map(|result| result.as_ref().err()) {
+        assert_eq!(*error, ClusterError::VmExists(vm_name("v")));
+    }
+}
+
+#[test]
+fn a_vm_that_gets_the_name_of_a_deleted_one_gets_none_of_its_generations() {
+    let (_folder, cluster) = cluster();
+    let mut highest = 0;
+    for _ in 0..5 {
+        let claim = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+        assert!(claim.generation > highest, "{} after {highest}", claim.generation);
+        let arbiter = StoreArbiter::new(cluster.store().clone(), "v");
+        for _ in 0..10 {
+            let current = arbiter.read().unwrap();
+            let next = Claim { generation: current.generation + 1, ..current.clone() };
+            arbiter.compare_and_swap(current.generation, &next).unwrap();
+        }
+        highest = cluster.claim(&vm_name("v")).unwrap().claim.generation;
+        assert_eq!(highest, claim.generation + 10);
+        cluster.delete_vm(&vm_name("v")).unwrap();
+        assert_eq!(cluster.state().unwrap().vms, []);
+    }
+}
+
+#[test]
+fn changes_at_the_same_time_are_all_kept() {
+    let (_folder, cluster) = cluster();
+    cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    cluster.put_host(&host("a")).unwrap();
+    let writers: Vec<_> = (0..4u64)
+        .map(|number| {
+            let cluster = cluster.clone();
+            thread::spawn(move || {
+                for round in 0..8 {
+                    cluster.update_vm(&vm_name("v"), |vm| vm.ft.suspicion_ms += 1).unwrap();
+                    cluster.renew_lease(&host_name("a"), 10_000 + 10 * round + number).unwrap();
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    assert_eq!(cluster.vm(&vm_name("v")).unwrap().ft.suspicion_ms, 132);
+    assert!(cluster.host(&host_name("a")).unwrap().lease.renewed_unix_ms >= 10_070);
+}
+
+#[test]
+fn a_vm_cannot_be_renamed_by_a_change_of_its_record() {
+    let (_folder, cluster) = cluster();
+    cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    let changed = cluster.update_vm(&vm_name("v"), |vm| {
+        vm.name = vm_name("w");
+        vm.power = Power::On;
+    });
+    assert_eq!(changed.unwrap(), VmRecord { power: Power::On, ..vm("v") });
+    assert_eq!(cluster.vms().unwrap().len(), 1);
+}
+
+#[test]
+fn a_host_that_has_a_replica_is_not_removed() {
+    let (_folder, cluster) = cluster();
+    let (a, b) = (host_name("a"), host_name("b"));
+    cluster.put_host(&host("a")).unwrap();
+    cluster.put_host(&host("b")).unwrap();
+    let first = cluster.create_vm(&vm("v"), &a).unwrap();
+    let arbiter = StoreArbiter::new(cluster.store().clone(), "v");
+    let protected = Claim { generation: first.generation + 1, secondary: Some(b.replica()), ..first.clone() };
+    arbiter.compare_and_swap(first.generation, &protected).unwrap();
+    for host in [&a, &b] {
+        let refused = cluster.remove_host(host).unwrap_err();
+        assert_eq!(refused, ClusterError::HostInUse { host: host.clone(), vm: vm_name("v") });
+    }
+    let alone = Claim { generation: protected.generation + 1, ..first };
+    arbiter.compare_and_swap(protected.generation, &alone).unwrap();
+    cluster.remove_host(&b).unwrap();
+    assert_eq!(cluster.hosts().unwrap(), [host("a")]);
+}
+
+#[test]
+fn fields_of_a_newer_version_are_kept() {
+    let (_folder, cluster) = cluster();
+    cluster.put_host(&host("a")).unwrap();
+    let claim = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    for (key, from, to) in [
+        ("hosts/a", "{\"name\"", "{\"rack\":{\"row\":7},\"name\""),
+        ("vms/v", "\"suspended\"", "\"slow_ms\":5,\"suspended\""),
+        ("vms/v", "{\"name\"", "{\"priority\":[1,2],\"name\""),
+        ("vms/v/claim", "\"copies\"", "\"witness\":\"w\",\"copies\""),
+    ] {
+        let old = text(&cluster, key);
+        let new = old.replace(from, to);
+        assert_ne!(old, new);
+        write(&cluster, key, &new);
+    }
+    cluster.renew_lease(&host_name("a"), 2_000).unwrap();
+    cluster.update_vm(&vm_name("v"), |vm| vm.ft.enabled = true).unwrap();
+    let next = Claim { generation: claim.generation + 1, ..claim.clone() };
+    StoreArbiter::new(cluster.store().clone(), "v").compare_and_swap(claim.generation, &next).unwrap();
+    assert!(text(&cluster, "hosts/a").contains("\"rack\":{\"row\":7}"));
+    let vm = text(&cluster, "vms/v");
+    assert!(vm.contains("\"slow_ms\":5") && vm.contains("\"priority\":[1,2]"), "{vm}");
+    assert!(text(&cluster, "vms/v/claim").contains("\"witness\":\"w\""));
+    assert_eq!(cluster.claim(&vm_name("v")).unwrap().claim, next);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_hides_no_other() {
+    let (_folder, cluster) = cluster();
+    for name in ["good", "lockstep", "garbage", "other", "claimless"] {
+        cluster.create_vm(&vm(name), &host_name("a")).unwrap();
+    }
+    cluster.put_host(&host("a")).unwrap();
+    let newer = text(&cluster, "vms/lockstep").replace("\"mirror\"", "\"lockstep\"");
+    write(&cluster, "vms/lockstep", &newer);
+    write(&cluster, "vms/garbage/claim", "\u{0}");
+    write(&cluster, "vms/other", &text(&cluster, "vms/good"));
+    write(&cluster, "hosts/b", &text(&cluster, "hosts/a"));
+    write(&cluster, "hosts/../a", "{}");
+    write(&cluster, "tenants/a", "{}");
+    cluster.store().transact(&[], &[Op::Delete { key: "vms/claimless/claim" }]).unwrap();
+
+    let state = cluster.state().unwrap();
+    assert_eq!(state.vms.iter().map(|vm| vm.record.name.as_str()).collect::<Vec<_>>(), ["good"]);
+    assert_eq!(state.hosts, [host("a")]);
+    let mut unreadable: Vec<&str> = state.unreadable.iter().map(|record| record.key.as_str()).collect();
+    unreadable.sort_unstable();
+    let expected =
+        ["hosts/../a", "hosts/b", "tenants/a", "vms/claimless/claim", "vms/garbage/claim", "vms/lockstep", "vms/other"];
+    assert_eq!(unreadable, expected);
+
+    let error = cluster.vm(&vm_name("lockstep")).unwrap_err().to_string();
+    assert!(error.contains("vms/lockstep") && error.contains("newer twinvm"), "{error}");
+    let before = text(&cluster, "vms/lockstep");
+    assert!(cluster.update_vm(&vm_name("lockstep"), |vm| vm.power = Power::On).is_err());
+    assert_eq!(text(&cluster, "vms/lockstep"), before, "what is not understood is not overwritten");
+}
+
+#[test]
+fn whoever_waits_for_changes_of_vms_is_not_woken_by_leases() {
+    let (_folder, cluster) = cluster();
+    cluster.put_host(&host("a")).unwrap();
+    let since = cluster.state().unwrap().revision;
+    cluster.renew_lease(&host_name("a"), 2_000).unwrap();
+    assert!(!cluster.wait_for_vm_change(since, Duration::from_millis(60)).unwrap());
+    cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    assert!(cluster.wait_for_vm_change(since, Duration::from_secs(60)).unwrap());
+}
+
+#[test]
+fn a_record_that_is_too_large_is_refused() {
+    let (_folder, cluster) = cluster();
+    let large = VmRecord { spec: "x".repeat(2 << 20), ..vm("v") };
+    let refused = cluster.create_vm(&large, &host_name("a")).unwrap_err();
+    assert!(refused.to_string().contains("at most 1048576"), "{refused}");
+    assert_eq!(cluster.vms().unwrap(), []);
+}

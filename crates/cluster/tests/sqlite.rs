@@ -1,0 +1,339 @@
+//! The store in one process: what it keeps, refuses and tells when the file cannot be used.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cluster::store::{
+    Change, Changes, Compare, Entry, KEY_BYTES_MAX, Op, Outcome, SqliteStore, Store, StoreError, TRANSACTION_ITEMS_MAX,
+    VALUE_BYTES_MAX,
+};
+use tempfile::TempDir;
+
+/// Longer than anything takes that does not hang.
+const HUNG: Duration = Duration::from_secs(60);
+
+fn store() -> (TempDir, SqliteStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::create(&folder.path().join("cluster.db")).unwrap();
+    (folder, store)
+}
+
+fn put(store: &dyn Store, key: &str, value: &[u8]) -> u64 {
+    match store.transact(&[], &[Op::Put { key, value }]).unwrap() {
+        Outcome::Done { revision } => revision,
+        Outcome::Conflict => panic!("a transaction without compares had a conflict"),
+    }
+}
+
+fn keys(store: &dyn Store, prefix: &str) -> Vec<String> {
+    store.list(prefix).unwrap().entries.into_iter().map(|(key, _)| key).collect()
+}
+
+#[track_caller]
+fn assert_unreachable<T: std::fmt::Debug>(result: Result<T, StoreError>, words: &str) {
+    match result {
+        Err(StoreError::Unreachable(message)) => assert!(message.contains(words), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_transaction_does_all_or_nothing() {
+    let (_folder, store) = store();
+    let first = put(&store, "a", b"1");
+    let both = [Op::Put { key: "a", value: b"2" }, Op::Put { key: "b", value: b"2" }];
+    for wrong in [
+        vec![Compare { key: "a", version: 0 }],
+        vec![Compare { key: "a", version: first + 1 }],
+        vec![Compare { key: "a", version: first }, Compare { key: "b", version: first }],
+        vec![Compare { key: "a", version: u64::MAX }],
+    ] {
+        assert_eq!(store.transact(&wrong, &both).unwrap(), Outcome::Conflict, "{wrong:?}");
+    }
+    assert_eq!(keys(&store, ""), ["a"]);
+    let right = [Compare { key: "a", version: first }, Compare { key: "b", version: 0 }];
+    let Outcome::Done { revision } = store.transact(&right, &both).unwrap() else { panic!() };
+    assert_eq!(revision, first + 1);
+    assert_eq!(store.get("b").unwrap(), Some(Entry { value: b"2".to_vec(), version: revision }));
+}
+
+#[test]
+fn a_key_that_is_written_again_never_has_a_version_twice() {
+    let (_folder, store) = store();
+    let first = put(&store, "a", b"1");
+    store.transact(&[], &[Op::Delete { key: "a" }]).unwrap();
+    assert_eq!(store.get("a").unwrap(), None);
+    assert!(matches!(store.transact(&[Compare { key: "a", version: 0 }], &[]).unwrap(), Outcome::Done { .. }));
+    let again = put(&store, "a", b"1");
+    assert!(again > first + 1);
+    assert_eq!(store.transact(&[Compare { key: "a", version: first }], &[]).unwrap(), Outcome::Conflict);
+}
+
+#[test]
+fn a_prefix_is_one_of_characters_and_not_a_pattern() {
+    let (_folder, store) = store();
+    for key in ["vms/a", "vms/a/claim", "vms/ab", "vms0", "VMS/a", "vms/~", "vms/%", "hosts/a"] {
+        put(&store, key, b"");
+    }
+    assert_eq!(keys(&store, "vms/"), ["vms/%", "vms/a", "vms/a/claim", "vms/ab", "vms/~"]);
+    assert_eq!(keys(&store, "vms/%"), ["vms/%"]);
+    assert_eq!(keys(&store, "vms/a/"), ["vms/a/claim"]);
+    assert_eq!(keys(&store, "").len(), 8);
+}
+
+#[test]
+fn bounds_are_kept() {
+    let (_folder, store) = store();
+    let (longest_key, largest) = ("k".repeat(KEY_BYTES_MAX), vec![7; VALUE_BYTES_MAX]);
+    put(&store, &longest_key, &largest);
+    assert_eq!(store.get(&longest_key).unwrap().unwrap().value, largest);
+    let too_long = "k".repeat(KEY_BYTES_MAX + 1);
+    for key in ["", "with space", "new\nline", "ä", "nul\0", too_long.as_str()] {
+        assert!(matches!(store.get(key), Err(StoreError::Refused(_))), "{key:?}");
+        let op = [Op::Put { key, value: b"" }];
+        assert!(matches!(store.transact(&[], &op), Err(StoreError::Refused(_))), "{key:?}");
+        assert!(matches!(store.transact(&[Compare { key, version: 0 }], &[]), Err(StoreError::Refused(_))), "{key:?}");
+    }
+    let too_large = vec![7; VALUE_BYTES_MAX + 1];
+    let refused = |ops: &[Op<'_>]| assert!(matches!(store.transact(&[], ops), Err(StoreError::Refused(_))));
+    refused(&[Op::Put { key: "a", value: &too_large }]);
+    refused(&[Op::Put { key: "a", value: b"" }, Op::Delete { key: "a" }]);
+    let names: Vec<String> = (0..=TRANSACTION_ITEMS_MAX).map(|number| format!("k{number}")).collect();
+    refused(&names.iter().map(|key| Op::Delete { key }).collect::<Vec<_>>());
+    assert_eq!(keys(&store, "a"), [""; 0]);
+}
+
+#[test]
+fn what_is_written_is_there_when_the_file_is_opened_again() {
+    let (folder, store) = store();
+    let revision = put(&store, "a", b"1");
+    drop(store);
+    let store = SqliteStore::open(&folder.path().join("cluster.db")).unwrap();
+    assert_eq!(store.list("").unwrap().entries, [("a".to_owned(), Entry { value: b"1".to_vec(), version: revision })]);
+    assert_eq!(put(&store, "a", b"2"), revision + 1);
+}
+
+#[test]
+fn a_store_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let (folder, store) = store();
+    put(&store, "a", b"secret");
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", entry.path().display());
+    }
+}
+
+#[test]
+fn a_watch_sees_what_others_write_and_delete() {
+    let (folder, store) = store();
+    let since = put(&store, "vms/a", b"1");
+    let path = folder.path().join("cluster.db");
+    let writer = thread::spawn(move || {
+        let other = SqliteStore::open(&path).unwrap();
+        thread::sleep(Duration::from_millis(100));
+        put(&other, "hosts/a", b"not watched");
+        put(&other, "vms/b", b"2")
+    });
+    let Changes::Seen { revision, changes } = store.watch("vms/", since, HUNG).unwrap() else { panic!() };
+    let written = writer.join().unwrap();
+    let entry = Entry { value: b"2".to_vec(), version: written };
+    assert_eq!((revision, changes), (written, vec![Change { key: "vms/b".to_owned(), entry: Some(entry) }]));
+
+    store.transact(&[], &[Op::Delete { key: "vms/a" }]).unwrap();
+    let Changes::Seen { revision, changes } = store.watch("vms/", revision, HUNG).unwrap() else { panic!() };
+    assert_eq!(changes, [Change { key: "vms/a".to_owned(), entry: None }]);
+    let nothing = Changes::Seen { revision, changes: Vec::new() };
+    assert_eq!(store.watch("vms/", revision, Duration::from_millis(120)).unwrap(), nothing);
+    assert_eq!(store.watch("vms/", revision, Duration::ZERO).unwrap(), nothing);
+}
+
+#[test]
+fn deletions_are_forgotten_and_a_watch_says_so() {
+    let (_folder, store) = store();
+    let since = put(&store, "first", b"");
+    for number in 0..12 {
+        let names: Vec<String> = (0..100).map(|name| format!("vm-{number}-{name}")).collect();
+        store.transact(&[], &names.iter().map(|key| Op::Put { key, value: b"" }).collect::<Vec<_>>()).unwrap();
+        store.transact(&[], &names.iter().map(|key| Op::Delete { key }).collect::<Vec<_>>()).unwrap();
+    }
+    assert_eq!(store.watch("", since, Duration::ZERO).unwrap(), Changes::Compacted);
+    let listing = store.list("").unwrap();
+    assert_eq!(listing.entries.len(), 1);
+    assert!(matches!(store.watch("", listing.revision, Duration::ZERO).unwrap(), Changes::Seen { .. }));
+    assert_eq!(store.watch("", listing.revision + 1, Duration::ZERO).unwrap(), Changes::Compacted, "of another store");
+}
+
+#[test]
+fn a_lock_that_is_held_for_long_is_not_waited_for_for_ever() {
+    let (folder, store) = store();
+    put(&store, "a", b"1");
+    let path = folder.path().join("cluster.db");
+    let hasty = SqliteStore::open_with_timeout(&path, Duration::from_millis(200)).unwrap();
+    let holder = rusqlite::Connection::open(&path).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let started = Instant::now();
+    assert_unreachable(hasty.transact(&[], &[Op::Put { key: "a", value: b"2" }]), "kept it locked for 200 ms");
+    assert!(started.elapsed() < HUNG);
+    // Several at a time do not wait for each other.
+    let hasty = Arc::new(hasty);
+    let started = Instant::now();
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let hasty = hasty.clone();
+            thread::spawn(move || hasty.transact(&[], &[Op::Delete { key: "a" }]))
+        })
+        .collect();
+    for caller in callers {
+        assert_unreachable(caller.join().unwrap(), "locked");
+    }
+    assert!(started.elapsed() < HUNG);
+    assert_eq!(hasty.get("a").unwrap().unwrap().value, b"1", "readers wait for nobody");
+    assert!(matches!(hasty.list("").unwrap().entries.len(), 1));
+    holder.execute_batch("ROLLBACK").unwrap();
+    put(&*hasty, "a", b"3");
+}
+
+#[test]
+fn a_missing_file_is_not_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cluster.db");
+    assert_unreachable(SqliteStore::open(&path).map(drop), "there is no such file");
+    assert!(!path.exists());
+    assert_unreachable(SqliteStore::create(&folder.path().join("nowhere/cluster.db")).map(drop), "cannot be created");
+    assert_unreachable(SqliteStore::open(folder.path()).map(drop), "check that the file is there");
+}
+
+#[test]
+fn a_file_that_is_deleted_or_replaced_is_not_written_to() {
+    let (folder, store) = store();
+    let (path, aside) = (folder.path().join("cluster.db"), folder.path().join("aside"));
+    put(&store, "a", b"1");
+    fs::rename(&path, &aside).unwrap();
+    assert_unreachable(store.get("a"), "deleted or moved");
+    assert_unreachable(store.transact(&[], &[Op::Delete { key: "a" }]), "deleted or moved");
+    fs::write(&path, "").unwrap();
+    assert_unreachable(store.transact(&[], &[Op::Delete { key: "a" }]), "another file has taken its place");
+    fs::rename(&aside, &path).unwrap();
+    assert!(store.get("a").unwrap().is_some());
+}
+
+#[test]
+fn files_of_others_are_refused_and_left_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let garbage = folder.path().join("garbage");
+    fs::write(&garbage, vec![0x5a; 8192]).unwrap();
+    for open in [SqliteStore::open, SqliteStore::create] {
+        let Err(StoreError::Corrupt(message)) = open(&garbage).map(drop) else { panic!() };
+        assert!(message.contains("is not a cluster store"), "{message}");
+    }
+    assert_eq!(fs::read(&garbage).unwrap(), vec![0x5a; 8192]);
+
+    let foreign = folder.path().join("foreign.db");
+    rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE songs (name TEXT)").unwrap();
+    assert!(matches!(SqliteStore::open(&foreign).map(drop), Err(StoreError::Corrupt(_))));
+    let tables: i64 = rusqlite::Connection::open(&foreign)
+        .unwrap()
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(tables, 1);
+}
+
+#[test]
+fn a_newer_layout_is_refused() {
+    let (folder, store) = store();
+    drop(store);
+    let path = folder.path().join("cluster.db");
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    let Err(error) = SqliteStore::open(&path).map(drop) else { panic!() };
+    assert_eq!(error, StoreError::TooNew { path: path.display().to_string(), found: 2, known: 1 });
+    assert!(error.to_string().contains("use a newer twinvm"));
+}
+
+#[test]
+fn a_file_whose_creation_was_cut_short_is_completed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cluster.db");
+    fs::write(&path, "").unwrap();
+    put(&SqliteStore::open(&path).unwrap(), "a", b"1");
+}
+
+#[test]
+fn content_that_cannot_be_right_is_no_panic() {
+    let (folder, store) = store();
+    put(&store, "a", b"1");
+    let path = folder.path().join("cluster.db");
+    let raw = rusqlite::Connection::open(&path).unwrap();
+    raw.execute("INSERT INTO entries VALUES ('huge', zeroblob(3000000), 1)", []).unwrap();
+    assert!(matches!(store.get("huge"), Err(StoreError::Corrupt(_))));
+    assert!(matches!(store.list(""), Err(StoreError::Corrupt(_))));
+    assert_eq!(store.get("a").unwrap().unwrap().value, b"1");
+    raw.execute("UPDATE entries SET version = -1 WHERE key = 'a'", []).unwrap();
+    assert!(matches!(store.get("a"), Err(StoreError::Corrupt(_))));
+    raw.execute("DELETE FROM state", []).unwrap();
+    assert!(matches!(store.list("a"), Err(StoreError::Corrupt(_))));
+    raw.execute("DROP TABLE entries", []).unwrap();
+    assert!(matches!(store.get("a"), Err(StoreError::Corrupt(_))));
+}
+
+/// Runs a test of this file by name in a mount namespace of its own, with a small file system at the path that it gets.
+fn in_small_file_system(test: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("mount -t tmpfs -o size=400k none \"$SMALL\" && exec \"$0\" --exact {test} --ignored");
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .arg(std::env::current_exe().unwrap())
+        .env("SMALL", folder.path())
+        .output()
+        .expect("unshare runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn small_file_system() -> PathBuf {
+    Path::new(&std::env::var_os("SMALL").expect("run by another test")).join("cluster.db")
+}
+
+#[test]
+fn a_full_disk_is_said_and_got_over() {
+    in_small_file_system("fill_the_disk");
+}
+
+#[test]
+#[ignore = "run by a_full_disk_is_said_and_got_over"]
+fn fill_the_disk() {
+    let path = small_file_system();
+    let store = SqliteStore::create(&path).unwrap();
+    let first = put(&store, "vms/a/claim", b"1");
+    let ballast = path.with_file_name("ballast");
+    // As far as it goes.
+    let _ = fs::write(&ballast, vec![1; 400 << 10]);
+    let value = vec![7; 64 << 10];
+    assert_unreachable(store.transact(&[], &[Op::Put { key: "large", value: &value }]), "free some space");
+    assert_eq!(store.get("vms/a/claim").unwrap(), Some(Entry { value: b"1".to_vec(), version: first }));
+    assert_eq!(store.get("large").unwrap(), None);
+    fs::remove_file(&ballast).unwrap();
+    put(&store, "large", &value);
+    assert_eq!(SqliteStore::open(&path).unwrap().get("large").unwrap().unwrap().value, value);
+}
+
+#[test]
+fn a_file_system_that_is_read_only_is_said() {
+    in_small_file_system("write_to_what_is_read_only");
+}
+
+#[test]
+#[ignore = "run by a_file_system_that_is_read_only_is_said"]
+fn write_to_what_is_read_only() {
+    let path = small_file_system();
+    put(&SqliteStore::create(&path).unwrap(), "a", b"1");
+    let folder = path.parent().unwrap();
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(folder).status().unwrap();
+    assert!(remounted.success());
+    assert_unreachable(SqliteStore::open(&path).map(drop), "writable");
+}
