@@ -1,7 +1,9 @@
 //! `twinvm`: keeps a virtual machine running when the machine under it dies.
 
+mod api;
 mod cli;
 mod foreground;
+mod host;
 mod interrupt;
 mod load;
 mod paths;

@@ -1,12 +1,19 @@
 //! The command line.
 
 mod bench;
+mod console;
+mod daemon;
 mod demo;
 mod engine;
+mod ft;
+mod host;
 mod image;
+mod logging;
 mod net_end;
 mod output;
+mod replica;
 mod run;
+mod top;
 mod vm;
 
 use std::process::ExitCode;
@@ -34,7 +41,15 @@ Examples:
 enum Command {
     /// Boot a VM in the foreground, its serial console on the terminal
     Run(run::RunArguments),
-    /// List, save, restore and stop running VMs
+    /// Make hosts of a cluster, and run their daemons
+    #[command(subcommand)]
+    Host(host::HostCommand),
+    /// Protect VMs against the loss of their host
+    #[command(subcommand)]
+    Ft(ft::FtCommand),
+    /// Show live figures of replication
+    Top(top::TopArguments),
+    /// Create, start, stop, list, save and restore VMs
     #[command(subcommand)]
     Vm(vm::VmCommand),
     /// Build and manage guest images made from Debian's packages
@@ -46,10 +61,12 @@ enum Command {
     /// Measure twinvm beside its peers
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// Boot Redis in a Debian guest and talk to it from outside
+    /// Protect a Redis in a Debian guest, and kill its host again and again
     Demo(demo::DemoArguments),
     #[command(hide = true)]
     NetEnd(net_end::NetEndArguments),
+    #[command(hide = true)]
+    Replica(replica::ReplicaArguments),
 }
 
 /// Carries out a command; the exit code is the process's.
@@ -61,6 +78,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Engine(command) => engine::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Host(command) => host::run(command),
+        Command::Ft(command) => ft::run(command),
+        Command::Top(arguments) => top::run(&arguments),
         Command::NetEnd(arguments) => net_end::run(arguments),
+        Command::Replica(arguments) => replica::run(&arguments),
     }
 }

@@ -39,7 +39,8 @@ pub fn config(spec: &VmSpec) -> Result<VmConfig> {
     Ok(VmConfig { name: spec.name.clone(), cpus: spec.cpus, memory_bytes })
 }
 
-fn host_memory_bytes() -> Result<u64> {
+/// Memory of this machine, in bytes.
+pub fn host_memory_bytes() -> Result<u64> {
     let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     info.lines()
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())

@@ -1,5 +1,8 @@
 //! The process of one VM replica.
 
 pub mod config;
+mod console;
 pub mod control;
+pub mod process;
+mod report;
 pub mod status;

@@ -1,0 +1,186 @@
+//! The client of the REST API, for commands and for daemons among themselves.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use replication::channel::Identity;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::error::Problem;
+
+/// How long connecting and the TLS handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest answer, in bytes.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The name of the protocol that a console's connection is upgraded to.
+pub const CONSOLE_PROTOCOL: &str = "twinvm-console";
+
+/// A daemon to talk to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The host's name, which its certificate must bear.
+    pub host: String,
+    /// Where its API listens.
+    pub address: SocketAddr,
+}
+
+/// Why a call did not do what it should.
+#[derive(Debug, Error)]
+pub enum CallError {
+    /// There is no daemon that answers, or not the right one.
+    #[error("host {host} does not answer at {address}: {reason}")]
+    Unreachable {
+        /// The host.
+        host: String,
+        /// Where it should be.
+        address: SocketAddr,
+        /// What happened.
+        reason: String,
+    },
+    /// The daemon says no.
+    #[error("{problem}")]
+    Refused {
+        /// The status.
+        status: StatusCode,
+        /// Why.
+        problem: Problem,
+    },
+    /// Something on this side.
+    #[error("{0}")]
+    Local(String),
+}
+
+/// A client with a certificate of the cluster. Each call has a connection of its own.
+#[derive(Clone)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+}
+
+impl Client {
+    /// A client that is `identity`.
+    pub fn new(identity: &Identity) -> Self {
+        Self::with_config(identity.client_config())
+    }
+
+    /// A client with this TLS configuration.
+    pub fn with_config(config: Arc<ClientConfig>) -> Self {
+        Self { config }
+    }
+
+    /// Sends a request with a body of JSON, if any, and returns the answer's JSON.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        target: &Target,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+        timeout: Duration,
+    ) -> Result<T, CallError> {
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, &target.host);
+        let body = match body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                Body::from(serde_json::to_vec(body).map_err(|error| CallError::Local(error.to_string()))?)
+            }
+            None => Body::empty(),
+        };
+        let request = request.body(body).map_err(|error| CallError::Local(error.to_string()))?;
+        let exchange = async {
+            let response = self.send(target, request).await?;
+            accepted(target, response, ANSWER_BYTES_MAX).await
+        };
+        let bytes = tokio::time::timeout(timeout, exchange)
+            .await
+            .map_err(|_| unreachable(target, format!("no answer within {} s", timeout.as_secs_f64())))??;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| unreachable(target, format!("its answer makes no sense: {error}")))
+    }
+
+    /// Fetches a file of at most `bytes_max` bytes.
+    pub async fn download(&self, target: &Target, path: &str, bytes_max: usize) -> Result<Bytes, CallError> {
+        let request = Request::builder().uri(path).header(header::HOST, &target.host).body(Body::empty());
+        let request = request.map_err(|error| CallError::Local(error.to_string()))?;
+        let response = self.send(target, request).await?;
+        accepted(target, response, bytes_max).await
+    }
+
+    /// Connects to the console of a VM.
+    pub async fn console(&self, target: &Target, vm: &str) -> Result<Upgraded, CallError> {
+        let request = Request::builder()
+            .uri(format!("/v1/vms/{vm}/console"))
+            .header(header::HOST, &target.host)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, CONSOLE_PROTOCOL)
+            .body(Body::empty())
+            .map_err(|error| CallError::Local(error.to_string()))?;
+        let response = self.send(target, request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            accepted(target, response, ANSWER_BYTES_MAX).await?;
+            return Err(unreachable(target, "it does not know consoles"));
+        }
+        hyper::upgrade::on(response).await.map_err(|error| unreachable(target, error))
+    }
+
+    /// Sends a request on a new connection; the answer's body is still to come.
+    pub async fn send(&self, target: &Target, request: Request<Body>) -> Result<Response<Incoming>, CallError> {
+        let connected = async {
+            let tcp = TcpStream::connect(target.address).await?;
+            tcp.set_nodelay(true)?;
+            let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
+            TlsConnector::from(self.config.clone()).connect(name, tcp).await
+        };
+        let tls = tokio::time::timeout(CONNECT_TIMEOUT, connected)
+            .await
+            .map_err(|_| unreachable(target, "no connection in time"))?
+            .map_err(|error| unreachable(target, error))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(tls)).await.map_err(|error| unreachable(target, error))?;
+        // Ends when the answer's body, or what it was upgraded to, does.
+        tokio::spawn(connection.with_upgrades());
+        sender.send_request(request).await.map_err(|error| unreachable(target, describe(&error)))
+    }
+}
+
+fn unreachable(target: &Target, reason: impl ToString) -> CallError {
+    CallError::Unreachable { host: target.host.clone(), address: target.address, reason: reason.to_string() }
+}
+
+/// An error with its causes: hyper's own messages say little.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The body of an answer that is not a [`Problem`].
+async fn accepted(target: &Target, response: Response<Incoming>, bytes_max: usize) -> Result<Bytes, CallError> {
+    let status = response.status();
+    let bytes = to_bytes(Body::new(response.into_body()), bytes_max)
+        .await
+        .map_err(|error| unreachable(target, describe(&error)))?;
+    if status.is_success() {
+        return Ok(bytes);
+    }
+    let problem = serde_json::from_slice(&bytes)
+        .unwrap_or_else(|_| Problem { error: format!("host {} answers {status}", target.host), hint: None });
+    Err(CallError::Refused { status, problem })
+}

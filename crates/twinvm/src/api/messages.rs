@@ -1,0 +1,238 @@
+//! What the API's requests and answers hold.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use machine::engine::EngineKind;
+use serde::{Deserialize, Serialize};
+
+use crate::host::VmContents;
+use crate::replica::status::{Protection, ReplicaStatus};
+
+/// A host, as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its name.
+    pub name: String,
+    /// Where its API listens.
+    pub api: String,
+    /// Whether its lease is valid: its daemon was alive a moment ago.
+    pub alive: bool,
+    /// Time since it renewed its lease, in ms.
+    pub lease_age_ms: u64,
+    /// Memory for VMs, in bytes.
+    pub memory_bytes: u64,
+    /// Memory that VMs have reserved, secondaries included, in bytes.
+    pub memory_reserved_bytes: u64,
+    /// vCPUs for VMs.
+    pub cpus: u32,
+    /// vCPUs that VMs have reserved, secondaries included.
+    pub cpus_reserved: u32,
+    /// Engines that it runs, the preferred one first.
+    pub engines: Vec<EngineKind>,
+    /// Bridges that it reaches.
+    pub networks: Vec<String>,
+    /// Named storage that it reaches.
+    pub datastores: Vec<String>,
+    /// VMs whose primary it is.
+    pub primaries: Vec<String>,
+    /// VMs whose secondary it is.
+    pub secondaries: Vec<String>,
+}
+
+/// What administrators want of fault tolerance for a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FtWanted {
+    /// It is turned on.
+    pub enabled: bool,
+    /// It is turned on, but no secondary is kept for now.
+    pub suspended: bool,
+}
+
+/// A VM, as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmView {
+    /// Its name.
+    pub name: String,
+    /// Whether it runs.
+    pub running: bool,
+    /// The host that runs it, or whose disks it starts from.
+    pub host: String,
+    /// The host of the secondary that can take over.
+    pub secondary: Option<String>,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// What executes its vCPUs, while it runs.
+    pub engine: Option<EngineKind>,
+    /// Goes up whenever the set of replicas that may run changes.
+    pub generation: u64,
+    /// What is wanted.
+    pub ft: FtWanted,
+    /// What is.
+    pub protection: Protection,
+    /// Why it runs no more, or why it could not be protected last time.
+    pub note: Option<String>,
+    /// What its replicas say, the primary first.
+    pub replicas: Vec<ReplicaStatus>,
+    /// The spec, as TOML.
+    pub spec: String,
+}
+
+/// Asks for a VM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVm {
+    /// Its spec, as TOML. Paths are absolute, on the host that is asked.
+    pub spec: String,
+    /// Start it.
+    #[serde(default)]
+    pub start: bool,
+}
+
+/// Asks for a start.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartVm {
+    /// Start from this host's copy of the disks though another host's is newer or may be.
+    #[serde(default)]
+    pub from_stale_disks: bool,
+}
+
+/// Asks for a stop.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopVm {
+    /// Pull the plug.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What protection of a VM costs: this much, reserved on the secondary's host beside the primary's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FtPrice {
+    /// The VM.
+    pub vm: String,
+    /// The host that runs it.
+    pub primary: String,
+    /// The host that would take the secondary now.
+    pub secondary: Option<String>,
+    /// Why there is none.
+    pub obstacle: Option<String>,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// vCPUs.
+    pub cpus: u32,
+    /// Disk space that the copies can grow to, in bytes.
+    pub disk_bytes: u64,
+}
+
+/// What can be done about fault tolerance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FtAction {
+    /// Turn it on.
+    On,
+    /// Turn it off: the secondary and its disks are removed, and its reservation is given back.
+    Off,
+    /// Let the secondary go for now; its disks and its reservation are kept.
+    Suspend,
+    /// Find a secondary again.
+    Resume,
+    /// Test: kill the primary's process.
+    Failover,
+    /// Hand the VM over to the secondary.
+    Switchover,
+    /// End the secondary and make it anew.
+    RestartSecondary,
+}
+
+impl FtAction {
+    /// As in the path of a request.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Suspend => "suspend",
+            Self::Resume => "resume",
+            Self::Failover => "failover",
+            Self::Switchover => "switchover",
+            Self::RestartSecondary => "restart-secondary",
+        }
+    }
+}
+
+/// Asks a host to prepare a secondary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrepareSecondary {
+    /// The primary's host, which gives the kernel.
+    pub primary: String,
+    /// The spec as the cluster keeps it: it names the kernel's command line.
+    pub spec: String,
+    /// The primary's engine.
+    pub engine: EngineKind,
+    /// What the primary's folder holds.
+    pub contents: VmContents,
+}
+
+/// A secondary that waits for its primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreparedSecondary {
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// How a secondary is ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DropSecondary {
+    /// Remove its folder too, disks included.
+    #[serde(default)]
+    pub remove_disks: bool,
+}
+
+/// What one host knows about VMs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LocalVms {
+    /// What the replicas that run on it say.
+    pub replicas: Vec<ReplicaStatus>,
+    /// What there is to say about VMs beyond that.
+    pub notes: Vec<VmNote>,
+}
+
+/// Something to say about a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmNote {
+    /// The VM.
+    pub vm: String,
+    /// Why it runs no more, or why no secondary was found for it.
+    pub text: String,
+    /// Since when, in ms since 1970.
+    pub since_unix_ms: u64,
+}
+
+/// Asks a daemon to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopHost {
+    /// Stop its VMs too. Without it they go on.
+    #[serde(default)]
+    pub with_vms: bool,
+}
+
+/// What this host's daemon says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonView {
+    /// The host's name.
+    pub host: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The daemon's process.
+    pub pid: u32,
+    /// The program's version.
+    pub version: String,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+}

@@ -1,0 +1,175 @@
+//! The API's routes. Each handler only translates: what is done is the daemon's.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router, middleware};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::client::CONSOLE_PROTOCOL;
+use super::error::ApiError;
+use super::forward::to_home_of_vm;
+use super::messages::{CreateVm, DropSecondary, FtAction, PrepareSecondary, StartVm, StopHost, StopVm};
+use crate::host::Daemon;
+
+/// Largest body of a request, in bytes.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+type Shared = State<Arc<Daemon>>;
+type Answer<T> = Result<Json<T>, ApiError>;
+
+/// All routes.
+pub fn router(daemon: Arc<Daemon>) -> Router {
+    let at_home = Router::new()
+        .route("/v1/vms/{vm}", axum::routing::delete(remove_vm))
+        .route("/v1/vms/{vm}/start", post(start_vm))
+        .route("/v1/vms/{vm}/stop", post(stop_vm))
+        .route("/v1/vms/{vm}/console", get(console))
+        .route("/v1/vms/{vm}/ft/price", get(ft_price))
+        .route("/v1/vms/{vm}/ft/{action}", post(ft))
+        .layer(middleware::from_fn_with_state(daemon.clone(), to_home_of_vm));
+    Router::new()
+        .route("/v1/host", get(host))
+        .route("/v1/host/stop", post(stop_host))
+        .route("/v1/hosts", get(hosts))
+        .route("/v1/vms", get(vms).post(create_vm))
+        .route("/v1/vms/{vm}", get(vm))
+        .route("/v1/vms/{vm}/boot/{file}", get(boot_file))
+        .route("/v1/replicas", get(replicas))
+        .route("/v1/secondaries/{vm}", put(prepare_secondary).delete(drop_secondary))
+        .merge(at_home)
+        .fallback(|| async { ApiError::not_found("there is nothing at this path") })
+        .method_not_allowed_fallback(|| async { ApiError::bad_request("this path does not know the method") })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(daemon)
+}
+
+/// A body of JSON; an empty one means the default.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        if request.headers().get(header::CONTENT_TYPE).is_none() {
+            return Ok(Self(T::default()));
+        }
+        let Json(value) = Json::from_request(request, state).await.map_err(malformed)?;
+        Ok(Self(value))
+    }
+}
+
+fn malformed(rejection: JsonRejection) -> ApiError {
+    ApiError { status: rejection.status(), ..ApiError::bad_request(rejection.body_text()) }
+}
+
+/// Runs what may wait for disks, processes or the store on a thread of its own.
+async fn blocking<T: Serialize + Send + 'static>(
+    daemon: Arc<Daemon>,
+    work: impl FnOnce(&Arc<Daemon>) -> Result<T, ApiError> + Send + 'static,
+) -> Answer<T> {
+    tokio::task::spawn_blocking(move || work(&daemon))
+        .await
+        .unwrap_or_else(|error| Err(anyhow::anyhow!("the request was not finished: {error}").into()))
+        .map(Json)
+}
+
+async fn host(State(daemon): Shared) -> impl IntoResponse {
+    Json(daemon.view())
+}
+
+async fn stop_host(State(daemon): Shared, body: Body<StopHost>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.stop_host(body.0)).await
+}
+
+async fn hosts(State(daemon): Shared) -> impl IntoResponse {
+    blocking(daemon, |daemon| daemon.hosts()).await
+}
+
+async fn vms(State(daemon): Shared) -> impl IntoResponse {
+    blocking(daemon, |daemon| daemon.vms()).await
+}
+
+async fn vm(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.vm(&vm)).await
+}
+
+async fn create_vm(State(daemon): Shared, body: Result<Json<CreateVm>, JsonRejection>) -> impl IntoResponse {
+    let Json(create) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.create(&create)).await
+}
+
+async fn remove_vm(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.remove(&vm)).await
+}
+
+async fn start_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StartVm>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.start_vm(&vm, body.0)).await
+}
+
+async fn stop_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StopVm>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.stop_vm(&vm, body.0)).await
+}
+
+async fn ft_price(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.ft_price(&vm)).await
+}
+
+async fn ft(State(daemon): Shared, Path((vm, action)): Path<(String, String)>) -> impl IntoResponse {
+    let action: FtAction = serde_json::from_value(action.clone().into())
+        .map_err(|_| ApiError::not_found(format!("`{action}` is nothing that can be done about fault tolerance")))?;
+    blocking(daemon, move |daemon| daemon.ft(&vm, action)).await
+}
+
+async fn replicas(State(daemon): Shared) -> impl IntoResponse {
+    Json(daemon.local_vms())
+}
+
+async fn prepare_secondary(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<PrepareSecondary>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(prepare) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.prepare_secondary(&vm, &prepare)).await
+}
+
+async fn drop_secondary(State(daemon): Shared, Path(vm): Path<String>, body: Body<DropSecondary>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.drop_secondary(&vm, body.0)).await
+}
+
+async fn boot_file(State(daemon): Shared, Path((vm, file)): Path<(String, String)>) -> Result<Vec<u8>, ApiError> {
+    tokio::task::spawn_blocking(move || daemon.boot_file(&vm, &file))
+        .await
+        .unwrap_or_else(|error| Err(anyhow::anyhow!("the file was not read: {error}").into()))
+}
+
+/// Joins the client's connection to the replica's console socket.
+async fn console(State(daemon): Shared, Path(vm): Path<String>, request: Request) -> Result<Response, ApiError> {
+    let wanted = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == CONSOLE_PROTOCOL);
+    if !wanted {
+        return Err(ApiError::bad_request(format!("a console needs the header `Upgrade: {CONSOLE_PROTOCOL}`")));
+    }
+    let connected = tokio::task::spawn_blocking(move || daemon.console(&vm)).await;
+    let (stream, early) = connected.unwrap_or_else(|error| Err(anyhow::anyhow!("no console: {error}").into()))?;
+    stream.set_nonblocking(true).map_err(anyhow::Error::from)?;
+    let mut guest = UnixStream::from_std(stream).map_err(anyhow::Error::from)?;
+    tokio::spawn(async move {
+        let Ok(client) = hyper::upgrade::on(request).await else { return };
+        let mut client = TokioIo::new(client);
+        // Either side may end the connection whenever it likes.
+        if tokio::io::AsyncWriteExt::write_all(&mut client, &early).await.is_ok() {
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut guest).await;
+        }
+    });
+    let upgrade = [(header::CONNECTION, "upgrade"), (header::UPGRADE, CONSOLE_PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, upgrade.map(|(name, value)| (name, HeaderValue::from_static(value))))
+        .into_response())
+}

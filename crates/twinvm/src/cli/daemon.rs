@@ -1,0 +1,125 @@
+//! Commands' connection to the daemon of the host on this machine.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use axum::http::Method;
+use clap::Args;
+use replication::channel::Identity;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Runtime;
+
+use crate::api::client::{CallError, Client, Target};
+use crate::host::config::HostConfig;
+use crate::host::folder::HostFolder;
+
+/// How long the daemon may take. Starting a VM can take a minute, stopping a host with its VMs two.
+const TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Which host a command talks to, and how it answers.
+#[derive(Args, Clone)]
+pub struct DaemonArguments {
+    /// Folder of the host whose daemon is asked [default: $TWINVM_HOST_DIR, else `host` in the data folder]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl DaemonArguments {
+    /// The host's folder.
+    pub fn folder(&self) -> Result<HostFolder> {
+        HostFolder::find(self.dir.as_deref())
+    }
+
+    /// Prepares to talk to the daemon.
+    pub fn daemon(&self) -> Result<DaemonConnection> {
+        DaemonConnection::new(&self.folder()?)
+    }
+
+    /// The same if there is a host at all: without one, only VMs in the foreground matter.
+    pub fn daemon_if_any(&self) -> Result<Option<DaemonConnection>> {
+        let folder = self.folder()?;
+        if self.dir.is_none() && !folder.config().exists() {
+            return Ok(None);
+        }
+        DaemonConnection::new(&folder).map(Some)
+    }
+}
+
+/// A way to call the daemon of the host on this machine.
+pub struct DaemonConnection {
+    target: Target,
+    client: Client,
+    runtime: Runtime,
+}
+
+impl DaemonConnection {
+    fn new(folder: &HostFolder) -> Result<Self> {
+        let config = HostConfig::load(folder)?;
+        let identity = Identity::load(&folder.keys()).context("the host's keys cannot be used")?;
+        let address = folder.addresses().map_or(config.listen, |addresses| addresses.api);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Ok(Self {
+            target: Target { host: config.name, address },
+            client: Client::new(&identity),
+            runtime: runtime.context("cannot start the runtime")?,
+        })
+    }
+
+    /// Asks for something.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Method::GET, path, None::<&()>)
+    }
+
+    /// Asks for something to be done.
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: Option<&(impl Serialize + Sync)>) -> Result<T> {
+        self.call(Method::POST, path, body)
+    }
+
+    /// Asks for something to be removed.
+    pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Method::DELETE, path, None::<&()>)
+    }
+
+    fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<T> {
+        self.wait_for(|client, target| async move { client.call(target, method, path, body, TIMEOUT).await })
+    }
+
+    /// Uses the client.
+    pub fn wait_for<'a, T, F>(&'a self, work: impl FnOnce(&'a Client, &'a Target) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, CallError>>,
+    {
+        self.runtime.block_on(work(&self.client, &self.target)).map_err(|error| match error {
+            CallError::Unreachable { host, address, reason } => anyhow!(
+                "the daemon of host {host} does not answer at {address} ({reason}); start it with `twinvm host start`"
+            ),
+            other => anyhow!(other.to_string()),
+        })
+    }
+
+    /// Waits for something asynchronous.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+}
+
+/// A name as part of a path: it comes from the command line, and a VM with a name that must be changed does not exist.
+pub fn path_segment(name: &str) -> String {
+    name.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}

@@ -1,0 +1,242 @@
+//! `twinvm ft`: fault tolerance of VMs.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
+use super::output::{human_bytes, print_json, print_line};
+use crate::api::messages::{FtAction, FtPrice, VmView};
+use crate::interrupt;
+use crate::replica::status::ProtectionState;
+
+/// How often the state is looked at while a command waits.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+#[derive(Subcommand)]
+pub enum FtCommand {
+    /// Protect a VM: keep a secondary on another host that takes over when the primary's fails
+    #[command(after_help = "\
+It shows first what is reserved a second time, on the secondary's host: memory, vCPUs and disk space. Then it copies disks
+and memory while the VM goes on, and returns when the VM is protected. In a terminal it asks before it begins.")]
+    On(OnArguments),
+    /// Protect a VM no more: its secondary and the secondary's disks are removed
+    Off(VmArguments),
+    /// Let the secondary go for now; its disks and its reservation are kept
+    Suspend(VmArguments),
+    /// Find a secondary again
+    Resume(WaitArguments),
+    /// Show whether a VM is protected; if not, why and since when
+    Status(VmArguments),
+    /// Test: kill the primary's process; the secondary takes over
+    Failover(WaitArguments),
+    /// Hand the VM over to the secondary's host
+    Switchover(WaitArguments),
+    /// Test: end the secondary; another one is made at once
+    RestartSecondary(WaitArguments),
+}
+
+#[derive(Args)]
+pub struct VmArguments {
+    /// Name of the VM
+    vm: String,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+#[derive(Args)]
+pub struct WaitArguments {
+    #[command(flatten)]
+    vm: VmArguments,
+    /// Return as soon as it has begun
+    #[arg(long)]
+    no_wait: bool,
+    /// Give up waiting after so long; what has begun goes on
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
+}
+
+#[derive(Args)]
+pub struct OnArguments {
+    #[command(flatten)]
+    wait: WaitArguments,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+pub fn run(command: FtCommand) -> Result<ExitCode> {
+    match command {
+        FtCommand::On(arguments) => on(&arguments),
+        FtCommand::Off(arguments) => act(&arguments, FtAction::Off, "its secondary was removed"),
+        FtCommand::Suspend(arguments) => act(&arguments, FtAction::Suspend, "its secondary was let go"),
+        FtCommand::Resume(arguments) => act_and_wait(&arguments, FtAction::Resume, is_protected),
+        FtCommand::Status(arguments) => {
+            let view = view(&arguments.daemon.daemon()?, &arguments.vm)?;
+            if arguments.daemon.json {
+                print_json(&view)?
+            } else {
+                print_status(&view)?
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        FtCommand::Failover(arguments) => move_vm(&arguments, FtAction::Failover),
+        FtCommand::Switchover(arguments) => move_vm(&arguments, FtAction::Switchover),
+        FtCommand::RestartSecondary(arguments) => act_and_wait(&arguments, FtAction::RestartSecondary, is_protected),
+    }
+}
+
+fn view(daemon: &DaemonConnection, vm: &str) -> Result<VmView> {
+    daemon.get(&format!("/v1/vms/{}", path_segment(vm)))
+}
+
+fn begin(daemon: &DaemonConnection, vm: &str, action: FtAction) -> Result<VmView> {
+    daemon.post(&format!("/v1/vms/{}/ft/{}", path_segment(vm), action.label()), None::<&()>)
+}
+
+fn is_protected(view: &VmView) -> bool {
+    view.protection.state == ProtectionState::Protected
+}
+
+fn act(arguments: &VmArguments, action: FtAction, done: &str) -> Result<ExitCode> {
+    let view = begin(&arguments.daemon.daemon()?, &arguments.vm, action)?;
+    if arguments.daemon.json {
+        print_json(&view)?;
+    } else {
+        print_line(&format!("VM {}: {done}", arguments.vm))?;
+        print_line(&view.protection.to_string())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn on(arguments: &OnArguments) -> Result<ExitCode> {
+    let VmArguments { vm, daemon: how } = &arguments.wait.vm;
+    let daemon = how.daemon()?;
+    let price: FtPrice = daemon.get(&format!("/v1/vms/{}/ft/price", path_segment(vm)))?;
+    if !how.json {
+        let secondary = price.secondary.as_deref().unwrap_or("the secondary's host");
+        print_line(&format!("Protection of VM {vm} reserves on {secondary}, beside what host {} has:", price.primary))?;
+        print_line(&format!("  memory  {}", human_bytes(price.memory_bytes)))?;
+        print_line(&format!("  vCPUs   {}", price.cpus))?;
+        print_line(&format!("  disks   up to {}", human_bytes(price.disk_bytes)))?;
+        let _ = io::stdout().flush();
+        if !arguments.yes && io::stdin().is_terminal() && !confirmed()? {
+            bail!("nothing was changed");
+        }
+    }
+    act_and_wait(&arguments.wait, FtAction::On, is_protected)
+}
+
+fn confirmed() -> Result<bool> {
+    eprint!("Turn it on? [Y/n] ");
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
+}
+
+fn act_and_wait(arguments: &WaitArguments, action: FtAction, done: impl Fn(&VmView) -> bool) -> Result<ExitCode> {
+    let VmArguments { vm, daemon: how } = &arguments.vm;
+    let daemon = how.daemon()?;
+    let before = view(&daemon, vm)?;
+    let begun = begin(&daemon, vm, action)?;
+    // A secondary that is made anew leaves the VM as protected as before for a moment.
+    let is_new = |view: &VmView| {
+        action != FtAction::RestartSecondary
+            || view.protection.since_unix_ms != before.protection.since_unix_ms
+            || view.generation != before.generation
+    };
+    let last = if arguments.no_wait || !begun.running {
+        begun
+    } else {
+        wait(&daemon, arguments, |view| is_new(view) && done(view))?
+    };
+    if how.json {
+        print_json(&last)?
+    } else {
+        print_status(&last)?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Failover and switchover: done when the VM runs on another host.
+fn move_vm(arguments: &WaitArguments, action: FtAction) -> Result<ExitCode> {
+    let VmArguments { vm, daemon: how } = &arguments.vm;
+    let daemon = how.daemon()?;
+    let from = view(&daemon, vm)?.host;
+    let begun = begin(&daemon, vm, action)?;
+    let last =
+        if arguments.no_wait { begun } else { wait(&daemon, arguments, |view| view.running && view.host != from)? };
+    if how.json {
+        print_json(&last)?;
+    } else {
+        print_status(&last)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the VM is as wanted, with a progress bar on a terminal.
+fn wait(daemon: &DaemonConnection, arguments: &WaitArguments, done: impl Fn(&VmView) -> bool) -> Result<VmView> {
+    interrupt::catch(|| {})?;
+    let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
+    let style = ProgressStyle::with_template("{spinner} {msg:50} {bar:30} {binary_bytes}/{binary_total_bytes}");
+    // Hidden where standard error is no terminal.
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = style {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    let last = loop {
+        let view = view(daemon, &arguments.vm.vm)?;
+        if done(&view) {
+            break Ok(view);
+        }
+        let message = match view.replicas.first().and_then(|primary| primary.sync) {
+            Some(sync) => {
+                bar.set_length(sync.total_bytes);
+                bar.set_position(sync.done_bytes);
+                sync.phase.to_string()
+            }
+            None => view.protection.to_string(),
+        };
+        bar.set_message(message);
+        bar.tick();
+        if interrupt::is_requested() {
+            break Err(anyhow::anyhow!("not waited for; what has begun goes on: {}", view.protection));
+        }
+        if Instant::now() > deadline {
+            break Err(anyhow::anyhow!("not within {} s: {}", arguments.timeout, view.protection));
+        }
+        thread::sleep(POLL_INTERVAL);
+    };
+    bar.finish_and_clear();
+    last
+}
+
+fn print_status(view: &VmView) -> Result<()> {
+    print_line(&format!("VM {}: {}", view.name, view.protection))?;
+    let ft = match (view.ft.enabled, view.ft.suspended) {
+        (false, _) => "off",
+        (true, true) => "suspended",
+        (true, false) => "on, by checkpoints (mirror)",
+    };
+    let host = if view.running { view.host.clone() } else { format!("{} (not running)", view.host) };
+    for (what, value) in [
+        ("fault tolerance", ft.to_owned()),
+        ("primary", host),
+        ("secondary", view.secondary.clone().unwrap_or_else(|| "-".to_owned())),
+        ("generation", view.generation.to_string()),
+    ] {
+        print_line(&format!("  {what:17}{value}"))?;
+    }
+    if let Some(takeover) = view.replicas.first().and_then(|primary| primary.figures.last_takeover) {
+        print_line(&format!(
+            "  {:17}detected in {:.1} ms, arbitrated in {:.1} ms, restored in {:.1} ms",
+            "last takeover", takeover.detected_ms, takeover.arbitration_ms, takeover.restore_ms
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! `twinvm host`: hosts of a cluster.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::daemon::DaemonArguments;
+use super::logging;
+use super::output::{human_bytes, print_json, print_line, table};
+use crate::api::messages::{HostView, StopHost};
+use crate::host::config::{API_PORT, METRICS_PORT, parse_address_or_nothing};
+use crate::host::init::{InitOptions, Keys, init, issue};
+use crate::host::run as run_daemon;
+
+#[derive(Subcommand)]
+pub enum HostCommand {
+    /// Make this machine, or a folder of it, a host of a cluster
+    #[command(after_help = "\
+The first host makes the cluster and signs the keys of the others:
+  a$ twinvm host init --new-cluster --name a --listen 192.0.2.1:7441
+  a$ twinvm host issue b --out b.bundle
+  b$ twinvm host init --bundle b.bundle --listen 192.0.2.2:7441    (b.bundle copied there by a safe way)
+Three hosts on one machine, to try things out:
+  twinvm host init --new-cluster --name a --dir hosts/a --listen 127.0.0.1:7441
+  twinvm host issue b --dir hosts/a --out b.bundle
+  twinvm host init --bundle b.bundle --dir hosts/b --listen 127.0.0.1:7442 --metrics 127.0.0.1:9442
+What was decided is in host.toml in the host's folder, and can be changed there while the daemon does not run.")]
+    Init(InitArguments),
+    /// Make the keys of a further host, on the host that has made the cluster
+    #[command(after_help = "\
+The bundle holds the new host's private key: whoever has it is that host. Remove it when it has been used.")]
+    Issue(IssueArguments),
+    /// Run the host's daemon, until SIGTERM or Ctrl-C; VMs go on without it
+    #[command(after_help = "\
+When it is ready it writes a line of JSON to standard output; it logs to standard error (RUST_LOG=debug for more).
+As a systemd service:
+  [Service]
+  ExecStart=/usr/bin/twinvm host start --dir /var/lib/twinvm/host
+  KillMode=process
+  Restart=always
+KillMode=process keeps VMs alive when the service stops: they are processes of their own, which the next daemon finds.")]
+    Start(StartArguments),
+    /// Stop the host's daemon; VMs go on without it
+    Stop(StopArguments),
+    /// List the hosts of the cluster: leases, resources, replicas
+    List(DaemonArguments),
+    /// Show one host
+    Show(ShowArguments),
+}
+
+#[derive(Args)]
+pub struct InitArguments {
+    /// Make a cluster, of which this is the first host
+    #[arg(long, required_unless_present = "bundle")]
+    new_cluster: bool,
+    /// Join a cluster with the keys that `twinvm host issue` made
+    #[arg(long, alias = "join", value_name = "FILE", conflicts_with = "new_cluster")]
+    bundle: Option<PathBuf>,
+    /// Name of the host [default: the machine's name, or the bundle's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Address at which other hosts reach this one; port 0 takes any free one
+    #[arg(long, value_name = "IP:PORT", default_value_t = SocketAddr::from(([127, 0, 0, 1], API_PORT)))]
+    listen: SocketAddr,
+    /// Address of the Prometheus metrics, over plain HTTP; empty for none
+    #[arg(long, value_name = "IP:PORT", default_value_t = format!("127.0.0.1:{METRICS_PORT}"))]
+    metrics: String,
+    /// The cluster store: an SQLite file that every host of the cluster reaches [default: cluster.db in the first host's
+    /// folder]
+    #[arg(long, value_name = "FILE")]
+    store: Option<PathBuf>,
+    /// A bridge that VMs can be connected to (may be repeated)
+    #[arg(long = "network", value_name = "BRIDGE")]
+    networks: Vec<String>,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+#[derive(Args)]
+pub struct IssueArguments {
+    /// Name of the new host
+    name: String,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+#[derive(Args)]
+pub struct StartArguments {
+    /// The host's folder [default: $TWINVM_HOST_DIR, else `host` in the data folder]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct StopArguments {
+    /// Stop its VMs too: primaries shut down, secondaries end
+    #[arg(long)]
+    with_vms: bool,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+#[derive(Args)]
+pub struct ShowArguments {
+    /// Name of the host [default: the one that is asked]
+    name: Option<String>,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+pub fn run(command: HostCommand) -> Result<ExitCode> {
+    match command {
+        HostCommand::Init(arguments) => init_host(arguments)?,
+        HostCommand::Issue(arguments) => {
+            issue(&arguments.daemon.folder()?, &arguments.name, &arguments.out)?;
+            let (name, out) = (&arguments.name, arguments.out.display());
+            answer(
+                arguments.daemon.json,
+                &json!({ "host": name, "bundle": arguments.out }),
+                &format!("keys of host {name}: {out}; use them there with `twinvm host init --bundle {out}`"),
+            )?;
+        }
+        HostCommand::Start(arguments) => {
+            logging::start();
+            run_daemon(&crate::host::folder::HostFolder::find(arguments.dir.as_deref())?)?;
+        }
+        HostCommand::Stop(arguments) => {
+            let daemon = arguments.daemon.daemon()?;
+            let _: Value = daemon.post("/v1/host/stop", Some(&StopHost { with_vms: arguments.with_vms }))?;
+            let message = if arguments.with_vms { "host and VMs stopped" } else { "host stopped; its VMs go on" };
+            answer(arguments.daemon.json, &json!({ "stopped": true, "with_vms": arguments.with_vms }), message)?;
+        }
+        HostCommand::List(arguments) => list(&arguments)?,
+        HostCommand::Show(arguments) => show(&arguments)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answer(json: bool, value: &Value, message: &str) -> Result<()> {
+    if json { print_json(value) } else { print_line(message) }
+}
+
+fn init_host(arguments: InitArguments) -> Result<()> {
+    let folder = arguments.daemon.folder()?;
+    let metrics =
+        parse_address_or_nothing(&arguments.metrics).map_err(|error| anyhow::anyhow!("--metrics: {error}"))?;
+    let options = InitOptions {
+        keys: arguments.bundle.map_or(Keys::NewCluster, Keys::Bundle),
+        name: arguments.name,
+        listen: arguments.listen,
+        metrics,
+        store: arguments.store,
+        networks: arguments.networks,
+    };
+    let config = init(&folder, &options)?;
+    let dir = folder.path().display();
+    answer(
+        arguments.daemon.json,
+        &json!({ "host": config.name, "dir": folder.path(), "listen": config.listen, "store": config.store }),
+        &format!("host {} made in {dir}; start it with `twinvm host start --dir {dir}`", config.name),
+    )
+}
+
+fn list(arguments: &DaemonArguments) -> Result<()> {
+    let hosts: Vec<HostView> = arguments.daemon()?.get("/v1/hosts")?;
+    if arguments.json {
+        return print_json(&hosts);
+    }
+    let mut rows = table(&["NAME", "STATE", "LEASE", "API", "CPUS", "MEMORY", "PRIMARIES", "SECONDARIES"]);
+    for host in &hosts {
+        rows.add_row([
+            host.name.clone(),
+            state(host).to_owned(),
+            format!("{:.1} s ago", host.lease_age_ms as f64 / 1e3),
+            host.api.clone(),
+            format!("{} of {}", host.cpus_reserved, host.cpus),
+            format!("{} of {}", human_bytes(host.memory_reserved_bytes), human_bytes(host.memory_bytes)),
+            host.primaries.join(" "),
+            host.secondaries.join(" "),
+        ]);
+    }
+    print_line(&rows.trim_fmt())
+}
+
+fn state(host: &HostView) -> &'static str {
+    if host.alive { "alive" } else { "not alive" }
+}
+
+fn show(arguments: &ShowArguments) -> Result<()> {
+    let daemon = arguments.daemon.daemon()?;
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => daemon.get::<crate::api::messages::DaemonView>("/v1/host")?.host,
+    };
+    let hosts: Vec<HostView> = daemon.get("/v1/hosts")?;
+    let host = hosts.iter().find(|host| host.name == name);
+    let host = host.ok_or_else(|| anyhow::anyhow!("there is no host named {name}; see `twinvm host list`"))?;
+    if arguments.daemon.json {
+        return print_json(host);
+    }
+    for (what, value) in [
+        ("name", host.name.clone()),
+        ("state", format!("{}, lease renewed {:.1} s ago", state(host), host.lease_age_ms as f64 / 1e3)),
+        ("api", host.api.clone()),
+        ("cpus", format!("{} reserved of {}", host.cpus_reserved, host.cpus)),
+        (
+            "memory",
+            format!("{} reserved of {}", human_bytes(host.memory_reserved_bytes), human_bytes(host.memory_bytes)),
+        ),
+        ("networks", host.networks.join(" ")),
+        ("datastores", host.datastores.join(" ")),
+        ("primaries", host.primaries.join(" ")),
+        ("secondaries", host.secondaries.join(" ")),
+    ] {
+        print_line(format!("{:13}{value}", format!("{what}:")).trim_end())?;
+    }
+    Ok(())
+}

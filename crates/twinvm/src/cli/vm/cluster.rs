@@ -1,0 +1,134 @@
+//! VMs of the cluster, by the daemon of this host.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use machine::spec::{VmSpec, to_toml};
+
+use super::VmArguments;
+use crate::api::messages::{CreateVm, StartVm, StopVm, VmView};
+use crate::cli::console;
+use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
+use crate::cli::output::{human_bytes, print_json, print_line};
+
+/// What a spec means to a host of a cluster.
+pub const CREATE_HELP: &str = "\
+The spec is that of `twinvm run`. The host keeps copies of its own: of the kernel, and of each disk that the VM may write to. A disk
+with `base_image` whose file does not exist is made from that image's root disk.";
+
+#[derive(Args)]
+pub struct CreateArguments {
+    /// The VM spec
+    spec: PathBuf,
+    /// Start it
+    #[arg(long)]
+    start: bool,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+#[derive(Args)]
+pub struct StartArguments {
+    #[command(flatten)]
+    vm: VmArguments,
+    /// Start from this host's copy of the disks though another host's is newer or may be
+    #[arg(long)]
+    from_stale_disks: bool,
+}
+
+#[derive(Args)]
+pub struct RemoveArguments {
+    #[command(flatten)]
+    vm: VmArguments,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+fn path(name: &str) -> String {
+    format!("/v1/vms/{}", path_segment(name))
+}
+
+fn answer(json: bool, view: &VmView, message: &str) -> Result<()> {
+    if json { print_json(view) } else { print_line(message) }
+}
+
+pub fn create(arguments: &CreateArguments) -> Result<()> {
+    let mut spec = VmSpec::load(&arguments.spec)?;
+    let files = spec.disks.iter_mut().map(|disk| &mut disk.path);
+    for file in files.chain(spec.kernel.iter_mut()).chain(spec.initrd.iter_mut()) {
+        *file = absolute(file)?;
+    }
+    let request = CreateVm { spec: to_toml(&spec).context("the spec cannot be passed on")?, start: arguments.start };
+    let view: VmView = arguments.daemon.daemon()?.post("/v1/vms", Some(&request))?;
+    let done = if view.running { "created and started" } else { "created" };
+    answer(arguments.daemon.json, &view, &format!("VM {} {done} on host {}", view.name, view.host))
+}
+
+fn absolute(file: &Path) -> Result<PathBuf> {
+    std::path::absolute(file).with_context(|| format!("cannot resolve {}", file.display()))
+}
+
+pub fn start(arguments: &StartArguments) -> Result<()> {
+    let VmArguments { name, daemon } = &arguments.vm;
+    let request = StartVm { from_stale_disks: arguments.from_stale_disks };
+    let view: VmView = daemon.daemon()?.post(&format!("{}/start", path(name)), Some(&request))?;
+    answer(daemon.json, &view, &format!("VM {name} started on host {}", view.host))
+}
+
+pub fn stop(daemon: &DaemonConnection, name: &str, force: bool, json: bool) -> Result<()> {
+    let view: VmView = daemon.post(&format!("{}/stop", path(name)), Some(&StopVm { force }))?;
+    let done = if force { "plug pulled" } else { "power button pressed" };
+    answer(json, &view, &format!("VM {name}: {done}"))
+}
+
+pub fn show(arguments: &VmArguments) -> Result<()> {
+    let view: VmView = arguments.daemon.daemon()?.get(&path(&arguments.name))?;
+    if arguments.daemon.json {
+        return print_json(&view);
+    }
+    let none = || "-".to_owned();
+    for (what, value) in [
+        ("name", view.name.clone()),
+        ("power", if view.running { "on" } else { "off" }.to_owned()),
+        ("host", view.host.clone()),
+        ("secondary", view.secondary.clone().unwrap_or_else(none)),
+        ("protection", view.protection.to_string()),
+        ("generation", view.generation.to_string()),
+        ("engine", view.engine.map_or_else(none, |engine| engine.to_string())),
+        ("cpus", view.cpus.to_string()),
+        ("memory", human_bytes(view.memory_bytes)),
+        ("note", view.note.clone().unwrap_or_else(none)),
+    ] {
+        print_line(&format!("{:12}{value}", format!("{what}:")))?;
+    }
+    print_line("spec:")?;
+    view.spec.lines().try_for_each(|line| print_line(&format!("  {line}")))
+}
+
+pub fn console(arguments: &VmArguments) -> Result<()> {
+    if arguments.daemon.json {
+        bail!("a console is a stream of bytes, not JSON: leave --json out");
+    }
+    console::connect(&arguments.daemon.daemon()?, &arguments.name)
+}
+
+pub fn remove(arguments: &RemoveArguments) -> Result<()> {
+    let VmArguments { name, daemon } = &arguments.vm;
+    if !arguments.yes && io::stdin().is_terminal() {
+        eprint!("Remove VM {name} and its disks from every host? [y/N] ");
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        if !matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+            bail!("nothing was changed");
+        }
+    }
+    let () = daemon.daemon()?.delete(&path(name))?;
+    if daemon.json {
+        print_json(&serde_json::json!({ "removed": name }))
+    } else {
+        print_line(&format!("VM {name} removed"))
+    }
+}

@@ -1,0 +1,173 @@
+//! `host.toml`: what an administrator decides about a host.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use cluster::records::HostName;
+use machine::spec::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::folder::HostFolder;
+use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
+
+/// Port of the REST API unless another is chosen.
+pub const API_PORT: u16 = 7441;
+/// Port of the metrics unless another is chosen.
+pub const METRICS_PORT: u16 = 9441;
+
+/// A host's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostConfig {
+    /// The host's name: that of its certificate.
+    pub name: String,
+    /// Where the REST API listens. Other hosts reach it there, and secondaries listen at the same IP address.
+    pub listen: SocketAddr,
+    /// Where Prometheus metrics are served, over plain HTTP; an empty string turns them off.
+    #[serde(with = "address_or_nothing")]
+    pub metrics: Option<SocketAddr>,
+    /// The cluster store: an SQLite file.
+    pub store: PathBuf,
+    /// The folder of guest images.
+    pub images: PathBuf,
+    /// Bridges that VMs on this host can be connected to.
+    #[serde(default)]
+    pub networks: Vec<String>,
+    /// Named storage that this host reaches.
+    #[serde(default)]
+    pub datastores: Vec<String>,
+    /// Memory that VMs may have in all; what the machine has if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// vCPUs that VMs may have in all; four for each processor of the machine if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Silence after which a replica suspects that its peer is gone, in ms: 20 to 10,000.
+    #[serde(default = "suspicion_ms_default")]
+    pub suspicion_ms: u32,
+    /// Longest epoch of a protected VM, in ms: 1 to 10,000.
+    #[serde(default = "epoch_ms_max_default")]
+    pub epoch_ms_max: u32,
+}
+
+fn suspicion_ms_default() -> u32 {
+    SUSPICION_MS_DEFAULT
+}
+
+fn epoch_ms_max_default() -> u32 {
+    EPOCH_MS_MAX_DEFAULT
+}
+
+mod address_or_nothing {
+    use std::net::SocketAddr;
+
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        match address {
+            Some(address) => serializer.collect_str(address),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+        super::parse_address_or_nothing(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// An address with a port, or nothing for an empty text.
+pub fn parse_address_or_nothing(text: &str) -> Result<Option<SocketAddr>, String> {
+    match text.trim() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| format!("`{text}` is not an address such as 127.0.0.1:9441")),
+    }
+}
+
+impl HostConfig {
+    /// Reads the configuration of the host whose folder this is.
+    pub fn load(folder: &HostFolder) -> Result<Self> {
+        let path = folder.config();
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!(
+                "there is no host in {}: make one with `twinvm host init`, or name its folder with --dir or TWINVM_HOST_DIR",
+                folder.path().display()
+            ),
+            other => other.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            let line =
+                error.span().map_or(0, |span| text.get(..span.start).map_or(0, |text| text.matches('\n').count()));
+            anyhow::anyhow!("{}, line {}: {}", path.display(), line + 1, error.message())
+        })?;
+        config.validate().with_context(|| path.display().to_string())?;
+        Ok(config)
+    }
+
+    /// Checks what parsing alone cannot.
+    pub fn validate(&self) -> Result<()> {
+        check_host_name(&self.name)?;
+        if self.listen.ip().is_unspecified() {
+            bail!("listen = \"{}\": name the address at which other hosts reach this one", self.listen);
+        }
+        for (name, value, range) in
+            [("suspicion_ms", self.suspicion_ms, 20..=10_000), ("epoch_ms_max", self.epoch_ms_max, 1..=10_000)]
+        {
+            if !range.contains(&value) {
+                bail!("{name} = {value}: must be {} to {}", range.start(), range.end());
+            }
+        }
+        Ok(())
+    }
+
+    /// The text of `host.toml`.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).context("cannot write TOML")
+    }
+
+    /// The address at which secondaries listen.
+    pub fn replication_ip(&self) -> IpAddr {
+        self.listen.ip()
+    }
+}
+
+/// Refuses a name that a host cannot have.
+pub fn check_host_name(name: &str) -> Result<()> {
+    name.parse::<HostName>()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "name = \"a\"\nlisten = \"127.0.0.1:7441\"\nmetrics = \"\"\nstore = \"/s\"\nimages = \"/i\"\n";
+
+    #[test]
+    fn a_configuration_survives_being_written_and_read() {
+        let config: HostConfig = toml::from_str(GOOD).unwrap();
+        assert_eq!((config.metrics, config.suspicion_ms), (None, SUSPICION_MS_DEFAULT));
+        assert_eq!(toml::from_str::<HostConfig>(&config.to_toml().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = HostFolder::find(Some(temporary.path())).unwrap();
+        assert!(format!("{:#}", HostConfig::load(&folder).unwrap_err()).contains("twinvm host init"));
+        for (from, to, expected) in [
+            ("name = \"a\"", "name = \"A b\"", "cannot be the name of a host"),
+            ("127.0.0.1:7441", "0.0.0.0:7441", "at which other hosts reach"),
+            ("127.0.0.1:7441", "nowhere", "line 2"),
+            ("metrics = \"\"", "metrics = \"x\"", "such as 127.0.0.1"),
+            ("images", "colour = 1\nimages", "unknown field"),
+            ("images", "suspicion_ms = 1\nimages", "20 to 10000"),
+        ] {
+            fs::write(folder.config(), GOOD.replace(from, to)).unwrap();
+            let message = format!("{:#}", HostConfig::load(&folder).unwrap_err());
+            assert!(message.contains(expected) && !message.contains('\n'), "{message}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The host daemon.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use machine::bus::lock;
+use machine::engine::{EngineChoice, EngineKind};
+use replication::channel::Identity;
+use storage::image::ImageStore;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use super::config::HostConfig;
+use super::folder::{DaemonAddresses, HostFolder, private_folder};
+use super::metrics;
+use super::network_ends::NetworkEnds;
+use super::registry::Registry;
+use super::replicas::Replica;
+use super::vm_folder::VmFolder;
+use crate::api::client::Client;
+use crate::api::messages::DaemonView;
+use crate::api::server;
+
+/// How often the lease is renewed.
+const LEASE_RENEWAL: Duration = Duration::from_millis(500);
+
+/// The daemon of one host: answers the API, and keeps the replicas on this host as the cluster store wants them.
+pub struct Daemon {
+    pub(super) folder: HostFolder,
+    pub(super) config: HostConfig,
+    pub(super) registry: Registry,
+    pub(super) images: ImageStore,
+    pub(super) ends: NetworkEnds,
+    /// The replicas that run on this host, by VM.
+    pub(super) replicas: Mutex<BTreeMap<String, Arc<Replica>>>,
+    /// What is started for replicas and network ends: this program.
+    pub(super) exe: PathBuf,
+    addresses: DaemonAddresses,
+    client: Client,
+    runtime: Handle,
+    /// One operation at a time on a VM.
+    operations: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    stop: Notify,
+}
+
+/// Runs the daemon until SIGTERM, Ctrl-C or a request to stop. VMs go on: a later daemon finds their replicas.
+pub fn run(folder: &HostFolder) -> Result<()> {
+    let config = HostConfig::load(folder)?;
+    let Some(lock) = folder.lock()? else {
+        bail!("host {} runs already: see `twinvm host list`", config.name);
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(serve(folder, config));
+    // A request that still waits for something must not keep the daemon.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    folder.unpublish();
+    drop(lock);
+    result
+}
+
+async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
+    let identity = Identity::load(&folder.keys()).context("the host's keys cannot be used")?;
+    if identity.host() != config.name {
+        bail!(
+            "the certificate in {} is for host {}, not for {}",
+            folder.keys().display(),
+            identity.host(),
+            config.name
+        );
+    }
+    private_folder(&folder.vms())?;
+    let api = TcpListener::bind(config.listen).await;
+    let api = api.with_context(|| format!("cannot listen at {} (listen in host.toml)", config.listen))?;
+    let metrics = match config.metrics {
+        Some(address) => {
+            let listener = TcpListener::bind(address).await;
+            Some(listener.with_context(|| format!("cannot listen at {address} (metrics in host.toml)"))?)
+        }
+        None => None,
+    };
+    let addresses = DaemonAddresses {
+        pid: std::process::id(),
+        api: api.local_addr()?,
+        metrics: metrics.as_ref().map(TcpListener::local_addr).transpose()?,
+    };
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let daemon = Arc::new(Daemon {
+        registry: Registry::open(&config, addresses.api)?,
+        images: ImageStore::new(&config.images),
+        ends: NetworkEnds::default(),
+        replicas: Mutex::default(),
+        exe: program()?,
+        addresses: addresses.clone(),
+        client: Client::new(&identity),
+        runtime: Handle::current(),
+        operations: Mutex::default(),
+        stop: Notify::new(),
+        folder: folder.clone(),
+        config,
+    });
+    let keeper = daemon.clone();
+    thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.keep_lease())?;
+    daemon.adopt_replicas()?;
+    tokio::spawn(server::serve(api, identity.server_config(), server::router(daemon.clone())));
+    if let Some(listener) = metrics {
+        tokio::spawn(metrics::serve(listener, daemon.clone()));
+    }
+    folder.publish(&addresses)?;
+    let line = serde_json::json!({ "ready": daemon.config.name, "api": addresses.api, "metrics": addresses.metrics });
+    // Whoever started the daemon need not read it.
+    let _ = writeln!(std::io::stdout(), "{line}");
+    tracing::info!("host {} answers at {}", daemon.config.name, addresses.api);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = daemon.stop.notified() => {}
+    }
+    tracing::info!("host {} stops; its VMs go on", daemon.config.name);
+    Ok(())
+}
+
+impl Daemon {
+    /// What it says of itself.
+    pub fn view(&self) -> DaemonView {
+        DaemonView {
+            host: self.config.name.clone(),
+            folder: self.folder.path().to_owned(),
+            pid: self.addresses.pid,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            metrics: self.addresses.metrics,
+        }
+    }
+
+    /// The host's name.
+    pub fn host(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Talks to other hosts.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Waits for something asynchronous. Not for the runtime's own threads, which must not wait.
+    pub(super) fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Where asynchronous work runs.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The folder of a VM here.
+    pub(super) fn vm_folder(&self, vm: &str) -> VmFolder {
+        VmFolder::new(self.folder.vm(vm))
+    }
+
+    /// The sockets of a VM's network ends.
+    pub(super) fn end_sockets(&self, spec: &machine::spec::VmSpec) -> Vec<PathBuf> {
+        super::network_ends::sockets(spec, &self.config.store, &self.folder.vm(&spec.name))
+    }
+
+    /// The address at which secondaries listen: any port.
+    pub(super) fn secondary_listen(&self) -> SocketAddr {
+        SocketAddr::new(self.config.replication_ip(), 0)
+    }
+
+    /// The engine that a spec's choice means here.
+    pub(super) fn engine(&self, choice: EngineChoice) -> EngineKind {
+        match choice {
+            EngineChoice::Auto => self.registry.preferred_engine(),
+            EngineChoice::Kvm => EngineKind::Kvm,
+            EngineChoice::Soft => EngineKind::Soft,
+        }
+    }
+
+    /// The lock that an operation on a VM holds from its checks to its end.
+    pub(super) fn operation(&self, vm: &str) -> Operation {
+        Operation(lock(&self.operations).entry(vm.to_owned()).or_default().clone())
+    }
+
+    /// Ends the daemon.
+    pub(super) fn request_stop(&self) {
+        self.stop.notify_one();
+    }
+
+    fn keep_lease(&self) {
+        let mut reachable = true;
+        loop {
+            thread::sleep(LEASE_RENEWAL);
+            match self.registry.renew_lease() {
+                Ok(()) => {
+                    if !reachable {
+                        tracing::info!("the cluster store answers again");
+                    }
+                    reachable = true;
+                }
+                Err(error) => {
+                    if reachable {
+                        tracing::warn!("the lease cannot be renewed: {error}");
+                    }
+                    reachable = false;
+                }
+            }
+        }
+    }
+}
+
+/// The right to work on a VM, once locked.
+pub struct Operation(Arc<Mutex<()>>);
+
+impl Operation {
+    /// Waits for operations that are under way.
+    pub fn lock(&self) -> MutexGuard<'_, ()> {
+        lock(&self.0)
+    }
+}
+
+/// This program, by its path: an upgrade is used for replicas that are started after it.
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find the twinvm program")
+}

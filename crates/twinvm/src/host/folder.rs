@@ -1,0 +1,177 @@
+//! Where a host keeps things.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::paths;
+
+/// Longest path of a Unix socket, in bytes: `sun_path` less the terminator.
+const SOCKET_PATH_LEN_MAX: usize = 107;
+
+/// A host's folder:
+///
+/// | entry | content |
+/// | --- | --- |
+/// | `host.toml` | the host's configuration |
+/// | `keys/` | its certificate and key, and the certificate of the cluster's authority |
+/// | `authority/` | on the host that made the cluster: the key that signs certificates |
+/// | `vms/NAME/` | a replica of a VM: its disks, kernel, control socket, log |
+/// | `daemon.lock` | locked while the daemon runs |
+/// | `daemon.json` | where the running daemon listens |
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFolder(PathBuf);
+
+/// Where a running daemon listens; kept in the folder for the commands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonAddresses {
+    /// Its process.
+    pub pid: u32,
+    /// The REST API.
+    pub api: SocketAddr,
+    /// The metrics, if they are served.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl HostFolder {
+    /// The folder that `--dir` names, or the environment variable `TWINVM_HOST_DIR`, or `host` in the data folder.
+    pub fn find(dir: Option<&Path>) -> Result<Self> {
+        let dir = match dir {
+            Some(dir) => dir.to_owned(),
+            None => match std::env::var_os("TWINVM_HOST_DIR").filter(|dir| !dir.is_empty()) {
+                Some(dir) => dir.into(),
+                None => paths::data_dir()?.join("host"),
+            },
+        };
+        Ok(Self(std::path::absolute(&dir).with_context(|| format!("cannot resolve {}", dir.display()))?))
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.0.join("host.toml")
+    }
+
+    /// The folder of the host's own keys.
+    pub fn keys(&self) -> PathBuf {
+        self.0.join("keys")
+    }
+
+    /// The folder of the cluster's authority, if the cluster was made here.
+    pub fn authority(&self) -> PathBuf {
+        self.0.join("authority")
+    }
+
+    /// The folder of all VMs.
+    pub fn vms(&self) -> PathBuf {
+        self.0.join("vms")
+    }
+
+    /// The folder of one VM, whose name has been checked.
+    pub fn vm(&self, vm: &str) -> PathBuf {
+        self.vms().join(vm)
+    }
+
+    /// Takes the daemon's lock, which is held until the file is closed. `None` if a daemon has it.
+    pub fn lock(&self) -> Result<Option<File>> {
+        let path = self.0.join("daemon.lock");
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+
+    fn addresses_file(&self) -> PathBuf {
+        self.0.join("daemon.json")
+    }
+
+    /// Where the daemon listens, if one runs or was killed.
+    pub fn addresses(&self) -> Option<DaemonAddresses> {
+        serde_json::from_str(&fs::read_to_string(self.addresses_file()).ok()?).ok()
+    }
+
+    /// Says where the daemon listens, at once and in one piece.
+    pub fn publish(&self, addresses: &DaemonAddresses) -> Result<()> {
+        let path = self.addresses_file();
+        let temporary = path.with_extension("json.part");
+        fs::write(&temporary, serde_json::to_vec(addresses)?)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The daemon listens no more.
+    pub fn unpublish(&self) {
+        // A file that stays leads to a refused connection, which is reported as no daemon too.
+        let _ = fs::remove_file(self.addresses_file());
+    }
+}
+
+/// Makes a folder that only its owner may enter, and those above it; it may exist.
+pub fn private_folder(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make {}", path.display()))
+}
+
+/// Makes a folder that only its owner may enter, and that must not have anything in it yet.
+pub fn new_private_folder(path: &Path) -> Result<()> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => {
+            if entries.next().is_some() {
+                bail!("{} is not empty: remove it first, or choose another folder with --dir", path.display());
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot look into {}", path.display())),
+    }
+    private_folder(path)
+}
+
+/// Refuses a path that no Unix socket can have, before anything else goes wrong because of it.
+pub fn check_socket_path(path: &Path) -> Result<()> {
+    let len = path.as_os_str().len();
+    if len > SOCKET_PATH_LEN_MAX {
+        bail!(
+            "{}: the path of a socket may have {SOCKET_PATH_LEN_MAX} bytes, this one has {len}; choose shorter folders",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_daemon_at_a_time_has_the_folder() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = HostFolder::find(Some(temporary.path())).unwrap();
+        let lock = folder.lock().unwrap();
+        assert!(lock.is_some());
+        assert!(folder.lock().unwrap().is_none());
+        drop(lock);
+        assert!(folder.lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_folder_with_something_in_it_is_left_alone() {
+        let temporary = tempfile::tempdir().unwrap();
+        new_private_folder(&temporary.path().join("a/b")).unwrap();
+        assert!(new_private_folder(temporary.path()).unwrap_err().to_string().contains("not empty"));
+    }
+}

@@ -1,0 +1,132 @@
+//! Making a host, and the keys of further ones.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use cluster::store::SqliteStore;
+use replication::channel;
+
+use super::bundle::Bundle;
+use super::config::{HostConfig, check_host_name};
+use super::folder::{HostFolder, new_private_folder, private_folder};
+use crate::paths;
+use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
+
+/// Where a new host's keys come from.
+pub enum Keys {
+    /// It makes a cluster, and signs the keys of every further host.
+    NewCluster,
+    /// From a host that has made a cluster.
+    Bundle(PathBuf),
+}
+
+/// How to make a host.
+pub struct InitOptions {
+    /// Where its keys come from.
+    pub keys: Keys,
+    /// Its name; from the bundle or from the machine if none.
+    pub name: Option<String>,
+    /// Where its API listens.
+    pub listen: SocketAddr,
+    /// Where its metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// The cluster store; from the bundle, or a new one in the host's folder, if none.
+    pub store: Option<PathBuf>,
+    /// Bridges that VMs can be connected to.
+    pub networks: Vec<String>,
+}
+
+/// Makes a host in a folder that is not there or empty. Leaves nothing behind when it fails.
+pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
+    let bundle = match &options.keys {
+        Keys::NewCluster => None,
+        Keys::Bundle(path) => Some(Bundle::load(path)?),
+    };
+    let name = match (&options.name, &bundle) {
+        (Some(name), Some(bundle)) if *name != bundle.host => {
+            bail!(
+                "the bundle is for host {}, not for {name}: issue another with `twinvm host issue {name}`",
+                bundle.host
+            )
+        }
+        (_, Some(bundle)) => bundle.host.clone(),
+        (Some(name), None) => name.clone(),
+        (None, None) => machine_name()?,
+    };
+    let store = match (&options.store, &bundle) {
+        (Some(store), _) => std::path::absolute(store)?,
+        (None, Some(bundle)) => bundle.store.clone(),
+        (None, None) => folder.path().join("cluster.db"),
+    };
+    let config = HostConfig {
+        name,
+        listen: options.listen,
+        metrics: options.metrics,
+        store,
+        images: std::path::absolute(paths::images_dir()?)?,
+        networks: options.networks.clone(),
+        datastores: Vec::new(),
+        memory: None,
+        cpus: None,
+        suspicion_ms: SUSPICION_MS_DEFAULT,
+        epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
+    };
+    config.validate()?;
+    if folder.config().exists() {
+        bail!("{} holds a host already: choose another folder with --dir", folder.path().display());
+    }
+    new_private_folder(folder.path())?;
+    let made = write(folder, &config, bundle.as_ref());
+    if made.is_err() {
+        // Whatever is there was made just now: the folder was empty.
+        let _ = fs::remove_dir_all(folder.path());
+    }
+    made.map(|()| config)
+}
+
+fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> Result<()> {
+    match bundle {
+        Some(bundle) => bundle.unpack(&folder.keys())?,
+        None => {
+            SqliteStore::create(&config.store)?;
+            channel::create_authority(&folder.authority())?;
+            channel::issue(&folder.authority(), &config.name, &folder.keys())?;
+        }
+    }
+    // What cannot be used later is refused now.
+    let identity = channel::Identity::load(&folder.keys()).context("the keys cannot be used")?;
+    if identity.host() != config.name {
+        bail!("the certificate is for host {}, not for {}", identity.host(), config.name);
+    }
+    private_folder(&folder.vms())?;
+    let path = folder.config();
+    fs::write(&path, config.to_toml()?).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Makes the keys of a further host and writes them, packed, to `out`.
+pub fn issue(folder: &HostFolder, name: &str, out: &Path) -> Result<()> {
+    let config = HostConfig::load(folder)?;
+    check_host_name(name)?;
+    if name == config.name {
+        bail!("{name} is the name of this host: choose another");
+    }
+    if !folder.authority().is_dir() {
+        bail!("host {} has not made the cluster: issue keys on the host that has", config.name);
+    }
+    if out.exists() {
+        bail!("{} exists already", out.display());
+    }
+    let keys = tempfile::tempdir_in(folder.path()).context("cannot make a temporary folder")?;
+    channel::issue(&folder.authority(), name, keys.path())?;
+    Bundle::pack(name, &config.store, keys.path())?.save(out)
+}
+
+/// The machine's name, as far as it can be a host's.
+fn machine_name() -> Result<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the machine's name")?;
+    let name = name.trim().split('.').next().unwrap_or_default().to_lowercase();
+    check_host_name(&name).context("name the host with --name")?;
+    Ok(name)
+}

@@ -1,0 +1,285 @@
+//! What Prometheus reads: every figure of the replicas that run on this host, in OpenMetrics text over plain HTTP.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+
+use super::daemon::Daemon;
+use crate::replica::status::{Figures, ProtectionState, ReplicaStatus};
+
+type Labels = Vec<(&'static str, String)>;
+
+/// The media type of OpenMetrics.
+const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves `/metrics`. Does not end by itself.
+pub async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
+    let router = Router::new().route("/metrics", get(answer)).with_state(daemon);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::warn!("metrics are served no more: {error}");
+    }
+}
+
+async fn answer(State(daemon): State<Arc<Daemon>>) -> Response {
+    match text(daemon.host(), &daemon.local_vms().replicas) {
+        Ok(text) => ([(header::CONTENT_TYPE, MEDIA_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// A gauge of one value for each replica.
+struct GaugeOf {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    value: fn(&Figures) -> f64,
+}
+
+/// A counter of one value for each replica.
+struct CounterOf {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    value: fn(&Figures) -> u64,
+}
+
+const GAUGES: [GaugeOf; 12] = [
+    GaugeOf { name: "epoch", help: "The last epoch that the secondary holds", unit: None, value: |f| f.epoch as f64 },
+    GaugeOf {
+        name: "epochs_per_second",
+        help: "Epochs per second, of the last few seconds",
+        unit: None,
+        value: |f| f.epochs_per_s,
+    },
+    GaugeOf {
+        name: "epoch_length",
+        help: "Mean length of an epoch, of the last few seconds",
+        unit: Some(Unit::Seconds),
+        value: |f| f.epoch_ms / 1e3,
+    },
+    GaugeOf {
+        name: "epoch_dirty_pages",
+        help: "Mean number of pages changed in an epoch, of the last few seconds",
+        unit: None,
+        value: |f| f.dirty_pages as f64,
+    },
+    GaugeOf {
+        name: "checkpoint_pause_last",
+        help: "How long the last checkpoint paused the guest",
+        unit: Some(Unit::Seconds),
+        value: |f| f.pause_us.last / 1e6,
+    },
+    GaugeOf {
+        name: "lag_epochs",
+        help: "Epochs that the secondary has not yet acknowledged",
+        unit: None,
+        value: |f| f.lag_epochs as f64,
+    },
+    GaugeOf {
+        name: "output_waiting_frames",
+        help: "Frames that wait for their commit",
+        unit: None,
+        value: |f| f.waiting_frames as f64,
+    },
+    GaugeOf {
+        name: "output_waiting",
+        help: "Bytes of the frames that wait for their commit",
+        unit: Some(Unit::Bytes),
+        value: |f| f.waiting_bytes as f64,
+    },
+    GaugeOf {
+        name: "replication_memory",
+        help: "Memory that replication itself holds",
+        unit: Some(Unit::Bytes),
+        value: |f| f.memory_bytes as f64,
+    },
+    GaugeOf {
+        name: "takeover_detection",
+        help: "From the peer's last sign of life to the suspicion, at the last takeover",
+        unit: Some(Unit::Seconds),
+        value: |f| f.last_takeover.unwrap_or_default().detected_ms / 1e3,
+    },
+    GaugeOf {
+        name: "takeover_arbitration",
+        help: "How long arbitration in the cluster store took, at the last takeover",
+        unit: Some(Unit::Seconds),
+        value: |f| f.last_takeover.unwrap_or_default().arbitration_ms / 1e3,
+    },
+    GaugeOf {
+        name: "takeover_restore",
+        help: "From won arbitration to the running guest, at the last takeover",
+        unit: Some(Unit::Seconds),
+        value: |f| f.last_takeover.unwrap_or_default().restore_ms / 1e3,
+    },
+];
+
+const COUNTERS: [CounterOf; 3] = [
+    CounterOf { name: "dirty", help: "Bytes of changed pages", unit: Some(Unit::Bytes), value: |f| f.dirty_bytes },
+    CounterOf {
+        name: "sent",
+        help: "Bytes sent to the other replica",
+        unit: Some(Unit::Bytes),
+        value: |f| f.sent_bytes,
+    },
+    CounterOf { name: "failovers", help: "Takeovers by this replica", unit: None, value: |f| f.failovers },
+];
+
+/// The metrics of these replicas, in OpenMetrics text.
+pub fn text(host: &str, replicas: &[ReplicaStatus]) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("twinvm");
+    let mut families = Families { registry: &mut registry, host, replicas };
+    for GaugeOf { name, help, unit, value } in GAUGES {
+        families.gauge(name, help, unit, |status| vec![(None, value(&status.figures))]);
+    }
+    families.gauge("checkpoint_pause", "How long checkpoints pause the guest", Some(Unit::Seconds), |status| {
+        let pause = status.figures.pause_us;
+        quantiles([("0.5", pause.p50 / 1e6), ("0.99", pause.p99 / 1e6)])
+    });
+    families.gauge("output_delay", "How long output waits for its commit", Some(Unit::Seconds), |status| {
+        let latency = status.figures.latency_added_ms;
+        quantiles([("0.5", latency.p50 / 1e3), ("0.99", latency.p99 / 1e3)])
+    });
+    families.gauge("protection", "1 for the state of protection that the VM is in, 0 for the others", None, |status| {
+        let is = |state| f64::from(u8::from(status.protection.state == state));
+        ProtectionState::ALL.map(|state| (Some(("state", state.label())), is(state))).to_vec()
+    });
+    families.gauge("generation", "Generation that the replica acts in", None, |status| {
+        vec![(None, status.generation as f64)]
+    });
+    families.gauge("sync", "Bytes of the first sync's present phase", Some(Unit::Bytes), |status| {
+        let part = |part, bytes: u64| (Some(("part", part)), bytes as f64);
+        status.sync.map_or_else(Vec::new, |sync| vec![part("done", sync.done_bytes), part("total", sync.total_bytes)])
+    });
+    for CounterOf { name, help, unit, value } in COUNTERS {
+        families.counter(name, help, unit, |status| vec![(None, value(&status.figures))]);
+    }
+    families.counter("pages", "Pages sent, by encoding", None, |status| {
+        let pages = status.figures.pages;
+        [
+            ("zero", pages.zero),
+            ("unchanged", pages.unchanged),
+            ("word-runs", pages.word_runs),
+            ("delta", pages.delta),
+            ("lz4", pages.lz4),
+            ("raw", pages.raw),
+        ]
+        .map(|(encoding, count)| (Some(("encoding", encoding)), count))
+        .to_vec()
+    });
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// A value, with a label of its own if the figure has several.
+type Sample<T> = (Option<(&'static str, &'static str)>, T);
+
+fn quantiles(values: [(&'static str, f64); 2]) -> Vec<Sample<f64>> {
+    values.map(|(quantile, value)| (Some(("quantile", quantile)), value)).to_vec()
+}
+
+/// Adds metrics to a registry.
+struct Families<'a> {
+    registry: &'a mut Registry,
+    host: &'a str,
+    replicas: &'a [ReplicaStatus],
+}
+
+impl Families<'_> {
+    fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        samples: impl Fn(&ReplicaStatus) -> Vec<Sample<f64>>,
+    ) {
+        let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+        for status in self.replicas {
+            for (label, value) in samples(status) {
+                family.get_or_create(&self.labels(status, label)).set(value);
+            }
+        }
+        match unit {
+            Some(unit) => self.registry.register_with_unit(name, help, unit, family),
+            None => self.registry.register(name, help, family),
+        }
+    }
+
+    fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        samples: impl Fn(&ReplicaStatus) -> Vec<Sample<u64>>,
+    ) {
+        let family = Family::<Labels, Counter>::default();
+        for status in self.replicas {
+            for (label, value) in samples(status) {
+                family.get_or_create(&self.labels(status, label)).inc_by(value);
+            }
+        }
+        match unit {
+            Some(unit) => self.registry.register_with_unit(name, help, unit, family),
+            None => self.registry.register(name, help, family),
+        }
+    }
+
+    fn labels(&self, status: &ReplicaStatus, own: Option<(&'static str, &'static str)>) -> Labels {
+        let mut labels =
+            vec![("host", self.host.to_owned()), ("role", status.role.to_string()), ("vm", status.vm.clone())];
+        labels.extend(own.map(|(name, value)| (name, value.to_owned())));
+        labels
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use machine::engine::EngineKind;
+
+    use super::*;
+    use crate::replica::status::{PauseFigures, Protection, Role};
+
+    #[test]
+    fn every_figure_has_a_name_with_its_unit() {
+        let figures =
+            Figures { pause_us: PauseFigures { p99: 1500.0, ..PauseFigures::default() }, ..Figures::default() };
+        let status = ReplicaStatus {
+            vm: "redis".to_owned(),
+            host: "a".to_owned(),
+            pid: 1,
+            role: Role::Primary,
+            engine: EngineKind::Soft,
+            generation: 3,
+            running_s: 0,
+            protection: Protection::now(ProtectionState::Protected, None),
+            peer: None,
+            sync: None,
+            listen: None,
+            figures: Figures { sent_bytes: 7, ..figures },
+        };
+        let text = text("a", &[status]).unwrap();
+        for line in [
+            r#"twinvm_checkpoint_pause_seconds{host="a",role="primary",vm="redis",quantile="0.99"} 0.0015"#,
+            r#"twinvm_protection{host="a",role="primary",vm="redis",state="protected"} 1.0"#,
+            r#"twinvm_protection{host="a",role="primary",vm="redis",state="need-secondary"} 0.0"#,
+            r#"twinvm_sent_bytes_total{host="a",role="primary",vm="redis"} 7"#,
+            r#"twinvm_pages_total{host="a",role="primary",vm="redis",encoding="delta"} 0"#,
+            r#"twinvm_generation{host="a",role="primary",vm="redis"} 3.0"#,
+            "# UNIT twinvm_epoch_length_seconds seconds",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The host: its folder and keys, and the daemon that keeps replicas of VMs on it.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `folder`, `config` | where things are, and `host.toml` |
+//! | `init`, `bundle` | making a host, and the keys of further ones |
+//! | `registry` | the cluster store, as the daemon uses it |
+//! | `daemon` | the daemon: what it has, its start and end |
+//! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
+//! | `vm_folder`, `network_ends` | what a replica needs: disks, kernel, network ends |
+//! | `power`, `secondary`, `protection`, `views` | what the daemon does for VMs |
+//! | `attempts` | the search for a VM's secondary, as its state |
+//! | `metrics` | what Prometheus reads |
+
+mod attempts;
+mod bundle;
+pub mod config;
+mod daemon;
+pub mod folder;
+pub mod init;
+mod metrics;
+mod network_ends;
+mod power;
+mod process;
+mod protection;
+mod registry;
+mod replicas;
+mod secondary;
+mod views;
+mod vm_folder;
+
+pub use daemon::{Daemon, run};
+pub use vm_folder::VmContents;

@@ -1,0 +1,84 @@
+//! The network ends of VMs on this host.
+//!
+//! A user-mode end holds its guest's connections in its own process. It is shared by all hosts of this machine, so that it
+//! outlives any of them: its socket is in a folder beside the cluster store, which those hosts have in common. A bridge is
+//! another one on each host, and so is its end.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+use machine::bus::lock;
+use machine::spec::VmSpec;
+use network::end::{self, EndConfig, EndProcess, Lifetime};
+use network::{MacAddr, NetworkSpec};
+
+use super::folder::{check_socket_path, private_folder};
+
+/// How long an end waits for a replica before it ends by itself, in s. A VM whose hosts all fail is back sooner or not at all.
+const WITHOUT_CLIENT_S: u32 = 60;
+
+/// Network ends that this daemon has started, by socket.
+#[derive(Default)]
+pub struct NetworkEnds {
+    started: Mutex<BTreeMap<PathBuf, EndProcess>>,
+}
+
+/// The socket of each card's end, on the host whose store and VM folder these are.
+pub fn sockets(spec: &VmSpec, store: &Path, vm_folder: &Path) -> Vec<PathBuf> {
+    let shared = store.parent().unwrap_or(Path::new("/")).join("ends");
+    let socket = |(number, network): (usize, &NetworkSpec)| match network {
+        NetworkSpec::User(_) => shared.join(format!("{}-{number}.sock", spec.name)),
+        NetworkSpec::Bridge(_) => vm_folder.join(format!("net-{number}.sock")),
+    };
+    spec.networks.iter().enumerate().map(socket).collect()
+}
+
+impl NetworkEnds {
+    /// Starts those ends that do not answer.
+    pub fn ensure(&self, exe: &Path, spec: &VmSpec, sockets: &[PathBuf]) -> Result<()> {
+        for (number, (network, socket)) in spec.networks.iter().zip(sockets).enumerate() {
+            if end::status(socket).is_ok() {
+                continue;
+            }
+            if let Some(ended) = lock(&self.started).remove(socket) {
+                // It does not answer: this reaps it.
+                let _ = ended.stop();
+            }
+            self.start(exe, &spec.name, number, network, socket).with_context(|| format!("network {number}"))?;
+        }
+        Ok(())
+    }
+
+    fn start(&self, exe: &Path, vm: &str, number: usize, network: &NetworkSpec, socket: &Path) -> Result<()> {
+        check_socket_path(socket)?;
+        private_folder(socket.parent().unwrap_or(Path::new("/")))?;
+        let card = u32::try_from(number)?;
+        let config = EndConfig {
+            network: network.clone(),
+            guest_mac: network.mac().unwrap_or_else(|| MacAddr::for_vm(vm, card)),
+            lifetime: Lifetime::WithoutClient { limit_s: WITHOUT_CLIENT_S },
+        };
+        let log = socket.with_extension("log");
+        let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let end = EndProcess::spawn(exe, &config, socket, Stdio::from(log))?;
+        lock(&self.started).insert(socket.to_owned(), end);
+        Ok(())
+    }
+
+    /// Ends them, whoever has started them.
+    pub fn stop(&self, sockets: &[PathBuf]) {
+        for socket in sockets {
+            let stopped = match lock(&self.started).remove(socket) {
+                Some(end) => end.stop(),
+                None => end::stop(socket),
+            };
+            if let Err(error) = stopped {
+                tracing::debug!("network end: {error}");
+            }
+        }
+    }
+}

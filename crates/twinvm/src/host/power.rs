@@ -1,0 +1,264 @@
+//! VMs made, started, stopped and removed on this host.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use cluster::records::Power;
+use machine::spec::VmSpec;
+
+use super::daemon::Daemon;
+use super::folder::check_socket_path;
+use super::process::ReplicaProcess;
+use super::registry::KnownVm;
+use super::vm_folder::BOOT_FILE_BYTES_MAX;
+use crate::api::client::Target;
+use crate::api::error::ApiError;
+use crate::api::messages::{CreateVm, StartVm, StopHost, StopVm, VmView};
+use crate::replica::config::{ReplicaConfig, socket};
+use crate::replica::control::{self, Request};
+use crate::replica::status::{Role, unix_ms_now};
+
+/// How long a replica may take to answer a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a VM may take to end after its plug was pulled.
+const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long guests may take to shut down when the host stops with its VMs.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Daemon {
+    /// What the cluster store says about a VM.
+    pub(super) fn known(&self, vm: &str) -> Result<KnownVm, ApiError> {
+        self.registry
+            .vm(vm)?
+            .ok_or_else(|| ApiError::not_found(format!("there is no VM named {vm}")).hint("see `twinvm vm list`"))
+    }
+
+    /// The host that answers for a VM, if that is another one and it is alive.
+    pub fn home_elsewhere(&self, vm: &str) -> Result<Option<Target>, ApiError> {
+        if self.replica(vm).is_some_and(|replica| replica.is_primary()) {
+            return Ok(None);
+        }
+        let vm = self.known(vm)?;
+        if vm.home() == self.host() { Ok(None) } else { self.registry.alive_host(vm.home()) }
+    }
+
+    /// Refuses what only the VM's home can do.
+    pub(super) fn require_home(&self, vm: &KnownVm) -> Result<(), ApiError> {
+        if vm.home() == self.host() {
+            return Ok(());
+        }
+        Err(ApiError::unavailable(format!("host {}, which holds VM {}, is not alive", vm.home(), vm.name))
+            .hint("see `twinvm host list`"))
+    }
+
+    /// Makes a VM on this host.
+    pub fn create(self: &Arc<Self>, create: &CreateVm) -> Result<VmView, ApiError> {
+        let spec = VmSpec::parse(&create.spec).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let operation = self.operation(&spec.name);
+        let locked = operation.lock();
+        if self.registry.vm(&spec.name)?.is_some() {
+            return Err(ApiError::conflict(format!("there is a VM named {} already", spec.name)));
+        }
+        let folder = self.vm_folder(&spec.name);
+        check_socket_path(&socket(folder.path()))?;
+        for end in self.end_sockets(&spec) {
+            check_socket_path(&end)?;
+        }
+        self.registry.admit(&spec)?;
+        let kept = folder.create(&spec, &self.images).map_err(|error| ApiError::bad_request(format!("{error:#}")))?;
+        let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
+        if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
+            folder.remove_after_failure();
+            return Err(error);
+        }
+        tracing::info!("VM {} created", spec.name);
+        drop(locked);
+        if create.start { self.start_vm(&spec.name, StartVm::default()) } else { self.vm(&spec.name) }
+    }
+
+    /// Removes a VM from every host that is alive, disks included.
+    pub fn remove(&self, name: &str) -> Result<(), ApiError> {
+        let operation = self.operation(name);
+        let _locked = operation.lock();
+        let vm = self.known(name)?;
+        self.require_home(&vm)?;
+        if let Some(replica) = self.replica(name) {
+            if replica.is_primary() {
+                return Err(ApiError::conflict(format!("VM {name} runs"))
+                    .hint(format!("stop it first with `twinvm vm stop {name}`")));
+            }
+            replica.end(REQUEST_TIMEOUT);
+        }
+        self.registry.remove_vm(&vm)?;
+        // From here on nobody starts it. Hosts that are not alive now keep a folder that no VM refers to.
+        self.drop_secondaries(name, true)?;
+        self.ends.stop(&self.end_sockets(&vm.spec));
+        self.vm_folder(name).remove()?;
+        tracing::info!("VM {name} removed");
+        Ok(())
+    }
+
+    /// Starts a VM from its disks.
+    pub fn start_vm(self: &Arc<Self>, name: &str, how: StartVm) -> Result<VmView, ApiError> {
+        let operation = self.operation(name);
+        let _locked = operation.lock();
+        let vm = self.known(name)?;
+        if !how.from_stale_disks {
+            self.require_home(&vm).map_err(|error| {
+                let here = self.vm_folder(name).contents().is_some();
+                let advice =
+                    "start from this host's older copy of the disks with --from-stale-disks, losing what is newer";
+                if here { error.hint(advice) } else { error }
+            })?;
+        }
+        if let Some(replica) = self.replica(name) {
+            if replica.is_primary() && replica.status().is_some_and(|status| status.generation >= vm.claim.generation) {
+                return Err(ApiError::conflict(format!("VM {name} runs already")));
+            }
+            // A secondary, or a primary that has been succeeded.
+            replica.end(REQUEST_TIMEOUT);
+        }
+        let folder = self.vm_folder(name);
+        let local = folder.local_spec(&vm.spec)?;
+        self.registry.admit_start(&vm, how.from_stale_disks)?;
+        let network_ends = self.end_sockets(&vm.spec);
+        self.ends
+            .ensure(&self.exe, &vm.spec, &network_ends)
+            .map_err(|error| ApiError::conflict(format!("VM {name}: {error:#}")))?;
+        let engine = self.engine(vm.spec.engine);
+        self.registry.update(name, |record| {
+            record.power = Power::On;
+            record.engine = Some(engine);
+            record.network_ends.clone_from(&network_ends);
+            record.syncing_to = None;
+        })?;
+        // No replica of an earlier time may run from now on, wherever it is.
+        self.registry.claim_alone(&vm)?;
+        let config = ReplicaConfig {
+            vm: vm.name.clone(),
+            host: self.host().to_owned(),
+            spec: machine::spec::to_toml(&local).context("the spec cannot be written")?,
+            role: Role::Primary,
+            engine,
+            store: self.config.store.clone(),
+            identity: self.folder.keys(),
+            folder: folder.path().to_owned(),
+            network_ends,
+            listen: None,
+            suspicion_ms: vm.record.ft.suspicion_ms,
+            epoch_ms_max: vm.record.ft.epoch_ms_max,
+        };
+        let started = ReplicaProcess::start(&self.exe, &config);
+        let (process, status) = started.map_err(|error| {
+            self.vm_powered_off(name);
+            ApiError::conflict(format!("VM {name} cannot be started: {error:#}"))
+        })?;
+        self.watch_replica(name.to_owned(), process, Some(status))?;
+        tracing::info!("VM {name} started");
+        self.vm(name)
+    }
+
+    /// Presses a VM's power button, or pulls the plug.
+    pub fn stop_vm(&self, name: &str, how: StopVm) -> Result<VmView, ApiError> {
+        let operation = self.operation(name);
+        let _locked = operation.lock();
+        let vm = self.known(name)?;
+        self.require_home(&vm)?;
+        let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {
+            return Err(
+                ApiError::conflict(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
+            );
+        };
+        self.registry.set_power(name, Power::Off)?;
+        replica.ask(&Request::Stop { force: how.force }, REQUEST_TIMEOUT)?;
+        if how.force {
+            if !replica.wait(PLUG_TIMEOUT) {
+                return Err(anyhow::anyhow!("VM {name} does not end").into());
+            }
+            let deadline = Instant::now() + REQUEST_TIMEOUT;
+            while self.replica(name).is_some() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        self.vm(name)
+    }
+
+    /// A VM has ended here by itself or by request, not by a fault.
+    pub(super) fn vm_powered_off(&self, name: &str) {
+        let ended = self.known(name).and_then(|vm| {
+            if vm.home() == self.host() {
+                self.registry.set_power(name, Power::Off)?;
+                self.ends.stop(&self.end_sockets(&vm.spec));
+            }
+            Ok(())
+        });
+        if let Err(error) = ended {
+            tracing::warn!("VM {name}: {error}");
+        }
+    }
+
+    /// Connects to a VM's console: the connection, and what has been written since.
+    pub fn console(&self, name: &str) -> Result<(UnixStream, Vec<u8>), ApiError> {
+        let vm = self.known(name)?;
+        if self.replica(name).is_none_or(|replica| !replica.is_primary()) {
+            self.require_home(&vm)?;
+            return Err(ApiError::conflict(format!("VM {name} does not run"))
+                .hint(format!("start it with `twinvm vm start {name}`")));
+        }
+        Ok(control::console(&socket(&self.folder.vm(name)), REQUEST_TIMEOUT)?)
+    }
+
+    /// The kernel or the initial RAM disk of a VM here.
+    pub fn boot_file(&self, name: &str, file: &str) -> Result<Vec<u8>, ApiError> {
+        let folder = self.vm_folder(&self.known(name)?.name);
+        let path = match file {
+            "kernel" => folder.kernel(),
+            "initrd" => folder.initrd(),
+            _ => return Err(ApiError::not_found(format!("a VM has no boot file named {file}"))),
+        };
+        let mut bytes = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(BOOT_FILE_BYTES_MAX).read_to_end(&mut bytes));
+        read.with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(bytes)
+    }
+
+    /// Ends the daemon, and its VMs if asked to.
+    pub fn stop_host(&self, how: StopHost) -> Result<(), ApiError> {
+        if how.with_vms {
+            self.stop_vms();
+        }
+        self.request_stop();
+        Ok(())
+    }
+
+    fn stop_vms(&self) {
+        let (primaries, secondaries): (Vec<_>, Vec<_>) =
+            self.all_replicas().into_iter().partition(|replica| replica.is_primary());
+        for replica in secondaries {
+            replica.end(REQUEST_TIMEOUT);
+        }
+        for replica in &primaries {
+            if let Err(error) = replica.ask(&Request::Stop { force: false }, REQUEST_TIMEOUT) {
+                tracing::warn!("VM {}: {error:#}", replica.vm);
+            }
+        }
+        let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+        for replica in &primaries {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !replica.wait(left) {
+                tracing::warn!("VM {} does not shut down: its plug is pulled", replica.vm);
+                replica.end(PLUG_TIMEOUT);
+            }
+        }
+        // The watching threads still have to note that the VMs are off.
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        while !self.all_replicas().is_empty() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

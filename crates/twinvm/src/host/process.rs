@@ -1,0 +1,187 @@
+//! The process of a replica, as the daemon sees it. It outlives the daemon.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::replica::config::{self, ReplicaConfig};
+use crate::replica::control::{self, Request};
+use crate::replica::status::{ReplicaEnd, ReplicaStatus};
+
+/// How long a status may take.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a replica may take from its start to its first answer. It may have to measure engines and unpack a kernel.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a killed process may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// What of a log is shown when a replica did not start, in bytes.
+const LOG_TAIL_BYTES: u64 = 2000;
+
+/// A replica's process.
+#[derive(Debug)]
+pub struct ReplicaProcess {
+    folder: PathBuf,
+    /// Only if this daemon started it: an earlier one may have.
+    child: Option<Child>,
+}
+
+impl ReplicaProcess {
+    /// Starts a replica and waits until it answers. It gets a process group of its own, so that neither Ctrl-C in the daemon's
+    /// terminal nor the daemon's end reaches it.
+    pub fn start(exe: &Path, config: &ReplicaConfig) -> Result<(Self, ReplicaStatus)> {
+        let file = config::file(&config.folder);
+        config.save(&file)?;
+        ReplicaEnd::clear(&config.folder);
+        let log = log_file(&config.folder);
+        let log = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&log);
+        let log = log.context("cannot write the replica's log")?;
+        let child = Command::new(exe)
+            .arg("replica")
+            .arg("--config")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {}", exe.display()))?;
+        fs::write(pid_file(&config.folder), child.id().to_string()).context("cannot note the replica's process")?;
+        let mut process = Self { folder: config.folder.clone(), child: Some(child) };
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if let Ok(status) = process.status() {
+                return Ok((process, status));
+            }
+            if process.is_gone() {
+                bail!("{}", process.why_it_ended());
+            }
+            if Instant::now() > deadline {
+                process.kill();
+                bail!("the replica did not answer within {} s", START_TIMEOUT.as_secs());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Finds the process of a replica that an earlier daemon has started.
+    pub fn adopt(folder: &Path) -> Option<Self> {
+        find(folder).map(|_| Self { folder: folder.to_owned(), child: None })
+    }
+
+    /// What it says of itself.
+    pub fn status(&self) -> Result<ReplicaStatus> {
+        control::ask(&config::socket(&self.folder), &Request::Status, STATUS_TIMEOUT)
+    }
+
+    /// Whether the process has ended. If so, it is reaped.
+    pub fn is_gone(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => !matches!(child.try_wait(), Ok(None)),
+            None => find(&self.folder).is_none(),
+        }
+    }
+
+    /// Kills it, even if it is stopped, and waits until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(process) = find(&self.folder)
+            && let Err(error) = pidfd_send_signal(&process, Signal::KILL)
+        {
+            tracing::warn!("{}: cannot kill the replica: {error}", self.folder.display());
+        }
+        if !self.wait(KILL_TIMEOUT) {
+            tracing::warn!("{}: the replica cannot be killed", self.folder.display());
+        }
+    }
+
+    /// Waits until it has ended; whether it has.
+    pub fn wait(&mut self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        while !self.is_gone() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Why a process that is gone has ended.
+    pub fn why_it_ended(&self) -> String {
+        if let Some(end) = ReplicaEnd::left_in(&self.folder) {
+            return end.to_string();
+        }
+        match log_tail(&self.folder) {
+            Some(line) => format!("the replica's process died: {line}"),
+            None => "the replica's process died".to_owned(),
+        }
+    }
+}
+
+fn pid_file(folder: &Path) -> PathBuf {
+    folder.join("replica.pid")
+}
+
+fn log_file(folder: &Path) -> PathBuf {
+    folder.join("replica.log")
+}
+
+/// The running process of the replica in this folder. Process ids are used again: a process with another command line is
+/// not it. The descriptor refers to the process that was checked, whatever happens to its id.
+fn find(folder: &Path) -> Option<OwnedFd> {
+    let pid: i32 = fs::read_to_string(pid_file(folder)).ok()?.trim().parse().ok()?;
+    let process = pidfd_open(Pid::from_raw(pid).filter(|_| pid > 0)?, PidfdFlags::empty()).ok()?;
+    let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let file = config::file(folder);
+    command_line.split(|&byte| byte == 0).any(|argument| argument == file.as_os_str().as_bytes()).then_some(process)
+}
+
+/// The last line of a replica's log.
+fn log_tail(folder: &Path) -> Option<String> {
+    let mut file = File::open(log_file(folder)).ok()?;
+    let len = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL_BYTES))).ok()?;
+    let mut tail = Vec::new();
+    file.take(LOG_TAIL_BYTES).read_to_end(&mut tail).ok()?;
+    let tail = String::from_utf8_lossy(&tail);
+    tail.lines().rev().find(|line| !line.trim().is_empty()).map(|line| line.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_process_that_was_started_is_taken_for_the_replica() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(ReplicaProcess::adopt(folder.path()).is_none());
+        // The number is this test's: its command line is another.
+        fs::write(pid_file(folder.path()), std::process::id().to_string()).unwrap();
+        assert!(ReplicaProcess::adopt(folder.path()).is_none());
+        let child = Command::new("/bin/sh")
+            .arg("-c")
+            .arg("sleep 1000 & wait")
+            .arg(config::file(folder.path()))
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        fs::write(pid_file(folder.path()), child.id().to_string()).unwrap();
+        let mut adopted = ReplicaProcess::adopt(folder.path()).unwrap();
+        adopted.child = Some(child);
+        assert!(!adopted.is_gone());
+        adopted.kill();
+        assert!(adopted.is_gone() && ReplicaProcess::adopt(folder.path()).is_none());
+        assert_eq!(adopted.why_it_ended(), "the replica's process died");
+        fs::write(log_file(folder.path()), "one\ntwo\n\n").unwrap();
+        assert_eq!(adopted.why_it_ended(), "the replica's process died: two");
+    }
+}

@@ -1,0 +1,239 @@
+//! Fault tolerance of the VMs that run here: what administrators ask for, and the search for a secondary.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use axum::http::Method;
+use cluster::records::{HostName, Power};
+
+use super::attempts::{Ended, Next};
+use super::daemon::Daemon;
+use super::registry::KnownVm;
+use super::replicas::Replica;
+use crate::api::client::Target;
+use crate::api::error::ApiError;
+use crate::api::messages::{DropSecondary, FtAction, FtPrice, FtWanted, PrepareSecondary, PreparedSecondary, VmView};
+use crate::replica::control::{Request, UnprotectReason};
+use crate::replica::status::{ProtectionState, ReplicaStatus};
+
+/// How long a replica may take to answer a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long another host may take to prepare a secondary. It may have to fetch a kernel.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long another host may take to end a secondary.
+const DROP_TIMEOUT: Duration = Duration::from_secs(15);
+impl Daemon {
+    /// Looks for a secondary if the primary here should have one and has none.
+    pub(super) fn consider_protection(self: &Arc<Self>, replica: &Arc<Replica>, status: &ReplicaStatus) {
+        match replica.attempts.observe(status) {
+            Next::Wait => {}
+            Next::Begin => self.begin_attempt(replica),
+            // From now on the claim reserves the secondary's resources.
+            Next::Protected => self.reserve(&replica.vm, None),
+            Next::Lost { host, message } => {
+                tracing::info!("VM {}: host {host} is not its secondary: {}", replica.vm, status.protection);
+                if let Some(message) = message {
+                    self.registry.note_failure(&replica.vm, &host, &message);
+                }
+                self.reserve(&replica.vm, None);
+            }
+        }
+    }
+
+    fn begin_attempt(self: &Arc<Self>, replica: &Arc<Replica>) {
+        let (daemon, seeker) = (self.clone(), replica.clone());
+        let spawned = thread::Builder::new().name(format!("protect {}", replica.vm)).spawn(move || {
+            let ended = daemon.find_secondary(&seeker).unwrap_or_else(|text| {
+                tracing::debug!("VM {}: no secondary: {text}", seeker.vm);
+                Ended::Failed(text)
+            });
+            seeker.attempts.end(ended);
+        });
+        if let Err(error) = spawned {
+            replica.attempts.end(Ended::Failed(format!("cannot start a thread: {error}")));
+        }
+    }
+
+    /// Reserves what the secondary needs on the host that is being given its first copy, or nothing any more.
+    fn reserve(&self, vm: &str, host: Option<&HostName>) {
+        // Without the store there is no planning either.
+        if let Err(error) = self.registry.update(vm, |record| record.syncing_to = host.cloned()) {
+            tracing::debug!("VM {vm}: {error}");
+        }
+    }
+
+    /// One attempt: plans, lets the chosen host prepare, and tells the primary.
+    fn find_secondary(&self, replica: &Replica) -> Result<Ended, String> {
+        let text = |error: ApiError| error.problem.error;
+        let vm = self.known(&replica.vm).map_err(text)?;
+        if !vm.record.ft.is_wanted() || vm.record.power == Power::Off || vm.home() != self.host() {
+            return Ok(Ended::NotWanted);
+        }
+        let host = self.registry.plan_secondary(&vm.name).map_err(text)??;
+        self.reserve(&vm.name, Some(&host));
+        let prepared = self.prepare_at(&vm, replica, &host);
+        let wanted = self.known(&vm.name).is_ok_and(|vm| vm.record.ft.is_wanted());
+        let told = prepared.and_then(|(target, address)| {
+            // What was wanted may have changed while the host prepared.
+            if !wanted {
+                self.drop_secondary_at(&target, &vm.name, false);
+                return Ok(Ended::NotWanted);
+            }
+            let request = Request::Protect { secondary: host.to_string(), address };
+            replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| {
+                self.drop_secondary_at(&target, &vm.name, false);
+                format!("{error:#}")
+            })?;
+            Ok(Ended::Told(host.to_string()))
+        });
+        if !matches!(told, Ok(Ended::Told(_))) {
+            self.reserve(&vm.name, None);
+        }
+        told.inspect_err(|error| self.registry.note_failure(&vm.name, &host, error))
+    }
+
+    /// Lets a host prepare a secondary; where it listens then.
+    fn prepare_at(&self, vm: &KnownVm, replica: &Replica, host: &HostName) -> Result<(Target, SocketAddr), String> {
+        let target = self.registry.alive_host(host).map_err(|error| error.problem.error)?;
+        let target = target.ok_or_else(|| format!("host {host} is not alive any more"))?;
+        let contents = self.vm_folder(&vm.name).contents().ok_or("the VM's folder is incomplete on this host")?;
+        let prepare = PrepareSecondary {
+            primary: self.host().to_owned(),
+            spec: vm.record.spec.clone(),
+            engine: replica.status().ok_or("the replica does not answer")?.engine,
+            contents,
+        };
+        let path = format!("/v1/secondaries/{}", vm.name);
+        let prepared: PreparedSecondary = self
+            .wait_for(self.client().call(&target, Method::PUT, &path, Some(&prepare), PREPARE_TIMEOUT))
+            .map_err(|error| error.to_string())?;
+        Ok((target, prepared.address))
+    }
+
+    fn drop_secondary_at(&self, target: &Target, vm: &str, remove_disks: bool) {
+        let path = format!("/v1/secondaries/{vm}");
+        let drop = DropSecondary { remove_disks };
+        let dropped: Result<serde_json::Value, _> =
+            self.wait_for(self.client().call(target, Method::DELETE, &path, Some(&drop), DROP_TIMEOUT));
+        if let Err(error) = dropped {
+            tracing::warn!("VM {vm}: its secondary at host {} was not ended: {error}", target.host);
+        }
+    }
+
+    /// Ends the secondary wherever one may be.
+    pub(super) fn drop_secondaries(&self, vm: &str, remove_disks: bool) -> Result<(), ApiError> {
+        for target in self.registry.alive_hosts()?.iter().filter(|target| target.host != self.host()) {
+            self.drop_secondary_at(target, vm, remove_disks);
+        }
+        Ok(())
+    }
+
+    /// What protection of a VM costs.
+    pub fn ft_price(&self, vm: &str) -> Result<FtPrice, ApiError> {
+        let vm = self.known(vm)?;
+        let contents = self.vm_folder(&vm.name).contents();
+        let (secondary, obstacle) = match self.registry.plan_secondary(&vm.name)? {
+            Ok(host) => (Some(host.to_string()), None),
+            Err(obstacle) => (None, Some(obstacle)),
+        };
+        Ok(FtPrice {
+            primary: vm.home().to_owned(),
+            vm: vm.name,
+            secondary,
+            obstacle,
+            memory_bytes: vm.spec.memory.bytes(),
+            cpus: vm.spec.cpus,
+            disk_bytes: contents.map_or(0, |contents| contents.disk_bytes.iter().sum()),
+        })
+    }
+
+    /// Does what an administrator asks for. Returns when it has begun; the view shows how it goes on.
+    pub fn ft(self: &Arc<Self>, name: &str, action: FtAction) -> Result<VmView, ApiError> {
+        let operation = self.operation(name);
+        let _locked = operation.lock();
+        let vm = self.known(name)?;
+        self.require_home(&vm)?;
+        let replica = self.replica(name).filter(|replica| replica.is_primary());
+        if !vm.record.ft.enabled && !matches!(action, FtAction::On | FtAction::Off) {
+            return Err(ApiError::conflict(format!("fault tolerance of VM {name} is off"))
+                .hint(format!("turn it on with `twinvm ft on {name}`")));
+        }
+        match action {
+            FtAction::On => {
+                if !vm.record.ft.enabled
+                    && let Err(obstacle) = self.registry.plan_secondary(name)?
+                {
+                    return Err(ApiError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
+                        .hint("see the hosts with `twinvm host list`"));
+                }
+                self.want(&vm, FtWanted { enabled: true, suspended: false })?;
+            }
+            FtAction::Resume => self.want(&vm, FtWanted { enabled: true, suspended: false })?,
+            FtAction::Off => {
+                self.want(&vm, FtWanted { enabled: false, suspended: false })?;
+                self.let_go(name, replica.as_deref(), UnprotectReason::Off)?;
+            }
+            FtAction::Suspend => {
+                self.want(&vm, FtWanted { enabled: true, suspended: true })?;
+                self.let_go(name, replica.as_deref(), UnprotectReason::Suspend)?;
+            }
+            FtAction::RestartSecondary => {
+                let replica = running(name, replica.as_deref())?;
+                self.let_go(name, Some(replica), UnprotectReason::Restart)?;
+            }
+            FtAction::Failover => {
+                let replica = protected(name, replica.as_deref())?;
+                // The answer is that there is none: the process is gone.
+                let _ = replica.ask(&Request::Kill, REQUEST_TIMEOUT);
+                if !replica.wait(REQUEST_TIMEOUT) {
+                    replica.process().kill();
+                }
+            }
+            FtAction::Switchover => {
+                protected(name, replica.as_deref())?.ask(&Request::Switchover, REQUEST_TIMEOUT)?;
+            }
+        }
+        self.registry.forget_failures(name);
+        if let Some(replica) = &replica {
+            replica.attempts.hurry();
+        }
+        self.vm(name)
+    }
+
+    fn want(&self, vm: &KnownVm, ft: FtWanted) -> Result<(), ApiError> {
+        if vm.ft() == ft {
+            return Ok(());
+        }
+        self.registry.update(&vm.name, |record| {
+            (record.ft.enabled, record.ft.suspended) = (ft.enabled, ft.suspended);
+        })
+    }
+
+    /// Lets the secondary go, at both ends. The primary is told first: the end of the secondary is no loss to it then.
+    fn let_go(&self, vm: &str, replica: Option<&Replica>, reason: UnprotectReason) -> Result<(), ApiError> {
+        if let Some(replica) = replica {
+            replica.ask(&Request::Unprotect { reason }, REQUEST_TIMEOUT)?;
+        }
+        self.drop_secondaries(vm, reason == UnprotectReason::Off)
+    }
+}
+
+fn running<'a>(vm: &str, replica: Option<&'a Replica>) -> Result<&'a Replica, ApiError> {
+    replica.ok_or_else(|| {
+        ApiError::conflict(format!("VM {vm} does not run")).hint(format!("start it with `twinvm vm start {vm}`"))
+    })
+}
+
+/// A replica whose end its VM survives.
+fn protected<'a>(vm: &str, replica: Option<&'a Replica>) -> Result<&'a Replica, ApiError> {
+    let replica = running(vm, replica)?;
+    // Asked now: what it said last may be out of date.
+    let status = replica.ask(&Request::Status, REQUEST_TIMEOUT)?;
+    if status.protection.state != ProtectionState::Protected {
+        return Err(ApiError::conflict(format!("VM {vm}: {}", status.protection))
+            .hint(format!("wait until `twinvm ft status {vm}` says Protected")));
+    }
+    Ok(replica)
+}

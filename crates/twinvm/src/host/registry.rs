@@ -1,0 +1,286 @@
+//! The cluster store, as the daemon uses it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, anyhow};
+use cluster::arbiter::StoreArbiter;
+use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
+use cluster::records::{
+    ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostName, HostRecord, Lease, Power, VmName, VmRecord,
+    VmState,
+};
+use cluster::store::{SqliteStore, Store};
+use machine::bus::lock;
+use machine::engine::EngineKind;
+use machine::probe::probe;
+use machine::spec::{VmSpec, to_toml};
+use replication::protocol::{Arbiter, Claim, ReplicaId, Verdict};
+
+use super::config::HostConfig;
+use crate::api::client::Target;
+use crate::api::error::ApiError;
+use crate::api::messages::FtWanted;
+use crate::replica::status::unix_ms_now;
+
+/// How long a host counts as alive after it has renewed its lease, in ms.
+const LEASE_TTL_MS: u64 = 3_000;
+/// vCPUs that VMs may have for each processor of the machine, unless configured.
+const CPUS_PER_PROCESSOR: usize = 4;
+
+/// A VM of the cluster.
+#[derive(Clone, Debug)]
+pub struct KnownVm {
+    /// Its name.
+    pub name: String,
+    /// Its spec.
+    pub spec: VmSpec,
+    /// What its administrator wants.
+    pub record: VmRecord,
+    /// Which replicas may run it.
+    pub claim: Claim,
+}
+
+impl KnownVm {
+    fn new(state: VmState) -> Result<Self, ApiError> {
+        let spec = state.record.vm_spec().map_err(|error| anyhow!("VM {}: {error}", state.record.name))?;
+        Ok(Self { name: state.record.name.to_string(), spec, record: state.record, claim: state.claim.claim })
+    }
+
+    /// The host that runs it, or whose disks it starts from.
+    pub fn home(&self) -> &str {
+        self.claim.primary.as_str()
+    }
+
+    /// What is wanted of fault tolerance.
+    pub fn ft(&self) -> FtWanted {
+        FtWanted { enabled: self.record.ft.enabled, suspended: self.record.ft.suspended }
+    }
+}
+
+/// The records of the cluster, and this host's own.
+pub struct Registry {
+    cluster: Cluster,
+    host: HostRecord,
+    failures: Mutex<Failures>,
+}
+
+impl Registry {
+    /// Opens the store and registers the host, whose API listens at `api`. Measures the engines, which takes a moment.
+    pub fn open(config: &HostConfig, api: SocketAddr) -> Result<Self> {
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store)?);
+        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get()) * CPUS_PER_PROCESSOR;
+        let host = HostRecord {
+            name: config.name.parse()?,
+            api_address: api,
+            replication_ip: config.replication_ip(),
+            boot_id: boot_id()?,
+            cpus: config.cpus.unwrap_or(u32::try_from(cpus)?),
+            memory_bytes: match config.memory {
+                Some(memory) => memory.bytes(),
+                None => crate::foreground::open::host_memory_bytes()?,
+            },
+            engines: engines(),
+            networks: config.networks.clone(),
+            datastores: config.datastores.clone(),
+            lease: Lease { renewed_unix_ms: unix_ms_now(), ttl_ms: LEASE_TTL_MS },
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            unknown: Default::default(),
+        };
+        let cluster = Cluster::new(store);
+        cluster.put_host(&host).context("cannot register the host")?;
+        Ok(Self { cluster, host, failures: Mutex::default() })
+    }
+
+    /// Renews the host's lease. A host that was removed meanwhile registers again.
+    pub fn renew_lease(&self) -> Result<(), ApiError> {
+        let now = unix_ms_now();
+        match self.cluster.renew_lease(&self.host.name, now) {
+            Err(ClusterError::NoHost(_)) => {
+                let lease = Lease { renewed_unix_ms: now, ..self.host.lease };
+                Ok(self.cluster.put_host(&HostRecord { lease, ..self.host.clone() })?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// The host's preferred engine.
+    pub fn preferred_engine(&self) -> EngineKind {
+        self.host.engines.first().copied().unwrap_or(EngineKind::Soft)
+    }
+
+    /// Everything, as of now.
+    pub fn state(&self) -> Result<ClusterState, ApiError> {
+        Ok(self.cluster.state()?)
+    }
+
+    /// All hosts whose lease is good.
+    pub fn alive_hosts(&self) -> Result<Vec<Target>, ApiError> {
+        Ok(alive_hosts(&self.state()?))
+    }
+
+    /// Where a host's API listens; none if its lease has ended.
+    pub fn alive_host(&self, name: &str) -> Result<Option<Target>, ApiError> {
+        Ok(self.alive_hosts()?.into_iter().find(|target| target.host == name))
+    }
+
+    /// The VM of that name, if there is one.
+    pub fn vm(&self, name: &str) -> Result<Option<KnownVm>, ApiError> {
+        // A name that no VM can have is none's.
+        let Ok(name) = name.parse::<VmName>() else { return Ok(None) };
+        let record = match self.cluster.vm(&name) {
+            Err(ClusterError::NoVm(_)) => return Ok(None),
+            other => other?,
+        };
+        match self.cluster.claim(&name) {
+            Err(ClusterError::NoVm(_)) => Ok(None),
+            other => KnownVm::new(VmState { record, claim: other? }).map(Some),
+        }
+    }
+
+    /// Keeps a new VM, whose disks are on this host. Refused if it can never run here.
+    pub fn add_vm(&self, spec: &VmSpec, config: &HostConfig, created_unix_ms: u64) -> Result<(), ApiError> {
+        let ft = FtSettings::disabled(config.suspicion_ms, config.epoch_ms_max);
+        let name: VmName = spec.name.parse().map_err(ClusterError::from)?;
+        let text = to_toml(spec).context("the spec cannot be written")?;
+        self.cluster.create_vm(&VmRecord::new(name, text, ft, created_unix_ms), &self.host.name)?;
+        Ok(())
+    }
+
+    /// Whether this host can run a VM that is not there yet; if not, why.
+    pub fn admit(&self, spec: &VmSpec) -> Result<(), ApiError> {
+        let name: VmName = spec.name.parse().map_err(ClusterError::from)?;
+        let text = to_toml(spec).context("the spec cannot be written")?;
+        let record = VmRecord::new(name, text, FtSettings::disabled(0, 0), 0);
+        let claim = Claim { generation: 0, primary: self.host.name.replica(), secondary: None };
+        self.admit_primary(&VmState { record, claim: ClaimRecord::first(claim) }, false)
+    }
+
+    /// Whether this host can start a VM; if not, why. `from_stale_disks` allows it though another host had the VM last.
+    pub fn admit_start(&self, vm: &KnownVm, from_stale_disks: bool) -> Result<(), ApiError> {
+        let name: VmName = vm.name.parse().map_err(ClusterError::from)?;
+        let claim = self.cluster.claim(&name)?;
+        self.admit_primary(&VmState { record: vm.record.clone(), claim }, from_stale_disks)
+    }
+
+    fn admit_primary(&self, vm: &VmState, forced: bool) -> Result<(), ApiError> {
+        let state = self.state()?;
+        // Only this host is asked about.
+        let here = ClusterState {
+            hosts: state.hosts.iter().filter(|host| host.name == self.host.name).cloned().collect(),
+            ..state
+        };
+        place_primary(vm, &here, forced, unix_ms_now())
+            .map(drop)
+            .map_err(|error| ApiError::conflict(format!("VM {} cannot run here: host {error}", vm.record.name)))
+    }
+
+    /// Removes a VM.
+    pub fn remove_vm(&self, vm: &KnownVm) -> Result<(), ApiError> {
+        Ok(self.cluster.delete_vm(&vm.record.name)?)
+    }
+
+    /// Changes what is wanted of a VM.
+    pub fn update(&self, name: &str, change: impl FnMut(&mut VmRecord)) -> Result<(), ApiError> {
+        let name: VmName = name.parse().map_err(ClusterError::from)?;
+        self.cluster.update_vm(&name, change)?;
+        Ok(())
+    }
+
+    /// Whether a VM is to run.
+    pub fn set_power(&self, name: &str, power: Power) -> Result<(), ApiError> {
+        self.update(name, |record| record.power = power)
+    }
+
+    /// Makes this host the only one that may run the VM. Fails if the claim has changed since `vm` was read.
+    pub fn claim_alone(&self, vm: &KnownVm) -> Result<(), ApiError> {
+        let unreachable = |error: replication::protocol::Unreachable| ApiError::unavailable(error.to_string());
+        let generation = vm.claim.generation.saturating_add(1);
+        let claim = Claim { generation, primary: ReplicaId::new(self.host.name.as_str()), secondary: None };
+        let arbiter = StoreArbiter::new(self.cluster.store().clone(), &vm.name);
+        match arbiter.compare_and_swap(vm.claim.generation, &claim).map_err(unreachable)? {
+            Verdict::Won => Ok(()),
+            Verdict::Lost(current) if current == claim => Ok(()),
+            Verdict::Lost(current) => Err(ApiError::conflict(format!(
+                "VM {} was started or taken over by host {} meanwhile",
+                vm.name, current.primary
+            ))),
+        }
+    }
+
+    /// The host that is to hold the secondary of a VM; or why there is none.
+    pub fn plan_secondary(&self, name: &str) -> Result<Result<HostName, String>, ApiError> {
+        let state = self.state()?;
+        let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
+        let vm = vm.ok_or_else(|| ApiError::not_found(format!("there is no VM named {name}")))?;
+        Ok(match place_secondary(vm, &state, &lock(&self.failures), unix_ms_now()) {
+            Ok(host) => Ok(host),
+            Err(NoPlace::Hosts(refusals)) => {
+                // That the primary's host cannot be the secondary's is no news, unless there is no other.
+                let others = refusals.iter().filter(|(host, _)| !host.is(&vm.claim.claim.primary));
+                let words: Vec<String> = others.map(|(host, why)| format!("host {host} {why}")).collect();
+                Err(if words.is_empty() { "there is no other host".to_owned() } else { words.join("; ") })
+            }
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    /// Notes that a host could not be made or kept as the secondary of a VM, so that others are tried first.
+    pub fn note_failure(&self, name: &str, host: &str, message: &str) {
+        if let (Ok(name), Ok(host)) = (name.parse(), host.parse()) {
+            lock(&self.failures).note(&name, &host, message, unix_ms_now());
+        }
+    }
+
+    /// Forgets the failures of hosts with a VM: somebody asks for another attempt.
+    pub fn forget_failures(&self, name: &str) {
+        if let Ok(name) = name.parse() {
+            lock(&self.failures).forget(&name);
+        }
+    }
+}
+
+/// Hosts whose lease is good.
+pub fn alive_hosts(state: &ClusterState) -> Vec<Target> {
+    let now = unix_ms_now();
+    let alive = state.hosts.iter().filter(|host| host.lease.is_alive(now));
+    alive.map(|host| Target { host: host.name.to_string(), address: host.api_address }).collect()
+}
+
+/// VMs whose spec can be read.
+pub fn known_vms(state: ClusterState) -> Vec<KnownVm> {
+    let known = |vm: VmState| KnownVm::new(vm).inspect_err(|error| tracing::warn!("{error}")).ok();
+    state.vms.into_iter().filter_map(known).collect()
+}
+
+impl From<ClusterError> for ApiError {
+    fn from(error: ClusterError) -> Self {
+        let message = error.to_string();
+        match error {
+            ClusterError::Store(_) => Self::unavailable(message),
+            ClusterError::Name(_) => Self::bad_request(message),
+            ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
+            ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
+            ClusterError::VmExists(_) | ClusterError::HostInUse { .. } | ClusterError::Contended(_) => {
+                Self::conflict(message)
+            }
+            ClusterError::Unreadable { .. } => anyhow!(message).into(),
+        }
+    }
+}
+
+/// Engines that run here, the faster one first.
+fn engines() -> Vec<EngineKind> {
+    let report = probe();
+    let mut engines = vec![report.auto];
+    let others = report.engines.iter().filter(|engine| engine.mips.is_some() && engine.engine != report.auto);
+    engines.extend(others.map(|engine| engine.engine));
+    engines
+}
+
+/// Which boot of which machine this is.
+fn boot_id() -> Result<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the machine's boot id")?;
+    Ok(id.trim().to_owned())
+}

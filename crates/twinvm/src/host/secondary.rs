@@ -1,0 +1,120 @@
+//! Secondaries on this host, prepared and ended when the primary's host asks.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use machine::engine::EngineKind;
+use machine::spec::VmSpec;
+
+use super::daemon::Daemon;
+use super::process::ReplicaProcess;
+use super::registry::KnownVm;
+use super::vm_folder::BOOT_FILE_BYTES_MAX;
+use crate::api::error::ApiError;
+use crate::api::messages::{DropSecondary, PrepareSecondary, PreparedSecondary};
+use crate::replica::config::ReplicaConfig;
+use crate::replica::control::Request;
+use crate::replica::status::Role;
+
+/// How long a replica may take to end when it was asked to.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a secondary may take from its first answer until it listens.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Daemon {
+    /// Starts a secondary here, in place of whatever replica of the VM there is.
+    pub fn prepare_secondary(
+        self: &Arc<Self>,
+        name: &str,
+        prepare: &PrepareSecondary,
+    ) -> Result<PreparedSecondary, ApiError> {
+        let spec = VmSpec::parse(&prepare.spec).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        if spec.name != name {
+            return Err(ApiError::bad_request(format!("the spec is of VM {}, not {name}", spec.name)));
+        }
+        let operation = self.operation(name);
+        let _locked = operation.lock();
+        let vm = self.refuse_if_home(name)?;
+        if prepare.engine == EngineKind::Kvm && File::options().read(true).write(true).open("/dev/kvm").is_err() {
+            return Err(ApiError::conflict("the VM runs on the kvm engine, and /dev/kvm cannot be used here"));
+        }
+        if let Some(replica) = self.replica(name) {
+            // Also a primary that was succeeded and does not know it yet, being stopped or cut off.
+            replica.end(END_TIMEOUT);
+            self.forget_replica(&replica);
+        }
+        let primary = self.registry.alive_host(&prepare.primary)?;
+        let primary = primary.ok_or_else(|| anyhow!("host {} is not alive", prepare.primary))?;
+        let folder = self.vm_folder(name);
+        let fetch = |file: &str| {
+            let path = format!("/v1/vms/{name}/boot/{file}");
+            let bytes_max = usize::try_from(BOOT_FILE_BYTES_MAX)?;
+            Ok(self.wait_for(self.client().download(&primary, &path, bytes_max))?.to_vec())
+        };
+        folder.prepare(&spec, &prepare.contents, &self.images, fetch)?;
+        let network_ends = self.end_sockets(&spec);
+        self.ends.ensure(&self.exe, &spec, &network_ends).context("network end")?;
+        let config = ReplicaConfig {
+            vm: name.to_owned(),
+            host: self.host().to_owned(),
+            spec: machine::spec::to_toml(&folder.local_spec(&spec)?).context("the spec cannot be written")?,
+            role: Role::Secondary,
+            engine: prepare.engine,
+            store: self.config.store.clone(),
+            identity: self.folder.keys(),
+            folder: folder.path().to_owned(),
+            network_ends,
+            listen: Some(self.secondary_listen()),
+            suspicion_ms: vm.record.ft.suspicion_ms,
+            epoch_ms_max: vm.record.ft.epoch_ms_max,
+        };
+        let (process, mut status) = ReplicaProcess::start(&self.exe, &config)?;
+        let replica = self.watch_replica(name.to_owned(), process, Some(status.clone()))?;
+        let deadline = Instant::now() + LISTEN_TIMEOUT;
+        let address = loop {
+            if let Some(address) = status.listen {
+                break address;
+            }
+            if Instant::now() > deadline {
+                replica.end(END_TIMEOUT);
+                return Err(anyhow!("the secondary does not listen").into());
+            }
+            thread::sleep(Duration::from_millis(5));
+            status = replica.ask(&Request::Status, END_TIMEOUT)?;
+        };
+        tracing::info!("VM {name}: a secondary waits for host {} at {address}", prepare.primary);
+        Ok(PreparedSecondary { address })
+    }
+
+    /// Ends the secondary here, if there is one. Its disks can be removed too, but never those that the VM starts from.
+    pub fn drop_secondary(&self, name: &str, how: DropSecondary) -> Result<(), ApiError> {
+        // The VM may be gone from the store already: the name has to be one that a VM can have, as it becomes a path.
+        if name.contains('/') || name.starts_with('.') {
+            return Err(ApiError::bad_request(format!("{name:?} is not the name of a VM")));
+        }
+        let operation = self.operation(name);
+        let _locked = operation.lock();
+        if self.registry.vm(name)?.is_some() {
+            self.refuse_if_home(name)?;
+        }
+        if let Some(replica) = self.replica(name) {
+            replica.end(END_TIMEOUT);
+            self.forget_replica(&replica);
+        }
+        if how.remove_disks {
+            self.vm_folder(name).remove()?;
+        }
+        Ok(())
+    }
+
+    fn refuse_if_home(&self, name: &str) -> Result<KnownVm, ApiError> {
+        let vm = self.known(name)?;
+        if vm.home() == self.host() {
+            return Err(ApiError::conflict(format!("host {} is the primary of VM {name}", self.host())));
+        }
+        Ok(vm)
+    }
+}

@@ -1,0 +1,237 @@
+//! What the cluster looks like from here: the store's records put together with what hosts say of their replicas.
+
+use std::time::Duration;
+
+use axum::http::Method;
+use cluster::planner::reserved;
+use cluster::records::{HostRecord, VmState};
+
+use super::daemon::Daemon;
+use super::registry::{KnownVm, alive_hosts, known_vms};
+use crate::api::client::{CallError, Target};
+use crate::api::error::ApiError;
+use crate::api::messages::{HostView, LocalVms, VmNote, VmView};
+use crate::replica::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role, unix_ms_now};
+
+/// How long another host may take to say what runs there.
+const LOCAL_VMS_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Daemon {
+    /// All hosts.
+    pub fn hosts(&self) -> Result<Vec<HostView>, ApiError> {
+        let state = self.registry.state()?;
+        let now = unix_ms_now();
+        let view = |host: &HostRecord| {
+            let reserved = reserved(&state, &host.name, None);
+            let vms = |has: &dyn Fn(&VmState) -> bool| -> Vec<String> {
+                state.vms.iter().filter(|vm| has(vm)).map(|vm| vm.record.name.to_string()).collect()
+            };
+            HostView {
+                name: host.name.to_string(),
+                api: host.api_address.to_string(),
+                alive: host.lease.is_alive(now),
+                lease_age_ms: now.saturating_sub(host.lease.renewed_unix_ms),
+                memory_bytes: host.memory_bytes,
+                memory_reserved_bytes: reserved.memory_bytes,
+                cpus: host.cpus,
+                cpus_reserved: reserved.cpus,
+                engines: host.engines.clone(),
+                networks: host.networks.clone(),
+                datastores: host.datastores.clone(),
+                primaries: vms(&|vm| host.name.is(&vm.claim.claim.primary)),
+                secondaries: vms(&|vm| vm.claim.claim.secondary.as_ref().is_some_and(|id| host.name.is(id))),
+            }
+        };
+        Ok(state.hosts.iter().map(view).collect())
+    }
+
+    /// All VMs.
+    pub fn vms(&self) -> Result<Vec<VmView>, ApiError> {
+        let state = self.registry.state()?;
+        let said = self.what_hosts_say(&alive_hosts(&state));
+        Ok(known_vms(state).iter().map(|vm| view(vm, &said)).collect())
+    }
+
+    /// One VM.
+    pub fn vm(&self, name: &str) -> Result<VmView, ApiError> {
+        let vm = self.known(name)?;
+        Ok(view(&vm, &self.what_hosts_say(&self.registry.alive_hosts()?)))
+    }
+
+    /// What each host that is alive says about VMs, this one included. All are asked at once; one that does not answer in
+    /// time has said nothing.
+    fn what_hosts_say(&self, alive: &[Target]) -> Vec<(String, LocalVms)> {
+        let mut said = vec![(self.host().to_owned(), self.local_vms())];
+        let mut calls = tokio::task::JoinSet::new();
+        let handle = self.runtime();
+        for target in alive.iter().filter(|target| target.host != self.host()) {
+            let (client, target) = (self.client().clone(), target.clone());
+            calls.spawn_on(
+                async move {
+                    let nothing = None::<&()>;
+                    let call = client.call(&target, Method::GET, "/v1/replicas", nothing, LOCAL_VMS_TIMEOUT);
+                    let answer: Result<LocalVms, CallError> = call.await;
+                    (target.host, answer)
+                },
+                handle,
+            );
+        }
+        self.wait_for(async {
+            while let Some(call) = calls.join_next().await {
+                match call {
+                    Ok((host, Ok(local))) => said.push((host, local)),
+                    Ok((_, Err(error))) => tracing::debug!("{error}"),
+                    Err(error) => tracing::warn!("a call to another host ended early: {error}"),
+                }
+            }
+        });
+        said
+    }
+}
+
+/// One VM, from its record and from what hosts say.
+fn view(vm: &KnownVm, said: &[(String, LocalVms)]) -> VmView {
+    let mut replicas: Vec<ReplicaStatus> =
+        said.iter().flat_map(|(_, local)| &local.replicas).filter(|status| status.vm == vm.name).cloned().collect();
+    // A primary that has been succeeded may still say that it is one: the highest generation counts.
+    replicas.sort_by_key(|status| (status.role != Role::Primary, std::cmp::Reverse(status.generation)));
+    let primary = replicas.first().filter(|status| status.role == Role::Primary);
+    let host = primary.map_or_else(|| vm.claim.primary.to_string(), |status| status.host.clone());
+    let note = said
+        .iter()
+        .find(|(name, _)| *name == host)
+        .and_then(|(_, local)| local.notes.iter().find(|note| note.vm == vm.name));
+    VmView {
+        name: vm.name.clone(),
+        running: primary.is_some(),
+        secondary: vm.claim.secondary.as_ref().map(ToString::to_string),
+        cpus: vm.spec.cpus,
+        memory_bytes: vm.spec.memory.bytes(),
+        engine: primary.map(|status| status.engine),
+        generation: vm.claim.generation,
+        ft: vm.ft(),
+        protection: protection(vm, primary, note, said.iter().any(|(name, _)| *name == host)),
+        note: note.map(|note| note.text.clone()),
+        spec: machine::spec::to_toml(&vm.spec).unwrap_or_default(),
+        host,
+        replicas,
+    }
+}
+
+fn protection(vm: &KnownVm, primary: Option<&ReplicaStatus>, note: Option<&VmNote>, host_answers: bool) -> Protection {
+    let Some(primary) = primary else {
+        let (reason, detail) = match note {
+            Some(note) => (None, Some(note.text.clone())),
+            None if !host_answers => {
+                (Some(Reason::HardwareFailure), Some(format!("host {} does not answer", vm.claim.primary)))
+            }
+            None => (None, None),
+        };
+        let since_unix_ms = note.map_or(vm.record.created_unix_ms, |note| note.since_unix_ms);
+        return Protection { state: ProtectionState::NotRunning, reason, detail, since_unix_ms };
+    };
+    let said = &primary.protection;
+    if !vm.ft().enabled {
+        return Protection { state: ProtectionState::Disabled, reason: None, detail: None, ..said.clone() };
+    }
+    if vm.ft().suspended {
+        let detail = Some("suspended".to_owned());
+        return Protection {
+            state: ProtectionState::Disabled,
+            reason: Some(Reason::UserAction),
+            detail,
+            ..said.clone()
+        };
+    }
+    match (said.state, note) {
+        (ProtectionState::NeedSecondary | ProtectionState::Disabled, Some(note)) => Protection {
+            state: ProtectionState::NeedSecondary,
+            reason: Some(said.reason.unwrap_or(Reason::NoHost)),
+            detail: Some(note.text.clone()),
+            since_unix_ms: said.since_unix_ms,
+        },
+        // It does not know yet what is wanted.
+        (ProtectionState::Disabled, None) => {
+            Protection { state: ProtectionState::Starting, reason: Some(Reason::Initializing), ..said.clone() }
+        }
+        _ => said.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::records::{FtSettings, VmRecord};
+    use machine::engine::EngineKind;
+    use machine::spec::VmSpec;
+    use replication::protocol::{Claim, ReplicaId};
+
+    use super::*;
+    use crate::api::messages::FtWanted;
+    use crate::replica::status::Figures;
+
+    fn vm(ft: FtWanted) -> KnownVm {
+        let spec = "name = \"v\"\nmemory = \"128M\"\nkernel = \"k\"\n";
+        let wanted = FtSettings { enabled: ft.enabled, suspended: ft.suspended, ..FtSettings::disabled(100, 100) };
+        KnownVm {
+            name: "v".to_owned(),
+            spec: VmSpec::parse(spec).unwrap(),
+            record: VmRecord::new("v".parse().unwrap(), spec.to_owned(), wanted, 1),
+            claim: Claim { generation: 4, primary: ReplicaId::new("a"), secondary: None },
+        }
+    }
+
+    fn status(host: &str, role: Role, generation: u64, state: ProtectionState) -> ReplicaStatus {
+        ReplicaStatus {
+            vm: "v".to_owned(),
+            host: host.to_owned(),
+            pid: 1,
+            role,
+            engine: EngineKind::Soft,
+            generation,
+            running_s: 0,
+            protection: Protection { state, reason: None, detail: None, since_unix_ms: 7 },
+            peer: None,
+            sync: None,
+            listen: None,
+            figures: Figures::default(),
+        }
+    }
+
+    const ON: FtWanted = FtWanted { enabled: true, suspended: false };
+
+    fn said(host: &str, replicas: Vec<ReplicaStatus>, note: Option<&str>) -> (String, LocalVms) {
+        let notes = note.map(|text| VmNote { vm: "v".to_owned(), text: text.to_owned(), since_unix_ms: 9 });
+        (host.to_owned(), LocalVms { replicas, notes: notes.into_iter().collect() })
+    }
+
+    #[test]
+    fn a_primary_that_was_succeeded_does_not_count() {
+        let old = said("a", vec![status("a", Role::Primary, 3, ProtectionState::Protected)], None);
+        let new = said("b", vec![status("b", Role::Primary, 4, ProtectionState::NeedSecondary)], None);
+        let view = view(&vm(ON), &[old, new]);
+        assert_eq!((view.host.as_str(), view.protection.state), ("b", ProtectionState::NeedSecondary));
+        assert_eq!(view.replicas.len(), 2);
+    }
+
+    #[test]
+    fn what_is_wanted_and_what_stands_in_its_way_show() {
+        let fresh = || vec![status("a", Role::Primary, 4, ProtectionState::Disabled)];
+        let state = |ft, note| view(&vm(ft), &[said("a", fresh(), note)]).protection;
+        assert_eq!(state(FtWanted { enabled: false, suspended: false }, None).state, ProtectionState::Disabled);
+        let suspended = state(FtWanted { enabled: true, suspended: true }, None);
+        assert_eq!((suspended.state, suspended.reason), (ProtectionState::Disabled, Some(Reason::UserAction)));
+        assert_eq!(state(ON, None).state, ProtectionState::Starting);
+        let stuck = state(ON, Some("no host has 128 MiB"));
+        assert_eq!((stuck.state, stuck.reason), (ProtectionState::NeedSecondary, Some(Reason::NoHost)));
+        assert_eq!(stuck.detail.as_deref(), Some("no host has 128 MiB"));
+    }
+
+    #[test]
+    fn a_vm_that_does_not_run_says_why() {
+        let ended = view(&vm(ON), &[said("a", vec![], Some("the guest powered off"))]).protection;
+        assert_eq!((ended.state, ended.since_unix_ms), (ProtectionState::NotRunning, 9));
+        let gone = view(&vm(ON), &[said("b", vec![], None)]).protection;
+        assert_eq!(gone.reason, Some(Reason::HardwareFailure));
+        assert!(gone.to_string().contains("host a does not answer"), "{gone}");
+    }
+}

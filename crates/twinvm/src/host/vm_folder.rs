@@ -1,0 +1,367 @@
+//! A VM's folder on one host: its kernel, and this replica's copies of its disks.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use machine::spec::{DiskSpec, VmSpec};
+use serde::{Deserialize, Serialize};
+use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2};
+use storage::image::{Image, ImageStore};
+
+use super::folder::private_folder;
+use crate::replica::status::unix_ms_now;
+
+/// Largest kernel or initial RAM disk, in bytes.
+pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
+/// Disks are copied in pieces of this size; those of zeros only become holes.
+const COPY_BYTES: usize = 1 << 20;
+
+/// What a VM's folder holds; kept in it as `vm.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmContents {
+    /// When the VM was created, in ms since 1970: tells it from an earlier one of the same name.
+    pub created_unix_ms: u64,
+    /// The size of each disk, in bytes.
+    pub disk_bytes: Vec<u64>,
+}
+
+/// A VM's folder. It holds everything that the VM needs on this host but read-only disks, which stay where they are.
+#[derive(Clone, Debug)]
+pub struct VmFolder {
+    path: PathBuf,
+}
+
+impl VmFolder {
+    /// The folder at this path, which may not be there yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> PathBuf {
+        self.path.join("kernel")
+    }
+
+    /// The initial RAM disk.
+    pub fn initrd(&self) -> PathBuf {
+        self.path.join("initrd")
+    }
+
+    /// A replica's copy of disk `number`.
+    fn disk(&self, number: usize, format: DiskFormat) -> PathBuf {
+        self.path.join(format!("disk{number}.{}", extension(format)))
+    }
+
+    /// This replica's copy of disk `number`, whatever its format.
+    fn found_disk(&self, number: usize) -> Option<(PathBuf, DiskFormat)> {
+        [DiskFormat::Qcow2, DiskFormat::Raw]
+            .map(|format| (self.disk(number, format), format))
+            .into_iter()
+            .find(|(path, _)| path.exists())
+    }
+
+    fn contents_file(&self) -> PathBuf {
+        self.path.join("vm.json")
+    }
+
+    /// What it holds; nothing if it was not filled to the end.
+    pub fn contents(&self) -> Option<VmContents> {
+        serde_json::from_str(&fs::read_to_string(self.contents_file()).ok()?).ok()
+    }
+
+    fn write_contents(&self, contents: &VmContents) -> Result<()> {
+        let path = self.contents_file();
+        fs::write(&path, serde_json::to_vec(contents)?).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Fills a new folder for the first replica of a VM. The files that the spec names stay as they are. Returns the spec to
+    /// keep, in which nothing depends on images any more but disks. Leaves nothing behind when it fails.
+    pub fn create(&self, spec: &VmSpec, images: &ImageStore) -> Result<VmSpec> {
+        if self.path.exists() {
+            bail!("{} is there already, from an earlier VM of this name: move it away first", self.path.display());
+        }
+        private_folder(&self.path)?;
+        let filled = self.fill(spec, images);
+        if filled.is_err() {
+            self.remove_after_failure();
+        }
+        filled
+    }
+
+    fn fill(&self, spec: &VmSpec, images: &ImageStore) -> Result<VmSpec> {
+        let image = spec.image.as_deref().map(|name| image(images, name)).transpose()?;
+        let kernel = spec.kernel.clone().or_else(|| image.as_ref().map(Image::kernel));
+        let kernel = kernel.ok_or_else(|| anyhow!("the spec names no kernel"))?;
+        copy(&kernel, &self.kernel()).context("kernel")?;
+        if let Some(initrd) = spec.initrd.clone().or_else(|| image.as_ref().map(Image::initrd)) {
+            copy(&initrd, &self.initrd()).context("initrd")?;
+        }
+        let disk_bytes = spec
+            .disks
+            .iter()
+            .enumerate()
+            .map(|(number, disk)| {
+                self.create_disk(number, disk, images).with_context(|| format!("disk {}", disk.path.display()))
+            })
+            .collect::<Result<_>>()?;
+        self.write_contents(&VmContents { created_unix_ms: unix_ms_now(), disk_bytes })?;
+        let cmdline = spec.cmdline.clone().or_else(|| image.map(|image| image.manifest().cmdline.clone()));
+        Ok(VmSpec { cmdline: Some(cmdline.unwrap_or_else(|| "console=ttyS0".to_owned())), ..spec.clone() })
+    }
+
+    fn create_disk(&self, number: usize, disk: &DiskSpec, images: &ImageStore) -> Result<u64> {
+        match (&disk.base_image, disk.path.exists()) {
+            (Some(base), false) if !disk.readonly => {
+                let backing = root_disk(images, base)?;
+                let size_bytes = fs::metadata(&backing.path)?.len();
+                create_qcow2(&self.disk(number, DiskFormat::Qcow2), size_bytes, Some(&backing))?;
+                Ok(size_bytes)
+            }
+            _ => {
+                // Held while it is copied: nobody may write to it meanwhile.
+                let source =
+                    DiskImage::open(&disk.path, DiskOptions { format: disk.format, read_only: true, direct: false })?;
+                if !disk.readonly {
+                    copy(&disk.path, &self.disk(number, source.format()))?;
+                }
+                Ok(source.size_bytes())
+            }
+        }
+    }
+
+    /// Makes the folder fit for a secondary of the VM that has `contents`: what is there from an earlier time is kept where
+    /// it fits, so that only what differs need be copied. `fetch` gets the `kernel` or `initrd` from the primary's host.
+    pub fn prepare(
+        &self,
+        spec: &VmSpec,
+        contents: &VmContents,
+        images: &ImageStore,
+        fetch: impl Fn(&str) -> Result<Vec<u8>>,
+    ) -> Result<()> {
+        if contents.disk_bytes.len() != spec.disks.len() {
+            bail!("the spec has {} disks, not {}", spec.disks.len(), contents.disk_bytes.len());
+        }
+        if self.contents().is_none_or(|found| found.created_unix_ms != contents.created_unix_ms) {
+            // Another VM's, or one that was not filled to the end.
+            self.remove()?;
+        }
+        private_folder(&self.path)?;
+        for (number, (disk, &size_bytes)) in spec.disks.iter().zip(&contents.disk_bytes).enumerate() {
+            self.prepare_disk(number, disk, size_bytes, images).with_context(|| format!("disk {number}"))?;
+        }
+        let has_initrd = spec.initrd.is_some() || spec.image.is_some();
+        for (name, path) in [("kernel", self.kernel()), ("initrd", self.initrd())] {
+            if (name == "kernel" || has_initrd) && !path.exists() {
+                let bytes = fetch(name).with_context(|| format!("cannot fetch the VM's {name}"))?;
+                fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+        }
+        self.write_contents(contents)
+    }
+
+    fn prepare_disk(&self, number: usize, disk: &DiskSpec, size_bytes: u64, images: &ImageStore) -> Result<()> {
+        if disk.readonly {
+            let options = DiskOptions { format: disk.format, read_only: true, direct: false };
+            let found =
+                DiskImage::open(&disk.path, options).context("a read-only disk must be on every host")?.size_bytes();
+            if found != size_bytes {
+                bail!("{} has {found} bytes here, {size_bytes} on the primary's host", disk.path.display());
+            }
+            return Ok(());
+        }
+        if let Some((path, format)) = self.found_disk(number) {
+            let options = DiskOptions { format: Some(format), read_only: false, direct: false };
+            match DiskImage::open(&path, options) {
+                Ok(image) if image.size_bytes() == size_bytes => return Ok(()),
+                Ok(_) => tracing::info!("{}: its size is another now, made anew", path.display()),
+                Err(error) => tracing::warn!("{}: made anew: {error}", path.display()),
+            }
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        // Without the image, or with another version of it, more has to be copied; nothing else changes.
+        let backing = disk.base_image.as_deref().and_then(|base| root_disk(images, base).ok());
+        let backing = backing.filter(|backing| fs::metadata(&backing.path).is_ok_and(|file| file.len() == size_bytes));
+        Ok(create_qcow2(&self.disk(number, DiskFormat::Qcow2), size_bytes, backing.as_ref())?)
+    }
+
+    /// The spec as a replica here needs it: with this folder's files.
+    pub fn local_spec(&self, spec: &VmSpec) -> Result<VmSpec> {
+        if !self.kernel().exists() {
+            bail!("{} is missing: this host holds no copy of the VM", self.kernel().display());
+        }
+        let local_disk = |(number, disk): (usize, &DiskSpec)| {
+            if disk.readonly {
+                return Ok(disk.clone());
+            }
+            let (path, format) = self
+                .found_disk(number)
+                .ok_or_else(|| anyhow!("disk {number} is missing in {}", self.path.display()))?;
+            Ok(DiskSpec { path, format: Some(format), base_image: None, ..disk.clone() })
+        };
+        Ok(VmSpec {
+            image: None,
+            kernel: Some(self.kernel()),
+            initrd: Some(self.initrd()).filter(|initrd| initrd.exists()),
+            disks: spec.disks.iter().enumerate().map(local_disk).collect::<Result<_>>()?,
+            ..spec.clone()
+        })
+    }
+
+    /// Removes it with all that is in it. Not being there is no error.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a folder that was made just now.
+    pub fn remove_after_failure(&self) {
+        if let Err(error) = self.remove() {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+fn extension(format: DiskFormat) -> &'static str {
+    match format {
+        DiskFormat::Qcow2 => "qcow2",
+        DiskFormat::Raw => "raw",
+    }
+}
+
+fn image(images: &ImageStore, name: &str) -> Result<Image> {
+    images.get(name).with_context(|| {
+        format!("image {name} cannot be used; see `twinvm image list`, or build it with `twinvm image build {name}`")
+    })
+}
+
+/// The root disk of an image, as the base of a copy.
+fn root_disk(images: &ImageStore, name: &str) -> Result<Backing> {
+    let root = image(images, name)?.root_disk().ok_or_else(|| anyhow!("image {name} has no root disk"))?;
+    let path = fs::canonicalize(&root).with_context(|| format!("cannot find {}", root.display()))?;
+    Ok(Backing { path, format: DiskFormat::Raw })
+}
+
+/// Copies a file; stretches of zeros become holes.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
+    let copied = (|| {
+        let mut target = File::create_new(to)?;
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut len = 0u64;
+        loop {
+            let read = match source.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let bytes = buffer.get(..read).unwrap_or_default();
+            if bytes.iter().any(|&byte| byte != 0) {
+                target.seek(SeekFrom::Start(len))?;
+                target.write_all(bytes)?;
+            }
+            len += read as u64;
+        }
+        target.set_len(len)?;
+        target.sync_all()
+    })();
+    copied.with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn spec(folder: &Path) -> VmSpec {
+        fs::write(folder.join("vmlinuz"), b"kernel").unwrap();
+        let mut disk = vec![0u8; 8 << 20];
+        disk[5 << 20] = 7;
+        fs::write(folder.join("data.raw"), &disk).unwrap();
+        let mut spec = VmSpec::parse(
+            "name = \"v\"\nmemory = \"128M\"\nkernel = \"vmlinuz\"\n[[disk]]\npath = \"data.raw\"\nformat = \"raw\"\n",
+        )
+        .unwrap();
+        spec.kernel = Some(folder.join("vmlinuz"));
+        spec.disks[0].path = folder.join("data.raw");
+        spec
+    }
+
+    #[test]
+    fn a_vm_gets_copies_and_the_originals_stay() {
+        let temporary = tempfile::tempdir().unwrap();
+        let images = ImageStore::new(temporary.path().join("images"));
+        let spec = spec(temporary.path());
+        let folder = VmFolder::new(temporary.path().join("vm"));
+        let kept = folder.create(&spec, &images).unwrap();
+        assert_eq!(kept.cmdline.as_deref(), Some("console=ttyS0"));
+        assert_eq!(folder.contents().unwrap().disk_bytes, [8 << 20]);
+        let local = folder.local_spec(&kept).unwrap();
+        let copy = &local.disks[0].path;
+        assert_eq!(fs::read(copy).unwrap(), fs::read(&spec.disks[0].path).unwrap());
+        assert!(fs::metadata(copy).unwrap().blocks() * 512 <= 2 << 20, "zeros take space");
+        assert_eq!(local.initrd, None);
+        assert!(folder.create(&spec, &images).unwrap_err().to_string().contains("earlier VM"));
+        folder.remove().unwrap();
+        folder.remove().unwrap();
+        assert!(spec.disks[0].path.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_created_leaves_nothing_behind() {
+        let temporary = tempfile::tempdir().unwrap();
+        let images = ImageStore::new(temporary.path().join("images"));
+        let mut spec = spec(temporary.path());
+        spec.disks[0].path = temporary.path().join("missing");
+        let folder = VmFolder::new(temporary.path().join("vm"));
+        assert!(format!("{:#}", folder.create(&spec, &images).unwrap_err()).contains("missing"));
+        assert!(!folder.path().exists());
+    }
+
+    #[test]
+    fn a_secondary_keeps_copies_that_fit_and_no_others() {
+        let temporary = tempfile::tempdir().unwrap();
+        let images = ImageStore::new(temporary.path().join("images"));
+        let spec = spec(temporary.path());
+        let folder = VmFolder::new(temporary.path().join("vm"));
+        let disk = folder.path().join("disk0.qcow2");
+        let contents = |created_unix_ms, size| VmContents { created_unix_ms, disk_bytes: vec![size] };
+        let fetched = std::cell::Cell::new(0);
+        let prepare = |contents: &VmContents| {
+            folder.prepare(&spec, contents, &images, |_| {
+                fetched.set(fetched.get() + 1);
+                Ok(b"kernel".to_vec())
+            })
+        };
+        let identity = || fs::metadata(&disk).unwrap().ino();
+        prepare(&contents(1, 8 << 20)).unwrap();
+        let before = identity();
+        // Keeps its number from being used again.
+        fs::hard_link(&disk, temporary.path().join("first")).unwrap();
+        prepare(&contents(1, 8 << 20)).unwrap();
+        assert_eq!((identity(), fetched.get()), (before, 1));
+        prepare(&contents(1, 16 << 20)).unwrap();
+        assert_eq!(DiskImage::open(&disk, DiskOptions::default()).unwrap().size_bytes(), 16 << 20);
+        fs::write(&disk, b"garbage").unwrap();
+        prepare(&contents(1, 8 << 20)).unwrap();
+        assert_eq!(fetched.get(), 1);
+        prepare(&contents(2, 8 << 20)).unwrap();
+        assert_eq!(fetched.get(), 2, "the kernel of an earlier VM was kept");
+        assert!(prepare(&VmContents { created_unix_ms: 2, disk_bytes: vec![] }).is_err());
+        folder.remove().unwrap();
+        assert!(folder.local_spec(&spec).unwrap_err().to_string().contains("no copy"));
+    }
+}

@@ -1,0 +1,383 @@
+//! What a replica process does from its start to its end.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use cluster::arbiter::StoreArbiter;
+use cluster::store::SqliteStore;
+use machine::devices::virtio::net::NetConfig;
+use machine::devices::virtio::rng::OsEntropy;
+use machine::engine::soft::InputMode;
+use machine::platform::Parts;
+use machine::spec::VmSpec;
+use machine::vm::{Boot, Vm, VmConfig};
+use network::{Attach, InputPosition, Link, MacAddr};
+use replication::channel::{Identity, Listener};
+use replication::disk::DiskSet;
+use replication::gate::OutputGate;
+use replication::mirror::{
+    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
+    TakenOver, Trigger,
+};
+use replication::protocol::{Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Verdict};
+use storage::disk::{DiskImage, DiskOptions};
+
+use super::config::ReplicaConfig;
+use super::console::Console;
+use super::control::{Answer, ControlServer, Handler, Request, UnprotectReason};
+use super::report;
+use super::status::{ReplicaEnd, ReplicaStatus, Role, Takeover, unix_ms_now};
+use crate::foreground::open;
+
+/// What the process is at the moment.
+enum Acting {
+    /// Not yet anything: files are being opened.
+    Starting,
+    Primary(Primary),
+    Secondary(SecondaryHandle),
+}
+
+/// The process of one replica, as its threads share it.
+pub struct Process {
+    config: ReplicaConfig,
+    spec: VmSpec,
+    identity: Identity,
+    arbiter: Arc<dyn Arbiter>,
+    console: Console,
+    shared: Mutex<Shared>,
+}
+
+struct Shared {
+    acting: Acting,
+    listen: Option<SocketAddr>,
+    since: Instant,
+    failovers: u64,
+    last_takeover: Option<Takeover>,
+    protection: report::ProtectionLog,
+}
+
+/// Why the guest ended here, and whether it wants to be started again.
+enum Ended {
+    For(ReplicaEnd),
+    Reset,
+}
+
+impl Process {
+    /// Opens what a replica of either role needs.
+    pub fn new(config: ReplicaConfig) -> Result<Self> {
+        let spec = config.vm_spec()?;
+        let identity = Identity::load(&config.identity)?;
+        let store = SqliteStore::open(&config.store)?;
+        let arbiter = Arc::new(StoreArbiter::new(Arc::new(store), &config.vm));
+        let shared = Shared {
+            acting: Acting::Starting,
+            listen: None,
+            since: Instant::now(),
+            failovers: 0,
+            last_takeover: None,
+            protection: report::ProtectionLog::default(),
+        };
+        Ok(Self { config, spec, identity, arbiter, console: Console::default(), shared: Mutex::new(shared) })
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs the replica in its role, and in the other one once it has taken over, until there is nothing left to do.
+    pub fn run(self: &Arc<Self>) -> Result<ReplicaEnd> {
+        let _server = ControlServer::start(&self.config.socket(), Arc::new(Control(self.clone())))?;
+        let mut ended = match self.config.role {
+            Role::Primary => self.power_on()?,
+            Role::Secondary => self.follow()?,
+        };
+        loop {
+            match ended {
+                Ended::For(end) => return Ok(end),
+                Ended::Reset => ended = self.power_on()?,
+            }
+        }
+    }
+
+    fn id(&self) -> ReplicaId {
+        ReplicaId::new(&self.config.host)
+    }
+
+    fn options(&self) -> MirrorOptions {
+        MirrorOptions {
+            suspicion: std::time::Duration::from_millis(self.config.suspicion_ms.into()),
+            epoch_length_max: std::time::Duration::from_millis(self.config.epoch_ms_max.into()),
+            ..MirrorOptions::new(self.id())
+        }
+    }
+
+    fn disks(&self) -> Result<DiskSet> {
+        let disks = self.spec.disks.iter().map(|disk| {
+            let options = DiskOptions { format: disk.format, read_only: disk.readonly, direct: false };
+            Ok(DiskImage::open(&disk.path, options)?)
+        });
+        Ok(DiskSet::new(disks.collect::<Result<_>>()?))
+    }
+
+    /// Takes the VM for this replica alone, so that no earlier secondary may take it over.
+    fn claim_alone(&self) -> Result<Claim> {
+        let current = self.arbiter.read()?;
+        if current.primary != self.id() {
+            bail!("the cluster store says that {} runs VM {}", current.primary, self.config.vm);
+        }
+        let claim = Claim { generation: current.generation + 1, primary: self.id(), secondary: None };
+        match self.arbiter.compare_and_swap(current.generation, &claim)? {
+            Verdict::Won => Ok(claim),
+            Verdict::Lost(other) => bail!("{} has just taken VM {}", other.primary, self.config.vm),
+        }
+    }
+
+    /// Boots the guest.
+    fn power_on(self: &Arc<Self>) -> Result<Ended> {
+        let claim = self.claim_alone()?;
+        let config = open::config(&self.spec)?;
+        let guest = open::guest(&self.spec)?;
+        let boot =
+            Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
+        let (disks, trigger) = (self.disks()?, Arc::new(Trigger::default()));
+        let gate = gate(&trigger);
+        let parts = self.parts(&gate, &disks, claim.generation, &[])?;
+        let mut vm = Vm::boot(config, &boot, parts, self.config.engine, InputMode::Live)?;
+        let replica = Replica::primary(self.id(), claim);
+        let primary = self.primary(replica, 0, &vm, gate, trigger, disks);
+        self.lead(&primary, &mut vm)
+    }
+
+    /// Everything outside of the VM: `positions` say how far its machine has taken frames.
+    fn parts(&self, gate: &OutputGate, disks: &DiskSet, generation: u64, positions: &[InputPosition]) -> Result<Parts> {
+        let mut cards = Vec::new();
+        for (number, (network, socket)) in self.spec.networks.iter().zip(&self.config.network_ends).enumerate() {
+            let attach = Attach { generation, resume: positions.get(number).copied() };
+            let link = Link::connect(socket, &attach)?;
+            let mac = network.mac().unwrap_or_else(|| MacAddr::for_vm(&self.spec.name, number as u32));
+            let config = NetConfig { mac, mtu: link.mtu() };
+            cards.push((config, gate.wrap(number, Box::new(link))?));
+        }
+        Ok(Parts {
+            disks: disks.backends(),
+            cards,
+            console: Box::new(self.console.clone()),
+            entropy: Box::new(OsEntropy::open().context("cannot open /dev/urandom")?),
+        })
+    }
+
+    fn primary(
+        &self,
+        replica: Replica,
+        epoch: u64,
+        vm: &Vm,
+        gate: OutputGate,
+        trigger: Arc<Trigger>,
+        disks: DiskSet,
+    ) -> Primary {
+        Primary::new(PrimaryParts {
+            replica,
+            epoch,
+            config: vm.config().clone(),
+            engine: vm.engine(),
+            ram: vm.platform().ram().clone(),
+            gate,
+            trigger,
+            disks,
+            control: vm.control(),
+            arbiter: self.arbiter.clone(),
+            options: self.options(),
+        })
+    }
+
+    /// Runs the guest.
+    fn lead(&self, primary: &Primary, vm: &mut Vm) -> Result<Ended> {
+        self.console.attach(vm.control());
+        {
+            let mut shared = self.shared();
+            shared.acting = Acting::Primary(primary.clone());
+            shared.since = Instant::now();
+        }
+        let end = primary.run(vm)?;
+        Ok(Ended::For(match end {
+            PrimaryEnd::Reset => return Ok(Ended::Reset),
+            PrimaryEnd::PoweredOff => ReplicaEnd::PoweredOff,
+            PrimaryEnd::PlugPulled => ReplicaEnd::PlugPulled,
+            PrimaryEnd::Stopped(reason) => ReplicaEnd::LostArbitration { message: reason.to_string() },
+        }))
+    }
+
+    /// Holds the VM until it is taken over or not needed any more.
+    fn follow(self: &Arc<Self>) -> Result<Ended> {
+        let config = open::config(&self.spec)?;
+        let address = self.config.listen.context("a secondary needs an address to listen at")?;
+        let listener = Listener::bind(address, &self.identity)?;
+        let listen = listener.local_addr()?;
+        let disks = self.disks()?;
+        let secondary = Secondary::new(SecondaryParts {
+            replica: Replica::secondary(self.id()),
+            listener,
+            config: config.clone(),
+            engine: self.config.engine,
+            disks: disks.clone(),
+            arbiter: self.arbiter.clone(),
+            options: self.options(),
+        })?;
+        {
+            let mut shared = self.shared();
+            shared.listen = Some(listen);
+            shared.acting = Acting::Secondary(secondary.handle());
+        }
+        match secondary.run() {
+            SecondaryEnd::Ended => Ok(Ended::For(ReplicaEnd::Released { message: "the guest powered off".to_owned() })),
+            SecondaryEnd::Stopped { reason: StopReason::Superseded, why } => {
+                Ok(Ended::For(ReplicaEnd::LostArbitration { message: why }))
+            }
+            SecondaryEnd::Stopped { why, .. } => Ok(Ended::For(ReplicaEnd::Released { message: why })),
+            SecondaryEnd::TakenOver(taken) => self.take_over(config, *taken, disks),
+        }
+    }
+
+    /// Makes a running VM of what the secondary held.
+    fn take_over(self: &Arc<Self>, config: VmConfig, taken: TakenOver, disks: DiskSet) -> Result<Ended> {
+        let restoring = Instant::now();
+        let TakenOver { replica, epoch, ram, state, output, inputs, positions, arbitration, detection, .. } = taken;
+        let trigger = Arc::new(Trigger::default());
+        let gate = gate(&trigger);
+        let parts = self.parts(&gate, &disks, replica.status().generation, &positions)?;
+        let macs: Vec<MacAddr> = parts.cards.iter().map(|(config, _)| config.mac).collect();
+        let mut vm = Vm::restore(config, &ram, state, parts, self.config.engine, InputMode::Live)?;
+        gate.announce(&macs);
+        gate.send_again(&output);
+        for input in &inputs {
+            vm.platform().deliver(input);
+        }
+        let primary = self.primary(replica, epoch, &vm, gate, trigger, disks);
+        let restore = restoring.elapsed();
+        tracing::info!(
+            epoch,
+            ?detection,
+            ?arbitration,
+            ?restore,
+            frames = output.len(),
+            inputs = inputs.len(),
+            "taken over"
+        );
+        {
+            let mut shared = self.shared();
+            shared.failovers += 1;
+            shared.listen = None;
+            shared.last_takeover = Some(Takeover {
+                at_unix_ms: unix_ms_now(),
+                detected_ms: detection.as_secs_f64() * 1e3,
+                arbitration_ms: arbitration.as_secs_f64() * 1e3,
+                restore_ms: restore.as_secs_f64() * 1e3,
+            });
+        }
+        self.lead(&primary, &mut vm)
+    }
+
+    fn status(&self) -> ReplicaStatus {
+        let mut shared = self.shared();
+        let (role, generation, peer, sync, figures, protection) = match &shared.acting {
+            Acting::Starting => report::starting(self.config.role),
+            Acting::Primary(primary) => report::primary(&primary.status()),
+            Acting::Secondary(secondary) => report::secondary(&secondary.status()),
+        };
+        let figures = super::status::Figures {
+            failovers: shared.failovers,
+            last_takeover: shared.last_takeover,
+            memory_bytes: resident_bytes(),
+            ..figures
+        };
+        ReplicaStatus {
+            vm: self.config.vm.clone(),
+            host: self.config.host.clone(),
+            pid: std::process::id(),
+            role,
+            engine: self.config.engine,
+            generation,
+            running_s: shared.since.elapsed().as_secs(),
+            protection: shared.protection.note(protection),
+            peer,
+            sync,
+            listen: shared.listen,
+            figures,
+        }
+    }
+
+    fn carry_out(&self, request: &Request) -> Result<()> {
+        let primary = match &self.shared().acting {
+            Acting::Primary(primary) => Some(primary.clone()),
+            Acting::Starting | Acting::Secondary(_) => None,
+        };
+        match (request, primary) {
+            (Request::Status | Request::Console, _) => Ok(()),
+            (Request::Kill, _) => {
+                rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
+                Ok(())
+            }
+            (Request::Protect { secondary, address }, Some(primary)) => {
+                Ok(primary.protect(ReplicaId::new(secondary), *address, &self.identity)?)
+            }
+            (Request::Unprotect { reason }, Some(primary)) => {
+                primary.unprotect(match reason {
+                    UnprotectReason::Off => DropReason::Off,
+                    UnprotectReason::Suspend => DropReason::Suspend,
+                    UnprotectReason::Restart => DropReason::Restart,
+                });
+                Ok(())
+            }
+            (Request::Switchover, Some(primary)) => Ok(primary.switch_over()?),
+            (Request::Stop { force: true }, Some(primary)) => {
+                primary.pull_the_plug();
+                Ok(())
+            }
+            (Request::Stop { force: false }, Some(primary)) => {
+                primary.while_paused(|vm| vm.control().press_power_button())?;
+                Ok(())
+            }
+            (Request::Stop { force: true }, None) => {
+                ReplicaEnd::Released { message: "it was told to end".to_owned() }.leave(&self.config.folder)?;
+                let _ = fs::remove_file(self.config.socket());
+                std::process::exit(0);
+            }
+            (_, None) => bail!("this replica does not run the VM"),
+        }
+    }
+}
+
+/// Answers what comes in at the control socket.
+struct Control(Arc<Process>);
+
+impl Handler for Control {
+    fn handle(&self, request: Request) -> Answer {
+        match self.0.carry_out(&request) {
+            Ok(()) => Answer::Done { status: Box::new(self.0.status()) },
+            Err(error) => Answer::Failed { message: format!("{error:#}") },
+        }
+    }
+
+    fn console(&self, client: UnixStream) {
+        // A client that is gone is no news.
+        let _ = self.0.console.serve(client);
+    }
+}
+
+fn gate(trigger: &Arc<Trigger>) -> OutputGate {
+    let trigger = trigger.clone();
+    OutputGate::new(Box::new(move || trigger.output_waits()))
+}
+
+/// Resident memory of this process, in bytes.
+fn resident_bytes() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}

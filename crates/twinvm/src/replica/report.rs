@@ -1,0 +1,119 @@
+//! From what replication says of itself to what administrators read.
+
+use replication::mirror::{self, Phase, PrimaryStatus, SecondaryStatus};
+use replication::protocol::{self, DropReason, LossReason};
+
+use super::status::{
+    Figures, LatencyFigures, PagesByEncoding, PauseFigures, Protection, ProtectionState, Reason, Role, SyncPhase,
+    SyncProgress,
+};
+
+/// Role, generation, the other replica's host, the first copy, figures, and protection.
+pub type Report = (Role, u64, Option<String>, Option<SyncProgress>, Figures, Protection);
+
+/// Remembers since when the state is what it is.
+#[derive(Default)]
+pub struct ProtectionLog(Option<Protection>);
+
+impl ProtectionLog {
+    /// The state as seen now, with the time from which on it was seen without a change.
+    pub fn note(&mut self, seen: Protection) -> Protection {
+        match &mut self.0 {
+            Some(known) if (known.state, known.reason) == (seen.state, seen.reason) => {
+                known.detail = seen.detail;
+                known.clone()
+            }
+            known => known.insert(seen).clone(),
+        }
+    }
+}
+
+/// A process that is neither yet.
+pub fn starting(role: Role) -> Report {
+    (role, 0, None, None, Figures::default(), Protection::now(ProtectionState::Starting, Some(Reason::Initializing)))
+}
+
+/// A replica that runs the VM.
+pub fn primary(status: &PrimaryStatus) -> Report {
+    let mirror::Figures { pause_us, encodings, epoch_us, .. } = &status.figures;
+    let figures = Figures {
+        epoch: status.figures.epoch,
+        epochs_per_s: status.figures.epochs_per_s,
+        epoch_ms: epoch_us.p50 as f64 / 1e3,
+        dirty_pages: status.figures.dirty_pages.p50,
+        pause_us: PauseFigures { p50: pause_us.p50 as f64, p99: pause_us.p99 as f64, last: pause_us.last as f64 },
+        dirty_bytes: status.figures.dirty_bytes,
+        sent_bytes: status.figures.sent_bytes,
+        pages: PagesByEncoding {
+            zero: encodings.zero,
+            unchanged: encodings.unchanged,
+            word_runs: encodings.word_runs,
+            delta: encodings.delta,
+            lz4: encodings.lz4,
+            raw: encodings.raw,
+        },
+        latency_added_ms: LatencyFigures {
+            p50: status.gate.wait_us_p50 as f64 / 1e3,
+            p99: status.gate.wait_us_p99 as f64 / 1e3,
+        },
+        lag_epochs: status.figures.lag_epochs,
+        waiting_frames: status.gate.waiting_frames,
+        waiting_bytes: status.gate.waiting_bytes,
+        ..Figures::default()
+    };
+    let progress = status.progress.filter(|progress| progress.phase != Phase::Mirroring);
+    let sync = progress.map(|progress| SyncProgress {
+        phase: match progress.phase {
+            Phase::Connecting | Phase::ComparingDisks => SyncPhase::Connect,
+            Phase::CopyingDisks => SyncPhase::Disks,
+            Phase::CopyingMemory => SyncPhase::Memory,
+            Phase::CopyingChanges => SyncPhase::ChangedMemory,
+            Phase::FirstCheckpoint | Phase::Mirroring => SyncPhase::Checkpoint,
+        },
+        done_bytes: progress.done_bytes,
+        total_bytes: progress.total_bytes,
+    });
+    let mut seen = protection(&status.protocol);
+    if status.secondary.is_some() && seen.state == ProtectionState::NeedSecondary {
+        // The protocol hears of a secondary when its first copy is done.
+        seen = Protection::now(ProtectionState::Starting, Some(Reason::Initializing));
+    } else if seen.state == ProtectionState::NeedSecondary && status.failure.is_some() {
+        seen.detail.clone_from(&status.failure);
+    }
+    (Role::Primary, status.protocol.generation, status.secondary.clone(), sync, figures, seen)
+}
+
+/// A replica that holds the VM.
+pub fn secondary(status: &SecondaryStatus) -> Report {
+    let figures = Figures { epoch: status.epoch.unwrap_or(0), ..Figures::default() };
+    let seen = protection(&status.protocol);
+    (Role::Secondary, status.protocol.generation, status.primary.clone(), None, figures, seen)
+}
+
+fn protection(status: &protocol::Status) -> Protection {
+    let state = match status.protection {
+        protocol::Protection::Protected => ProtectionState::Protected,
+        protocol::Protection::Starting => ProtectionState::Starting,
+        protocol::Protection::NeedSecondary => ProtectionState::NeedSecondary,
+        protocol::Protection::Disabled => ProtectionState::Disabled,
+        protocol::Protection::NotRunning => ProtectionState::NotRunning,
+    };
+    let lost = |loss| match loss {
+        LossReason::Closed | LossReason::Silent | LossReason::Stale => Reason::LostConnection,
+        LossReason::Protocol => Reason::CheckpointError,
+        LossReason::Failed => Reason::HardwareFailure,
+    };
+    let reason = status.reason.map(|reason| match reason {
+        protocol::Reason::NoSecondaryYet | protocol::Reason::FirstCheckpoint | protocol::Reason::Entitling => {
+            Reason::Initializing
+        }
+        protocol::Reason::TookOver | protocol::Reason::StoreUnreachable => Reason::LostConnection,
+        protocol::Reason::Arbitrating(loss) | protocol::Reason::Lost(loss) => lost(loss),
+        protocol::Reason::Dropped(DropReason::TooSlow) => Reason::SecondaryTooSlow,
+        protocol::Reason::Dropped(DropReason::Diverged) => Reason::Divergence,
+        protocol::Reason::Dropped(DropReason::Off | DropReason::Suspend | DropReason::Restart)
+        | protocol::Reason::HandOver
+        | protocol::Reason::Stopped(_) => Reason::UserAction,
+    });
+    Protection { detail: status.reason.map(|reason| reason.to_string()), ..Protection::now(state, reason) }
+}
