@@ -1,0 +1,158 @@
+//! What a VM has written to its disks survives whatever happens to its hosts.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::assert_whole;
+use crate::client::{Client, wait_for_service};
+use crate::replicas::{Replica, Setup, World};
+use crate::support::HUNG;
+
+fn postgresql() -> Setup {
+    Setup { image: "test-postgresql", packages: &["postgresql"], guest_port: 5432, ..Setup::redis() }
+}
+
+/// A client program of PostgreSQL, towards the guest.
+fn client(program: &str, address: SocketAddr, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(["-h", "127.0.0.1", "-p", &address.port().to_string(), "-U", "postgres"]).args(arguments);
+    command
+}
+
+fn sql(address: SocketAddr, statement: &str) -> Result<String, String> {
+    let output = client("psql", address, &["-At", "-c", statement, "postgres"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if output.status.success() { Ok(text) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+fn wait_for_postgresql(address: SocketAddr) {
+    let deadline = Instant::now() + HUNG;
+    while sql(address, "select 1").is_err() {
+        assert!(Instant::now() < deadline, "no answer from PostgreSQL");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// pgbench under way; it ends with an error if a connection breaks.
+struct Pgbench(Child);
+
+impl Pgbench {
+    fn start(address: SocketAddr, transactions: u32) -> Self {
+        let child = client("pgbench", address, &["-n", "-c", "2", "-t", &transactions.to_string(), "postgres"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    fn finish(self) -> String {
+        let output = self.0.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        text
+    }
+}
+
+/// What pgbench's transactions must leave: each adds the same amount to an account, a teller, a branch, and notes it.
+fn assert_books_balance(address: SocketAddr, transactions: u32) {
+    assert_eq!(sql(address, "select count(*) from pgbench_history").unwrap(), transactions.to_string());
+    let sums = "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history) \
+                and (select sum(tbalance) from pgbench_tellers) = (select sum(delta) from pgbench_history) \
+                and (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)";
+    assert_eq!(sql(address, sums).unwrap(), "t");
+}
+
+#[test]
+fn postgresql_loses_no_commit_over_takeovers_and_a_restart_from_disk() {
+    const TRANSACTIONS: u32 = 300;
+    let mut world = World::new(postgresql());
+    let mut primary = world.boot();
+    wait_for_postgresql(world.address());
+    let output = client("pgbench", world.address(), &["-i", "-q", "postgres"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let bench = Pgbench::start(world.address(), TRANSACTIONS);
+    // The last one goes to the host whose disk was there before and is out of date.
+    for host in ["b", "a"] {
+        let secondary = world.protect(&primary, host);
+        std::thread::sleep(Duration::from_millis(700));
+        primary.kill();
+        secondary.wait_for_takeover();
+        primary = secondary;
+    }
+    bench.finish();
+    assert_books_balance(world.address(), 2 * TRANSACTIONS);
+    // Both replicas are lost: what was committed is on the last primary's disk.
+    let secondary = world.protect(&primary, "b");
+    let bench = Pgbench::start(world.address(), TRANSACTIONS);
+    bench.finish();
+    secondary.kill();
+    primary.kill();
+    let primary = world.boot();
+    wait_for_postgresql(world.address());
+    assert_books_balance(world.address(), 4 * TRANSACTIONS);
+    drop(primary);
+}
+
+#[test]
+fn an_acknowledged_fsync_survives_the_loss_of_both_replicas() {
+    let mut world = World::new(Setup::redis());
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let redis = redis::Client::open(("127.0.0.1", world.address().port())).unwrap();
+    let mut connection = redis.get_connection().unwrap();
+    for (name, value) in [("appendonly", "yes"), ("appendfsync", "always")] {
+        let _: () = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query(&mut connection).unwrap();
+    }
+    let _: () = redis::cmd("CONFIG").arg("REWRITE").query(&mut connection).unwrap();
+    drop(connection);
+    let secondary = world.protect(&primary, "b");
+    let client = Client::start(world.address());
+    client.wait_for_progress(200);
+    // Secondary first: otherwise it would take over.
+    secondary.signal("STOP");
+    primary.kill();
+    secondary.kill();
+    let acknowledged = client.acknowledged();
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let mut connection = redis.get_connection().unwrap();
+    let counter: u64 = redis::cmd("GET").arg("counter").query(&mut connection).unwrap();
+    assert!(counter >= acknowledged, "{acknowledged} increments were acknowledged, {counter} are left");
+    drop((primary, client));
+}
+
+/// Lets a process write no more than so many bytes to any file, as if its file system were full.
+fn limit_files(replica: &Replica, bytes: u64) {
+    let done = Command::new("prlimit")
+        .args(["--pid", &replica.pid().to_string(), &format!("--fsize={bytes}")])
+        .status()
+        .unwrap();
+    assert!(done.success());
+}
+
+#[test]
+fn a_full_datastore_of_the_secondary_does_not_stop_the_primary() {
+    let mut world = World::new(Setup::redis());
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let secondary = world.protect(&primary, "b");
+    let client = Client::start(world.address());
+    client.wait_for_progress(20);
+    limit_files(&secondary, 1 << 16);
+    // What Redis holds goes to the guest's disk.
+    let redis = redis::Client::open(("127.0.0.1", world.address().port())).unwrap();
+    let mut connection = redis.get_connection().unwrap();
+    let _: () = redis::cmd("SET").arg("large").arg("x".repeat(4 << 20)).query(&mut connection).unwrap();
+    let _: () = redis::cmd("SAVE").query(&mut connection).unwrap();
+    let _: () = redis::cmd("SAVE").query(&mut connection).unwrap();
+    let status = primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+    assert_eq!(status["protection"]["reason"], "hardware-failure", "{status}");
+    client.wait_for_progress(50);
+    let secondary = world.protect(&primary, "c");
+    primary.kill();
+    secondary.wait_for_takeover();
+    client.wait_for_progress(50);
+    assert_whole(&client.stop());
+}

@@ -1,0 +1,309 @@
+//! A mirrored VM without daemons: replica processes on hosts that are no more than names, one network, one cluster store.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cluster::records::{Cluster, FtSettings, VmRecord};
+use cluster::store::SqliteStore;
+use network::end::{EndConfig, EndProcess, Lifetime};
+use network::{MacAddr, NetworkSpec, PortForward, UserSpec};
+use serde_json::{Value, json};
+use storage::disk::{Backing, DiskFormat, create_qcow2};
+use storage::image::Image;
+use tempfile::TempDir;
+
+use crate::support::HUNG;
+use crate::support::guest::{free_port, image};
+
+const VM: &str = "vm";
+const MEMORY: &str = "256M";
+
+/// What can be set.
+#[derive(Clone)]
+pub struct Setup {
+    pub image: &'static str,
+    pub packages: &'static [&'static str],
+    pub guest_port: u16,
+    /// Long, so that a loaded test machine does not look like a dead host, where silence is not what is tested.
+    pub suspicion_ms: u32,
+}
+
+impl Setup {
+    pub fn redis() -> Self {
+        Self { image: "test-redis", packages: &["redis-server"], guest_port: 6379, suspicion_ms: 2000 }
+    }
+}
+
+/// The world around the replicas: whatever outlives a host.
+pub struct World {
+    folder: TempDir,
+    setup: Setup,
+    image: Image,
+    end: EndProcess,
+    port: u16,
+    hosts: Vec<String>,
+    /// Hosts that are in a network namespace: its name and their address.
+    places: BTreeMap<String, (String, String)>,
+}
+
+impl World {
+    pub fn new(setup: Setup) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(setup.image, setup.packages);
+        let authority = folder.path().join("authority");
+        replication::channel::create_authority(&authority).unwrap();
+        let port = free_port();
+        let forward: PortForward = format!("tcp:127.0.0.1:{port}-:{}", setup.guest_port).parse().unwrap();
+        let config = EndConfig {
+            network: NetworkSpec::User(UserSpec { forward: vec![forward], ..UserSpec::default() }),
+            guest_mac: MacAddr::for_vm(VM, 0),
+            lifetime: Lifetime::WithParent,
+        };
+        let exe = Path::new(env!("CARGO_BIN_EXE_twinvm"));
+        let end = EndProcess::spawn(exe, &config, &folder.path().join("end.sock"), Stdio::inherit()).unwrap();
+        SqliteStore::create(&folder.path().join("store.db")).unwrap();
+        let world = Self { folder, setup, image, end, port, hosts: Vec::new(), places: BTreeMap::new() };
+        let spec = world.spec(&world.path("nowhere"));
+        let record = VmRecord::new(VM.parse().unwrap(), spec, FtSettings::disabled(world.setup.suspicion_ms, 50), 0);
+        world.cluster().create_vm(&record, &"a".parse().unwrap()).unwrap();
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.path("store.db")
+    }
+
+    fn cluster(&self) -> Cluster {
+        Cluster::new(std::sync::Arc::new(SqliteStore::open(&self.store()).unwrap()))
+    }
+
+    /// Where the guest's service answers.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    fn spec(&self, folder: &Path) -> String {
+        format!(
+            "name = \"{VM}\"\nmemory = \"{MEMORY}\"\nkernel = \"{}\"\ninitrd = \"{}\"\ncmdline = '{}'\n\
+             [[disk]]\npath = \"{}\"\nformat = \"qcow2\"\n[[network]]\nmode = \"user\"\n",
+            self.image.kernel().display(),
+            self.image.initrd().display(),
+            self.image.manifest().cmdline,
+            folder.join("disk0.qcow2").display(),
+        )
+    }
+
+    /// A replica process on a host, which is made if need be; its disk is what an earlier replica left there, or fresh.
+    pub fn start(&mut self, host: &str, role: &str) -> Replica {
+        let identity = self.path(&format!("identity-{host}"));
+        if !self.hosts.iter().any(|known| known == host) {
+            replication::channel::issue(&self.path("authority"), host, &identity).unwrap();
+            self.hosts.push(host.to_owned());
+        }
+        let folder = self.path(host);
+        std::fs::create_dir_all(&folder).unwrap();
+        let disk = folder.join("disk0.qcow2");
+        if !disk.exists() {
+            let root = std::fs::canonicalize(self.image.root_disk().unwrap()).unwrap();
+            let size_bytes = std::fs::metadata(&root).unwrap().len();
+            create_qcow2(&disk, size_bytes, Some(&Backing { path: root, format: DiskFormat::Raw })).unwrap();
+        }
+        let place = self.places.get(host);
+        let config = json!({
+            "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": "soft",
+            "store": self.store(), "identity": identity, "folder": folder,
+            "network_ends": [self.end.socket()], "suspicion_ms": self.setup.suspicion_ms, "epoch_ms_max": 50,
+            "listen": (role == "secondary").then(|| format!("{}:0", place.map_or("127.0.0.1", |(_, address)| address))),
+        });
+        let file = folder.join("replica.json");
+        std::fs::write(&file, config.to_string()).unwrap();
+        let log = std::fs::File::create(folder.join("replica.log")).unwrap();
+        let program = env!("CARGO_BIN_EXE_twinvm");
+        let mut command = match place {
+            None => Command::new(program),
+            Some((namespace, _)) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, program]);
+                command
+            }
+        };
+        let process = command
+            .args(["replica", "--config"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Replica { host: host.to_owned(), folder, process }
+    }
+
+    /// Puts a host into a network namespace, at an address.
+    pub fn place(&mut self, host: &str, namespace: &str, address: &str) {
+        self.places.insert(host.to_owned(), (namespace.to_owned(), address.to_owned()));
+    }
+
+    /// A primary on `a`, running.
+    pub fn boot(&mut self) -> Replica {
+        let primary = self.start("a", "primary");
+        primary.wait("the guest to be started", |status| status["role"] == "primary");
+        primary
+    }
+
+    /// A secondary on `host` for `primary`, protected.
+    pub fn protect(&mut self, primary: &Replica, host: &str) -> Replica {
+        let secondary = self.start_secondary(host);
+        primary.protect_by(&secondary);
+        primary.wait_until_protected();
+        secondary
+    }
+
+    /// A secondary that listens.
+    pub fn start_secondary(&mut self, host: &str) -> Replica {
+        let secondary = self.start(host, "secondary");
+        secondary.wait("the secondary to listen", |status| status["listen"].is_string());
+        secondary
+    }
+}
+
+/// A replica process; killed when dropped.
+pub struct Replica {
+    pub host: String,
+    pub folder: PathBuf,
+    process: Child,
+}
+
+impl Replica {
+    pub fn ask(&self, request: &Value) -> Result<Value, String> {
+        let socket = UnixStream::connect(self.folder.join("replica.sock")).map_err(|error| error.to_string())?;
+        socket.set_read_timeout(Some(HUNG)).unwrap();
+        (&socket).write_all(format!("{request}\n").as_bytes()).map_err(|error| error.to_string())?;
+        let mut line = String::new();
+        BufReader::new(&socket).read_line(&mut line).map_err(|error| error.to_string())?;
+        let answer: Value = serde_json::from_str(&line).map_err(|error| format!("{error}: {line:?}"))?;
+        match answer["answer"].as_str() {
+            Some("done") => Ok(answer["status"].clone()),
+            _ => Err(answer["message"].as_str().unwrap_or("no message").to_owned()),
+        }
+    }
+
+    pub fn status(&self) -> Result<Value, String> {
+        self.ask(&json!({ "request": "status" }))
+    }
+
+    /// Waits for a status that `fits`.
+    pub fn wait(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + HUNG;
+        let mut last = Err(String::new());
+        while Instant::now() < deadline {
+            last = self.status();
+            if let Ok(status) = &last
+                && fits(status)
+            {
+                return status.clone();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("waited for {what} on {}: {last:?}\n{}", self.host, self.log());
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("replica.log")).unwrap_or_default()
+    }
+
+    pub fn protect_by(&self, secondary: &Replica) {
+        let address = secondary.status().unwrap()["listen"].clone();
+        self.ask(&json!({ "request": "protect", "secondary": secondary.host, "address": address }))
+            .unwrap_or_else(|error| panic!("{error}\n{}\n{}", self.log(), secondary.log()));
+    }
+
+    pub fn wait_until_protected(&self) {
+        self.wait("protection", |status| status["protection"]["state"] == "protected");
+    }
+
+    /// Waits until this secondary runs the VM.
+    pub fn wait_for_takeover(&self) -> Value {
+        self.wait("a takeover", |status| status["role"] == "primary")
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.process.id().try_into().unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let done = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap();
+        assert!(done.success());
+    }
+
+    /// As when its host loses power.
+    pub fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Waits for the process to end by itself; returns what it left.
+    pub fn wait_for_end(mut self) -> Value {
+        let deadline = Instant::now() + HUNG;
+        while self.process.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "{} does not end\n{}", self.host, self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let left = std::fs::read_to_string(self.folder.join("ended.json")).unwrap_or_else(|_| "null".to_owned());
+        serde_json::from_str(&left).unwrap()
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Keeps everybody from writing to the cluster store, as long as it lives.
+pub struct StoreLock(rusqlite::Connection);
+
+impl World {
+    /// Makes the store unreachable.
+    pub fn lock_store(&self) -> StoreLock {
+        let connection = rusqlite::Connection::open(self.store()).unwrap();
+        connection.busy_timeout(HUNG).unwrap();
+        connection.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        StoreLock(connection)
+    }
+
+    /// What the network has seen.
+    pub fn network(&self) -> network::end::EndStatus {
+        network::end::status(self.end.socket()).unwrap()
+    }
+
+    /// An identity of this cluster, or with another `authority` of another one.
+    pub fn identity(&self, authority: &str, host: &str) -> replication::channel::Identity {
+        let authority = self.path(authority);
+        if !authority.exists() {
+            replication::channel::create_authority(&authority).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("identity");
+        replication::channel::issue(&authority, host, &folder).unwrap();
+        replication::channel::Identity::load(&folder).unwrap()
+    }
+}
+
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        // Nothing was written.
+        let _ = self.0.execute_batch("ROLLBACK");
+    }
+}
