@@ -65,7 +65,7 @@ const HOUSE: &[Crate] = &[
             &["probe", "spec"],
         ],
     },
-    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"]] },
+    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"], &["mirror"]] },
     Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"]] },
     Crate { name: "sim", floor: 6, layers: &[] },
     Crate {

@@ -369,7 +369,7 @@ impl Shared {
     }
 
     /// Captures the paused VM and gives the checkpoint to the sender.
-    fn take_checkpoint(&self, vm: &mut Vm, session: &Session) -> Result<Epoch, VmError> {
+    fn take_checkpoint(&self, vm: &mut Vm, session: &Session) -> Result<(), VmError> {
         let paused_at = Instant::now();
         let epoch = {
             let mut core = self.core();
@@ -386,7 +386,7 @@ impl Shared {
         session.outbox.push_bulk(super::outbox::Bulk::Checkpoint(Box::new(checkpoint)));
         let epoch_length = since.map_or(Duration::ZERO, |since| paused_at.saturating_duration_since(since));
         self.meter.captured(epoch, epoch_length, paused_at.elapsed(), dirty_pages);
-        Ok(epoch)
+        Ok(())
     }
 
     /// The end of the first copy, with the guest paused: output waits from now on, and the first checkpoint is taken.
@@ -396,17 +396,20 @@ impl Shared {
         session.mirror().mirroring = true;
         session.mirror().epoch_since = Some(Instant::now());
         session.progress().phase = Phase::FirstCheckpoint;
-        self.take_checkpoint(vm, session)?;
-        Ok(())
+        self.take_checkpoint(vm, session)
     }
 
     fn begin_hand_over(self: &Arc<Self>, vm: &mut Vm) -> Result<(), SwitchOverError> {
-        let core = self.core();
+        let mut core = self.core();
         let session = core.session.clone().filter(|_| core.replica.status().is_protected());
-        drop(core);
         let session = session.ok_or(SwitchOverError::NotProtected)?;
-        let epoch = self.take_checkpoint(vm, &session)?;
-        self.core().hand_over = Some(epoch);
+        // Known before the checkpoint is sent: its ack may be here before this thread goes on.
+        core.hand_over = Some(core.epoch + 1);
+        drop(core);
+        if let Err(error) = self.take_checkpoint(vm, &session) {
+            self.core().hand_over = None;
+            return Err(error.into());
+        }
         Ok(())
     }
 

@@ -97,16 +97,9 @@ fn postgresql_loses_no_commit_over_takeovers_and_a_restart_from_disk() {
 
 #[test]
 fn an_acknowledged_fsync_survives_the_loss_of_both_replicas() {
-    let mut world = World::new(Setup::redis());
+    let mut world = World::new(Setup::redis_append_only());
     let primary = world.boot();
     wait_for_service(world.address());
-    let redis = redis::Client::open(("127.0.0.1", world.address().port())).unwrap();
-    let mut connection = redis.get_connection().unwrap();
-    for (name, value) in [("appendonly", "yes"), ("appendfsync", "always")] {
-        let _: () = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query(&mut connection).unwrap();
-    }
-    let _: () = redis::cmd("CONFIG").arg("REWRITE").query(&mut connection).unwrap();
-    drop(connection);
     let secondary = world.protect(&primary, "b");
     let client = Client::start(world.address());
     client.wait_for_progress(200);
@@ -117,6 +110,7 @@ fn an_acknowledged_fsync_survives_the_loss_of_both_replicas() {
     let acknowledged = client.acknowledged();
     let primary = world.boot();
     wait_for_service(world.address());
+    let redis = redis::Client::open(("127.0.0.1", world.address().port())).unwrap();
     let mut connection = redis.get_connection().unwrap();
     let counter: u64 = redis::cmd("GET").arg("counter").query(&mut connection).unwrap();
     assert!(counter >= acknowledged, "{acknowledged} increments were acknowledged, {counter} are left");

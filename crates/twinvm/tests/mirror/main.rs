@@ -162,7 +162,7 @@ fn a_secondary_lost_during_the_first_copy_costs_the_client_nothing() {
 #[test]
 fn a_switchover_costs_nothing_either() {
     let (mut world, mut primary, mut secondary, client) = protected(Setup::redis());
-    for host in ["a", "b", "a"] {
+    for host in ["a", "b", "a", "b", "a", "b"] {
         primary.ask(&json!({ "request": "switchover" })).unwrap();
         secondary.wait_for_takeover();
         let end = primary.wait_for_end();

@@ -15,11 +15,11 @@ use network::end::{EndConfig, EndProcess, Lifetime};
 use network::{MacAddr, NetworkSpec, PortForward, UserSpec};
 use serde_json::{Value, json};
 use storage::disk::{Backing, DiskFormat, create_qcow2};
-use storage::image::Image;
+use storage::image::{Image, ImageSpec};
 use tempfile::TempDir;
 
 use crate::support::HUNG;
-use crate::support::guest::{free_port, image};
+use crate::support::guest::{free_port, image_of};
 
 const VM: &str = "vm";
 const MEMORY: &str = "256M";
@@ -29,6 +29,8 @@ const MEMORY: &str = "256M";
 pub struct Setup {
     pub image: &'static str,
     pub packages: &'static [&'static str],
+    /// Redis writes every change to its append-only file before it answers.
+    pub redis_append_only: bool,
     pub guest_port: u16,
     /// Long, so that a loaded test machine does not look like a dead host, where silence is not what is tested.
     pub suspicion_ms: u32,
@@ -36,7 +38,17 @@ pub struct Setup {
 
 impl Setup {
     pub fn redis() -> Self {
-        Self { image: "test-redis", packages: &["redis-server"], guest_port: 6379, suspicion_ms: 2000 }
+        Self {
+            image: "test-redis",
+            packages: &["redis-server"],
+            redis_append_only: false,
+            guest_port: 6379,
+            suspicion_ms: 2000,
+        }
+    }
+
+    pub fn redis_append_only() -> Self {
+        Self { image: "test-redis-append-only", redis_append_only: true, ..Self::redis() }
     }
 }
 
@@ -55,7 +67,11 @@ pub struct World {
 impl World {
     pub fn new(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let image = image(setup.image, setup.packages);
+        let image = image_of(&ImageSpec {
+            packages: setup.packages.iter().map(|&package| package.to_owned()).collect(),
+            redis_append_only: setup.redis_append_only,
+            ..ImageSpec::new(setup.image)
+        });
         let authority = folder.path().join("authority");
         replication::channel::create_authority(&authority).unwrap();
         let port = free_port();
