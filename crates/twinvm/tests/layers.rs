@@ -67,7 +67,18 @@ const HOUSE: &[Crate] = &[
     },
     Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"], &["mirror"]] },
     Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"]] },
-    Crate { name: "sim", floor: 6, layers: &[] },
+    Crate {
+        name: "sim",
+        floor: 6,
+        layers: &[
+            &["coverage", "mutation", "random", "time", "violation"],
+            &["faults", "history", "network", "process", "store"],
+            // The world is one; these are its parts.
+            &["daemons", "primary", "secondary", "world"],
+            &["schedule"],
+            &["soak"],
+        ],
+    },
     Crate {
         name: "twinvm",
         floor: 6,

@@ -138,7 +138,9 @@ impl Primary {
     fn lost(&mut self, reason: LossReason, commands: &mut Vec<Command>) {
         let why = Why::Lost(reason);
         self.phase = match self.take_phase() {
-            phase @ Phase::Alone { .. } => {
+            // A connection that is open now is that of a first copy. While it is not decided who goes on, a copy must not become a
+            // secondary: the claim may still name its host, for what ran there before.
+            phase @ (Phase::Alone { .. } | Phase::Arbitrating { .. }) => {
                 commands.push(Command::CloseChannel);
                 phase
             }
@@ -158,7 +160,6 @@ impl Primary {
             }
             Phase::Protected { .. } => self.arbitrate(why, commands),
             Phase::HandingOver { .. } => self.arbitrate(Why::HandOver, commands),
-            phase @ Phase::Arbitrating { .. } => phase,
         };
     }
 

@@ -1,0 +1,131 @@
+//! [`Coverage`]: what came up in schedules.
+
+use std::fmt;
+
+macro_rules! occurrences {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Something that a schedule can contain.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Occurrence {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Occurrence {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+        }
+    };
+}
+
+occurrences! {
+    /// A replica's process was killed.
+    Kill,
+    /// A host lost its power.
+    PowerLoss,
+    /// A process stood still for a while.
+    Pause,
+    /// Nothing passed between two hosts for a while.
+    Partition,
+    /// The same, in one direction.
+    OneWayPartition,
+    /// A connection ended, and both ends learned it.
+    Reset,
+    /// A connection ended, and only one end learned it.
+    HalfOpen,
+    /// A connection ended, and no end learned it.
+    Mute,
+    /// Messages took long.
+    SlowLink,
+    /// Checkpoints took long to send.
+    SlowSender,
+    /// No host reached the store for a while.
+    StoreDown,
+    /// One host did not.
+    StoreOutOfReach,
+    /// A compare-and-swap was carried out, and its answer got lost.
+    AnswerLost,
+    /// A compare-and-swap was carried out after whoever asked had given up.
+    SwapLate,
+    /// The secondary could not write its disks.
+    SecondaryFailed,
+    /// The user turned protection off.
+    Off,
+    /// The user suspended protection.
+    Suspend,
+    /// The user asked for a new secondary.
+    Restart,
+    /// The user asked for a planned takeover.
+    SwitchOver,
+    /// A secondary that kept the guest waiting was dropped.
+    TooSlow,
+    /// An ack was stale.
+    StaleAck,
+    /// Old primaries released committed output after a takeover, which had been caused otherwise than by silence.
+    LateRelease,
+    /// A secondary took over since its connection was closed.
+    TakeOverClosed,
+    /// A secondary took over since its primary was silent.
+    TakeOverSilent,
+    /// A secondary took over as asked.
+    TakeOverHandOver,
+    /// A secondary that had not been told of it found out that it was entitled, and took over.
+    TakeOverInquired,
+    /// A primary went on alone after it had won the compare-and-swap.
+    PrimaryWins,
+    /// A primary lost the compare-and-swap.
+    PrimaryLoses,
+    /// A secondary lost the compare-and-swap.
+    SecondaryLoses,
+    /// A hand-over did not come about, and the guest went on.
+    HandOverUndone,
+    /// A secondary stopped since it was not entitled.
+    NotEntitled,
+    /// A secondary stopped before its first checkpoint.
+    NothingHeld,
+    /// A compare-and-swap was not answered, for whatever reason.
+    Unanswered,
+    /// A VM that had been protected got protected again.
+    Reprotected,
+    /// A first copy ended while it was not decided yet who goes on.
+    JoinedUndecided,
+    /// The schedule ended with a protected VM.
+    EndedProtected,
+    /// The schedule ended without anybody who could go on: all whom the store named had crashed.
+    EndedLost,
+}
+
+/// How often each [`Occurrence`] came up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coverage([u64; Occurrence::ALL.len()]);
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self([0; Occurrence::ALL.len()])
+    }
+}
+
+impl Coverage {
+    /// How often it came up.
+    pub fn count(&self, occurrence: Occurrence) -> u64 {
+        self.0[occurrence as usize]
+    }
+
+    pub(crate) fn note(&mut self, occurrence: Occurrence) {
+        self.0[occurrence as usize] += 1;
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
+        }
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for &occurrence in Occurrence::ALL {
+            writeln!(f, "{:>10}  {occurrence:?}", self.count(occurrence))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! What is around the replicas: faults, the user, the host daemons, and how all should end.
+
+use replication::protocol::{DropReason, Role};
+
+use crate::coverage::Occurrence;
+use crate::faults::{FAULTS_END, Fault, Target};
+use crate::network::Side;
+use crate::process::{Body, ProcessId};
+use crate::time::{MILLISECOND, Nanoseconds};
+use crate::violation::Violation;
+use crate::world::{Death, World};
+
+/// How long all has to be well in the end.
+const WELL_FOR: Nanoseconds = 60 * MILLISECOND;
+
+impl World {
+    fn target(&mut self, target: Target) -> Option<usize> {
+        let primary = self.primary_host();
+        match target {
+            Target::Primary => primary,
+            Target::Secondary => {
+                let primary = primary?;
+                self.session(primary).map(|session| session.secondary)
+            }
+            Target::Host(host) => Some(host),
+        }
+    }
+
+    /// How long until a fault that lasts so long is over; none lasts beyond the end of all.
+    fn until(&self, duration: Nanoseconds) -> Nanoseconds {
+        (self.now + duration).min(FAULTS_END)
+    }
+
+    pub fn fault(&mut self, index: usize) {
+        if self.is_calm {
+            return;
+        }
+        let fault = self.plan.faults[index].fault;
+        self.tell(|_| format!("fault: {fault:?}"));
+        match fault {
+            Fault::Kill(target) => {
+                if let Some(host) = self.target(target).filter(|&host| self.process_id(host).is_some()) {
+                    self.coverage.note(Occurrence::Kill);
+                    self.end_process(host, Death::Crashed, true);
+                }
+            }
+            Fault::PowerLoss(target, duration) => {
+                if let Some(host) = self.target(target).filter(|&host| self.hosts[host].is_up) {
+                    self.coverage.note(Occurrence::PowerLoss);
+                    self.hosts[host].is_up = false;
+                    self.end_process(host, Death::Crashed, false);
+                    let delay = self.until(duration) - self.now;
+                    self.power_up_after(host, delay);
+                }
+            }
+            Fault::Pause(target, duration) => self.pause(target, duration),
+            Fault::Partition { from, one_way, duration } => self.partition(from, one_way, duration),
+            Fault::Cut { primary_learns, secondary_learns } => self.cut(primary_learns, secondary_learns),
+            Fault::SlowLink { extra, duration } => {
+                self.coverage.note(Occurrence::SlowLink);
+                self.slow_link_until = self.until(duration);
+                self.slow_link_extra = extra;
+            }
+            Fault::SlowSender { extra, duration } => {
+                self.coverage.note(Occurrence::SlowSender);
+                self.slow_sender_until = self.until(duration);
+                self.slow_sender_extra = extra;
+            }
+            Fault::StoreDown(duration) => {
+                self.coverage.note(Occurrence::StoreDown);
+                let until = self.until(duration);
+                for host in &mut self.hosts {
+                    host.store_unreachable_until = until;
+                }
+            }
+            Fault::StoreOutOfReach(target, duration) => {
+                if let Some(host) = self.target(target) {
+                    self.coverage.note(Occurrence::StoreOutOfReach);
+                    self.hosts[host].store_unreachable_until = self.until(duration);
+                }
+            }
+            Fault::SecondaryFails => {
+                if let Some(host) = self.target(Target::Secondary).filter(|&host| !self.is_paused(host)) {
+                    self.secondary_fails(host);
+                }
+            }
+            Fault::Drop(reason) => self.user_drops(reason),
+            Fault::SwitchOver => {
+                if let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) {
+                    self.switch_over(host);
+                }
+            }
+        }
+    }
+
+    fn is_paused(&self, host: usize) -> bool {
+        self.hosts[host].process.as_ref().is_some_and(|process| process.is_paused)
+    }
+
+    fn pause(&mut self, target: Target, duration: Nanoseconds) {
+        let Some(host) = self.target(target) else { return };
+        let Some(process) = &mut self.hosts[host].process else { return };
+        process.is_paused = true;
+        let id = process.id;
+        self.coverage.note(Occurrence::Pause);
+        let delay = self.until(duration) - self.now;
+        self.wake_after(id, delay);
+    }
+
+    fn partition(&mut self, from: Target, one_way: bool, duration: Nanoseconds) {
+        let Some(from) = self.target(from) else { return };
+        self.coverage.note(if one_way { Occurrence::OneWayPartition } else { Occurrence::Partition });
+        let until = self.until(duration);
+        for to in 0..self.hosts.len() {
+            self.hosts[from].blocked_until[to] = until;
+            if !one_way {
+                self.hosts[to].blocked_until[from] = until;
+            }
+        }
+    }
+
+    fn cut(&mut self, primary_learns: bool, secondary_learns: bool) {
+        let Some(primary) = self.primary_host() else { return };
+        let Some(connection) = self.session(primary).map(|session| session.connection) else { return };
+        self.coverage.note(match (primary_learns, secondary_learns) {
+            (true, true) => Occurrence::Reset,
+            (false, false) => Occurrence::Mute,
+            _ => Occurrence::HalfOpen,
+        });
+        for (side, learns) in [(Side::Primary, primary_learns), (Side::Secondary, secondary_learns)] {
+            self.lose_sent(connection, side.other());
+            if learns {
+                self.reset(connection, side);
+            }
+            self.network.end(connection, side).is_deaf = true;
+        }
+    }
+
+    fn user_drops(&mut self, reason: DropReason) {
+        let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) else { return };
+        self.coverage.note(match reason {
+            DropReason::Off => Occurrence::Off,
+            DropReason::Suspend => Occurrence::Suspend,
+            _ => Occurrence::Restart,
+        });
+        self.is_protection_wanted = reason == DropReason::Restart;
+        self.unprotect(host, reason);
+    }
+
+    /// From now on nothing goes wrong. What went wrong before may still have its consequences.
+    pub fn faults_end(&mut self) {
+        self.tell(|_| "no more faults".to_owned());
+        self.is_calm = true;
+        self.is_protection_wanted = true;
+    }
+
+    /// Sees that the VM is protected, and whether it is.
+    pub fn daemons(&mut self) {
+        if self.is_protection_wanted {
+            for host in 0..self.hosts.len() {
+                if self.wants_secondary(host)
+                    && let Some(secondary) = self.free_secondary(host)
+                {
+                    self.tell(|world| format!("{}: is to be protected by {}", world.name(host), world.name(secondary)));
+                    self.protect(host, secondary);
+                }
+            }
+        }
+        if !self.is_calm {
+            return;
+        }
+        if self.is_nobody_left() {
+            self.check_lost();
+            self.coverage.note(Occurrence::EndedLost);
+            self.is_over = true;
+        } else if let Some(primary) = self.protected_primary() {
+            let since = *self.well_since.get_or_insert(self.now);
+            let flows = self.last_release.is_some_and(|(by, at)| by == primary && at > since);
+            if flows && self.now - since >= WELL_FOR {
+                self.coverage.note(Occurrence::EndedProtected);
+                self.is_over = true;
+            }
+        } else {
+            self.well_since = None;
+        }
+    }
+
+    /// Nobody holds the VM's state, or could.
+    fn is_nobody_left(&self) -> bool {
+        self.hosts
+            .iter()
+            .filter_map(|host| host.process.as_ref())
+            .all(|process| matches!(&process.body, Body::Listening))
+    }
+
+    /// The only primary, if it and its secondary agree that the VM is protected.
+    fn protected_primary(&mut self) -> Option<ProcessId> {
+        let mut running = (0..self.hosts.len()).filter(|&host| {
+            self.hosts[host].process.as_ref().is_some_and(|process| matches!(process.body, Body::Running(_)))
+        });
+        let (host, None) = (running.next()?, running.next()) else { return None };
+        let process = self.hosts[host].process.as_ref()?;
+        if process.replica.status().role != Role::Primary || !process.replica.status().is_protected() {
+            return None;
+        }
+        let id = process.id;
+        let peer = self.session(host)?.peer;
+        let secondary = self.hosts[self.home(peer)?].process.as_ref()?;
+        secondary.replica.status().is_protected().then_some(id)
+    }
+
+    /// The VM is lost. That may be only if all that the store names have crashed.
+    fn check_lost(&mut self) {
+        let entry = self.store.current().clone();
+        let death = |process: ProcessId| self.deaths[process.0 as usize];
+        let primary = death(entry.author) == Some(Death::Crashed);
+        let secondary = entry
+            .secondary
+            .is_none_or(|secondary| matches!(death(secondary), Some(Death::Crashed | Death::Unentitled)));
+        if !primary || !secondary {
+            self.broken(Violation::Abandoned(format!("{:?}", entry.claim)));
+        }
+    }
+}

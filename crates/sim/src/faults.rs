@@ -1,0 +1,158 @@
+//! [`Plan`]: what goes wrong in a schedule, and when.
+
+use replication::protocol::DropReason;
+
+use crate::random::Random;
+use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
+
+/// Faults end here.
+pub(crate) const FAULTS_END: Nanoseconds = 1_200 * MILLISECOND;
+/// Most faults of a schedule.
+const FAULTS_MAX: u64 = 6;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    Primary,
+    Secondary,
+    Host(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    Kill(Target),
+    PowerLoss(Target, Nanoseconds),
+    Pause(Target, Nanoseconds),
+    Partition {
+        from: Target,
+        one_way: bool,
+        duration: Nanoseconds,
+    },
+    /// The primary's connection ends; who learns it?
+    Cut {
+        primary_learns: bool,
+        secondary_learns: bool,
+    },
+    SlowLink {
+        extra: Nanoseconds,
+        duration: Nanoseconds,
+    },
+    SlowSender {
+        extra: Nanoseconds,
+        duration: Nanoseconds,
+    },
+    StoreDown(Nanoseconds),
+    StoreOutOfReach(Target, Nanoseconds),
+    SecondaryFails,
+    Drop(DropReason),
+    SwitchOver,
+}
+
+/// Something in the life of the replicas close to which faults are of interest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Copied,
+    SwapAsked,
+    SwapCarriedOut,
+    Protected,
+    HandOverBegun,
+    HandOverSent,
+    Lost,
+    TakenOver,
+}
+
+const MOMENTS: [Moment; 8] = [
+    Moment::Copied,
+    Moment::SwapAsked,
+    Moment::SwapCarriedOut,
+    Moment::Protected,
+    Moment::HandOverBegun,
+    Moment::HandOverSent,
+    Moment::Lost,
+    Moment::TakenOver,
+];
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trigger {
+    At(Nanoseconds),
+    After { moment: Moment, times: u32, delay: Nanoseconds },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub trigger: Trigger,
+    pub fault: Fault,
+}
+
+/// What does not change during a schedule.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub hosts: usize,
+    pub faults: Vec<Planned>,
+    pub suspicion: Nanoseconds,
+    /// Longest time between two things that the guest does.
+    pub guest_interval_max: Nanoseconds,
+    pub copy_duration_max: Nanoseconds,
+    /// Of a hundred answers of the store.
+    pub answers_lost: u64,
+    /// Of a hundred requests to the store.
+    pub swaps_late: u64,
+}
+
+impl Plan {
+    pub fn draw(random: &mut Random) -> Self {
+        let hosts = random.pick(&[2, 3, 3]);
+        let suspicion = random.pick(&[40, 60, 100]) * MILLISECOND;
+        let count = random.between(0, FAULTS_MAX + 1);
+        let faults = (0..count).map(|_| Planned::draw(random, hosts, suspicion)).collect();
+        Self {
+            hosts,
+            faults,
+            suspicion,
+            guest_interval_max: random.pick(&[4, 10, 30]) * MILLISECOND,
+            copy_duration_max: random.pick(&[5, 50, 200]) * MILLISECOND,
+            answers_lost: random.pick(&[0, 0, 10, 40]),
+            swaps_late: random.pick(&[0, 0, 10, 40]),
+        }
+    }
+}
+
+impl Planned {
+    fn draw(random: &mut Random, hosts: usize, suspicion: Nanoseconds) -> Self {
+        let trigger = if random.chance(40) {
+            Trigger::At(random.between(0, FAULTS_END))
+        } else {
+            let delay = random.pick(&[200 * MICROSECOND, 2 * MILLISECOND, suspicion, 3 * suspicion]);
+            let moment = random.pick(&MOMENTS);
+            Trigger::After { moment, times: random.pick(&[1, 1, 2, 3]), delay: random.between(0, delay) }
+        };
+        Self { trigger, fault: Fault::draw(random, hosts, suspicion) }
+    }
+}
+
+impl Fault {
+    fn draw(random: &mut Random, hosts: usize, suspicion: Nanoseconds) -> Self {
+        let target = match random.below(5) {
+            0 | 1 => Target::Primary,
+            2 | 3 => Target::Secondary,
+            _ => Target::Host(random.below(hosts)),
+        };
+        let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
+        let duration = random.between(MILLISECOND, longest);
+        match random.below(20) {
+            0 | 1 => Self::Kill(target),
+            2 => Self::PowerLoss(target, duration),
+            3..=5 => Self::Pause(target, duration),
+            6 => Self::Partition { from: target, one_way: false, duration },
+            7 => Self::Partition { from: target, one_way: true, duration },
+            8 | 9 => Self::Cut { primary_learns: random.chance(50), secondary_learns: random.chance(50) },
+            10 => Self::SlowLink { extra: random.between(0, suspicion), duration },
+            11 => Self::SlowSender { extra: random.pick(&[1, 4, 20]) * suspicion, duration: 8 * suspicion },
+            12 | 13 => Self::StoreDown(duration),
+            14 => Self::StoreOutOfReach(target, duration),
+            15 => Self::SecondaryFails,
+            16 => Self::Drop(random.pick(&[DropReason::Off, DropReason::Suspend])),
+            17 => Self::Drop(DropReason::Restart),
+            _ => Self::SwitchOver,
+        }
+    }
+}

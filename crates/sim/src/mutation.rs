@@ -1,0 +1,63 @@
+//! [`Mutation`]: deliberate mistakes, to see whether the simulation finds them.
+
+/// A mistake in what a replica does with the protocol's commands, or tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// Output leaves when its epoch is captured.
+    ReleaseOnCapture,
+    /// Output does not wait once the first copy is over.
+    DoNotHold,
+    /// Every ack counts as fresh.
+    AcceptStaleAcks,
+    /// The secondary suspects the primary after half of the time agreed upon.
+    SuspectEarly,
+    /// The secondary acknowledges a checkpoint that it then loses now and then.
+    AcknowledgeUnheld,
+    /// A secondary takes over without asking the store.
+    TakeOverWithoutArbitration,
+    /// A secondary asks for the next generation though the store does not name it.
+    UnentitledTakesOver,
+    /// A secondary is told that it is entitled when its first checkpoint is sent, and not again.
+    EntitleBeforeFirstAck,
+    /// A secondary is told that it is entitled when the store is asked to name it.
+    EntitleBeforeSwap,
+    /// A primary that has lost its secondary lets output pass before the store has answered.
+    OpenBeforeArbitration,
+    /// Whoever lost the compare-and-swap believes that it has won.
+    LoserGoesOn,
+    /// Whoever could not reach the store believes that it has won.
+    UnreachableGoesOn,
+    /// A replica that is to stop does not.
+    DoNotStop,
+    /// Nobody asks the store again.
+    DoNotRetry,
+    /// A guest that was paused for a hand-over stands still for ever.
+    DoNotResume,
+    /// A secondary that has lost its primary goes on acknowledging what comes.
+    AcknowledgeAfterLoss,
+    /// The secondary forgets output of which it does not know that it has left.
+    DoNotSendAgain,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::ReleaseOnCapture,
+        Self::DoNotHold,
+        Self::AcceptStaleAcks,
+        Self::SuspectEarly,
+        Self::AcknowledgeUnheld,
+        Self::TakeOverWithoutArbitration,
+        Self::UnentitledTakesOver,
+        Self::EntitleBeforeFirstAck,
+        Self::EntitleBeforeSwap,
+        Self::OpenBeforeArbitration,
+        Self::LoserGoesOn,
+        Self::UnreachableGoesOn,
+        Self::DoNotStop,
+        Self::DoNotRetry,
+        Self::DoNotResume,
+        Self::AcknowledgeAfterLoss,
+        Self::DoNotSendAgain,
+    ];
+}

@@ -1,0 +1,105 @@
+//! [`Network`]: connections between replicas. As with TCP, what arrives is a beginning of what was sent, in order; either end may never
+//! learn that the other one is gone.
+
+use std::collections::VecDeque;
+
+use replication::protocol::{Epoch, Generation};
+
+use crate::history::StateId;
+use crate::process::ProcessId;
+use crate::time::Nanoseconds;
+
+pub(crate) type ConnectionId = usize;
+
+/// What the replicas say to each other, as in `replication::mirror`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    Hello,
+    Welcome,
+    Heartbeat(u64),
+    Checkpoint {
+        epoch: Epoch,
+        heartbeat: u64,
+        /// The state at the capture before.
+        base: StateId,
+        state: StateId,
+    },
+    Ack {
+        epoch: Option<Epoch>,
+        heard: u64,
+    },
+    Released(Epoch),
+    Entitled(Generation),
+    HandOver,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    Message(Message),
+    Closed,
+}
+
+/// Which end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The primary, who has connected.
+    Primary,
+    Secondary,
+}
+
+impl Side {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Primary => Self::Secondary,
+            Self::Secondary => Self::Primary,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub process: ProcessId,
+    /// Its process has not closed it.
+    pub is_open: bool,
+    /// Nothing that is sent to it arrives any more.
+    pub is_deaf: bool,
+    pub incoming: VecDeque<Arrival>,
+    pub last_arrival: Nanoseconds,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Network {
+    connections: Vec<[End; 2]>,
+}
+
+impl Network {
+    pub fn connect(&mut self, primary: ProcessId, secondary: ProcessId) -> ConnectionId {
+        self.connections.push([primary, secondary].map(|process| End {
+            process,
+            is_open: true,
+            is_deaf: false,
+            incoming: VecDeque::new(),
+            last_arrival: 0,
+        }));
+        self.connections.len() - 1
+    }
+
+    pub fn end(&mut self, connection: ConnectionId, side: Side) -> &mut End {
+        &mut self.connections[connection][side as usize]
+    }
+
+    /// All that `process` has open.
+    pub fn open_ends(&self, process: ProcessId) -> Vec<(ConnectionId, Side)> {
+        let mut found = Vec::new();
+        for (connection, ends) in self.connections.iter().enumerate() {
+            for side in [Side::Primary, Side::Secondary] {
+                let end = &ends[side as usize];
+                if end.process == process && end.is_open {
+                    found.push((connection, side));
+                }
+            }
+        }
+        found
+    }
+}

@@ -1,0 +1,552 @@
+//! What `replication::mirror`'s primary does around the protocol.
+
+use replication::protocol::{
+    Command, DropReason, Epoch, Event, LossReason, Protection, Reason, Role, Status, StopReason, Verdict,
+};
+
+use crate::coverage::Occurrence;
+use crate::faults::Moment;
+use crate::history::{Contradiction, StateId};
+use crate::mutation::Mutation;
+use crate::network::{Arrival, ConnectionId, Message, Side};
+use crate::process::{Body, ProcessId, Runner, Session, Timer, Waiting};
+use crate::store::Request;
+use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
+use crate::violation::Violation;
+use crate::world::{Death, RETRY_INTERVAL, World};
+
+const IN_FLIGHT_MAX: usize = 3;
+const EPOCH_LENGTH_MAX: Nanoseconds = 50 * MILLISECOND;
+/// How many times its length an epoch may last before the guest waits.
+const PATIENCE: u64 = 4;
+/// Shorter than the real one, or no schedule would last so long.
+const TOO_SLOW_AFTER: Nanoseconds = 300 * MILLISECOND;
+const CONNECT_TIMEOUT: Nanoseconds = 200 * MILLISECOND;
+pub(crate) const HEARTBEATS_PER_SUSPICION: u64 = 5;
+/// How often either side looks whether the other one is silent.
+pub(crate) const SILENCE_CHECKS_PER_SUSPICION: u64 = 4;
+
+impl World {
+    fn runner(&mut self, host: usize) -> Option<&mut Runner> {
+        match &mut self.hosts[host].process.as_mut()?.body {
+            Body::Running(runner) => Some(runner),
+            _ => None,
+        }
+    }
+
+    pub fn session(&mut self, host: usize) -> Option<&mut Session> {
+        self.runner(host)?.session.as_mut()
+    }
+
+    fn has_session(&mut self, host: usize, connection: ConnectionId) -> bool {
+        self.session(host).is_some_and(|session| session.connection == connection)
+    }
+
+    // Protocol.
+
+    /// As `mirror::Primary`: events of a session that has ended do not count.
+    pub fn primary_event(&mut self, host: usize, session: Option<ConnectionId>, event: Event) {
+        let current = self.session(host).map(|session| session.connection);
+        if session.is_some() && session != current {
+            return;
+        }
+        let event = self.mutate_answer(event);
+        self.note_event(host, &event);
+        let is_answer = matches!(event, Event::Arbitrated(_));
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let id = process.id;
+        let commands = process.replica.handle(event);
+        for command in commands {
+            if self.home(id).is_some() {
+                self.tell(|world| format!("{}: {command:?}", world.name(host)));
+                if is_answer && command == Command::OpenOutput {
+                    self.coverage.note(Occurrence::PrimaryWins);
+                }
+                self.primary_does(host, command);
+            }
+        }
+        if self.runner(host).is_some_and(|runner| !runner.is_held && runner.hand_over.is_some()) {
+            self.broken(Violation::StandsStill(self.name(host)));
+        }
+        self.note_protected(host);
+    }
+
+    pub fn mutate_answer(&self, event: Event) -> Event {
+        match (&event, self.mutation) {
+            (Event::Arbitrated(Verdict::Lost(_)), Some(Mutation::LoserGoesOn))
+            | (Event::StoreUnreachable, Some(Mutation::UnreachableGoesOn)) => Event::Arbitrated(Verdict::Won),
+            _ => event,
+        }
+    }
+
+    fn note_event(&mut self, host: usize, event: &Event) {
+        let occurrence = match event {
+            Event::Acknowledged { fresh: false, .. } => Occurrence::StaleAck,
+            Event::DropSecondary { reason: DropReason::TooSlow } => Occurrence::TooSlow,
+            Event::SyncFinished { .. } => {
+                if let Some(process) = &self.hosts[host].process
+                    && matches!(
+                        process.replica.status().reason,
+                        Some(Reason::Arbitrating(_) | Reason::StoreUnreachable)
+                    )
+                {
+                    self.coverage.note(Occurrence::JoinedUndecided);
+                }
+                self.moment(Moment::Copied);
+                return;
+            }
+            Event::PeerLost { .. } => return self.moment(Moment::Lost),
+            Event::HandOverSent => return self.moment(Moment::HandOverSent),
+            _ => return,
+        };
+        self.coverage.note(occurrence);
+    }
+
+    fn note_protected(&mut self, host: usize) {
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let Body::Running(runner) = &mut process.body else { return };
+        let is_protected = runner.session.is_some() && process.replica.status().is_protected();
+        let was_protected = std::mem::replace(&mut runner.was_protected, is_protected);
+        if is_protected && !was_protected {
+            if process.replica.status().generation > 2 {
+                self.coverage.note(Occurrence::Reprotected);
+            }
+            self.moment(Moment::Protected);
+        }
+    }
+
+    fn primary_does(&mut self, host: usize, command: Command) {
+        match command {
+            Command::HoldOutput => {
+                if self.mutation != Some(Mutation::DoNotHold)
+                    && let Some(runner) = self.runner(host)
+                {
+                    runner.is_held = true;
+                }
+            }
+            Command::OpenOutput => {
+                self.check_consent(host);
+                self.open_output(host);
+            }
+            Command::Release { through } => {
+                self.release_through(host, through);
+                self.send_to_secondary(host, Message::Released(through));
+            }
+            Command::TellEntitled { generation } => self.tell_entitled(host, generation),
+            Command::CompareAndSwap { claim } => {
+                match self.mutation {
+                    Some(Mutation::OpenBeforeArbitration) if claim.secondary.is_none() => self.open_output(host),
+                    Some(Mutation::EntitleBeforeSwap) if claim.secondary.is_some() => {
+                        self.tell_entitled(host, claim.generation);
+                    }
+                    _ => {}
+                }
+                let secondary = claim.secondary.as_ref().and(self.session(host).map(|session| session.peer));
+                self.ask_store(host, Request::CompareAndSwap { claim, secondary });
+            }
+            Command::CloseChannel => self.close_session(host),
+            Command::StartRetryTimer => {
+                if self.mutation != Some(Mutation::DoNotRetry) {
+                    self.start_timer(host, RETRY_INTERVAL, Timer::Retry);
+                }
+            }
+            Command::Resume => {
+                if self.mutation != Some(Mutation::DoNotResume)
+                    && let Some(runner) = self.runner(host)
+                    && runner.hand_over.take().is_some()
+                {
+                    self.coverage.note(Occurrence::HandOverUndone);
+                }
+            }
+            Command::Stop { reason } => self.primary_stops(host, reason),
+            Command::Acknowledge { .. } | Command::ReadClaim | Command::TakeOver { .. } => {
+                self.broken(Violation::Undone(self.name(host), format!("{command:?}")));
+            }
+        }
+    }
+
+    fn primary_stops(&mut self, host: usize, reason: StopReason) {
+        self.coverage.note(Occurrence::PrimaryLoses);
+        self.check_superseded(host, reason);
+        if self.mutation == Some(Mutation::DoNotStop) {
+            self.open_output(host);
+        } else {
+            self.end_process(host, Death::Stopped, true);
+        }
+    }
+
+    fn tell_entitled(&mut self, host: usize, generation: u64) {
+        let peer = self.session(host).map(|session| session.peer);
+        let entry = self.store.entry(generation);
+        if peer.is_none() || entry.is_none_or(|entry| entry.secondary != peer) {
+            let name = peer.map_or(0, |peer| self.homes[peer.0 as usize]);
+            self.broken(Violation::NotNamed(self.name(name), generation));
+        }
+        if self.mutation != Some(Mutation::EntitleBeforeFirstAck) {
+            self.send_to_secondary(host, Message::Entitled(generation));
+        }
+    }
+
+    /// Whoever lets output pass without acks needs a claim that it wrote, and that names it alone.
+    pub fn check_consent(&mut self, host: usize) {
+        let Some(process) = &self.hosts[host].process else { return };
+        let generation = process.replica.status().generation;
+        let has_consent = self.store.entry(generation).is_some_and(|entry| {
+            entry.author == process.id
+                && entry.claim.secondary.is_none()
+                && entry.claim.primary == self.hosts[host].name
+        });
+        if !has_consent {
+            self.broken(Violation::NoConsent(self.name(host), generation));
+        }
+    }
+
+    /// Whoever stops for another one is right only if there is one.
+    pub fn check_superseded(&mut self, host: usize, reason: StopReason) {
+        if !matches!(reason, StopReason::Superseded | StopReason::HandedOver) {
+            return;
+        }
+        let Some(process) = &self.hosts[host].process else { return };
+        if self.store.current().author == process.id {
+            self.broken(Violation::StoppedForNobody(self.name(host)));
+        }
+    }
+
+    // Output.
+
+    fn open_output(&mut self, host: usize) {
+        let Some(runner) = self.runner(host) else { return };
+        runner.is_held = false;
+        for waiting in std::mem::take(&mut runner.waiting) {
+            self.release(host, waiting.state);
+        }
+    }
+
+    fn release_through(&mut self, host: usize, through: Epoch) {
+        loop {
+            let Some(runner) = self.runner(host) else { return };
+            if runner.waiting.front().and_then(|waiting| waiting.epoch).is_none_or(|epoch| epoch > through) {
+                return;
+            }
+            if let Some(waiting) = runner.waiting.pop_front() {
+                self.release(host, waiting.state);
+            }
+        }
+    }
+
+    pub fn release(&mut self, host: usize, state: StateId) {
+        let Some(by) = self.process_id(host) else { return };
+        self.last_release = Some((by, self.now));
+        match self.history.release(state, by) {
+            Ok(false) => {}
+            Ok(true) => self.coverage.note(Occurrence::LateRelease),
+            Err(Contradiction::Fork) => self.broken(Violation::Fork(self.name(host))),
+            Err(Contradiction::Fenced) => self.broken(Violation::TwoRelease(self.name(host))),
+        }
+    }
+
+    // The guest.
+
+    fn guest_acts(&mut self, host: usize) {
+        let interval = self.random.between(500 * MICROSECOND, self.plan.guest_interval_max);
+        self.start_timer(host, interval, Timer::Guest);
+        let has_output = self.random.chance(70);
+        let (now, clock) = (self.now, self.hosts[host].clock);
+        let Some(runner) = self.runner(host) else { return };
+        if runner.hand_over.is_some() {
+            return;
+        }
+        let is_late = runner.session.as_ref().is_some_and(|session| {
+            session.is_mirroring && clock.measures(now - session.epoch_since) >= PATIENCE * EPOCH_LENGTH_MAX
+        });
+        if is_late {
+            let since = *runner.waits_since.get_or_insert(now);
+            if clock.measures(now - since) > TOO_SLOW_AFTER {
+                let connection = runner.session.as_ref().map(|session| session.connection);
+                runner.waits_since = None;
+                self.primary_event(host, connection, Event::DropSecondary { reason: DropReason::TooSlow });
+            }
+            self.consider(host);
+            return;
+        }
+        runner.waits_since = None;
+        let (before, is_held) = (runner.state, runner.is_held);
+        let state = self.history.step(before, has_output);
+        let Some(runner) = self.runner(host) else { return };
+        runner.state = state;
+        if has_output {
+            if is_held {
+                runner.waiting.push_back(Waiting { state, epoch: None });
+                if let Some(session) = &mut runner.session {
+                    session.output_waits = true;
+                }
+            } else {
+                self.release(host, state);
+            }
+        }
+        self.consider(host);
+    }
+
+    /// Takes a checkpoint if it is time, and there is room.
+    fn consider(&mut self, host: usize) {
+        let (now, clock) = (self.now, self.hosts[host].clock);
+        let Some(runner) = self.runner(host) else { return };
+        let Some(session) = &runner.session else { return };
+        let is_due = session.output_waits || clock.measures(now - session.epoch_since) >= EPOCH_LENGTH_MAX;
+        let has_room = session.unsent == 0 && session.in_flight.len() < IN_FLIGHT_MAX;
+        if session.is_mirroring && runner.hand_over.is_none() && is_due && has_room {
+            self.take_checkpoint(host);
+        }
+    }
+
+    fn take_checkpoint(&mut self, host: usize) {
+        let now = self.now;
+        let mut duration = self.random.between(50, 2000) * MICROSECOND;
+        if self.slow_sender_until > now {
+            duration += self.random.between(0, self.slow_sender_extra);
+        }
+        let Some(runner) = self.runner(host) else { return };
+        runner.epoch += 1;
+        let (epoch, state) = (runner.epoch, runner.state);
+        for waiting in runner.waiting.iter_mut().rev().take_while(|waiting| waiting.epoch.is_none()) {
+            waiting.epoch = Some(epoch);
+        }
+        let Some(session) = &mut runner.session else { return };
+        session.in_flight.push_back(epoch);
+        session.output_waits = false;
+        session.epoch_since = now;
+        session.unsent += 1;
+        session.sent_at = session.sent_at.max(now) + duration;
+        let (connection, delay) = (session.connection, session.sent_at - now);
+        let base = std::mem::replace(&mut session.base, state);
+        self.start_timer(host, delay, Timer::Sent { connection, epoch, base, state });
+        if self.mutation == Some(Mutation::ReleaseOnCapture) {
+            self.release_through(host, epoch);
+        }
+    }
+
+    // The session.
+
+    fn send_to_secondary(&mut self, host: usize, message: Message) {
+        if let Some(connection) = self.session(host).map(|session| session.connection) {
+            self.send(connection, Side::Primary, message);
+        }
+    }
+
+    fn close_session(&mut self, host: usize) {
+        if let Some(session) = self.runner(host).and_then(|runner| runner.session.take()) {
+            self.close(session.connection, Side::Primary);
+        }
+    }
+
+    fn end_session(&mut self, host: usize, connection: ConnectionId, reason: LossReason) {
+        if !self.has_session(host, connection) {
+            return;
+        }
+        self.tell(|world| format!("{}: the secondary is lost: {reason}", world.name(host)));
+        self.primary_event(host, Some(connection), Event::PeerLost { reason });
+        if self.has_session(host, connection) {
+            self.close_session(host);
+        }
+    }
+
+    /// The daemon of `host` wants its VM protected by the secondary on another one.
+    pub fn protect(&mut self, host: usize, secondary: usize) {
+        let (Some(own), Some(peer)) = (self.process_id(host), self.process_id(secondary)) else { return };
+        let connection = self.network.connect(own, peer);
+        let Some(runner) = self.runner(host) else { return };
+        runner.connecting = Some(connection);
+        self.send(connection, Side::Primary, Message::Hello);
+        self.start_timer(host, CONNECT_TIMEOUT, Timer::Connect(connection));
+    }
+
+    /// Whether a session can be made.
+    pub fn wants_secondary(&mut self, host: usize) -> bool {
+        let Some(process) = &self.hosts[host].process else { return false };
+        let Body::Running(runner) = &process.body else { return false };
+        let status = process.replica.status();
+        !process.is_paused
+            && runner.session.is_none()
+            && runner.connecting.is_none()
+            && status.role == Role::Primary
+            && matches!(status.protection, Protection::NeedSecondary | Protection::Disabled)
+    }
+
+    fn open_session(&mut self, host: usize, connection: ConnectionId) {
+        let now = self.now;
+        let peer = self.network.end(connection, Side::Secondary).process;
+        let copied = self.random.between(MILLISECOND, self.plan.copy_duration_max);
+        let secondary = self.homes[peer.0 as usize];
+        let Some(runner) = self.runner(host) else { return };
+        runner.connecting = None;
+        runner.session = Some(Session {
+            connection,
+            secondary,
+            peer,
+            heartbeats: Vec::new(),
+            last_heard: now,
+            is_mirroring: false,
+            in_flight: Default::default(),
+            output_waits: false,
+            epoch_since: now,
+            unsent: 0,
+            sent_at: now,
+            base: runner.state,
+        });
+        self.start_timer(host, 0, Timer::Heartbeat(connection));
+        self.start_timer(host, 0, Timer::Silence(connection));
+        self.start_timer(host, copied, Timer::Copied(connection));
+    }
+
+    /// The end of the first copy, with the guest paused.
+    fn begin_mirroring(&mut self, host: usize, connection: ConnectionId) {
+        if !self.has_session(host, connection) {
+            return;
+        }
+        let Some(secondary) = self.session(host).map(|session| session.secondary) else { return };
+        let secondary = self.hosts[secondary].name.clone();
+        self.primary_event(host, Some(connection), Event::SyncFinished { secondary });
+        let now = self.now;
+        if let Some(runner) = self.runner(host)
+            && let Some(session) = &mut runner.session
+        {
+            session.is_mirroring = true;
+            session.epoch_since = now;
+            session.base = runner.state;
+            self.take_checkpoint(host);
+        }
+    }
+
+    pub fn primary_timer(&mut self, host: usize, timer: Timer) {
+        let (now, clock, suspicion) = (self.now, self.hosts[host].clock, self.plan.suspicion);
+        match timer {
+            Timer::Guest => self.guest_acts(host),
+            Timer::Heartbeat(connection) if self.has_session(host, connection) => {
+                if let Some(session) = self.session(host) {
+                    session.heartbeats.push(now);
+                    let number = session.heartbeats.len() as u64;
+                    self.send(connection, Side::Primary, Message::Heartbeat(number));
+                    self.start_timer(host, suspicion / HEARTBEATS_PER_SUSPICION, timer);
+                }
+            }
+            Timer::Silence(connection) if self.has_session(host, connection) => {
+                let silence = self.session(host).map_or(0, |session| clock.measures(now - session.last_heard));
+                if silence > suspicion {
+                    self.end_session(host, connection, LossReason::Silent);
+                } else {
+                    self.start_timer(host, suspicion / SILENCE_CHECKS_PER_SUSPICION, timer);
+                }
+            }
+            Timer::Connect(connection) => {
+                if let Some(runner) = self.runner(host)
+                    && runner.connecting == Some(connection)
+                {
+                    runner.connecting = None;
+                    self.close(connection, Side::Primary);
+                }
+            }
+            Timer::Copied(connection) => self.begin_mirroring(host, connection),
+            Timer::Sent { connection, epoch, base, state } if self.has_session(host, connection) => {
+                if let Some(session) = self.session(host) {
+                    session.unsent -= 1;
+                    session.heartbeats.push(now);
+                    let heartbeat = session.heartbeats.len() as u64;
+                    self.send(connection, Side::Primary, Message::Checkpoint { epoch, heartbeat, base, state });
+                }
+                if self.mutation == Some(Mutation::EntitleBeforeFirstAck)
+                    && let Some(process) = &self.hosts[host].process
+                    && let Status { reason: Some(Reason::FirstCheckpoint), generation, .. } = process.replica.status()
+                {
+                    self.send(connection, Side::Primary, Message::Entitled(generation));
+                }
+                self.consider(host);
+            }
+            Timer::Retry => self.primary_event(host, None, Event::RetryDue),
+            Timer::Heartbeat(_) | Timer::Silence(_) | Timer::Sent { .. } => {}
+        }
+    }
+
+    pub fn primary_receives(&mut self, host: usize, connection: ConnectionId, arrival: Arrival) {
+        let now = self.now;
+        if self.runner(host).is_some_and(|runner| runner.connecting == Some(connection)) {
+            match arrival {
+                Arrival::Message(Message::Welcome) => self.open_session(host, connection),
+                _ => {
+                    self.close(connection, Side::Primary);
+                    if let Some(runner) = self.runner(host) {
+                        runner.connecting = None;
+                    }
+                }
+            }
+            return;
+        }
+        if !self.has_session(host, connection) {
+            return;
+        }
+        match arrival {
+            Arrival::Message(message) => {
+                if let Some(session) = self.session(host) {
+                    session.last_heard = now;
+                }
+                match message {
+                    Message::Ack { epoch: Some(epoch), heard } => self.acknowledged(host, connection, epoch, heard),
+                    Message::Ack { epoch: None, .. } => {}
+                    Message::Failed => self.end_session(host, connection, LossReason::Failed),
+                    _ => self.end_session(host, connection, LossReason::Protocol),
+                }
+            }
+            Arrival::Closed => self.end_session(host, connection, LossReason::Closed),
+        }
+    }
+
+    fn acknowledged(&mut self, host: usize, connection: ConnectionId, epoch: Epoch, heard: u64) {
+        let (now, clock, suspicion) = (self.now, self.hosts[host].clock, self.plan.suspicion);
+        let Some(session) = self.session(host) else { return };
+        let count = session.in_flight.len();
+        session.in_flight.retain(|&waiting| waiting > epoch);
+        if session.in_flight.len() == count {
+            return;
+        }
+        let sent = heard.checked_sub(1).and_then(|index| session.heartbeats.get(usize::try_from(index).ok()?));
+        let is_fresh = sent.is_some_and(|&sent| clock.measures(now - sent) < suspicion);
+        let fresh = is_fresh || self.mutation == Some(Mutation::AcceptStaleAcks);
+        self.primary_event(host, Some(connection), Event::Acknowledged { epoch, fresh });
+        let handed_over = self.runner(host).is_some_and(|runner| runner.hand_over.is_some_and(|last| last <= epoch));
+        if handed_over && self.has_session(host, connection) {
+            self.send(connection, Side::Primary, Message::HandOver);
+            self.primary_event(host, Some(connection), Event::HandOverSent);
+        }
+        self.consider(host);
+    }
+
+    // The user.
+
+    pub fn unprotect(&mut self, host: usize, reason: DropReason) {
+        self.primary_event(host, None, Event::DropSecondary { reason });
+        if let Some(connection) =
+            self.session(host).filter(|session| !session.is_mirroring).map(|session| session.connection)
+        {
+            self.end_session(host, connection, LossReason::Closed);
+        }
+    }
+
+    pub fn switch_over(&mut self, host: usize) {
+        let Some(process) = &self.hosts[host].process else { return };
+        if !process.replica.status().is_protected() || self.session(host).is_none() {
+            return;
+        }
+        self.coverage.note(Occurrence::SwitchOver);
+        self.tell(|world| format!("{}: hands over", world.name(host)));
+        self.take_checkpoint(host);
+        if let Some(runner) = self.runner(host) {
+            runner.hand_over = Some(runner.epoch);
+        }
+        self.moment(Moment::HandOverBegun);
+    }
+
+    /// The primary that is the VM's as far as the store knows.
+    pub fn primary_host(&self) -> Option<usize> {
+        let author: ProcessId = self.store.current().author;
+        self.home(author)
+    }
+}

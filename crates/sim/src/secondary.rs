@@ -1,0 +1,280 @@
+//! What `replication::mirror`'s secondary does around the protocol.
+
+use replication::protocol::{Claim, Command, Epoch, Event, LossReason, StopReason, Verdict};
+
+use crate::coverage::Occurrence;
+use crate::faults::Moment;
+use crate::mutation::Mutation;
+use crate::network::{Arrival, ConnectionId, Message, Side};
+use crate::primary::{HEARTBEATS_PER_SUSPICION, SILENCE_CHECKS_PER_SUSPICION};
+use crate::process::{Body, Follower, Held, Parting, Runner, Timer};
+use crate::store::Request;
+use crate::time::MICROSECOND;
+use crate::violation::Violation;
+use crate::world::{Death, RETRY_INTERVAL, World};
+
+impl World {
+    pub fn follower(&mut self, host: usize) -> Option<&mut Follower> {
+        match &mut self.hosts[host].process.as_mut()?.body {
+            Body::Following(follower) => Some(follower),
+            _ => None,
+        }
+    }
+
+    /// The follower, while it listens to this connection.
+    fn listener(&mut self, host: usize, connection: ConnectionId) -> Option<&mut Follower> {
+        self.follower(host).filter(|follower| follower.connection == connection && follower.parting.is_none())
+    }
+
+    pub fn secondary_receives(&mut self, host: usize, connection: ConnectionId, arrival: Arrival) {
+        let now = self.now;
+        let Some(process) = &mut self.hosts[host].process else { return };
+        if matches!(process.body, Body::Listening) {
+            if arrival == Arrival::Message(Message::Hello) {
+                process.body = Body::Following(Follower {
+                    connection,
+                    heard: 0,
+                    last_heard: now,
+                    acknowledged: None,
+                    held: None,
+                    unreleased: Default::default(),
+                    parting: None,
+                });
+                self.send(connection, Side::Secondary, Message::Welcome);
+                self.start_timer(host, 0, Timer::Heartbeat(connection));
+                self.start_timer(host, 0, Timer::Silence(connection));
+            }
+            return;
+        }
+        let Some(follower) = self.listener(host, connection) else {
+            if self.mutation == Some(Mutation::AcknowledgeAfterLoss) {
+                self.acknowledge_blindly(host, arrival);
+            }
+            return;
+        };
+        let Arrival::Message(message) = arrival else {
+            self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Closed });
+            return;
+        };
+        follower.last_heard = now;
+        match message {
+            Message::Heartbeat(number) => follower.heard = number,
+            Message::Checkpoint { epoch, heartbeat, base, state } => {
+                self.checkpoint(host, heartbeat, Held { epoch, base, state });
+            }
+            Message::Released(through) => follower.unreleased.retain(|held| held.epoch > through),
+            Message::Entitled(generation) => self.secondary_event(host, Event::Entitled { generation }),
+            Message::HandOver => self.part(host, Parting::HandOver, Event::HandOver),
+            Message::Hello | Message::Welcome | Message::Ack { .. } | Message::Failed => {
+                self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Protocol });
+            }
+        }
+    }
+
+    fn checkpoint(&mut self, host: usize, heartbeat: u64, complete: Held) {
+        let loses_it = self.mutation == Some(Mutation::AcknowledgeUnheld) && self.random.chance(10);
+        let Some(follower) = self.follower(host) else { return };
+        if follower.held.is_some_and(|held| held.epoch >= complete.epoch) {
+            return self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Protocol });
+        }
+        if !loses_it || follower.held.is_none() {
+            follower.held = Some(complete);
+            follower.unreleased.push_back(complete);
+        }
+        follower.heard = heartbeat;
+        self.secondary_event(host, Event::CheckpointHeld { epoch: complete.epoch });
+    }
+
+    /// [`Mutation::AcknowledgeAfterLoss`].
+    fn acknowledge_blindly(&mut self, host: usize, arrival: Arrival) {
+        if let Arrival::Message(Message::Checkpoint { epoch, heartbeat, .. }) = arrival
+            && let Some(follower) = self.follower(host)
+        {
+            (follower.acknowledged, follower.heard) = (Some(epoch), heartbeat);
+            self.send_ack(host);
+        }
+    }
+
+    /// The secondary's heartbeat: what it holds and has heard.
+    fn send_ack(&mut self, host: usize) {
+        if let Some(follower) = self.follower(host) {
+            let (connection, epoch, heard) = (follower.connection, follower.acknowledged, follower.heard);
+            self.send(connection, Side::Secondary, Message::Ack { epoch, heard });
+        }
+    }
+
+    pub fn secondary_timer(&mut self, host: usize, timer: Timer) {
+        let (now, clock, suspicion) = (self.now, self.hosts[host].clock, self.plan.suspicion);
+        match timer {
+            Timer::Heartbeat(connection) if self.listener(host, connection).is_some() => {
+                self.send_ack(host);
+                self.start_timer(host, suspicion / HEARTBEATS_PER_SUSPICION, timer);
+            }
+            Timer::Silence(connection) => {
+                let Some(follower) = self.listener(host, connection) else { return };
+                let silence = clock.measures(now - follower.last_heard);
+                let allowed = if self.mutation == Some(Mutation::SuspectEarly) { suspicion / 2 } else { suspicion };
+                if silence > allowed {
+                    self.part(host, Parting::Silent, Event::PeerLost { reason: LossReason::Silent });
+                } else {
+                    self.start_timer(host, suspicion / SILENCE_CHECKS_PER_SUSPICION, timer);
+                }
+            }
+            Timer::Retry => self.secondary_event(host, Event::RetryDue),
+            _ => {}
+        }
+    }
+
+    /// The secondary's disks cannot be written any more.
+    pub fn secondary_fails(&mut self, host: usize) {
+        let Some(connection) = self.follower(host).map(|follower| follower.connection) else { return };
+        if self.listener(host, connection).is_some() {
+            self.coverage.note(Occurrence::SecondaryFailed);
+            self.send(connection, Side::Secondary, Message::Failed);
+            self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Failed });
+        }
+    }
+
+    /// It listens no more.
+    fn part(&mut self, host: usize, parting: Parting, event: Event) {
+        self.tell(|world| format!("{}: parts from its primary: {event:?}", world.name(host)));
+        if let Some(follower) = self.follower(host) {
+            follower.parting = Some(parting);
+        }
+        self.moment(Moment::Lost);
+        self.secondary_event(host, event);
+    }
+
+    pub fn secondary_event(&mut self, host: usize, event: Event) {
+        let event = self.mutate_claim(host, self.mutate_answer(event));
+        let is_listening = self.follower(host).is_some_and(|follower| follower.parting.is_none());
+        let is_inquiry = matches!(event, Event::ClaimRead(_));
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let id = process.id;
+        let commands = process.replica.handle(event);
+        for command in commands {
+            if self.home(id).is_none() {
+                return;
+            }
+            self.tell(|world| format!("{}: {command:?}", world.name(host)));
+            // Whoever listens does nothing else.
+            if is_listening && !matches!(command, Command::Acknowledge { .. }) {
+                return self.broken(Violation::Undone(self.name(host), format!("{command:?}")));
+            }
+            if is_inquiry && matches!(command, Command::CompareAndSwap { .. }) {
+                self.coverage.note(Occurrence::TakeOverInquired);
+            }
+            self.secondary_does(host, command);
+        }
+    }
+
+    fn mutate_claim(&self, host: usize, event: Event) -> Event {
+        match event {
+            Event::ClaimRead(claim) if self.mutation == Some(Mutation::UnentitledTakesOver) => {
+                Event::ClaimRead(Claim { secondary: Some(self.hosts[host].name.clone()), ..claim })
+            }
+            event => event,
+        }
+    }
+
+    fn secondary_does(&mut self, host: usize, command: Command) {
+        match command {
+            Command::Acknowledge { epoch } => {
+                if let Some(follower) = self.follower(host) {
+                    follower.acknowledged = Some(epoch);
+                }
+                self.send_ack(host);
+            }
+            Command::CloseChannel if self.mutation == Some(Mutation::AcknowledgeAfterLoss) => {}
+            Command::CloseChannel => {
+                if let Some(connection) = self.follower(host).map(|follower| follower.connection) {
+                    self.close(connection, Side::Secondary);
+                }
+            }
+            Command::CompareAndSwap { .. } if self.mutation == Some(Mutation::TakeOverWithoutArbitration) => {
+                self.secondary_event(host, Event::Arbitrated(Verdict::Won));
+            }
+            Command::CompareAndSwap { claim } => {
+                self.ask_store(host, Request::CompareAndSwap { claim, secondary: None });
+            }
+            Command::ReadClaim => self.ask_store(host, Request::Read),
+            Command::StartRetryTimer => {
+                if self.mutation != Some(Mutation::DoNotRetry) {
+                    self.start_timer(host, RETRY_INTERVAL, Timer::Retry);
+                }
+            }
+            Command::TakeOver { from } => self.take_over(host, from),
+            Command::Stop { reason } => self.secondary_stops(host, reason),
+            Command::HoldOutput
+            | Command::Release { .. }
+            | Command::OpenOutput
+            | Command::TellEntitled { .. }
+            | Command::Resume => self.broken(Violation::Undone(self.name(host), format!("{command:?}"))),
+        }
+    }
+
+    fn secondary_stops(&mut self, host: usize, reason: StopReason) {
+        self.check_superseded(host, reason);
+        let (occurrence, death) = match reason {
+            StopReason::NotEntitled => (Some(Occurrence::NotEntitled), Death::Unentitled),
+            StopReason::NothingHeld => (Some(Occurrence::NothingHeld), Death::Unentitled),
+            // It was a fault that made it fail.
+            StopReason::Failed => (None, Death::Crashed),
+            StopReason::Superseded => (Some(Occurrence::SecondaryLoses), Death::Stopped),
+            StopReason::HandedOver | StopReason::NotNamed => (None, Death::Stopped),
+        };
+        if let Some(occurrence) = occurrence {
+            self.coverage.note(occurrence);
+        }
+        self.end_process(host, death, true);
+    }
+
+    fn take_over(&mut self, host: usize, from: Epoch) {
+        let Some(follower) = self.follower(host) else { return };
+        let (parting, unreleased) = (follower.parting, std::mem::take(&mut follower.unreleased));
+        let (connection, Some(held)) = (follower.connection, follower.held) else { return };
+        let primary = self.network.end(connection, Side::Primary).process;
+        if held.epoch != from && self.mutation != Some(Mutation::AcknowledgeUnheld) {
+            return self.broken(Violation::Undone(self.name(host), format!("a takeover from epoch {from}")));
+        }
+        self.coverage.note(match parting {
+            Some(Parting::Silent) => Occurrence::TakeOverSilent,
+            Some(Parting::HandOver) => Occurrence::TakeOverHandOver,
+            Some(Parting::Otherwise) | None => Occurrence::TakeOverClosed,
+        });
+        if self.history.take_over(held.state).is_err() {
+            return self.broken(Violation::OutputUndone(self.name(host)));
+        }
+        self.check_consent(host);
+        if parting == Some(Parting::Silent) {
+            self.history.fence(primary);
+        }
+        if let Some(process) = &mut self.hosts[host].process {
+            process.body = Body::Running(Box::new(Runner::new(held.state, held.epoch)));
+        }
+        if self.mutation != Some(Mutation::DoNotSendAgain) {
+            for held in unreleased {
+                for state in self.history.output_between(held.base, held.state) {
+                    self.release(host, state);
+                }
+            }
+        }
+        if !self.history.all_has_left(held.state) {
+            self.broken(Violation::OutputLost(self.name(host)));
+        }
+        let restored = self.random.between(100, 5000) * MICROSECOND;
+        self.start_timer(host, restored, Timer::Guest);
+        self.moment(Moment::TakenOver);
+    }
+
+    /// A secondary that waits for a primary, on a host other than this one.
+    pub fn free_secondary(&mut self, primary: usize) -> Option<usize> {
+        let free: Vec<usize> = (0..self.hosts.len())
+            .filter(|&host| host != primary)
+            .filter(|&host| {
+                self.hosts[host].process.as_ref().is_some_and(|process| matches!(process.body, Body::Listening))
+            })
+            .collect();
+        (!free.is_empty()).then(|| self.random.pick(&free))
+    }
+}

@@ -1,0 +1,39 @@
+//! [`Violation`]: a promise of the protocol that was broken.
+
+/// A promise of the protocol that was broken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// Two lives of the guest were seen from outside.
+    #[error("replica {0} released output that does not follow from what the world has seen")]
+    Fork(String),
+    /// A replica went on from a state that does not contain what was seen.
+    #[error("replica {0} goes on from a state before output that the world has seen")]
+    OutputUndone(String),
+    /// The old primary released output after a secondary had waited for the suspicion time and taken over.
+    #[error("replica {0} released output though another one has taken over for its silence")]
+    TwoRelease(String),
+    /// Output passes at a replica that has not the store's consent.
+    #[error("replica {0} goes on at generation {1}, which is not its own in the store")]
+    NoConsent(String, u64),
+    /// A secondary is told that it is entitled, and is not.
+    #[error("replica {0} is told that the store names it at generation {1}, which it does not")]
+    NotNamed(String, u64),
+    /// A replica stopped for another one that does not exist.
+    #[error("replica {0} stops for another one, but the store has given nobody else the right to go on")]
+    StoppedForNobody(String),
+    /// Committed output that a takeover lost.
+    #[error("replica {0} has taken over, and committed output never leaves")]
+    OutputLost(String),
+    /// A hand-over did not come about, and the guest stays paused.
+    #[error("replica {0} is alone, and its guest stands still for a hand-over")]
+    StandsStill(String),
+    /// The driver in `replication::mirror` would not carry out what the protocol commanded.
+    #[error("replica {0} is commanded {1}, which is not done there")]
+    Undone(String, String),
+    /// Nobody runs the VM, or nobody protects it, long after the last fault.
+    #[error("{0}")]
+    Stuck(String),
+    /// Nobody runs the VM, though a replica that the store names has not crashed.
+    #[error("the VM is lost, though the last claim was {0}, and not all whom it names have crashed")]
+    Abandoned(String),
+}

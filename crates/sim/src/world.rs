@@ -1,0 +1,512 @@
+//! [`World`]: hosts, network, store, and what happens next.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use replication::protocol::{Claim, Replica, ReplicaId};
+
+use crate::coverage::{Coverage, Occurrence};
+use crate::faults::{FAULTS_END, Moment, Plan, Trigger};
+use crate::history::{FIRST_STATE, History};
+use crate::mutation::Mutation;
+use crate::network::{Arrival, ConnectionId, Message, Network, Side};
+use crate::process::{Body, Input, Process, ProcessId, Runner, Timer};
+use crate::random::Random;
+use crate::store::{Pending, Request, Store};
+use crate::time::{Clock, MICROSECOND, MILLISECOND, Nanoseconds, RATE_ERROR_PPM_MAX};
+use crate::violation::Violation;
+
+/// How long after the last fault the VM may take to be protected again, at most. A swap may be carried out late until then, and the
+/// longest chain of time-outs has a few of a second's fraction each.
+const RECOVERY_MAX: Nanoseconds = 4_000 * MILLISECOND;
+/// How often the host daemons look whether something is to be done.
+pub(crate) const DAEMON_INTERVAL: Nanoseconds = 20 * MILLISECOND;
+/// As `replication::mirror` waits before it asks the store again.
+pub(crate) const RETRY_INTERVAL: Nanoseconds = 200 * MILLISECOND;
+/// What a replica's host is called.
+const HOST_NAMES: [&str; 3] = ["a", "b", "c"];
+
+/// What happens at a time.
+#[derive(Clone, Debug)]
+enum Happening {
+    Noticed { process: ProcessId, input: Input },
+    Arriving { connection: ConnectionId, side: Side },
+    StoreReached(Box<Pending>),
+    Fault(usize),
+    FaultsEnd,
+    Wake(ProcessId),
+    PowerUp(usize),
+    Start(usize),
+    Daemons,
+}
+
+struct Entry {
+    at: Nanoseconds,
+    /// Those of the same time happen in the order in which they were scheduled.
+    number: u64,
+    happening: Happening,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.number).cmp(&(self.at, self.number))
+    }
+}
+
+pub(crate) struct Host {
+    pub name: ReplicaId,
+    pub clock: Clock,
+    pub is_up: bool,
+    pub process: Option<Process>,
+    pub store_unreachable_until: Nanoseconds,
+    /// The way to each host.
+    pub blocked_until: [Nanoseconds; HOST_NAMES.len()],
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Death {
+    Crashed,
+    /// It stopped, and was not entitled to go on.
+    Unentitled,
+    Stopped,
+}
+
+pub(crate) struct World {
+    pub now: Nanoseconds,
+    queue: BinaryHeap<Entry>,
+    next_number: u64,
+    pub random: Random,
+    pub plan: Plan,
+    pub hosts: Vec<Host>,
+    /// By process, which host it is or was on.
+    pub homes: Vec<usize>,
+    /// By process, how it ended.
+    pub deaths: Vec<Option<Death>>,
+    pub network: Network,
+    pub store: Store,
+    pub history: History,
+    pub slow_link_until: Nanoseconds,
+    pub slow_link_extra: Nanoseconds,
+    pub slow_sender_until: Nanoseconds,
+    pub slow_sender_extra: Nanoseconds,
+    pub is_protection_wanted: bool,
+    pub is_calm: bool,
+    /// Who released output last, and when.
+    pub last_release: Option<(ProcessId, Nanoseconds)>,
+    pub coverage: Coverage,
+    pub mutation: Option<Mutation>,
+    pub violation: Option<Violation>,
+    /// Since when all is as it should be in the end.
+    pub well_since: Option<Nanoseconds>,
+    pub is_over: bool,
+    trace: Option<Vec<String>>,
+}
+
+impl World {
+    pub fn new(seed: u64, mutation: Option<Mutation>, is_traced: bool) -> Self {
+        let mut random = Random::new(seed);
+        let plan = Plan::draw(&mut random);
+        let hosts: Vec<Host> = HOST_NAMES[..plan.hosts]
+            .iter()
+            .map(|&name| {
+                let error = random.between(0, 2 * RATE_ERROR_PPM_MAX as u64 + 1) as i64 - RATE_ERROR_PPM_MAX;
+                Host {
+                    name: ReplicaId::new(name),
+                    clock: Clock { rate_error_ppm: error },
+                    is_up: true,
+                    process: None,
+                    store_unreachable_until: 0,
+                    blocked_until: [0; HOST_NAMES.len()],
+                }
+            })
+            .collect();
+        let claim = Claim { generation: 1, primary: hosts[0].name.clone(), secondary: None };
+        let mut world = Self {
+            now: 0,
+            queue: BinaryHeap::with_capacity(64),
+            next_number: 0,
+            random,
+            plan,
+            hosts,
+            homes: Vec::new(),
+            deaths: Vec::new(),
+            network: Network::default(),
+            store: Store::new(claim.clone(), ProcessId(0)),
+            history: History::new(),
+            slow_link_until: 0,
+            slow_link_extra: 0,
+            slow_sender_until: 0,
+            slow_sender_extra: 0,
+            is_protection_wanted: true,
+            is_calm: false,
+            last_release: None,
+            coverage: Coverage::default(),
+            mutation,
+            violation: None,
+            well_since: None,
+            is_over: false,
+            trace: is_traced.then(Vec::new),
+        };
+        let replica = Replica::primary(world.hosts[0].name.clone(), claim);
+        world.start_process(0, replica, Body::Running(Box::new(Runner::new(FIRST_STATE, 0))));
+        world.start_timer(0, 0, Timer::Guest);
+        for host in 1..world.hosts.len() {
+            world.start_secondary(host);
+        }
+        world.schedule(0, Happening::Daemons);
+        world.schedule(FAULTS_END, Happening::FaultsEnd);
+        for (index, planned) in world.plan.faults.clone().iter().enumerate() {
+            if let Trigger::At(at) = planned.trigger {
+                world.schedule(at, Happening::Fault(index));
+            }
+        }
+        world
+    }
+
+    /// Lets happen what will, until it is over or a promise is broken.
+    pub fn run(&mut self) {
+        while !self.is_over && self.violation.is_none() {
+            let Some(Entry { at, happening, .. }) = self.queue.pop() else { return };
+            self.now = at;
+            if at > FAULTS_END + RECOVERY_MAX {
+                self.violation = Some(Violation::Stuck(self.describe()));
+                return;
+            }
+            match happening {
+                Happening::Noticed { process, input } => self.notice(process, input),
+                Happening::Arriving { connection, side } => self.arriving(connection, side),
+                Happening::StoreReached(pending) => self.store_reached(&pending),
+                Happening::Fault(index) => self.fault(index),
+                Happening::FaultsEnd => self.faults_end(),
+                Happening::Wake(process) => self.wake(process),
+                Happening::PowerUp(host) => self.power_up(host),
+                Happening::Start(host) => self.start_secondary(host),
+                Happening::Daemons => {
+                    self.daemons();
+                    self.schedule(DAEMON_INTERVAL, Happening::Daemons);
+                }
+            }
+        }
+    }
+
+    pub fn into_parts(self) -> (Option<Violation>, Coverage, Vec<String>) {
+        (self.violation, self.coverage, self.trace.unwrap_or_default())
+    }
+
+    /// A line of the trace, if there is one.
+    pub fn tell(&mut self, text: impl FnOnce(&Self) -> String) {
+        if self.trace.is_some() {
+            let line = format!("{:>12.6} s  {}", self.now as f64 / 1e9, text(self));
+            if let Some(trace) = &mut self.trace {
+                trace.push(line);
+            }
+        }
+    }
+
+    pub fn broken(&mut self, violation: Violation) {
+        self.tell(|_| format!("VIOLATION: {violation}"));
+        self.violation.get_or_insert(violation);
+    }
+
+    pub fn name(&self, host: usize) -> String {
+        self.hosts[host].name.to_string()
+    }
+
+    fn schedule(&mut self, delay: Nanoseconds, happening: Happening) {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.queue.push(Entry { at: self.now + delay, number, happening });
+    }
+
+    pub fn start_timer(&mut self, host: usize, duration: Nanoseconds, timer: Timer) {
+        if let Some(process) = self.hosts[host].process.as_ref().map(|process| process.id) {
+            let delay = self.hosts[host].clock.waits(duration);
+            self.schedule(delay, Happening::Noticed { process, input: Input::Timer(timer) });
+        }
+    }
+
+    /// What planned faults wait for has come about.
+    pub fn moment(&mut self, moment: Moment) {
+        if self.is_calm {
+            return;
+        }
+        for index in 0..self.plan.faults.len() {
+            if let Trigger::After { moment: of, times, delay } = &mut self.plan.faults[index].trigger
+                && *of == moment
+                && *times > 0
+            {
+                *times -= 1;
+                if *times == 0 {
+                    let delay = *delay;
+                    self.schedule(delay, Happening::Fault(index));
+                }
+            }
+        }
+    }
+
+    // Processes.
+
+    pub fn start_process(&mut self, host: usize, replica: Replica, body: Body) {
+        let id = ProcessId(self.homes.len() as u32);
+        self.homes.push(host);
+        self.deaths.push(None);
+        self.hosts[host].process = Some(Process { id, replica, body, is_paused: false, pile: Vec::new() });
+    }
+
+    fn start_secondary(&mut self, host: usize) {
+        if self.hosts[host].is_up && self.hosts[host].process.is_none() {
+            self.tell(|world| format!("{}: a secondary starts", world.name(host)));
+            self.start_process(host, Replica::secondary(self.hosts[host].name.clone()), Body::Listening);
+        }
+    }
+
+    /// Where the process is, if it still is.
+    pub fn home(&self, process: ProcessId) -> Option<usize> {
+        let host = self.homes[process.0 as usize];
+        self.hosts[host].process.as_ref().is_some_and(|current| current.id == process).then_some(host)
+    }
+
+    pub fn process_id(&self, host: usize) -> Option<ProcessId> {
+        self.hosts[host].process.as_ref().map(|process| process.id)
+    }
+
+    /// The process is gone; its connections are closed unless the power is off. The daemon starts a secondary in its place.
+    pub fn end_process(&mut self, host: usize, death: Death, has_power: bool) {
+        let Some(process) = self.hosts[host].process.take() else { return };
+        self.deaths[process.id.0 as usize] = Some(death);
+        for (connection, side) in self.network.open_ends(process.id) {
+            if has_power {
+                self.close(connection, side);
+            } else {
+                self.network.end(connection, side).is_open = false;
+            }
+        }
+        if has_power {
+            let delay = self.random.between(10, 150) * MILLISECOND;
+            self.schedule(delay, Happening::Start(host));
+        }
+    }
+
+    pub fn power_up_after(&mut self, host: usize, delay: Nanoseconds) {
+        self.schedule(delay, Happening::PowerUp(host));
+    }
+
+    fn power_up(&mut self, host: usize) {
+        if !self.hosts[host].is_up {
+            self.tell(|world| format!("{}: has power again", world.name(host)));
+            self.hosts[host].is_up = true;
+            let delay = self.random.between(10, 150) * MILLISECOND;
+            self.schedule(delay, Happening::Start(host));
+        }
+    }
+
+    pub fn wake_after(&mut self, process: ProcessId, delay: Nanoseconds) {
+        self.schedule(delay, Happening::Wake(process));
+    }
+
+    fn notice(&mut self, id: ProcessId, input: Input) {
+        let Some(host) = self.home(id) else { return };
+        let Some(process) = &mut self.hosts[host].process else { return };
+        if process.is_paused {
+            process.pile.push(input);
+        } else {
+            self.input(host, input);
+        }
+    }
+
+    /// A process that was paused notices all that came meanwhile. Its threads race: what came of one kind keeps its order only.
+    fn wake(&mut self, id: ProcessId) {
+        let Some(host) = self.home(id) else { return };
+        let Some(process) = &mut self.hosts[host].process else { return };
+        if !process.is_paused {
+            return;
+        }
+        process.is_paused = false;
+        let mut pile = std::mem::take(&mut process.pile);
+        self.tell(|world| format!("{}: wakes up and finds {} things to do", world.name(host), pile.len()));
+        match self.random.below(3) {
+            0 => {}
+            1 => pile.sort_by_key(|input| !matches!(input, Input::Arrived { .. })),
+            _ => pile.sort_by_key(|input| matches!(input, Input::Arrived { .. })),
+        }
+        for input in pile {
+            if self.home(id).is_some() && self.violation.is_none() {
+                self.input(host, input);
+            }
+        }
+    }
+
+    fn input(&mut self, host: usize, input: Input) {
+        let Some(process) = &self.hosts[host].process else { return };
+        match (&process.body, input) {
+            (Body::Running(_), Input::Arrived { connection, arrival }) => {
+                self.primary_receives(host, connection, arrival)
+            }
+            (Body::Running(_), Input::StoreAnswered(event)) => self.primary_event(host, None, *event),
+            (Body::Running(_), Input::Timer(timer)) => self.primary_timer(host, timer),
+            (_, Input::Arrived { connection, arrival }) => self.secondary_receives(host, connection, arrival),
+            (_, Input::StoreAnswered(event)) => self.secondary_event(host, *event),
+            (_, Input::Timer(timer)) => self.secondary_timer(host, timer),
+        }
+    }
+
+    // The network.
+
+    fn is_blocked(&self, from: usize, to: usize) -> bool {
+        self.hosts[from].blocked_until[to] > self.now
+    }
+
+    /// Sends from the end `side`; whoever has closed it sends nothing.
+    pub fn send(&mut self, connection: ConnectionId, side: Side, message: Message) {
+        if self.network.end(connection, side).is_open {
+            self.transmit(connection, side, Arrival::Message(message));
+        }
+    }
+
+    fn transmit(&mut self, connection: ConnectionId, side: Side, arrival: Arrival) {
+        let latency = self.latency();
+        let now = self.now;
+        let end = self.network.end(connection, side.other());
+        if end.is_deaf {
+            return;
+        }
+        end.incoming.push_back(arrival);
+        end.last_arrival = end.last_arrival.max(now + latency);
+        let delay = end.last_arrival - now;
+        self.schedule(delay, Happening::Arriving { connection, side: side.other() });
+    }
+
+    fn latency(&mut self) -> Nanoseconds {
+        let mut latency = self.random.between(50, 400) * MICROSECOND;
+        if self.slow_link_until > self.now {
+            latency += self.random.between(0, self.slow_link_extra);
+        }
+        latency
+    }
+
+    /// Closes the end `side`. What was sent may be lost with that if something came that was not read.
+    pub fn close(&mut self, connection: ConnectionId, side: Side) {
+        let end = self.network.end(connection, side);
+        if !end.is_open {
+            return;
+        }
+        end.is_open = false;
+        let has_unread = !end.incoming.is_empty();
+        if has_unread && self.random.chance(50) {
+            self.lose_sent(connection, side);
+        }
+        self.transmit(connection, side, Arrival::Closed);
+    }
+
+    /// Of what is under way from the end `side`, only a beginning arrives.
+    pub fn lose_sent(&mut self, connection: ConnectionId, side: Side) {
+        let count = self.network.end(connection, side.other()).incoming.len();
+        let kept = self.random.below(count + 1);
+        self.network.end(connection, side.other()).incoming.truncate(kept);
+    }
+
+    /// The end `side` learns that its connection is of no use.
+    pub fn reset(&mut self, connection: ConnectionId, side: Side) {
+        self.transmit(connection, side.other(), Arrival::Closed);
+    }
+
+    fn arriving(&mut self, connection: ConnectionId, side: Side) {
+        let from = self.homes[self.network.end(connection, side.other()).process.0 as usize];
+        let process = self.network.end(connection, side).process;
+        let to = self.homes[process.0 as usize];
+        if self.is_blocked(from, to) {
+            // Sent again until it passes.
+            let delay = self.hosts[from].blocked_until[to] - self.now + self.random.between(0, 5) * MILLISECOND;
+            self.schedule(delay, Happening::Arriving { connection, side });
+            return;
+        }
+        let end = self.network.end(connection, side);
+        let Some(arrival) = end.incoming.pop_front() else { return };
+        if end.is_open {
+            self.notice(process, Input::Arrived { connection, arrival });
+        } else if arrival != Arrival::Closed
+            && self.hosts[to].is_up
+            && self.network.end(connection, side.other()).is_open
+        {
+            self.transmit(connection, side, Arrival::Closed);
+        }
+    }
+
+    // The store.
+
+    pub fn ask_store(&mut self, host: usize, request: Request) {
+        let Some(from) = self.process_id(host) else { return };
+        let is_swap = matches!(request, Request::CompareAndSwap { .. });
+        if is_swap {
+            self.moment(Moment::SwapAsked);
+        }
+        let timeout = self.random.between(50, 300) * MILLISECOND;
+        let unanswered = |world: &mut Self| {
+            if is_swap {
+                world.coverage.note(Occurrence::Unanswered);
+            }
+            let input = Input::StoreAnswered(Box::new(replication::protocol::Event::StoreUnreachable));
+            world.schedule(timeout, Happening::Noticed { process: from, input });
+        };
+        if self.hosts[host].store_unreachable_until > self.now {
+            return unanswered(self);
+        }
+        let delay = self.random.between(100, 1500) * MICROSECOND;
+        let mut pending = Pending { from, request, is_answered: true };
+        if !self.is_calm && self.random.chance(self.plan.answers_lost) {
+            self.coverage.note(Occurrence::AnswerLost);
+            pending.is_answered = false;
+            self.schedule(delay, Happening::StoreReached(Box::new(pending)));
+            unanswered(self);
+        } else if !self.is_calm && is_swap && self.random.chance(self.plan.swaps_late) {
+            self.coverage.note(Occurrence::SwapLate);
+            pending.is_answered = false;
+            let late = timeout + self.random.between(0, 500) * MILLISECOND;
+            self.schedule(late, Happening::StoreReached(Box::new(pending)));
+            unanswered(self);
+        } else {
+            self.schedule(delay, Happening::StoreReached(Box::new(pending)));
+        }
+    }
+
+    fn store_reached(&mut self, pending: &Pending) {
+        let answer = self.store.carry_out(pending);
+        let name = self.name(self.homes[pending.from.0 as usize]);
+        self.tell(|_| format!("store: {:?} of {name}: {answer:?}", pending.request));
+        if matches!(pending.request, Request::CompareAndSwap { .. }) {
+            self.moment(Moment::SwapCarriedOut);
+        }
+        if pending.is_answered {
+            let delay = self.random.between(100, 1500) * MICROSECOND;
+            let input = Input::StoreAnswered(Box::new(answer));
+            self.schedule(delay, Happening::Noticed { process: pending.from, input });
+        }
+    }
+
+    fn describe(&self) -> String {
+        let mut text = "the VM is not protected long after the last fault:".to_owned();
+        for host in &self.hosts {
+            let state = host.process.as_ref().map(|process| process.replica.status());
+            match state {
+                Some(status) => text.push_str(&format!(" {} is {status:?};", host.name)),
+                None => text.push_str(&format!(" {} is down;", host.name)),
+            }
+        }
+        text
+    }
+}

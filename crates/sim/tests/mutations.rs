@@ -1,0 +1,46 @@
+//! The simulation can fail: every mistake made on purpose is found soon, and for what it is.
+
+use sim::{Mutation, Soak, Violation};
+
+/// Schedules within which a mistake has to be found.
+const SCHEDULES: u64 = 20_000;
+
+/// Whether it is what one expects of the mistake.
+fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
+    use Violation as V;
+    match mutation {
+        // Output that nobody holds: somebody goes on without it, or it leaves where nobody goes on.
+        Mutation::ReleaseOnCapture
+        | Mutation::DoNotHold
+        | Mutation::OpenBeforeArbitration
+        | Mutation::DoNotStop
+        | Mutation::AcknowledgeUnheld
+        | Mutation::AcknowledgeAfterLoss => {
+            matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_))
+        }
+        Mutation::AcceptStaleAcks | Mutation::SuspectEarly => matches!(violation, V::TwoRelease(_)),
+        // Two go on.
+        Mutation::TakeOverWithoutArbitration | Mutation::UnentitledTakesOver | Mutation::LoserGoesOn => {
+            matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::NoConsent(..))
+        }
+        // Two go on; or nobody does, since the generation that the secondary was told is not the one that names it.
+        Mutation::EntitleBeforeFirstAck => {
+            matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::Abandoned(_))
+        }
+        Mutation::UnreachableGoesOn => matches!(violation, V::NoConsent(..) | V::NotNamed(..)),
+        Mutation::EntitleBeforeSwap => matches!(violation, V::NotNamed(..)),
+        Mutation::DoNotRetry => matches!(violation, V::Stuck(_)),
+        Mutation::DoNotResume => matches!(violation, V::StandsStill(_)),
+        Mutation::DoNotSendAgain => matches!(violation, V::OutputLost(_)),
+    }
+}
+
+#[test]
+fn every_mistake_is_found_for_what_it_is() {
+    for mutation in Mutation::ALL {
+        let report = Soak { first_seed: 0, schedules: SCHEDULES, mutation: Some(mutation) }.run();
+        let Some(failure) = report.failure else { panic!("{mutation:?} was not found in {SCHEDULES} schedules") };
+        println!("{mutation:?}: schedule {}: {}", failure.seed, failure.violation);
+        assert!(gives_away(&failure.violation, mutation), "{mutation:?} was found as {:?}", failure.violation);
+    }
+}
