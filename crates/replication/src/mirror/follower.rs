@@ -25,8 +25,9 @@ use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode
 use crate::gate::GatedFrame;
 use crate::protocol::{Command, Epoch, Event, LossReason, StopReason};
 
-/// A guest's clock is not moved on by more than this at takeover: the hosts' clocks must differ.
-const CLOCK_STEP_MAX: Duration = Duration::from_secs(24 * 3600);
+/// A checkpoint counts as under way for no longer than this. How long it was is the difference between two hosts' clocks, which
+/// may not agree.
+const TRANSIT_MAX: Duration = Duration::from_secs(1);
 
 /// How the connection to the primary ended.
 enum Parting {
@@ -54,7 +55,10 @@ struct Held {
     epoch: Epoch,
     state: VmState,
     inputs: Vec<InputPosition>,
-    captured_unix_ns: u64,
+    /// How long it took to get here,
+    transit: Duration,
+    /// and since when it is here: together, how far the guest's clock is behind.
+    held_since: Instant,
 }
 
 /// What the threads that send to the primary share.
@@ -233,7 +237,8 @@ impl Follower {
         }
         self.inbound.consumed(&end.inputs);
         self.unreleased.push_back((epoch, output));
-        self.held = Some(Held { epoch, state, inputs: end.inputs, captured_unix_ns: end.captured_unix_ns });
+        let transit = Duration::from_nanos(unix_now_ns().saturating_sub(end.captured_unix_ns)).min(TRANSIT_MAX);
+        self.held = Some(Held { epoch, state, inputs: end.inputs, transit, held_since: Instant::now() });
         self.voice.heard.store(end.heartbeat, Ordering::Release);
         for command in self.secondary.parts.replica.handle(Event::CheckpointHeld { epoch }) {
             match command {
@@ -315,8 +320,8 @@ impl Follower {
                 why: format!("the disks cannot be written: {error}"),
             };
         }
-        let Held { epoch, mut state, inputs: mut positions, captured_unix_ns } = held;
-        let behind = Duration::from_nanos(unix_now_ns().saturating_sub(captured_unix_ns)).min(CLOCK_STEP_MAX);
+        let Held { epoch, mut state, inputs: mut positions, transit, held_since } = held;
+        let behind = transit + held_since.elapsed();
         state.advance_clock(u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX));
         let inputs = self.inbound.take_following(&mut positions);
         let inputs = inputs

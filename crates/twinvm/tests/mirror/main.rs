@@ -1,6 +1,7 @@
 //! Mirrored VMs, and what may happen to their hosts. Each test breaks something on purpose, under a client with one connection that
 //! checks every acknowledged increment.
 
+mod bridged;
 mod client;
 mod disks;
 mod hostile;

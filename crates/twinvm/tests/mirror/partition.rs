@@ -15,7 +15,7 @@ pub struct Cable {
     names: [String; 2],
 }
 
-fn ip(arguments: &[&str]) -> bool {
+pub fn ip(arguments: &[&str]) -> bool {
     let output = Command::new("ip").args(arguments).output().unwrap();
     if !output.status.success() {
         eprintln!("ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -62,6 +62,10 @@ pub struct World {
     hosts: Vec<String>,
     /// Hosts that are in a network namespace: its name and their address.
     places: BTreeMap<String, (String, String)>,
+    /// Network ends of hosts that have their own.
+    ends: BTreeMap<String, PathBuf>,
+    /// The guest's own address, if it is not on the user network.
+    guest_address: Option<Ipv4Addr>,
 }
 
 impl World {
@@ -84,7 +88,17 @@ impl World {
         let exe = Path::new(env!("CARGO_BIN_EXE_twinvm"));
         let end = EndProcess::spawn(exe, &config, &folder.path().join("end.sock"), Stdio::inherit()).unwrap();
         SqliteStore::create(&folder.path().join("store.db")).unwrap();
-        let world = Self { folder, setup, image, end, port, hosts: Vec::new(), places: BTreeMap::new() };
+        let world = Self {
+            folder,
+            setup,
+            image,
+            end,
+            port,
+            hosts: Vec::new(),
+            places: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            guest_address: None,
+        };
         let spec = world.spec(&world.path("nowhere"));
         let record = VmRecord::new(VM.parse().unwrap(), spec, FtSettings::disabled(world.setup.suspicion_ms, 50), 0);
         world.cluster().create_vm(&record, &"a".parse().unwrap()).unwrap();
@@ -105,12 +119,26 @@ impl World {
 
     /// Where the guest's service answers.
     pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        match self.guest_address {
+            None => (Ipv4Addr::LOCALHOST, self.port).into(),
+            Some(address) => (address, self.setup.guest_port).into(),
+        }
+    }
+
+    /// Gives the guest a network address of its own.
+    pub fn set_guest_address(&mut self, address: Ipv4Addr) {
+        self.guest_address = Some(address);
+    }
+
+    /// Lets a host use its own network end.
+    pub fn set_end(&mut self, host: &str, socket: &Path) {
+        self.ends.insert(host.to_owned(), socket.to_owned());
     }
 
     fn spec(&self, folder: &Path) -> String {
+        let address = self.guest_address.map_or_else(String::new, |address| format!(" twinvm.ip={address}/24"));
         format!(
-            "name = \"{VM}\"\nmemory = \"{MEMORY}\"\nkernel = \"{}\"\ninitrd = \"{}\"\ncmdline = '{}'\n\
+            "name = \"{VM}\"\nmemory = \"{MEMORY}\"\nkernel = \"{}\"\ninitrd = \"{}\"\ncmdline = '{}{address}'\n\
              [[disk]]\npath = \"{}\"\nformat = \"qcow2\"\n[[network]]\nmode = \"user\"\n",
             self.image.kernel().display(),
             self.image.initrd().display(),
@@ -138,7 +166,7 @@ impl World {
         let config = json!({
             "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": "soft",
             "store": self.store(), "identity": identity, "folder": folder,
-            "network_ends": [self.end.socket()], "suspicion_ms": self.setup.suspicion_ms, "epoch_ms_max": 50,
+            "network_ends": [self.ends.get(host).map_or(self.end.socket(), PathBuf::as_path)], "suspicion_ms": self.setup.suspicion_ms, "epoch_ms_max": 50,
             "listen": (role == "secondary").then(|| format!("{}:0", place.map_or("127.0.0.1", |(_, address)| address))),
         });
         let file = folder.join("replica.json");
@@ -177,12 +205,18 @@ impl World {
         primary
     }
 
-    /// A secondary on `host` for `primary`, protected.
+    /// A secondary on `host` for `primary`, protected. As a daemon would, it tries again when the two lose each other: on a busy machine a
+    /// replica may be silent for too long.
     pub fn protect(&mut self, primary: &Replica, host: &str) -> Replica {
-        let secondary = self.start_secondary(host);
-        primary.protect_by(&secondary);
-        primary.wait_until_protected();
-        secondary
+        loop {
+            let secondary = self.start_secondary(host);
+            primary.protect_by(&secondary);
+            let status = primary.wait("protection", |status| status["peer"].is_null() || is_protected(status));
+            if is_protected(&status) {
+                return secondary;
+            }
+            primary.wait("a free place", |status| status["protection"]["state"] == "need-secondary");
+        }
     }
 
     /// A secondary that listens.
@@ -191,6 +225,10 @@ impl World {
         secondary.wait("the secondary to listen", |status| status["listen"].is_string());
         secondary
     }
+}
+
+fn is_protected(status: &Value) -> bool {
+    status["protection"]["state"] == "protected"
 }
 
 /// A replica process; killed when dropped.
@@ -245,7 +283,7 @@ impl Replica {
     }
 
     pub fn wait_until_protected(&self) {
-        self.wait("protection", |status| status["protection"]["state"] == "protected");
+        self.wait("protection", is_protected);
     }
 
     /// Waits until this secondary runs the VM.

@@ -1,0 +1,117 @@
+//! A guest with an address of its own, on bridges: each host has its own network end, as on separate machines. Hosts are network
+//! namespaces, and a bridge outside of them is the switch that they and the client are connected to. Needs root.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use network::end::{EndConfig, Lifetime};
+use network::{BridgeSpec, MacAddr, NetworkSpec};
+
+use crate::assert_whole;
+use crate::client::{Client, wait_for_service};
+use crate::partition::ip;
+use crate::replicas::{Setup, World};
+use crate::support::HUNG;
+
+/// The client's address, on the switch.
+const CLIENT: &str = "10.98.0.1/24";
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
+
+/// The switch; removed when dropped, with everything that is connected to it.
+struct Switch {
+    name: String,
+    hosts: Vec<Host>,
+}
+
+/// A host: its namespace, and the network end of the VM there.
+struct Host {
+    namespace: String,
+    socket: PathBuf,
+    end: Child,
+}
+
+impl Switch {
+    fn new() -> Self {
+        let name = format!("tws{}", std::process::id());
+        assert!(ip(&["link", "add", &name, "type", "bridge"]), "bridges need root");
+        assert!(ip(&["addr", "add", CLIENT, "dev", &name]) && ip(&["link", "set", &name, "up"]));
+        Self { name, hosts: Vec::new() }
+    }
+
+    /// Connects a host with a bridge of its own, which has the host's address.
+    fn connect(&mut self, folder: &Path, address: &str) -> &Host {
+        let number = self.hosts.len();
+        let (namespace, port) = (format!("{}h{number}", self.name), format!("{}p{number}", self.name));
+        assert!(ip(&["netns", "add", &namespace]));
+        assert!(ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace]));
+        assert!(ip(&["link", "set", &port, "master", &self.name, "up"]));
+        let inside = |arguments: &[&str]| ip(&[&["-n", &namespace], arguments].concat());
+        assert!(inside(&["link", "add", "br0", "type", "bridge"]));
+        assert!(inside(&["link", "set", "eth0", "master", "br0", "up"]));
+        assert!(inside(&["addr", "add", &format!("{address}/24"), "dev", "br0"]));
+        assert!(inside(&["link", "set", "br0", "up"]) && inside(&["link", "set", "lo", "up"]));
+        let config = EndConfig {
+            network: NetworkSpec::Bridge(BridgeSpec { mac: None, bridge: "br0".to_owned(), tap: None }),
+            guest_mac: MacAddr::for_vm("vm", 0),
+            lifetime: Lifetime::WithParent,
+        };
+        let socket = folder.join(format!("end{number}.sock"));
+        let end = Command::new("ip")
+            .args(["netns", "exec", &namespace, env!("CARGO_BIN_EXE_twinvm"), "net-end", "--config"])
+            .arg(serde_json::to_string(&config).unwrap())
+            .arg("--socket")
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.hosts.push(Host { namespace, socket, end });
+        let host = self.hosts.last().unwrap();
+        let deadline = Instant::now() + HUNG;
+        while network::end::status(&host.socket).is_err() {
+            assert!(Instant::now() < deadline, "the network end does not answer");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        host
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        for host in &mut self.hosts {
+            let _ = host.end.kill();
+            let _ = host.end.wait();
+            ip(&["netns", "del", &host.namespace]);
+        }
+        ip(&["link", "del", &self.name]);
+    }
+}
+
+#[test]
+fn a_connection_over_bridges_survives_the_loss_of_the_host_and_its_network_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut switch = Switch::new();
+    let mut world = World::new(Setup::redis());
+    world.set_guest_address(GUEST);
+    for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let address = format!("10.98.0.{}", 11 + number);
+        let host = switch.connect(folder.path(), &address);
+        world.place(name, &host.namespace, &address);
+        world.set_end(name, &host.socket);
+    }
+    let mut primary = world.boot();
+    wait_for_service(world.address());
+    let client = Client::start(world.address());
+    for (number, name) in ["b", "c"].into_iter().enumerate() {
+        let secondary = world.protect(&primary, name);
+        client.wait_for_progress(50);
+        // All of the host dies.
+        switch.hosts[number].end.kill().unwrap();
+        primary.kill();
+        secondary.wait_for_takeover();
+        client.wait_for_progress(50);
+        primary = secondary;
+    }
+    assert_whole(&client.stop());
+}
