@@ -10,6 +10,8 @@ mod replica;
 mod replica_id;
 mod secondary;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use arbiter::{Arbiter, Unreachable, Verdict};
 pub use claim::{Claim, Epoch, Generation};

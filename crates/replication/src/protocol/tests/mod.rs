@@ -1,0 +1,52 @@
+//! The rules, one by one. How they work together is the business of the simulator (`crates/sim`).
+
+mod any_order;
+mod primary;
+mod secondary;
+
+use super::{Claim, Command, Event, Generation, LossReason, Replica, ReplicaId, Verdict};
+
+fn id(name: &str) -> ReplicaId {
+    ReplicaId::new(name)
+}
+
+fn claim(generation: Generation, primary: &str, secondary: Option<&str>) -> Claim {
+    Claim { generation, primary: id(primary), secondary: secondary.map(id) }
+}
+
+fn ask(generation: Generation, primary: &str, secondary: Option<&str>) -> Command {
+    Command::CompareAndSwap { claim: claim(generation, primary, secondary) }
+}
+
+fn won() -> Event {
+    Event::Arbitrated(Verdict::Won)
+}
+
+fn lost_to(claim: Claim) -> Event {
+    Event::Arbitrated(Verdict::Lost(claim))
+}
+
+fn gone() -> Event {
+    Event::PeerLost { reason: LossReason::Closed }
+}
+
+/// Whatever it is told, it does nothing.
+fn assert_is_dead(replica: &mut Replica) {
+    use super::DropReason;
+    for event in [
+        Event::SyncFinished { secondary: id("c") },
+        Event::Acknowledged { epoch: 100, fresh: true },
+        Event::DropSecondary { reason: DropReason::Off },
+        Event::HandOverSent,
+        Event::CheckpointHeld { epoch: 100 },
+        Event::Entitled { generation: 100 },
+        Event::HandOver,
+        gone(),
+        won(),
+        Event::ClaimRead(claim(100, "c", Some("a"))),
+        Event::StoreUnreachable,
+        Event::RetryDue,
+    ] {
+        assert_eq!(replica.handle(event.clone()), [], "{event:?}");
+    }
+}

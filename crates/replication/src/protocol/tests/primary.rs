@@ -1,0 +1,272 @@
+//! The rules for the replica that runs the guest: `a`, whose secondary is `b`.
+
+use super::super::{Command, DropReason, Epoch, Event, LossReason, Protection, Reason, Replica, StopReason};
+use super::{ask, assert_is_dead, claim, gone, id, lost_to, won};
+
+fn alone() -> Replica {
+    Replica::primary(id("a"), claim(1, "a", None))
+}
+
+fn joining() -> Replica {
+    let mut replica = alone();
+    assert_eq!(replica.handle(Event::SyncFinished { secondary: id("b") }), [Command::HoldOutput]);
+    replica
+}
+
+fn entitling() -> Replica {
+    let mut replica = joining();
+    assert_eq!(replica.handle(ack(1)), [Command::Release { through: 1 }, ask(2, "a", Some("b"))]);
+    replica
+}
+
+fn protected() -> Replica {
+    let mut replica = entitling();
+    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: 2 }]);
+    assert!(replica.status().is_protected());
+    replica
+}
+
+fn handing_over() -> Replica {
+    let mut replica = protected();
+    assert_eq!(replica.handle(Event::HandOverSent), []);
+    replica
+}
+
+fn ack(epoch: Epoch) -> Event {
+    Event::Acknowledged { epoch, fresh: true }
+}
+
+fn alone_again() -> [Command; 2] {
+    [Command::OpenOutput, Command::Resume]
+}
+
+#[test]
+fn only_whom_the_store_names_alone_starts_as_primary() {
+    for claim in [claim(1, "b", None), claim(1, "a", Some("b"))] {
+        let mut replica = Replica::primary(id("a"), claim);
+        assert_eq!(replica.status().reason, Some(Reason::Stopped(StopReason::NotNamed)));
+        assert_is_dead(&mut replica);
+    }
+}
+
+#[test]
+fn output_waits_as_soon_as_the_first_copy_is_over() {
+    assert_eq!(joining().status().protection, Protection::Starting);
+}
+
+#[test]
+fn output_leaves_only_on_the_ack_of_its_epoch() {
+    let mut replica = protected();
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: 2 }]);
+    assert_eq!(replica.handle(ack(5)), [Command::Release { through: 5 }]);
+}
+
+#[test]
+fn a_stale_ack_releases_nothing_and_is_a_lost_peer() {
+    let stale = Event::Acknowledged { epoch: 2, fresh: false };
+    assert_eq!(protected().handle(stale.clone()), [Command::CloseChannel, ask(3, "a", None)]);
+    assert_eq!(entitling().handle(stale.clone()), [Command::CloseChannel]);
+    let mut replica = handing_over();
+    assert_eq!(replica.handle(stale), [Command::CloseChannel, ask(3, "a", None)]);
+}
+
+#[test]
+fn the_store_names_a_secondary_before_that_is_told_and_after_its_first_ack() {
+    let mut replica = entitling();
+    assert_eq!(replica.status().reason, Some(Reason::Entitling));
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: 2 }]);
+    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: 2 }]);
+    assert_eq!(replica.status().secondary, Some(id("b")));
+}
+
+#[test]
+fn a_secondary_that_the_store_cannot_name_is_lost_without_arbitration() {
+    let mut replica = joining();
+    let commands = replica.handle(gone());
+    assert_eq!(commands[0], Command::CloseChannel);
+    assert_eq!(commands[1..], alone_again());
+    assert_eq!(replica.status().reason, Some(Reason::Lost(LossReason::Closed)));
+}
+
+#[test]
+fn a_primary_that_lost_its_secondary_goes_on_only_after_it_has_won() {
+    let mut replica = protected();
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel, ask(3, "a", None)]);
+    assert_eq!(replica.handle(ack(7)), [], "what comes late does not count");
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel], "and is not lost twice");
+    assert_eq!(replica.handle(won()), alone_again());
+    assert_eq!(replica.status().generation, 3);
+}
+
+#[test]
+fn the_loser_stops_for_good() {
+    let mut replica = protected();
+    replica.handle(gone());
+    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::Superseded }];
+    assert_eq!(replica.handle(lost_to(claim(3, "b", None))), stop);
+    assert_is_dead(&mut replica);
+}
+
+#[test]
+fn without_a_store_output_waits_and_the_store_is_asked_again() {
+    let mut replica = protected();
+    replica.handle(gone());
+    for _ in 0..3 {
+        assert_eq!(replica.handle(Event::StoreUnreachable), [Command::StartRetryTimer]);
+        assert_eq!(replica.status().reason, Some(Reason::StoreUnreachable));
+        assert_eq!(replica.handle(Event::RetryDue), [ask(3, "a", None)]);
+    }
+    assert_eq!(replica.handle(won()), alone_again());
+}
+
+#[test]
+fn a_claim_of_its_own_whose_answer_was_lost_counts_as_won() {
+    let mut replica = protected();
+    replica.handle(gone());
+    replica.handle(Event::StoreUnreachable);
+    replica.handle(Event::RetryDue);
+    assert_eq!(replica.handle(lost_to(claim(3, "a", None))), alone_again());
+}
+
+#[test]
+fn a_secondary_lost_while_the_store_is_asked_to_name_it_is_arbitrated_after_the_answer() {
+    let mut replica = entitling();
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel]);
+    assert_eq!(replica.handle(won()), [ask(3, "a", None)], "it is named now, and may compete");
+    assert_eq!(replica.handle(won()), alone_again());
+}
+
+#[test]
+fn a_secondary_that_an_unanswered_request_named_is_arbitrated() {
+    let mut replica = entitling();
+    replica.handle(Event::StoreUnreachable);
+    replica.handle(gone());
+    assert_eq!(replica.handle(Event::RetryDue), [ask(2, "a", None)], "nobody has to be named any more");
+    assert_eq!(replica.handle(lost_to(claim(2, "a", Some("b")))), [ask(3, "a", None)]);
+    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::Superseded }];
+    assert_eq!(replica.handle(lost_to(claim(3, "b", None))), stop);
+}
+
+#[test]
+fn a_dropped_secondary_serves_until_the_store_has_taken_note() {
+    let mut replica = protected();
+    assert_eq!(replica.handle(Event::DropSecondary { reason: DropReason::Off }), [ask(3, "a", None)]);
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: 2 }]);
+    assert_eq!(replica.handle(won()), [Command::CloseChannel, Command::OpenOutput, Command::Resume]);
+    assert_eq!(replica.status().protection, Protection::Disabled);
+}
+
+#[test]
+fn a_dropped_secondary_may_be_lost_and_may_win() {
+    let mut replica = protected();
+    replica.handle(Event::DropSecondary { reason: DropReason::Restart });
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel]);
+    assert_eq!(replica.handle(ack(2)), []);
+    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::Superseded }];
+    assert_eq!(replica.handle(lost_to(claim(3, "b", None))), stop);
+}
+
+#[test]
+fn a_secondary_dropped_while_the_store_is_asked_to_name_it_is_unnamed_again() {
+    let mut replica = entitling();
+    assert_eq!(replica.handle(Event::DropSecondary { reason: DropReason::Suspend }), []);
+    assert_eq!(replica.handle(won()), [ask(3, "a", None)]);
+    assert_eq!(replica.handle(won()), [Command::CloseChannel, Command::OpenOutput, Command::Resume]);
+    assert_eq!(replica.status().reason, Some(Reason::Dropped(DropReason::Suspend)));
+}
+
+#[test]
+fn a_secondary_that_the_store_does_not_name_is_dropped_at_once() {
+    let drop = Event::DropSecondary { reason: DropReason::TooSlow };
+    assert_eq!(joining().handle(drop.clone()), [Command::CloseChannel, Command::OpenOutput, Command::Resume]);
+    assert_eq!(alone().handle(drop), [Command::CloseChannel]);
+}
+
+#[test]
+fn acks_release_nothing_during_a_hand_over() {
+    let mut replica = handing_over();
+    assert_eq!(replica.handle(ack(9)), []);
+    assert_eq!(replica.status().reason, Some(Reason::HandOver));
+}
+
+#[test]
+fn a_hand_over_ends_with_the_secondary_as_primary() {
+    let mut replica = handing_over();
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel, ask(3, "a", None)]);
+    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::HandedOver }];
+    assert_eq!(replica.handle(lost_to(claim(3, "b", None))), stop);
+    assert_is_dead(&mut replica);
+}
+
+#[test]
+fn a_hand_over_that_does_not_come_about_lets_the_guest_run() {
+    let mut replica = handing_over();
+    replica.handle(gone());
+    assert_eq!(replica.handle(won()), alone_again());
+}
+
+#[test]
+fn a_hand_over_that_the_user_gives_up_is_arbitrated() {
+    let mut replica = handing_over();
+    let drop = Event::DropSecondary { reason: DropReason::Off };
+    assert_eq!(replica.handle(drop), [Command::CloseChannel, ask(3, "a", None)]);
+}
+
+#[test]
+fn a_guest_paused_for_a_hand_over_runs_whatever_became_of_the_secondary_meanwhile() {
+    // Lost before it was asked.
+    assert!(alone().handle(Event::HandOverSent).contains(&Command::Resume));
+    assert!(joining().handle(Event::HandOverSent).contains(&Command::Resume));
+    let mut arbitrating = protected();
+    arbitrating.handle(gone());
+    assert_eq!(arbitrating.handle(Event::HandOverSent), []);
+    assert!(arbitrating.handle(won()).contains(&Command::Resume));
+    // Dropped before it was asked.
+    let mut dropping = protected();
+    dropping.handle(Event::DropSecondary { reason: DropReason::Off });
+    assert_eq!(dropping.handle(Event::HandOverSent), [Command::CloseChannel]);
+    assert!(dropping.handle(won()).contains(&Command::Resume));
+}
+
+#[test]
+fn a_secondary_asked_to_take_over_while_it_is_dropped_may_win() {
+    let mut replica = protected();
+    replica.handle(Event::DropSecondary { reason: DropReason::Off });
+    replica.handle(Event::HandOverSent);
+    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::HandedOver }];
+    assert_eq!(replica.handle(lost_to(claim(3, "b", None))), stop);
+}
+
+/// The claim named `b` for a replica that had run there before; its successor joined, read that claim, and took over what it held.
+#[test]
+fn a_first_copy_that_ends_before_it_is_decided_who_goes_on_is_closed() {
+    let mut replica = protected();
+    replica.handle(gone());
+    assert_eq!(replica.handle(Event::SyncFinished { secondary: id("b") }), [Command::CloseChannel]);
+    assert_eq!(replica.handle(ack(9)), []);
+    assert_eq!(replica.handle(won()), alone_again());
+}
+
+#[test]
+fn a_first_copy_that_is_lost_changes_nothing() {
+    let mut replica = alone();
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel]);
+    assert_eq!(replica.status().reason, Some(Reason::NoSecondaryYet));
+}
+
+#[test]
+fn a_second_secondary_or_itself_is_not_taken() {
+    let twice = Event::SyncFinished { secondary: id("c") };
+    assert_eq!(protected().handle(twice), [Command::CloseChannel, ask(3, "a", None)]);
+    assert_eq!(alone().handle(Event::SyncFinished { secondary: id("a") }), [Command::CloseChannel]);
+}
+
+#[test]
+fn a_vm_is_protected_again_at_the_generations_that_follow() {
+    let mut replica = protected();
+    replica.handle(gone());
+    replica.handle(won());
+    assert_eq!(replica.handle(Event::SyncFinished { secondary: id("c") }), [Command::HoldOutput]);
+    assert_eq!(replica.handle(ack(8)), [Command::Release { through: 8 }, ask(4, "a", Some("c"))]);
+    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: 4 }]);
+}
