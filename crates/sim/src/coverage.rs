@@ -24,6 +24,8 @@ occurrences! {
     PowerLoss,
     /// A process stood still for a while.
     Pause,
+    /// A primary stood still between seeing that an ack was fresh and acting on it.
+    Stall,
     /// Nothing passed between two hosts for a while.
     Partition,
     /// The same, in one direction.
@@ -60,7 +62,7 @@ occurrences! {
     TooSlow,
     /// An ack was stale.
     StaleAck,
-    /// Old primaries released committed output after a takeover, which had been caused otherwise than by silence.
+    /// An old primary released committed output after a takeover: that was not for silence, or the primary had stood still with a fresh ack.
     LateRelease,
     /// A secondary took over since its connection was closed.
     TakeOverClosed,

@@ -31,14 +31,9 @@ pub(crate) struct History {
     fenced: Vec<ProcessId>,
 }
 
-/// Why something is not a continuation of what the world has seen.
+/// Something does not contain what the world has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Contradiction {
-    /// It does not contain what was seen.
-    Fork,
-    /// Somebody else has waited long enough to be sure that this process would not.
-    Fenced,
-}
+pub(crate) struct Fork;
 
 impl History {
     pub fn new() -> Self {
@@ -53,10 +48,7 @@ impl History {
     }
 
     /// The world sees the frame that led to `state`. Returns whether it had seen what followed from it already.
-    pub fn release(&mut self, state: StateId, by: ProcessId) -> Result<bool, Contradiction> {
-        if self.fenced.contains(&by) {
-            return Err(Contradiction::Fenced);
-        }
+    pub fn release(&mut self, state: StateId) -> Result<bool, Fork> {
         let is_late = self.states[state as usize].is_seen;
         if !is_late {
             self.advance(state)?;
@@ -66,13 +58,17 @@ impl History {
     }
 
     /// A replica goes on from `state`, and the world will see that.
-    pub fn take_over(&mut self, state: StateId) -> Result<(), Contradiction> {
+    pub fn take_over(&mut self, state: StateId) -> Result<(), Fork> {
         if state == self.head { Ok(()) } else { self.advance(state) }
     }
 
-    /// `process` must not release anything any more.
+    /// `process` must not release anything any more: somebody else has waited long enough to be sure that it would not.
     pub fn fence(&mut self, process: ProcessId) {
         self.fenced.push(process);
+    }
+
+    pub fn is_fenced(&self, process: ProcessId) -> bool {
+        self.fenced.contains(&process)
     }
 
     /// The states after `base`, through `last`, whose output exists.
@@ -94,13 +90,13 @@ impl History {
         self.output_between(FIRST_STATE, state).iter().all(|&state| self.states[state as usize].has_left)
     }
 
-    fn advance(&mut self, to: StateId) -> Result<(), Contradiction> {
+    fn advance(&mut self, to: StateId) -> Result<(), Fork> {
         let mut state = to;
         while state > self.head {
             state = self.states[state as usize].before;
         }
         if state != self.head {
-            return Err(Contradiction::Fork);
+            return Err(Fork);
         }
         state = to;
         while state > self.head {

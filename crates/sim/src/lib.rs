@@ -3,7 +3,13 @@
 //! A schedule is a life of a VM on two or three hosts, of which everything follows from a seed: delays, clocks, what goes wrong and when. The
 //! replicas are [`replication::protocol::Replica`]s; what `replication::mirror` does around them is imitated, with time that is simulated.
 //! After every step the promises of the protocol must hold ([`Violation`]); and once nothing goes wrong any more, the VM must get protected
-//! again.
+//! again. [`Mutation`]s are mistakes made on purpose, to see that they are found.
+//!
+//! ```text
+//! cargo test --release -p sim                                              # many schedules, all mutations
+//! TWINVM_SIM_SCHEDULES=5000000 cargo test --release -p sim schedule        # a soak; TWINVM_SIM_FIRST_SEED says where to begin
+//! TWINVM_SIM_SEED=7 cargo test --release -p sim replay -- --nocapture      # one schedule, and all that happens in it
+//! ```
 
 mod coverage;
 mod daemons;

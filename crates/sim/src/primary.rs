@@ -5,11 +5,11 @@ use replication::protocol::{
 };
 
 use crate::coverage::Occurrence;
-use crate::faults::Moment;
-use crate::history::{Contradiction, StateId};
+use crate::faults::{FAULTS_END, Moment};
+use crate::history::{Fork, StateId};
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
-use crate::process::{Body, ProcessId, Runner, Session, Timer, Waiting};
+use crate::process::{Body, Input, ProcessId, Runner, Session, Timer, Waiting};
 use crate::store::Request;
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
@@ -237,13 +237,15 @@ impl World {
     pub fn release(&mut self, host: usize, state: StateId) {
         let Some(by) = self.process_id(host) else { return };
         self.last_release = Some((by, self.now));
-        match self.history.release(state, by) {
+        if self.history.is_fenced(by) && !self.is_behind {
+            return self.broken(Violation::TwoRelease(self.name(host)));
+        }
+        match self.history.release(state) {
             Ok(false) => {}
             // Whoever has taken over sends again what may not have left.
             Ok(true) if self.store.current().author == by => {}
             Ok(true) => self.coverage.note(Occurrence::LateRelease),
-            Err(Contradiction::Fork) => self.broken(Violation::Fork(self.name(host))),
-            Err(Contradiction::Fenced) => self.broken(Violation::TwoRelease(self.name(host))),
+            Err(Fork) => self.broken(Violation::Fork(self.name(host))),
         }
     }
 
@@ -463,6 +465,12 @@ impl World {
                 }
                 self.consider(host);
             }
+            Timer::Checked { connection, epoch, fresh } => {
+                // What was committed may be released late: nothing is undone by that.
+                self.is_behind = true;
+                self.release_acknowledged(host, connection, epoch, fresh);
+                self.is_behind = false;
+            }
             Timer::Retry => self.primary_event(host, None, Event::RetryDue),
             Timer::Heartbeat(_) | Timer::Silence(_) | Timer::Sent { .. } => {}
         }
@@ -512,6 +520,25 @@ impl World {
         let sent = heard.checked_sub(1).and_then(|index| session.heartbeats.get(usize::try_from(index).ok()?));
         let is_fresh = sent.is_some_and(|&sent| clock.measures(now - sent) < suspicion);
         let fresh = is_fresh || self.mutation == Some(Mutation::AcceptStaleAcks);
+        if !self.is_calm && self.random.chance(self.plan.stalls) {
+            self.stall(host, Timer::Checked { connection, epoch, fresh });
+        } else {
+            self.release_acknowledged(host, connection, epoch, fresh);
+        }
+    }
+
+    /// The process stands still just after it has seen that an ack is fresh.
+    fn stall(&mut self, host: usize, timer: Timer) {
+        let duration = self.random.between(MILLISECOND, 3 * self.plan.suspicion).min(FAULTS_END - self.now);
+        let Some(process) = &mut self.hosts[host].process else { return };
+        process.is_paused = true;
+        process.pile.insert(0, Input::Timer(timer));
+        let id = process.id;
+        self.coverage.note(Occurrence::Stall);
+        self.wake_after(id, duration);
+    }
+
+    fn release_acknowledged(&mut self, host: usize, connection: ConnectionId, epoch: Epoch, fresh: bool) {
         self.primary_event(host, Some(connection), Event::Acknowledged { epoch, fresh });
         let handed_over = self.runner(host).is_some_and(|runner| runner.hand_over.is_some_and(|last| last <= epoch));
         if handed_over && self.has_session(host, connection) {

@@ -34,6 +34,8 @@ pub(crate) enum Timer {
     Copied(ConnectionId),
     /// The last piece of a checkpoint can be sent.
     Sent { connection: ConnectionId, epoch: Epoch, base: StateId, state: StateId },
+    /// An ack can be acted on; whether it was fresh has been found out before.
+    Checked { connection: ConnectionId, epoch: Epoch, fresh: bool },
     /// The store is to be asked again.
     Retry,
 }

@@ -106,6 +106,8 @@ pub(crate) struct World {
     pub slow_sender_extra: Nanoseconds,
     pub is_protection_wanted: bool,
     pub is_calm: bool,
+    /// What happens now was decided before the process stood still.
+    pub is_behind: bool,
     /// Who released output last, and when.
     pub last_release: Option<(ProcessId, Nanoseconds)>,
     pub coverage: Coverage,
@@ -154,6 +156,7 @@ impl World {
             slow_sender_extra: 0,
             is_protection_wanted: true,
             is_calm: false,
+            is_behind: false,
             last_release: None,
             coverage: Coverage::default(),
             mutation,
