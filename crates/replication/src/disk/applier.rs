@@ -60,6 +60,9 @@ impl DiskApplier {
 
     /// Hands over committed changes. Blocks while too much waits. After an error they are dropped.
     pub fn push(&self, writes: Vec<DiskWrite>) {
+        if writes.is_empty() {
+            return;
+        }
         let bytes = memory_bytes(&writes);
         let mut state = lock(&self.shared.state);
         while state.bytes > 0

@@ -16,7 +16,8 @@ use super::{DiskOp, DiskProgress, DiskSet, DiskSummary, DiskSyncError, DiskWrite
 
 /// Blocks compared for one piece: some milliseconds of work, so that the caller can do other things in between.
 const BLOCKS_PER_PIECE: u32 = 64;
-/// Blocks are read as long as less than this waits in the log.
+/// Blocks after the first one of a piece are read as long as less than this waits in the log. The first one is read whatever the guest
+/// writes, which must not be able to hold up the copy for ever.
 const WAITING_BYTES: u64 = 256 << 10;
 
 /// The live copy of what a secondary's disks lack, on the primary.
@@ -28,8 +29,7 @@ pub struct DiskCopy {
     /// Which run of the log this copy belongs to.
     run: u64,
     left: VecDeque<Task>,
-    /// The secondary's disks were told to flush.
-    is_flushed: bool,
+    stage: Stage,
     /// Taken from the log, but only sent up to `sent`.
     taken: Vec<DiskWrite>,
     sent: usize,
@@ -37,6 +37,17 @@ pub struct DiskCopy {
     buffer: Vec<u8>,
     progress: DiskProgress,
     differing_bytes: u64,
+}
+
+/// How far the stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// There are blocks to look at.
+    Looking,
+    /// The log holds the last blocks and, after them, the flushes.
+    Logged,
+    /// Those are taken from the log: what is taken is the end of the stream.
+    Taken,
 }
 
 /// Blocks that may differ.
@@ -87,7 +98,7 @@ impl DiskCopy {
             disks: disks.clone(),
             run,
             left,
-            is_flushed: false,
+            stage: Stage::Looking,
             taken: Vec::new(),
             sent: 0,
             encoder: PieceEncoder::default(),
@@ -98,21 +109,35 @@ impl DiskCopy {
     }
 
     /// Appends the next piece of the stream, at most [`super::PIECE_BYTES_MAX`] bytes, to `out`; nothing if all blocks that were looked
-    /// at are the same. Returns whether more will follow; afterwards the log goes on where the stream ended.
+    /// at are the same. Returns whether more will follow. When nothing will, all blocks that differ have been sent, and the log goes on
+    /// where the stream ended. A guest that writes all the time makes the stream longer, but not endless.
     ///
     /// # Errors
     /// [`DiskSyncError::Image`]; [`DiskSyncError::Abandoned`] if the log was stopped.
     pub fn next_piece(&mut self, out: &mut Vec<u8>) -> Result<bool, DiskSyncError> {
-        self.look()?;
-        if self.sent >= self.taken.len() {
-            self.taken = self.disks.shared().take_log_of(self.run).ok_or(DiskSyncError::Abandoned)?;
-            self.sent = 0;
+        if !self.is_over() {
+            if !self.disks.shared().is_on(self.run) {
+                return Err(DiskSyncError::Abandoned);
+            }
+            self.look()?;
+            if self.sent >= self.taken.len() {
+                self.taken = self.disks.shared().take_log_of(self.run).ok_or(DiskSyncError::Abandoned)?;
+                self.sent = 0;
+                if self.stage == Stage::Logged {
+                    self.stage = Stage::Taken;
+                }
+            }
+            let mut rest: Peekable<_> = self.taken.get(self.sent..).unwrap_or_default().iter().peekable();
+            if rest.peek().is_some() {
+                self.sent += self.encoder.fill(&mut rest, out);
+            }
         }
-        let mut rest: Peekable<_> = self.taken.get(self.sent..).unwrap_or_default().iter().peekable();
-        if rest.peek().is_some() {
-            self.sent += self.encoder.fill(&mut rest, out);
-        }
-        Ok(!self.left.is_empty() || !self.is_flushed || self.sent < self.taken.len())
+        Ok(!self.is_over())
+    }
+
+    /// The log is the caller's again.
+    fn is_over(&self) -> bool {
+        self.stage == Stage::Taken && self.sent >= self.taken.len()
     }
 
     /// How far it is.
@@ -127,8 +152,8 @@ impl DiskCopy {
 
     /// Looks at some blocks and adds those that differ to the log.
     fn look(&mut self) -> Result<(), DiskSyncError> {
-        for _ in 0..BLOCKS_PER_PIECE {
-            if self.disks.log_bytes() >= WAITING_BYTES {
+        for looked in 0..BLOCKS_PER_PIECE {
+            if looked > 0 && self.disks.log_bytes() >= WAITING_BYTES {
                 return Ok(());
             }
             let Some(task) = self.left.front_mut() else { break };
@@ -144,8 +169,8 @@ impl DiskCopy {
             }
             self.look_at(number, block, &theirs)?;
         }
-        if self.left.is_empty() && !self.is_flushed {
-            self.is_flushed = true;
+        if self.left.is_empty() && self.stage == Stage::Looking {
+            self.stage = Stage::Logged;
             let writable = (0..).zip(self.disks.shared().disks()).filter(|(_, disk)| !disk.read_only);
             let flushes = writable.map(|(disk, _)| DiskWrite { disk, op: DiskOp::Flush });
             self.disks.shared().note(|log| flushes.for_each(|flush| log.push(flush)));

@@ -191,10 +191,15 @@ impl Shared {
         }
     }
 
+    /// Whether this run of the log is still on.
+    pub fn is_on(&self, run: u64) -> bool {
+        self.run.load(Ordering::Acquire) == run
+    }
+
     /// Takes the log, if this run of it is still on.
     pub fn take_log_of(&self, run: u64) -> Option<Vec<DiskWrite>> {
         let mut log = lock(&self.log);
-        (self.run.load(Ordering::Acquire) == run).then(|| log.take())
+        self.is_on(run).then(|| log.take())
     }
 
     /// Adds to the log, if it is on. To be called while the image is locked, so that the log's order is the image's.
