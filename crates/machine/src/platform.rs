@@ -6,8 +6,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use memory::GuestRam;
@@ -128,6 +128,8 @@ pub struct Platform {
     cards: Vec<Card>,
     rng: Shared<MmioTransport<Rng>>,
     wake: vmm_sys_util::eventfd::EventFd,
+    /// Where frames are received: clearing as much for each look would take longer than the look.
+    frame_buffer: Mutex<Box<[u8]>>,
     /// Host time at which the clock stood at `clock_anchor_ns`, for engines that follow the host's clock.
     host_anchor: Instant,
     clock_anchor_ns: u64,
@@ -275,7 +277,7 @@ impl Platform {
             net.retry_transmit();
         }
         card.transmit_waits.store(net.has_waiting_tx(), Ordering::Release);
-        let mut buffer = vec![0; FRAME_LEN_MAX];
+        let mut buffer = lock(&self.frame_buffer);
         for _ in 0..FRAMES_PER_ROUND {
             match net.backend_mut().recv(&mut buffer) {
                 Ok(Some(received)) => inputs.push(Input::Frame {
@@ -477,6 +479,7 @@ impl Builder {
             self.pins.restore(pins);
         }
         Ok(Platform {
+            frame_buffer: Mutex::new(vec![0; FRAME_LEN_MAX].into()),
             host_anchor: Instant::now(),
             clock_anchor_ns: self.clock.now_ns(),
             ram: self.ram,

@@ -15,8 +15,11 @@
 //!
 //! [`GuestRam::harvest`] takes the set of dirty pages as a value that gives its bits back unless it is acknowledged, so
 //! that a checkpoint that failed to reach the secondary loses nothing. [`encoding`] makes the bytes of it that travel.
+//! Their contents are copied while the VM stands still ([`encoding::CapturedPages`]), or, if all writers are in this process, page by
+//! page while it goes on ([`GuestRam::freeze`]).
 
 pub mod encoding;
+mod frozen;
 mod harvest;
 mod layout;
 mod mapping;
@@ -25,6 +28,7 @@ mod tracker;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
+pub use frozen::FrozenPages;
 pub use harvest::Harvest;
 pub use layout::{HIGH_START, LOW_END, Layout, PAGE_BYTES, PAGE_SHIFT, Slot};
 pub use ram::{DmaMemory, GuestRam, MemoryError, Scalar};

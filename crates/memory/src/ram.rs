@@ -8,6 +8,7 @@ use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::frozen::{FrozenPages, FrozenSet};
 use crate::harvest::Harvest;
 use crate::layout::{Layout, PAGE_BYTES, PAGE_SHIFT};
 use crate::mapping::Mapping;
@@ -76,6 +77,7 @@ scalars!(u8, u16, u32, u64, u128);
 pub struct GuestRam {
     mapping: Arc<Mapping>,
     tracker: Arc<Tracker>,
+    frozen: Arc<FrozenSet>,
     dma: DmaMemory,
     layout: Layout,
 }
@@ -92,9 +94,10 @@ impl GuestRam {
         let map_error = |source| MemoryError::Map { size_bytes, source };
         let mapping = Arc::new(Mapping::new(size_bytes as usize).map_err(map_error)?);
         let tracker = Arc::new(Tracker::new(size_bytes >> PAGE_SHIFT));
+        let frozen = Arc::new(FrozenSet::new(mapping.clone(), size_bytes >> PAGE_SHIFT));
         let layout = Layout::new(size_bytes);
-        let dma = dma_view(&mapping, &tracker, &layout).map_err(map_error)?;
-        Ok(Self { mapping, tracker, dma, layout })
+        let dma = dma_view(&mapping, &tracker, &frozen, &layout).map_err(map_error)?;
+        Ok(Self { mapping, tracker, frozen, dma, layout })
     }
 
     /// Where RAM lies in the guest-physical address space.
@@ -166,6 +169,7 @@ impl GuestRam {
 
     /// Writes bytes at an offset in RAM and tracks them. False out of bounds.
     pub fn write_offset(&self, offset: u64, bytes: &[u8]) -> bool {
+        self.frozen.before_write_range(offset, bytes.len() as u64);
         let written = self.mapping.write(offset, bytes);
         if written {
             self.tracker.mark_write(offset, bytes.len() as u64);
@@ -176,6 +180,7 @@ impl GuestRam {
     /// XORs bytes into those at an offset in RAM without tracking: for replica apply, which marks the page once
     /// ([`GuestRam::mark_written`]). False out of bounds.
     pub(crate) fn xor_unmarked(&self, offset: u64, bytes: &[u8]) -> bool {
+        self.frozen.before_write_range(offset, bytes.len() as u64);
         self.mapping.xor(offset, bytes)
     }
 
@@ -205,6 +210,7 @@ impl GuestRam {
     /// Marks a page (offset / 4096) that a vCPU is about to write.
     #[inline]
     pub fn mark_dirty_page(&self, page: u64) {
+        self.frozen.before_write(page);
         self.tracker.mark_page(page);
     }
 
@@ -228,6 +234,12 @@ impl GuestRam {
     /// before the next instruction runs.
     pub fn harvest(&self) -> Harvest {
         Harvest::new(self.tracker.clone())
+    }
+
+    /// Freezes pages of a VM that stands still and whose vCPUs are soft: they are copied one by one while the VM goes on, each before the first
+    /// write to it. Soft vCPUs must have dropped their writable TLB entries, as for a harvest. `None` while others are frozen.
+    pub fn freeze(&self, pages: impl Iterator<Item = u64>) -> Option<FrozenPages> {
+        FrozenSet::freeze(&self.frozen, pages)
     }
 
     /// The 64-byte lines of a page from which code was decoded: bit n for the bytes from n * 64.
@@ -265,12 +277,17 @@ impl GuestRam {
 }
 
 #[allow(unsafe_code)]
-fn dma_view(mapping: &Arc<Mapping>, tracker: &Arc<Tracker>, layout: &Layout) -> std::io::Result<DmaMemory> {
+fn dma_view(
+    mapping: &Arc<Mapping>,
+    tracker: &Arc<Tracker>,
+    frozen: &Arc<FrozenSet>,
+    layout: &Layout,
+) -> std::io::Result<DmaMemory> {
     let regions = layout
         .slots()
         .into_iter()
         .map(|slot| {
-            let bitmap = RegionBitmap::new(tracker.clone(), mapping.clone(), slot.offset);
+            let bitmap = RegionBitmap::new(tracker.clone(), frozen.clone(), mapping.clone(), slot.offset);
             let builder = MmapRegionBuilder::new_with_bitmap(slot.len_bytes as usize, bitmap)
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE);

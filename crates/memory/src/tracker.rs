@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking::Mutex;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
+use crate::frozen::FrozenSet;
 use crate::layout::{PAGE_BYTES, PAGE_SHIFT};
 use crate::mapping::Mapping;
 
@@ -188,16 +189,19 @@ pub(crate) fn code_line_mask(from: u64, to: u64) -> u64 {
 }
 
 /// The `vm-memory` bitmap of one RAM slot. It keeps the mapping alive for as long as a view of it exists.
+///
+/// A view says that it was written to only afterwards. So whoever gets one counts as a writer of what is frozen.
 #[derive(Clone, Debug)]
 pub struct RegionBitmap {
     tracker: Arc<Tracker>,
+    frozen: Arc<FrozenSet>,
     _mapping: Arc<Mapping>,
     slot_offset: u64,
 }
 
 impl RegionBitmap {
-    pub(crate) fn new(tracker: Arc<Tracker>, mapping: Arc<Mapping>, slot_offset: u64) -> Self {
-        Self { tracker, _mapping: mapping, slot_offset }
+    pub(crate) fn new(tracker: Arc<Tracker>, frozen: Arc<FrozenSet>, mapping: Arc<Mapping>, slot_offset: u64) -> Self {
+        Self { tracker, frozen, _mapping: mapping, slot_offset }
     }
 }
 
@@ -215,6 +219,7 @@ impl Bitmap for RegionBitmap {
     }
 
     fn slice_at(&self, offset: usize) -> RegionBitmapSlice<'_> {
+        self.frozen.before_any_write();
         RegionBitmapSlice { tracker: &self.tracker, base: self.slot_offset.saturating_add(offset as u64) }
     }
 }

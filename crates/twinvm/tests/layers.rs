@@ -22,7 +22,7 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "memory",
         floor: 1,
-        layers: &[&["layout", "mapping"], &["tracker"], &["harvest"], &["ram"], &["encoding", "vector"]],
+        layers: &[&["layout", "mapping"], &["frozen"], &["tracker"], &["harvest"], &["ram"], &["encoding", "vector"]],
     },
     Crate {
         name: "cpu",

@@ -107,10 +107,11 @@ impl Cpu {
     /// Lets the fast path do the next store to this page, if it holds no decoded code.
     fn permit_writes(&mut self, table: u8, linear: u64) {
         let tag = linear & !PAGE_OFFSET | self.tlb_generation;
-        let entry = self.tlb.entry_mut(table, linear);
+        let entry = *self.tlb.entry(table, linear);
         if entry.permitted == tag && self.ram.code_lines(entry.ram_offset >> PAGE_SHIFT) == 0 {
-            entry.write = tag;
+            // First: a page that is frozen is copied by that.
             self.ram.mark_dirty_page(entry.ram_offset >> PAGE_SHIFT);
+            self.tlb.permit_writes(table, linear, tag);
         }
     }
 

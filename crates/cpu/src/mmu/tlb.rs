@@ -56,6 +56,9 @@ impl FetchEntry {
 /// is not, and must not evict or refill anything by that.
 pub(crate) struct Tlb {
     entries: Box<[[Entry; ENTRIES]; 4]>,
+    /// Places (table, index) of entries that permit stores, some more than once: what [`Tlb::forbid_writes`] has to look at. With as many as
+    /// there are entries, it looks at all.
+    writable: Vec<(u8, u16)>,
     fetch: Box<[[FetchEntry; FETCH_ENTRIES]; 2]>,
     /// The generation that each process context's entries carry, 0 for none yet.
     generations: Box<[u16; CONTEXTS]>,
@@ -71,6 +74,7 @@ impl Tlb {
     pub(crate) fn new() -> Self {
         Self {
             entries: Box::new([[Entry::EMPTY; ENTRIES]; 4]),
+            writable: Vec::new(),
             fetch: Box::new([[FetchEntry::EMPTY; FETCH_ENTRIES]; 2]),
             generations: Box::new([0; CONTEXTS]),
             next_generation: 1,
@@ -172,8 +176,23 @@ impl Tlb {
         self.next_generation = 1;
     }
 
+    /// Lets the fast path store to the page of `linear`, whose entry has this tag.
+    pub(crate) fn permit_writes(&mut self, table: u8, linear: u64, tag: u64) {
+        self.entry_mut(table, linear).write = tag;
+        if self.writable.len() < 4 * ENTRIES {
+            self.writable.push((table, (linear >> PAGE_SHIFT) as u16 % ENTRIES as u16));
+        }
+    }
+
     /// Makes every store take the slow path once more, which marks its page dirty.
     pub(crate) fn forbid_writes(&mut self) {
+        if self.writable.len() < 4 * ENTRIES {
+            for (table, index) in self.writable.drain(..) {
+                self.entries[usize::from(table & 3)][usize::from(index) % ENTRIES].write = NO_TAG;
+            }
+            return;
+        }
+        self.writable.clear();
         for entry in self.entries.iter_mut().flatten() {
             entry.write = NO_TAG;
         }

@@ -39,6 +39,18 @@ pub enum EngineKind {
     Soft,
 }
 
+impl EngineKind {
+    /// Whether a page can be copied right before a vCPU writes to it for the first time since dirty pages were collected: then pages can
+    /// be frozen ([`memory::GuestRam::freeze`]) rather than copied while the VM stands still.
+    pub fn can_freeze_pages(self) -> bool {
+        match self {
+            Self::Soft => true,
+            // The kernel notes writes, and asks nobody.
+            Self::Kvm => false,
+        }
+    }
+}
+
 impl std::fmt::Display for EngineKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -18,8 +18,8 @@ const UNFLUSHED_BYTES_MAX: u64 = 16 << 20;
 /// for it, or for [`DiskApplier::drain`]. Until the secondary takes over, the primary's disk is the one that counts after a power
 /// failure, and a takeover waits for the flush.
 ///
-/// After the first error (such as a full file system) nothing more is applied; the secondary must be given up then. Dropping an
-/// applier drops what is queued.
+/// After the first error (such as a full file system, or a panic of the thread) nothing more is applied, and nobody is left waiting; the
+/// secondary must be given up then. Dropping an applier drops what is queued.
 pub struct DiskApplier {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -53,17 +53,25 @@ impl DiskApplier {
     /// [`DiskSyncError::Thread`].
     pub fn start(disks: DiskSet, queue_bytes_max: u64) -> Result<Self, DiskSyncError> {
         let shared = Arc::new(Shared { disks, queue_bytes_max, state: Mutex::default(), changed: Condvar::default() });
+        Self::spawn(shared, Shared::run)
+    }
+
+    fn spawn(shared: Arc<Shared>, work: impl FnOnce(&Shared) + Send + 'static) -> Result<Self, DiskSyncError> {
         let own = shared.clone();
-        let thread = thread::Builder::new().name("disk-applier".to_owned()).spawn(move || own.run());
+        let thread = thread::Builder::new().name("disk-applier".to_owned()).spawn(move || {
+            let _report = PanicReport(&own);
+            work(&own);
+        });
         Ok(Self { shared, thread: Some(thread.map_err(DiskSyncError::Thread)?) })
     }
 
-    /// Hands over committed changes. Blocks while too much waits. After an error they are dropped.
+    /// Hands over committed changes; a batch of none does not count as one. Blocks while too much waits. After an error they are
+    /// dropped.
     pub fn push(&self, writes: Vec<DiskWrite>) {
         if writes.is_empty() {
             return;
         }
-        let bytes = memory_bytes(&writes);
+        let bytes = batch_bytes(&writes);
         let mut state = lock(&self.shared.state);
         while state.bytes > 0
             && state.bytes.saturating_add(bytes) > self.shared.queue_bytes_max
@@ -126,7 +134,7 @@ impl Shared {
         let mut flushes = Flushes::default();
         while let Some(writes) = self.next(&mut flushes) {
             let result = self.apply(&writes, &mut flushes);
-            let bytes = memory_bytes(&writes);
+            let bytes = batch_bytes(&writes);
             drop(writes);
             let mut state = lock(&self.state);
             state.bytes = state.bytes.saturating_sub(bytes);
@@ -179,9 +187,21 @@ impl Shared {
     }
 
     fn fail(state: &mut State, error: DiskSyncError) {
-        state.error = Some(Arc::new(error));
+        state.error.get_or_insert_with(|| Arc::new(error));
         state.queue.clear();
         state.bytes = 0;
+    }
+}
+
+/// Turns a panic of the thread into an error, for those who wait for it.
+struct PanicReport<'a>(&'a Shared);
+
+impl Drop for PanicReport<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            Shared::fail(&mut lock(&self.0.state), DiskSyncError::ThreadFailed);
+            self.0.changed.notify_all();
+        }
     }
 }
 
@@ -216,6 +236,32 @@ impl Flushes {
     }
 }
 
-fn memory_bytes(writes: &[DiskWrite]) -> u64 {
-    writes.iter().map(DiskWrite::memory_bytes).sum()
+/// Memory that a batch takes, in bytes.
+fn batch_bytes(writes: &Vec<DiskWrite>) -> u64 {
+    let unused = (writes.capacity() - writes.len()) * size_of::<DiskWrite>();
+    writes.iter().map(DiskWrite::memory_bytes).sum::<u64>() + unused as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_thread_is_an_error_and_leaves_nobody_waiting() {
+        let disks = DiskSet::new(Vec::new());
+        let shared =
+            Arc::new(Shared { disks, queue_bytes_max: 1, state: Mutex::default(), changed: Condvar::default() });
+        let applier = DiskApplier::spawn(shared, |shared| {
+            shared.next(&mut Flushes::default()).unwrap();
+            panic!("as meant");
+        });
+        let applier = applier.unwrap();
+        let batch = || vec![DiskWrite { disk: 0, op: DiskOp::Flush }];
+        // The second does not fit beside the first.
+        applier.push(batch());
+        applier.push(batch());
+        assert!(matches!(*applier.drain().unwrap_err(), DiskSyncError::ThreadFailed));
+        applier.push(batch());
+        assert_eq!((applier.queued_bytes(), applier.applied()), (0, 0));
+    }
 }

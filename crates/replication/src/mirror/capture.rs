@@ -3,20 +3,45 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use machine::vm::{Vm, VmError, VmState};
-use memory::Harvest;
-use memory::encoding::CapturedPages;
+use memory::encoding::{CapturedPages, PageContent};
+use memory::{FrozenPages, Harvest};
 use network::InputPosition;
 
+use super::figures::CaptureTimes;
 use crate::disk::{DiskSet, DiskWrite};
 use crate::gate::{GatedFrame, OutputGate};
 use crate::protocol::Epoch;
+
+/// The pages of a checkpoint as they were in the pause.
+pub(super) enum Pages {
+    /// Copied then, into a buffer that is to be reused.
+    Copied(CapturedPages),
+    /// Copied later, or right before somebody writes to them.
+    Frozen(FrozenPages),
+}
+
+impl Pages {
+    /// Gives each page to `take`, until it fails.
+    pub fn try_each<E>(&mut self, mut take: impl FnMut(u64, &PageContent) -> Result<(), E>) -> Result<(), E> {
+        match self {
+            Self::Copied(pages) => pages.iter().try_for_each(|(page, content)| take(page, content)),
+            Self::Frozen(pages) => {
+                let mut content = [0; memory::PAGE_BYTES as usize];
+                while let Some(page) = pages.copy_next(&mut content) {
+                    take(page, &content)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
 
 /// Everything that a checkpoint sends.
 pub(super) struct Capture {
     /// The epoch that it ends.
     pub epoch: Epoch,
     /// The pages written during the epoch.
-    pub pages: CapturedPages,
+    pub pages: Pages,
     /// vCPUs and devices.
     pub state: VmState,
     /// The output that waits for it.
@@ -37,23 +62,37 @@ pub(super) struct InFlight {
     pub captured_at: Instant,
     /// Dirty again if the secondary never says that it holds them.
     pub harvest: Harvest,
+    /// How long the capture took.
+    pub times: CaptureTimes,
 }
 
-/// Captures a paused VM. `pages` is a buffer to reuse.
+/// Captures a paused VM. `buffer` gives a buffer for copies of pages, if they have to be made now.
 pub(super) fn capture(
     vm: &mut Vm,
     epoch: Epoch,
     gate: &OutputGate,
     disks: &DiskSet,
-    mut pages: CapturedPages,
+    buffer: impl FnOnce() -> CapturedPages,
 ) -> Result<(Capture, InFlight), VmError> {
     let captured_at = Instant::now();
     let captured_unix_ns = unix_now_ns();
     // In pause order: vCPUs and devices stand still already; what they did is collected before they are saved.
     vm.collect_dirty()?;
-    let harvest = vm.platform().ram().harvest();
-    pages.capture(vm.platform().ram(), harvest.pages());
+    let ram = vm.platform().ram();
+    let harvest = ram.harvest();
+    let tracking = captured_at.elapsed();
+    let frozen = if vm.engine().can_freeze_pages() { ram.freeze(harvest.pages()) } else { None };
+    let pages = match frozen {
+        Some(frozen) => Pages::Frozen(frozen),
+        None => {
+            let mut copies = buffer();
+            copies.capture(ram, harvest.pages());
+            Pages::Copied(copies)
+        }
+    };
+    let pages_done = captured_at.elapsed();
     let state = vm.save()?;
+    let times = CaptureTimes { tracking, pages: pages_done, state: captured_at.elapsed() };
     let output = gate.close_epoch(epoch);
     let capture = Capture {
         epoch,
@@ -64,7 +103,7 @@ pub(super) fn capture(
         inputs: gate.input_positions(),
         captured_unix_ns,
     };
-    Ok((capture, InFlight { epoch, captured_at, harvest }))
+    Ok((capture, InFlight { epoch, captured_at, harvest, times }))
 }
 
 pub(super) fn unix_now_ns() -> u64 {

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 const SAMPLES_MAX: usize = 1024;
 /// Over which time rates are taken.
 const RATE_WINDOW: Duration = Duration::from_secs(2);
+/// Pauses are told apart by the number of dirty pages: each class begins where the one before ends, the last has no end.
+const CLASS_STARTS: [u64; 5] = [0, 100, 400, 800, 1500];
 
 /// Median, 99th percentile and last of a measure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +28,7 @@ pub struct Quantiles {
 }
 
 /// The newest samples of a measure.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Samples(VecDeque<u64>);
 
 impl Samples {
@@ -78,6 +80,40 @@ impl Encodings {
     }
 }
 
+/// What a pause is made of, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseParts {
+    /// Finding the dirty pages, and beginning the next round of tracking.
+    pub tracking_us: Quantiles,
+    /// Copying the pages.
+    pub pages_us: Quantiles,
+    /// Saving vCPUs and devices.
+    pub state_us: Quantiles,
+}
+
+/// Pauses of checkpoints with about as many dirty pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseClass {
+    /// Least number of dirty pages.
+    pub pages_min: u64,
+    /// Greatest number of dirty pages.
+    pub pages_max: u64,
+    /// How many checkpoints there were since protection began.
+    pub checkpoints: u64,
+    /// Dirty pages of the newest of them.
+    pub dirty_pages: Quantiles,
+    /// How long the guest stood still for them, in microseconds.
+    pub pause_us: Quantiles,
+}
+
+/// When the steps of a capture were done, counted from the pause.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CaptureTimes {
+    pub tracking: Duration,
+    pub pages: Duration,
+    pub state: Duration,
+}
+
 /// What `twinvm top` shows of a primary.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
@@ -91,6 +127,10 @@ pub struct Figures {
     pub dirty_pages: Quantiles,
     /// How long the guest stood still for a checkpoint, in microseconds.
     pub pause_us: Quantiles,
+    /// What that time went into.
+    pub pause_parts: PauseParts,
+    /// The same by the number of dirty pages, by ascending number.
+    pub pauses_by_pages: Vec<PauseClass>,
     /// From the capture of a checkpoint to its ack, in microseconds.
     pub commit_us: Quantiles,
     /// Bytes of pages that checkpoints captured, since protection began.
@@ -107,13 +147,25 @@ pub struct Figures {
     pub throttled_us: u64,
 }
 
-#[derive(Default)]
+/// Samples of the pauses of one class.
+#[derive(Clone, Default)]
+struct Class {
+    checkpoints: u64,
+    dirty_pages: Samples,
+    pause_us: Samples,
+}
+
+#[derive(Clone, Default)]
 struct Inner {
     figures: Figures,
     epoch_us: Samples,
     dirty_pages: Samples,
     pause_us: Samples,
+    tracking_us: Samples,
+    pages_us: Samples,
+    state_us: Samples,
     commit_us: Samples,
+    classes: [Class; CLASS_STARTS.len()],
     captures: VecDeque<Instant>,
 }
 
@@ -126,13 +178,29 @@ impl Meter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn captured(&self, epoch: u64, epoch_length: Duration, pause: Duration, dirty_pages: u64) {
+    pub fn captured(
+        &self,
+        epoch: u64,
+        epoch_length: Duration,
+        pause: Duration,
+        times: &CaptureTimes,
+        dirty_pages: u64,
+    ) {
         let mut inner = self.inner();
         inner.figures.epoch = epoch;
         inner.epoch_us.add(micros(epoch_length));
         inner.pause_us.add(micros(pause));
+        inner.tracking_us.add(micros(times.tracking));
+        inner.pages_us.add(micros(times.pages.saturating_sub(times.tracking)));
+        inner.state_us.add(micros(times.state.saturating_sub(times.pages)));
         inner.dirty_pages.add(dirty_pages);
         inner.figures.dirty_bytes += dirty_pages * memory::PAGE_BYTES;
+        let class = CLASS_STARTS.iter().rposition(|&start| start <= dirty_pages).unwrap_or(0);
+        if let Some(class) = inner.classes.get_mut(class) {
+            class.checkpoints += 1;
+            class.dirty_pages.add(dirty_pages);
+            class.pause_us.add(micros(pause));
+        }
         let now = Instant::now();
         inner.captures.push_back(now);
         while inner.captures.front().is_some_and(|&at| now.saturating_duration_since(at) > RATE_WINDOW) {
@@ -163,18 +231,33 @@ impl Meter {
     }
 
     pub fn figures(&self) -> Figures {
-        let mut inner = self.inner();
+        // Sorting takes longer than copying, and the thread of the VM needs the lock in its pauses.
+        let inner = self.inner().clone();
         let now = Instant::now();
-        while inner.captures.front().is_some_and(|&at| now.saturating_duration_since(at) > RATE_WINDOW) {
-            inner.captures.pop_front();
-        }
+        let recent = inner.captures.iter().filter(|&&at| now.saturating_duration_since(at) <= RATE_WINDOW).count();
+        let ends = CLASS_STARTS.iter().skip(1).map(|start| start - 1).chain([u64::MAX]);
+        let classes = inner.classes.iter().zip(CLASS_STARTS).zip(ends);
         Figures {
-            epochs_per_s: inner.captures.len() as f64 / RATE_WINDOW.as_secs_f64(),
+            epochs_per_s: recent as f64 / RATE_WINDOW.as_secs_f64(),
             epoch_us: inner.epoch_us.quantiles(),
             dirty_pages: inner.dirty_pages.quantiles(),
             pause_us: inner.pause_us.quantiles(),
+            pause_parts: PauseParts {
+                tracking_us: inner.tracking_us.quantiles(),
+                pages_us: inner.pages_us.quantiles(),
+                state_us: inner.state_us.quantiles(),
+            },
+            pauses_by_pages: classes
+                .map(|((class, pages_min), pages_max)| PauseClass {
+                    pages_min,
+                    pages_max,
+                    checkpoints: class.checkpoints,
+                    dirty_pages: class.dirty_pages.quantiles(),
+                    pause_us: class.pause_us.quantiles(),
+                })
+                .collect(),
             commit_us: inner.commit_us.quantiles(),
-            ..inner.figures.clone()
+            ..inner.figures
         }
     }
 }
@@ -195,5 +278,19 @@ mod tests {
         let quantiles = samples.quantiles();
         assert_eq!((quantiles.last, quantiles.max), (4999, 4999));
         assert!(quantiles.p50 > 4400 && quantiles.p50 < 4600 && quantiles.p99 > 4980);
+    }
+
+    #[test]
+    fn pauses_are_told_apart_by_dirty_pages() {
+        let meter = Meter::default();
+        for (pages, pause_us) in [(0, 10), (99, 20), (800, 300), (1499, 400), (1500, 900), (1 << 40, 1000)] {
+            let times = CaptureTimes::default();
+            meter.captured(1, Duration::ZERO, Duration::from_micros(pause_us), &times, pages);
+        }
+        let classes = meter.figures().pauses_by_pages;
+        let seen: Vec<_> =
+            classes.iter().map(|class| (class.pages_min, class.checkpoints, class.pause_us.max)).collect();
+        assert_eq!(seen, [(0, 2, 20), (100, 0, 0), (400, 0, 0), (800, 2, 400), (1500, 2, 1000)]);
+        assert_eq!(classes.iter().map(|class| class.pages_max).collect::<Vec<_>>(), [99, 399, 799, 1499, u64::MAX]);
     }
 }

@@ -152,8 +152,12 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                 match frame.kind {
                     ACK => match postcard::from_bytes::<Ack>(frame.payload) {
                         Ok(ack) => {
-                            if let Some(epoch) = ack.epoch {
-                                shared.acknowledged(session, epoch, session.is_fresh(ack.heard));
+                            // A stale one releases nothing. From a secondary that is only slow a fresh one comes with its next
+                            // heartbeat; one that may have taken over has closed the channel, or falls silent.
+                            if let Some(epoch) = ack.epoch
+                                && session.is_fresh(ack.heard)
+                            {
+                                shared.acknowledged(session, epoch, true);
                             }
                         }
                         Err(_) => break (LossReason::Protocol, "the secondary sent a malformed ack".to_owned()),

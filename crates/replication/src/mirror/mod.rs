@@ -27,7 +27,7 @@ mod session;
 mod staging;
 mod trigger;
 
-pub use figures::{Figures, Quantiles};
+pub use figures::{Figures, PauseClass, PauseParts, Quantiles};
 pub use first_copy::ProtectError;
 pub use options::MirrorOptions;
 pub use pause_queue::VmStopped;

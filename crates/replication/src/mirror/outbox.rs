@@ -59,6 +59,10 @@ struct Lanes {
     bulk_bytes: usize,
     /// The sender works on something that it took from the bulk lane.
     sending: bool,
+    /// The sender sleeps.
+    sender_waits: bool,
+    /// Others wait for room, or for what was queued to be sent.
+    others_wait: usize,
     closed: bool,
 }
 
@@ -66,7 +70,10 @@ struct Lanes {
 #[derive(Default)]
 pub(super) struct Outbox {
     lanes: Mutex<Lanes>,
-    changed: Condvar,
+    /// There is something to send; the sender alone waits for it.
+    filled: Condvar,
+    /// Something was sent.
+    emptied: Condvar,
 }
 
 impl Outbox {
@@ -74,16 +81,35 @@ impl Outbox {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes the sender, which costs a system call, only if it sleeps.
+    fn wake_sender(&self, mut lanes: MutexGuard<'_, Lanes>) {
+        let waits = std::mem::take(&mut lanes.sender_waits);
+        drop(lanes);
+        if waits {
+            self.filled.notify_one();
+        }
+    }
+
     /// Queues an urgent message; false if there is no room for it or the connection is closed.
     pub fn push_urgent(&self, kind: u8, payload: Vec<u8>) -> bool {
+        self.queue_urgent(kind, payload, true)
+    }
+
+    /// Queues a short message that may wait until something else is sent, a heartbeat at the latest; false as above.
+    pub fn push_in_passing(&self, kind: u8, payload: Vec<u8>) -> bool {
+        self.queue_urgent(kind, payload, false)
+    }
+
+    fn queue_urgent(&self, kind: u8, payload: Vec<u8>, wake: bool) -> bool {
         let mut lanes = self.lanes();
         if lanes.closed || lanes.urgent_bytes + payload.len() > URGENT_BYTES_MAX {
             return false;
         }
         lanes.urgent_bytes += payload.len();
         lanes.urgent.push_back(Urgent { kind, payload });
-        drop(lanes);
-        self.changed.notify_all();
+        if wake {
+            self.wake_sender(lanes);
+        }
         true
     }
 
@@ -91,23 +117,29 @@ impl Outbox {
     pub fn push_bulk(&self, bulk: Bulk) -> bool {
         let mut lanes = self.lanes();
         while !lanes.closed && lanes.bulk_bytes > BULK_BYTES_MAX {
-            lanes = self.changed.wait(lanes).unwrap_or_else(PoisonError::into_inner);
+            lanes = self.wait_for_sender(lanes);
         }
         if lanes.closed {
             return false;
         }
         lanes.bulk_bytes += bulk.bytes();
         lanes.bulk.push_back(bulk);
-        drop(lanes);
-        self.changed.notify_all();
+        self.wake_sender(lanes);
         true
+    }
+
+    fn wait_for_sender<'a>(&self, mut lanes: MutexGuard<'a, Lanes>) -> MutexGuard<'a, Lanes> {
+        lanes.others_wait += 1;
+        let mut lanes = self.emptied.wait(lanes).unwrap_or_else(PoisonError::into_inner);
+        lanes.others_wait -= 1;
+        lanes
     }
 
     /// Waits until everything queued so far was sent; false if the connection is closed.
     pub fn wait_until_sent(&self) -> bool {
         let mut lanes = self.lanes();
         while !lanes.closed && (lanes.sending || !lanes.bulk.is_empty()) {
-            lanes = self.changed.wait(lanes).unwrap_or_else(PoisonError::into_inner);
+            lanes = self.wait_for_sender(lanes);
         }
         !lanes.closed
     }
@@ -123,7 +155,9 @@ impl Outbox {
         let mut lanes = self.lanes();
         if lanes.sending {
             lanes.sending = false;
-            self.changed.notify_all();
+            if lanes.others_wait > 0 {
+                self.emptied.notify_all();
+            }
         }
         loop {
             if lanes.closed {
@@ -142,7 +176,9 @@ impl Outbox {
             if left == Duration::ZERO {
                 return Next::Idle;
             }
-            lanes = self.changed.wait_timeout(lanes, left).unwrap_or_else(PoisonError::into_inner).0;
+            lanes.sender_waits = true;
+            lanes = self.filled.wait_timeout(lanes, left).unwrap_or_else(PoisonError::into_inner).0;
+            lanes.sender_waits = false;
         }
     }
 
@@ -163,7 +199,8 @@ impl Outbox {
         lanes.bulk.clear();
         lanes.urgent.clear();
         drop(lanes);
-        self.changed.notify_all();
+        self.filled.notify_all();
+        self.emptied.notify_all();
     }
 }
 

@@ -376,8 +376,8 @@ impl Shared {
             core.epoch += 1;
             core.epoch
         };
-        let (checkpoint, in_flight) = capture(vm, epoch, &self.gate, &self.disks, self.buffer())?;
-        let dirty_pages = in_flight.harvest.len();
+        let (checkpoint, in_flight) = capture(vm, epoch, &self.gate, &self.disks, || self.buffer())?;
+        let (dirty_pages, times) = (in_flight.harvest.len(), in_flight.times);
         let mut mirror = session.mirror();
         mirror.output_waits = false;
         mirror.in_flight.push_back(in_flight);
@@ -385,7 +385,7 @@ impl Shared {
         drop(mirror);
         session.outbox.push_bulk(super::outbox::Bulk::Checkpoint(Box::new(checkpoint)));
         let epoch_length = since.map_or(Duration::ZERO, |since| paused_at.saturating_duration_since(since));
-        self.meter.captured(epoch, epoch_length, paused_at.elapsed(), dirty_pages);
+        self.meter.captured(epoch, epoch_length, paused_at.elapsed(), &times, dirty_pages);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use memory::encoding::{CapturedPages, Encoding, PageEncoder};
 use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
 
-use super::capture::Capture;
+use super::capture::{Capture, Pages};
 use super::figures::Meter;
 use super::message::{BEGIN, CHECKPOINT, CheckpointEnd, DISK_WRITES, HEARTBEAT, OUTPUT, PAGES, PIECE_BYTES_MAX, STATE};
 use super::outbox::{Bulk, Next};
@@ -153,15 +153,16 @@ impl<'a> SenderThread<'a> {
         Ok(sent)
     }
 
-    fn checkpoint(&mut self, capture: Capture) -> Result<(), SendError> {
+    fn checkpoint(&mut self, mut capture: Capture) -> Result<(), SendError> {
         let before = *self.encoder.counts();
         let (mut sent, mut pages) = (0, 0);
         self.sender.send(BEGIN, &[&capture.epoch.to_le_bytes()])?;
-        for (page, content) in capture.pages.iter() {
+        capture.pages.try_each(|page, content| {
             let encoding = self.encoder.encode(page, content, &mut self.records);
             pages += u64::from(encoding != Encoding::Unchanged);
             sent += self.send_records(RECORDS_BYTES)?;
-        }
+            Ok::<(), ChannelError>(())
+        })?;
         sent += self.send_records(1)?;
         self.writes(&capture.writes)?;
         let state = postcard::to_stdvec(&capture.state)?;
@@ -184,7 +185,9 @@ impl<'a> SenderThread<'a> {
         self.sender.send(CHECKPOINT, &[&postcard::to_stdvec(&end)?])?;
         self.sender.flush()?;
         self.meter.sent(sent + state.len() as u64, &before, self.encoder.counts());
-        (self.recycle)(capture.pages);
+        if let Pages::Copied(pages) = capture.pages {
+            (self.recycle)(pages);
+        }
         Ok(())
     }
 }

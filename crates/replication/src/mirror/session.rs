@@ -108,7 +108,7 @@ impl Session {
 
     pub fn tell_released(&self, through: Epoch) {
         // A secondary that does not hear of it sends a little too much again at takeover.
-        self.outbox.push_urgent(RELEASED, through.to_le_bytes().to_vec());
+        self.outbox.push_in_passing(RELEASED, through.to_le_bytes().to_vec());
     }
 
     pub fn tell_entitled(&self, generation: Generation) {
