@@ -20,6 +20,15 @@ const REPLIES: u64 = 10;
 /// For so long after that, a longer gap still belongs to the kill.
 const AFTERMATH: Duration = Duration::from_millis(200);
 
+/// How a host is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Its processes are killed: connections close at once.
+    Kill,
+    /// Its processes stand still, and nothing says so. They are killed when that was survived.
+    Silence,
+}
+
 /// What became of one kill.
 #[derive(Clone, Debug, Serialize)]
 pub struct Failover {
@@ -40,14 +49,28 @@ pub struct Failover {
 /// Kills the host of a protected VM's primary after a while, and starts its daemon again. Returns when the VM is protected
 /// again, or the kill was not survived.
 pub fn survive_a_kill(stage: &mut Stage, client: &Load<Counter>, label: &str) -> Result<Failover> {
+    survive(stage, client, Loss::Kill, label)
+}
+
+/// The same for any way to lose a host.
+pub fn survive(stage: &mut Stage, client: &Load<Counter>, loss: Loss, label: &str) -> Result<Failover> {
     stage.pass(calm(), Some(client))?;
     let view = stage.wait("protection", PROTECT_TIMEOUT, Some(client), View::is_protected)?;
     let (from, generation) =
         view.primary().map(|primary| (primary.host.clone(), primary.generation)).context("no primary")?;
     client.take_longest_gap();
     let killed = Instant::now();
-    stage.hosts.kill(&from)?;
-    stage.screen.event(&format!("{label}: SIGKILL to all processes of host {from}"));
+    let signal = match loss {
+        Loss::Kill => {
+            stage.hosts.kill(&from)?;
+            "SIGKILL"
+        }
+        Loss::Silence => {
+            stage.hosts.stop(&from)?;
+            "SIGSTOP"
+        }
+    };
+    stage.screen.event(&format!("{label}: {signal} to all processes of host {from}"));
 
     let mut taken = None;
     let mut served_at = u64::MAX;
@@ -84,6 +107,9 @@ pub fn survive_a_kill(stage: &mut Stage, client: &Load<Counter>, label: &str) ->
     };
     stage.screen.event(&describe(&failover, seen.broken.as_deref()));
     if survived {
+        if loss == Loss::Silence {
+            stage.hosts.kill(&from)?;
+        }
         stage.hosts.restart(&from)?;
         stage.screen.event(&format!("host {from} is back"));
         stage.wait_protected(Some(client))?;

@@ -47,6 +47,15 @@ struct Host {
     daemon: Option<Child>,
 }
 
+impl Host {
+    /// What runs on it, without the network end.
+    fn processes(&self) -> Vec<process::Process> {
+        let mut processes = process::in_folder(self.folder.path());
+        processes.retain(|process| process.kind != Kind::NetworkEnd);
+        processes
+    }
+}
+
 impl Hosts {
     /// Makes the hosts in a temporary folder, and starts their daemons.
     pub fn start() -> Result<Self> {
@@ -160,14 +169,19 @@ impl Hosts {
         View::of(self.hosts.iter().filter(|host| host.daemon.is_some()).map(|host| host.folder.vm(VM)))
     }
 
-    /// Kills all processes of a host: its daemon and its replicas. The network end stays: it stands for the network outside.
+    /// Has all processes of a host stand still, with their connections open. The network end goes on: it stands for the network outside.
+    pub fn stop(&self, name: &str) -> Result<()> {
+        let host = self.hosts.iter().find(|host| host.name == name);
+        let host = host.with_context(|| format!("there is no host {name:?}"))?;
+        host.processes().iter().for_each(process::Process::stop);
+        Ok(())
+    }
+
+    /// Kills all processes of a host: its daemon and its replicas. The network end stays.
     pub fn kill(&mut self, name: &str) -> Result<()> {
         let host = self.hosts.iter_mut().find(|host| host.name == name);
         let host = host.with_context(|| format!("there is no host {name:?}"))?;
-        let processes = process::in_folder(host.folder.path());
-        for process in processes.iter().filter(|process| process.kind != Kind::NetworkEnd) {
-            process.kill();
-        }
+        host.processes().iter().for_each(process::Process::kill);
         if let Some(mut daemon) = host.daemon.take() {
             daemon.wait().context("cannot wait for a killed daemon")?;
         }

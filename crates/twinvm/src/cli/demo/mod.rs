@@ -19,7 +19,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use storage::image::{BuildOptions, ImageSpec, ImageStore};
 
-pub use failover::{Failover, survive_a_kill};
+pub use failover::{Failover, Loss, survive, survive_a_kill};
 pub use report::Blackout;
 pub use screen::Screen;
 pub use stage::Stage;

@@ -39,6 +39,13 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Has it stand still, until it is killed or told to go on.
+    pub fn stop(&self) {
+        let _ = pidfd_send_signal(&self.descriptor, Signal::STOP);
+    }
+}
+
 /// All processes of this program whose command line names something in `folder`, daemons first.
 pub fn in_folder(folder: &Path) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

@@ -8,7 +8,7 @@ use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, Prog
 use super::view::View;
 use crate::cli::output::print_line;
 use crate::load::{Counter, Histogram, Load};
-use crate::replica::status::{SyncPhase, SyncProgress};
+use crate::replica::status::{Protection, SyncPhase, SyncProgress};
 
 /// How often the lines change.
 const REFRESH: Duration = Duration::from_millis(200);
@@ -32,17 +32,37 @@ struct Lines {
     all: MultiProgress,
     replicas: ProgressBar,
     client: ProgressBar,
-    sync: ProgressBar,
+    /// While there is a first sync.
+    sync: Option<ProgressBar>,
+    sync_style: ProgressStyle,
 }
 
 impl Lines {
     fn new() -> Option<Self> {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
         let text = ProgressStyle::with_template("{wide_msg}").ok()?;
-        let bar = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}%  {msg}").ok()?;
-        let line = |style: &ProgressStyle| all.add(ProgressBar::new(0).with_style(style.clone()));
-        let (replicas, client, sync) = (line(&text), line(&text), line(&bar));
-        Some(Self { all, replicas, client, sync })
+        let sync_style = ProgressStyle::with_template("first sync {wide_bar} {percent:>3}%  {msg}").ok()?;
+        let line = || all.add(ProgressBar::new(0).with_style(text.clone()));
+        let (replicas, client) = (line(), line());
+        Some(Self { all, replicas, client, sync: None, sync_style })
+    }
+
+    fn show_sync(&mut self, sync: Option<SyncProgress>) {
+        match sync {
+            Some(SyncProgress { phase, done_bytes, total_bytes }) => {
+                let new = || self.all.add(ProgressBar::new(1).with_style(self.sync_style.clone()));
+                let bar = self.sync.get_or_insert_with(new);
+                bar.set_length(total_bytes.max(1));
+                bar.set_position(done_bytes.min(total_bytes));
+                bar.set_message(phase.to_string());
+            }
+            None => {
+                if let Some(bar) = self.sync.take() {
+                    bar.finish_and_clear();
+                    self.all.remove(&bar);
+                }
+            }
+        }
     }
 }
 
@@ -90,7 +110,7 @@ impl Screen {
         self.refreshed = Some(Instant::now());
         self.tell_phase(view);
         let latency = client.map(|client| self.latency(client));
-        let Some(lines) = &self.lines else { return };
+        let Some(lines) = &mut self.lines else { return };
         lines.replicas.set_message(replicas_line(view));
         if let (Some(client), Some(latency)) = (client, latency) {
             let seen = client.snapshot();
@@ -102,15 +122,7 @@ impl Screen {
                 seen.lost + seen.repeated,
             ));
         }
-        match view.sync() {
-            Some(SyncProgress { phase, done_bytes, total_bytes }) => {
-                lines.sync.set_prefix("first sync");
-                lines.sync.set_length(total_bytes.max(1));
-                lines.sync.set_position(done_bytes.min(total_bytes));
-                lines.sync.set_message(phase.to_string());
-            }
-            None => lines.sync.reset(),
-        }
+        lines.show_sync(view.sync());
     }
 
     /// Takes the live lines away.
@@ -118,6 +130,7 @@ impl Screen {
         if let Some(lines) = &self.lines {
             // A terminal that is gone shows nothing anyway.
             let _ = lines.all.clear();
+            lines.all.set_draw_target(ProgressDrawTarget::hidden());
         }
     }
 
@@ -154,5 +167,7 @@ impl Drop for Screen {
 fn replicas_line(view: &View) -> String {
     let Some(primary) = view.primary() else { return "no primary".to_owned() };
     let secondary = view.secondary().map_or("none", |secondary| secondary.host.as_str());
-    format!("primary: {}   secondary: {secondary}   {}", primary.host, primary.protection)
+    let Protection { state, reason, .. } = &primary.protection;
+    let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+    format!("primary: {}   secondary: {secondary}   {state}{reason}", primary.host)
 }

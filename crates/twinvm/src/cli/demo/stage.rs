@@ -14,6 +14,8 @@ use crate::replica::status::ProtectionState;
 
 /// How long the guest may take to answer: a bound that only a hung guest meets.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+/// A VM whose replica does not answer for so long has ended.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long protecting the VM may take.
 pub const PROTECT_TIMEOUT: Duration = Duration::from_secs(180);
 /// No reply for so long counts as a broken connection.
@@ -39,7 +41,14 @@ impl Stage {
         let mut stage = Self { hosts, screen };
         let start = Instant::now();
         let redis = stage.hosts.redis();
-        stage.wait("an answer from Redis in the guest", ANSWER_TIMEOUT, None, |_| answers(redis))?;
+        let mut gone_since = None;
+        stage.wait("an answer from Redis in the guest", ANSWER_TIMEOUT, None, |view| {
+            gone_since = if view.primary().is_some() { None } else { gone_since.or_else(|| Some(Instant::now())) };
+            is_gone(gone_since) || answers(redis)
+        })?;
+        if is_gone(gone_since) {
+            bail!("the VM has ended before its Redis answered{}", stage.hosts.log_tails());
+        }
         let host = stage.hosts.view().primary().map_or_else(|| "?".to_owned(), |primary| primary.host.clone());
         let boot_s = start.elapsed().as_secs_f64();
         stage.screen.event(&format!("VM runs on host {host}, {engine} engine; Redis answers after {boot_s:.1} s"));
@@ -115,6 +124,10 @@ impl Stage {
         Load::count(self.hosts.redis(), COUNTER, LoadOptions { depth, silence_max: SILENCE_MAX })
             .context("the client cannot reach Redis")
     }
+}
+
+fn is_gone(since: Option<Instant>) -> bool {
+    since.is_some_and(|since| since.elapsed() > GONE_TIMEOUT)
 }
 
 fn answers(redis: SocketAddr) -> bool {
