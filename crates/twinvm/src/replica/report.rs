@@ -4,8 +4,8 @@ use replication::mirror::{self, Phase, PrimaryStatus, SecondaryStatus};
 use replication::protocol::{self, DropReason, LossReason};
 
 use super::status::{
-    Figures, LatencyFigures, PagesByEncoding, PauseFigures, Protection, ProtectionState, Reason, Role, SyncPhase,
-    SyncProgress,
+    Figures, LatencyFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts, Protection, ProtectionState,
+    Reason, Role, SyncPhase, SyncProgress,
 };
 
 /// Role, generation, the other replica's host, the first copy, figures, and protection.
@@ -35,13 +35,26 @@ pub fn starting(role: Role) -> Report {
 
 /// A replica that runs the VM.
 pub fn primary(status: &PrimaryStatus) -> Report {
-    let mirror::Figures { pause_us, encodings, epoch_us, .. } = &status.figures;
+    let mirror::Figures { pause_us, pause_parts, encodings, epoch_us, .. } = &status.figures;
+    let classes = status.figures.pauses_by_pages.iter().map(|class| PauseClass {
+        pages_min: class.pages_min,
+        pages_max: class.pages_max,
+        checkpoints: class.checkpoints,
+        dirty_pages: class.dirty_pages.p50,
+        pause_us: pauses(&class.pause_us),
+    });
     let figures = Figures {
         epoch: status.figures.epoch,
         epochs_per_s: status.figures.epochs_per_s,
         epoch_ms: epoch_us.p50 as f64 / 1e3,
         dirty_pages: status.figures.dirty_pages.p50,
-        pause_us: PauseFigures { p50: pause_us.p50 as f64, p99: pause_us.p99 as f64, last: pause_us.last as f64 },
+        pause_us: pauses(pause_us),
+        pause_parts_us: PauseParts {
+            tracking: pause_parts.tracking_us.p50 as f64,
+            pages: pause_parts.pages_us.p50 as f64,
+            state: pause_parts.state_us.p50 as f64,
+        },
+        pauses_by_pages: classes.collect(),
         dirty_bytes: status.figures.dirty_bytes,
         sent_bytes: status.figures.sent_bytes,
         pages: PagesByEncoding {
@@ -81,6 +94,10 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         seen.detail.clone_from(&status.failure);
     }
     (Role::Primary, status.protocol.generation, status.secondary.clone(), sync, figures, seen)
+}
+
+fn pauses(quantiles: &mirror::Quantiles) -> PauseFigures {
+    PauseFigures { p50: quantiles.p50 as f64, p99: quantiles.p99 as f64, last: quantiles.last as f64 }
 }
 
 /// A replica that holds the VM.

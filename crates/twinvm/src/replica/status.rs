@@ -253,6 +253,10 @@ pub struct Figures {
     pub dirty_pages: u64,
     /// How long a checkpoint pauses the guest, in us.
     pub pause_us: PauseFigures,
+    /// What that time goes into, medians.
+    pub pause_parts_us: PauseParts,
+    /// The pauses by the number of changed pages, by ascending number.
+    pub pauses_by_pages: Vec<PauseClass>,
     /// Bytes of changed pages.
     pub dirty_bytes: u64,
     /// Bytes sent for them, and for everything else.
@@ -285,6 +289,34 @@ pub struct PauseFigures {
     pub p99: f64,
     /// The last one.
     pub last: f64,
+}
+
+/// What a pause goes into, medians, in us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PauseParts {
+    /// Finding the changed pages, and beginning the next round.
+    pub tracking: f64,
+    /// Copying them.
+    pub pages: f64,
+    /// Saving vCPUs and devices.
+    pub state: f64,
+}
+
+/// Pauses of checkpoints with about as many changed pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PauseClass {
+    /// Least number of changed pages.
+    pub pages_min: u64,
+    /// Greatest number of changed pages.
+    pub pages_max: u64,
+    /// Checkpoints since protection began.
+    pub checkpoints: u64,
+    /// Changed pages of the newest of them, median.
+    pub dirty_pages: u64,
+    /// Their pauses, in us.
+    pub pause_us: PauseFigures,
 }
 
 /// How long output waited, in ms.

@@ -9,16 +9,21 @@ use serde::Serialize;
 use super::work::{DEPTH, Work};
 use crate::cli::demo::Stage;
 use crate::load::{Histogram, Load, Outcome, Workload};
-use crate::replica::status::Figures;
+use crate::replica::status::{Figures, PauseClass};
 
 /// Changed pages for each checkpoint at which pauses are measured.
 const PAGES_WANTED: u64 = 1000;
+/// Checkpoints with about so many pages that are enough for a 99th percentile.
+const CHECKPOINTS_WANTED: u64 = 200;
 /// The aim is met when it is missed by less than one part of this.
 const PAGES_TOLERANCE: u64 = 20;
 /// How often the load is adjusted at most.
 const ADJUSTMENTS_MAX: usize = 5;
 /// The replica's quantiles are of the last few seconds: a load must have run for so long.
 const SETTLED: Duration = Duration::from_secs(6);
+
+/// Until then a load is repeated, twice as long, for more checkpoints.
+const MEASURED_MAX: Duration = Duration::from_secs(20);
 
 /// What is measured without and with protection.
 #[derive(Clone, Debug, Serialize)]
@@ -47,6 +52,8 @@ pub struct Protected {
     pub secondary_memory_bytes: u64,
     /// What the primary said at the end of each load.
     pub figures: LoadFigures,
+    /// Pauses of checkpoints with about 1,000 pages.
+    pub pauses: PauseClass,
     /// What was sent for the load that increments, 64 requests under way.
     pub pipelined_bytes: Bytes,
     /// What was sent for the load that writes to many keys.
@@ -99,12 +106,14 @@ impl Protected {
         let (side, seen) = common(stage, work)?;
         let secondary = stage.hosts.view().secondary().map(|secondary| secondary.pid).context("no secondary")?;
         let secondary_memory_bytes = resident_bytes(secondary)?;
+        let page_writes = page_writes(stage, work)?;
         Ok(Self {
             side,
             secondary_memory_bytes,
             pipelined_bytes: Bytes::between(&seen.single, &seen.pipelined),
             key_writes_bytes: Bytes::between(&seen.pipelined, &seen.key_writes),
-            figures: LoadFigures { page_writes: page_writes(stage, work)?, ..seen },
+            pauses: pauses_at(&page_writes, PAGES_WANTED).context("no checkpoint has about 1,000 pages")?,
+            figures: LoadFigures { page_writes, ..seen },
         })
     }
 }
@@ -160,7 +169,21 @@ fn page_writes(stage: &mut Stage, work: &mut Work) -> Result<Figures> {
         }
         work.aim(PAGES_WANTED, figures.dirty_pages);
     }
-    write_pages(stage, work, work.duration.max(SETTLED))
+    let mut duration = work.duration.max(SETTLED);
+    loop {
+        let figures = write_pages(stage, work, duration)?;
+        let seen = pauses_at(&figures, PAGES_WANTED).map_or(0, |class| class.checkpoints);
+        if seen >= CHECKPOINTS_WANTED || duration > MEASURED_MAX {
+            return Ok(figures);
+        }
+        duration *= 2;
+    }
+}
+
+/// The pauses of checkpoints with about so many pages, if there were any.
+fn pauses_at(figures: &Figures, pages: u64) -> Option<PauseClass> {
+    let class = figures.pauses_by_pages.iter().find(|class| (class.pages_min..=class.pages_max).contains(&pages));
+    class.filter(|class| class.checkpoints > 0).copied()
 }
 
 fn write_pages(stage: &mut Stage, work: &Work, duration: Duration) -> Result<Figures> {

@@ -17,14 +17,15 @@ use self::measure::{Protected, Side};
 use self::report::{Measured, Report, Subject};
 use self::work::Work;
 use super::report::host_cpu;
-use crate::cli::demo::{Screen, Stage, build_image, is_stdout, survive_a_kill, write_json};
+use crate::cli::demo::{Failover, Loss, Screen, Stage, build_image, is_stdout, survive, write_json};
 use crate::cli::run::EngineName;
 use crate::interrupt;
+use crate::load::{Counter, Load};
 
 #[derive(Args)]
 #[command(after_help = "\
 Three hosts run on this machine. The VM serves Redis; it is measured in turns without and with protection, then the primary's
-host is killed a few times.")]
+host is killed a few times, and made to stand still a few times.")]
 pub struct FtArguments {
     /// Write the result to this file, as JSON; `-` is standard output
     #[arg(long, value_name = "FILE")]
@@ -38,6 +39,9 @@ pub struct FtArguments {
     /// How often the primary's host is killed
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
     kills: u32,
+    /// How often the primary's host falls silent: it stands still, with its connections open
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    silences: u32,
     /// What executes the vCPUs
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineName,
@@ -60,16 +64,11 @@ pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
         measured.protected.push(Protected::measure(&mut stage, &mut work)?);
         stage.unprotect()?;
     }
-    if arguments.kills > 0 {
+    if arguments.kills + arguments.silences > 0 {
         stage.protect()?;
         let client = stage.count(1)?;
-        for kill in 1..=arguments.kills {
-            let failover = survive_a_kill(&mut stage, &client, &format!("kill {kill} of {}", arguments.kills))?;
-            if !failover.survived {
-                bail!("a kill was not survived{}", stage.hosts.log_tails());
-            }
-            measured.failovers.push(failover);
-        }
+        measured.failovers = failovers(&mut stage, &client, Loss::Kill, arguments.kills, "kill")?;
+        measured.silences = failovers(&mut stage, &client, Loss::Silence, arguments.silences, "silence")?;
         let (outcome, _) = client.finish();
         if let Some(broken) = outcome.broken {
             bail!("the client's connection broke: {broken}");
@@ -96,4 +95,16 @@ pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
         write_json(path, &report)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn failovers(stage: &mut Stage, client: &Load<Counter>, loss: Loss, count: u32, what: &str) -> Result<Vec<Failover>> {
+    let mut failovers = Vec::new();
+    for number in 1..=count {
+        let failover = survive(stage, client, loss, &format!("{what} {number} of {count}"))?;
+        if !failover.survived {
+            bail!("a {what} was not survived{}", stage.hosts.log_tails());
+        }
+        failovers.push(failover);
+    }
+    Ok(failovers)
 }

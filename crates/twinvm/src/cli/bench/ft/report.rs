@@ -40,6 +40,8 @@ pub struct Measured {
     pub protected: Vec<Protected>,
     /// Each kill.
     pub failovers: Vec<Failover>,
+    /// Each silence.
+    pub silences: Vec<Failover>,
 }
 
 /// Half and 99 of 100 of something are not above these.
@@ -58,12 +60,16 @@ impl Quantiles {
 /// The result of `twinvm bench ft`. Ratios are protected over unprotected, in speed: 1 is no loss.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Pause of the guest for a checkpoint with about 1,000 changed pages.
+    /// Pause of the guest for a checkpoint with about 1,000 changed pages: in the class of `pause_dirty_pages_range`.
     pause_us: Quantiles,
     /// Without protection there is none.
     pause_us_unprotected: Quantiles,
-    /// Changed pages for each checkpoint that `pause_us` is about.
+    /// Changed pages of the checkpoints that `pause_us` is about, median.
     pause_dirty_pages: f64,
+    /// Their least and greatest number.
+    pause_dirty_pages_range: [u64; 2],
+    /// How many checkpoints these were, in all runs.
+    pause_checkpoints: u64,
     /// Speed of the CPU-bound loop.
     cpu_ratio: f64,
     cpu_s_unprotected: f64,
@@ -98,6 +104,8 @@ pub struct Report {
     /// The longest gap between two replies around each kill. Without protection the VM would be gone.
     blackout_ms: Blackout,
     blackout_ms_unprotected: Option<f64>,
+    /// The same when the primary's host stands still with its connections open: with the time until that is suspected.
+    blackout_silence_ms: Blackout,
     /// The peer's figures.
     colo_source: &'static str,
     colo: [Colo; 3],
@@ -133,11 +141,16 @@ impl Report {
         let memory_secondary = protected(|run| run.secondary_memory_bytes as f64)?;
         Some(Self {
             pause_us: Quantiles {
-                p50: protected(|run| run.figures.page_writes.pause_us.p50)?,
-                p99: protected(|run| run.figures.page_writes.pause_us.p99)?,
+                p50: protected(|run| run.pauses.pause_us.p50)?,
+                p99: protected(|run| run.pauses.pause_us.p99)?,
             },
             pause_us_unprotected: Quantiles::default(),
-            pause_dirty_pages: protected(|run| run.figures.page_writes.dirty_pages as f64)?,
+            pause_dirty_pages: protected(|run| run.pauses.dirty_pages as f64)?,
+            pause_dirty_pages_range: measured
+                .protected
+                .first()
+                .map(|run| [run.pauses.pages_min, run.pauses.pages_max])?,
+            pause_checkpoints: measured.protected.iter().map(|run| run.pauses.checkpoints).sum(),
             cpu_ratio: ratio(cpu_unprotected, cpu_protected),
             cpu_s_unprotected: cpu_unprotected,
             cpu_s_protected: cpu_protected,
@@ -166,6 +179,7 @@ impl Report {
             memory_bytes_secondary: memory_secondary,
             blackout_ms: Blackout::of(&measured.failovers),
             blackout_ms_unprotected: None,
+            blackout_silence_ms: Blackout::of(&measured.silences),
             colo_source: colo::SOURCE,
             colo: [colo::UNPROTECTED, colo::DEFAULT, colo::FREQUENT],
             subject,
@@ -205,7 +219,9 @@ impl Report {
             rows.push([figure.to_owned(), unprotected, protected, cost, slow, fast]);
         };
         let none = || "-".to_owned();
-        let pages = format!("pause at {:.0} dirty pages, p50", self.pause_dirty_pages);
+        let [pages_min, pages_max] = self.pause_dirty_pages_range;
+        let pages =
+            format!("pause at {pages_min} to {pages_max} dirty pages (median {:.0}), p50", self.pause_dirty_pages);
         row(&pages, none(), us(self.pause_us.p50), none(), colo(|colo| colo.pause_us.map_or("-".to_owned(), us)));
         row("  p99", none(), us(self.pause_us.p99), none(), [none(), none()]);
         row(
@@ -271,6 +287,14 @@ impl Report {
             none(),
             colo(|colo| colo.blackout_ms_max.map_or("-".to_owned(), ms)),
         );
+        row(
+            "blackout when the host falls silent, p50",
+            "for good".to_owned(),
+            self.blackout_silence_ms.p50.map_or_else(none, ms),
+            none(),
+            [none(), none()],
+        );
+        row("  longest", none(), self.blackout_silence_ms.max.map_or_else(none, ms), none(), [none(), none()]);
         rows
     }
 
@@ -279,10 +303,11 @@ impl Report {
         let mut lines = Vec::new();
         if let Some(Protected { figures, .. }) = self.each.protected.last() {
             let LoadFigures { cpu, single, pipelined, key_writes, page_writes } = figures;
+            let parts = &page_writes.pause_parts_us;
             lines.push(format!(
-                "pause: copying the pages and the device state, {:.2} us a page; {:.0} checkpoints/s",
-                page_writes.pause_us.p50 / page_writes.dirty_pages.max(1) as f64,
-                page_writes.epochs_per_s,
+                "pause: finding {} dirty pages {:.0} us, copying or freezing them {:.0} us, saving vCPUs and devices {:.0} us \
+                 (medians); {:.0} checkpoints/s",
+                page_writes.dirty_pages, parts.tracking, parts.pages, parts.state, page_writes.epochs_per_s,
             ));
             lines.push(format!(
                 "CPU-bound: paused {:.1}% of the time ({:.0} checkpoints/s, {} pages each); the rest is first writes to \
@@ -363,6 +388,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::replica::status::PauseClass;
 
     fn side(cpu_s: f64, pipelined_requests_per_s: f64, latency_ms: u64) -> Side {
         let mut latencies = Histogram::default();
@@ -389,6 +415,13 @@ mod tests {
                 key_writes: figures.clone(),
                 page_writes: figures,
             },
+            pauses: PauseClass {
+                pages_min: 800,
+                pages_max: 1499,
+                checkpoints: 7,
+                dirty_pages: 1000,
+                ..PauseClass::default()
+            },
             pipelined_bytes: Bytes { dirty: 10, sent: 1 },
             key_writes_bytes: Bytes { dirty: 100, sent: 25 },
         }
@@ -413,6 +446,7 @@ mod tests {
             unprotected: vec![side(1.0, 1000.0, 1), side(1.0, 1000.0, 1), side(9.0, 10.0, 1)],
             protected: vec![protected(side(2.0, 700.0, 3))],
             failovers: Vec::new(),
+            silences: Vec::new(),
         };
         let json = serde_json::to_value(report(measured).unwrap()).unwrap();
         for (key, value) in [
@@ -422,6 +456,8 @@ mod tests {
             ("bytes_ratio", 0.25),
             ("bytes_ratio_pipelined", 0.1),
             ("secondary_memory_ratio", 1.5),
+            ("pause_dirty_pages", 1000.0),
+            ("pause_checkpoints", 7.0),
         ] {
             assert_eq!(json[key].as_f64(), Some(value), "{key}");
         }
