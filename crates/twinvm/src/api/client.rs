@@ -1,5 +1,6 @@
 //! The client of the REST API, for commands and for daemons among themselves.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -103,19 +104,26 @@ impl Client {
             let response = self.send(target, request).await?;
             accepted(target, response, ANSWER_BYTES_MAX).await
         };
-        let bytes = tokio::time::timeout(timeout, exchange)
-            .await
-            .map_err(|_| unreachable(target, format!("no answer within {} s", timeout.as_secs_f64())))??;
+        let bytes = in_time(target, exchange, timeout).await?;
         serde_json::from_slice(&bytes)
             .map_err(|error| unreachable(target, format!("its answer makes no sense: {error}")))
     }
 
     /// Fetches a file of at most `bytes_max` bytes.
-    pub async fn download(&self, target: &Target, path: &str, bytes_max: usize) -> Result<Bytes, CallError> {
+    pub async fn download(
+        &self,
+        target: &Target,
+        path: &str,
+        bytes_max: usize,
+        timeout: Duration,
+    ) -> Result<Bytes, CallError> {
         let request = Request::builder().uri(path).header(header::HOST, &target.host).body(Body::empty());
         let request = request.map_err(|error| CallError::Local(error.to_string()))?;
-        let response = self.send(target, request).await?;
-        accepted(target, response, bytes_max).await
+        let exchange = async {
+            let response = self.send(target, request).await?;
+            accepted(target, response, bytes_max).await
+        };
+        in_time(target, exchange, timeout).await
     }
 
     /// Connects to the console of a VM.
@@ -153,6 +161,17 @@ impl Client {
         tokio::spawn(connection.with_upgrades());
         sender.send_request(request).await.map_err(|error| unreachable(target, describe(&error)))
     }
+}
+
+/// What a call to a host that may hang comes to.
+pub async fn in_time<T>(
+    target: &Target,
+    call: impl Future<Output = Result<T, CallError>>,
+    timeout: Duration,
+) -> Result<T, CallError> {
+    tokio::time::timeout(timeout, call)
+        .await
+        .map_err(|_| unreachable(target, format!("no answer within {} s", timeout.as_secs_f64())))?
 }
 
 fn unreachable(target: &Target, reason: impl ToString) -> CallError {

@@ -1,6 +1,7 @@
 //! Passing a request on to the host that runs the VM it is about.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -9,10 +10,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 
-use super::client::{CallError, Target};
+use super::client::{CallError, Target, in_time};
 use super::error::ApiError;
 use crate::host::Daemon;
 
+/// How long the other host may take. Commands wait a little longer, so that they learn which host does not answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(170);
 /// Marks a request that was passed on once; it is not passed on again.
 const PASSED_ON: &str = "x-twinvm-passed-on";
 
@@ -29,7 +32,7 @@ pub async fn to_home_of_vm(State(daemon): State<Arc<Daemon>>, request: Request, 
     });
     match home.await {
         Ok(Ok(None)) => next.run(request).await,
-        Ok(Ok(Some(target))) => match pass_on(&daemon, &target, request).await {
+        Ok(Ok(Some(target))) => match in_time(&target, pass_on(&daemon, &target, request), ANSWER_TIMEOUT).await {
             Ok(response) => response,
             Err(error) => host_error(&target, error).into_response(),
         },

@@ -109,6 +109,15 @@ pub struct StopVm {
     pub force: bool,
 }
 
+/// Asks for the removal of a VM.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveVm {
+    /// Though the host that holds it is not alive: what is on that host stays there.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// What protection of a VM costs: this much, reserved on the secondary's host beside the primary's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FtPrice {
@@ -136,7 +145,7 @@ pub enum FtAction {
     On,
     /// Turn it off: the secondary and its disks are removed, and its reservation is given back.
     Off,
-    /// Let the secondary go for now; its disks and its reservation are kept.
+    /// Let the secondary go for now; its disks are kept, and so is its reservation until the VM is off.
     Suspend,
     /// Find a secondary again.
     Resume,
@@ -169,6 +178,8 @@ impl FtAction {
 pub struct PrepareSecondary {
     /// The primary's host, which gives the kernel.
     pub primary: String,
+    /// The VM's generation when this host was chosen: if it is another one by now, somebody else may have been.
+    pub generation: u64,
     /// The spec as the cluster keeps it: it names the kernel's command line.
     pub spec: String,
     /// The primary's engine.
@@ -235,4 +246,6 @@ pub struct DaemonView {
     pub version: String,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// The cluster store.
+    pub store: PathBuf,
 }

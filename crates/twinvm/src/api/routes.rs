@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -16,11 +17,13 @@ use tokio::net::UnixStream;
 use super::client::CONSOLE_PROTOCOL;
 use super::error::ApiError;
 use super::forward::to_home_of_vm;
-use super::messages::{CreateVm, DropSecondary, FtAction, PrepareSecondary, StartVm, StopHost, StopVm};
+use super::messages::{CreateVm, DropSecondary, FtAction, PrepareSecondary, RemoveVm, StartVm, StopHost, StopVm};
 use crate::host::Daemon;
 
 /// Largest body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Longest text of a refusal by axum, in bytes.
+const REFUSAL_BYTES_MAX: usize = 4096;
 
 type Shared = State<Arc<Daemon>>;
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -39,6 +42,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/host", get(host))
         .route("/v1/host/stop", post(stop_host))
         .route("/v1/hosts", get(hosts))
+        .route("/v1/hosts/{host}", axum::routing::delete(remove_host))
         .route("/v1/vms", get(vms).post(create_vm))
         .route("/v1/vms/{vm}", get(vm))
         .route("/v1/vms/{vm}/boot/{file}", get(boot_file))
@@ -46,24 +50,40 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/secondaries/{vm}", put(prepare_secondary).delete(drop_secondary))
         .merge(at_home)
         .fallback(|| async { ApiError::not_found("there is nothing at this path") })
-        .method_not_allowed_fallback(|| async { ApiError::bad_request("this path does not know the method") })
+        .method_not_allowed_fallback(|| async { ApiError::method_not_allowed("this path does not know the method") })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::map_response(as_problem))
         .with_state(daemon)
 }
 
-/// A body of JSON; an empty one means the default.
+/// A body of JSON, whatever its media type is called; an empty one means the default.
 struct Body<T>(T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        if request.headers().get(header::CONTENT_TYPE).is_none() {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|error| ApiError { status: error.status(), ..ApiError::bad_request(error.body_text()) })?;
+        if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
-        let Json(value) = Json::from_request(request, state).await.map_err(malformed)?;
-        Ok(Self(value))
+        Json::from_bytes(&bytes).map(|Json(value)| Self(value)).map_err(malformed)
     }
+}
+
+/// Refusals that axum words itself, as of a path that is no UTF-8, get the body that all others have.
+async fn as_problem(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let text = axum::body::to_bytes(response.into_body(), REFUSAL_BYTES_MAX).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let error = if text.trim().is_empty() { status.to_string() } else { text.trim().to_owned() };
+    ApiError { status, ..ApiError::bad_request(error) }.into_response()
 }
 
 fn malformed(rejection: JsonRejection) -> ApiError {
@@ -93,6 +113,10 @@ async fn hosts(State(daemon): Shared) -> impl IntoResponse {
     blocking(daemon, |daemon| daemon.hosts()).await
 }
 
+async fn remove_host(State(daemon): Shared, Path(host): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.registry().remove_host(&host)).await
+}
+
 async fn vms(State(daemon): Shared) -> impl IntoResponse {
     blocking(daemon, |daemon| daemon.vms()).await
 }
@@ -106,8 +130,8 @@ async fn create_vm(State(daemon): Shared, body: Result<Json<CreateVm>, JsonRejec
     blocking(daemon, move |daemon| daemon.create(&create)).await
 }
 
-async fn remove_vm(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
-    blocking(daemon, move |daemon| daemon.remove(&vm)).await
+async fn remove_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<RemoveVm>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.remove(&vm, body.0)).await
 }
 
 async fn start_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StartVm>) -> impl IntoResponse {
@@ -129,7 +153,7 @@ async fn ft(State(daemon): Shared, Path((vm, action)): Path<(String, String)>) -
 }
 
 async fn replicas(State(daemon): Shared) -> impl IntoResponse {
-    Json(daemon.local_vms())
+    blocking(daemon, |daemon| Ok(daemon.local_vms())).await
 }
 
 async fn prepare_secondary(

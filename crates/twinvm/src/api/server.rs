@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 /// Connections at a time; further ones wait to be accepted.
-const CONNECTIONS_MAX: usize = 256;
+const CONNECTIONS_MAX: u32 = 256;
 /// How long the TLS handshake, and then the head of a request, may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the system could not accept a connection, for want of descriptors.
@@ -21,12 +21,29 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 pub use super::routes::router;
 
+/// The connections that are served, each in one of so many places. Clones are the same.
+#[derive(Clone)]
+pub struct Connections(Arc<Semaphore>);
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(CONNECTIONS_MAX as usize)))
+    }
+}
+
+impl Connections {
+    /// Waits until none is left, but not for longer than `patience`.
+    pub async fn finish(&self, patience: Duration) {
+        // Those that are left are cut off.
+        let _ = tokio::time::timeout(patience, self.0.acquire_many(CONNECTIONS_MAX)).await;
+    }
+}
+
 /// Serves `router` on `listener` to clients that have a certificate of the cluster. Does not end by itself.
-pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router: Router) {
+pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router: Router, connections: Connections) {
     let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = connections.0.clone().acquire_owned().await else { return };
         let connection = match listener.accept().await {
             Ok((connection, _)) => connection,
             Err(error) => {

@@ -53,6 +53,7 @@ impl DaemonArguments {
 
 /// A way to call the daemon of the host on this machine.
 pub struct DaemonConnection {
+    folder: HostFolder,
     target: Target,
     client: Client,
     runtime: Runtime,
@@ -65,6 +66,7 @@ impl DaemonConnection {
         let address = folder.addresses().map_or(config.listen, |addresses| addresses.api);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         Ok(Self {
+            folder: folder.clone(),
             target: Target { host: config.name, address },
             client: Client::new(&identity),
             runtime: runtime.context("cannot start the runtime")?,
@@ -82,8 +84,8 @@ impl DaemonConnection {
     }
 
     /// Asks for something to be removed.
-    pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.call(Method::DELETE, path, None::<&()>)
+    pub fn delete<T: DeserializeOwned>(&self, path: &str, body: Option<&(impl Serialize + Sync)>) -> Result<T> {
+        self.call(Method::DELETE, path, body)
     }
 
     fn call<T: DeserializeOwned>(
@@ -102,7 +104,8 @@ impl DaemonConnection {
     {
         self.runtime.block_on(work(&self.client, &self.target)).map_err(|error| match error {
             CallError::Unreachable { host, address, reason } => anyhow!(
-                "the daemon of host {host} does not answer at {address} ({reason}); start it with `twinvm host start`"
+                "the daemon of host {host} does not answer at {address} ({reason}); start it with `twinvm host start --dir {}`",
+                self.folder.path().display()
             ),
             other => anyhow!(other.to_string()),
         })

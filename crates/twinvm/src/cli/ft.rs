@@ -27,7 +27,7 @@ and memory while the VM goes on, and returns when the VM is protected. In a term
     On(OnArguments),
     /// Protect a VM no more: its secondary and the secondary's disks are removed
     Off(VmArguments),
-    /// Let the secondary go for now; its disks and its reservation are kept
+    /// Let the secondary go for now; its disks are kept, and so is its reservation until the VM is off
     Suspend(VmArguments),
     /// Find a secondary again
     Resume(WaitArguments),
@@ -118,6 +118,10 @@ fn on(arguments: &OnArguments) -> Result<ExitCode> {
     let VmArguments { vm, daemon: how } = &arguments.wait.vm;
     let daemon = how.daemon()?;
     let price: FtPrice = daemon.get(&format!("/v1/vms/{}/ft/price", path_segment(vm)))?;
+    let is_on = view(&daemon, vm)?.ft.enabled;
+    if let (Some(obstacle), false) = (&price.obstacle, is_on) {
+        bail!("no host can take the secondary of VM {vm}: {obstacle}; see the hosts with `twinvm host list`");
+    }
     if !how.json {
         let secondary = price.secondary.as_deref().unwrap_or("the secondary's host");
         print_line(&format!("Protection of VM {vm} reserves on {secondary}, beside what host {} has:", price.primary))?;
@@ -146,9 +150,7 @@ fn act_and_wait(arguments: &WaitArguments, action: FtAction, done: impl Fn(&VmVi
     let begun = begin(&daemon, vm, action)?;
     // A secondary that is made anew leaves the VM as protected as before for a moment.
     let is_new = |view: &VmView| {
-        action != FtAction::RestartSecondary
-            || view.protection.since_unix_ms != before.protection.since_unix_ms
-            || view.generation != before.generation
+        action != FtAction::RestartSecondary || view.protection.since_unix_ms != before.protection.since_unix_ms
     };
     let last = if arguments.no_wait || !begun.running {
         begun
@@ -194,6 +196,9 @@ fn wait(daemon: &DaemonConnection, arguments: &WaitArguments, done: impl Fn(&VmV
         if done(&view) {
             break Ok(view);
         }
+        if !view.ft.enabled || view.ft.suspended {
+            break Err(anyhow::anyhow!("somebody has turned it off meanwhile: {}", view.protection));
+        }
         let message = match view.replicas.first().and_then(|primary| primary.sync) {
             Some(sync) => {
                 bar.set_length(sync.total_bytes);
@@ -208,7 +213,9 @@ fn wait(daemon: &DaemonConnection, arguments: &WaitArguments, done: impl Fn(&VmV
             break Err(anyhow::anyhow!("not waited for; what has begun goes on: {}", view.protection));
         }
         if Instant::now() > deadline {
-            break Err(anyhow::anyhow!("not within {} s: {}", arguments.timeout, view.protection));
+            let vm = &arguments.vm.vm;
+            let status = format!("what has begun goes on, see `twinvm ft status {vm}`");
+            break Err(anyhow::anyhow!("not within {} s: {}; {status}", arguments.timeout, view.protection));
         }
         thread::sleep(POLL_INTERVAL);
     };

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::daemon::DaemonArguments;
+use super::daemon::{DaemonArguments, path_segment};
 use super::logging;
 use super::output::{human_bytes, print_json, print_line, table};
 use crate::api::messages::{HostView, StopHost};
@@ -50,15 +50,21 @@ KillMode=process keeps VMs alive when the service stops: they are processes of t
     List(DaemonArguments),
     /// Show one host
     Show(ShowArguments),
+    /// Remove a host that is gone for good from the cluster
+    #[command(after_help = "\
+It must not be alive, and no VM may have its primary or its secondary there. Its certificate stays valid: remove its keys.")]
+    Rm(RemoveArguments),
 }
 
 #[derive(Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("keys").required(true))]
 pub struct InitArguments {
     /// Make a cluster, of which this is the first host
-    #[arg(long, required_unless_present = "bundle")]
+    #[arg(long, group = "keys")]
     new_cluster: bool,
     /// Join a cluster with the keys that `twinvm host issue` made
-    #[arg(long, alias = "join", value_name = "FILE", conflicts_with = "new_cluster")]
+    #[arg(long, alias = "join", value_name = "FILE", group = "keys")]
     bundle: Option<PathBuf>,
     /// Name of the host [default: the machine's name, or the bundle's]
     #[arg(long)]
@@ -108,6 +114,14 @@ pub struct StopArguments {
 }
 
 #[derive(Args)]
+pub struct RemoveArguments {
+    /// Name of the host
+    name: String,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+#[derive(Args)]
 pub struct ShowArguments {
     /// Name of the host [default: the one that is asked]
     name: Option<String>,
@@ -139,6 +153,10 @@ pub fn run(command: HostCommand) -> Result<ExitCode> {
         }
         HostCommand::List(arguments) => list(&arguments)?,
         HostCommand::Show(arguments) => show(&arguments)?,
+        HostCommand::Rm(RemoveArguments { name, daemon }) => {
+            let () = daemon.daemon()?.delete(&format!("/v1/hosts/{}", path_segment(&name)), None::<&()>)?;
+            answer(daemon.json, &json!({ "removed": name }), &format!("host {name} removed from the cluster"))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -214,6 +232,7 @@ fn show(arguments: &ShowArguments) -> Result<()> {
             "memory",
             format!("{} reserved of {}", human_bytes(host.memory_reserved_bytes), human_bytes(host.memory_bytes)),
         ),
+        ("engines", host.engines.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         ("networks", host.networks.join(" ")),
         ("datastores", host.datastores.join(" ")),
         ("primaries", host.primaries.join(" ")),

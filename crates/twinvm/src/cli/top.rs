@@ -28,7 +28,9 @@ PAUSE     how long a checkpoint pauses the guest: half of them less, 99 of 100 l
 SENT/s    bytes sent to the secondary, and their share of the bytes of changed pages
 ADDED     how long output waits for its commit: half of it less, 99 of 100 frames less
 LAG       epochs that the secondary has not yet acknowledged
-WAITING   output that waits now
+WAITING   frames of output that wait now, and their bytes
+MEMORY    resident memory of the primary's process, the guest's included
+STATE     protection: why not, and since when
 Ctrl-C leaves.")]
 pub struct TopArguments {
     /// Only this VM

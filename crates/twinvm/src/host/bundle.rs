@@ -62,7 +62,7 @@ impl Bundle {
         let mut text = String::new();
         File::open(path)
             .and_then(|file| file.take(BUNDLE_BYTES_MAX).read_to_string(&mut text))
-            .with_context(|| format!("cannot read bundle {}", path.display()))?;
+            .with_context(|| format!("cannot read bundle {} (`twinvm host issue` makes one)", path.display()))?;
         let bundle: Self = serde_json::from_str(&text)
             .with_context(|| format!("{} is not a bundle made by `twinvm host issue`", path.display()))?;
         if bundle.version != VERSION {

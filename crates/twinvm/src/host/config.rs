@@ -44,10 +44,11 @@ pub struct HostConfig {
     /// vCPUs that VMs may have in all; four for each processor of the machine if it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
-    /// Silence after which a replica suspects that its peer is gone, in ms: 20 to 10,000.
+    /// Silence after which a replica suspects that its peer is gone, in ms: 20 to 10,000. A VM keeps what it was on the host
+    /// where it was created.
     #[serde(default = "suspicion_ms_default")]
     pub suspicion_ms: u32,
-    /// Longest epoch of a protected VM, in ms: 1 to 10,000.
+    /// Longest epoch of a protected VM, in ms: 1 to 10,000. A VM keeps this too.
     #[serde(default = "epoch_ms_max_default")]
     pub epoch_ms_max: u32,
 }

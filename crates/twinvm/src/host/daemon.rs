@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
@@ -32,6 +33,8 @@ use crate::api::server;
 
 /// How often the lease is renewed.
 const LEASE_RENEWAL: Duration = Duration::from_millis(500);
+/// How long requests that are being answered may take when the daemon ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The daemon of one host: answers the API, and keeps the replicas on this host as the cluster store wants them.
 pub struct Daemon {
@@ -49,6 +52,8 @@ pub struct Daemon {
     runtime: Handle,
     /// One operation at a time on a VM.
     operations: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    admission: Mutex<()>,
+    is_stopping: AtomicBool,
     stop: Notify,
 }
 
@@ -107,6 +112,8 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
         client: Client::new(&identity),
         runtime: Handle::current(),
         operations: Mutex::default(),
+        admission: Mutex::default(),
+        is_stopping: AtomicBool::default(),
         stop: Notify::new(),
         folder: folder.clone(),
         config,
@@ -114,7 +121,9 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     let keeper = daemon.clone();
     thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.keep_lease())?;
     daemon.adopt_replicas()?;
-    tokio::spawn(server::serve(api, identity.server_config(), server::router(daemon.clone())));
+    let connections = server::Connections::default();
+    let served =
+        tokio::spawn(server::serve(api, identity.server_config(), server::router(daemon.clone()), connections.clone()));
     if let Some(listener) = metrics {
         tokio::spawn(metrics::serve(listener, daemon.clone()));
     }
@@ -128,7 +137,14 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
         _ = interrupt.recv() => {}
         () = daemon.stop.notified() => {}
     }
-    tracing::info!("host {} stops; its VMs go on", daemon.config.name);
+    daemon.begin_to_stop();
+    served.abort();
+    // Whoever asked for the end is to have the answer. Consoles do not end by themselves.
+    connections.finish(FAREWELL).await;
+    if let Err(error) = daemon.registry.end_lease() {
+        tracing::debug!("the lease ends by itself: {error}");
+    }
+    tracing::info!("host {} has stopped; replicas that still run go on", daemon.config.name);
     Ok(())
 }
 
@@ -141,6 +157,7 @@ impl Daemon {
             pid: self.addresses.pid,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             metrics: self.addresses.metrics,
+            store: self.config.store.clone(),
         }
     }
 
@@ -152,6 +169,11 @@ impl Daemon {
     /// Talks to other hosts.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The cluster's records.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// Waits for something asynchronous. Not for the runtime's own threads, which must not wait.
@@ -193,6 +215,21 @@ impl Daemon {
         Operation(lock(&self.operations).entry(vm.to_owned()).or_default().clone())
     }
 
+    /// The lock that is held from finding that there is room for a replica here until it takes that room.
+    pub(super) fn admission(&self) -> MutexGuard<'_, ()> {
+        lock(&self.admission)
+    }
+
+    /// No new replicas from now on.
+    pub(super) fn begin_to_stop(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether the daemon is about to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+
     /// Ends the daemon.
     pub(super) fn request_stop(&self) {
         self.stop.notify_one();
@@ -206,6 +243,7 @@ impl Daemon {
                 Ok(()) => {
                     if !reachable {
                         tracing::info!("the cluster store answers again");
+                        self.settle_power();
                     }
                     reachable = true;
                 }

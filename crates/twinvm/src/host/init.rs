@@ -74,6 +74,13 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
     };
     config.validate()?;
+    // A store of another cluster would have two authorities.
+    if bundle.is_none() && config.store.exists() {
+        bail!(
+            "{} is the store of a cluster already: join that cluster with --bundle, or choose another file with --store",
+            config.store.display()
+        );
+    }
     if folder.config().exists() {
         bail!("{} holds a host already: choose another folder with --dir", folder.path().display());
     }
@@ -82,6 +89,9 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
     if made.is_err() {
         // Whatever is there was made just now: the folder was empty.
         let _ = fs::remove_dir_all(folder.path());
+        if bundle.is_none() {
+            let _ = fs::remove_file(&config.store);
+        }
     }
     made.map(|()| config)
 }
@@ -116,7 +126,7 @@ pub fn issue(folder: &HostFolder, name: &str, out: &Path) -> Result<()> {
         bail!("host {} has not made the cluster: issue keys on the host that has", config.name);
     }
     if out.exists() {
-        bail!("{} exists already", out.display());
+        bail!("{} exists already: remove it, or choose another file with --out", out.display());
     }
     let keys = tempfile::tempdir_in(folder.path()).context("cannot make a temporary folder")?;
     channel::issue(&folder.authority(), name, keys.path())?;

@@ -1,4 +1,5 @@
-//! What Prometheus reads: every figure of the replicas that run on this host, in OpenMetrics text over plain HTTP.
+//! What Prometheus reads, in OpenMetrics text over plain HTTP: every figure of the replicas that run on this host, and the state
+//! of the VMs that are at home here.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 
 use super::daemon::Daemon;
+use crate::api::messages::VmView;
 use crate::replica::status::{Figures, ProtectionState, ReplicaStatus};
 
 type Labels = Vec<(&'static str, String)>;
@@ -32,9 +34,27 @@ pub async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
 }
 
 async fn answer(State(daemon): State<Arc<Daemon>>) -> Response {
-    match text(daemon.host(), &daemon.local_vms().replicas) {
+    let collected = tokio::task::spawn_blocking(move || daemon.collect()).await;
+    match collected.map_err(|error| error.to_string()).and_then(|seen| text(&seen).map_err(|error| error.to_string())) {
         Ok(text) => ([(header::CONTENT_TYPE, MEDIA_TYPE)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+    }
+}
+
+/// What metrics are made of.
+struct Seen {
+    host: String,
+    /// Replicas that run here.
+    replicas: Vec<ReplicaStatus>,
+    /// VMs at home here; none if the store does not answer.
+    vms: Option<Vec<VmView>>,
+}
+
+impl Daemon {
+    fn collect(&self) -> Seen {
+        let local = self.local_vms();
+        let vms = self.vms_at_home(&local).inspect_err(|error| tracing::debug!("metrics: {error}")).ok();
+        Seen { host: self.host().to_owned(), replicas: local.replicas, vms }
     }
 }
 
@@ -54,7 +74,7 @@ struct CounterOf {
     value: fn(&Figures) -> u64,
 }
 
-const GAUGES: [GaugeOf; 12] = [
+const GAUGES: [GaugeOf; 13] = [
     GaugeOf { name: "epoch", help: "The last epoch that the secondary holds", unit: None, value: |f| f.epoch as f64 },
     GaugeOf {
         name: "epochs_per_second",
@@ -99,10 +119,16 @@ const GAUGES: [GaugeOf; 12] = [
         value: |f| f.waiting_bytes as f64,
     },
     GaugeOf {
-        name: "replication_memory",
-        help: "Memory that replication itself holds",
+        name: "replica_resident_memory",
+        help: "Resident memory of the replica's process, the guest's included",
         unit: Some(Unit::Bytes),
         value: |f| f.memory_bytes as f64,
+    },
+    GaugeOf {
+        name: "takeover_timestamp",
+        help: "Unix time of the last takeover by this replica; 0 if there was none",
+        unit: Some(Unit::Seconds),
+        value: |f| f.last_takeover.unwrap_or_default().at_unix_ms as f64 / 1e3,
     },
     GaugeOf {
         name: "takeover_detection",
@@ -135,10 +161,12 @@ const COUNTERS: [CounterOf; 3] = [
     CounterOf { name: "failovers", help: "Takeovers by this replica", unit: None, value: |f| f.failovers },
 ];
 
-/// The metrics of these replicas, in OpenMetrics text.
-pub fn text(host: &str, replicas: &[ReplicaStatus]) -> Result<String, std::fmt::Error> {
+/// The metrics, in OpenMetrics text.
+fn text(seen: &Seen) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("twinvm");
-    let mut families = Families { registry: &mut registry, host, replicas };
+    let mut families = Families { registry: &mut registry, host: &seen.host, replicas: &seen.replicas };
+    families.of_host(seen.vms.is_some());
+    families.of_vms(seen.vms.as_deref().unwrap_or_default());
     for GaugeOf { name, help, unit, value } in GAUGES {
         families.gauge(name, help, unit, |status| vec![(None, value(&status.figures))]);
     }
@@ -150,9 +178,8 @@ pub fn text(host: &str, replicas: &[ReplicaStatus]) -> Result<String, std::fmt::
         let latency = status.figures.latency_added_ms;
         quantiles([("0.5", latency.p50 / 1e3), ("0.99", latency.p99 / 1e3)])
     });
-    families.gauge("protection", "1 for the state of protection that the VM is in, 0 for the others", None, |status| {
-        let is = |state| f64::from(u8::from(status.protection.state == state));
-        ProtectionState::ALL.map(|state| (Some(("state", state.label())), is(state))).to_vec()
+    families.gauge("replica_running", "For how long it runs the VM, or holds it", Some(Unit::Seconds), |status| {
+        vec![(None, status.running_s as f64)]
     });
     families.gauge("generation", "Generation that the replica acts in", None, |status| {
         vec![(None, status.generation as f64)]
@@ -197,6 +224,56 @@ struct Families<'a> {
 }
 
 impl Families<'_> {
+    fn of_host(&mut self, store_answers: bool) {
+        let host = || ("host", self.host.to_owned());
+        let version = ("version", env!("CARGO_PKG_VERSION").to_owned());
+        let (info, store) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+        info.get_or_create(&vec![host(), version]).set(1);
+        store.get_or_create(&vec![host()]).set(store_answers.into());
+        self.registry.register("host", "The host's daemon and its version; always 1", info);
+        self.registry.register("store_reachable", "1 if the cluster store answers, 0 if not", store);
+    }
+
+    /// What only the store knows: VMs that do not run, and whether protection is wanted.
+    fn of_vms(&mut self, vms: &[VmView]) {
+        let (running, secondary) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+        let (protection, since) =
+            (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge<f64, AtomicU64>>::default());
+        for vm in vms {
+            let labels = |more: &[(&'static str, String)]| {
+                let mut labels = vec![("host", self.host.to_owned()), ("vm", vm.name.clone())];
+                labels.extend_from_slice(more);
+                labels
+            };
+            running.get_or_create(&labels(&[])).set(vm.running.into());
+            if let Some(host) = &vm.secondary {
+                secondary.get_or_create(&labels(&[("secondary", host.clone())])).set(1);
+            }
+            for state in ProtectionState::ALL {
+                let is_it = vm.protection.state == state;
+                protection.get_or_create(&labels(&[("state", state.label().to_owned())])).set(is_it.into());
+            }
+            let reason = vm.protection.reason.map(|reason| reason.to_string()).unwrap_or_default();
+            let state = vm.protection.state.label().to_owned();
+            let labels = labels(&[("state", state), ("reason", reason)]);
+            since.get_or_create(&labels).set(vm.protection.since_unix_ms as f64 / 1e3);
+        }
+        let registry = &mut *self.registry;
+        registry.register("vm_running", "1 if the VM, which is at home on this host, runs", running);
+        registry.register("vm_secondary", "The host of the VM's secondary; always 1", secondary);
+        registry.register(
+            "protection",
+            "1 for the state of protection that the VM is in, 0 for the others",
+            protection,
+        );
+        registry.register_with_unit(
+            "protection_since",
+            "Unix time since when the VM is in its state of protection, and why",
+            Unit::Seconds,
+            since,
+        );
+    }
+
     fn gauge(
         &mut self,
         name: &str,
@@ -248,6 +325,7 @@ mod tests {
     use machine::engine::EngineKind;
 
     use super::*;
+    use crate::api::messages::FtWanted;
     use crate::replica::status::{PauseFigures, Protection, Role};
 
     #[test]
@@ -268,11 +346,29 @@ mod tests {
             listen: None,
             figures: Figures { sent_bytes: 7, ..figures },
         };
-        let text = text("a", &[status]).unwrap();
+        let vm = VmView {
+            name: "redis".to_owned(),
+            running: true,
+            host: "a".to_owned(),
+            secondary: Some("b".to_owned()),
+            cpus: 1,
+            memory_bytes: 1,
+            engine: None,
+            generation: 3,
+            ft: FtWanted { enabled: true, suspended: false },
+            protection: Protection { since_unix_ms: 1500, ..status.protection.clone() },
+            note: None,
+            replicas: Vec::new(),
+            spec: String::new(),
+        };
+        let text = text(&Seen { host: "a".to_owned(), replicas: vec![status], vms: Some(vec![vm]) }).unwrap();
         for line in [
             r#"twinvm_checkpoint_pause_seconds{host="a",role="primary",vm="redis",quantile="0.99"} 0.0015"#,
-            r#"twinvm_protection{host="a",role="primary",vm="redis",state="protected"} 1.0"#,
-            r#"twinvm_protection{host="a",role="primary",vm="redis",state="need-secondary"} 0.0"#,
+            r#"twinvm_protection{host="a",vm="redis",state="protected"} 1"#,
+            r#"twinvm_protection{host="a",vm="redis",state="need-secondary"} 0"#,
+            r#"twinvm_protection_since_seconds{host="a",vm="redis",state="protected",reason=""} 1.5"#,
+            r#"twinvm_vm_secondary{host="a",vm="redis",secondary="b"} 1"#,
+            r#"twinvm_store_reachable{host="a"} 1"#,
             r#"twinvm_sent_bytes_total{host="a",role="primary",vm="redis"} 7"#,
             r#"twinvm_pages_total{host="a",role="primary",vm="redis",encoding="delta"} 0"#,
             r#"twinvm_generation{host="a",role="primary",vm="redis"} 3.0"#,

@@ -18,10 +18,10 @@ use super::registry::KnownVm;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
 use crate::api::client::Target;
 use crate::api::error::ApiError;
-use crate::api::messages::{CreateVm, StartVm, StopHost, StopVm, VmView};
+use crate::api::messages::{CreateVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
 use crate::replica::config::{ReplicaConfig, socket};
 use crate::replica::control::{self, Request};
-use crate::replica::status::{Role, unix_ms_now};
+use crate::replica::status::{ReplicaEnd, Role, unix_ms_now};
 
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,17 +52,32 @@ impl Daemon {
         if vm.home() == self.host() {
             return Ok(());
         }
-        Err(ApiError::unavailable(format!("host {}, which holds VM {}, is not alive", vm.home(), vm.name))
-            .hint("see `twinvm host list`"))
+        let (home, name) = (vm.home(), &vm.name);
+        Err(match self.registry.alive_host(home)? {
+            None => ApiError::unavailable(format!("host {home}, which holds VM {name}, is not alive"))
+                .hint(format!("start its daemon with `twinvm host start` on host {home}; see `twinvm host list`")),
+            Some(_) => ApiError::unavailable(format!("VM {name} has just moved to host {home}")).hint("try again"),
+        })
+    }
+
+    /// Refuses new replicas on a host that stops.
+    pub(super) fn refuse_if_stopping(&self) -> Result<(), ApiError> {
+        if !self.is_stopping() {
+            return Ok(());
+        }
+        Err(ApiError::unavailable(format!("host {} is being stopped", self.host())).hint("use another host"))
     }
 
     /// Makes a VM on this host.
     pub fn create(self: &Arc<Self>, create: &CreateVm) -> Result<VmView, ApiError> {
         let spec = VmSpec::parse(&create.spec).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        self.refuse_if_stopping()?;
         let operation = self.operation(&spec.name);
         let locked = operation.lock();
         if self.registry.vm(&spec.name)?.is_some() {
-            return Err(ApiError::conflict(format!("there is a VM named {} already", spec.name)));
+            let name = &spec.name;
+            return Err(ApiError::conflict(format!("there is a VM named {name} already"))
+                .hint(format!("choose another name, or remove that VM with `twinvm vm rm {name}`")));
         }
         let folder = self.vm_folder(&spec.name);
         check_socket_path(&socket(folder.path()))?;
@@ -78,21 +93,40 @@ impl Daemon {
         }
         tracing::info!("VM {} created", spec.name);
         drop(locked);
-        if create.start { self.start_vm(&spec.name, StartVm::default()) } else { self.vm(&spec.name) }
+        if !create.start {
+            return self.vm(&spec.name);
+        }
+        self.start_vm(&spec.name, StartVm::default()).map_err(|mut error| {
+            error.problem.error = format!("VM {} was created, but does not run: {}", spec.name, error.problem.error);
+            error
+        })
     }
 
     /// Removes a VM from every host that is alive, disks included.
-    pub fn remove(&self, name: &str) -> Result<(), ApiError> {
+    pub fn remove(&self, name: &str, how: RemoveVm) -> Result<(), ApiError> {
         let operation = self.operation(name);
         let _locked = operation.lock();
         let vm = self.known(name)?;
-        self.require_home(&vm)?;
+        if !how.force {
+            self.require_home(&vm).map_err(|error| {
+                let ApiError { status, mut problem } = error;
+                problem.hint = problem.hint.map(|hint| {
+                    format!(
+                        "{hint}; if it is gone for good, remove the VM all the same with `twinvm vm rm {name} --force`"
+                    )
+                });
+                ApiError { status, problem }
+            })?;
+        }
         if let Some(replica) = self.replica(name) {
-            if replica.is_primary() {
+            if replica.is_gone() {
+                self.settle(&replica);
+            } else if replica.is_primary() && vm.home() == self.host() {
                 return Err(ApiError::conflict(format!("VM {name} runs"))
                     .hint(format!("stop it first with `twinvm vm stop {name}`")));
+            } else {
+                self.retire(&replica, REQUEST_TIMEOUT);
             }
-            replica.end(REQUEST_TIMEOUT);
         }
         self.registry.remove_vm(&vm)?;
         // From here on nobody starts it. Hosts that are not alive now keep a folder that no VM refers to.
@@ -107,24 +141,28 @@ impl Daemon {
     pub fn start_vm(self: &Arc<Self>, name: &str, how: StartVm) -> Result<VmView, ApiError> {
         let operation = self.operation(name);
         let _locked = operation.lock();
+        self.refuse_if_stopping()?;
         let vm = self.known(name)?;
         if !how.from_stale_disks {
-            self.require_home(&vm).map_err(|error| {
-                let here = self.vm_folder(name).contents().is_some();
-                let advice =
-                    "start from this host's older copy of the disks with --from-stale-disks, losing what is newer";
-                if here { error.hint(advice) } else { error }
-            })?;
+            self.require_home(&vm).map_err(|error| self.advise_stale_disks(name, error))?;
         }
         if let Some(replica) = self.replica(name) {
-            if replica.is_primary() && replica.status().is_some_and(|status| status.generation >= vm.claim.generation) {
-                return Err(ApiError::conflict(format!("VM {name} runs already")));
+            let may_run = replica.status().is_none_or(|status| status.generation >= vm.claim.generation);
+            if replica.is_gone() {
+                self.settle(&replica);
+            } else if vm.home() == self.host() && may_run {
+                return Err(
+                    ApiError::conflict(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
+                );
+            } else {
+                // A secondary, or a primary that has been succeeded.
+                self.retire(&replica, REQUEST_TIMEOUT);
             }
-            // A secondary, or a primary that has been succeeded.
-            replica.end(REQUEST_TIMEOUT);
         }
         let folder = self.vm_folder(name);
-        let local = folder.local_spec(&vm.spec)?;
+        let local = folder.local_spec(&vm.spec).map_err(|error| ApiError::conflict(format!("{error:#}")))?;
+        // Until the claim is this host's, another VM could be given the same memory.
+        let admission = self.admission();
         self.registry.admit_start(&vm, how.from_stale_disks)?;
         let network_ends = self.end_sockets(&vm.spec);
         self.ends
@@ -139,6 +177,7 @@ impl Daemon {
         })?;
         // No replica of an earlier time may run from now on, wherever it is.
         self.registry.claim_alone(&vm)?;
+        drop(admission);
         let config = ReplicaConfig {
             vm: vm.name.clone(),
             host: self.host().to_owned(),
@@ -174,31 +213,56 @@ impl Daemon {
                 ApiError::conflict(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
             );
         };
-        self.registry.set_power(name, Power::Off)?;
-        replica.ask(&Request::Stop { force: how.force }, REQUEST_TIMEOUT)?;
-        if how.force {
-            if !replica.wait(PLUG_TIMEOUT) {
-                return Err(anyhow::anyhow!("VM {name} does not end").into());
+        let asked = replica.ask(&Request::Stop { force: how.force }, REQUEST_TIMEOUT);
+        if !how.force {
+            asked?;
+            return self.vm(name);
+        }
+        match (asked, &vm.claim.secondary) {
+            (Ok(_), _) if replica.wait(PLUG_TIMEOUT) => {}
+            // Nobody takes over: a process that hangs is as good as a plug.
+            (_, None) => {
+                replica.process().kill();
+                ReplicaEnd::PlugPulled.leave(&self.folder.vm(name))?;
             }
-            let deadline = Instant::now() + REQUEST_TIMEOUT;
-            while self.replica(name).is_some() && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(10));
+            (_, Some(secondary)) => {
+                return Err(ApiError::conflict(format!(
+                    "VM {name} does not answer, and host {secondary} may take it over"
+                ))
+                .hint("try again"));
             }
         }
+        self.settle(&replica);
         self.vm(name)
     }
 
-    /// A VM has ended here by itself or by request, not by a fault.
+    fn advise_stale_disks(&self, name: &str, error: ApiError) -> ApiError {
+        if self.vm_folder(name).contents().is_none() {
+            return error;
+        }
+        let ApiError { status, mut problem } = error;
+        let hint = problem.hint.take().unwrap_or_default();
+        problem.hint = Some(format!(
+            "{hint}. If that host is off and does not come back: `twinvm vm start {name} --from-stale-disks` on this host starts \
+             from its older copy of the disks, and what was written since is lost"
+        ));
+        ApiError { status, problem }
+    }
+
+    /// A VM that is at home here has ended by itself or by request, not by a fault.
     pub(super) fn vm_powered_off(&self, name: &str) {
         let ended = self.known(name).and_then(|vm| {
             if vm.home() == self.host() {
-                self.registry.set_power(name, Power::Off)?;
+                self.registry.update(name, |record| {
+                    record.power = Power::Off;
+                    record.syncing_to = None;
+                })?;
                 self.ends.stop(&self.end_sockets(&vm.spec));
             }
             Ok(())
         });
         if let Err(error) = ended {
-            tracing::warn!("VM {name}: {error}");
+            tracing::warn!("VM {name} is off, which cannot be noted yet: {error}");
         }
     }
 
@@ -229,6 +293,7 @@ impl Daemon {
 
     /// Ends the daemon, and its VMs if asked to.
     pub fn stop_host(&self, how: StopHost) -> Result<(), ApiError> {
+        self.begin_to_stop();
         if how.with_vms {
             self.stop_vms();
         }
@@ -237,10 +302,17 @@ impl Daemon {
     }
 
     fn stop_vms(&self) {
-        let (primaries, secondaries): (Vec<_>, Vec<_>) =
+        let (mut primaries, secondaries): (Vec<_>, Vec<_>) =
             self.all_replicas().into_iter().partition(|replica| replica.is_primary());
         for replica in secondaries {
-            replica.end(REQUEST_TIMEOUT);
+            let operation = self.operation(&replica.vm);
+            let _locked = operation.lock();
+            // It may have taken over meanwhile.
+            if replica.is_primary() {
+                primaries.push(replica.clone());
+            } else {
+                self.retire(&replica, REQUEST_TIMEOUT);
+            }
         }
         for replica in &primaries {
             if let Err(error) = replica.ask(&Request::Stop { force: false }, REQUEST_TIMEOUT) {

@@ -5,9 +5,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ pub struct ReplicaProcess {
     folder: PathBuf,
     /// Only if this daemon started it: an earlier one may have.
     child: Option<Child>,
+    /// How the child ended.
+    exit: Option<ExitStatus>,
 }
 
 impl ReplicaProcess {
@@ -55,15 +57,20 @@ impl ReplicaProcess {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", exe.display()))?;
-        fs::write(pid_file(&config.folder), child.id().to_string()).context("cannot note the replica's process")?;
-        let mut process = Self { folder: config.folder.clone(), child: Some(child) };
+        let pid = child.id();
+        let mut process = Self { folder: config.folder.clone(), child: Some(child), exit: None };
+        if let Err(error) = fs::write(pid_file(&config.folder), pid.to_string()) {
+            process.kill();
+            return Err(error).context("cannot note the replica's process");
+        }
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Ok(status) = process.status() {
                 return Ok((process, status));
             }
             if process.is_gone() {
-                bail!("{}", process.why_it_ended());
+                let end = ReplicaEnd::left_in(&config.folder);
+                bail!("{}", end.map_or_else(|| process.why_it_died(), |end| end.to_string()));
             }
             if Instant::now() > deadline {
                 process.kill();
@@ -73,9 +80,19 @@ impl ReplicaProcess {
         }
     }
 
-    /// Finds the process of a replica that an earlier daemon has started.
+    /// Finds the process of a replica that an earlier daemon has started, even if that daemon was killed before it could note
+    /// the process.
     pub fn adopt(folder: &Path) -> Option<Self> {
-        find(folder).map(|_| Self { folder: folder.to_owned(), child: None })
+        if find(folder).is_none() {
+            let pid = search(folder)?;
+            fs::write(pid_file(folder), pid.to_string()).ok()?;
+        }
+        find(folder).map(|_| Self { folder: folder.to_owned(), child: None, exit: None })
+    }
+
+    /// Whether a replica was ever started from this folder.
+    pub fn was_started(folder: &Path) -> bool {
+        pid_file(folder).exists()
     }
 
     /// What it says of itself.
@@ -86,16 +103,25 @@ impl ReplicaProcess {
     /// Whether the process has ended. If so, it is reaped.
     pub fn is_gone(&mut self) -> bool {
         match &mut self.child {
-            Some(child) => !matches!(child.try_wait(), Ok(None)),
+            Some(child) => match child.try_wait() {
+                Ok(None) => false,
+                Ok(Some(exit)) => {
+                    self.exit = Some(exit);
+                    true
+                }
+                Err(_) => true,
+            },
             None => find(&self.folder).is_none(),
         }
     }
 
     /// Kills it, even if it is stopped, and waits until it is gone.
     pub fn kill(&mut self) {
-        if let Some(process) = find(&self.folder)
-            && let Err(error) = pidfd_send_signal(&process, Signal::KILL)
-        {
+        let killed = match &mut self.child {
+            Some(child) => child.kill(),
+            None => find(&self.folder).map_or(Ok(()), |process| Ok(pidfd_send_signal(&process, Signal::KILL)?)),
+        };
+        if let Err(error) = killed {
             tracing::warn!("{}: cannot kill the replica: {error}", self.folder.display());
         }
         if !self.wait(KILL_TIMEOUT) {
@@ -115,14 +141,16 @@ impl ReplicaProcess {
         true
     }
 
-    /// Why a process that is gone has ended.
-    pub fn why_it_ended(&self) -> String {
-        if let Some(end) = ReplicaEnd::left_in(&self.folder) {
-            return end.to_string();
-        }
-        match log_tail(&self.folder) {
-            Some(line) => format!("the replica's process died: {line}"),
-            None => "the replica's process died".to_owned(),
+    /// Why a process that is gone has ended, if it did not come to say so itself.
+    pub fn why_it_died(&self) -> String {
+        match self.exit {
+            Some(exit) if exit.signal().is_some() => format!("its process was killed ({exit})"),
+            // What it wrote last says why.
+            Some(_) => match log_tail(&self.folder) {
+                Some(line) => format!("its process ended: {line}"),
+                None => "its process ended".to_owned(),
+            },
+            None => "its process died".to_owned(),
         }
     }
 }
@@ -140,9 +168,22 @@ fn log_file(folder: &Path) -> PathBuf {
 fn find(folder: &Path) -> Option<OwnedFd> {
     let pid: i32 = fs::read_to_string(pid_file(folder)).ok()?.trim().parse().ok()?;
     let process = pidfd_open(Pid::from_raw(pid).filter(|_| pid > 0)?, PidfdFlags::empty()).ok()?;
-    let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    is_replica(pid, folder).then_some(process)
+}
+
+/// Looks for it among all processes.
+fn search(folder: &Path) -> Option<i32> {
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(|&pid| is_replica(pid, folder))
+}
+
+fn is_replica(pid: i32, folder: &Path) -> bool {
+    let Ok(command_line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let mut arguments = command_line.split(|&byte| byte == 0).skip(1);
     let file = config::file(folder);
-    command_line.split(|&byte| byte == 0).any(|argument| argument == file.as_os_str().as_bytes()).then_some(process)
+    let expected = [b"replica".as_slice(), b"--config", file.as_os_str().as_bytes()];
+    expected.iter().all(|&expected| arguments.next() == Some(expected))
 }
 
 /// The last line of a replica's log.
@@ -167,21 +208,27 @@ mod tests {
         // The number is this test's: its command line is another.
         fs::write(pid_file(folder.path()), std::process::id().to_string()).unwrap();
         assert!(ReplicaProcess::adopt(folder.path()).is_none());
+        fs::write(folder.path().join("replica"), "read line").unwrap();
         let child = Command::new("/bin/sh")
-            .arg("-c")
-            .arg("sleep 1000 & wait")
+            .current_dir(folder.path())
+            .args(["replica", "--config"])
             .arg(config::file(folder.path()))
+            .stdin(Stdio::piped())
             .process_group(0)
             .spawn()
             .unwrap();
-        fs::write(pid_file(folder.path()), child.id().to_string()).unwrap();
+        // An earlier daemon was killed before it could note the process.
         let mut adopted = ReplicaProcess::adopt(folder.path()).unwrap();
+        assert_eq!(fs::read_to_string(pid_file(folder.path())).unwrap(), child.id().to_string());
+        assert_eq!(adopted.why_it_died(), "its process died");
         adopted.child = Some(child);
         assert!(!adopted.is_gone());
         adopted.kill();
         assert!(adopted.is_gone() && ReplicaProcess::adopt(folder.path()).is_none());
-        assert_eq!(adopted.why_it_ended(), "the replica's process died");
+        assert_eq!(adopted.why_it_died(), "its process was killed (signal: 9 (SIGKILL))");
+        let exit = Command::new("/bin/false").status().unwrap();
         fs::write(log_file(folder.path()), "one\ntwo\n\n").unwrap();
-        assert_eq!(adopted.why_it_ended(), "the replica's process died: two");
+        adopted.exit = Some(exit);
+        assert_eq!(adopted.why_it_died(), "its process ended: two");
     }
 }

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use axum::http::Method;
-use cluster::records::{HostName, Power};
+use cluster::records::HostName;
 
 use super::attempts::{Ended, Next};
 use super::daemon::Daemon;
@@ -16,7 +16,7 @@ use crate::api::client::Target;
 use crate::api::error::ApiError;
 use crate::api::messages::{DropSecondary, FtAction, FtPrice, FtWanted, PrepareSecondary, PreparedSecondary, VmView};
 use crate::replica::control::{Request, UnprotectReason};
-use crate::replica::status::{ProtectionState, ReplicaStatus};
+use crate::replica::status::{ProtectionState, ReplicaEnd, ReplicaStatus};
 
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,6 +24,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long another host may take to end a secondary.
 const DROP_TIMEOUT: Duration = Duration::from_secs(15);
+
 impl Daemon {
     /// Looks for a secondary if the primary here should have one and has none.
     pub(super) fn consider_protection(self: &Arc<Self>, replica: &Arc<Replica>, status: &ReplicaStatus) {
@@ -56,42 +57,76 @@ impl Daemon {
         }
     }
 
-    /// Reserves what the secondary needs on the host that is being given its first copy, or nothing any more.
-    fn reserve(&self, vm: &str, host: Option<&HostName>) {
+    /// Reserves what the secondary needs on the host that is being given its first copy, or nothing any more; the reservation of
+    /// a suspended secondary stays.
+    pub(super) fn reserve(&self, vm: &str, host: Option<&HostName>) {
+        let reserved = self.registry.update(vm, |record| {
+            if !record.ft.suspended {
+                record.syncing_to = host.cloned();
+            }
+        });
         // Without the store there is no planning either.
-        if let Err(error) = self.registry.update(vm, |record| record.syncing_to = host.cloned()) {
+        if let Err(error) = reserved {
             tracing::debug!("VM {vm}: {error}");
         }
     }
 
     /// One attempt: plans, lets the chosen host prepare, and tells the primary.
-    fn find_secondary(&self, replica: &Replica) -> Result<Ended, String> {
+    fn find_secondary(&self, replica: &Arc<Replica>) -> Result<Ended, String> {
         let text = |error: ApiError| error.problem.error;
         let vm = self.known(&replica.vm).map_err(text)?;
-        if !vm.record.ft.is_wanted() || vm.record.power == Power::Off || vm.home() != self.host() {
+        if vm.home() != self.host() {
+            self.end_if_succeeded(replica, &vm);
+            return Ok(Ended::NotWanted);
+        }
+        if !vm.record.ft.is_wanted() || self.is_stopping() {
             return Ok(Ended::NotWanted);
         }
         let host = self.registry.plan_secondary(&vm.name).map_err(text)??;
         self.reserve(&vm.name, Some(&host));
-        let prepared = self.prepare_at(&vm, replica, &host);
-        let wanted = self.known(&vm.name).is_ok_and(|vm| vm.record.ft.is_wanted());
-        let told = prepared.and_then(|(target, address)| {
-            // What was wanted may have changed while the host prepared.
-            if !wanted {
-                self.drop_secondary_at(&target, &vm.name, false);
-                return Ok(Ended::NotWanted);
+        let told = self.prepare_at(&vm, replica, &host).and_then(|(target, address)| {
+            let told = self.tell_primary(replica, &target, address);
+            if !matches!(told, Ok(Ended::Told(_))) {
+                let keeps_disks = self.known(&vm.name).is_ok_and(|vm| vm.record.ft.enabled);
+                self.drop_secondary_at(&target, &vm.name, !keeps_disks);
             }
-            let request = Request::Protect { secondary: host.to_string(), address };
-            replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| {
-                self.drop_secondary_at(&target, &vm.name, false);
-                format!("{error:#}")
-            })?;
-            Ok(Ended::Told(host.to_string()))
+            told
         });
         if !matches!(told, Ok(Ended::Told(_))) {
             self.reserve(&vm.name, None);
         }
         told.inspect_err(|error| self.registry.note_failure(&vm.name, &host, error))
+    }
+
+    /// Tells the primary of the secondary that waits for it, unless what is wanted has changed while that was prepared.
+    fn tell_primary(&self, replica: &Arc<Replica>, target: &Target, address: SocketAddr) -> Result<Ended, String> {
+        // Whoever turns protection off meanwhile either finds a primary that was told, or is found here.
+        let operation = self.operation(&replica.vm);
+        let _locked = operation.lock();
+        let is_current = self.replica(&replica.vm).is_some_and(|current| Arc::ptr_eq(&current, replica));
+        let vm = self.known(&replica.vm).map_err(|error| error.problem.error)?;
+        if !is_current || !vm.record.ft.is_wanted() {
+            return Ok(Ended::NotWanted);
+        }
+        let request = Request::Protect { secondary: target.host.clone(), address };
+        replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| format!("{error:#}"))?;
+        Ok(Ended::Told(target.host.clone()))
+    }
+
+    /// A primary that lost its claim while no secondary bound it, as when its VM was started elsewhere in the belief that this
+    /// host was gone, does not notice by itself: it is ended.
+    fn end_if_succeeded(&self, replica: &Arc<Replica>, vm: &KnownVm) {
+        let operation = self.operation(&vm.name);
+        let _locked = operation.lock();
+        let is_succeeded = |status: ReplicaStatus| status.generation < vm.claim.generation;
+        if replica.is_primary() && replica.status().is_some_and(is_succeeded) {
+            tracing::warn!("VM {} was started on host {}: its replica here is ended", vm.name, vm.home());
+            replica.process().kill();
+            let message = format!("the VM was started on host {}", vm.home());
+            if let Err(error) = (ReplicaEnd::LostArbitration { message }).leave(&self.folder.vm(&vm.name)) {
+                tracing::warn!("VM {}: {error:#}", vm.name);
+            }
+        }
     }
 
     /// Lets a host prepare a secondary; where it listens then.
@@ -101,6 +136,7 @@ impl Daemon {
         let contents = self.vm_folder(&vm.name).contents().ok_or("the VM's folder is incomplete on this host")?;
         let prepare = PrepareSecondary {
             primary: self.host().to_owned(),
+            generation: vm.claim.generation,
             spec: vm.record.spec.clone(),
             engine: replica.status().ok_or("the replica does not answer")?.engine,
             contents,
@@ -173,6 +209,10 @@ impl Daemon {
             FtAction::Resume => self.want(&vm, FtWanted { enabled: true, suspended: false })?,
             FtAction::Off => {
                 self.want(&vm, FtWanted { enabled: false, suspended: false })?;
+                if replica.is_none() && vm.claim.secondary.is_some() {
+                    // It may be about to take over: the claim decides.
+                    self.registry.claim_alone(&vm)?;
+                }
                 self.let_go(name, replica.as_deref(), UnprotectReason::Off)?;
             }
             FtAction::Suspend => {
@@ -181,10 +221,13 @@ impl Daemon {
             }
             FtAction::RestartSecondary => {
                 let replica = running(name, replica.as_deref())?;
+                if vm.record.ft.suspended {
+                    return Err(suspended(name));
+                }
                 self.let_go(name, Some(replica), UnprotectReason::Restart)?;
             }
             FtAction::Failover => {
-                let replica = protected(name, replica.as_deref())?;
+                let replica = protected(&vm, replica.as_deref())?;
                 // The answer is that there is none: the process is gone.
                 let _ = replica.ask(&Request::Kill, REQUEST_TIMEOUT);
                 if !replica.wait(REQUEST_TIMEOUT) {
@@ -192,7 +235,7 @@ impl Daemon {
                 }
             }
             FtAction::Switchover => {
-                protected(name, replica.as_deref())?.ask(&Request::Switchover, REQUEST_TIMEOUT)?;
+                protected(&vm, replica.as_deref())?.ask(&Request::Switchover, REQUEST_TIMEOUT)?;
             }
         }
         self.registry.forget_failures(name);
@@ -208,6 +251,10 @@ impl Daemon {
         }
         self.registry.update(&vm.name, |record| {
             (record.ft.enabled, record.ft.suspended) = (ft.enabled, ft.suspended);
+            // What was reserved for a secondary that is let go stays reserved while it is suspended.
+            let secondary =
+                vm.claim.secondary.as_ref().and_then(|host| HostName::try_from(host.as_str().to_owned()).ok());
+            record.syncing_to = secondary.filter(|_| ft.suspended);
         })
     }
 
@@ -227,13 +274,21 @@ fn running<'a>(vm: &str, replica: Option<&'a Replica>) -> Result<&'a Replica, Ap
 }
 
 /// A replica whose end its VM survives.
-fn protected<'a>(vm: &str, replica: Option<&'a Replica>) -> Result<&'a Replica, ApiError> {
-    let replica = running(vm, replica)?;
+fn protected<'a>(vm: &KnownVm, replica: Option<&'a Replica>) -> Result<&'a Replica, ApiError> {
+    let replica = running(&vm.name, replica)?;
+    if vm.record.ft.suspended {
+        return Err(suspended(&vm.name));
+    }
     // Asked now: what it said last may be out of date.
     let status = replica.ask(&Request::Status, REQUEST_TIMEOUT)?;
     if status.protection.state != ProtectionState::Protected {
-        return Err(ApiError::conflict(format!("VM {vm}: {}", status.protection))
-            .hint(format!("wait until `twinvm ft status {vm}` says Protected")));
+        return Err(ApiError::conflict(format!("VM {}: {}", vm.name, status.protection))
+            .hint(format!("wait until `twinvm ft status {}` says Protected", vm.name)));
     }
     Ok(replica)
+}
+
+fn suspended(vm: &str) -> ApiError {
+    ApiError::conflict(format!("fault tolerance of VM {vm} is suspended"))
+        .hint(format!("resume it with `twinvm ft resume {vm}`"))
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use cluster::arbiter::StoreArbiter;
 use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
-    ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostName, HostRecord, Lease, Power, VmName, VmRecord,
+    ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostName, HostRecord, Lease, VmName, VmRecord,
     VmState,
 };
 use cluster::store::{SqliteStore, Store};
@@ -16,7 +16,7 @@ use machine::bus::lock;
 use machine::engine::EngineKind;
 use machine::probe::probe;
 use machine::spec::{VmSpec, to_toml};
-use replication::protocol::{Arbiter, Claim, ReplicaId, Verdict};
+use replication::protocol::{Arbiter, Claim, ReplicaId, Unreachable, Verdict};
 
 use super::config::HostConfig;
 use crate::api::client::Target;
@@ -63,6 +63,7 @@ impl KnownVm {
 pub struct Registry {
     cluster: Cluster,
     host: HostRecord,
+    alive_before_unix_ms: Option<u64>,
     failures: Mutex<Failures>,
 }
 
@@ -89,8 +90,30 @@ impl Registry {
             unknown: Default::default(),
         };
         let cluster = Cluster::new(store);
+        let alive_before_unix_ms = cluster.host(&host.name).ok().map(|before| before.lease.renewed_unix_ms);
         cluster.put_host(&host).context("cannot register the host")?;
-        Ok(Self { cluster, host, failures: Mutex::default() })
+        Ok(Self { cluster, host, alive_before_unix_ms, failures: Mutex::default() })
+    }
+
+    /// When the daemon before this one last renewed the lease, in ms since 1970.
+    pub fn alive_before(&self) -> Option<u64> {
+        self.alive_before_unix_ms
+    }
+
+    /// Gives the lease up: from now on the host is not asked for anything.
+    pub fn end_lease(&self) -> Result<(), ApiError> {
+        let lease = Lease { renewed_unix_ms: unix_ms_now(), ttl_ms: 0 };
+        Ok(self.cluster.put_host(&HostRecord { lease, ..self.host.clone() })?)
+    }
+
+    /// Removes another host that is not alive and holds no replica.
+    pub fn remove_host(&self, name: &str) -> Result<(), ApiError> {
+        let host: HostName = name.parse().map_err(ClusterError::from)?;
+        if self.cluster.host(&host)?.lease.is_alive(unix_ms_now()) {
+            return Err(ApiError::conflict(format!("host {host} is alive"))
+                .hint(format!("stop its daemon first with `twinvm host stop` on host {host}")));
+        }
+        Ok(self.cluster.remove_host(&host)?)
     }
 
     /// Renews the host's lease. A host that was removed meanwhile registers again.
@@ -176,6 +199,28 @@ impl Registry {
             .map_err(|error| ApiError::conflict(format!("VM {} cannot run here: host {error}", vm.record.name)))
     }
 
+    /// Whether this host can hold the secondary of a VM beside the VMs `held` of which replicas run here; if not, why. What
+    /// other primaries merely plan to have here does not count: they are told the same.
+    pub fn admit_secondary(&self, name: &str, held: &[String]) -> Result<(), ApiError> {
+        let mut state = self.state()?;
+        let vm = state.vms.iter().find(|vm| *vm.record.name == *name).cloned();
+        let vm = vm.ok_or_else(|| ApiError::not_found(format!("there is no VM named {name}")))?;
+        let here = &self.host.name;
+        for other in &mut state.vms {
+            let is_held = held.iter().any(|held| *other.record.name == **held);
+            if is_held {
+                other.record.syncing_to = Some(here.clone());
+            } else if other.record.syncing_to.as_ref() == Some(here) && !other.record.ft.suspended {
+                other.record.syncing_to = None;
+            }
+        }
+        state.hosts.retain(|host| host.name == *here || host.name.is(&vm.claim.claim.primary));
+        match no_place(place_secondary(&vm, &state, &Failures::default(), unix_ms_now()), &vm) {
+            Ok(_) => Ok(()),
+            Err(why) => Err(ApiError::conflict(why)),
+        }
+    }
+
     /// Removes a VM.
     pub fn remove_vm(&self, vm: &KnownVm) -> Result<(), ApiError> {
         Ok(self.cluster.delete_vm(&vm.record.name)?)
@@ -188,14 +233,9 @@ impl Registry {
         Ok(())
     }
 
-    /// Whether a VM is to run.
-    pub fn set_power(&self, name: &str, power: Power) -> Result<(), ApiError> {
-        self.update(name, |record| record.power = power)
-    }
-
     /// Makes this host the only one that may run the VM. Fails if the claim has changed since `vm` was read.
     pub fn claim_alone(&self, vm: &KnownVm) -> Result<(), ApiError> {
-        let unreachable = |error: replication::protocol::Unreachable| ApiError::unavailable(error.to_string());
+        let unreachable = |error: Unreachable| ApiError::unavailable(error.to_string());
         let generation = vm.claim.generation.saturating_add(1);
         let claim = Claim { generation, primary: ReplicaId::new(self.host.name.as_str()), secondary: None };
         let arbiter = StoreArbiter::new(self.cluster.store().clone(), &vm.name);
@@ -214,16 +254,7 @@ impl Registry {
         let state = self.state()?;
         let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
         let vm = vm.ok_or_else(|| ApiError::not_found(format!("there is no VM named {name}")))?;
-        Ok(match place_secondary(vm, &state, &lock(&self.failures), unix_ms_now()) {
-            Ok(host) => Ok(host),
-            Err(NoPlace::Hosts(refusals)) => {
-                // That the primary's host cannot be the secondary's is no news, unless there is no other.
-                let others = refusals.iter().filter(|(host, _)| !host.is(&vm.claim.claim.primary));
-                let words: Vec<String> = others.map(|(host, why)| format!("host {host} {why}")).collect();
-                Err(if words.is_empty() { "there is no other host".to_owned() } else { words.join("; ") })
-            }
-            Err(error) => Err(error.to_string()),
-        })
+        Ok(no_place(place_secondary(vm, &state, &lock(&self.failures), unix_ms_now()), vm))
     }
 
     /// Notes that a host could not be made or kept as the secondary of a VM, so that others are tried first.
@@ -239,6 +270,19 @@ impl Registry {
             lock(&self.failures).forget(&name);
         }
     }
+}
+
+/// Why there is no place for a secondary, in words.
+fn no_place(placed: Result<HostName, NoPlace>, vm: &VmState) -> Result<HostName, String> {
+    placed.map_err(|error| match error {
+        NoPlace::Hosts(refusals) => {
+            // That the primary's host cannot be the secondary's is no news, unless there is no other.
+            let others = refusals.iter().filter(|(host, _)| !host.is(&vm.claim.claim.primary));
+            let words: Vec<String> = others.map(|(host, why)| format!("host {host} {why}")).collect();
+            if words.is_empty() { "there is no other host".to_owned() } else { words.join("; ") }
+        }
+        other => other.to_string(),
+    })
 }
 
 /// Hosts whose lease is good.
@@ -258,13 +302,13 @@ impl From<ClusterError> for ApiError {
     fn from(error: ClusterError) -> Self {
         let message = error.to_string();
         match error {
-            ClusterError::Store(_) => Self::unavailable(message),
+            ClusterError::Store(_) => Self::unavailable(message)
+                .hint("VMs go on, but nothing can be changed and nobody takes over until the store answers again"),
             ClusterError::Name(_) => Self::bad_request(message),
             ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
             ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
-            ClusterError::VmExists(_) | ClusterError::HostInUse { .. } | ClusterError::Contended(_) => {
-                Self::conflict(message)
-            }
+            ClusterError::VmExists(_) => Self::conflict(message).hint("choose another name"),
+            ClusterError::HostInUse { .. } | ClusterError::Contended(_) => Self::conflict(message),
             ClusterError::Unreadable { .. } => anyhow!(message).into(),
         }
     }

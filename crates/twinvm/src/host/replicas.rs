@@ -1,12 +1,14 @@
 //! The replicas that run on this host: found, watched, and looked after when they end.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use cluster::records::Power;
 use machine::bus::lock;
 
 use super::attempts::Attempts;
@@ -23,6 +25,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a secondary may wait for its primary before it is given up.
 const UNCLAIMED_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may take to answer for somebody who looks at it now.
+const FRESH_TIMEOUT: Duration = Duration::from_millis(500);
+/// A replica that has not answered for so long is said not to answer.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// What [`ReplicaEnd::leave`] writes; when it was written is when the replica ended.
+const END_FILE: &str = "ended.json";
 
 /// A replica that runs on this host.
 pub struct Replica {
@@ -30,25 +38,47 @@ pub struct Replica {
     pub vm: String,
     socket: PathBuf,
     process: Mutex<ReplicaProcess>,
-    status: Mutex<Option<ReplicaStatus>>,
+    answer: Mutex<Answer>,
     /// The search for its secondary, while it is the primary.
     pub attempts: Attempts,
+}
+
+/// What a replica said last, and when.
+struct Answer {
+    status: Option<ReplicaStatus>,
+    at: Instant,
 }
 
 impl Replica {
     /// What it said last.
     pub fn status(&self) -> Option<ReplicaStatus> {
-        lock(&self.status).clone()
+        lock(&self.answer).status.clone()
     }
 
     /// Whether it runs the VM, as far as is known.
     pub fn is_primary(&self) -> bool {
-        lock(&self.status).as_ref().is_some_and(|status| status.role == Role::Primary)
+        lock(&self.answer).status.as_ref().is_some_and(|status| status.role == Role::Primary)
     }
 
     /// Sends it a request and waits for the answer.
     pub fn ask(&self, request: &Request, timeout: Duration) -> Result<ReplicaStatus> {
-        control::ask(&self.socket, request, timeout)
+        let status = control::ask(&self.socket, request, timeout)?;
+        *lock(&self.answer) = Answer { status: Some(status.clone()), at: Instant::now() };
+        Ok(status)
+    }
+
+    /// What it says now; if it does not answer, what it said last. One that has not answered for a while is not waited for.
+    fn fresh_status(&self) -> Option<ReplicaStatus> {
+        if self.silence().is_none() {
+            // What it said last is the best there is.
+            let _ = self.ask(&Request::Status, FRESH_TIMEOUT);
+        }
+        self.status()
+    }
+
+    /// For how long it has not answered, if that is worth a word.
+    fn silence(&self) -> Option<Duration> {
+        Some(lock(&self.answer).at.elapsed()).filter(|silence| *silence > SILENCE_MAX)
     }
 
     /// Its process.
@@ -56,10 +86,15 @@ impl Replica {
         lock(&self.process)
     }
 
+    /// Whether its process has ended.
+    pub fn is_gone(&self) -> bool {
+        self.process().is_gone()
+    }
+
     /// Waits until its process has ended; whether it has.
     pub fn wait(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        while !self.process().is_gone() {
+        while !self.is_gone() {
             if Instant::now() > deadline {
                 return false;
             }
@@ -78,18 +113,33 @@ impl Replica {
 }
 
 impl Daemon {
-    /// Finds the replicas that an earlier daemon has started and that still run.
+    /// Finds the replicas that an earlier daemon has started and that still run, and notes those that have ended since.
     pub(super) fn adopt_replicas(self: &Arc<Self>) -> Result<()> {
-        let vms = self.folder.vms();
-        for entry in fs::read_dir(&vms).with_context(|| format!("cannot look into {}", vms.display()))?.flatten() {
-            let Some(vm) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            if let Some(process) = ReplicaProcess::adopt(&entry.path()) {
+        for (vm, folder) in self.vm_folders()? {
+            if let Some(process) = ReplicaProcess::adopt(&folder) {
                 let status = process.status().ok();
                 tracing::info!("VM {vm}: its replica still runs");
                 self.watch_replica(vm, process, status)?;
+            } else if ReplicaProcess::was_started(&folder) && ReplicaEnd::left_in(&folder).is_none() {
+                let message = "its process died, and the host's daemon did not run then".to_owned();
+                let end = ReplicaEnd::Failed { message };
+                // It ended after the daemon before did, as far as is known.
+                let at = self.registry.alive_before().map(|unix_ms| UNIX_EPOCH + Duration::from_millis(unix_ms));
+                if let Err(error) = leave_end(&end, &folder, at) {
+                    tracing::warn!("VM {vm}: {error:#}");
+                }
             }
         }
+        self.settle_power();
         Ok(())
+    }
+
+    /// The VMs that have a folder here, and the folders.
+    fn vm_folders(&self) -> Result<Vec<(String, PathBuf)>> {
+        let vms = self.folder.vms();
+        let entries = fs::read_dir(&vms).with_context(|| format!("cannot look into {}", vms.display()))?;
+        let named = |entry: fs::DirEntry| Some((entry.file_name().to_str()?.to_owned(), entry.path()));
+        Ok(entries.flatten().filter_map(named).collect())
     }
 
     /// Takes a running replica into the daemon's care.
@@ -103,7 +153,7 @@ impl Daemon {
             vm: vm.clone(),
             socket: socket(&self.folder.vm(&vm)),
             process: Mutex::new(process),
-            status: Mutex::new(status),
+            answer: Mutex::new(Answer { status, at: Instant::now() }),
             attempts: Attempts::default(),
         });
         lock(&self.replicas).insert(vm.clone(), replica.clone());
@@ -122,76 +172,129 @@ impl Daemon {
         lock(&self.replicas).values().cloned().collect()
     }
 
-    /// Takes a replica whose process is gone off the list.
-    pub(super) fn forget_replica(&self, replica: &Arc<Replica>) {
+    /// Takes a replica off the list; whether it was on it.
+    fn forget_replica(&self, replica: &Arc<Replica>) -> bool {
         let mut replicas = lock(&self.replicas);
-        if replicas.get(&replica.vm).is_some_and(|known| Arc::ptr_eq(known, replica)) {
+        let is_known = replicas.get(&replica.vm).is_some_and(|known| Arc::ptr_eq(known, replica));
+        if is_known {
             replicas.remove(&replica.vm);
         }
+        is_known
+    }
+
+    /// Ends a replica that has no place any more, for the holder of the VM's operation lock. Its end has no consequences: the
+    /// VM is not off.
+    pub(super) fn retire(&self, replica: &Arc<Replica>, patience: Duration) {
+        replica.end(patience);
+        self.forget_replica(replica);
     }
 
     fn watch(self: &Arc<Self>, replica: &Arc<Replica>) {
         let mut unclaimed_since = Instant::now();
-        loop {
-            if replica.process().is_gone() {
-                break;
-            }
+        while !replica.is_gone() {
             // A replica that does not answer is stopped or very busy: what it said last stands until it is gone.
             if let Ok(status) = replica.ask(&Request::Status, POLL_TIMEOUT) {
                 match status.role {
                     Role::Primary => self.consider_protection(replica, &status),
                     Role::Secondary if status.peer.is_some() => unclaimed_since = Instant::now(),
+                    Role::Secondary if unclaimed_since.elapsed() > UNCLAIMED_TIMEOUT => {
+                        tracing::info!("VM {}: no primary came to this secondary", replica.vm);
+                        replica.end(POLL_TIMEOUT);
+                    }
                     Role::Secondary => {}
-                }
-                let is_unclaimed = status.role == Role::Secondary && unclaimed_since.elapsed() > UNCLAIMED_TIMEOUT;
-                *lock(&replica.status) = Some(status);
-                if is_unclaimed {
-                    tracing::info!("VM {}: no primary came to this secondary", replica.vm);
-                    replica.end(POLL_TIMEOUT);
                 }
             }
             thread::sleep(POLL_INTERVAL);
         }
-        self.replica_ended(replica);
+        let operation = self.operation(&replica.vm);
+        let _locked = operation.lock();
+        self.settle(replica);
     }
 
-    fn replica_ended(&self, replica: &Arc<Replica>) {
-        let was_primary = replica.is_primary();
-        tracing::info!("VM {}: replica ended: {}", replica.vm, replica.process().why_it_ended());
-        self.forget_replica(replica);
-        let end = ReplicaEnd::left_in(&self.folder.vm(&replica.vm));
-        if was_primary && matches!(end, Some(ReplicaEnd::PoweredOff | ReplicaEnd::PlugPulled)) {
-            self.vm_powered_off(&replica.vm);
+    /// Draws the consequences of a replica's end, for the holder of the VM's operation lock. Whoever comes second finds it
+    /// done: what was started in its place is not touched.
+    pub(super) fn settle(&self, replica: &Arc<Replica>) {
+        if !self.forget_replica(replica) {
+            return;
+        }
+        let folder = self.folder.vm(&replica.vm);
+        let end = ReplicaEnd::left_in(&folder).unwrap_or_else(|| {
+            let end = ReplicaEnd::Failed { message: replica.process().why_it_died() };
+            // Without it, the next daemon says something vaguer.
+            let _ = leave_end(&end, &folder, None);
+            end
+        });
+        tracing::info!("VM {}: replica ended: {end}", replica.vm);
+        if replica.is_primary() {
+            match end {
+                ReplicaEnd::PoweredOff | ReplicaEnd::PlugPulled => self.vm_powered_off(&replica.vm),
+                _ => self.reserve(&replica.vm, None),
+            }
+        }
+    }
+
+    /// Notes in the cluster store which VMs were powered off here while it, or this host's daemon, was away.
+    pub(super) fn settle_power(&self) {
+        for (vm, folder) in self.vm_folders().unwrap_or_default() {
+            if !matches!(ReplicaEnd::left_in(&folder), Some(ReplicaEnd::PoweredOff | ReplicaEnd::PlugPulled)) {
+                continue;
+            }
+            let operation = self.operation(&vm);
+            let _locked = operation.lock();
+            let is_on = || self.known(&vm).is_ok_and(|vm| vm.record.power == Power::On);
+            if self.replica(&vm).is_none() && is_on() {
+                self.vm_powered_off(&vm);
+            }
         }
     }
 
     /// What is known here about VMs.
     pub fn local_vms(&self) -> LocalVms {
         let mut local = LocalVms::default();
+        let mut running = BTreeSet::new();
         for replica in self.all_replicas() {
-            if let Some((text, since_unix_ms)) = replica.attempts.obstacle() {
-                local.notes.push(VmNote { vm: replica.vm.clone(), text, since_unix_ms });
+            // Its end may not have been seen to yet.
+            if replica.is_gone() {
+                continue;
             }
-            local.replicas.extend(replica.status());
+            running.insert(replica.vm.clone());
+            local.replicas.extend(replica.fresh_status());
+            local.notes.extend(note_of(&replica));
         }
-        for entry in fs::read_dir(self.folder.vms()).into_iter().flatten().flatten() {
-            let Some(vm) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            if self.replica(&vm).is_none() {
-                local.notes.extend(self.note_of_ended(vm, &entry.path()));
+        for (vm, folder) in self.vm_folders().unwrap_or_default() {
+            if !running.contains(&vm) {
+                local.notes.extend(note_of_ended(vm, &folder));
             }
         }
         local
     }
+}
 
-    /// How the last replica of a VM here ended.
-    fn note_of_ended(&self, vm: String, folder: &Path) -> Option<VmNote> {
-        let modified = |name: &str| fs::metadata(folder.join(name)).and_then(|file| file.modified()).ok();
-        let since = modified("ended.json").or_else(|| modified("replica.log"))?;
-        let since_unix_ms = since.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis();
-        let text = match ReplicaEnd::left_in(folder) {
-            Some(end) => end.to_string(),
-            None => "the replica's process died".to_owned(),
-        };
-        Some(VmNote { vm, text, since_unix_ms: u64::try_from(since_unix_ms).unwrap_or_else(|_| unix_ms_now()) })
+/// Leaves in a VM's folder why its replica has ended, and since when if that is not now.
+fn leave_end(end: &ReplicaEnd, folder: &Path, at: Option<SystemTime>) -> Result<()> {
+    end.leave(folder)?;
+    if let Some(at) = at {
+        File::options().write(true).open(folder.join(END_FILE))?.set_modified(at)?;
     }
+    Ok(())
+}
+
+/// What there is to say about a replica that runs: it does not answer, or no secondary is found for it.
+fn note_of(replica: &Replica) -> Option<VmNote> {
+    let vm = replica.vm.clone();
+    if let Some(silence) = replica.silence() {
+        let silent_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+        let text = "the replica's process runs but does not answer".to_owned();
+        return Some(VmNote { vm, text, since_unix_ms: unix_ms_now().saturating_sub(silent_ms) });
+    }
+    let (text, since_unix_ms) = replica.attempts.obstacle()?;
+    Some(VmNote { vm, text, since_unix_ms })
+}
+
+/// How the last replica of a VM here ended.
+fn note_of_ended(vm: String, folder: &Path) -> Option<VmNote> {
+    let end = ReplicaEnd::left_in(folder)?;
+    let since = fs::metadata(folder.join(END_FILE)).and_then(|file| file.modified()).ok()?;
+    let since_unix_ms = u64::try_from(since.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()?;
+    Some(VmNote { vm, text: end.to_string(), since_unix_ms })
 }

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use cluster::records::{ClusterError, VmName};
 use machine::engine::EngineKind;
 use machine::spec::VmSpec;
 
@@ -17,10 +18,12 @@ use crate::api::error::ApiError;
 use crate::api::messages::{DropSecondary, PrepareSecondary, PreparedSecondary};
 use crate::replica::config::ReplicaConfig;
 use crate::replica::control::Request;
-use crate::replica::status::Role;
+use crate::replica::status::{ReplicaEnd, Role};
 
 /// How long a replica may take to end when it was asked to.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long fetching a kernel or an initial RAM disk may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(50);
 /// How long a secondary may take from its first answer until it listens.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -35,16 +38,20 @@ impl Daemon {
         if spec.name != name {
             return Err(ApiError::bad_request(format!("the spec is of VM {}, not {name}", spec.name)));
         }
+        self.refuse_if_stopping()?;
         let operation = self.operation(name);
         let _locked = operation.lock();
         let vm = self.refuse_if_home(name)?;
+        if vm.home() != prepare.primary || vm.claim.generation != prepare.generation {
+            // A replica that is here now may be the one that the VM depends on.
+            return Err(ApiError::conflict(format!("the replicas of VM {name} have changed meanwhile")));
+        }
         if prepare.engine == EngineKind::Kvm && File::options().read(true).write(true).open("/dev/kvm").is_err() {
             return Err(ApiError::conflict("the VM runs on the kvm engine, and /dev/kvm cannot be used here"));
         }
         if let Some(replica) = self.replica(name) {
             // Also a primary that was succeeded and does not know it yet, being stopped or cut off.
-            replica.end(END_TIMEOUT);
-            self.forget_replica(&replica);
+            self.retire(&replica, END_TIMEOUT);
         }
         let primary = self.registry.alive_host(&prepare.primary)?;
         let primary = primary.ok_or_else(|| anyhow!("host {} is not alive", prepare.primary))?;
@@ -52,7 +59,7 @@ impl Daemon {
         let fetch = |file: &str| {
             let path = format!("/v1/vms/{name}/boot/{file}");
             let bytes_max = usize::try_from(BOOT_FILE_BYTES_MAX)?;
-            Ok(self.wait_for(self.client().download(&primary, &path, bytes_max))?.to_vec())
+            Ok(self.wait_for(self.client().download(&primary, &path, bytes_max, FETCH_TIMEOUT))?.to_vec())
         };
         folder.prepare(&spec, &prepare.contents, &self.images, fetch)?;
         let network_ends = self.end_sockets(&spec);
@@ -71,19 +78,30 @@ impl Daemon {
             suspicion_ms: vm.record.ft.suspicion_ms,
             epoch_ms_max: vm.record.ft.epoch_ms_max,
         };
+        // Primaries plan at the same time, on other hosts: what runs here is known here only.
+        let admission = self.admission();
+        let held: Vec<String> = self.all_replicas().iter().map(|replica| replica.vm.clone()).collect();
+        self.registry.admit_secondary(name, &held)?;
         let (process, mut status) = ReplicaProcess::start(&self.exe, &config)?;
         let replica = self.watch_replica(name.to_owned(), process, Some(status.clone()))?;
+        drop(admission);
         let deadline = Instant::now() + LISTEN_TIMEOUT;
         let address = loop {
             if let Some(address) = status.listen {
                 break address;
             }
             if Instant::now() > deadline {
-                replica.end(END_TIMEOUT);
+                self.retire(&replica, END_TIMEOUT);
                 return Err(anyhow!("the secondary does not listen").into());
             }
             thread::sleep(Duration::from_millis(5));
-            status = replica.ask(&Request::Status, END_TIMEOUT)?;
+            status = match replica.ask(&Request::Status, END_TIMEOUT) {
+                Ok(status) => status,
+                Err(_) if replica.wait(END_TIMEOUT) => {
+                    return Err(anyhow!("the secondary has ended: {}", self.why_it_ended(name)).into());
+                }
+                Err(error) => return Err(error.into()),
+            };
         };
         tracing::info!("VM {name}: a secondary waits for host {} at {address}", prepare.primary);
         Ok(PreparedSecondary { address })
@@ -92,22 +110,26 @@ impl Daemon {
     /// Ends the secondary here, if there is one. Its disks can be removed too, but never those that the VM starts from.
     pub fn drop_secondary(&self, name: &str, how: DropSecondary) -> Result<(), ApiError> {
         // The VM may be gone from the store already: the name has to be one that a VM can have, as it becomes a path.
-        if name.contains('/') || name.starts_with('.') {
-            return Err(ApiError::bad_request(format!("{name:?} is not the name of a VM")));
-        }
+        name.parse::<VmName>().map_err(ClusterError::from)?;
         let operation = self.operation(name);
         let _locked = operation.lock();
         if self.registry.vm(name)?.is_some() {
             self.refuse_if_home(name)?;
         }
         if let Some(replica) = self.replica(name) {
-            replica.end(END_TIMEOUT);
-            self.forget_replica(&replica);
+            self.retire(&replica, END_TIMEOUT);
         }
         if how.remove_disks {
             self.vm_folder(name).remove()?;
         }
         Ok(())
+    }
+
+    fn why_it_ended(&self, name: &str) -> String {
+        match ReplicaEnd::left_in(&self.folder.vm(name)) {
+            Some(end) => end.to_string(),
+            None => "its process died".to_owned(),
+        }
     }
 
     fn refuse_if_home(&self, name: &str) -> Result<KnownVm, ApiError> {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use axum::http::Method;
 use cluster::planner::reserved;
-use cluster::records::{HostRecord, VmState};
+use cluster::records::{ClusterState, HostRecord, Power, VmState};
 
 use super::daemon::Daemon;
 use super::registry::{KnownVm, alive_hosts, known_vms};
-use crate::api::client::{CallError, Target};
+use crate::api::client::CallError;
 use crate::api::error::ApiError;
 use crate::api::messages::{HostView, LocalVms, VmNote, VmView};
 use crate::replica::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role, unix_ms_now};
@@ -48,20 +48,29 @@ impl Daemon {
     /// All VMs.
     pub fn vms(&self) -> Result<Vec<VmView>, ApiError> {
         let state = self.registry.state()?;
-        let said = self.what_hosts_say(&alive_hosts(&state));
+        let said = self.what_hosts_say(&state);
         Ok(known_vms(state).iter().map(|vm| view(vm, &said)).collect())
     }
 
     /// One VM.
     pub fn vm(&self, name: &str) -> Result<VmView, ApiError> {
         let vm = self.known(name)?;
-        Ok(view(&vm, &self.what_hosts_say(&self.registry.alive_hosts()?)))
+        Ok(view(&vm, &self.what_hosts_say(&self.registry.state()?)))
+    }
+
+    /// The VMs that are at home here, as far as this host knows by itself. The store has to be asked which those are.
+    pub(super) fn vms_at_home(&self, local: &LocalVms) -> Result<Vec<VmView>, ApiError> {
+        let mut known = known_vms(self.registry.state()?);
+        known.retain(|vm| vm.home() == self.host());
+        let said = Said { answers: vec![(self.host().to_owned(), local.clone())], silent: Vec::new() };
+        Ok(known.iter().map(|vm| view(vm, &said)).collect())
     }
 
     /// What each host that is alive says about VMs, this one included. All are asked at once; one that does not answer in
     /// time has said nothing.
-    fn what_hosts_say(&self, alive: &[Target]) -> Vec<(String, LocalVms)> {
-        let mut said = vec![(self.host().to_owned(), self.local_vms())];
+    fn what_hosts_say(&self, state: &ClusterState) -> Said {
+        let alive = alive_hosts(state);
+        let mut answers = vec![(self.host().to_owned(), self.local_vms())];
         let mut calls = tokio::task::JoinSet::new();
         let handle = self.runtime();
         for target in alive.iter().filter(|target| target.host != self.host()) {
@@ -79,25 +88,42 @@ impl Daemon {
         self.wait_for(async {
             while let Some(call) = calls.join_next().await {
                 match call {
-                    Ok((host, Ok(local))) => said.push((host, local)),
+                    Ok((host, Ok(local))) => answers.push((host, local)),
                     Ok((_, Err(error))) => tracing::debug!("{error}"),
                     Err(error) => tracing::warn!("a call to another host ended early: {error}"),
                 }
             }
         });
-        said
+        let is_silent = |host: &&HostRecord| answers.iter().all(|(name, _)| *name != *host.name);
+        let silent = state.hosts.iter().filter(is_silent);
+        let silent = silent.map(|host| (host.name.to_string(), host.lease.renewed_unix_ms)).collect();
+        Said { answers, silent }
     }
 }
 
+/// What hosts say about VMs.
+struct Said {
+    /// By host.
+    answers: Vec<(String, LocalVms)>,
+    /// Hosts that do not answer, and when they last renewed their leases, in ms since 1970.
+    silent: Vec<(String, u64)>,
+}
+
 /// One VM, from its record and from what hosts say.
-fn view(vm: &KnownVm, said: &[(String, LocalVms)]) -> VmView {
-    let mut replicas: Vec<ReplicaStatus> =
-        said.iter().flat_map(|(_, local)| &local.replicas).filter(|status| status.vm == vm.name).cloned().collect();
+fn view(vm: &KnownVm, said: &Said) -> VmView {
+    let mut replicas: Vec<ReplicaStatus> = said
+        .answers
+        .iter()
+        .flat_map(|(_, local)| &local.replicas)
+        .filter(|status| status.vm == vm.name)
+        .cloned()
+        .collect();
     // A primary that has been succeeded may still say that it is one: the highest generation counts.
     replicas.sort_by_key(|status| (status.role != Role::Primary, std::cmp::Reverse(status.generation)));
     let primary = replicas.first().filter(|status| status.role == Role::Primary);
     let host = primary.map_or_else(|| vm.claim.primary.to_string(), |status| status.host.clone());
     let note = said
+        .answers
         .iter()
         .find(|(name, _)| *name == host)
         .and_then(|(_, local)| local.notes.iter().find(|note| note.vm == vm.name));
@@ -110,7 +136,7 @@ fn view(vm: &KnownVm, said: &[(String, LocalVms)]) -> VmView {
         engine: primary.map(|status| status.engine),
         generation: vm.claim.generation,
         ft: vm.ft(),
-        protection: protection(vm, primary, note, said.iter().any(|(name, _)| *name == host)),
+        protection: protection(vm, primary, note, &said.silent),
         note: note.map(|note| note.text.clone()),
         spec: machine::spec::to_toml(&vm.spec).unwrap_or_default(),
         host,
@@ -118,17 +144,28 @@ fn view(vm: &KnownVm, said: &[(String, LocalVms)]) -> VmView {
     }
 }
 
-fn protection(vm: &KnownVm, primary: Option<&ReplicaStatus>, note: Option<&VmNote>, host_answers: bool) -> Protection {
+fn protection(
+    vm: &KnownVm,
+    primary: Option<&ReplicaStatus>,
+    note: Option<&VmNote>,
+    silent: &[(String, u64)],
+) -> Protection {
     let Some(primary) = primary else {
-        let (reason, detail) = match note {
-            Some(note) => (None, Some(note.text.clone())),
-            None if !host_answers => {
-                (Some(Reason::HardwareFailure), Some(format!("host {} does not answer", vm.claim.primary)))
-            }
-            None => (None, None),
-        };
-        let since_unix_ms = note.map_or(vm.record.created_unix_ms, |note| note.since_unix_ms);
-        return Protection { state: ProtectionState::NotRunning, reason, detail, since_unix_ms };
+        let state = ProtectionState::NotRunning;
+        if let Some(note) = note {
+            return Protection {
+                state,
+                reason: None,
+                detail: Some(note.text.clone()),
+                since_unix_ms: note.since_unix_ms,
+            };
+        }
+        if let Some((host, heard_unix_ms)) = silent.iter().find(|(host, _)| host == vm.home()) {
+            let reason = (vm.record.power == Power::On).then_some(Reason::HardwareFailure);
+            let detail = Some(format!("host {host} does not answer"));
+            return Protection { state, reason, detail, since_unix_ms: *heard_unix_ms };
+        }
+        return Protection { state, reason: None, detail: None, since_unix_ms: vm.record.created_unix_ms };
     };
     let said = &primary.protection;
     if !vm.ft().enabled {
@@ -204,6 +241,10 @@ mod tests {
         (host.to_owned(), LocalVms { replicas, notes: notes.into_iter().collect() })
     }
 
+    fn view(vm: &KnownVm, answers: &[(String, LocalVms)]) -> VmView {
+        super::view(vm, &Said { answers: answers.to_vec(), silent: vec![("a".to_owned(), 5)] })
+    }
+
     #[test]
     fn a_primary_that_was_succeeded_does_not_count() {
         let old = said("a", vec![status("a", Role::Primary, 3, ProtectionState::Protected)], None);
@@ -230,8 +271,10 @@ mod tests {
     fn a_vm_that_does_not_run_says_why() {
         let ended = view(&vm(ON), &[said("a", vec![], Some("the guest powered off"))]).protection;
         assert_eq!((ended.state, ended.since_unix_ms), (ProtectionState::NotRunning, 9));
-        let gone = view(&vm(ON), &[said("b", vec![], None)]).protection;
-        assert_eq!(gone.reason, Some(Reason::HardwareFailure));
+        let mut lost = vm(ON);
+        lost.record.power = Power::On;
+        let gone = view(&lost, &[said("b", vec![], None)]).protection;
+        assert_eq!((gone.reason, gone.since_unix_ms), (Some(Reason::HardwareFailure), 5));
         assert!(gone.to_string().contains("host a does not answer"), "{gone}");
     }
 }

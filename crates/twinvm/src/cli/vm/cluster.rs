@@ -8,7 +8,7 @@ use clap::Args;
 use machine::spec::{VmSpec, to_toml};
 
 use super::VmArguments;
-use crate::api::messages::{CreateVm, StartVm, StopVm, VmView};
+use crate::api::messages::{CreateVm, RemoveVm, StartVm, StopVm, VmView};
 use crate::cli::console;
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use crate::cli::output::{human_bytes, print_json, print_line};
@@ -45,6 +45,9 @@ pub struct RemoveArguments {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+    /// Though the host that holds it does not answer: what is on that host stays there
+    #[arg(long)]
+    force: bool,
 }
 
 fn path(name: &str) -> String {
@@ -125,7 +128,7 @@ pub fn remove(arguments: &RemoveArguments) -> Result<()> {
             bail!("nothing was changed");
         }
     }
-    let () = daemon.daemon()?.delete(&path(name))?;
+    let () = daemon.daemon()?.delete(&path(name), Some(&RemoveVm { force: arguments.force }))?;
     if daemon.json {
         print_json(&serde_json::json!({ "removed": name }))
     } else {

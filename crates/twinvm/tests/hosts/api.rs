@@ -1,0 +1,147 @@
+//! The REST API as a client meets it that is not this program.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use replication::channel::Identity;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::Value;
+
+use crate::world::World;
+
+fn address(world: &World, host: &str) -> SocketAddr {
+    let daemon = std::fs::read_to_string(world.path(host).join("daemon.json")).unwrap();
+    let daemon: Value = serde_json::from_str(&daemon).unwrap();
+    daemon["api"].as_str().unwrap().parse().unwrap()
+}
+
+/// Sends a request, and returns everything that comes back.
+fn exchange(config: Arc<ClientConfig>, address: SocketAddr, request: &[u8]) -> Result<String, std::io::Error> {
+    let connection =
+        ClientConnection::new(config, ServerName::try_from("a").unwrap()).map_err(std::io::Error::other)?;
+    let mut stream = StreamOwned::new(connection, TcpStream::connect(address)?);
+    stream.write_all(request)?;
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        // The server may not say good-bye.
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => return Err(error),
+        _ => {}
+    }
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// A client that trusts the cluster's authority, with a certificate of its own or none.
+fn client(cluster: &Path, own: Option<&Path>) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(cluster.join("ca.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots);
+    Arc::new(match own {
+        None => config.with_no_client_auth(),
+        Some(keys) => {
+            let chain = vec![CertificateDer::from_pem_file(keys.join("host.pem")).unwrap()];
+            config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(keys.join("host.key")).unwrap()).unwrap()
+        }
+    })
+}
+
+fn request(method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+    )
+    .into()
+}
+
+#[test]
+fn only_hosts_of_the_cluster_are_served() {
+    let world = World::of(&["a"]);
+    let (address, keys) = (address(&world, "a"), world.path("a").join("keys"));
+    let get = request("GET", "/v1/host", "", "");
+    let identity = Identity::load(&keys).unwrap();
+    let answer = exchange(identity.client_config(), address, &get).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"host\":\"a\""), "{answer}");
+
+    let other = world.path("other");
+    replication::channel::create_authority(&other).unwrap();
+    replication::channel::issue(&other, "a", &world.path("other-keys")).unwrap();
+    for (who, own) in [("nobody", None), ("another cluster's host", Some(world.path("other-keys")))] {
+        let error = exchange(client(&keys, own.as_deref()), address, &get).expect_err(who);
+        // The refusal comes as a TLS alert, or as a closed connection if the request was under way.
+        assert!(!error.to_string().is_empty(), "{who}: {error}");
+    }
+    // A host of another cluster does not take this one for its own either.
+    let stranger = Identity::load(&world.path("other-keys")).unwrap();
+    exchange(stranger.client_config(), address, &get).expect_err("an unknown authority was trusted");
+    // Plain HTTP, and bytes that mean nothing.
+    for bytes in [&b"GET /v1/host HTTP/1.1\r\nHost: a\r\n\r\n"[..], &[0; 64]] {
+        let mut plain = TcpStream::connect(address).unwrap();
+        plain.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        let _ = plain.read_to_end(&mut answer);
+        assert!(!String::from_utf8_lossy(&answer).contains("200"), "{answer:?}");
+    }
+    let answer = exchange(identity.client_config(), address, &get).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn malformed_requests_are_refused_in_json() {
+    let world = World::of(&["a"]);
+    let address = address(&world, "a");
+    let identity = Identity::load(&world.path("a").join("keys")).unwrap();
+    let json = "Content-Type: application/json\r\n";
+    let large = format!("{{\"spec\":\"{}\"}}", "x".repeat(2 << 20));
+    for (method, path, headers, body, expected) in [
+        ("GET", "/", "", "", 404),
+        ("GET", "/v2/vms", "", "", 404),
+        ("GET", "/v1/vms/%ff", "", "", 400),
+        ("GET", "/v1/vms/..%2f..%2fx", "", "", 404),
+        ("GET", "/v1/vms/x", "", "", 404),
+        ("PUT", "/v1/vms", "", "", 405),
+        ("POST", "/v1/vms", "", "", 415),
+        ("POST", "/v1/vms", json, "", 400),
+        ("POST", "/v1/vms", json, "{", 400),
+        ("POST", "/v1/vms", json, "[]", 422),
+        ("POST", "/v1/vms", json, "{\"spec\":7}", 422),
+        ("POST", "/v1/vms", json, "{\"spec\":\"x\"}", 400),
+        ("POST", "/v1/vms", json, "{\"spec\":\"\",\"more\":1}", 422),
+        (
+            "POST",
+            "/v1/vms",
+            json,
+            "{\"spec\":\"name = \\\"../x\\\"\\nmemory = \\\"128M\\\"\\nkernel = \\\"/k\\\"\\n\"}",
+            400,
+        ),
+        ("POST", "/v1/vms", json, &large, 413),
+        ("POST", "/v1/vms/x/start", json, "{\"from_stale_disks\":1}", 404),
+        ("POST", "/v1/vms/x/ft/dance", "", "", 404),
+        ("GET", "/v1/vms/x/console", "", "", 404),
+        ("GET", "/v1/vms/x/boot/kernel", "", "", 404),
+        ("PUT", "/v1/secondaries/x", json, "{}", 422),
+        ("DELETE", "/v1/secondaries/..%2fx", json, "{\"remove_disks\":true}", 400),
+        ("DELETE", "/v1/secondaries/x", json, "{\"remove_disks\":1}", 422),
+        ("DELETE", "/v1/hosts/x", "", "", 404),
+        ("POST", "/v1/host/stop", "", "{\"with_vms\":7}", 422),
+    ] {
+        // A refusal of a large body may come while it is still being sent.
+        let answer = match exchange(identity.client_config(), address, &request(method, path, headers, body)) {
+            Err(_) if expected == 413 => continue,
+            answer => answer.unwrap(),
+        };
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{method} {path}: {answer}");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.to_lowercase().contains("content-type: application/json"), "{method} {path}: {head}");
+        let problem: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
+        assert!(!problem["error"].as_str().unwrap().is_empty(), "{method} {path}: {body}");
+    }
+    // What is not even HTTP ends the connection.
+    let answer = exchange(identity.client_config(), address, b"\x00\x01\x02\r\n\r\n").unwrap_or_default();
+    assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
+    assert_eq!(world.json("a", &["host", "list"]).as_array().unwrap().len(), 1, "the daemon is as before");
+}

@@ -1,0 +1,116 @@
+//! Daemons and the cluster store may go away: VMs and their protection do not depend on them.
+
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::metrics::scrape;
+use crate::support::HUNG;
+use crate::world::{VM, World, signal, state};
+
+#[test]
+fn a_killed_daemon_takes_nothing_with_it_and_the_next_one_finds_the_replicas() {
+    let mut world = World::of(&["a", "b", "c"]);
+    world.boot_redis("a");
+    let protected = world.json("a", &["ft", "on", VM, "--yes"]);
+    let client = Client::start(world.address());
+    client.wait_for_progress(10);
+    let secondary = protected["secondary"].as_str().unwrap().to_owned();
+    let third = if secondary == "b" { "c" } else { "b" };
+    world.kill_daemon("a");
+    world.kill_daemon(&secondary);
+    client.wait_for_progress(30);
+    let error = world.refused("a", &["ft", "status", VM]);
+    assert!(error.contains("twinvm host start"), "{error}");
+    world.start("a");
+    world.start(&secondary);
+    let adopted = world.wait_until_protected("a", "a");
+    for replica in 0..2 {
+        assert_eq!(adopted["replicas"][replica]["pid"], protected["replicas"][replica]["pid"]);
+    }
+    assert_eq!(adopted["generation"], protected["generation"], "the replicas were not left alone");
+    // The daemons care for replicas that they have not started: the secondary's end is seen, and another is found.
+    signal(world.replicas(&secondary)[0], "KILL");
+    let again = world.wait("a", "protection again", |status| {
+        state(status) == "protected" && status["generation"].as_u64() > adopted["generation"].as_u64()
+    });
+    assert_eq!(again["host"], "a");
+    client.wait_for_progress(10);
+
+    // A takeover needs no daemon at all.
+    let (next, rest) = match again["secondary"].as_str().unwrap() {
+        host if host == secondary => (secondary.as_str(), third),
+        _ => (third, secondary.as_str()),
+    };
+    world.kill_daemon(next);
+    world.kill_host("a");
+    client.wait_for_progress(30);
+    world.wait(rest, "the loss of the host to show", |status| status["host"] == next);
+    world.start(next);
+    let protected = world.wait_until_protected(rest, next);
+    assert_eq!(protected["secondary"], rest);
+    assert_eq!(client.stop().error, None);
+
+    // The guest's end is noted even if no daemon saw it.
+    world.done(rest, &["ft", "off", VM]);
+    world.kill_daemon(next);
+    world.power_off_by_replica(next);
+    world.wait_for_no_replica(next);
+    world.start(next);
+    let off = world.wait(rest, "the power to be off", |status| state(status) == "not-running");
+    assert_eq!(off["protection"]["detail"], "the plug was pulled");
+    let host = world.json(rest, &["host", "show", next]);
+    assert_eq!(host["memory_reserved_bytes"], 0);
+}
+
+#[test]
+fn a_host_is_stopped_with_or_without_its_vms() {
+    let mut world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    world.done("a", &["host", "stop"]);
+    world.wait_for_daemon_end("a");
+    assert_eq!((world.replicas("a").len(), world.replicas("b").len()), (1, 1));
+    let error = world.refused("b", &["vm", "stop", VM]);
+    assert!(error.contains("host a, which holds VM redis, is not alive") && error.contains("host start"), "{error}");
+    world.start("a");
+    world.wait_until_protected("b", "a");
+    world.done("b", &["host", "stop", "--with-vms"]);
+    world.wait_for_daemon_end("b");
+    assert_eq!((world.replicas("a").len(), world.replicas("b").len()), (1, 0));
+    let alone = world.wait("a", "the loss of the secondary", |status| state(status) == "need-secondary");
+    assert_eq!(alone["running"], true);
+    world.done("a", &["host", "stop", "--with-vms"]);
+    world.wait_for_daemon_end("a");
+    assert!(world.replicas("a").is_empty());
+    world.start("a");
+    let off = world.status("a");
+    assert_eq!((state(&off), &off["protection"]["detail"]), ("not-running", &"the guest powered off".into()));
+}
+
+#[test]
+fn without_the_store_commands_say_so_and_protection_stands() {
+    let world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    let before = world.json("a", &["ft", "on", VM, "--yes"]);
+    let client = Client::start(world.address());
+    client.wait_for_progress(10);
+    let connection = rusqlite::Connection::open(world.store()).unwrap();
+    connection.busy_timeout(HUNG).unwrap();
+    connection.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    for words in
+        [&["vm", "list"][..], &["ft", "status", VM], &["ft", "off", VM], &["host", "list"], &["vm", "stop", VM]]
+    {
+        let error = world.refused("a", words);
+        assert!(error.contains("cluster store unreachable") && error.contains("VMs go on"), "{words:?}: {error}");
+    }
+    let text = scrape(&world, "a");
+    assert!(text.contains("twinvm_store_reachable{host=\"a\"} 0"), "{text}");
+    assert!(text.contains("twinvm_lag_epochs{host=\"a\",role=\"primary\""), "{text}");
+    std::thread::sleep(Duration::from_secs(1));
+    client.wait_for_progress(30);
+    connection.execute_batch("ROLLBACK").unwrap();
+    drop(connection);
+    let after = world.wait("b", "the store to answer", |status| state(status) == "protected");
+    assert_eq!((&after["generation"], &after["host"]), (&before["generation"], &before["host"]));
+    assert_eq!(client.stop().error, None);
+}

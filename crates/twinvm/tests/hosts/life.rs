@@ -1,0 +1,177 @@
+//! The life of a VM, through every state that its protection can have.
+
+use std::fs;
+
+use crate::client::{Client, wait_for_service};
+use crate::console::Console;
+use crate::metrics::assert_every_figure_is_there;
+use crate::world::{VM, World, detail, reason, since, state};
+
+#[test]
+fn a_vm_goes_through_every_state_of_protection() {
+    let world = World::of(&["a", "b", "c"]);
+    let spec = world.spec(VM, "test-redis", false, world.address().port());
+    let created = world.json("a", &["vm", "create", spec.to_str().unwrap()]);
+    assert_eq!((created["running"].as_bool(), created["host"].as_str()), (Some(false), Some("a")));
+    let stopped = world.status("b");
+    assert_eq!((state(&stopped), stopped["ft"]["enabled"].as_bool()), ("not-running", Some(false)));
+    let error = world.refused("b", &["vm", "create", spec.to_str().unwrap()]);
+    assert!(error.contains("already") && error.contains("another name"), "{error}");
+    for words in [&["vm", "stop", VM][..], &["vm", "console", VM]] {
+        assert!(world.refused("b", words).contains("does not run"), "{words:?}");
+    }
+    assert!(world.refused("b", &["ft", "switchover", VM]).contains("twinvm ft on"));
+    assert!(world.refused("c", &["ft", "resume", VM]).contains("twinvm ft on"));
+
+    // Commands work on every host, whichever the VM is on.
+    let started = world.json("c", &["vm", "start", VM]);
+    assert_eq!((started["running"].as_bool(), started["host"].as_str()), (Some(true), Some("a")));
+    let disabled = world.status("b");
+    assert_eq!((state(&disabled), reason(&disabled)), ("disabled", ""));
+    assert!(since(&disabled) >= since(&stopped));
+    let error = world.refused("b", &["vm", "start", VM]);
+    assert!(error.contains("runs already") && error.contains("twinvm vm show"), "{error}");
+    assert!(world.refused("b", &["vm", "rm", VM, "--yes"]).contains("twinvm vm stop"));
+    wait_for_service(world.address());
+    let client = Client::start(world.address());
+
+    let text = world.done("b", &["ft", "on", VM, "--no-wait"]);
+    assert!(text.contains("256.00 MiB") && text.contains("vCPUs   1"), "{text}");
+    // Before it is protected it is starting, or needs a secondary that is being prepared.
+    let protected = world.wait("c", "protection", |status| {
+        assert!(["starting", "need-secondary", "protected"].contains(&state(status)), "{status:#}");
+        state(status) == "protected"
+    });
+    assert_eq!((reason(&protected), protected["ft"]["enabled"].as_bool()), ("", Some(true)));
+    assert!(since(&protected) >= since(&disabled));
+    let secondary = protected["secondary"].as_str().unwrap().to_owned();
+    assert_eq!(protected["replicas"][1]["host"], secondary.as_str());
+    assert_eq!(world.json("a", &["ft", "on", VM])["generation"], protected["generation"], "it was on already");
+    let hosts = world.json("b", &["host", "show", &secondary]);
+    assert_eq!((&hosts["secondaries"][0], &hosts["memory_reserved_bytes"]), (&VM.into(), &(256u64 << 20).into()));
+    client.wait_for_progress(30);
+    assert_every_figure_is_there(&world, "a", &secondary);
+
+    let suspended = world.json("b", &["ft", "suspend", VM]);
+    assert_eq!((state(&suspended), reason(&suspended), detail(&suspended)), ("disabled", "user-action", "suspended"));
+    world.wait_for_no_replica(&secondary);
+    assert!(world.vm_folder(&secondary).join("disk0.qcow2").exists());
+    let host = world.json("b", &["host", "show", &secondary]);
+    assert_eq!(host["memory_reserved_bytes"], 256u64 << 20, "a suspended secondary keeps its reservation");
+    for words in [&["ft", "switchover", VM][..], &["ft", "failover", VM], &["ft", "restart-secondary", VM]] {
+        assert!(world.refused("b", words).contains("twinvm ft resume"), "{words:?}");
+    }
+    let resumed = world.json("c", &["ft", "resume", VM]);
+    assert_eq!((state(&resumed), resumed["secondary"].as_str()), ("protected", Some(&*secondary)), "not the old copy");
+
+    let restarted = world.json("c", &["ft", "restart-secondary", VM]);
+    assert_eq!((state(&restarted), restarted["host"].as_str()), ("protected", Some("a")));
+    assert!(since(&restarted) > since(&resumed) && restarted["generation"].as_u64() > resumed["generation"].as_u64());
+    assert_ne!(restarted["replicas"][1]["pid"], resumed["replicas"][1]["pid"]);
+    client.wait_for_progress(30);
+
+    let moved = world.json("c", &["ft", "switchover", VM]);
+    let there = restarted["secondary"].as_str().unwrap();
+    assert_eq!(moved["host"].as_str(), Some(there));
+    assert_ne!(state(&moved), "disabled");
+    client.wait_for_progress(30);
+    let before = world.wait_until_protected("a", there);
+    let failed_over = world.json("a", &["ft", "failover", VM]);
+    assert_eq!(failed_over["host"], before["secondary"]);
+    client.wait_for_progress(30);
+    let now = failed_over["host"].as_str().unwrap();
+    let protected = world.wait_until_protected("b", now);
+    assert!(protected["replicas"][0]["figures"]["last_takeover"].is_object());
+    assert_eq!(client.stop().error, None);
+
+    let off = world.json("b", &["ft", "off", VM]);
+    assert_eq!((state(&off), reason(&off)), ("disabled", ""));
+    for host in ["a", "b", "c"].into_iter().filter(|host| *host != now) {
+        world.wait_for_no_replica(host);
+        let is_last = protected["secondary"] == host;
+        assert!(!world.vm_folder(host).exists(), "a copy is left on {host}, last secondary: {is_last}");
+    }
+    let hosts = world.json("b", &["host", "list"]);
+    let reserved: u64 =
+        hosts.as_array().unwrap().iter().map(|host| host["memory_reserved_bytes"].as_u64().unwrap()).sum();
+    assert_eq!(reserved, 256 << 20);
+
+    let stopped = world.json("a", &["vm", "stop", VM, "--force"]);
+    assert_eq!((state(&stopped), detail(&stopped)), ("not-running", "the plug was pulled"));
+    assert!(since(&stopped) > since(&off) && world.replicas(now).is_empty());
+    assert!(world.done("a", &["top", "--once"]).contains("VM not running"));
+    world.done("c", &["vm", "rm", VM, "--yes"]);
+    for host in ["a", "b", "c"] {
+        assert!(!world.vm_folder(host).exists(), "{host}");
+    }
+    let left: Vec<String> = world.all_processes().into_iter().map(|(_, what)| what).collect();
+    assert_eq!(left, ["host", "host", "host"], "processes are left");
+    assert!(fs::read_dir(world.path("ends")).unwrap().flatten().all(|entry| !entry.path().ends_with(".sock")));
+}
+
+#[test]
+fn a_protected_guest_may_reboot_and_power_off() {
+    let world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let mut console = Console::connect(&world, "b");
+    let before = world.status("b");
+    console.type_line("reboot -f");
+    let rebooted = world.wait("b", "protection after the reboot", |status| {
+        status["generation"].as_u64() > before["generation"].as_u64() && state(status) == "protected"
+    });
+    assert_eq!(rebooted["replicas"][0]["pid"], before["replicas"][0]["pid"]);
+    wait_for_service(world.address());
+    // It is protected for true: the guest that was rebooted goes on.
+    let client = Client::start(world.address());
+    client.wait_for_progress(10);
+    world.kill_replica("a");
+    client.wait_for_progress(10);
+    assert_eq!(client.stop().error, None);
+    world.wait_until_protected("a", "b");
+    drop(console);
+
+    let mut console = Console::connect(&world, "a");
+    console.type_line("poweroff -f");
+    let off = world.wait("a", "the power to be off", |status| state(status) == "not-running");
+    assert_eq!((detail(&off), off["running"].as_bool()), ("the guest powered off", Some(false)));
+    world.wait_for_no_replica("a");
+    world.wait_for_no_replica("b");
+    assert!(console.wait_for_end().contains("ended or moved"));
+    let reserved = world.json("a", &["host", "list"]);
+    assert!(reserved.as_array().unwrap().iter().all(|host| host["memory_reserved_bytes"] == 0), "{reserved:#}");
+    // Protection is still wanted: it comes with the VM.
+    world.done("a", &["vm", "start", VM]);
+    world.wait_until_protected("a", "b");
+    // By the power button: the guest shuts down.
+    wait_for_service(world.address());
+    world.done("a", &["vm", "stop", VM]);
+    let off = world.wait("a", "the guest to shut down", |status| state(status) == "not-running");
+    assert_eq!(detail(&off), "the guest powered off");
+}
+
+#[test]
+fn protection_can_be_turned_off_while_the_first_copy_is_under_way() {
+    let world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    let client = Client::start(world.address());
+    for round in 0..6u64 {
+        world.done("a", &["ft", "on", VM, "--yes", "--no-wait"]);
+        // At another moment each time: of planning, preparing, copying.
+        std::thread::sleep(std::time::Duration::from_millis(round * 70));
+        let off = world.json("b", &["ft", "off", VM]);
+        assert_eq!(state(&off), "disabled");
+        // Whatever was under way ends, and takes the copy with it.
+        let deadline = std::time::Instant::now() + crate::support::HUNG;
+        while world.vm_folder("b").exists() || !world.replicas("b").is_empty() {
+            assert!(std::time::Instant::now() < deadline, "round {round}: a copy is left\n{}", world.logs());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert_eq!(state(&world.status("a")), "disabled");
+        let host = world.json("a", &["host", "show", "b"]);
+        assert_eq!(host["memory_reserved_bytes"], 0, "round {round}");
+    }
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    client.wait_for_progress(10);
+    assert_eq!(client.stop().error, None);
+}

@@ -1,0 +1,16 @@
+//! Hosts with daemons, as administrators use them: every test goes by the commands of the program, with real guests.
+
+mod api;
+#[allow(dead_code, reason = "the clock is for other tests")]
+#[path = "../mirror/client.rs"]
+mod client;
+mod commands;
+mod console;
+mod daemons;
+mod disks;
+mod life;
+mod metrics;
+mod placement;
+#[path = "../support/mod.rs"]
+mod support;
+mod world;

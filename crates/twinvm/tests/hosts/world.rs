@@ -1,0 +1,391 @@
+//! Hosts of one cluster on this machine.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use storage::image::ImageSpec;
+use tempfile::TempDir;
+
+use crate::client::wait_for_service;
+use crate::support::HUNG;
+use crate::support::guest::{free_port, image_of, images_dir};
+
+/// The VM of most tests.
+pub const VM: &str = "redis";
+
+/// The hosts; all their processes end when this is dropped.
+pub struct World {
+    folder: TempDir,
+    daemons: BTreeMap<String, Child>,
+    port: u16,
+}
+
+/// What a command came to.
+pub struct Outcome {
+    pub success: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl World {
+    /// No hosts yet.
+    pub fn empty() -> Self {
+        // Processes are found by this path.
+        let folder = tempfile::Builder::new().prefix("twinvm-hosts-").tempdir().unwrap();
+        fs::create_dir(folder.path().join("run")).unwrap();
+        Self { folder, daemons: BTreeMap::new(), port: free_port() }
+    }
+
+    /// Hosts that run. Where silence is not tested, it is given so much time that a loaded machine does not look like a dead
+    /// host.
+    pub fn of(hosts: &[&str]) -> Self {
+        Self::with_settings(hosts, |_, text| text)
+    }
+
+    /// The same, with changes to each `host.toml`.
+    pub fn with_settings(hosts: &[&str], change: impl Fn(&str, String) -> String) -> Self {
+        let mut world = Self::empty();
+        for host in hosts {
+            world.make(host, *host == hosts[0], hosts[0], &change);
+        }
+        for host in hosts {
+            world.launch(host);
+        }
+        for host in hosts {
+            world.wait_for_daemon(host);
+        }
+        world
+    }
+
+    /// One more host, by the keys of host `a`.
+    pub fn add_host(&mut self, host: &str, change: impl Fn(&str, String) -> String) {
+        self.make(host, false, "a", &change);
+        self.start(host);
+    }
+
+    fn make(&self, host: &str, is_first: bool, first: &str, change: &impl Fn(&str, String) -> String) {
+        self.init(host, is_first, first);
+        let path = self.path(host).join("host.toml");
+        let text = fs::read_to_string(&path).unwrap().replace("suspicion_ms = 100", "suspicion_ms = 2000");
+        fs::write(&path, change(host, text)).unwrap();
+    }
+
+    fn init(&self, host: &str, is_first: bool, first: &str) {
+        let common = ["host", "init", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+        if is_first {
+            let store = self.store();
+            let own = ["--new-cluster", "--name", host, "--store", store.to_str().unwrap()];
+            self.done(host, &[&common[..], &own].concat());
+        } else {
+            let bundle = self.path(&format!("{host}.bundle"));
+            let bundle = bundle.to_str().unwrap();
+            self.done(first, &["host", "issue", host, "--out", bundle]);
+            self.done(host, &[&common[..], &["--bundle", bundle]].concat());
+        }
+    }
+
+    /// A path in the folder of this world; a host's folder is that with its name.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The cluster store.
+    pub fn store(&self) -> PathBuf {
+        self.path("cluster.db")
+    }
+
+    /// The folder of a VM on a host.
+    pub fn vm_folder(&self, host: &str) -> PathBuf {
+        self.path(host).join("vms").join(VM)
+    }
+
+    /// Starts a daemon.
+    pub fn launch(&mut self, host: &str) {
+        let log = File::options().append(true).create(true).open(self.path(&format!("{host}.log"))).unwrap();
+        let child = self
+            .command(host, &["host", "start"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        self.daemons.insert(host.to_owned(), child);
+    }
+
+    /// Waits until a daemon that was launched answers.
+    pub fn wait_for_daemon(&mut self, host: &str) {
+        let deadline = Instant::now() + HUNG;
+        loop {
+            let daemon = self.daemons.get_mut(host).unwrap();
+            let ended = daemon.try_wait().unwrap();
+            assert!(ended.is_none(), "the daemon of {host} has ended: {ended:?}\n{}", self.logs());
+            let addresses = fs::read_to_string(self.path(host).join("daemon.json")).unwrap_or_default();
+            let pid = self.daemons[host].id();
+            // The file that a killed daemon has left names another process.
+            if addresses.contains(&format!("\"pid\":{pid},")) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the daemon of {host} does not answer\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts a daemon that answers.
+    pub fn start(&mut self, host: &str) {
+        self.launch(host);
+        self.wait_for_daemon(host);
+    }
+
+    /// Kills a daemon; its replicas go on.
+    pub fn kill_daemon(&mut self, host: &str) {
+        let mut daemon = self.daemons.remove(host).unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    /// Waits for a daemon to end by itself.
+    pub fn wait_for_daemon_end(&mut self, host: &str) {
+        let mut daemon = self.daemons.remove(host).unwrap();
+        let deadline = Instant::now() + HUNG;
+        while daemon.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the daemon of {host} does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// As when a host loses power: its daemon and its replicas are gone at once. The network is not the host's.
+    pub fn kill_host(&mut self, host: &str) {
+        let folder = self.path(host);
+        for (pid, _) in processes(&folder).iter().filter(|(_, what)| what != "net-end") {
+            signal(*pid, "KILL");
+        }
+        self.daemons.remove(host).unwrap().wait().unwrap();
+        self.wait_for_no_replica(host);
+    }
+
+    /// Kills the only replica on a host, and not its daemon.
+    pub fn kill_replica(&self, host: &str) {
+        let replicas = self.replicas(host);
+        assert_eq!(replicas.len(), 1);
+        signal(replicas[0], "KILL");
+    }
+
+    /// Pulls the plug of the VM on a host whose daemon is away.
+    pub fn power_off_by_replica(&self, host: &str) {
+        let socket = UnixStream::connect(self.vm_folder(host).join("replica.sock")).unwrap();
+        (&socket).write_all(b"{\"request\":\"stop\",\"force\":true}\n").unwrap();
+        let mut answer = String::new();
+        BufReader::new(&socket).read_line(&mut answer).unwrap();
+        assert!(answer.contains("done"), "{answer}");
+    }
+
+    /// The replica processes on a host.
+    pub fn replicas(&self, host: &str) -> Vec<u32> {
+        let processes = processes(&self.path(host));
+        processes.into_iter().filter(|(_, what)| what == "replica").map(|(pid, _)| pid).collect()
+    }
+
+    /// Waits until no replica runs on a host.
+    pub fn wait_for_no_replica(&self, host: &str) {
+        let deadline = Instant::now() + HUNG;
+        while !self.replicas(host).is_empty() {
+            assert!(Instant::now() < deadline, "a replica goes on on {host}\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// All processes of the world but this one.
+    pub fn all_processes(&self) -> Vec<(u32, String)> {
+        processes(self.folder.path())
+    }
+
+    fn command(&self, host: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twinvm"));
+        command
+            .args(words)
+            .env("TWINVM_HOST_DIR", self.path(host))
+            .env("TWINVM_HOME", images_dir().parent().unwrap())
+            .env("XDG_RUNTIME_DIR", self.path("run"))
+            .current_dir(self.folder.path());
+        command
+    }
+
+    /// A command that goes on, with its streams piped.
+    pub fn spawn(&self, host: &str, words: &[&str]) -> Child {
+        let mut command = self.command(host, words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Carries out a command on a host.
+    pub fn run(&self, host: &str, words: &[&str]) -> Outcome {
+        let output = self.command(host, words).stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Outcome { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// What a command says that must succeed.
+    pub fn done(&self, host: &str, words: &[&str]) -> String {
+        let outcome = self.run(host, words);
+        assert!(outcome.success, "{words:?} on {host}: {}{}\n{}", outcome.stdout, outcome.stderr, self.logs());
+        outcome.stdout
+    }
+
+    /// The same with `--json`.
+    pub fn json(&self, host: &str, words: &[&str]) -> Value {
+        let text = self.done(host, &[words, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words:?}: {error}: {text}"))
+    }
+
+    /// Why a command fails that must: one line, on standard error.
+    pub fn refused(&self, host: &str, words: &[&str]) -> String {
+        let Outcome { success, stdout, stderr } = self.run(host, words);
+        assert!(!success, "{words:?} succeeded: {stdout}");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{words:?}: {stderr}");
+        stderr
+    }
+
+    /// Creates a VM with a Redis that answers on [`Self::address`], and starts it.
+    pub fn boot_redis(&self, host: &str) {
+        self.create(host, VM, "test-redis", false);
+        self.done(host, &["vm", "start", VM]);
+        wait_for_service(self.address());
+    }
+
+    /// Creates a VM.
+    pub fn create(&self, host: &str, name: &str, image: &str, redis_append_only: bool) {
+        let spec = self.spec(name, image, redis_append_only, self.port);
+        self.done(host, &["vm", "create", spec.to_str().unwrap()]);
+    }
+
+    /// The file of a VM's spec.
+    pub fn spec(&self, name: &str, image: &str, redis_append_only: bool, port: u16) -> PathBuf {
+        image_of(&ImageSpec { packages: vec!["redis-server".to_owned()], redis_append_only, ..ImageSpec::new(image) });
+        let path = self.path(&format!("{name}.toml"));
+        let text = format!(
+            "name = \"{name}\"\nmemory = \"256M\"\nengine = \"soft\"\nimage = \"{image}\"\n[[disk]]\npath = \
+             \"{name}.qcow2\"\nformat = \"qcow2\"\nbase_image = \"{image}\"\n[[network]]\nmode = \"user\"\nforward = \
+             [\"tcp:127.0.0.1:{port}-:6379\"]\n"
+        );
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Where the guest's Redis answers.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// What `ft status` says on a host.
+    pub fn status(&self, host: &str) -> Value {
+        self.json(host, &["ft", "status", VM])
+    }
+
+    /// Waits for a status that `fits`, asking on `host`.
+    pub fn wait(&self, host: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + HUNG;
+        loop {
+            let status = self.status(host);
+            if fits(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "waited for {what} on {host}: {status:#}\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    /// Waits until the VM is protected by a primary on `primary`.
+    pub fn wait_until_protected(&self, host: &str, primary: &str) -> Value {
+        self.wait(host, "protection", |status| status["host"] == primary && state(status) == "protected")
+    }
+
+    /// What all daemons and replicas have logged.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for host in ["a", "b", "c"] {
+            for path in [self.path(&format!("{host}.log")), self.vm_folder(host).join("replica.log")] {
+                if let Ok(log) = fs::read_to_string(&path) {
+                    text.push_str(&format!("--- {}\n{log}", path.display()));
+                }
+            }
+        }
+        text
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for (pid, _) in processes(self.folder.path()) {
+            signal(pid, "KILL");
+        }
+        for daemon in self.daemons.values_mut() {
+            let _ = daemon.wait();
+        }
+    }
+}
+
+/// The state of protection.
+pub fn state(view: &Value) -> &str {
+    view["protection"]["state"].as_str().unwrap()
+}
+
+/// The reason for it.
+pub fn reason(view: &Value) -> &str {
+    view["protection"]["reason"].as_str().unwrap_or_default()
+}
+
+/// What more is said about it.
+pub fn detail(view: &Value) -> &str {
+    view["protection"]["detail"].as_str().unwrap_or_default()
+}
+
+/// Since when it is so, in ms since 1970.
+pub fn since(view: &Value) -> u64 {
+    view["protection"]["since_unix_ms"].as_u64().unwrap()
+}
+
+/// Sends a signal to a process of the world.
+pub fn signal(pid: u32, name: &str) {
+    // It may have ended by itself.
+    let _ = Command::new("kill").args([format!("-{name}"), pid.to_string()]).stderr(Stdio::null()).status().unwrap();
+}
+
+/// Processes of this program that work in a folder, and what they do.
+fn processes(folder: &Path) -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
+        let words: Vec<&[u8]> = command_line.split(|&byte| byte == 0).collect();
+        let in_folder = |word: &&[u8]| {
+            let word: &OsStr = std::os::unix::ffi::OsStrExt::from_bytes(word);
+            Path::new(word).starts_with(folder)
+        };
+        let is_here = words.iter().any(in_folder) || environment_names(entry.path(), folder);
+        if words[0] == env!("CARGO_BIN_EXE_twinvm").as_bytes() && is_here {
+            found.push((pid, String::from_utf8_lossy(words.get(1).unwrap_or(&&b""[..])).into_owned()));
+        }
+    }
+    found
+}
+
+/// A daemon is told its folder by its environment.
+fn environment_names(process: PathBuf, folder: &Path) -> bool {
+    let Ok(environment) = fs::read(process.join("environ")) else { return false };
+    let prefix = b"TWINVM_HOST_DIR=";
+    environment.split(|&byte| byte == 0).any(|variable| {
+        variable.strip_prefix(prefix).is_some_and(|value| {
+            let value: &OsStr = std::os::unix::ffi::OsStrExt::from_bytes(value);
+            Path::new(value).starts_with(folder)
+        })
+    })
+}
