@@ -37,6 +37,9 @@ pub enum DiskSyncError {
     /// The system gives no thread to write the disks.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
+    /// The thread that writes the disks panicked: what they hold is not known.
+    #[error("the thread that writes the disks has failed")]
+    ThreadFailed,
 }
 
 impl DiskSyncError {

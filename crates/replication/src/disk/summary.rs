@@ -12,6 +12,7 @@
 //! Blocks come in order. Those that are left out show the base.
 
 use std::collections::VecDeque;
+use std::mem;
 
 use storage::disk::BaseIdentity;
 
@@ -169,13 +170,24 @@ impl KnownBlocks {
     }
 }
 
-/// Puts a [`DiskSummary`] together from its pieces, on the primary. What it keeps is bounded by the size of the disks.
+/// Puts a [`DiskSummary`] together from its pieces, on the primary.
+///
+/// Whatever the secondary sends, what is kept is bounded by the size of the disks (about 100 bytes for each block), and so is the
+/// number of pieces that are accepted, as each must tell of a further block.
 pub struct SummaryReader {
     own: Vec<DiskDescription>,
-    /// Present once the descriptions have come.
-    disks: Option<Vec<SummaryOfDisk>>,
+    state: ReaderState,
     /// Disk and block from which on the next record must be.
     next: (u32, u64),
+}
+
+enum ReaderState {
+    /// The descriptions are to come.
+    Beginning,
+    /// Blocks are to come.
+    Described(Vec<SummaryOfDisk>),
+    /// The end has come, or an error.
+    Over,
 }
 
 impl SummaryReader {
@@ -184,34 +196,36 @@ impl SummaryReader {
     /// # Errors
     /// Those of [`DiskSet::describe`].
     pub fn new(disks: &DiskSet) -> Result<Self, DiskSyncError> {
-        Ok(Self { own: disks.describe()?, disks: None, next: (0, 0) })
+        Ok(Self { own: disks.describe()?, state: ReaderState::Beginning, next: (0, 0) })
     }
 
-    /// Takes the next piece; returns the summary with the last one.
+    /// Takes the next piece; returns the summary with the last one. After that, and after an error, all pieces are refused.
     ///
     /// # Errors
     /// [`DiskSyncError::Malformed`], [`DiskSyncError::Refused`]; [`DiskSyncError::Different`] if the secondary's disks cannot become
     /// copies of these.
     pub fn push(&mut self, piece: &[u8]) -> Result<Option<DiskSummary>, DiskSyncError> {
+        // It stays like this after an error.
+        let state = mem::replace(&mut self.state, ReaderState::Over);
         if piece.len() > SUMMARY_PIECE_BYTES_MAX {
             return Err(DiskSyncError::Malformed("the piece is too long"));
         }
+        if piece.is_empty() {
+            return Err(DiskSyncError::Malformed("a piece of nothing"));
+        }
         let mut rest = piece;
+        let mut disks = match state {
+            ReaderState::Beginning => self.descriptions(&mut rest)?,
+            ReaderState::Described(disks) => disks,
+            ReaderState::Over => return Err(DiskSyncError::Malformed("something after the end")),
+        };
         while !rest.is_empty() {
             let [kind] = array(&mut rest)?;
-            if kind == DESCRIPTIONS && self.disks.is_none() {
-                let length = u32::from_le_bytes(array(&mut rest)?);
-                self.descriptions(bytes(&mut rest, length as usize)?)?;
-                continue;
-            }
-            let Some(disks) = &mut self.disks else {
-                return Err(DiskSyncError::Malformed("no descriptions at the beginning"));
-            };
             if kind == END {
                 if !rest.is_empty() {
                     return Err(DiskSyncError::Malformed("something after the end"));
                 }
-                return Ok(self.disks.take().map(|disks| DiskSummary { disks }));
+                return Ok(Some(DiskSummary { disks }));
             }
             let number = u32::from_le_bytes(array(&mut rest)?);
             let first = u64::from_le_bytes(array(&mut rest)?);
@@ -249,10 +263,16 @@ impl SummaryReader {
                 (_, known) => disk.known.push(known),
             }
         }
+        self.state = ReaderState::Described(disks);
         Ok(None)
     }
 
-    fn descriptions(&mut self, serialized: &[u8]) -> Result<(), DiskSyncError> {
+    fn descriptions(&self, rest: &mut &[u8]) -> Result<Vec<SummaryOfDisk>, DiskSyncError> {
+        if array(rest)? != [DESCRIPTIONS] {
+            return Err(DiskSyncError::Malformed("no descriptions at the beginning"));
+        }
+        let length = u32::from_le_bytes(array(rest)?);
+        let serialized = bytes(rest, length as usize)?;
         let theirs: Vec<DiskDescription> = postcard::from_bytes(serialized)
             .map_err(|_| DiskSyncError::Malformed("descriptions that cannot be read"))?;
         check_compatible(&self.own, &theirs)?;
@@ -260,8 +280,7 @@ impl SummaryReader {
             common_base: (here.base == there.base).then_some(here.base),
             known: Vec::new(),
         };
-        self.disks = Some(self.own.iter().zip(&theirs).map(summary).collect());
-        Ok(())
+        Ok(self.own.iter().zip(&theirs).map(summary).collect())
     }
 }
 

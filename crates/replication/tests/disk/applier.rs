@@ -28,6 +28,17 @@ fn committed_changes_are_applied_in_order() {
     pair.assert_equal();
 }
 
+/// A primary whose guest writes nothing makes checkpoints all the same.
+#[test]
+fn batches_of_nothing_take_no_room() {
+    let pair = Pair::new(Images::Raw);
+    let applier = DiskApplier::start(pair.secondary.clone(), 1).unwrap();
+    applier.push(batch(1));
+    (0..10_000).for_each(|_| applier.push(Vec::new()));
+    applier.drain().unwrap();
+    assert_eq!((applier.applied(), applier.queued_bytes()), (1, 0));
+}
+
 #[test]
 fn a_full_queue_makes_the_caller_wait() {
     let pair = Pair::new(Images::Raw);

@@ -2,12 +2,12 @@
 
 use proptest::prelude::*;
 use replication::disk::{
-    DiskOp, DiskSet, DiskSyncError, DiskWrite, PIECE_BYTES_MAX, SummaryReader, SummaryWriter, WRITE_BYTES_MAX,
-    decode_writes, encode_writes,
+    BLOCK_BYTES, DiskCopy, DiskOp, DiskSet, DiskSyncError, DiskWrite, PIECE_BYTES_MAX, SUMMARY_PIECE_BYTES_MAX,
+    SummaryReader, SummaryWriter, WRITE_BYTES_MAX, decode_writes, encode_writes,
 };
 use storage::disk::{DiskFormat, create_raw};
 
-use crate::pair::{Images, Pair, SIZE, Step, open, open_read_only, perform_all};
+use crate::pair::{Images, Pair, SIZE, Step, copy_all, open, open_read_only, perform_all, steps, whole};
 
 fn op() -> impl Strategy<Value = DiskOp> {
     let range = (0..SIZE, 1..200_000_u64).prop_map(|(offset, length)| (offset, length.min(SIZE - offset)));
@@ -64,6 +64,69 @@ proptest! {
         prop_assert_eq!(decoded, writes);
     }
 
+    /// A peer need not keep to sectors; and what a change leaves behind must not depend on how the image is stored.
+    #[test]
+    fn whatever_fits_a_disk_leaves_the_same_on_each_kind_of_image(writes in writes()) {
+        let mut expected = vec![0_u8; SIZE as usize];
+        for write in &writes {
+            let (offset, content) = match &write.op {
+                DiskOp::Write { offset, data } => (*offset, data.clone()),
+                DiskOp::Discard { offset, length } | DiskOp::WriteZeroes { offset, length, .. } => {
+                    (*offset, vec![0; *length as usize])
+                }
+                _ => continue,
+            };
+            expected[offset as usize..][..content.len()].copy_from_slice(&content);
+        }
+        let pair = Pair::new(Images::RawToQcow2);
+        for disks in [&pair.primary, &pair.secondary] {
+            encode_writes(&writes, |piece| disks.apply_block_piece(piece).unwrap());
+            prop_assert!(whole(&mut *disks.backends()[0]) == expected);
+        }
+    }
+
+    /// Spans of whatever length and in whatever pieces. What a summary says of zeros is true here; its digests fit nothing.
+    #[test]
+    fn a_summary_of_whatever_shape_leads_to_equal_disks(
+        images in prop_oneof![
+            Just(Images::Raw),
+            Just(Images::Qcow2),
+            Just(Images::Overlays),
+            Just(Images::OverlaysOfDifferentBases),
+        ],
+        steps in steps(),
+        spans in prop::collection::vec((0..4_u64, 1..6_u64, any::<bool>(), any::<bool>()), 0..12),
+    ) {
+        let pair = Pair::new(images);
+        perform_all(&pair.primary, &steps);
+        let shows_zeros = matches!(images, Images::Raw | Images::Qcow2);
+        let (mut piece, mut next) = (descriptions(&summary_pieces(&pair)[0]).to_vec(), 0);
+        let mut reader = SummaryReader::new(&pair.primary).unwrap();
+        for (gap, count, is_zeros, ends_piece) in spans {
+            let first = next + gap;
+            next = first + count;
+            if next > SIZE.div_ceil(BLOCK_BYTES) {
+                break;
+            }
+            if is_zeros && shows_zeros {
+                piece.extend(record(2, 0, &[first.to_le_bytes(), count.to_le_bytes()].concat()));
+            } else {
+                let digests = vec![0xa5; count as usize * 32];
+                let head = [&first.to_le_bytes()[..], &(count as u32).to_le_bytes()].concat();
+                piece.extend(record(1, 0, &[head, digests].concat()));
+            }
+            if ends_piece {
+                prop_assert!(reader.push(&piece).unwrap().is_none());
+                piece.clear();
+            }
+        }
+        piece.push(3);
+        let summary = reader.push(&piece).unwrap().unwrap();
+        let mut copy = DiskCopy::new(&pair.primary, summary).unwrap();
+        copy_all(&mut copy, &pair.secondary);
+        pair.assert_equal();
+    }
+
     #[test]
     fn garbage_is_an_error_and_takes_no_memory(
         writes in writes(),
@@ -105,6 +168,12 @@ proptest! {
             _ = reader.push(&piece);
         }
     }
+}
+
+/// The record that a summary begins with.
+fn descriptions(first_piece: &[u8]) -> &[u8] {
+    let length = u32::from_le_bytes(first_piece[1..5].try_into().unwrap());
+    &first_piece[..5 + length as usize]
 }
 
 fn record(kind: u8, disk: u32, rest: &[u8]) -> Vec<u8> {
@@ -161,13 +230,16 @@ fn summaries_that_do_not_fit_the_disks_are_refused() {
     let pair = Pair::new(Images::Raw);
     let pieces = summary_pieces(&pair);
     let [whole] = &pieces[..] else { panic!("more than a piece for an empty disk") };
-    let descriptions = &whole[..whole.len() - 1];
+    let descriptions = descriptions(whole);
     let span = |kind: u8, disk: u32, first: u64, count: u64| {
         record(kind, disk, &[first.to_le_bytes(), count.to_le_bytes()].concat())
     };
     let blocks = SIZE.div_ceil(65536);
     let push = |piece: &[u8]| SummaryReader::new(&pair.primary).unwrap().push(piece);
     assert!(matches!(push(whole), Ok(Some(_))));
+    let mut over = SummaryReader::new(&pair.primary).unwrap();
+    assert!(matches!(over.push(whole), Ok(Some(_))));
+    assert!(matches!(over.push(whole), Err(DiskSyncError::Malformed(_))));
     assert!(matches!(push(&[descriptions, &span(2, 0, 0, blocks), &[3]].concat()), Ok(Some(_))));
     for (why, piece) in [
         ("no descriptions", vec![3]),
@@ -181,7 +253,15 @@ fn summaries_that_do_not_fit_the_disks_are_refused() {
         ("digests without end", [descriptions, &record(1, 0, &[0xff; 12])[..]].concat()),
         ("something after the end", [&whole[..], &[3]].concat()),
         ("an unknown kind", [descriptions, &span(7, 0, 0, 1)].concat()),
+        ("more descriptions than there are bytes", vec![0, 0xff, 0xff, 0xff, 0xff]),
+        ("more disks than there are bytes", [&[0, 5, 0, 0, 0][..], &[0xff, 0xff, 0xff, 0xff, 0x0f]].concat()),
+        ("a piece that is too long", [descriptions, &vec![3; SUMMARY_PIECE_BYTES_MAX]].concat()),
+        // Endless, if it were accepted.
+        ("a piece of nothing", Vec::new()),
     ] {
-        assert!(push(&piece).is_err(), "{why}");
+        let mut reader = SummaryReader::new(&pair.primary).unwrap();
+        assert!(reader.push(&piece).is_err(), "{why}");
+        // What has failed does not begin anew.
+        assert!(reader.push(whole).is_err(), "{why}");
     }
 }
