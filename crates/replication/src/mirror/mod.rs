@@ -24,6 +24,7 @@ mod progress;
 mod secondary;
 mod sender;
 mod session;
+mod slowness;
 mod staging;
 mod trigger;
 

@@ -19,7 +19,7 @@ pub struct MirrorOptions {
     pub log_bytes_max: u64,
     /// Memory for the last sent versions of pages, in bytes.
     pub cache_bytes_max: u64,
-    /// A secondary for which the guest had to wait so long at a stretch is given up.
+    /// A secondary for which the guest has had to wait half of its time or more for so long is given up.
     pub too_slow_after: Duration,
 }
 

@@ -18,6 +18,7 @@ use super::figures::{Figures, Meter};
 use super::pause_queue::{PauseQueue, VmStopped};
 use super::progress::{Phase, Progress};
 use super::session::Session;
+use super::slowness::Slowness;
 use super::trigger::{Decision, EpochBounds, Load, Trigger};
 use super::{MirrorOptions, RETRY_INTERVAL};
 use crate::disk::DiskSet;
@@ -109,6 +110,7 @@ pub(super) struct Shared {
     pub pause: PauseQueue,
     pub meter: Meter,
     buffers: Mutex<Vec<CapturedPages>>,
+    slowness: Mutex<Slowness>,
     next_session: AtomicU64,
 }
 
@@ -152,6 +154,7 @@ impl Primary {
             pause: PauseQueue::new(),
             meter: Meter::default(),
             buffers: Mutex::default(),
+            slowness: Mutex::default(),
             next_session: AtomicU64::new(1),
         };
         Self { shared: Arc::new(shared) }
@@ -329,11 +332,12 @@ impl Shared {
                     break;
                 }
                 Decision::Wait => {
-                    let since = *waiting_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > self.options.too_slow_after {
+                    let from = Instant::now();
+                    waiting_since.get_or_insert(from);
+                    drop(self.wait(self.core()));
+                    if self.slowness().waited(from, Instant::now(), self.options.too_slow_after) {
                         self.event(Some(session.id), Event::DropSecondary { reason: DropReason::TooSlow });
                     }
-                    drop(self.wait(self.core()));
                 }
             }
         }
@@ -345,6 +349,10 @@ impl Shared {
 
     fn wait<'a>(&self, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         self.changed.wait_timeout(core, WAIT_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn slowness(&self) -> MutexGuard<'_, Slowness> {
+        self.slowness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn load(&self) -> Load {
@@ -393,6 +401,7 @@ impl Shared {
     pub fn begin_mirroring(self: &Arc<Self>, vm: &mut Vm, session: &Arc<Session>) -> Result<(), VmError> {
         self.event(Some(session.id), Event::SyncFinished { secondary: session.secondary.clone() });
         self.meter.reset();
+        *self.slowness() = Slowness::default();
         session.mirror().mirroring = true;
         session.mirror().epoch_since = Some(Instant::now());
         session.progress().phase = Phase::FirstCheckpoint;

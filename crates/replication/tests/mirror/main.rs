@@ -4,9 +4,10 @@
 #[allow(dead_code)]
 mod guest;
 
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use replication::gate::OutputGate;
 use replication::mirror::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryParts, TakenOver, Trigger,
 };
-use replication::protocol::{Arbiter, Claim, Generation, Replica, ReplicaId, Unreachable, Verdict};
+use replication::protocol::{Arbiter, Claim, DropReason, Generation, Reason, Replica, ReplicaId, Unreachable, Verdict};
 
 /// Longer than anything takes.
 const HUNG: Duration = Duration::from_secs(120);
@@ -86,6 +87,20 @@ impl Arbiter for Reach {
 struct Cable {
     address: SocketAddr,
     sockets: Arc<Mutex<Vec<TcpStream>>>,
+    /// Time that each KiB takes, in microseconds.
+    us_per_kib: Arc<AtomicU64>,
+}
+
+/// Passes on what comes, until the cable is cut.
+fn carry(mut from: TcpStream, mut to: TcpStream, us_per_kib: &AtomicU64) {
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        let us = us_per_kib.load(Ordering::Acquire) * read as u64 / 1024;
+        thread::sleep(Duration::from_micros(us));
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
 }
 
 impl Cable {
@@ -93,7 +108,8 @@ impl Cable {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let sockets = Arc::<Mutex<Vec<TcpStream>>>::default();
-        let cable = Self { address, sockets: sockets.clone() };
+        let cable = Self { address, sockets: sockets.clone(), us_per_kib: Arc::default() };
+        let us_per_kib = cable.us_per_kib.clone();
         thread::spawn(move || {
             let (near, _) = listener.accept().unwrap();
             let far = TcpStream::connect(target).unwrap();
@@ -101,9 +117,9 @@ impl Cable {
                 socket.set_nodelay(true).unwrap();
                 sockets.lock().unwrap().push(socket.try_clone().unwrap());
             }
-            for (mut from, mut to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
-                // It ends when the cable is cut.
-                thread::spawn(move || std::io::copy(&mut from, &mut to));
+            for (from, to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
+                let us_per_kib = us_per_kib.clone();
+                thread::spawn(move || carry(from, to, &us_per_kib));
             }
         });
         cable
@@ -122,6 +138,13 @@ struct Leader {
     primary: Primary,
     lost: Arc<AtomicBool>,
     thread: JoinHandle<(PrimaryEnd, Vm)>,
+}
+
+/// A host that holds the guest.
+struct Follower {
+    host: &'static str,
+    cable: Cable,
+    thread: JoinHandle<SecondaryEnd>,
 }
 
 struct World {
@@ -151,6 +174,7 @@ impl World {
         MirrorOptions {
             suspicion: SUSPICION,
             epoch_length_max: Duration::from_millis(10),
+            too_slow_after: Duration::from_secs(2),
             ..MirrorOptions::new(ReplicaId::new(host))
         }
     }
@@ -187,8 +211,8 @@ impl World {
         self.lead(HOSTS[0], Replica::primary(ReplicaId::new(HOSTS[0]), claim), 0, vm)
     }
 
-    /// Protects the guest by a secondary on `host` until it holds some checkpoints, then loses the primary's host.
-    fn fail_over(&self, leader: Leader, host: &'static str) -> Leader {
+    /// Protects the guest by a secondary on `host`, until that holds some checkpoints.
+    fn protect(&self, leader: &Leader, host: &'static str) -> Follower {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &self.identity(host)).unwrap();
         let cable = Cable::to(listener.local_addr().unwrap());
         let secondary = Secondary::new(SecondaryParts {
@@ -202,22 +226,28 @@ impl World {
         })
         .unwrap();
         let handle = secondary.handle();
-        let following = thread::spawn(move || secondary.run());
+        let thread = thread::spawn(move || secondary.run());
         leader.primary.protect(ReplicaId::new(host), cable.address, &self.identity(leader.host)).unwrap();
         let wanted = leader.primary.status().figures.epoch + 5;
         wait("checkpoints", || {
             leader.primary.status().protocol.is_protected()
                 && handle.status().epoch.is_some_and(|epoch| epoch >= wanted)
         });
+        Follower { host, cable, thread }
+    }
+
+    /// Protects the guest, then loses the primary's host.
+    fn fail_over(&self, leader: Leader, host: &'static str) -> Leader {
+        let follower = self.protect(&leader, host);
         leader.lost.store(true, Ordering::Release);
-        cable.cut();
-        let SecondaryEnd::TakenOver(taken) = following.join().unwrap() else { panic!("it did not take over") };
+        follower.cable.cut();
+        let SecondaryEnd::TakenOver(taken) = follower.thread.join().unwrap() else { panic!("it did not take over") };
         leader.primary.pull_the_plug();
         let (end, _) = leader.thread.join().unwrap();
         assert!(matches!(end, PrimaryEnd::PlugPulled | PrimaryEnd::Stopped(_)), "{end:?}");
         let TakenOver { replica, epoch, ram, state, .. } = *taken;
         let vm = guest::restore(&ram, state, self.engine, 1, &self.console);
-        self.lead(host, replica, epoch, vm)
+        self.lead(follower.host, replica, epoch, vm)
     }
 }
 
@@ -241,4 +271,30 @@ fn a_guest_that_loses_three_primaries_computes_the_same() {
         assert!(matches!(end, PrimaryEnd::Reset), "{engine}: {end:?}");
         assert_eq!(guest::result(&vm), guest::expected(rounds(engine)), "{engine}");
     }
+}
+
+/// The link carries less than the guest writes: the guest is slowed down, nothing piles up, and in the end the secondary is given up.
+#[test]
+fn a_secondary_that_stays_too_slow_slows_the_guest_down_and_is_given_up() {
+    let world = World::new(Soft);
+    let leader = world.boot();
+    let follower = world.protect(&leader, "b");
+    follower.cable.us_per_kib.store(50_000, Ordering::Release);
+    let (mut lag_max, deadline) = (0, Instant::now() + HUNG);
+    let status = loop {
+        let status = leader.primary.status();
+        lag_max = lag_max.max(status.figures.lag_epochs);
+        if !status.protocol.is_protected() && status.secondary.is_none() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "it is still kept: {status:?}");
+        thread::sleep(Duration::from_millis(2));
+    };
+    assert_eq!(status.protocol.reason, Some(Reason::Dropped(DropReason::TooSlow)));
+    follower.cable.us_per_kib.store(0, Ordering::Release);
+    assert!((1..=3).contains(&lag_max), "{lag_max} epochs waited for the secondary");
+    let SecondaryEnd::Stopped { .. } = follower.thread.join().unwrap() else { panic!("it took over") };
+    let (end, vm) = leader.thread.join().unwrap();
+    assert!(matches!(end, PrimaryEnd::Reset), "{end:?}");
+    assert_eq!(guest::result(&vm), guest::expected(rounds(Soft)));
 }
