@@ -110,7 +110,7 @@ pub(super) fn start(
     spawn("mirror-send", shared, &session, move |shared, session| send(shared, session, sender));
     spawn("mirror-acks", shared, &session, move |shared, session| receive(shared, session, receiver, &pieces));
     spawn("first-copy", shared, &session, move |shared, session| {
-        if let Err(error) = copy(shared, session, &summary_pieces) {
+        if let Err(error) = copy(shared, session, summary_pieces) {
             shared.end_session(session.id, LossReason::Protocol, &format!("first copy: {error}"));
         }
     });
@@ -183,8 +183,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
     shared.end_session(session.id, reason, &why);
 }
 
-fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: &Inbox<Vec<u8>>) -> Result<(), CopyError> {
-    shared.disks.start_log();
+fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: Inbox<Vec<u8>>) -> Result<(), CopyError> {
     let forward = session.clone();
     shared.gate.set_input_tap(Some(Box::new(move |card, frame| forward.forward(card, frame))));
     *session.progress() = Progress { phase: Phase::ComparingDisks, ..Progress::default() };
@@ -193,7 +192,8 @@ fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: &Inbox<Vec<u8>>) 
     copy_memory(shared, session)
 }
 
-fn read_summary(shared: &Shared, pieces: &Inbox<Vec<u8>>) -> Result<DiskSummary, CopyError> {
+/// The pieces' end is dropped here: a secondary that goes on sending them is not heard.
+fn read_summary(shared: &Shared, pieces: Inbox<Vec<u8>>) -> Result<DiskSummary, CopyError> {
     let mut reader = SummaryReader::new(&shared.disks)?;
     loop {
         // The other end is dropped with the session.

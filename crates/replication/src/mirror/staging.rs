@@ -77,11 +77,12 @@ impl Staging {
     }
 
     pub fn writes(&mut self, piece: &[u8], disks: &DiskSet) -> Result<(), StagingError> {
-        self.writes_bytes += piece.len() as u64;
+        let writes = decode_writes(piece, disks)?;
+        self.writes_bytes += writes.iter().map(DiskWrite::memory_bytes).sum::<u64>();
         if self.writes_bytes > WRITES_BYTES_MAX {
             return Err(StagingError::TooLong);
         }
-        self.writes.extend(decode_writes(piece, disks)?);
+        self.writes.extend(writes);
         Ok(())
     }
 
