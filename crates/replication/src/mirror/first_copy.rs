@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use machine::vm::{Vm, VmError};
-use memory::encoding::PageEncoder;
+use memory::encoding::{CapturedPages, PageEncoder};
 use memory::{GuestRam, Harvest, PAGE_BYTES};
 
 use super::message::{ACK, Ack, DISK_WRITES, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
@@ -34,6 +34,8 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 const ROUNDS_MAX: u32 = 12;
 /// Pages that may be left for the first checkpoint: about a millisecond of copying.
 const PAGES_LEFT: u64 = 1024;
+/// Pages that a checkpoint's buffer has room for from the start.
+const BUFFER_PAGES: usize = 2 * PAGES_LEFT as usize;
 /// Pages handed to the sender at once.
 const PAGES_PER_PIECE: usize = 1024;
 
@@ -261,6 +263,12 @@ fn copy_memory(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), CopyE
             break;
         }
         left_before = left;
+    }
+    if !shared.engine.can_freeze_pages() {
+        // Checkpoints will copy their pages in the pause: not into memory that is touched for the first time then.
+        let mut buffer = CapturedPages::new();
+        buffer.reserve(BUFFER_PAGES);
+        shared.recycle(buffer);
     }
     let (own, joined) = (shared.clone(), session.clone());
     Ok(shared.pause.run(&shared.control, move |vm| own.begin_mirroring(vm, &joined))??)

@@ -15,10 +15,6 @@ use crate::replica::status::{Figures, PauseClass};
 const PAGES_WANTED: u64 = 1000;
 /// Checkpoints with about so many pages that are enough for a 99th percentile.
 const CHECKPOINTS_WANTED: u64 = 200;
-/// The aim is met when it is missed by less than one part of this.
-const PAGES_TOLERANCE: u64 = 20;
-/// How often the load is adjusted at most.
-const ADJUSTMENTS_MAX: usize = 5;
 /// The replica's quantiles are of the last few seconds: a load must have run for so long.
 const SETTLED: Duration = Duration::from_secs(6);
 
@@ -161,14 +157,7 @@ fn common(stage: &mut Stage, work: &mut Work) -> Result<(Side, LoadFigures)> {
 }
 
 /// Has about 1,000 pages changed for each checkpoint; what the primary said then.
-fn page_writes(stage: &mut Stage, work: &mut Work) -> Result<Figures> {
-    for _ in 0..ADJUSTMENTS_MAX {
-        let figures = write_pages(stage, work, SETTLED)?;
-        if figures.dirty_pages.abs_diff(PAGES_WANTED) <= PAGES_WANTED / PAGES_TOLERANCE {
-            break;
-        }
-        work.aim(PAGES_WANTED, figures.dirty_pages);
-    }
+fn page_writes(stage: &mut Stage, work: &Work) -> Result<Figures> {
     let mut duration = work.duration.max(SETTLED);
     loop {
         let figures = write_pages(stage, work, duration)?;

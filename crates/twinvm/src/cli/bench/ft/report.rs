@@ -301,13 +301,13 @@ impl Report {
     /// What the last protected run, and the kills, show of causes.
     fn limits(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        if let Some(Protected { figures, .. }) = self.each.protected.last() {
+        if let Some(Protected { figures, pauses, .. }) = self.each.protected.last() {
             let LoadFigures { cpu, single, pipelined, key_writes, page_writes } = figures;
             let parts = &page_writes.pause_parts_us;
             lines.push(format!(
                 "pause: finding {} dirty pages {:.0} us, copying or freezing them {:.0} us, saving vCPUs and devices {:.0} us \
-                 (medians); {:.0} checkpoints/s",
-                page_writes.dirty_pages, parts.tracking, parts.pages, parts.state, page_writes.epochs_per_s,
+                 (medians); the rest is waking the sender; {:.0} checkpoints/s",
+                pauses.dirty_pages, parts.tracking, parts.pages, parts.state, page_writes.epochs_per_s,
             ));
             lines.push(format!(
                 "CPU-bound: paused {:.1}% of the time ({:.0} checkpoints/s, {} pages each); the rest is first writes to \

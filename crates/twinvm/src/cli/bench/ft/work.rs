@@ -9,8 +9,8 @@ use crate::load::{Connection, KeyWrites, LoadOptions, PageWrites, Reply};
 
 /// How long one reply may take: a bound that only a hung guest meets.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(120);
-/// Pages that can be written in one request.
-const PAGES_MAX: u64 = 4096;
+/// Pages that one request writes to. Beside them it changes about a hundred of the guest's kernel and of Redis.
+const PAGES: u64 = 900;
 /// Steps of the loop that the calibration begins with.
 const CALIBRATION_STEPS: u64 = 50_000;
 /// The calibration looks for a time from which on it scales.
@@ -30,8 +30,6 @@ pub struct Work {
     /// How long each load runs.
     pub duration: Duration,
     cpu_steps: u64,
-    /// Pages that one request writes.
-    pub pages: u64,
 }
 
 impl Work {
@@ -40,9 +38,9 @@ impl Work {
         let mut control = Connection::open(stage.hosts.redis(), REPLY_TIMEOUT).context("cannot reach Redis")?;
         // A snapshot of Redis' own forks the server, at moments of its choice.
         control.ask(&[b"CONFIG", b"SET", b"save", b""], REPLY_TIMEOUT)?;
-        control.send(&PageWrites::prepare(PAGES_MAX))?;
+        control.send(&PageWrites::prepare(PAGES))?;
         control.receive(REPLY_TIMEOUT)?.context("Redis does not answer")?;
-        let mut work = Self { control, duration, cpu_steps: CALIBRATION_STEPS, pages: 900 };
+        let mut work = Self { control, duration, cpu_steps: CALIBRATION_STEPS };
         let taken = loop {
             let taken = work.cpu()?;
             if taken >= CALIBRATION_MIN {
@@ -81,13 +79,8 @@ impl Work {
         KeyWrites::new(KEYS)
     }
 
-    /// Writes [`Self::pages`] pages with each request.
+    /// Writes to so many pages with each request that a checkpoint has about 1,000.
     pub fn page_writes(&self) -> PageWrites {
-        PageWrites::new(self.pages)
-    }
-
-    /// Aims at `wanted` changed pages for each checkpoint, where `seen` were seen.
-    pub fn aim(&mut self, wanted: u64, seen: u64) {
-        self.pages = (self.pages.saturating_mul(wanted) / seen.max(1)).clamp(1, PAGES_MAX);
+        PageWrites::new(PAGES)
     }
 }
