@@ -19,6 +19,8 @@ use crate::violation::Violation;
 /// How long after the last fault the VM may take to be protected again, at most. A swap may be carried out late until then, and the
 /// longest chain of time-outs has a few of a second's fraction each.
 const RECOVERY_MAX: Nanoseconds = 4_000 * MILLISECOND;
+/// What happens in a schedule without end.
+const HAPPENINGS_MAX: u64 = 1_000_000;
 /// How often the host daemons look whether something is to be done.
 pub(crate) const DAEMON_INTERVAL: Nanoseconds = 20 * MILLISECOND;
 /// As `replication::mirror` waits before it asks the store again.
@@ -186,7 +188,7 @@ impl World {
         while !self.is_over && self.violation.is_none() {
             let Some(Entry { at, happening, .. }) = self.queue.pop() else { return };
             self.now = at;
-            if at > FAULTS_END + RECOVERY_MAX {
+            if at > FAULTS_END + RECOVERY_MAX || self.next_number > HAPPENINGS_MAX {
                 self.violation = Some(Violation::Stuck(self.describe()));
                 return;
             }
