@@ -8,7 +8,7 @@ use memory::{FrozenPages, Harvest};
 use network::InputPosition;
 
 use super::figures::CaptureTimes;
-use crate::disk::{DiskSet, DiskWrite};
+use crate::disk::DiskWrite;
 use crate::gate::{GatedFrame, OutputGate};
 use crate::protocol::Epoch;
 
@@ -66,12 +66,12 @@ pub(super) struct InFlight {
     pub times: CaptureTimes,
 }
 
-/// Captures a paused VM. `buffer` gives a buffer for copies of pages, if they have to be made now.
+/// Captures a paused VM. `writes` is what it wrote to disks during the epoch, `buffer` gives a buffer for copies of pages, if they have to be made now.
 pub(super) fn capture(
     vm: &mut Vm,
     epoch: Epoch,
     gate: &OutputGate,
-    disks: &DiskSet,
+    writes: Vec<DiskWrite>,
     buffer: impl FnOnce() -> CapturedPages,
 ) -> Result<(Capture, InFlight), VmError> {
     let captured_at = Instant::now();
@@ -94,15 +94,7 @@ pub(super) fn capture(
     let state = vm.save()?;
     let times = CaptureTimes { tracking, pages: pages_done, state: captured_at.elapsed() };
     let output = gate.close_epoch(epoch);
-    let capture = Capture {
-        epoch,
-        pages,
-        state,
-        output,
-        writes: disks.take_log(),
-        inputs: gate.input_positions(),
-        captured_unix_ns,
-    };
+    let capture = Capture { epoch, pages, state, output, writes, inputs: gate.input_positions(), captured_unix_ns };
     Ok((capture, InFlight { epoch, captured_at, harvest, times }))
 }
 

@@ -228,9 +228,11 @@ fn push(session: &Session, bulk: Bulk) -> Result<(), CopyError> {
 }
 
 /// A round's harvest: which pages and disk writes came up since the last one.
-fn harvest(vm: &mut Vm, shared: &Shared) -> Result<(Harvest, Vec<DiskWrite>), VmError> {
+fn harvest(vm: &mut Vm, shared: &Shared, session: &Session) -> Result<(Harvest, Vec<DiskWrite>), CopyError> {
+    // A later session may be under way by now, which needs what there is to harvest.
+    let writes = shared.take_log(session).ok_or(CopyError::Closed)?;
     vm.collect_dirty()?;
-    Ok((shared.ram.harvest(), shared.disks.take_log()))
+    Ok((shared.ram.harvest(), writes))
 }
 
 /// All pages that may hold anything but zeros.
@@ -242,8 +244,8 @@ fn allocated_pages(ram: &GuestRam) -> Vec<u64> {
 fn copy_memory(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), CopyError> {
     let mut left_before = u64::MAX;
     for round in 0..ROUNDS_MAX {
-        let own = shared.clone();
-        let (harvest, writes) = shared.pause.run(&shared.control, move |vm| harvest(vm, &own))??;
+        let (own, copied) = (shared.clone(), session.clone());
+        let (harvest, writes) = shared.pause.run(&shared.control, move |vm| harvest(vm, &own, &copied))??;
         push(session, Bulk::Writes(writes))?;
         // A secondary's memory begins with zeros, like all that was never touched here.
         let pages: Vec<u64> = if round == 0 { allocated_pages(&shared.ram) } else { harvest.pages().collect() };

@@ -32,6 +32,8 @@ const TRANSIT_MAX: Duration = Duration::from_secs(1);
 /// How the connection to the primary ended.
 enum Parting {
     Lost(LossReason, String),
+    /// What the primary says cannot be, and the protocol has drawn its conclusions.
+    Contradicted(Vec<Command>),
     /// The primary asked to be relieved.
     HandOver,
     /// The guest is off.
@@ -145,16 +147,24 @@ impl Follower {
         let parting = self.listen(&mut receiver);
         let lost_at = Instant::now();
         self.voice.ended.store(true, Ordering::Release);
-        let (event, loss, why) = match parting {
+        let (commands, loss, why) = match parting {
             Parting::Ended => {
                 self.closer.close();
                 return SecondaryEnd::Ended;
             }
-            Parting::Lost(reason, why) => (Event::PeerLost { reason }, reason, why),
-            Parting::HandOver => (Event::HandOver, LossReason::Closed, "the primary hands over".to_owned()),
+            Parting::Lost(reason, why) => {
+                (self.secondary.parts.replica.handle(Event::PeerLost { reason }), reason, why)
+            }
+            Parting::Contradicted(commands) => {
+                (commands, LossReason::Protocol, "it contradicts what it said before".to_owned())
+            }
+            Parting::HandOver => {
+                let commands = self.secondary.parts.replica.handle(Event::HandOver);
+                (commands, LossReason::Closed, "the primary hands over".to_owned())
+            }
         };
         tracing::warn!(%why, "the primary is lost");
-        self.arbitrate(event, loss, why, lost_at)
+        self.arbitrate(commands, loss, why, lost_at)
     }
 
     fn listen(&mut self, receiver: &mut Receiver) -> Parting {
@@ -195,7 +205,10 @@ impl Follower {
             }
             (ENTITLED, _) => {
                 let generation = number(payload)?;
-                parts.replica.handle(Event::Entitled { generation });
+                let commands = parts.replica.handle(Event::Entitled { generation });
+                if !commands.is_empty() {
+                    return Err(Parting::Contradicted(commands));
+                }
                 let protocol = parts.replica.status();
                 self.secondary.status.update(|status| status.protocol = protocol);
             }
@@ -235,21 +248,18 @@ impl Follower {
         if self.held.as_ref().is_some_and(|held| held.epoch >= epoch) || epoch == NO_EPOCH {
             return Err(Parting::protocol("a checkpoint that is not newer than the last one"));
         }
+        let commands = self.secondary.parts.replica.handle(Event::CheckpointHeld { epoch });
+        if !matches!(commands[..], [Command::Acknowledge { .. }]) {
+            return Err(Parting::Contradicted(commands));
+        }
         self.inbound.consumed(&end.inputs);
         self.unreleased.push_back((epoch, output));
         let transit = Duration::from_nanos(unix_now_ns().saturating_sub(end.captured_unix_ns)).min(TRANSIT_MAX);
         self.held = Some(Held { epoch, state, inputs: end.inputs, transit, held_since: Instant::now() });
         self.voice.heard.store(end.heartbeat, Ordering::Release);
-        for command in self.secondary.parts.replica.handle(Event::CheckpointHeld { epoch }) {
-            match command {
-                Command::Acknowledge { epoch } => {
-                    self.voice.epoch.store(epoch, Ordering::Release);
-                    // A primary that does not take it any more is found out by the next `recv`.
-                    let _ = self.voice.ack();
-                }
-                command => tracing::error!(?command, "a command that does not belong to a checkpoint"),
-            }
-        }
+        self.voice.epoch.store(epoch, Ordering::Release);
+        // A primary that does not take it any more is found out by the next `recv`.
+        let _ = self.voice.ack();
         for records in &records {
             encoding::apply(records, &self.secondary.ram).map_err(StagingError::from)?;
         }
@@ -264,11 +274,17 @@ impl Follower {
     }
 
     /// Finds out who goes on.
-    fn arbitrate(mut self, event: Event, loss: LossReason, why: String, lost_at: Instant) -> SecondaryEnd {
+    fn arbitrate(
+        mut self,
+        mut commands: Vec<Command>,
+        loss: LossReason,
+        why: String,
+        lost_at: Instant,
+    ) -> SecondaryEnd {
         let detection = lost_at.saturating_duration_since(self.last_heard);
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            for command in self.secondary.parts.replica.handle(event) {
+        let mut events = VecDeque::new();
+        loop {
+            for command in std::mem::take(&mut commands) {
                 match command {
                     Command::CloseChannel => self.closer.close(),
                     Command::CompareAndSwap { claim } => {
@@ -302,8 +318,11 @@ impl Follower {
             }
             let protocol = self.secondary.parts.replica.status();
             self.secondary.status.update(|status| status.protocol = protocol);
+            match events.pop_front() {
+                Some(event) => commands = self.secondary.parts.replica.handle(event),
+                None => return SecondaryEnd::Stopped { reason: StopReason::Superseded, why },
+            }
         }
-        SecondaryEnd::Stopped { reason: StopReason::Superseded, why }
     }
 
     fn take_over(mut self, loss: LossReason, detection: Duration, lost_at: Instant) -> SecondaryEnd {

@@ -21,7 +21,7 @@ use super::session::Session;
 use super::slowness::Slowness;
 use super::trigger::{Decision, EpochBounds, Load, Trigger};
 use super::{MirrorOptions, RETRY_INTERVAL};
-use crate::disk::DiskSet;
+use crate::disk::{DiskSet, DiskWrite};
 use crate::gate::{GateStatus, OutputGate};
 use crate::protocol::{
     Arbiter, Command, DropReason, Epoch, Event, Generation, LossReason, Replica, Status, StopReason, Verdict,
@@ -379,12 +379,8 @@ impl Shared {
     /// Captures the paused VM and gives the checkpoint to the sender.
     fn take_checkpoint(&self, vm: &mut Vm, session: &Session) -> Result<(), VmError> {
         let paused_at = Instant::now();
-        let epoch = {
-            let mut core = self.core();
-            core.epoch += 1;
-            core.epoch
-        };
-        let (checkpoint, in_flight) = capture(vm, epoch, &self.gate, &self.disks, || self.buffer())?;
+        let Some((epoch, writes)) = self.begin_checkpoint(session) else { return Ok(()) };
+        let (checkpoint, in_flight) = capture(vm, epoch, &self.gate, writes, || self.buffer())?;
         let (dirty_pages, times) = (in_flight.harvest.len(), in_flight.times);
         let mut mirror = session.mirror();
         mirror.output_waits = false;
@@ -395,6 +391,22 @@ impl Shared {
         let epoch_length = since.map_or(Duration::ZERO, |since| paused_at.saturating_duration_since(since));
         self.meter.captured(epoch, epoch_length, paused_at.elapsed(), &times, dirty_pages);
         Ok(())
+    }
+
+    /// The number of the next checkpoint, and what it has to say of disks; `None` if the session has ended.
+    fn begin_checkpoint(&self, session: &Session) -> Option<(Epoch, Vec<DiskWrite>)> {
+        let mut core = self.core();
+        // Checked and taken under one lock: the log may be a later session's in a moment.
+        core.session.as_ref().filter(|current| current.id == session.id)?;
+        core.epoch += 1;
+        Some((core.epoch, self.disks.take_log()))
+    }
+
+    /// What was written to disks since the log was last taken; `None` if the session has ended.
+    pub fn take_log(&self, session: &Session) -> Option<Vec<DiskWrite>> {
+        let core = self.core();
+        core.session.as_ref().filter(|current| current.id == session.id)?;
+        Some(self.disks.take_log())
     }
 
     /// The end of the first copy, with the guest paused: output waits from now on, and the first checkpoint is taken.
@@ -472,6 +484,11 @@ impl Shared {
         let mut held = Vec::new();
         {
             let mut mirror = session.mirror();
+            if epoch > mirror.sent_through {
+                drop(mirror);
+                self.end_session(session.id, LossReason::Protocol, "the secondary acknowledges what was not sent");
+                return;
+            }
             while mirror.in_flight.front().is_some_and(|in_flight| in_flight.epoch <= epoch) {
                 held.extend(mirror.in_flight.pop_front());
             }

@@ -182,6 +182,7 @@ impl<'a> SenderThread<'a> {
             captured_unix_ns: capture.captured_unix_ns,
             inputs: capture.inputs,
         };
+        self.session.mirror().sent_through = end.epoch;
         self.sender.send(CHECKPOINT, &[&postcard::to_stdvec(&end)?])?;
         self.sender.flush()?;
         self.meter.sent(sent + state.len() as u64, &before, self.encoder.counts());

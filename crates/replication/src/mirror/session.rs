@@ -15,6 +15,9 @@ use crate::protocol::{Epoch, Generation, ReplicaId};
 /// Heartbeats whose time of sending is remembered; older ones are stale whatever the suspicion time is.
 const HEARTBEATS_KEPT: usize = 4096;
 
+/// So much of the suspicion time a heartbeat counts as fresh: the rest is for clocks of hosts that do not run at the same rate.
+const FRESH_EIGHTHS: u32 = 7;
+
 /// Heartbeats per suspicion time.
 pub(super) const HEARTBEATS_PER_SUSPICION: u32 = 5;
 
@@ -38,6 +41,8 @@ pub(super) struct MirrorState {
     pub mirroring: bool,
     /// Captured and not acknowledged, oldest first.
     pub in_flight: VecDeque<InFlight>,
+    /// Last epoch whose checkpoint was sent, or is being sent: no later one can be acknowledged.
+    pub sent_through: Epoch,
     /// The guest sent something since the last capture, and it waits.
     pub output_waits: bool,
     /// When the epoch under way began.
@@ -88,12 +93,14 @@ impl Session {
         heartbeats.first + heartbeats.sent.len() as u64 - 1
     }
 
-    /// Whether the secondary, having heard this heartbeat, cannot have suspected the primary yet: it was sent less than the suspicion time
-    /// ago. Zero, which no heartbeat has, is never fresh.
+    /// Whether the secondary, having heard this heartbeat, cannot have suspected the primary yet: it was sent clearly less than the
+    /// suspicion time ago. Zero, which no heartbeat has, is never fresh.
     pub fn is_fresh(&self, heard: u64) -> bool {
         let heartbeats = self.heartbeats();
         let index = heard.checked_sub(heartbeats.first).and_then(|index| usize::try_from(index).ok());
-        index.and_then(|index| heartbeats.sent.get(index)).is_some_and(|sent| sent.elapsed() < self.suspicion)
+        index
+            .and_then(|index| heartbeats.sent.get(index))
+            .is_some_and(|sent| sent.elapsed() < self.suspicion * FRESH_EIGHTHS / 8)
     }
 
     /// Notes that the secondary lives.
