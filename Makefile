@@ -11,10 +11,13 @@ export PATH := $(TWINVM_HOME)/tools:$(PATH):/usr/sbin:/sbin
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TWINVM := $(TARGET)/release/twinvm
 CARGO_FLAGS := --release --locked --workspace
-# How much `make soak` does: cases of each family of instructions, requests to a recorded guest, damaged kernels.
+# How much `make soak` does: cases of each family of instructions, requests to a recorded guest, damaged kernels, simulated lives of
+# a VM under faults, and primaries killed under one client.
 DIFFERENTIAL_CASES ?= 5000000
 DETERMINISM_REQUESTS ?= 20000
 MUTATIONS ?= 200000
+SCHEDULES ?= 20000000
+PRIMARIES_KILLED ?= 500
 BENCH_RUNS ?= 3
 # How the demo protects its VM (mirror or none), and how often it kills the primary's host.
 MODE ?= mirror
@@ -48,8 +51,10 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	TWINVM_DETERMINISM_REQUESTS=$(DETERMINISM_REQUESTS) cargo test --release --locked -p twinvm --test determinism -- --nocapture
 	TWINVM_MUTATIONS=$(MUTATIONS) cargo test --release --locked -p machine --test boot_linux
 	cargo test --release --locked -p storage --test image_build -- --ignored
+	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test --release --locked -p sim --test schedules every_schedule -- --nocapture
+	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test --release --locked -p twinvm --test mirror a_killed_primary -- --nocapture
 
-demo: setup-image build ## Kill the hosts under a protected Redis, one after the other (KILLS=20, MODE=none)
+demo: setup-image build ## Kill the host under a protected Redis, again and again (KILLS=20, MODE=none for a plain VM)
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)
 
 bench: setup-image setup-peer build ## Measure twinvm beside its peers; figures go to target/bench/cpu.json and ft.json
