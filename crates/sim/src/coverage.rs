@@ -60,8 +60,10 @@ occurrences! {
     SwitchOver,
     /// A secondary that kept the guest waiting was dropped.
     TooSlow,
-    /// An ack was stale.
+    /// An ack was stale, and the protocol was told.
     StaleAck,
+    /// An ack was too old to count, and nothing came of it.
+    StaleAckLeft,
     /// An old primary released committed output after a takeover: that was not for silence, or the primary had stood still with a fresh ack.
     LateRelease,
     /// A secondary took over since its connection was closed.

@@ -92,6 +92,8 @@ pub(crate) struct Plan {
     /// Longest time between two things that the guest does.
     pub guest_interval_max: Nanoseconds,
     pub copy_duration_max: Nanoseconds,
+    /// What a driver does with an ack that is not fresh: leave it, as that of a secondary which is only slow, or tell the protocol.
+    pub leaves_stale_acks: bool,
     /// Of a hundred acks.
     pub stalls: u64,
     /// Of a hundred answers of the store.
@@ -112,6 +114,7 @@ impl Plan {
             suspicion,
             guest_interval_max: random.pick(&[4, 10, 30]) * MILLISECOND,
             copy_duration_max: random.pick(&[5, 50, 200]) * MILLISECOND,
+            leaves_stale_acks: random.pick(&[true, false]),
             stalls: random.pick(&[0, 0, 0, 3]),
             answers_lost: random.pick(&[0, 0, 10, 40]),
             swaps_late: random.pick(&[0, 0, 10, 40]),

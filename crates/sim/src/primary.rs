@@ -16,6 +16,8 @@ use crate::violation::Violation;
 use crate::world::{Death, RETRY_INTERVAL, World};
 
 const IN_FLIGHT_MAX: usize = 3;
+/// So much of the suspicion time a heartbeat counts as fresh.
+const FRESH_EIGHTHS: u64 = 7;
 const EPOCH_LENGTH_MAX: Nanoseconds = 50 * MILLISECOND;
 /// How many times its length an epoch may last before the guest waits.
 const PATIENCE: u64 = 4;
@@ -511,15 +513,21 @@ impl World {
 
     fn acknowledged(&mut self, host: usize, connection: ConnectionId, epoch: Epoch, heard: u64) {
         let (now, clock, suspicion) = (self.now, self.hosts[host].clock, self.plan.suspicion);
+        let accepts_stale = self.mutation == Some(Mutation::AcceptStaleAcks);
+        let leaves_stale = self.plan.leaves_stale_acks;
         let Some(session) = self.session(host) else { return };
+        let sent = heard.checked_sub(1).and_then(|index| session.heartbeats.get(usize::try_from(index).ok()?));
+        let is_fresh = sent.is_some_and(|&sent| clock.measures(now - sent) < suspicion * FRESH_EIGHTHS / 8);
+        let fresh = is_fresh || accepts_stale;
+        if !fresh && leaves_stale {
+            self.coverage.note(Occurrence::StaleAckLeft);
+            return;
+        }
         let count = session.in_flight.len();
         session.in_flight.retain(|&waiting| waiting > epoch);
         if session.in_flight.len() == count {
             return;
         }
-        let sent = heard.checked_sub(1).and_then(|index| session.heartbeats.get(usize::try_from(index).ok()?));
-        let is_fresh = sent.is_some_and(|&sent| clock.measures(now - sent) < suspicion);
-        let fresh = is_fresh || self.mutation == Some(Mutation::AcceptStaleAcks);
         if !self.is_calm && self.random.chance(self.plan.stalls) {
             self.stall(host, Timer::Checked { connection, epoch, fresh });
         } else {
