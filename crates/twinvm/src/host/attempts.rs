@@ -90,6 +90,8 @@ impl Attempts {
                 Next::Protected
             }
             (ProtectionState::Starting, Phase::UnderWay) | (ProtectionState::NotRunning, _) => Next::Wait,
+            // The VM itself is being started.
+            (ProtectionState::Starting, _) if status.peer.is_none() => Next::Wait,
             (ProtectionState::Starting, _) => {
                 state.phase = Phase::Syncing { host: peer() };
                 Next::Wait
@@ -221,6 +223,14 @@ mod tests {
             assert_eq!((host.as_str(), message.is_some()), ("b", blamed), "{reason}");
             assert_eq!(attempts.observe(&alone()), Next::Begin);
         }
+    }
+
+    #[test]
+    fn a_vm_that_is_being_started_has_no_secondary_to_lose() {
+        let attempts = Attempts::default();
+        let starting = ReplicaStatus { peer: None, ..status(ProtectionState::Starting, Some(Reason::Initializing)) };
+        assert_eq!(attempts.observe(&starting), Next::Wait);
+        assert_eq!(attempts.observe(&alone()), Next::Begin);
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub struct Daemon {
     operations: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
     admission: Mutex<()>,
     is_stopping: AtomicBool,
+    is_store_reachable: AtomicBool,
     stop: Notify,
 }
 
@@ -114,6 +115,7 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
         operations: Mutex::default(),
         admission: Mutex::default(),
         is_stopping: AtomicBool::default(),
+        is_store_reachable: AtomicBool::new(true),
         stop: Notify::new(),
         folder: folder.clone(),
         config,
@@ -235,24 +237,23 @@ impl Daemon {
         self.stop.notify_one();
     }
 
+    /// Whether the cluster store could be written to lately.
+    pub(super) fn is_store_reachable(&self) -> bool {
+        self.is_store_reachable.load(Ordering::Acquire)
+    }
+
     fn keep_lease(&self) {
-        let mut reachable = true;
         loop {
             thread::sleep(LEASE_RENEWAL);
-            match self.registry.renew_lease() {
-                Ok(()) => {
-                    if !reachable {
-                        tracing::info!("the cluster store answers again");
-                        self.settle_power();
-                    }
-                    reachable = true;
+            let renewed = self.registry.renew_lease();
+            let was_reachable = self.is_store_reachable.swap(renewed.is_ok(), Ordering::AcqRel);
+            match renewed {
+                Ok(()) if !was_reachable => {
+                    tracing::info!("the cluster store answers again");
+                    self.settle_power();
                 }
-                Err(error) => {
-                    if reachable {
-                        tracing::warn!("the lease cannot be renewed: {error}");
-                    }
-                    reachable = false;
-                }
+                Err(error) if was_reachable => tracing::warn!("the lease cannot be renewed: {error}"),
+                _ => {}
             }
         }
     }

@@ -46,15 +46,17 @@ struct Seen {
     host: String,
     /// Replicas that run here.
     replicas: Vec<ReplicaStatus>,
-    /// VMs at home here; none if the store does not answer.
-    vms: Option<Vec<VmView>>,
+    /// VMs at home here; none if the store cannot be read.
+    vms: Vec<VmView>,
+    is_store_reachable: bool,
 }
 
 impl Daemon {
     fn collect(&self) -> Seen {
         let local = self.local_vms();
-        let vms = self.vms_at_home(&local).inspect_err(|error| tracing::debug!("metrics: {error}")).ok();
-        Seen { host: self.host().to_owned(), replicas: local.replicas, vms }
+        let vms = self.vms_at_home(&local).inspect_err(|error| tracing::debug!("metrics: {error}")).unwrap_or_default();
+        let is_store_reachable = self.is_store_reachable();
+        Seen { host: self.host().to_owned(), replicas: local.replicas, vms, is_store_reachable }
     }
 }
 
@@ -165,8 +167,8 @@ const COUNTERS: [CounterOf; 3] = [
 fn text(seen: &Seen) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("twinvm");
     let mut families = Families { registry: &mut registry, host: &seen.host, replicas: &seen.replicas };
-    families.of_host(seen.vms.is_some());
-    families.of_vms(seen.vms.as_deref().unwrap_or_default());
+    families.of_host(seen.is_store_reachable);
+    families.of_vms(&seen.vms);
     for GaugeOf { name, help, unit, value } in GAUGES {
         families.gauge(name, help, unit, |status| vec![(None, value(&status.figures))]);
     }
@@ -184,10 +186,15 @@ fn text(seen: &Seen) -> Result<String, std::fmt::Error> {
     families.gauge("generation", "Generation that the replica acts in", None, |status| {
         vec![(None, status.generation as f64)]
     });
-    families.gauge("sync", "Bytes of the first sync's present phase", Some(Unit::Bytes), |status| {
-        let part = |part, bytes: u64| (Some(("part", part)), bytes as f64);
-        status.sync.map_or_else(Vec::new, |sync| vec![part("done", sync.done_bytes), part("total", sync.total_bytes)])
-    });
+    families.gauge(
+        "sync",
+        "Bytes of the first sync's present phase; 0 if there is none",
+        Some(Unit::Bytes),
+        |status| {
+            let (done, total) = status.sync.map_or((0, 0), |sync| (sync.done_bytes, sync.total_bytes));
+            [("done", done), ("total", total)].map(|(part, bytes)| (Some(("part", part)), bytes as f64)).to_vec()
+        },
+    );
     for CounterOf { name, help, unit, value } in COUNTERS {
         families.counter(name, help, unit, |status| vec![(None, value(&status.figures))]);
     }
@@ -224,14 +231,14 @@ struct Families<'a> {
 }
 
 impl Families<'_> {
-    fn of_host(&mut self, store_answers: bool) {
+    fn of_host(&mut self, is_store_reachable: bool) {
         let host = || ("host", self.host.to_owned());
         let version = ("version", env!("CARGO_PKG_VERSION").to_owned());
         let (info, store) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
         info.get_or_create(&vec![host(), version]).set(1);
-        store.get_or_create(&vec![host()]).set(store_answers.into());
+        store.get_or_create(&vec![host()]).set(is_store_reachable.into());
         self.registry.register("host", "The host's daemon and its version; always 1", info);
-        self.registry.register("store_reachable", "1 if the cluster store answers, 0 if not", store);
+        self.registry.register("store_reachable", "1 if the cluster store can be written to, 0 if not", store);
     }
 
     /// What only the store knows: VMs that do not run, and whether protection is wanted.
@@ -361,7 +368,8 @@ mod tests {
             replicas: Vec::new(),
             spec: String::new(),
         };
-        let text = text(&Seen { host: "a".to_owned(), replicas: vec![status], vms: Some(vec![vm]) }).unwrap();
+        let seen = Seen { host: "a".to_owned(), replicas: vec![status], vms: vec![vm], is_store_reachable: true };
+        let text = text(&seen).unwrap();
         for line in [
             r#"twinvm_checkpoint_pause_seconds{host="a",role="primary",vm="redis",quantile="0.99"} 0.0015"#,
             r#"twinvm_protection{host="a",vm="redis",state="protected"} 1"#,

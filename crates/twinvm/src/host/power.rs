@@ -121,7 +121,7 @@ impl Daemon {
         if let Some(replica) = self.replica(name) {
             if replica.is_gone() {
                 self.settle(&replica);
-            } else if replica.is_primary() && vm.home() == self.host() {
+            } else if vm.home() == self.host() {
                 return Err(ApiError::conflict(format!("VM {name} runs"))
                     .hint(format!("stop it first with `twinvm vm stop {name}`")));
             } else {
@@ -147,15 +147,21 @@ impl Daemon {
             self.require_home(&vm).map_err(|error| self.advise_stale_disks(name, error))?;
         }
         if let Some(replica) = self.replica(name) {
-            let may_run = replica.status().is_none_or(|status| status.generation >= vm.claim.generation);
             if replica.is_gone() {
                 self.settle(&replica);
-            } else if vm.home() == self.host() && may_run {
+            } else if vm.home() == self.host() {
+                // Also one that says nothing yet, or is just taking over: what it said last may be out of date, the claim is not.
                 return Err(
                     ApiError::conflict(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
                 );
+            } else if replica.status().is_some_and(|status| status.role == Role::Secondary && status.peer.is_some()) {
+                return Err(ApiError::conflict(format!(
+                    "this host holds the secondary of VM {name}, connected to its primary on host {}",
+                    vm.home()
+                ))
+                .hint("it takes over by itself when that host is lost"));
             } else {
-                // A secondary, or a primary that has been succeeded.
+                // A secondary that nobody needs, or a primary that has been succeeded.
                 self.retire(&replica, REQUEST_TIMEOUT);
             }
         }

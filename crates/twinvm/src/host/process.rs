@@ -16,11 +16,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::replica::config::{self, ReplicaConfig};
 use crate::replica::control::{self, Request};
-use crate::replica::status::{ReplicaEnd, ReplicaStatus};
+use crate::replica::status::{ReplicaEnd, ReplicaStatus, Role};
 
 /// How long a status may take.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a replica may take from its start to its first answer. It may have to measure engines and unpack a kernel.
+/// How long a replica may take from its start until it is ready. It may have to measure engines and unpack a kernel.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a killed process may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ pub struct ReplicaProcess {
 }
 
 impl ReplicaProcess {
-    /// Starts a replica and waits until it answers. It gets a process group of its own, so that neither Ctrl-C in the daemon's
+    /// Starts a replica and waits until it runs the VM, or listens for its primary. It gets a process group of its own, so that neither Ctrl-C in the daemon's
     /// terminal nor the daemon's end reaches it.
     pub fn start(exe: &Path, config: &ReplicaConfig) -> Result<(Self, ReplicaStatus)> {
         let file = config::file(&config.folder);
@@ -65,7 +65,9 @@ impl ReplicaProcess {
         }
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            if let Ok(status) = process.status() {
+            if let Ok(status) = process.status()
+                && is_ready(&status)
+            {
                 return Ok((process, status));
             }
             if process.is_gone() {
@@ -74,7 +76,7 @@ impl ReplicaProcess {
             }
             if Instant::now() > deadline {
                 process.kill();
-                bail!("the replica did not answer within {} s", START_TIMEOUT.as_secs());
+                bail!("the replica was not ready within {} s", START_TIMEOUT.as_secs());
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -152,6 +154,14 @@ impl ReplicaProcess {
             },
             None => "its process died".to_owned(),
         }
+    }
+}
+
+/// Whether a replica that was started has become what it is to be. It acts in no generation while it opens files.
+fn is_ready(status: &ReplicaStatus) -> bool {
+    match status.role {
+        Role::Primary => status.generation > 0,
+        Role::Secondary => status.listen.is_some(),
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use cluster::records::{ClusterError, VmName};
@@ -17,15 +16,12 @@ use super::vm_folder::BOOT_FILE_BYTES_MAX;
 use crate::api::error::ApiError;
 use crate::api::messages::{DropSecondary, PrepareSecondary, PreparedSecondary};
 use crate::replica::config::ReplicaConfig;
-use crate::replica::control::Request;
-use crate::replica::status::{ReplicaEnd, Role};
+use crate::replica::status::Role;
 
 /// How long a replica may take to end when it was asked to.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long fetching a kernel or an initial RAM disk may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(50);
-/// How long a secondary may take from its first answer until it listens.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// Starts a secondary here, in place of whatever replica of the VM there is.
@@ -82,27 +78,10 @@ impl Daemon {
         let admission = self.admission();
         let held: Vec<String> = self.all_replicas().iter().map(|replica| replica.vm.clone()).collect();
         self.registry.admit_secondary(name, &held)?;
-        let (process, mut status) = ReplicaProcess::start(&self.exe, &config)?;
-        let replica = self.watch_replica(name.to_owned(), process, Some(status.clone()))?;
+        let (process, status) = ReplicaProcess::start(&self.exe, &config)?;
+        let address = status.listen.context("the secondary does not listen")?;
+        self.watch_replica(name.to_owned(), process, Some(status))?;
         drop(admission);
-        let deadline = Instant::now() + LISTEN_TIMEOUT;
-        let address = loop {
-            if let Some(address) = status.listen {
-                break address;
-            }
-            if Instant::now() > deadline {
-                self.retire(&replica, END_TIMEOUT);
-                return Err(anyhow!("the secondary does not listen").into());
-            }
-            thread::sleep(Duration::from_millis(5));
-            status = match replica.ask(&Request::Status, END_TIMEOUT) {
-                Ok(status) => status,
-                Err(_) if replica.wait(END_TIMEOUT) => {
-                    return Err(anyhow!("the secondary has ended: {}", self.why_it_ended(name)).into());
-                }
-                Err(error) => return Err(error.into()),
-            };
-        };
         tracing::info!("VM {name}: a secondary waits for host {} at {address}", prepare.primary);
         Ok(PreparedSecondary { address })
     }
@@ -123,13 +102,6 @@ impl Daemon {
             self.vm_folder(name).remove()?;
         }
         Ok(())
-    }
-
-    fn why_it_ended(&self, name: &str) -> String {
-        match ReplicaEnd::left_in(&self.folder.vm(name)) {
-            Some(end) => end.to_string(),
-            None => "its process died".to_owned(),
-        }
     }
 
     fn refuse_if_home(&self, name: &str) -> Result<KnownVm, ApiError> {

@@ -127,14 +127,19 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         .iter()
         .find(|(name, _)| *name == host)
         .and_then(|(_, local)| local.notes.iter().find(|note| note.vm == vm.name));
+    // Replicas were asked after the store: a primary knows of a secondary, or of its loss, that the claim did not name yet.
+    let secondary = match primary.filter(|primary| primary.generation > vm.claim.generation) {
+        Some(primary) => primary.peer.clone().filter(|_| primary.protection.state == ProtectionState::Protected),
+        None => vm.claim.secondary.as_ref().map(ToString::to_string),
+    };
     VmView {
         name: vm.name.clone(),
         running: primary.is_some(),
-        secondary: vm.claim.secondary.as_ref().map(ToString::to_string),
+        secondary,
         cpus: vm.spec.cpus,
         memory_bytes: vm.spec.memory.bytes(),
         engine: primary.map(|status| status.engine),
-        generation: vm.claim.generation,
+        generation: primary.map_or(0, |primary| primary.generation).max(vm.claim.generation),
         ft: vm.ft(),
         protection: protection(vm, primary, note, &said.silent),
         note: note.map(|note| note.text.clone()),
@@ -183,7 +188,7 @@ fn protection(
     match (said.state, note) {
         (ProtectionState::NeedSecondary | ProtectionState::Disabled, Some(note)) => Protection {
             state: ProtectionState::NeedSecondary,
-            reason: Some(said.reason.unwrap_or(Reason::NoHost)),
+            reason: Some(said.reason.filter(|reason| *reason != Reason::Initializing).unwrap_or(Reason::NoHost)),
             detail: Some(note.text.clone()),
             since_unix_ms: said.since_unix_ms,
         },
@@ -252,6 +257,14 @@ mod tests {
         let view = view(&vm(ON), &[old, new]);
         assert_eq!((view.host.as_str(), view.protection.state), ("b", ProtectionState::NeedSecondary));
         assert_eq!(view.replicas.len(), 2);
+    }
+
+    #[test]
+    fn a_primary_knows_its_secondary_before_the_claim_that_was_read_does() {
+        let mut primary = status("a", Role::Primary, 5, ProtectionState::Protected);
+        primary.peer = Some("b".to_owned());
+        let seen = view(&vm(ON), &[said("a", vec![primary], None)]);
+        assert_eq!((seen.secondary.as_deref(), seen.generation), (Some("b"), 5));
     }
 
     #[test]

@@ -16,8 +16,21 @@ pub struct Console {
 }
 
 impl Console {
-    /// Connects on `host`, and waits for the shell.
+    /// Connects on `host`, again and again until the guest's shell answers: what is typed before it reads is lost, and a client
+    /// that does not keep up with the kernel's messages is cut off.
     pub fn connect(world: &World, host: &str) -> Self {
+        let deadline = Instant::now() + HUNG;
+        loop {
+            let mut console = Self::open(world, host);
+            console.type_line("echo shell-$((40+2))");
+            if console.has_seen("shell-42", Duration::from_secs(2)) {
+                return console;
+            }
+            assert!(Instant::now() < deadline, "no shell on the console: {}", console.seen);
+        }
+    }
+
+    fn open(world: &World, host: &str) -> Self {
         let mut command = world.spawn(host, &["vm", "console", VM]);
         let mut stdout = command.stdout.take().unwrap();
         let (sender, output) = channel();
@@ -29,10 +42,7 @@ impl Console {
                 }
             }
         });
-        let mut console = Self { command, output, seen: String::new() };
-        console.type_line("echo shell-$((40+2))");
-        console.wait_for("shell-42");
-        console
+        Self { command, output, seen: String::new() }
     }
 
     pub fn type_line(&mut self, line: &str) {
@@ -42,14 +52,20 @@ impl Console {
     }
 
     pub fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + HUNG;
+        assert!(self.has_seen(text, HUNG), "waited for {text:?} on the console: {}", self.seen);
+    }
+
+    /// Whether the guest writes this text in time. What it wrote up to then is forgotten if it does.
+    fn has_seen(&mut self, text: &str, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
         while !self.seen.contains(text) {
-            assert!(Instant::now() < deadline, "waited for {text:?} on the console: {}", self.seen);
-            if let Ok(bytes) = self.output.recv_timeout(Duration::from_secs(1)) {
-                self.seen.push_str(&String::from_utf8_lossy(&bytes));
-            }
+            let Ok(bytes) = self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+                return false;
+            };
+            self.seen.push_str(&String::from_utf8_lossy(&bytes));
         }
         self.seen.clear();
+        true
     }
 
     /// Waits until the command ends because the VM has; what it says.

@@ -2,13 +2,16 @@
 
 use std::fs;
 
-use crate::client::{Client, wait_for_service};
+use crate::client::Client;
 use crate::console::Console;
+use crate::support::HUNG;
 use crate::world::{VM, World, detail, reason, signal, state};
 
 fn counter(world: &World) -> u64 {
     let client = redis::Client::open(("127.0.0.1", world.address().port())).unwrap();
-    redis::cmd("GET").arg("counter").query(&mut client.get_connection().unwrap()).unwrap()
+    let mut connection = client.get_connection().unwrap();
+    connection.set_read_timeout(Some(HUNG)).unwrap();
+    redis::cmd("GET").arg("counter").query(&mut connection).unwrap()
 }
 
 /// Bytes that a secondary has written, to its disks for the most part.
@@ -64,7 +67,7 @@ fn after_the_loss_of_both_replicas_only_the_newest_disks_are_started_from() {
     let mut world = World::of(&["a", "b"]);
     world.create("a", VM, "test-redis-append-only", true);
     world.done("a", &["vm", "start", VM]);
-    wait_for_service(world.address());
+    world.wait_for_redis();
     world.done("a", &["ft", "on", VM, "--yes"]);
     let client = Client::start(world.address());
     client.wait_for_progress(100);
@@ -77,6 +80,7 @@ fn after_the_loss_of_both_replicas_only_the_newest_disks_are_started_from() {
     let acknowledged = client.acknowledged();
     drop(client);
     world.start("a");
+    world.wait_for_lease_end("a", "b");
     let error = world.refused("a", &["vm", "start", VM]);
     assert!(error.contains("host b, which holds VM redis, is not alive"), "{error}");
     assert!(error.contains("--from-stale-disks"), "{error}");
@@ -90,7 +94,7 @@ fn after_the_loss_of_both_replicas_only_the_newest_disks_are_started_from() {
     assert!(detail(&found).contains("its process died"), "{found:#}");
     // By command on any host, and the newest disks are chosen.
     world.done("a", &["vm", "start", VM]);
-    wait_for_service(world.address());
+    world.wait_for_redis();
     assert_eq!(world.status("a")["host"], "b");
     let kept = counter(&world);
     assert!(kept >= acknowledged, "{acknowledged} increments were acknowledged, {kept} are left");
@@ -101,12 +105,12 @@ fn after_the_loss_of_both_replicas_only_the_newest_disks_are_started_from() {
     // that it was succeeded.
     world.done("a", &["ft", "suspend", VM]);
     world.kill_daemon("b");
-    world.wait("a", "the lease to end", |status| status["running"] == false);
+    world.wait_for_lease_end("a", "b");
     assert_eq!(world.replicas("b").len(), 1);
     assert!(world.refused("a", &["vm", "start", VM]).contains("--from-stale-disks"));
     let forced = world.json("a", &["vm", "start", VM, "--from-stale-disks"]);
     assert_eq!(forced["host"], "a");
-    wait_for_service(world.address());
+    world.wait_for_redis();
     assert!(counter(&world) >= stale);
     world.start("b");
     world.wait_for_no_replica("b");
@@ -119,7 +123,7 @@ fn both_replicas_killed_at_once_start_again_from_disk() {
     let mut world = World::of(&["a", "b"]);
     world.create("a", VM, "test-redis-append-only", true);
     world.done("a", &["vm", "start", VM]);
-    wait_for_service(world.address());
+    world.wait_for_redis();
     let protected = world.json("a", &["ft", "on", VM, "--yes"]);
     let client = Client::start(world.address());
     client.wait_for_progress(200);
@@ -137,7 +141,7 @@ fn both_replicas_killed_at_once_start_again_from_disk() {
     let lost = world.status("a");
     assert_eq!((state(&lost), lost["host"].as_str()), ("not-running", Some("a")));
     world.done("a", &["vm", "start", VM]);
-    wait_for_service(world.address());
+    world.wait_for_redis();
     let kept = counter(&world);
     assert!(kept >= acknowledged, "{acknowledged} increments were acknowledged, {kept} are left");
     let alone = world.wait("a", "the search to fail", |status| !detail(status).is_empty());

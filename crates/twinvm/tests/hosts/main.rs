@@ -1,7 +1,7 @@
 //! Hosts with daemons, as administrators use them: every test goes by the commands of the program, with real guests.
 
 mod api;
-#[allow(dead_code, reason = "the clock is for other tests")]
+#[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../mirror/client.rs"]
 mod client;
 mod commands;

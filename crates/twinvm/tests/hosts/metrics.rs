@@ -46,7 +46,7 @@ pub fn assert_every_figure_is_there(world: &World, primary: &str, secondary: &st
         ("takeover_arbitration_seconds", "seconds", "gauge", format!("{replica}}}")),
         ("takeover_restore_seconds", "seconds", "gauge", format!("{replica}}}")),
         ("generation", "", "gauge", format!("{replica}}}")),
-        ("sync_bytes", "bytes", "gauge", String::new()),
+        ("sync_bytes", "bytes", "gauge", format!("{replica},part=\"total\"}} 0")),
         ("vm_running", "", "gauge", format!("{vm}}} 1")),
         ("vm_secondary", "", "gauge", format!("{vm},secondary=\"{secondary}\"}} 1")),
         ("protection", "", "gauge", format!("{vm},state=\"protected\"}} 1")),
@@ -59,7 +59,7 @@ pub fn assert_every_figure_is_there(world: &World, primary: &str, secondary: &st
         assert!(has(&format!("# HELP {name} ")), "no HELP of {name}:\n{text}");
         assert!(has(&format!("# TYPE {name} {kind}")), "{name} is no {kind}:\n{text}");
         assert!(unit.is_empty() || has(&format!("# UNIT {name} {unit}")), "no UNIT of {name}:\n{text}");
-        assert!(sample.is_empty() || has(&format!("{name}{sample}")), "no {name}{sample}:\n{text}");
+        assert!(has(&format!("{name}{sample}")), "no {name}{sample}:\n{text}");
     }
     assert!(text.trim_end().ends_with("# EOF"));
     let text = scrape(world, secondary);

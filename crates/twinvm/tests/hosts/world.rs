@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,6 @@ use serde_json::Value;
 use storage::image::ImageSpec;
 use tempfile::TempDir;
 
-use crate::client::wait_for_service;
 use crate::support::HUNG;
 use crate::support::guest::{free_port, image_of, images_dir};
 
@@ -258,7 +257,7 @@ impl World {
     pub fn boot_redis(&self, host: &str) {
         self.create(host, VM, "test-redis", false);
         self.done(host, &["vm", "start", VM]);
-        wait_for_service(self.address());
+        self.wait_for_redis();
     }
 
     /// Creates a VM.
@@ -285,6 +284,23 @@ impl World {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
+    /// Waits until the guest's Redis answers, on connections that are given up again.
+    pub fn wait_for_redis(&self) {
+        let deadline = Instant::now() + HUNG;
+        let answers = || -> std::io::Result<bool> {
+            let stream = TcpStream::connect(self.address())?;
+            stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+            (&stream).write_all(b"PING\r\n")?;
+            let mut answer = String::new();
+            BufReader::new(&stream).read_line(&mut answer)?;
+            Ok(answer == "+PONG\r\n")
+        };
+        while !answers().unwrap_or(false) {
+            assert!(Instant::now() < deadline, "no answer from the guest\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// What `ft status` says on a host.
     pub fn status(&self, host: &str) -> Value {
         self.json(host, &["ft", "status", VM])
@@ -300,6 +316,24 @@ impl World {
             }
             assert!(Instant::now() < deadline, "waited for {what} on {host}: {status:#}\n{}", self.logs());
             std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    /// Waits until a host is known not to be alive.
+    pub fn wait_for_lease_end(&self, host: &str, gone: &str) {
+        let deadline = Instant::now() + HUNG;
+        while self.json(host, &["host", "show", gone])["alive"] == true {
+            assert!(Instant::now() < deadline, "the lease of {gone} does not end");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until no VM has anything reserved on a host.
+    pub fn wait_until_nothing_is_reserved(&self, host: &str) {
+        let deadline = Instant::now() + HUNG;
+        while self.json(host, &["host", "show", host])["memory_reserved_bytes"] != 0 {
+            assert!(Instant::now() < deadline, "a reservation is left on {host}\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
