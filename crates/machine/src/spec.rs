@@ -91,7 +91,7 @@ fn one() -> u32 {
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
     /// The file cannot be read.
-    #[error("cannot read VM spec {}: {source}", path.display())]
+    #[error("cannot read VM spec {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use machine::control::Control;
 use machine::devices::serial::ConsoleSink;
+use rustix::net::{SendFlags, send};
 
 /// What is kept of the console's output for clients that connect later, in bytes.
 const BACKLOG_BYTES_MAX: usize = 64 << 10;
@@ -65,10 +67,15 @@ impl ConsoleSink for Console {
         inner.backlog.extend(bytes);
         let excess = inner.backlog.len().saturating_sub(BACKLOG_BYTES_MAX);
         inner.backlog.drain(..excess);
-        // The guest does not wait for a client that does not read: it is cut off.
+        // The guest does not wait for a client that does not read: it is cut off, and can come again.
         inner.clients.retain_mut(|client| {
-            rustix::net::send(&*client, bytes, rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL)
-                .is_ok_and(|sent| sent == bytes.len())
+            let sent = send(&*client, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            let is_sent = sent.is_ok_and(|sent| sent == bytes.len());
+            if !is_sent {
+                // One that has gone has ended the connection itself.
+                let _ = client.shutdown(Shutdown::Both);
+            }
+            is_sent
         });
     }
 }
@@ -102,5 +109,24 @@ mod tests {
         console.write(b"nobody sees this");
         console.write(b"nor this");
         assert!(console.inner().clients.is_empty());
+    }
+    #[test]
+    fn a_client_that_does_not_read_is_cut_off_and_finds_out() {
+        let mut console = Console::default();
+        let (mut client, served) = UnixStream::pair().unwrap();
+        let serving = std::thread::spawn({
+            let console = console.clone();
+            move || console.serve(served)
+        });
+        while console.inner().clients.is_empty() {
+            std::thread::yield_now();
+        }
+        while !console.inner().clients.is_empty() {
+            console.write(&[b'x'; 4096]);
+        }
+        // Neither what it reads nor what it types goes on.
+        std::io::copy(&mut client, &mut std::io::sink()).unwrap();
+        assert!(client.write_all(b"root").is_err());
+        serving.join().unwrap().unwrap();
     }
 }

@@ -271,7 +271,7 @@ pub struct Figures {
     pub waiting_frames: u64,
     /// Their bytes.
     pub waiting_bytes: u64,
-    /// Memory that replication itself holds: buffers, caches, checkpoints; without the guest's memory.
+    /// Resident memory of the replica's process, the guest's memory included.
     pub memory_bytes: u64,
     /// Times that this replica took over or that the VM's replica here did before it.
     pub failovers: u64,

@@ -20,7 +20,8 @@ use machine::input::Journal;
 use machine::vm::{Vm, VmState};
 use memory::{GuestRam, PAGE_BYTES};
 use network::{
-    BackendError, CableEnd, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received, SendOutcome,
+    BackendError, CableEnd, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received,
+    SendOutcome,
 };
 use redis::Commands;
 use support::guest::{Guest, Network};
