@@ -105,6 +105,9 @@ impl GatedBackend {
         // Asked again under the lock that `hold` waits for.
         let offer = self.shared.queue().offer(card.number, bytes, offload)?;
         if offer != Offer::Passes {
+            if offer == Offer::Behind {
+                self.shared.queue().refuse(card.number);
+            }
             drop(guard);
             return Ok(self.outcome(offer));
         }

@@ -110,10 +110,12 @@ impl OutputGate {
     }
 
     /// The epochs up to `through` are committed: their output leaves. An epoch that was never closed, or was released
-    /// before, does no harm: what is closed later waits all the same.
-    pub fn release(&self, through: u64) {
+    /// before, does no harm: what is closed later waits all the same. Returns the epoch through which all output has left by now: a
+    /// frame that finds no room in its network end leaves later.
+    pub fn release(&self, through: u64) -> u64 {
         self.shared.queue().release(through);
         self.shared.send_released();
+        self.shared.queue().left_through(through)
     }
 
     /// At takeover, sends committed output of the replica before that may not have left. To be called before the guest

@@ -30,6 +30,8 @@ enum Standing {
 pub(super) struct Waiting {
     pub frame: GatedFrame,
     standing: Standing,
+    /// The epoch that it was part of, once that has ended.
+    epoch: Option<u64>,
     since: Instant,
 }
 
@@ -98,8 +100,13 @@ impl OutputQueue {
         self.current += 1;
         self.count_in(&frame);
         let queue = self.cards.entry(card).or_default();
-        queue.push_back(Waiting { frame, standing: Standing::Current, since: Instant::now() });
+        queue.push_back(Waiting { frame, standing: Standing::Current, epoch: None, since: Instant::now() });
         Ok(Offer::Waits { first })
+    }
+
+    /// A card was told that there is no room behind frames that need no commit.
+    pub fn refuse(&mut self, card: usize) {
+        self.refused.insert(card);
     }
 
     /// A frame that [`Offer::Passes`] was sent.
@@ -114,7 +121,7 @@ impl OutputQueue {
             let first =
                 queue.iter().rposition(|waiting| waiting.standing != Standing::Current).map_or(0, |last| last + 1);
             for waiting in queue.range_mut(first..) {
-                waiting.standing = Standing::Closed(epoch);
+                (waiting.standing, waiting.epoch) = (Standing::Closed(epoch), Some(epoch));
                 closed.push(waiting.frame.clone());
             }
         }
@@ -136,13 +143,22 @@ impl OutputQueue {
         }
     }
 
+    /// The last epoch up to `through` of which all frames have left.
+    pub fn left_through(&self, through: u64) -> u64 {
+        let oldest_of = |queue: &VecDeque<Waiting>| {
+            queue.iter().take_while(|waiting| waiting.standing == Standing::Released).find_map(|waiting| waiting.epoch)
+        };
+        let oldest = self.cards.values().filter_map(oldest_of).min();
+        oldest.map_or(through, |oldest| through.min(oldest.saturating_sub(1)))
+    }
+
     /// Puts in a frame that needs no commit, before those that do. One for an unknown card, or without room, is
     /// dropped.
     pub fn insert_released(&mut self, frame: GatedFrame) {
         let room = self.has_room_for(&frame);
         match self.cards.get_mut(&frame.card()).filter(|_| room) {
             Some(queue) => {
-                let waiting = Waiting { frame, standing: Standing::Released, since: Instant::now() };
+                let waiting = Waiting { frame, standing: Standing::Released, epoch: None, since: Instant::now() };
                 self.frames += 1;
                 self.bytes += waiting.frame.bytes().len();
                 let at = queue.iter().position(|other| other.standing != Standing::Released).unwrap_or(queue.len());
@@ -180,10 +196,18 @@ impl OutputQueue {
     }
 
     /// Takes the cards that found no room and should try again. Not at the first frame that leaves: what they have to
-    /// offer should fit.
+    /// offer should fit, and may not overtake.
     pub fn take_refused(&mut self) -> BTreeSet<usize> {
-        let has_room = !self.held || self.frames <= GATE_FRAMES_MAX / 2 && self.bytes <= GATE_BYTES_MAX / 2;
-        if has_room { std::mem::take(&mut self.refused) } else { BTreeSet::new() }
+        let refused = std::mem::take(&mut self.refused);
+        let is_behind = |card: &usize| self.cards.get(card).is_some_and(|queue| !queue.is_empty());
+        let (room, no_room) = if self.held {
+            let has_room = self.frames <= GATE_FRAMES_MAX / 2 && self.bytes <= GATE_BYTES_MAX / 2;
+            if has_room { (refused, BTreeSet::new()) } else { (BTreeSet::new(), refused) }
+        } else {
+            refused.into_iter().partition(|card| !is_behind(card))
+        };
+        self.refused = no_room;
+        room
     }
 
     pub fn status(&self) -> GateStatus {

@@ -7,7 +7,7 @@
 use std::iter;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver as Inbox, Sender as Postbox, channel};
+use std::sync::mpsc::{Receiver as Inbox, SyncSender as Postbox, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::outbox::Bulk;
 use super::pause_queue::VmStopped;
 use super::primary::Shared;
 use super::progress::{Phase, Progress};
-use super::sender::SenderThread;
+use super::sender::{SendError, SenderThread};
 use super::session::Session;
 use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
 use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, DiskWrite, SummaryReader};
@@ -36,8 +36,13 @@ const ROUNDS_MAX: u32 = 12;
 const PAGES_LEFT: u64 = 1024;
 /// Pages that a checkpoint's buffer has room for from the start.
 const BUFFER_PAGES: usize = 2 * PAGES_LEFT as usize;
+/// Pieces of the secondary's summary that wait to be read; while there are more, it is not heard.
+const SUMMARY_PIECES_MAX: usize = 16;
 /// Pages handed to the sender at once.
 const PAGES_PER_PIECE: usize = 1024;
+
+/// Longest reason of a peer that is repeated to others, in characters.
+const REASON_CHARS_MAX: usize = 500;
 
 /// Why a secondary does not come about.
 #[derive(Debug, thiserror::Error)]
@@ -101,14 +106,14 @@ pub(super) fn start(
         Some(frame) if frame.kind == WELCOME => {
             match postcard::from_bytes(frame.payload).map_err(|_| ProtectError::NotASecondary)? {
                 Welcome::Accepted => {}
-                Welcome::Refused(reason) => return Err(ProtectError::Refused(reason)),
+                Welcome::Refused(reason) => return Err(ProtectError::Refused(words(&reason))),
             }
         }
         _ => return Err(ProtectError::NotASecondary),
     }
     let suspicion = shared.options.suspicion;
     let session = shared.open_session(|id| Session::new(id, secondary, suspicion, closer))?;
-    let (pieces, summary_pieces) = channel();
+    let (pieces, summary_pieces) = sync_channel(SUMMARY_PIECES_MAX);
     spawn("mirror-send", shared, &session, move |shared, session| send(shared, session, sender));
     spawn("mirror-acks", shared, &session, move |shared, session| receive(shared, session, receiver, &pieces));
     spawn("first-copy", shared, &session, move |shared, session| {
@@ -140,15 +145,23 @@ fn send(shared: &Arc<Shared>, session: &Arc<Session>, sender: Sender) {
     let recycle = |pages| shared.recycle(pages);
     let encoder = PageEncoder::new(shared.options.cache_bytes_max);
     let sender = SenderThread::new(session, sender, &shared.ram, encoder, &shared.meter, &recycle);
-    if let Err(error) = sender.run(|| shared.consider()) {
-        shared.end_session(session.id, LossReason::Closed, &error.to_string());
+    match sender.run(|| shared.consider()) {
+        Ok(()) => {}
+        // Whoever receives has yet to hear the secondary's last words: why it failed, if it did.
+        Err(SendError::Channel(error)) => {
+            tracing::debug!(%error, "cannot send to the secondary");
+            session.close();
+        }
+        Err(error) => shared.end_session(session.id, LossReason::Protocol, &error.to_string()),
     }
 }
 
 /// Takes what the secondary says.
 fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver, summary: &Postbox<Vec<u8>>) {
     let (reason, why) = loop {
-        match receiver.recv(Some(session.suspicion / 4)) {
+        // As in the secondary: one more look before the other one counts as silent.
+        let is_late = session.silence() > session.suspicion;
+        match receiver.recv(Some(if is_late { Duration::ZERO } else { session.suspicion / 4 })) {
             Ok(Some(frame)) => {
                 session.heard();
                 match frame.kind {
@@ -159,7 +172,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                             if let Some(epoch) = ack.epoch
                                 && session.is_fresh(ack.heard)
                             {
-                                shared.acknowledged(session, epoch, true);
+                                shared.acknowledged(session, epoch);
                             }
                         }
                         Err(_) => break (LossReason::Protocol, "the secondary sent a malformed ack".to_owned()),
@@ -167,12 +180,12 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                     // The copier may have ended; then so does the session.
                     SUMMARY => _ = summary.send(frame.payload.to_vec()),
                     FAILED => {
-                        break (LossReason::Failed, String::from_utf8_lossy(frame.payload).into_owned());
+                        break (LossReason::Failed, words(&String::from_utf8_lossy(frame.payload)));
                     }
                     kind => break (LossReason::Protocol, format!("the secondary sent a message of kind {kind}")),
                 }
             }
-            Ok(None) if session.silence() > session.suspicion => {
+            Ok(None) if is_late => {
                 break (LossReason::Silent, "the secondary is silent".to_owned());
             }
             Ok(None) => {}
@@ -186,8 +199,6 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
 }
 
 fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: Inbox<Vec<u8>>) -> Result<(), CopyError> {
-    let forward = session.clone();
-    shared.gate.set_input_tap(Some(Box::new(move |card, frame| forward.forward(card, frame))));
     *session.progress() = Progress { phase: Phase::ComparingDisks, ..Progress::default() };
     let summary = read_summary(shared, summary)?;
     copy_disks(shared, session, summary)?;
@@ -233,6 +244,11 @@ fn harvest(vm: &mut Vm, shared: &Shared, session: &Session) -> Result<(Harvest, 
     let writes = shared.take_log(session).ok_or(CopyError::Closed)?;
     vm.collect_dirty()?;
     Ok((shared.ram.harvest(), writes))
+}
+
+/// What a peer gives as a reason, as far as somebody would read it.
+fn words(reason: &str) -> String {
+    reason.chars().take(REASON_CHARS_MAX).collect()
 }
 
 /// All pages that may hold anything but zeros.

@@ -1,5 +1,8 @@
 //! Following a primary: receive, check, acknowledge, apply; and taking over when it is lost.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,9 +23,9 @@ use super::message::{
 use super::secondary::{Secondary, SecondaryEnd, TakenOver};
 use super::session::HEARTBEATS_PER_SUSPICION;
 use super::staging::{Complete, InboundStore, Staging, StagingError};
+use super::unreleased::UnreleasedOutput;
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
 use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode_writes};
-use crate::gate::GatedFrame;
 use crate::protocol::{Command, Epoch, Event, LossReason, StopReason};
 
 /// A checkpoint counts as under way for no longer than this. How long it was is the difference between two hosts' clocks, which
@@ -99,7 +102,7 @@ pub(super) struct Follower {
     staging: Option<Staging>,
     held: Option<Held>,
     /// Output of committed epochs that the primary has not said to have left.
-    unreleased: VecDeque<(Epoch, Vec<GatedFrame>)>,
+    unreleased: UnreleasedOutput,
     inbound: InboundStore,
     last_heard: Instant,
 }
@@ -120,7 +123,7 @@ impl Follower {
             closer,
             staging: None,
             held: None,
-            unreleased: VecDeque::new(),
+            unreleased: UnreleasedOutput::default(),
             inbound: InboundStore::default(),
             last_heard: Instant::now(),
         }
@@ -144,8 +147,18 @@ impl Follower {
                 closer.close();
             }
         });
-        let parting = self.listen(&mut receiver);
+        let mut parting = self.listen(&mut receiver);
         let lost_at = Instant::now();
+        // A primary that hands over goes on hearing from this replica, and waits.
+        if !matches!(parting, Parting::HandOver) {
+            self.voice.ended.store(true, Ordering::Release);
+        }
+        // Before anybody is kept from going on: without its disks, this replica could not.
+        if !matches!(parting, Parting::Ended)
+            && let Err(error) = self.secondary.applier.drain()
+        {
+            parting = self.fail(format!("the disks cannot be written: {error}"));
+        }
         self.voice.ended.store(true, Ordering::Release);
         let (commands, loss, why) = match parting {
             Parting::Ended => {
@@ -170,18 +183,18 @@ impl Follower {
     fn listen(&mut self, receiver: &mut Receiver) -> Parting {
         loop {
             if let Some(error) = self.secondary.applier.error() {
-                let why = format!("the disks cannot be written: {error}");
-                let _ = self.voice.send(FAILED, why.as_bytes());
-                return Parting::Lost(LossReason::Failed, why);
+                return self.fail(format!("the disks cannot be written: {error}"));
             }
-            match receiver.recv(Some(self.suspicion / 4)) {
+            // Whoever was kept from running looks once more before it calls the other one silent.
+            let is_late = self.last_heard.elapsed() > self.suspicion;
+            match receiver.recv(Some(if is_late { Duration::ZERO } else { self.suspicion / 4 })) {
                 Ok(Some(frame)) => {
                     self.last_heard = Instant::now();
                     if let Err(parting) = self.hear(&frame) {
                         return parting;
                     }
                 }
-                Ok(None) if self.last_heard.elapsed() > self.suspicion => {
+                Ok(None) if is_late => {
                     return Parting::Lost(LossReason::Silent, "it is silent".to_owned());
                 }
                 Ok(None) => {}
@@ -193,6 +206,13 @@ impl Follower {
         }
     }
 
+    /// Gives up, and tells the primary why.
+    fn fail(&self, why: String) -> Parting {
+        // A primary that does not hear it finds the connection closed.
+        let _ = self.voice.send(FAILED, why.as_bytes());
+        Parting::Lost(LossReason::Failed, why)
+    }
+
     fn hear(&mut self, frame: &Frame<'_>) -> Result<(), Parting> {
         let payload = frame.payload;
         let Secondary { parts, ram, .. } = &mut self.secondary;
@@ -200,8 +220,7 @@ impl Follower {
             (HEARTBEAT, _) => self.voice.heard.store(number(payload)?, Ordering::Release),
             (INBOUND, _) => self.inbound.push(postcard::from_bytes(payload).map_err(Parting::protocol)?),
             (RELEASED, _) => {
-                let through = number(payload)?;
-                self.unreleased.retain(|&(epoch, _)| epoch > through);
+                self.unreleased.released(number(payload)?);
             }
             (ENTITLED, _) => {
                 let generation = number(payload)?;
@@ -215,11 +234,14 @@ impl Follower {
             (HAND_OVER, None) => return Err(Parting::HandOver),
             (ENDED, _) => return Err(Parting::Ended),
             (BEGIN, None) => self.staging = Some(Staging::new(number(payload)?)),
-            (DISK_WRITES, None) => {
+            // The first copy: once there is something to take over from, it may only be replaced as a whole.
+            (DISK_WRITES, None) if self.held.is_none() => {
                 let writes = decode_writes(payload, &parts.disks).map_err(StagingError::from)?;
-                parts.disks.apply(&writes).map_err(StagingError::from)?;
+                if let Err(error) = parts.disks.apply(&writes) {
+                    return Err(self.fail(format!("the disks cannot be written: {error}")));
+                }
             }
-            (PAGES, None) => {
+            (PAGES, None) if self.held.is_none() => {
                 encoding::check(payload, ram.pages()).map_err(StagingError::from)?;
                 encoding::apply(payload, ram).map_err(StagingError::from)?;
             }
@@ -253,7 +275,7 @@ impl Follower {
             return Err(Parting::Contradicted(commands));
         }
         self.inbound.consumed(&end.inputs);
-        self.unreleased.push_back((epoch, output));
+        self.unreleased.push(epoch, output);
         let transit = Duration::from_nanos(unix_now_ns().saturating_sub(end.captured_unix_ns)).min(TRANSIT_MAX);
         self.held = Some(Held { epoch, state, inputs: end.inputs, transit, held_since: Instant::now() });
         self.voice.heard.store(end.heartbeat, Ordering::Release);
@@ -264,7 +286,7 @@ impl Follower {
             encoding::apply(records, &self.secondary.ram).map_err(StagingError::from)?;
         }
         self.secondary.applier.push(writes);
-        let (protocol, unreleased_epochs) = (self.secondary.parts.replica.status(), self.unreleased.len() as u64);
+        let (protocol, unreleased_epochs) = (self.secondary.parts.replica.status(), self.unreleased.epochs());
         self.secondary.status.update(|status| {
             status.protocol = protocol;
             status.epoch = Some(epoch);
@@ -282,6 +304,7 @@ impl Follower {
         lost_at: Instant,
     ) -> SecondaryEnd {
         let detection = lost_at.saturating_duration_since(self.last_heard);
+        let asked_at = Instant::now();
         let mut events = VecDeque::new();
         loop {
             for command in std::mem::take(&mut commands) {
@@ -310,7 +333,7 @@ impl Follower {
                         thread::sleep(RETRY_INTERVAL);
                         events.push_back(Event::RetryDue);
                     }
-                    Command::TakeOver { .. } => return self.take_over(loss, detection, lost_at),
+                    Command::TakeOver { .. } => return self.take_over(loss, detection, asked_at.elapsed()),
                     Command::Stop { reason } => return SecondaryEnd::Stopped { reason, why },
                     // Those of a primary follow once it is one.
                     command => tracing::debug!(?command, "not for a secondary"),
@@ -325,20 +348,13 @@ impl Follower {
         }
     }
 
-    fn take_over(mut self, loss: LossReason, detection: Duration, lost_at: Instant) -> SecondaryEnd {
-        let arbitration = lost_at.elapsed();
+    fn take_over(mut self, loss: LossReason, detection: Duration, arbitration: Duration) -> SecondaryEnd {
         let Some(held) = self.held else {
             return SecondaryEnd::Stopped {
                 reason: StopReason::NothingHeld,
                 why: "there is no checkpoint to take over from".to_owned(),
             };
         };
-        if let Err(error) = self.secondary.applier.drain() {
-            return SecondaryEnd::Stopped {
-                reason: StopReason::NothingHeld,
-                why: format!("the disks cannot be written: {error}"),
-            };
-        }
         let Held { epoch, mut state, inputs: mut positions, transit, held_since } = held;
         let behind = transit + held_since.elapsed();
         state.advance_clock(u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX));
@@ -355,7 +371,7 @@ impl Follower {
             epoch,
             ram: self.secondary.ram,
             state,
-            output: self.unreleased.into_iter().flat_map(|(_, output)| output).collect(),
+            output: self.unreleased.into_frames(),
             inputs,
             positions,
             loss,

@@ -1,34 +1,32 @@
 //! [`Primary`]: the replica that runs the guest.
 
+mod run;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use machine::control::Control;
-use machine::engine::{EngineKind, RunEnd};
-use machine::events::GuestEvent;
+use machine::engine::EngineKind;
 use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
 
-use super::capture::capture;
 use super::figures::{Figures, Meter};
 use super::pause_queue::{PauseQueue, VmStopped};
 use super::progress::{Phase, Progress};
 use super::session::Session;
 use super::slowness::Slowness;
-use super::trigger::{Decision, EpochBounds, Load, Trigger};
+use super::trigger::{EpochBounds, Load, Trigger};
 use super::{MirrorOptions, RETRY_INTERVAL};
 use crate::disk::{DiskSet, DiskWrite};
 use crate::gate::{GateStatus, OutputGate};
 use crate::protocol::{
-    Arbiter, Command, DropReason, Epoch, Event, Generation, LossReason, Replica, Status, StopReason, Verdict,
+    Arbiter, Command, DropReason, Epoch, Event, Generation, LossReason, Reason, Replica, Status, StopReason, Verdict,
 };
 
-/// How long the VM's thread waits for the secondary before it looks around again.
-const WAIT_INTERVAL: Duration = Duration::from_millis(2);
 /// Buffers for captured pages that are kept for the next checkpoints.
 const BUFFERS_MAX: usize = 4;
 
@@ -118,11 +116,22 @@ struct Core {
     replica: Replica,
     session: Option<Arc<Session>>,
     epoch: Epoch,
+    course: Course,
     stop: Option<StopReason>,
     plug_pulled: bool,
     /// The guest is paused for a hand-over, whose last checkpoint is that of this epoch.
     hand_over: Option<Epoch>,
     failure: Option<String>,
+}
+
+/// How far the run is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Course {
+    Running,
+    /// The secondary is being told that there is nothing to take over: that it closes the connection is no loss.
+    Leaving,
+    /// The guest does not run here any more, and whatever is heard from now on says nothing.
+    Over,
 }
 
 impl Primary {
@@ -131,8 +140,20 @@ impl Primary {
         let PrimaryParts { replica, epoch, config, engine, ram, gate, trigger, disks, control, arbiter, options } =
             parts;
         trigger.set_control(control.clone());
-        let core =
-            Core { replica, session: None, epoch, stop: None, plug_pulled: false, hand_over: None, failure: None };
+        let stop = match replica.status().reason {
+            Some(Reason::Stopped(reason)) => Some(reason),
+            _ => None,
+        };
+        let core = Core {
+            replica,
+            session: None,
+            epoch,
+            course: Course::Running,
+            stop,
+            plug_pulled: false,
+            hand_over: None,
+            failure: None,
+        };
         let bounds = EpochBounds {
             length_max: options.epoch_length_max,
             dirty_pages_max: options.dirty_pages_max,
@@ -167,7 +188,9 @@ impl Primary {
     pub fn run(&self, vm: &mut Vm) -> Result<PrimaryEnd, VmError> {
         let result = self.shared.run(vm);
         self.shared.pause.close();
-        self.shared.trigger.set_session(None);
+        let mut core = self.shared.core();
+        core.course = Course::Over;
+        self.shared.close_session(&mut core);
         result
     }
 
@@ -261,100 +284,6 @@ impl Shared {
         self.core().replica.status().generation
     }
 
-    fn run(self: &Arc<Self>, vm: &mut Vm) -> Result<PrimaryEnd, VmError> {
-        loop {
-            self.at_pause(vm)?;
-            if let Some(end) = self.end(vm)? {
-                return Ok(end);
-            }
-            match vm.run(None)? {
-                RunEnd::Paused | RunEnd::LimitReached => {}
-                RunEnd::Guest(GuestEvent::PowerOff) => {
-                    vm.platform().flush_disks()?;
-                    self.say_goodbye();
-                    return Ok(PrimaryEnd::PoweredOff);
-                }
-                RunEnd::Guest(GuestEvent::Reset) | RunEnd::Shutdown { .. } => {
-                    vm.platform().flush_disks()?;
-                    self.say_goodbye();
-                    return Ok(PrimaryEnd::Reset);
-                }
-                RunEnd::Guest(GuestEvent::Panicked) => tracing::warn!("the guest's kernel has panicked"),
-                RunEnd::Guest(GuestEvent::CrashLoaded) => {}
-            }
-        }
-    }
-
-    fn end(&self, vm: &Vm) -> Result<Option<PrimaryEnd>, VmError> {
-        let core = self.core();
-        if let Some(reason) = core.stop {
-            return Ok(Some(PrimaryEnd::Stopped(reason)));
-        }
-        if !core.plug_pulled {
-            return Ok(None);
-        }
-        drop(core);
-        vm.platform().flush_disks()?;
-        self.say_goodbye();
-        Ok(Some(PrimaryEnd::PlugPulled))
-    }
-
-    /// Tells the secondary that there is nothing to take over.
-    fn say_goodbye(&self) {
-        let session = self.core().session.clone();
-        if let Some(session) = session {
-            session.outbox.push_urgent(super::message::ENDED, Vec::new());
-            // Room for the message to leave; a secondary that does not hear it starts from the last checkpoint, and the guest ends again.
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// What there is to do while the VM stands still.
-    fn at_pause(self: &Arc<Self>, vm: &mut Vm) -> Result<(), VmError> {
-        let mut waiting_since = None;
-        loop {
-            self.pause.work(vm);
-            let core = self.core();
-            if core.stop.is_some() || core.plug_pulled {
-                return Ok(());
-            }
-            if core.hand_over.is_some() {
-                drop(self.wait(core));
-                continue;
-            }
-            let Some(session) = core.session.clone() else { break };
-            drop(core);
-            let decision = self.bounds.decide(&session.mirror(), self.load(), session.outbox.is_idle(), Instant::now());
-            match decision {
-                Decision::Run => break,
-                Decision::Capture => {
-                    self.take_checkpoint(vm, &session)?;
-                    break;
-                }
-                Decision::Wait => {
-                    let from = Instant::now();
-                    waiting_since.get_or_insert(from);
-                    drop(self.wait(self.core()));
-                    if self.slowness().waited(from, Instant::now(), self.options.too_slow_after) {
-                        self.event(Some(session.id), Event::DropSecondary { reason: DropReason::TooSlow });
-                    }
-                }
-            }
-        }
-        if let Some(since) = waiting_since {
-            self.meter.throttled(since.elapsed());
-        }
-        Ok(())
-    }
-
-    fn wait<'a>(&self, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        self.changed.wait_timeout(core, WAIT_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    fn slowness(&self) -> MutexGuard<'_, Slowness> {
-        self.slowness.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn load(&self) -> Load {
         Load { dirty_pages: self.ram.dirty_pages_estimate(), log_bytes: self.disks.log_bytes() }
     }
@@ -362,10 +291,6 @@ impl Shared {
     /// Looks whether a checkpoint is due, from another thread than the VM's.
     pub fn consider(&self) -> Duration {
         self.trigger.consider(&self.bounds, self.load())
-    }
-
-    fn buffer(&self) -> CapturedPages {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
     /// Takes back the buffer of a checkpoint that was sent.
@@ -376,32 +301,6 @@ impl Shared {
         }
     }
 
-    /// Captures the paused VM and gives the checkpoint to the sender.
-    fn take_checkpoint(&self, vm: &mut Vm, session: &Session) -> Result<(), VmError> {
-        let paused_at = Instant::now();
-        let Some((epoch, writes)) = self.begin_checkpoint(session) else { return Ok(()) };
-        let (checkpoint, in_flight) = capture(vm, epoch, &self.gate, writes, || self.buffer())?;
-        let (dirty_pages, times) = (in_flight.harvest.len(), in_flight.times);
-        let mut mirror = session.mirror();
-        mirror.output_waits = false;
-        mirror.in_flight.push_back(in_flight);
-        let since = mirror.epoch_since.replace(Instant::now());
-        drop(mirror);
-        session.outbox.push_bulk(super::outbox::Bulk::Checkpoint(Box::new(checkpoint)));
-        let epoch_length = since.map_or(Duration::ZERO, |since| paused_at.saturating_duration_since(since));
-        self.meter.captured(epoch, epoch_length, paused_at.elapsed(), &times, dirty_pages);
-        Ok(())
-    }
-
-    /// The number of the next checkpoint, and what it has to say of disks; `None` if the session has ended.
-    fn begin_checkpoint(&self, session: &Session) -> Option<(Epoch, Vec<DiskWrite>)> {
-        let mut core = self.core();
-        // Checked and taken under one lock: the log may be a later session's in a moment.
-        core.session.as_ref().filter(|current| current.id == session.id)?;
-        core.epoch += 1;
-        Some((core.epoch, self.disks.take_log()))
-    }
-
     /// What was written to disks since the log was last taken; `None` if the session has ended.
     pub fn take_log(&self, session: &Session) -> Option<Vec<DiskWrite>> {
         let core = self.core();
@@ -409,35 +308,10 @@ impl Shared {
         Some(self.disks.take_log())
     }
 
-    /// The end of the first copy, with the guest paused: output waits from now on, and the first checkpoint is taken.
-    pub fn begin_mirroring(self: &Arc<Self>, vm: &mut Vm, session: &Arc<Session>) -> Result<(), VmError> {
-        self.event(Some(session.id), Event::SyncFinished { secondary: session.secondary.clone() });
-        self.meter.reset();
-        *self.slowness() = Slowness::default();
-        session.mirror().mirroring = true;
-        session.mirror().epoch_since = Some(Instant::now());
-        session.progress().phase = Phase::FirstCheckpoint;
-        self.take_checkpoint(vm, session)
-    }
-
-    fn begin_hand_over(self: &Arc<Self>, vm: &mut Vm) -> Result<(), SwitchOverError> {
-        let mut core = self.core();
-        let session = core.session.clone().filter(|_| core.replica.status().is_protected());
-        let session = session.ok_or(SwitchOverError::NotProtected)?;
-        // Known before the checkpoint is sent: its ack may be here before this thread goes on.
-        core.hand_over = Some(core.epoch + 1);
-        drop(core);
-        if let Err(error) = self.take_checkpoint(vm, &session) {
-            self.core().hand_over = None;
-            return Err(error.into());
-        }
-        Ok(())
-    }
-
     /// Makes room in the core for a session.
     pub fn open_session(&self, make: impl FnOnce(u64) -> Session) -> Result<Arc<Session>, super::ProtectError> {
         let mut core = self.core();
-        if core.stop.is_some() {
+        if core.stop.is_some() || core.course != Course::Running {
             return Err(VmStopped.into());
         }
         if let Some(session) = &core.session {
@@ -455,9 +329,11 @@ impl Shared {
         if !self.has_session(id) {
             return;
         }
-        tracing::warn!(%why, "the secondary is lost");
-        self.core().failure = Some(why.to_owned());
-        self.event(Some(id), Event::PeerLost { reason });
+        if self.core().course == Course::Running {
+            tracing::warn!(%why, "the secondary is lost");
+            self.core().failure = Some(why.to_owned());
+            self.event(Some(id), Event::PeerLost { reason });
+        }
         // The protocol does not know of a secondary that has not joined, and leaves it open.
         let mut core = self.core();
         if core.session.as_ref().is_some_and(|session| session.id == id) {
@@ -479,8 +355,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// The secondary holds everything through `epoch`; `fresh` as in [`Event::Acknowledged`].
-    pub fn acknowledged(self: &Arc<Self>, session: &Session, epoch: Epoch, fresh: bool) {
+    /// The secondary holds everything through `epoch`, says an ack that is fresh.
+    pub fn acknowledged(self: &Arc<Self>, session: &Session, epoch: Epoch) {
         let mut held = Vec::new();
         {
             let mut mirror = session.mirror();
@@ -496,7 +372,7 @@ impl Shared {
         if held.is_empty() {
             return;
         }
-        self.event(Some(session.id), Event::Acknowledged { epoch, fresh });
+        self.event(Some(session.id), Event::Acknowledged { epoch, fresh: true });
         for in_flight in held {
             self.meter.committed(in_flight.captured_at.elapsed());
             in_flight.harvest.acknowledge();
@@ -514,7 +390,7 @@ impl Shared {
     pub fn event(self: &Arc<Self>, session: Option<u64>, event: Event) {
         let mut core = self.core();
         let current = core.session.as_ref().map(|session| session.id);
-        if session.is_some() && session != current {
+        if core.course == Course::Over || session.is_some() && session != current {
             return;
         }
         for command in core.replica.handle(event) {
@@ -529,9 +405,9 @@ impl Shared {
             Command::HoldOutput => self.gate.hold(),
             Command::OpenOutput => self.gate.open(),
             Command::Release { through } => {
-                self.gate.release(through);
+                let left_through = self.gate.release(through);
                 if let Some(session) = &core.session {
-                    session.tell_released(through);
+                    session.tell_released(left_through);
                 }
             }
             Command::TellEntitled { generation } => {
@@ -540,10 +416,11 @@ impl Shared {
                 }
             }
             Command::CompareAndSwap { claim } => {
-                let shared = self.clone();
+                // The machine need not stay for an answer that nobody waits for.
+                let (shared, arbiter) = (Arc::downgrade(self), self.arbiter.clone());
                 thread::spawn(move || {
                     let expected = claim.generation.saturating_sub(1);
-                    let answer = match shared.arbiter.compare_and_swap(expected, &claim) {
+                    let answer = match arbiter.compare_and_swap(expected, &claim) {
                         Ok(verdict) => Event::Arbitrated(verdict),
                         Err(error) => {
                             tracing::warn!(%error, "the cluster store cannot be reached");
@@ -553,15 +430,19 @@ impl Shared {
                     if let Event::Arbitrated(Verdict::Lost(claim)) = &answer {
                         tracing::warn!(generation = claim.generation, primary = %claim.primary, "another replica goes on");
                     }
-                    shared.event(None, answer);
+                    if let Some(shared) = shared.upgrade() {
+                        shared.event(None, answer);
+                    }
                 });
             }
             Command::CloseChannel => self.close_session(core),
             Command::StartRetryTimer => {
-                let shared = self.clone();
+                let shared = Arc::downgrade(self);
                 thread::spawn(move || {
                     thread::sleep(RETRY_INTERVAL);
-                    shared.event(None, Event::RetryDue);
+                    if let Some(shared) = shared.upgrade() {
+                        shared.event(None, Event::RetryDue);
+                    }
                 });
             }
             Command::Resume => core.hand_over = None,

@@ -1,5 +1,6 @@
 //! [`Secondary`]: the replica that can take over at any moment.
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -20,6 +21,8 @@ use crate::protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason};
 
 /// How long a primary that has connected may take to say what the VM is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Suspicion times that make sense, in milliseconds.
+const SUSPICION_MS: RangeInclusive<u32> = 20..=60_000;
 /// Disk writes that wait to be applied, in bytes; beyond that the primary is slowed down.
 const APPLIER_BYTES_MAX: u64 = 64 << 20;
 
@@ -76,7 +79,7 @@ pub struct TakenOver {
     pub loss: LossReason,
     /// From its last sign of life to its being given up.
     pub detection: Duration,
-    /// How long arbitration took from then on.
+    /// How long arbitration took, once the disks were up to date.
     pub arbitration: Duration,
 }
 
@@ -202,6 +205,9 @@ impl Secondary {
 
     fn unfit(&self, hello: &Hello) -> Option<String> {
         let parts = &self.parts;
+        if !SUSPICION_MS.contains(&hello.suspicion_ms) {
+            return Some(format!("a suspicion time of {} ms makes no sense", hello.suspicion_ms));
+        }
         if hello.config != parts.config {
             return Some(format!("it was set up for {:?}, not for {:?}", parts.config, hello.config));
         }

@@ -119,13 +119,14 @@ impl<'a> SenderThread<'a> {
     }
 
     fn writes(&mut self, writes: &[DiskWrite]) -> Result<(), ChannelError> {
-        let mut pieces = Vec::new();
-        encode_writes(writes, |piece| pieces.push(piece.to_vec()));
-        for piece in pieces {
-            self.sender.send(DISK_WRITES, &[&piece])?;
-            self.breathe()?;
-        }
-        Ok(())
+        // Sent as they are made: compressing a long log takes longer than the secondary would stand the silence.
+        let mut sent = Ok(());
+        encode_writes(writes, |piece| {
+            if sent.is_ok() {
+                sent = self.sender.send(DISK_WRITES, &[piece]).and_then(|()| self.breathe());
+            }
+        });
+        sent
     }
 
     fn live_pages(&mut self, pages: &[u64]) -> Result<(), ChannelError> {

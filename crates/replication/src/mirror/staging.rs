@@ -9,7 +9,7 @@ use network::InputPosition;
 
 use super::message::{CheckpointEnd, Inbound};
 use crate::disk::{DiskSet, DiskSyncError, DiskWrite, decode_writes};
-use crate::gate::{GatedFrame, InboundFrame};
+use crate::gate::{GATE_FRAMES_MAX, GatedFrame, InboundFrame};
 use crate::protocol::Epoch;
 
 /// Most bytes of serialized state, far beyond what any VM has.
@@ -20,8 +20,12 @@ const OUTPUT_BYTES_MAX: usize = 64 << 20;
 const WRITES_BYTES_MAX: u64 = 1 << 30;
 /// Longest header of a page record, in bytes, generously.
 const RECORD_HEADER_BYTES_MAX: u64 = 64;
-/// Most bytes of inbound frames that are kept.
+/// Most memory that inbound frames take which are kept, in bytes.
 const INBOUND_BYTES_MAX: usize = 16 << 20;
+/// Frames that are fed to a card at takeover, and their bytes. A card of a guest that does not take them yet holds 256 frames and 1 MiB,
+/// some of which may be taken; what does not fit there is lost, and what is not fed can be had from the network end.
+const FED_FRAMES_MAX: usize = 128;
+const FED_BYTES_MAX: usize = 512 << 10;
 
 /// Why what the primary sent cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +71,7 @@ impl Staging {
 
     /// Page records; checked here, so that applying them cannot fail half-way.
     pub fn pages(&mut self, records: &[u8], ram: &GuestRam) -> Result<(), StagingError> {
-        self.records_bytes += records.len() as u64;
+        self.records_bytes += records.len() as u64 + size_of::<Vec<u8>>() as u64;
         if self.records_bytes > ram.pages() * (PAGE_BYTES + RECORD_HEADER_BYTES_MAX) {
             return Err(StagingError::TooLong);
         }
@@ -109,13 +113,12 @@ impl Staging {
         if end.state_bytes != self.state.len() as u64 || end.output_bytes != self.output.len() as u64 {
             return incomplete("its state");
         }
-        Ok(Complete {
-            records: self.records,
-            writes: self.writes,
-            state: postcard::from_bytes(&self.state)?,
-            output: postcard::from_bytes(&self.output)?,
-            end,
-        })
+        let output: Vec<GatedFrame> = postcard::from_bytes(&self.output)?;
+        if output.len() > GATE_FRAMES_MAX {
+            return Err(StagingError::TooLong);
+        }
+        let state = postcard::from_bytes(&self.state)?;
+        Ok(Complete { records: self.records, writes: self.writes, state, output, end })
     }
 }
 
@@ -137,8 +140,8 @@ pub(super) struct InboundStore {
 impl InboundStore {
     /// Keeps a frame if there is room; one that is missing ends what can be fed at takeover, and the network end is asked for the rest.
     pub fn push(&mut self, inbound: Inbound) {
-        if self.bytes + inbound.frame.bytes.len() <= INBOUND_BYTES_MAX {
-            self.bytes += inbound.frame.bytes.len();
+        if self.bytes + memory_bytes(&inbound) <= INBOUND_BYTES_MAX {
+            self.bytes += memory_bytes(&inbound);
             self.frames.push_back(inbound);
         }
     }
@@ -151,24 +154,34 @@ impl InboundStore {
             })
         };
         self.frames.retain(|inbound| !is_consumed(inbound));
-        self.bytes = self.frames.iter().map(|inbound| inbound.frame.bytes.len()).sum();
+        self.bytes = self.frames.iter().map(memory_bytes).sum();
     }
 
-    /// The frames that follow `positions` without a gap, in the order they came in; `positions` are moved along.
+    /// The frames that follow `positions` without a gap, in the order they came in, as many as a card surely takes; `positions` are moved
+    /// along.
     pub fn take_following(&mut self, positions: &mut [InputPosition]) -> Vec<(usize, InboundFrame)> {
         let mut following = Vec::new();
+        let mut fed = vec![(0, 0); positions.len()];
         for inbound in std::mem::take(&mut self.frames) {
             let card = inbound.card as usize;
-            let Some(position) = positions.get_mut(card) else { continue };
-            let next = inbound.frame.position;
-            if next.end == position.end && next.frames == position.frames + 1 {
+            let (Some(position), Some((frames, bytes))) = (positions.get_mut(card), fed.get_mut(card)) else {
+                continue;
+            };
+            let (next, len) = (inbound.frame.position, inbound.frame.bytes.len());
+            let follows = next.end == position.end && position.frames.checked_add(1) == Some(next.frames);
+            if follows && *frames < FED_FRAMES_MAX && *bytes + len <= FED_BYTES_MAX {
                 *position = next;
+                (*frames, *bytes) = (*frames + 1, *bytes + len);
                 following.push((card, inbound.frame));
             }
         }
         self.bytes = 0;
         following
     }
+}
+
+fn memory_bytes(inbound: &Inbound) -> usize {
+    size_of::<Inbound>() + inbound.frame.bytes.len()
 }
 
 #[cfg(test)]
@@ -198,6 +211,44 @@ mod tests {
         let mut positions = [InputPosition { end: 7, frames: 0 }];
         assert_eq!(store.take_following(&mut positions).len(), 2);
         assert_eq!(positions, [InputPosition { end: 7, frames: 2 }]);
+    }
+
+    #[test]
+    fn no_more_is_fed_than_a_card_takes() {
+        let mut store = InboundStore::default();
+        (1..=1000).for_each(|frames| store.push(inbound(0, 7, frames)));
+        let mut positions = [InputPosition { end: 7, frames: 0 }];
+        assert_eq!(store.take_following(&mut positions).len(), FED_FRAMES_MAX);
+        // The network end is asked for the rest.
+        assert_eq!(positions, [InputPosition { end: 7, frames: FED_FRAMES_MAX as u64 }]);
+    }
+
+    #[test]
+    fn frames_without_content_cost_bounded_memory_too() {
+        let mut store = InboundStore::default();
+        for frames in 0..2_000_000 {
+            let mut empty = inbound(0, 7, frames);
+            empty.frame.bytes = Vec::new();
+            store.push(empty);
+        }
+        assert!(store.frames.len() * size_of::<Inbound>() <= INBOUND_BYTES_MAX);
+    }
+
+    #[test]
+    fn page_records_without_content_cost_bounded_memory_too() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        let mut staging = Staging::new(1);
+        let end = (0..1_000_000).find_map(|_| staging.pages(&[], &ram).err());
+        assert!(matches!(end, Some(StagingError::TooLong)), "{} pieces were staged", staging.records.len());
+    }
+
+    #[test]
+    fn positions_that_cannot_go_on_do_no_harm() {
+        let mut store = InboundStore::default();
+        store.push(inbound(0, 7, u64::MAX));
+        store.push(inbound(0, 7, 0));
+        let mut positions = [InputPosition { end: 7, frames: u64::MAX }];
+        assert!(store.take_following(&mut positions).is_empty());
     }
 
     #[test]

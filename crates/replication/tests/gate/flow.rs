@@ -70,14 +70,36 @@ fn released_frames_wait_for_room_in_the_end_without_a_thread_that_waits() {
         while theirs.recv(&mut buffer).unwrap().is_some() {
             got.push(number_of(&buffer));
         }
-        assert!(wakes(&*card, EVENTUALLY));
+        assert!(wakes(&*card, EVENTUALLY), "after {} frames", got.len());
         assert!(card.recv(&mut buffer).unwrap().is_none());
     }
-    assert!(!wakes(&*card, NOW));
+    // It was told that there is no room, and has not tried again.
+    assert!(wakes(&*card, NOW));
     assert!(send(&mut card, FRAMES));
+    assert!(!wakes(&*card, NOW));
     assert!(theirs.recv(&mut buffer).unwrap().is_some());
     got.push(number_of(&buffer));
     assert_eq!(got, (0..=FRAMES).collect::<Vec<_>>());
+}
+
+/// A secondary that was told too much would not send again what a primary still held when it was lost.
+#[test]
+fn output_that_found_no_room_has_not_left() {
+    let (gate, _) = counting_gate();
+    let end = TestEnd::new(3);
+    let mut card = gate.wrap(0, Box::new(end.clone())).unwrap();
+    gate.hold();
+    for epoch in 1..=4 {
+        assert!(send(&mut card, 2 * epoch) && send(&mut card, 2 * epoch + 1));
+        gate.close_epoch(epoch);
+    }
+    assert_eq!(gate.release(1), 1);
+    assert_eq!(gate.release(3), 1, "the second frame of epoch 2 waits");
+    end.content().room = 1;
+    assert_eq!(gate.release(3), 2);
+    end.content().room = usize::MAX;
+    assert_eq!(gate.release(9), 9);
+    assert_eq!(end.sent(), (2..=9).collect::<Vec<_>>());
 }
 
 #[test]

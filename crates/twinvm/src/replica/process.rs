@@ -4,7 +4,8 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cluster::arbiter::StoreArbiter;
@@ -23,7 +24,7 @@ use replication::mirror::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
     TakenOver, Trigger,
 };
-use replication::protocol::{Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Verdict};
+use replication::protocol::{Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Unreachable, Verdict};
 use storage::disk::{DiskImage, DiskOptions};
 
 use super::config::ReplicaConfig;
@@ -33,10 +34,15 @@ use super::report;
 use super::status::{ReplicaEnd, ReplicaStatus, Role, Takeover, unix_ms_now};
 use crate::foreground::open;
 
+/// How long to wait before the cluster store is asked again.
+const STORE_RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
 /// What the process is at the moment.
 enum Acting {
     /// Not yet anything: files are being opened.
     Starting,
+    /// The guest asked for a reset, and is being started again.
+    Restarting,
     Primary(Primary),
     Secondary(SecondaryHandle),
 }
@@ -63,7 +69,15 @@ struct Shared {
 /// Why the guest ended here, and whether it wants to be started again.
 enum Ended {
     For(ReplicaEnd),
-    Reset,
+    /// With these disks. They stay open, as their files are locked while they are.
+    Reset(DiskSet),
+}
+
+/// Whether this replica has the VM for itself.
+enum Claimed {
+    Alone(Claim),
+    /// The store says that this replica runs it.
+    By(ReplicaId),
 }
 
 impl Process {
@@ -92,13 +106,16 @@ impl Process {
     pub fn run(self: &Arc<Self>) -> Result<ReplicaEnd> {
         let _server = ControlServer::start(&self.config.socket(), Arc::new(Control(self.clone())))?;
         let mut ended = match self.config.role {
-            Role::Primary => self.power_on()?,
+            Role::Primary => match self.claim_alone()? {
+                Claimed::Alone(claim) => self.power_on(claim, self.disks()?)?,
+                Claimed::By(other) => bail!("the cluster store says that {other} runs VM {}", self.config.vm),
+            },
             Role::Secondary => self.follow()?,
         };
         loop {
             match ended {
                 Ended::For(end) => return Ok(end),
-                Ended::Reset => ended = self.power_on()?,
+                Ended::Reset(disks) => ended = self.restart(disks)?,
             }
         }
     }
@@ -109,8 +126,8 @@ impl Process {
 
     fn options(&self) -> MirrorOptions {
         MirrorOptions {
-            suspicion: std::time::Duration::from_millis(self.config.suspicion_ms.into()),
-            epoch_length_max: std::time::Duration::from_millis(self.config.epoch_ms_max.into()),
+            suspicion: Duration::from_millis(self.config.suspicion_ms.into()),
+            epoch_length_max: Duration::from_millis(self.config.epoch_ms_max.into()),
             ..MirrorOptions::new(self.id())
         }
     }
@@ -124,32 +141,52 @@ impl Process {
     }
 
     /// Takes the VM for this replica alone, so that no earlier secondary may take it over.
-    fn claim_alone(&self) -> Result<Claim> {
-        let current = self.arbiter.read()?;
-        if current.primary != self.id() {
-            bail!("the cluster store says that {} runs VM {}", current.primary, self.config.vm);
+    fn claim_alone(&self) -> Result<Claimed, Unreachable> {
+        let mut current = self.arbiter.read()?;
+        while current.primary == self.id() {
+            let claim = Claim { generation: current.generation.saturating_add(1), primary: self.id(), secondary: None };
+            current = match self.arbiter.compare_and_swap(current.generation, &claim)? {
+                Verdict::Won => return Ok(Claimed::Alone(claim)),
+                // By this replica itself, perhaps: before a reset it may have asked a question that is only answered now.
+                Verdict::Lost(other) => other,
+            };
         }
-        let claim = Claim { generation: current.generation + 1, primary: self.id(), secondary: None };
-        match self.arbiter.compare_and_swap(current.generation, &claim)? {
-            Verdict::Won => Ok(claim),
-            Verdict::Lost(other) => bail!("{} has just taken VM {}", other.primary, self.config.vm),
+        Ok(Claimed::By(current.primary))
+    }
+
+    /// Boots the guest again, after a reset that it asked for.
+    fn restart(self: &Arc<Self>, disks: DiskSet) -> Result<Ended> {
+        // The machine before, with its memory, is gone by now, but for what holds on to it here.
+        self.shared().acting = Acting::Restarting;
+        loop {
+            match self.claim_alone() {
+                Ok(Claimed::Alone(claim)) => return self.power_on(claim, disks),
+                Ok(Claimed::By(other)) => {
+                    let message = format!("{other} took the VM over while its guest was being reset");
+                    return Ok(Ended::For(ReplicaEnd::LostArbitration { message }));
+                }
+                // As at a takeover: without the store nobody goes on.
+                Err(error) => {
+                    tracing::warn!(%error, "the cluster store cannot be reached");
+                    thread::sleep(STORE_RETRY_INTERVAL);
+                }
+            }
         }
     }
 
     /// Boots the guest.
-    fn power_on(self: &Arc<Self>) -> Result<Ended> {
-        let claim = self.claim_alone()?;
+    fn power_on(self: &Arc<Self>, claim: Claim, disks: DiskSet) -> Result<Ended> {
         let config = open::config(&self.spec)?;
         let guest = open::guest(&self.spec)?;
         let boot =
             Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
-        let (disks, trigger) = (self.disks()?, Arc::new(Trigger::default()));
+        let trigger = Arc::new(Trigger::default());
         let gate = gate(&trigger);
         let parts = self.parts(&gate, &disks, claim.generation, &[])?;
         let mut vm = Vm::boot(config, &boot, parts, self.config.engine, InputMode::Live)?;
         let replica = Replica::primary(self.id(), claim);
-        let primary = self.primary(replica, 0, &vm, gate, trigger, disks);
-        self.lead(&primary, &mut vm)
+        let primary = self.primary(replica, 0, &vm, gate, trigger, disks.clone());
+        self.lead(&primary, &mut vm, disks)
     }
 
     /// Everything outside of the VM: `positions` say how far its machine has taken frames.
@@ -195,7 +232,7 @@ impl Process {
     }
 
     /// Runs the guest.
-    fn lead(&self, primary: &Primary, vm: &mut Vm) -> Result<Ended> {
+    fn lead(&self, primary: &Primary, vm: &mut Vm, disks: DiskSet) -> Result<Ended> {
         self.console.attach(vm.control());
         {
             let mut shared = self.shared();
@@ -204,7 +241,7 @@ impl Process {
         }
         let end = primary.run(vm)?;
         Ok(Ended::For(match end {
-            PrimaryEnd::Reset => return Ok(Ended::Reset),
+            PrimaryEnd::Reset => return Ok(Ended::Reset(disks)),
             PrimaryEnd::PoweredOff => ReplicaEnd::PoweredOff,
             PrimaryEnd::PlugPulled => ReplicaEnd::PlugPulled,
             PrimaryEnd::Stopped(reason) => ReplicaEnd::LostArbitration { message: reason.to_string() },
@@ -256,7 +293,7 @@ impl Process {
         for input in &inputs {
             vm.platform().deliver(input);
         }
-        let primary = self.primary(replica, epoch, &vm, gate, trigger, disks);
+        let primary = self.primary(replica, epoch, &vm, gate, trigger, disks.clone());
         let restore = restoring.elapsed();
         tracing::info!(
             epoch,
@@ -278,13 +315,14 @@ impl Process {
                 restore_ms: restore.as_secs_f64() * 1e3,
             });
         }
-        self.lead(&primary, &mut vm)
+        self.lead(&primary, &mut vm, disks)
     }
 
     fn status(&self) -> ReplicaStatus {
         let mut shared = self.shared();
         let (role, generation, peer, sync, figures, protection) = match &shared.acting {
             Acting::Starting => report::starting(self.config.role),
+            Acting::Restarting => report::starting(Role::Primary),
             Acting::Primary(primary) => report::primary(&primary.status()),
             Acting::Secondary(secondary) => report::secondary(&secondary.status()),
         };
@@ -311,9 +349,10 @@ impl Process {
     }
 
     fn carry_out(&self, request: &Request) -> Result<()> {
-        let primary = match &self.shared().acting {
-            Acting::Primary(primary) => Some(primary.clone()),
-            Acting::Starting | Acting::Secondary(_) => None,
+        let (primary, is_restarting) = match &self.shared().acting {
+            Acting::Primary(primary) => (Some(primary.clone()), false),
+            Acting::Restarting => (None, true),
+            Acting::Starting | Acting::Secondary(_) => (None, false),
         };
         match (request, primary) {
             (Request::Status | Request::Console, _) => Ok(()),
@@ -342,7 +381,12 @@ impl Process {
                 Ok(())
             }
             (Request::Stop { force: true }, None) => {
-                ReplicaEnd::Released { message: "it was told to end".to_owned() }.leave(&self.config.folder)?;
+                let end = if is_restarting {
+                    ReplicaEnd::PlugPulled
+                } else {
+                    ReplicaEnd::Released { message: "it was told to end".to_owned() }
+                };
+                end.leave(&self.config.folder)?;
                 let _ = fs::remove_file(self.config.socket());
                 std::process::exit(0);
             }

@@ -1,0 +1,198 @@
+//! The thread of the VM: it runs the guest, and does what the guest has to be paused for.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use machine::engine::RunEnd;
+use machine::events::GuestEvent;
+use machine::vm::{Vm, VmError};
+use memory::encoding::CapturedPages;
+
+use super::super::capture::capture;
+use super::super::message::ENDED;
+use super::super::outbox::Bulk;
+use super::super::progress::Phase;
+use super::super::session::Session;
+use super::super::slowness::Slowness;
+use super::super::trigger::Decision;
+use super::{Core, Course, PrimaryEnd, Shared, SwitchOverError};
+use crate::disk::DiskWrite;
+use crate::protocol::{DropReason, Epoch, Event};
+
+/// How long the VM's thread waits for the secondary before it looks around again.
+const WAIT_INTERVAL: Duration = Duration::from_millis(2);
+/// How long a secondary may take to hear that the guest is off.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+impl Shared {
+    pub(super) fn run(self: &Arc<Self>, vm: &mut Vm) -> Result<PrimaryEnd, VmError> {
+        loop {
+            self.at_pause(vm)?;
+            if let Some(end) = self.end(vm)? {
+                return Ok(end);
+            }
+            match vm.run(None)? {
+                RunEnd::Paused | RunEnd::LimitReached => {}
+                RunEnd::Guest(GuestEvent::PowerOff) => return self.leave(vm, PrimaryEnd::PoweredOff),
+                RunEnd::Guest(GuestEvent::Reset) | RunEnd::Shutdown { .. } => return self.leave(vm, PrimaryEnd::Reset),
+                RunEnd::Guest(GuestEvent::Panicked) => tracing::warn!("the guest's kernel has panicked"),
+                RunEnd::Guest(GuestEvent::CrashLoaded) => {}
+            }
+        }
+    }
+
+    fn end(&self, vm: &Vm) -> Result<Option<PrimaryEnd>, VmError> {
+        let core = self.core();
+        if let Some(reason) = core.stop {
+            return Ok(Some(PrimaryEnd::Stopped(reason)));
+        }
+        if !core.plug_pulled {
+            return Ok(None);
+        }
+        drop(core);
+        Ok(Some(self.leave(vm, PrimaryEnd::PlugPulled)?))
+    }
+
+    /// Ends the run, if it is for this replica to say so: tells the secondary that there is nothing to take over, and waits until it has
+    /// heard, as it closes the connection then. One that does not hear takes over from the last checkpoint, and the guest ends again.
+    fn leave(&self, vm: &Vm, end: PrimaryEnd) -> Result<PrimaryEnd, VmError> {
+        vm.platform().flush_disks()?;
+        let mut core = self.core();
+        // If the other replica goes on, what the guest did here since the last checkpoint has never happened, its end included.
+        while core.stop.is_none() && !core.plug_pulled && self.is_undecided(&core) {
+            core = self.wait(core);
+        }
+        if let Some(reason) = core.stop {
+            return Ok(PrimaryEnd::Stopped(reason));
+        }
+        let Some(session) = core.session.clone() else { return Ok(end) };
+        core.course = Course::Leaving;
+        session.outbox.push_urgent(ENDED, Vec::new());
+        let since = Instant::now();
+        while core.session.is_some() && since.elapsed() < GOODBYE_MAX {
+            core = self.wait(core);
+        }
+        Ok(end)
+    }
+
+    /// Whether the store is being asked who goes on: output waits, and there is nobody to acknowledge it.
+    fn is_undecided(&self, core: &Core) -> bool {
+        let is_mirrored = core.session.as_ref().is_some_and(|session| session.mirror().mirroring);
+        !is_mirrored && self.gate.status().held
+    }
+
+    /// What there is to do while the VM stands still.
+    fn at_pause(self: &Arc<Self>, vm: &mut Vm) -> Result<(), VmError> {
+        let (mut waiting_since, mut handing_over_since) = (None, None);
+        loop {
+            self.pause.work(vm);
+            let core = self.core();
+            if core.stop.is_some() || core.plug_pulled {
+                return Ok(());
+            }
+            if core.hand_over.is_some() {
+                let session = core.session.as_ref().map(|session| session.id);
+                drop(self.wait(core));
+                let since = *handing_over_since.get_or_insert_with(Instant::now);
+                // One that says that it lives, but does not take over, would hold the guest for ever.
+                if session.is_some() && since.elapsed() > self.options.too_slow_after {
+                    self.event(session, Event::DropSecondary { reason: DropReason::TooSlow });
+                }
+                continue;
+            }
+            let Some(session) = core.session.clone() else { break };
+            drop(core);
+            let decision = self.bounds.decide(&session.mirror(), self.load(), session.outbox.is_idle(), Instant::now());
+            match decision {
+                Decision::Run => break,
+                Decision::Capture => {
+                    self.take_checkpoint(vm, &session)?;
+                    break;
+                }
+                Decision::Wait => {
+                    let from = Instant::now();
+                    waiting_since.get_or_insert(from);
+                    drop(self.wait(self.core()));
+                    if self.slowness().waited(from, Instant::now(), self.options.too_slow_after) {
+                        self.event(Some(session.id), Event::DropSecondary { reason: DropReason::TooSlow });
+                    }
+                }
+            }
+        }
+        if let Some(since) = waiting_since {
+            self.meter.throttled(since.elapsed());
+        }
+        Ok(())
+    }
+
+    fn wait<'a>(&self, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        self.changed.wait_timeout(core, WAIT_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn slowness(&self) -> MutexGuard<'_, Slowness> {
+        self.slowness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn buffer(&self) -> CapturedPages {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    /// Captures the paused VM and gives the checkpoint to the sender.
+    fn take_checkpoint(&self, vm: &mut Vm, session: &Session) -> Result<(), VmError> {
+        let paused_at = Instant::now();
+        let Some((epoch, writes)) = self.begin_checkpoint(session) else { return Ok(()) };
+        let (checkpoint, in_flight) = capture(vm, epoch, &self.gate, writes, || self.buffer())?;
+        let (dirty_pages, times) = (in_flight.harvest.len(), in_flight.times);
+        let mut mirror = session.mirror();
+        mirror.output_waits = false;
+        mirror.in_flight.push_back(in_flight);
+        let since = mirror.epoch_since.replace(Instant::now());
+        drop(mirror);
+        session.outbox.push_bulk(Bulk::Checkpoint(Box::new(checkpoint)));
+        let epoch_length = since.map_or(Duration::ZERO, |since| paused_at.saturating_duration_since(since));
+        self.meter.captured(epoch, epoch_length, paused_at.elapsed(), &times, dirty_pages);
+        Ok(())
+    }
+
+    /// The number of the next checkpoint, and what it has to say of disks; `None` if the session has ended.
+    fn begin_checkpoint(&self, session: &Session) -> Option<(Epoch, Vec<DiskWrite>)> {
+        let mut core = self.core();
+        // Checked and taken under one lock: the log may be a later session's in a moment.
+        core.session.as_ref().filter(|current| current.id == session.id)?;
+        core.epoch += 1;
+        Some((core.epoch, self.disks.take_log()))
+    }
+
+    /// The end of the first copy, with the guest paused: output waits from now on, and the first checkpoint is taken.
+    pub fn begin_mirroring(self: &Arc<Self>, vm: &mut Vm, session: &Arc<Session>) -> Result<(), VmError> {
+        self.event(Some(session.id), Event::SyncFinished { secondary: session.secondary.clone() });
+        let core = self.core();
+        if core.session.as_ref().is_none_or(|current| current.id != session.id) {
+            return Ok(());
+        }
+        // What came before is in the first checkpoint. Set before another session can set its own.
+        let forward = session.clone();
+        self.gate.set_input_tap(Some(Box::new(move |card, frame| forward.forward(card, frame))));
+        drop(core);
+        self.meter.reset();
+        *self.slowness() = Slowness::default();
+        session.mirror().mirroring = true;
+        session.mirror().epoch_since = Some(Instant::now());
+        session.progress().phase = Phase::FirstCheckpoint;
+        self.take_checkpoint(vm, session)
+    }
+
+    pub(super) fn begin_hand_over(self: &Arc<Self>, vm: &mut Vm) -> Result<(), SwitchOverError> {
+        let mut core = self.core();
+        let session = core.session.clone().filter(|_| core.replica.status().is_protected());
+        let session = session.ok_or(SwitchOverError::NotProtected)?;
+        // Known before the checkpoint is sent: its ack may be here before this thread goes on.
+        core.hand_over = Some(core.epoch + 1);
+        drop(core);
+        if let Err(error) = self.take_checkpoint(vm, &session) {
+            self.core().hand_over = None;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+}
