@@ -6,6 +6,7 @@ mod client;
 mod disks;
 mod hostile;
 mod partition;
+mod races;
 mod replicas;
 #[path = "../support/mod.rs"]
 mod support;

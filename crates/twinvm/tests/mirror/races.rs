@@ -1,0 +1,115 @@
+//! What comes at the wrong time: resets, ends and commands of a VM that is protected, or is about to be.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::client::{Client, wait_for_service};
+use crate::replicas::{Replica, Setup, World};
+use crate::support::HUNG;
+use crate::{assert_whole, protected};
+
+/// Types a line on the guest's console, as soon as there is a shell that takes it.
+fn type_on_console(replica: &Replica, line: &str) -> UnixStream {
+    let mut console = UnixStream::connect(replica.folder.join("replica.sock")).unwrap();
+    console.set_read_timeout(Some(HUNG)).unwrap();
+    writeln!(console, "{}", json!({ "request": "console" })).unwrap();
+    let mut lines = BufReader::new(console.try_clone().unwrap());
+    let mut answer = String::new();
+    lines.read_line(&mut answer).unwrap();
+    assert!(answer.contains("done"), "{answer}");
+    writeln!(console, "{line}").unwrap();
+    console
+}
+
+fn generation(replica: &Replica) -> u64 {
+    replica.status().unwrap()["generation"].as_u64().unwrap()
+}
+
+/// Waits until the guest has been started again, for which its replica takes a new generation.
+fn wait_for_restart(world: &World, replica: &Replica, before: u64) {
+    replica.wait("the guest to be started again", |status| status["generation"].as_u64() > Some(before));
+    wait_for_service(world.address());
+    // What Redis may have saved to disk.
+    let mut redis = TcpStream::connect(world.address()).unwrap();
+    redis.write_all(b"DEL counter\r\n").unwrap();
+    BufReader::new(redis).read_line(&mut String::new()).unwrap();
+}
+
+#[test]
+fn a_protected_guest_that_resets_starts_again_and_can_be_protected_again() {
+    let (mut world, primary, secondary, client) = protected(Setup::redis());
+    let before = generation(&primary);
+    let _console = type_on_console(&primary, "sync; reboot -f");
+    let end = secondary.wait_for_end();
+    assert_eq!(end["end"], "released", "the secondary took over: {end}");
+    wait_for_restart(&world, &primary, before);
+    drop(client);
+    let client = Client::start(world.address());
+    client.wait_for_progress(20);
+    let secondary = world.protect(&primary, "b");
+    client.wait_for_progress(20);
+    primary.kill();
+    secondary.wait_for_takeover();
+    client.wait_for_progress(20);
+    assert_whole(&client.stop());
+    // So can the guest of a replica that was a secondary before.
+    let primary = secondary;
+    let before = generation(&primary);
+    let _console = type_on_console(&primary, "sync; reboot -f");
+    wait_for_restart(&world, &primary, before);
+}
+
+#[test]
+fn a_reset_waits_for_the_store() {
+    let mut world = World::new(Setup::redis());
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let before = generation(&primary);
+    let lock = world.lock_store();
+    let _console = type_on_console(&primary, "sync; reboot -f");
+    primary.wait("the reset", |status| status["generation"] == 0);
+    drop(lock);
+    wait_for_restart(&world, &primary, before);
+}
+
+#[test]
+fn a_plug_that_is_pulled_during_a_reset_is_pulled() {
+    let mut world = World::new(Setup::redis());
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let _lock = world.lock_store();
+    let _console = type_on_console(&primary, "sync; reboot -f");
+    primary.wait("the reset", |status| status["generation"] == 0);
+    // The process ends without an answer.
+    let _ = primary.ask(&json!({ "request": "stop", "force": true }));
+    let end = primary.wait_for_end();
+    assert_eq!(end["end"], "plug-pulled");
+}
+
+#[test]
+fn protection_that_is_turned_off_during_the_first_copy_can_be_turned_on_at_once() {
+    let mut world = World::new(Setup::redis());
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let client = Client::start(world.address());
+    for round in 0..8 {
+        let secondary = world.start_secondary("b");
+        primary.protect_by(&secondary);
+        std::thread::sleep(Duration::from_millis(round * 30));
+        primary.ask(&json!({ "request": "unprotect", "reason": "restart" })).unwrap();
+        let end = secondary.wait_for_end();
+        assert_ne!(end["end"], "failed", "{end}");
+        primary.wait("the secondary to be let go", |status| status["peer"].is_null());
+        client.wait_for_progress(5);
+    }
+    let secondary = world.protect(&primary, "b");
+    client.wait_for_progress(20);
+    primary.kill();
+    secondary.wait_for_takeover();
+    client.wait_for_progress(20);
+    assert_whole(&client.stop());
+}
