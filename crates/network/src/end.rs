@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use control::{ControlError, EndStatus, status, stop};
+pub use control::{ControlError, EndStatus, keep, status, stop};
 pub use process::{EndProcess, SpawnError};
 pub use server::End;
 
@@ -42,9 +42,9 @@ pub enum Lifetime {
     UntilStopped,
     /// With the process that spawned it, however that ends: for VMs in the foreground.
     WithParent,
-    /// When no VM process has been connected for so long.
+    /// When no VM process has been connected for so long, nor has anybody asked to [`keep`] it.
     WithoutClient {
-        /// Seconds since the start or since the last VM process was connected.
+        /// Seconds since the start, since the last VM process was connected, or since the end was to be kept.
         limit_s: u32,
     },
 }

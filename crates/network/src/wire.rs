@@ -38,6 +38,7 @@ pub(crate) const STOP: u8 = 5;
 pub(crate) const STATUS: u8 = 6;
 pub(crate) const STATUS_REPLY: u8 = 7;
 pub(crate) const REFUSED: u8 = 8;
+pub(crate) const KEEP: u8 = 9;
 
 /// Bytes of an attach message.
 pub(crate) const ATTACH_LEN: usize = 28;

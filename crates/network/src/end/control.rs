@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::seqpacket::{Incoming, SeqSocket};
-use crate::wire::{STATUS, STATUS_REPLY, STOP};
+use crate::wire::{KEEP, STATUS, STATUS_REPLY, STOP};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest status, in bytes.
@@ -75,7 +75,19 @@ pub enum ControlError {
 /// # Errors
 /// [`ControlError`].
 pub fn status(socket: &Path) -> Result<EndStatus, ControlError> {
-    let connection = request(socket, STATUS)?;
+    ask(socket, STATUS)
+}
+
+/// Says that a VM process may yet connect: the time of [`super::Lifetime::WithoutClient`] begins anew. Answers how the end is.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn keep(socket: &Path) -> Result<EndStatus, ControlError> {
+    ask(socket, KEEP)
+}
+
+fn ask(socket: &Path, kind: u8) -> Result<EndStatus, ControlError> {
+    let connection = request(socket, kind)?;
     let mut answer = [0; ANSWER_LEN_MAX];
     let len = match connection.recv_waiting(&mut answer) {
         Ok(Incoming::Message { len, truncated: false }) => len,

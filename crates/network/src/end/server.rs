@@ -39,7 +39,7 @@ pub struct End {
     to_guest: FrameQueue,
     status: EndStatus,
     lifetime: Lifetime,
-    /// When the last client went, or the start.
+    /// When the last client went, or somebody asked to keep this, or the start.
     alone_since: Instant,
     /// Given up so that a VM process can connect even when the guest has used up all descriptors.
     reserve: Option<File>,
@@ -284,7 +284,10 @@ impl End {
         }
         let _ = match message {
             [wire::ATTACH, ..] => refuse(&socket, "it speaks another version"),
-            [wire::STATUS] => {
+            [kind @ (wire::STATUS | wire::KEEP)] => {
+                if *kind == wire::KEEP {
+                    self.alone_since = Instant::now();
+                }
                 let json = serde_json::to_vec(&self.status()).unwrap_or_default();
                 socket.try_send([&[wire::STATUS_REPLY], &json])
             }

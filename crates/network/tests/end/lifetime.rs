@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("lifetime::sigterm_leaves_nothing_behind", sigterm_leaves_nothing_behind),
     ("lifetime::end_goes_with_its_killed_parent", end_goes_with_its_killed_parent),
     ("lifetime::end_without_clients_goes_in_time", end_without_clients_goes_in_time),
+    ("lifetime::end_that_is_to_be_kept_stays", end_that_is_to_be_kept_stays),
     ("lifetime::socket_of_a_live_end_is_respected_and_of_a_dead_one_replaced", sockets_of_others),
     ("lifetime::program_that_is_no_end_is_reported", program_that_is_no_end_is_reported),
 ];
@@ -82,6 +83,19 @@ fn end_without_clients_goes_in_time() -> Outcome {
     thread::sleep(Duration::from_millis(500));
     assert!(socket.exists());
     wait_until(|| !socket.exists());
+    Outcome::Passed
+}
+
+fn end_that_is_to_be_kept_stays() -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("net.sock");
+    let _process = spawn(network(), Lifetime::WithoutClient { limit_s: 1 }, &socket).unwrap();
+    for _ in 0..20 {
+        thread::sleep(Duration::from_millis(100));
+        end::keep(&socket).unwrap();
+    }
+    // To look at it is not to keep it.
+    wait_until(|| end::status(&socket).is_err());
     Outcome::Passed
 }
 

@@ -3,6 +3,7 @@
 pub mod config;
 mod console;
 pub mod control;
+mod ends;
 pub mod process;
 mod report;
 pub mod status;

@@ -30,6 +30,7 @@ use storage::disk::{DiskImage, DiskOptions};
 use super::config::ReplicaConfig;
 use super::console::Console;
 use super::control::{Answer, ControlServer, Handler, Request, UnprotectReason};
+use super::ends::EndKeeper;
 use super::report;
 use super::status::{ReplicaEnd, ReplicaStatus, Role, Takeover, unix_ms_now};
 use crate::foreground::open;
@@ -269,7 +270,11 @@ impl Process {
             shared.listen = Some(listen);
             shared.acting = Acting::Secondary(secondary.handle());
         }
-        match secondary.run() {
+        let ending = self.clone();
+        let keeper = EndKeeper::start(self.config.network_ends.clone(), move |why| ending.end_without_network(why))?;
+        let end = secondary.run();
+        drop(keeper);
+        match end {
             SecondaryEnd::Ended => Ok(Ended::For(ReplicaEnd::Released { message: "the guest powered off".to_owned() })),
             SecondaryEnd::Stopped { reason: StopReason::Superseded, why } => {
                 Ok(Ended::For(ReplicaEnd::LostArbitration { message: why }))
@@ -277,6 +282,20 @@ impl Process {
             SecondaryEnd::Stopped { why, .. } => Ok(Ended::For(ReplicaEnd::Released { message: why })),
             SecondaryEnd::TakenOver(taken) => self.take_over(config, *taken, disks),
         }
+    }
+
+    /// Ends this secondary, whose primary then gets another one.
+    fn end_without_network(&self, why: &str) {
+        if !matches!(self.shared().acting, Acting::Secondary(_)) {
+            return;
+        }
+        tracing::error!(%why, "a secondary without its network could not take over");
+        let end = ReplicaEnd::Failed { message: why.to_owned() };
+        if let Err(error) = end.leave(&self.config.folder) {
+            tracing::error!("{error:#}");
+        }
+        let _ = fs::remove_file(self.config.socket());
+        std::process::exit(1);
     }
 
     /// Makes a running VM of what the secondary held.

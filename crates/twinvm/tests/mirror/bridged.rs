@@ -118,3 +118,24 @@ fn a_connection_over_bridges_survives_the_loss_of_the_host_and_its_network_end()
     }
     assert_whole(&client.stop());
 }
+
+/// Nobody is connected to a secondary's own network end before it takes over, and it notices all the same when that is gone.
+#[test]
+fn a_secondary_without_its_network_end_makes_room_for_another() {
+    let mut world = World::new(Setup::redis());
+    let primary = world.boot();
+    wait_for_service(world.address());
+    world.set_end("b", Path::new("/nonexistent/end.sock"));
+    let useless = world.start_secondary("b");
+    primary.protect_by(&useless);
+    let end = useless.wait_for_end();
+    assert_eq!(end["end"], "failed", "{end}");
+    primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+    let client = Client::start(world.address());
+    let secondary = world.protect(&primary, "c");
+    client.wait_for_progress(50);
+    primary.kill();
+    secondary.wait_for_takeover();
+    client.wait_for_progress(50);
+    assert_whole(&client.stop());
+}
