@@ -41,7 +41,7 @@ As a systemd service:
   [Service]
   ExecStart=/usr/bin/twinvm host start --dir /var/lib/twinvm/host
   KillMode=process
-  Restart=always
+  Restart=on-failure
 KillMode=process keeps VMs alive when the service stops: they are processes of their own, which the next daemon finds.")]
     Start(StartArguments),
     /// Stop the host's daemon; VMs go on without it
