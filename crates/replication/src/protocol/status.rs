@@ -26,6 +26,11 @@ impl Status {
     pub fn is_protected(&self) -> bool {
         self.protection == Protection::Protected
     }
+
+    /// Whether it is being decided which replica goes on.
+    pub fn is_undecided(&self) -> bool {
+        matches!(self.reason, Some(Reason::Arbitrating(_) | Reason::StoreUnreachable))
+    }
 }
 
 /// What a replica is to its VM.

@@ -24,7 +24,7 @@ use replication::mirror::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
     TakenOver, Trigger,
 };
-use replication::protocol::{Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Unreachable, Verdict};
+use replication::protocol::{self, Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Unreachable, Verdict};
 use storage::disk::{DiskImage, DiskOptions};
 
 use super::config::ReplicaConfig;
@@ -286,7 +286,12 @@ impl Process {
 
     /// Ends this secondary, whose primary then gets another one.
     fn end_without_network(&self, why: &str) {
-        if !matches!(self.shared().acting, Acting::Secondary(_)) {
+        let status = match &self.shared().acting {
+            Acting::Secondary(secondary) => secondary.status().protocol,
+            _ => return,
+        };
+        // One that competes for the VM, or has it, may yet reach its network.
+        if status.role != protocol::Role::Secondary || status.is_undecided() {
             return;
         }
         tracing::error!(%why, "a secondary without its network could not take over");
