@@ -60,7 +60,7 @@ impl SqliteStore {
     /// Opens a store that [`create`](Self::create) has made.
     ///
     /// # Errors
-    /// [`StoreError::Unreachable`] if the file is missing or cannot be written, [`StoreError::Corrupt`] if it is not a cluster store,
+    /// [`StoreError::Unreachable`] if the file is missing, cannot be written or is on a network file system, [`StoreError::Corrupt`] if it is not a cluster store,
     /// [`StoreError::TooNew`] if it is one of a newer version.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_with_timeout(path, BUSY_TIMEOUT_DEFAULT)
@@ -78,6 +78,7 @@ impl SqliteStore {
             }
             _ => unreachable(&path, &error.to_string()),
         })?;
+        check_file_system(&path, &path)?;
         let file = (metadata.dev(), metadata.ino());
         let store = Self { path, file, busy_timeout, idle: Mutex::new(Vec::new()) };
         let mut connection = store.connect()?;
@@ -91,14 +92,13 @@ impl SqliteStore {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn create(path: &Path) -> Result<Self, StoreError> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        check_file_system(path, folder)?;
         // Never opened here if it is there: closing it would give up the locks that SQLite in this process holds on it.
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(_) => {
-                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                File::open(folder)
-                    .and_then(|folder| folder.sync_all())
-                    .map_err(|error| unreachable(path, &format!("its folder cannot be synchronized: {error}")))?;
-            }
+            Ok(_) => File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|error| unreachable(path, &format!("its folder cannot be synchronized: {error}")))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(unreachable(path, &format!("it cannot be created: {error}"))),
         }
@@ -246,6 +246,31 @@ impl SqliteStore {
     }
 }
 
+/// Refuses a store on the file system of `place`, if that is one between machines.
+fn check_file_system(store: &Path, place: &Path) -> Result<(), StoreError> {
+    // What cannot be looked at cannot be opened either, and says why then.
+    let Ok(found) = rustix::fs::statfs(place) else { return Ok(()) };
+    match network_file_system(found.f_type as u32) {
+        None => Ok(()),
+        Some(name) => {
+            let why = format!("it is on {name}, where two machines could both win; put it on a local file system");
+            Err(unreachable(store, &why))
+        }
+    }
+}
+
+/// The name of a file system between machines, by its magic number (statfs(2)): their memory mappings, by which the users of a
+/// write-ahead log know of each other, do not reach from one machine to another.
+fn network_file_system(magic: u32) -> Option<&'static str> {
+    match magic {
+        0x6969 => Some("NFS"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x00c3_6400 => Some("CephFS"),
+        0x5346_414f => Some("AFS"),
+        _ => None,
+    }
+}
+
 impl Store for SqliteStore {
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         check_key(key)?;
@@ -381,4 +406,20 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 
 fn unreachable(path: &Path, what: &str) -> StoreError {
     StoreError::Unreachable(format!("{}: {what}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_systems_between_machines_are_told_from_local_ones() {
+        for magic in [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x5346_414f] {
+            assert!(network_file_system(magic).is_some(), "{magic:#x}");
+        }
+        // ext4, XFS, Btrfs, tmpfs, overlayfs.
+        for magic in [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630] {
+            assert_eq!(network_file_system(magic), None, "{magic:#x}");
+        }
+    }
 }
