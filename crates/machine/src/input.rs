@@ -4,9 +4,10 @@
 //! that point as an instruction count, so that a run can be repeated from its journal.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use network::FrameOffload;
+use network::{FrameOffload, InputPosition};
 
 /// Something from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Input {
         frame: Vec<u8>,
         /// What its sender left open.
         offload: FrameOffload,
+        /// Where the stream of frames from the card's network end stands once this one is taken.
+        position: InputPosition,
     },
     /// A network card's carrier comes or goes.
     Link {
@@ -33,6 +36,9 @@ pub enum Input {
     PowerButton,
     /// The clock steps forward by this many TSC ticks, beyond what the instructions count for.
     ClockStep(u64),
+    /// Bytes that the entropy device took from its source since the input before. A replay supplies them ahead of the
+    /// instruction that asks for them.
+    Entropy(Vec<u8>),
 }
 
 /// An input and when it entered.
@@ -42,6 +48,18 @@ pub struct InputEvent {
     pub instructions: u64,
     /// What entered.
     pub input: Input,
+}
+
+/// Is told what enters a running guest and how far the guest is, in the thread that runs it: it must be quick.
+pub trait Recorder: Send + Sync + fmt::Debug {
+    /// `input` enters when `instructions` have retired.
+    fn entered(&self, instructions: u64, input: &Input);
+
+    /// The guest is at `instructions`, and whatever enters from now on enters no earlier. Called between two slices.
+    fn reached(&self, instructions: u64);
+
+    /// Whether it waits to be told how far the guest is: then a slice ends at the next access to a device.
+    fn is_waiting(&self) -> bool;
 }
 
 /// The inputs of a run in order, recorded or to be replayed.
@@ -61,8 +79,9 @@ impl Journal {
         self.lock().iter().cloned().collect()
     }
 
-    pub(crate) fn push(&self, instructions: u64, input: Input) {
-        self.lock().push_back(InputEvent { instructions, input });
+    /// Adds an event, which must not enter before those that are in the journal.
+    pub fn push(&self, event: InputEvent) {
+        self.lock().push_back(event);
     }
 
     /// When the next event enters.
@@ -74,7 +93,25 @@ impl Journal {
         self.lock().pop_front()
     }
 
+    /// Takes the bytes of the next event, if they are entropy.
+    pub(crate) fn pop_entropy(&self) -> Option<Vec<u8>> {
+        let event = self.lock().pop_front_if(|event| matches!(event.input, Input::Entropy(_)))?;
+        if let Input::Entropy(bytes) = event.input { Some(bytes) } else { None }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<InputEvent>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Recorder for Journal {
+    fn entered(&self, instructions: u64, input: &Input) {
+        self.push(InputEvent { instructions, input: input.clone() });
+    }
+
+    fn reached(&self, _instructions: u64) {}
+
+    fn is_waiting(&self) -> bool {
+        false
     }
 }

@@ -284,6 +284,7 @@ impl Platform {
                     card: number,
                     frame: buffer.get(..received.len).unwrap_or_default().to_vec(),
                     offload: received.offload,
+                    position: net.backend_mut().position(),
                 }),
                 Ok(None) => return,
                 Err(BackendError::Disconnected) => {
@@ -300,7 +301,7 @@ impl Platform {
     /// Gives an input to its device.
     pub fn deliver(&self, input: &Input) {
         match input {
-            Input::Frame { card, frame, offload } => {
+            Input::Frame { card, frame, offload, position: _ } => {
                 if let Some(card) = self.cards.get(*card) {
                     // Frames that find no room are dropped and counted by the device, as on any network.
                     let _ = lock(&card.device).deliver(frame, *offload);
@@ -315,8 +316,31 @@ impl Platform {
                 lock(&self.serial).receive(bytes);
             }
             Input::PowerButton => lock(&self.power).press_power_button(),
+            Input::Entropy(bytes) => self.supply_entropy(bytes.clone()),
             // The engine steps its own clock.
             Input::ClockStep(_) => {}
+        }
+    }
+
+    /// Begins or ends keeping the entropy that the guest takes, for [`Platform::take_taken_entropy`].
+    pub fn set_entropy_recording(&self, recording: bool) {
+        lock(&self.rng).device_mut().set_recording(recording);
+    }
+
+    /// The entropy that the guest took since the last call, if it took some and it is being recorded.
+    pub fn take_taken_entropy(&self) -> Option<Vec<u8>> {
+        lock(&self.rng).device_mut().take_record()
+    }
+
+    /// Bytes that the guest gets as entropy before those of the source.
+    pub fn supply_entropy(&self, bytes: Vec<u8>) {
+        lock(&self.rng).device_mut().supply(bytes);
+    }
+
+    /// Offers frames that wait for room outside once more, for a VM whose inputs are not collected.
+    pub fn retry_transmits(&self) {
+        for card in &self.cards {
+            lock(&card.device).device_mut().retry_transmit();
         }
     }
 

@@ -241,6 +241,15 @@ impl Vm {
         Self::assemble(config, platform, &state.engine, engine, mode)
     }
 
+    /// Changes where the inputs of the paused VM come from. From here on its engine is like one that was just made from the saved state, so
+    /// that a VM restored from that state elsewhere does exactly the same with the same inputs.
+    ///
+    /// # Errors
+    /// [`EngineError::NoCount`] for an engine that does not count instructions.
+    pub fn set_input_mode(&mut self, mode: InputMode) -> Result<(), VmError> {
+        Ok(self.engine.set_input_mode(&self.platform, mode)?)
+    }
+
     /// Completes the dirty pages of the paused VM's memory with those that only its engine knows, right before they are
     /// harvested.
     pub fn collect_dirty(&mut self) -> Result<(), VmError> {

@@ -65,7 +65,11 @@ const HOUSE: &[Crate] = &[
             &["probe", "spec"],
         ],
     },
-    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate", "protocol"], &["mirror"]] },
+    Crate {
+        name: "replication",
+        floor: 4,
+        layers: &[&["channel", "disk", "gate", "protocol"], &["lockstep"], &["mirror"]],
+    },
     Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"]] },
     Crate {
         name: "sim",

@@ -11,6 +11,7 @@ pub mod soft;
 use cpu::ProcessorsState;
 use serde::{Deserialize, Serialize};
 
+use self::soft::InputMode;
 use crate::control::Control;
 use crate::devices::ioapic::IoApicState;
 use crate::events::GuestEvent;
@@ -102,6 +103,9 @@ pub enum EngineError {
     /// The state does not fit this engine.
     #[error("the VM's state does not fit this engine: {0}")]
     State(String),
+    /// Only an engine that counts instructions can record inputs.
+    #[error("the {0} engine does not count instructions: inputs can be neither recorded nor replayed")]
+    NoCount(EngineKind),
     /// The host refused something else.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -130,4 +134,8 @@ pub trait Engine: Send {
 
     /// Instructions retired since power-on, where the engine counts them.
     fn instructions(&self) -> Option<u64>;
+
+    /// Changes where the inputs of a paused VM come from. From here on the engine is like one that was just made from the saved state, with
+    /// nothing cached.
+    fn set_input_mode(&mut self, platform: &Platform, mode: InputMode) -> Result<(), EngineError>;
 }

@@ -3,14 +3,15 @@
 //! Everything between two inputs is a function of the state before, so a run is repeated by repeating its inputs at
 //! the same instruction counts: see [`InputMode`].
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpu::{Bus, CpuConfig, Exit, Processors};
+use cpu::{Bus, CpuConfig, Exit, Processors, ProcessorsState};
 
 use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
 use crate::control::Control;
 use crate::devices::ioapic::IoApic;
-use crate::input::{Input, Journal};
+use crate::input::{Input, Journal, Recorder};
 use crate::map;
 use crate::platform::Platform;
 
@@ -23,8 +24,8 @@ pub enum InputMode {
     /// From outside, and from the host's clock.
     #[default]
     Live,
-    /// As live, and noted in a journal.
-    Record(Journal),
+    /// As live, and a recorder is told.
+    Record(Arc<dyn Recorder>),
     /// From a journal alone: the world outside and the host's clock have no influence. The run ends with
     /// [`RunEnd::LimitReached`] when the guest waits for something that the journal does not have.
     Replay(Journal),
@@ -41,13 +42,11 @@ pub struct SoftEngine {
 impl SoftEngine {
     /// An engine for `platform` that goes on where `state` was saved.
     pub fn new(platform: &Platform, state: &EngineState, mode: InputMode) -> Result<Self, EngineError> {
-        let (ram, pins) = (platform.ram(), platform.pins().levels());
-        let power_on_unix_ns = platform.clock().power_on_unix_ns();
-        let config = CpuConfig { power_on_unix_ns, ..CpuConfig::default() };
-        let processors = Processors::new(ram.clone(), config, &state.processors)
-            .map_err(|error| EngineError::State(error.to_string()))?;
+        let processors = processors(platform, &state.processors)?;
         let pace = Pace::new(processors.tsc());
-        Ok(Self { processors, ioapic: IoApic::new(&state.ioapic, pins), mode, pace })
+        let ioapic = IoApic::new(&state.ioapic, platform.pins().levels());
+        platform.set_entropy_recording(matches!(mode, InputMode::Record(_)));
+        Ok(Self { processors, ioapic, mode, pace })
     }
 
     /// Carries the levels of the pins through the I/O APIC to the processors.
@@ -58,11 +57,27 @@ impl SoftEngine {
         }
     }
 
-    fn enter(&mut self, platform: &Platform, input: Input) {
-        if let InputMode::Record(journal) = &self.mode {
-            journal.push(self.processors.instructions(), input.clone());
+    fn recorder(&self) -> Option<&dyn Recorder> {
+        match &self.mode {
+            InputMode::Record(recorder) => Some(&**recorder),
+            InputMode::Live | InputMode::Replay(_) => None,
         }
-        self.apply(platform, &input);
+    }
+
+    fn enter(&mut self, platform: &Platform, input: &Input) {
+        if let Some(recorder) = self.recorder() {
+            recorder.entered(self.processors.instructions(), input);
+        }
+        self.apply(platform, input);
+    }
+
+    /// Tells the recorder, if there is one, what the guest took in the slice that has just ended.
+    fn record_entropy(&self, platform: &Platform) {
+        if let Some(recorder) = self.recorder()
+            && let Some(bytes) = platform.take_taken_entropy()
+        {
+            recorder.entered(self.processors.instructions(), &Input::Entropy(bytes));
+        }
     }
 
     fn apply(&mut self, platform: &Platform, input: &Input) {
@@ -78,7 +93,11 @@ impl SoftEngine {
 
     /// Runs at most `budget` instructions; `None` to go on.
     fn run_slice(&mut self, platform: &Platform, budget: u64) -> Result<Option<Slice>, EngineError> {
-        let mut bus = DeviceBus { platform, ioapic: &mut self.ioapic, stop: false };
+        let recorder = match &self.mode {
+            InputMode::Record(recorder) => Some(&**recorder),
+            InputMode::Live | InputMode::Replay(_) => None,
+        };
+        let mut bus = DeviceBus { platform, ioapic: &mut self.ioapic, recorder, stop: false };
         let exit = self.processors.run(budget, &mut bus);
         self.carry_interrupts(platform);
         if let Some(event) = platform.take_event() {
@@ -99,17 +118,22 @@ impl SoftEngine {
                 return Ok(RunEnd::Paused);
             }
             if let Some(ticks) = self.pace.behind(self.processors.tsc()) {
-                self.enter(platform, Input::ClockStep(ticks));
+                self.enter(platform, &Input::ClockStep(ticks));
             }
             platform.collect_inputs(control, &mut inputs);
             for input in inputs.drain(..) {
-                self.enter(platform, input);
+                self.enter(platform, &input);
+            }
+            if let Some(recorder) = self.recorder() {
+                recorder.reached(self.processors.instructions());
             }
             let left = limit.saturating_sub(self.processors.instructions());
             if left == 0 {
                 return Ok(RunEnd::LimitReached);
             }
-            match self.run_slice(platform, SLICE_INSTRUCTIONS.min(left))? {
+            let slice = self.run_slice(platform, SLICE_INSTRUCTIONS.min(left))?;
+            self.record_entropy(platform);
+            match slice {
                 None => {}
                 Some(Slice::End(end)) => return Ok(end),
                 Some(Slice::Halted { deadline_tsc }) => {
@@ -124,6 +148,9 @@ impl SoftEngine {
 
     fn run_replay(&mut self, platform: &Platform, journal: &Journal, limit: u64) -> Result<RunEnd, EngineError> {
         loop {
+            while let Some(bytes) = journal.pop_entropy() {
+                platform.supply_entropy(bytes);
+            }
             let now = self.processors.instructions();
             let next = journal.next_at();
             if next.is_some_and(|next| next <= now) {
@@ -145,6 +172,11 @@ impl SoftEngine {
             }
         }
     }
+}
+
+fn processors(platform: &Platform, state: &ProcessorsState) -> Result<Processors, EngineError> {
+    let config = CpuConfig { power_on_unix_ns: platform.clock().power_on_unix_ns(), ..CpuConfig::default() };
+    Processors::new(platform.ram().clone(), config, state).map_err(|error| EngineError::State(error.to_string()))
 }
 
 /// How a slice ended, where it did not simply use up its budget.
@@ -187,6 +219,15 @@ impl Engine for SoftEngine {
     fn instructions(&self) -> Option<u64> {
         Some(self.processors.instructions())
     }
+
+    fn set_input_mode(&mut self, platform: &Platform, mode: InputMode) -> Result<(), EngineError> {
+        let state = self.save()?;
+        self.processors = processors(platform, &state.processors)?;
+        self.ioapic = IoApic::new(&state.ioapic, platform.pins().levels());
+        platform.set_entropy_recording(matches!(mode, InputMode::Record(_)));
+        self.mode = mode;
+        Ok(())
+    }
 }
 
 /// Keeps the guest's clock at the pace of the host's: the instructions alone count for less time than they take, and pauses for none.
@@ -223,6 +264,7 @@ impl Pace {
 struct DeviceBus<'a> {
     platform: &'a Platform,
     ioapic: &'a mut IoApic,
+    recorder: Option<&'a dyn Recorder>,
     stop: bool,
 }
 
@@ -234,7 +276,8 @@ impl DeviceBus<'_> {
     /// The processors must stop if the access changed what only the owner of both can carry on.
     fn after(&mut self) {
         self.ioapic.sync(self.platform.pins().levels());
-        self.stop |= self.ioapic.has_message() || self.platform.has_event();
+        let is_recorder_waiting = self.recorder.is_some_and(|recorder| recorder.is_waiting());
+        self.stop |= self.ioapic.has_message() || self.platform.has_event() || is_recorder_waiting;
     }
 }
 

@@ -363,7 +363,7 @@ impl Follower {
             .into_iter()
             .filter_map(|(card, frame)| {
                 let offload = FrameOffload::from_header(&frame.header).ok()?;
-                Some(Input::Frame { card, frame: frame.bytes, offload })
+                Some(Input::Frame { card, frame: frame.bytes, offload, position: frame.position })
             })
             .collect();
         SecondaryEnd::TakenOver(Box::new(TakenOver {

@@ -43,4 +43,4 @@ pub use trigger::Trigger;
 use std::time::Duration;
 
 /// How long to wait before the cluster store is asked again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+pub const RETRY_INTERVAL: Duration = Duration::from_millis(200);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::FtMode;
 use crate::protocol::ReplicaId;
 
 /// Times and bounds of a mirrored VM.
@@ -9,6 +10,8 @@ use crate::protocol::ReplicaId;
 pub struct MirrorOptions {
     /// This host's name.
     pub host: ReplicaId,
+    /// How the VM is replicated once it has a secondary.
+    pub mode: FtMode,
     /// Silence after which the peer is suspected to be dead: 20 ms to 60 s.
     pub suspicion: Duration,
     /// Longest epoch while no output waits: 5 ms to 10 s.
@@ -19,6 +22,8 @@ pub struct MirrorOptions {
     pub log_bytes_max: u64,
     /// Memory for the last sent versions of pages, in bytes.
     pub cache_bytes_max: u64,
+    /// Lockstep: how far the secondary may be behind before the guest has to wait for it.
+    pub lag_max: Duration,
     /// A secondary for which the guest has had to wait half of its time or more for so long is given up.
     pub too_slow_after: Duration,
 }
@@ -28,6 +33,8 @@ impl MirrorOptions {
     pub fn new(host: ReplicaId) -> Self {
         Self {
             host,
+            mode: FtMode::Mirror,
+            lag_max: Duration::from_millis(100),
             suspicion: Duration::from_millis(100),
             epoch_length_max: Duration::from_millis(50),
             dirty_pages_max: 8192,

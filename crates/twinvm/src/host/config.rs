@@ -10,7 +10,7 @@ use machine::spec::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::folder::HostFolder;
-use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
+use crate::replica::config::{epoch_ms_max_default, suspicion_ms_default};
 
 /// Port of the REST API unless another is chosen.
 pub const API_PORT: u16 = 7441;
@@ -51,14 +51,6 @@ pub struct HostConfig {
     /// Longest epoch of a protected VM, in ms: 1 to 10,000. A VM keeps this too.
     #[serde(default = "epoch_ms_max_default")]
     pub epoch_ms_max: u32,
-}
-
-fn suspicion_ms_default() -> u32 {
-    SUSPICION_MS_DEFAULT
-}
-
-fn epoch_ms_max_default() -> u32 {
-    EPOCH_MS_MAX_DEFAULT
 }
 
 mod address_or_nothing {
@@ -143,6 +135,7 @@ pub fn check_host_name(name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replica::config::SUSPICION_MS_DEFAULT;
 
     const GOOD: &str = "name = \"a\"\nlisten = \"127.0.0.1:7441\"\nmetrics = \"\"\nstore = \"/s\"\nimages = \"/i\"\n";
 

@@ -56,11 +56,13 @@ pub struct ReplicaConfig {
     pub epoch_ms_max: u32,
 }
 
-fn suspicion_ms_default() -> u32 {
+/// [`SUSPICION_MS_DEFAULT`], for serde.
+pub fn suspicion_ms_default() -> u32 {
     SUSPICION_MS_DEFAULT
 }
 
-fn epoch_ms_max_default() -> u32 {
+/// [`EPOCH_MS_MAX_DEFAULT`], for serde.
+pub fn epoch_ms_max_default() -> u32 {
     EPOCH_MS_MAX_DEFAULT
 }
 

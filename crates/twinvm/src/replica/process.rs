@@ -21,8 +21,8 @@ use replication::channel::{Identity, Listener};
 use replication::disk::DiskSet;
 use replication::gate::OutputGate;
 use replication::mirror::{
-    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
-    TakenOver, Trigger,
+    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, RETRY_INTERVAL, Secondary, SecondaryEnd, SecondaryHandle,
+    SecondaryParts, TakenOver, Trigger,
 };
 use replication::protocol::{self, Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Unreachable, Verdict};
 use storage::disk::{DiskImage, DiskOptions};
@@ -34,9 +34,6 @@ use super::ends::EndKeeper;
 use super::report;
 use super::status::{ReplicaEnd, ReplicaStatus, Role, Takeover, unix_ms_now};
 use crate::foreground::open;
-
-/// How long to wait before the cluster store is asked again.
-const STORE_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What the process is at the moment.
 enum Acting {
@@ -169,7 +166,7 @@ impl Process {
                 // As at a takeover: without the store nobody goes on.
                 Err(error) => {
                     tracing::warn!(%error, "the cluster store cannot be reached");
-                    thread::sleep(STORE_RETRY_INTERVAL);
+                    thread::sleep(RETRY_INTERVAL);
                 }
             }
         }

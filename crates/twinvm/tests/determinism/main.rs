@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use machine::digest::Digest;
 use machine::engine::EngineKind;
@@ -126,7 +127,7 @@ fn a_replay_ends_in_the_same_state() {
 
         let journal = Journal::default();
         let parts = guest.parts(&disk, network.link(), saved.entropy_bytes());
-        let mode = InputMode::Record(journal.clone());
+        let mode = InputMode::Record(Arc::new(journal.clone()));
         let ram = copy(&saved.ram);
         let mut vm = Vm::restore(guest.config(), &ram, saved.state.clone(), parts, EngineKind::Soft, mode).unwrap();
         support::run_while(&mut vm, || {

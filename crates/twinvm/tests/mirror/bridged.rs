@@ -9,11 +9,11 @@ use std::time::Instant;
 use network::end::{EndConfig, Lifetime};
 use network::{BridgeSpec, MacAddr, NetworkSpec};
 
-use crate::assert_whole;
 use crate::client::{Client, wait_for_service};
 use crate::partition::{ip, may_make_namespaces};
 use crate::replicas::{Setup, World};
 use crate::support::HUNG;
+use crate::{assert_survives, assert_whole};
 
 /// The client's address, on the switch.
 const CLIENT: &str = "10.98.0.1/24";
@@ -130,12 +130,9 @@ fn a_secondary_without_its_network_end_makes_room_for_another() {
     primary.protect_by(&useless);
     let end = useless.wait_for_end();
     assert_eq!(end["end"], "failed", "{end}");
-    primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+    primary.wait_until_alone();
     let client = Client::start(world.address());
     let secondary = world.protect(&primary, "c");
     client.wait_for_progress(50);
-    primary.kill();
-    secondary.wait_for_takeover();
-    client.wait_for_progress(50);
-    assert_whole(&client.stop());
+    assert_survives(primary, &secondary, client);
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::assert_whole;
+use crate::assert_survives;
 use crate::client::{Client, wait_for_service};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
@@ -141,12 +141,9 @@ fn a_full_datastore_of_the_secondary_does_not_stop_the_primary() {
     let _: () = redis::cmd("SET").arg("large").arg("x".repeat(4 << 20)).query(&mut connection).unwrap();
     let _: () = redis::cmd("SAVE").query(&mut connection).unwrap();
     let _: () = redis::cmd("SAVE").query(&mut connection).unwrap();
-    let status = primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+    let status = primary.wait_until_alone();
     assert_eq!(status["protection"]["reason"], "hardware-failure", "{status}");
     client.wait_for_progress(50);
     let secondary = world.protect(&primary, "c");
-    primary.kill();
-    secondary.wait_for_takeover();
-    client.wait_for_progress(50);
-    assert_whole(&client.stop());
+    assert_survives(primary, &secondary, client);
 }

@@ -23,6 +23,14 @@ fn assert_whole(outcome: &Outcome) {
     assert!(outcome.acknowledged > 0);
 }
 
+/// Kills the primary: the secondary takes over, and the client, which has lost nothing in the end, goes on.
+fn assert_survives(primary: Replica, secondary: &Replica, client: Client) {
+    primary.kill();
+    secondary.wait_for_takeover();
+    client.wait_for_progress(50);
+    assert_whole(&client.stop());
+}
+
 /// A protected Redis: primary on `a`, secondary on `b`, and a client that counts.
 fn protected(setup: Setup) -> (World, Replica, Replica, Client) {
     let mut world = World::new(setup);
@@ -60,15 +68,12 @@ fn a_killed_primary_is_taken_over_again_and_again() {
 fn a_killed_secondary_is_replaced() {
     let (mut world, primary, secondary, client) = protected(Setup::redis());
     secondary.kill();
-    let status = primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+    let status = primary.wait_until_alone();
     assert_eq!(status["protection"]["reason"], "lost-connection");
     client.wait_for_progress(50);
     let secondary = world.protect(&primary, "c");
     client.wait_for_progress(50);
-    primary.kill();
-    secondary.wait_for_takeover();
-    client.wait_for_progress(50);
-    assert_whole(&client.stop());
+    assert_survives(primary, &secondary, client);
 }
 
 #[test]
@@ -94,7 +99,7 @@ fn a_secondary_that_wakes_after_it_was_given_up_stops() {
     let setup = Setup { suspicion_ms: 300, ..Setup::redis() };
     let (_world, primary, secondary, client) = protected(setup);
     secondary.signal("STOP");
-    primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+    primary.wait_until_alone();
     client.wait_for_progress(50);
     secondary.signal("CONT");
     let end = secondary.wait_for_end();
@@ -123,7 +128,7 @@ fn a_primary_goes_on_holding_output_while_the_store_is_away() {
     secondary.kill();
     std::thread::sleep(Duration::from_secs(5));
     drop(lock);
-    primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+    primary.wait_until_alone();
     client.wait_for_progress(50);
     assert_whole(&client.stop());
 }
@@ -151,14 +156,11 @@ fn a_secondary_lost_during_the_first_copy_costs_the_client_nothing() {
         primary.protect_by(&secondary);
         std::thread::sleep(Duration::from_millis(round * 60));
         secondary.kill();
-        primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+        primary.wait_until_alone();
     }
     let secondary = world.protect(&primary, "b");
     client.wait_for_progress(50);
-    primary.kill();
-    secondary.wait_for_takeover();
-    client.wait_for_progress(50);
-    assert_whole(&client.stop());
+    assert_survives(primary, &secondary, client);
 }
 
 #[test]
@@ -187,10 +189,7 @@ fn protection_can_be_turned_off_and_on_again() {
     client.wait_for_progress(50);
     let secondary = world.protect(&primary, "b");
     client.wait_for_progress(50);
-    primary.kill();
-    secondary.wait_for_takeover();
-    client.wait_for_progress(50);
-    assert_whole(&client.stop());
+    assert_survives(primary, &secondary, client);
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::assert_whole;
 use crate::client::{Client, wait_for_service};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
+use crate::{assert_survives, assert_whole};
 
 /// Two namespaces and a cable; removed when dropped.
 pub struct Cable {
@@ -125,13 +125,10 @@ fn a_link_cut_during_the_first_copy_costs_the_client_nothing() {
     primary.protect_by(&secondary);
     std::thread::sleep(Duration::from_millis(100));
     cable.cut();
-    primary.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary");
+    primary.wait_until_alone();
     assert_eq!(secondary.wait_for_end()["end"], "released");
     client.wait_for_progress(50);
     cable.mend();
     let secondary = world.protect(&primary, "b");
-    primary.kill();
-    secondary.wait_for_takeover();
-    client.wait_for_progress(50);
-    assert_whole(&client.stop());
+    assert_survives(primary, &secondary, client);
 }

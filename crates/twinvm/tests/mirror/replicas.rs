@@ -215,7 +215,7 @@ impl World {
             if is_protected(&status) {
                 return secondary;
             }
-            primary.wait("a free place", |status| status["protection"]["state"] == "need-secondary");
+            primary.wait_until_alone();
         }
     }
 
@@ -284,6 +284,11 @@ impl Replica {
 
     pub fn wait_until_protected(&self) {
         self.wait("protection", is_protected);
+    }
+
+    /// Waits until this primary has seen the loss of its secondary, and runs the VM alone.
+    pub fn wait_until_alone(&self) -> Value {
+        self.wait("the loss to be seen", |status| status["protection"]["state"] == "need-secondary")
     }
 
     /// Waits until this secondary runs the VM.

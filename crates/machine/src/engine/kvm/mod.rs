@@ -15,6 +15,7 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_clock_data, kvm_userspace_memory
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use memory::{GuestRam, PAGE_SHIFT, Slot};
 
+use super::soft::InputMode;
 use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
 use crate::bus::lock;
 use crate::clock::MachineClock;
@@ -237,5 +238,12 @@ impl Engine for KvmEngine {
 
     fn instructions(&self) -> Option<u64> {
         None
+    }
+
+    fn set_input_mode(&mut self, _platform: &Platform, mode: InputMode) -> Result<(), EngineError> {
+        match mode {
+            InputMode::Live => Ok(()),
+            InputMode::Record(_) | InputMode::Replay(_) => Err(EngineError::NoCount(EngineKind::Kvm)),
+        }
     }
 }

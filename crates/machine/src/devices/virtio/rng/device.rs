@@ -1,5 +1,8 @@
 //! The entropy device.
 
+use std::collections::VecDeque;
+use std::mem;
+
 use memory::DmaMemory;
 
 use super::entropy::EntropySource;
@@ -16,6 +19,10 @@ const REQUEST_BYTES_MAX: usize = 4096;
 pub struct Rng {
     source: Box<dyn EntropySource>,
     taken_bytes: u64,
+    /// Bytes that go to the guest before those of the source.
+    supplied: VecDeque<u8>,
+    /// What the guest took and nobody has asked for, if somebody will.
+    record: Option<Vec<u8>>,
     metrics: RngMetrics,
     chain: Chain,
 }
@@ -29,7 +36,29 @@ impl Rng {
     /// A device that goes on where `state` was saved. A source whose bytes must not repeat or skip stands at
     /// [`RngState::taken_bytes`].
     pub fn restore(state: RngState, source: Box<dyn EntropySource>) -> Self {
-        Self { source, taken_bytes: state.taken_bytes, metrics: RngMetrics::default(), chain: Chain::default() }
+        Self {
+            source,
+            taken_bytes: state.taken_bytes,
+            supplied: VecDeque::new(),
+            record: None,
+            metrics: RngMetrics::default(),
+            chain: Chain::default(),
+        }
+    }
+
+    /// Begins or ends keeping what the guest takes, for [`Rng::take_record`].
+    pub fn set_recording(&mut self, recording: bool) {
+        self.record = recording.then(Vec::new);
+    }
+
+    /// What the guest took since the last call, if it took something and it is being recorded.
+    pub fn take_record(&mut self) -> Option<Vec<u8>> {
+        self.record.as_mut().filter(|record| !record.is_empty()).map(mem::take)
+    }
+
+    /// Bytes that go to the guest before those of the source.
+    pub fn supply(&mut self, bytes: Vec<u8>) {
+        self.supplied.extend(bytes);
     }
 
     /// What the device did in this process.
@@ -60,7 +89,7 @@ impl VirtioDevice for Rng {
         queue: &mut VirtQueue,
         memory: &DmaMemory,
     ) -> Result<Progress, QueueError> {
-        let Self { source, taken_bytes, metrics, chain } = self;
+        let Self { source, taken_bytes, supplied, record, metrics, chain } = self;
         queue.serve(memory, chain, |chain| {
             let len = usize::try_from(chain.writable_bytes()).unwrap_or(REQUEST_BYTES_MAX).min(REQUEST_BYTES_MAX);
             if len == 0 {
@@ -68,11 +97,21 @@ impl VirtioDevice for Rng {
             }
             let mut bytes = [0; REQUEST_BYTES_MAX];
             let bytes = &mut bytes[..len];
-            source.fill(bytes).map_err(|error| {
-                tracing::error!(%error, "entropy source failed");
-                metrics.source_errors += 1;
-                QueueError::NoEntropy
-            })?;
+            let from_supply = supplied.len().min(len);
+            let (first, rest) = bytes.split_at_mut(from_supply);
+            for (byte, supplied) in first.iter_mut().zip(supplied.drain(..from_supply)) {
+                *byte = supplied;
+            }
+            if !rest.is_empty() {
+                source.fill(rest).map_err(|error| {
+                    tracing::error!(%error, "entropy source failed");
+                    metrics.source_errors += 1;
+                    QueueError::NoEntropy
+                })?;
+            }
+            if let Some(record) = record {
+                record.extend_from_slice(bytes);
+            }
             *taken_bytes = taken_bytes.wrapping_add(len as u64);
             chain.write(memory, 0, bytes)?;
             metrics.requests += 1;
