@@ -6,5 +6,9 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`log`] | the event log's format |
+//! | [`LockstepFigures`] | what it costs |
 
+mod figures;
 pub mod log;
+
+pub use figures::LockstepFigures;

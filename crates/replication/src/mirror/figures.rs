@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use memory::encoding::{Encoding, EncodingCounts};
 use serde::{Deserialize, Serialize};
 
+use crate::lockstep::LockstepFigures;
+
 /// Samples that a quantile is taken of.
 const SAMPLES_MAX: usize = 1024;
 /// Over which time rates are taken.
@@ -145,6 +147,8 @@ pub struct Figures {
     pub throttled: u64,
     /// For how long in all, in microseconds.
     pub throttled_us: u64,
+    /// What the log costs, while the secondary follows that rather than checkpoints.
+    pub lockstep: Option<LockstepFigures>,
 }
 
 /// Samples of the pauses of one class.

@@ -33,7 +33,7 @@ pub use figures::{Figures, PauseClass, PauseParts, Quantiles};
 pub use first_copy::ProtectError;
 pub use options::MirrorOptions;
 pub use pause_queue::VmStopped;
-pub use primary::{Primary, PrimaryEnd, PrimaryParts, PrimaryStatus, SwitchOverError};
+pub use primary::{Primary, PrimaryEnd, PrimaryParts, PrimaryStatus, SetModeError, SwitchOverError};
 pub use progress::{Phase, Progress};
 pub use secondary::{
     Secondary, SecondaryEnd, SecondaryError, SecondaryHandle, SecondaryParts, SecondaryStatus, TakenOver,

@@ -21,6 +21,7 @@ use super::session::Session;
 use super::slowness::Slowness;
 use super::trigger::{EpochBounds, Load, Trigger};
 use super::{MirrorOptions, RETRY_INTERVAL};
+use crate::FtMode;
 use crate::disk::{DiskSet, DiskWrite};
 use crate::gate::{GateStatus, OutputGate};
 use crate::protocol::{
@@ -74,6 +75,8 @@ pub enum PrimaryEnd {
 pub struct PrimaryStatus {
     /// Role, generation and state.
     pub protocol: Status,
+    /// How the VM is, or would be, replicated.
+    pub mode: FtMode,
     /// The host of the secondary, or of the one that is being made.
     pub secondary: Option<String>,
     /// How far the first copy is, while there is a secondary.
@@ -114,6 +117,7 @@ pub(super) struct Shared {
 
 struct Core {
     replica: Replica,
+    mode: FtMode,
     session: Option<Arc<Session>>,
     epoch: Epoch,
     course: Course,
@@ -146,6 +150,7 @@ impl Primary {
         };
         let core = Core {
             replica,
+            mode: options.mode,
             session: None,
             epoch,
             course: Course::Running,
@@ -227,6 +232,22 @@ impl Primary {
         self.shared.pause.run(&self.shared.control, move |vm| shared.begin_hand_over(vm))?
     }
 
+    /// Changes how the VM is replicated, from now on.
+    ///
+    /// # Errors
+    /// [`SetModeError`]: nothing has changed then.
+    pub fn set_mode(&self, mode: FtMode) -> Result<(), SetModeError> {
+        if mode == FtMode::Lockstep && self.shared.engine == EngineKind::Kvm {
+            return Err(SetModeError::Engine);
+        }
+        let mut core = self.shared.core();
+        if core.course != Course::Running {
+            return Err(VmStopped.into());
+        }
+        core.mode = mode;
+        Ok(())
+    }
+
     /// Ends the run at once. The disks are flushed first; a secondary is told that the VM is off.
     pub fn pull_the_plug(&self) {
         self.shared.core().plug_pulled = true;
@@ -249,15 +270,26 @@ impl Primary {
     pub fn status(&self) -> PrimaryStatus {
         let core = self.shared.core();
         let session = core.session.clone();
-        let (protocol, failure) = (core.replica.status(), core.failure.clone());
+        let (protocol, mode, failure) = (core.replica.status(), core.mode, core.failure.clone());
         drop(core);
         let gate = self.shared.gate.status();
         let mut figures = self.shared.meter.figures();
         figures.lag_epochs = session.as_ref().map_or(0, |session| session.mirror().in_flight.len() as u64);
         let secondary = session.as_ref().map(|session| session.secondary.to_string());
         let progress = session.map(|session| *session.progress());
-        PrimaryStatus { protocol, secondary, progress, failure, figures, gate }
+        PrimaryStatus { protocol, mode, secondary, progress, failure, figures, gate }
     }
+}
+
+/// Why the mode of replication stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum SetModeError {
+    /// Nothing counts the instructions of a processor that is not ours.
+    #[error("lockstep needs the soft engine, and the VM runs on kvm: start the VM anew with engine = \"soft\" in its spec")]
+    Engine,
+    /// Nothing to replicate.
+    #[error(transparent)]
+    Stopped(#[from] VmStopped),
 }
 
 /// Why a planned takeover does not begin.
