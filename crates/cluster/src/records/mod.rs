@@ -23,7 +23,7 @@ pub use error::ClusterError;
 pub use host::{HostRecord, Lease};
 pub use name::{HostName, NameError, VmName};
 pub use state::{ClusterState, Unreadable, VmState};
-pub use vm::{FtMode, FtSettings, Power, VmRecord};
+pub use vm::{FtSettings, Power, VmRecord};
 
 /// Fields of a record that a newer version has written, kept as they are.
 pub type UnknownFields = serde_json::Map<String, serde_json::Value>;

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use machine::engine::EngineKind;
 use machine::spec::{SpecError, VmSpec};
+use replication::FtMode;
 use serde::{Deserialize, Serialize};
 
 use super::{HostName, UnknownFields, VmName};
@@ -76,18 +77,22 @@ pub struct FtSettings {
     /// Whether it is to go without for the time being.
     pub suspended: bool,
     /// How.
+    #[serde(default)]
     pub mode: FtMode,
     /// Silence of the peer after which a replica takes it for lost, in ms: 20 to 10,000.
     pub suspicion_ms: u32,
     /// Longest epoch, in ms: 1 to 10,000.
     pub epoch_ms_max: u32,
+    /// Lockstep: how far the secondary may be behind before the guest waits for it, in ms: 10 to 10,000.
+    #[serde(default = "lag_ms_max_default")]
+    pub lag_ms_max: u32,
     /// What a newer version has added.
     #[serde(flatten)]
     pub unknown: UnknownFields,
 }
 
 impl FtSettings {
-    /// No protection; these times once it is enabled.
+    /// No protection; by checkpoints with these times once it is enabled.
     pub fn disabled(suspicion_ms: u32, epoch_ms_max: u32) -> Self {
         Self {
             enabled: false,
@@ -95,6 +100,7 @@ impl FtSettings {
             mode: FtMode::Mirror,
             suspicion_ms,
             epoch_ms_max,
+            lag_ms_max: lag_ms_max_default(),
             unknown: UnknownFields::default(),
         }
     }
@@ -105,10 +111,7 @@ impl FtSettings {
     }
 }
 
-/// How a secondary follows its primary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FtMode {
-    /// By checkpoints of what has changed.
-    Mirror,
+/// That of records written before there was lockstep.
+fn lag_ms_max_default() -> u32 {
+    100
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use machine::engine::EngineKind;
+use replication::FtMode;
 use serde::{Deserialize, Serialize};
 
 use crate::host::VmContents;
@@ -47,6 +48,9 @@ pub struct FtWanted {
     pub enabled: bool,
     /// It is turned on, but no secondary is kept for now.
     pub suspended: bool,
+    /// How the secondary follows its primary, also of a VM for which it is not turned on.
+    #[serde(default)]
+    pub mode: FtMode,
 }
 
 /// A VM, as the cluster knows it.
@@ -70,6 +74,8 @@ pub struct VmView {
     pub generation: u64,
     /// What is wanted.
     pub ft: FtWanted,
+    /// Lockstep: how far the secondary may be behind before the guest waits for it, in ms.
+    pub lag_ms_max: u32,
     /// What is.
     pub protection: Protection,
     /// Why it runs no more, or why it could not be protected last time.
@@ -143,6 +149,8 @@ pub struct FtPrice {
 pub enum FtAction {
     /// Turn it on.
     On,
+    /// Change the FT mode, at once if the VM is protected.
+    Mode,
     /// Turn it off: the secondary and its disks are removed, and its reservation is given back.
     Off,
     /// Let the secondary go for now; its disks are kept, and so is its reservation until the VM is off.
@@ -162,6 +170,7 @@ impl FtAction {
     pub fn label(self) -> &'static str {
         match self {
             Self::On => "on",
+            Self::Mode => "mode",
             Self::Off => "off",
             Self::Suspend => "suspend",
             Self::Resume => "resume",
@@ -170,6 +179,15 @@ impl FtAction {
             Self::RestartSecondary => "restart-secondary",
         }
     }
+}
+
+/// What an action on fault tolerance takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FtOptions {
+    /// The mode that is wanted: [`FtAction::Mode`] needs it, [`FtAction::On`] leaves what is recorded without it, others refuse it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<FtMode>,
 }
 
 /// Asks a host to prepare a secondary.

@@ -17,7 +17,9 @@ use tokio::net::UnixStream;
 use super::client::CONSOLE_PROTOCOL;
 use super::error::ApiError;
 use super::forward::to_home_of_vm;
-use super::messages::{CreateVm, DropSecondary, FtAction, PrepareSecondary, RemoveVm, StartVm, StopHost, StopVm};
+use super::messages::{
+    CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, StartVm, StopHost, StopVm,
+};
 use crate::host::Daemon;
 
 /// Largest body of a request, in bytes.
@@ -146,10 +148,14 @@ async fn ft_price(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoRes
     blocking(daemon, move |daemon| daemon.ft_price(&vm)).await
 }
 
-async fn ft(State(daemon): Shared, Path((vm, action)): Path<(String, String)>) -> impl IntoResponse {
+async fn ft(
+    State(daemon): Shared,
+    Path((vm, action)): Path<(String, String)>,
+    body: Body<FtOptions>,
+) -> impl IntoResponse {
     let action: FtAction = serde_json::from_value(action.clone().into())
         .map_err(|_| ApiError::not_found(format!("`{action}` is nothing that can be done about fault tolerance")))?;
-    blocking(daemon, move |daemon| daemon.ft(&vm, action)).await
+    blocking(daemon, move |daemon| daemon.ft(&vm, action, body.0)).await
 }
 
 async fn replicas(State(daemon): Shared) -> impl IntoResponse {

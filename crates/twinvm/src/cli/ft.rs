@@ -6,15 +6,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use replication::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
-use super::output::{human_bytes, print_json, print_line};
-use crate::api::messages::{FtAction, FtPrice, VmView};
+use super::output::{human_bits_per_s, human_bytes, print_json, print_line};
+use crate::api::messages::{FtAction, FtOptions, FtPrice, VmView};
 use crate::interrupt;
-use crate::replica::status::ProtectionState;
+use crate::replica::status::{Figures, ProtectionState};
 
+/// What most actions take.
+const NO_OPTIONS: FtOptions = FtOptions { mode: None };
 /// How often the state is looked at while a command waits.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -25,6 +28,11 @@ pub enum FtCommand {
 It shows first what is reserved a second time, on the secondary's host: memory, vCPUs and disk space. Then it copies disks
 and memory while the VM goes on, and returns when the VM is protected. In a terminal it asks before it begins.")]
     On(OnArguments),
+    /// Change how the secondary follows its primary, without losing protection
+    #[command(after_help = "\
+The VM goes on, and is protected all the time. It returns when the secondary follows in the new mode. Of a VM that is not
+protected now, the mode is kept for when it is.")]
+    Mode(ModeArguments),
     /// Protect a VM no more: its secondary and the secondary's disks are removed
     Off(VmArguments),
     /// Let the secondary go for now; its disks are kept, and so is its reservation until the VM is off
@@ -65,17 +73,47 @@ pub struct WaitArguments {
 pub struct OnArguments {
     #[command(flatten)]
     wait: WaitArguments,
+    /// How the secondary follows its primary [default: as it was last time, at first mirror]
+    #[arg(long, value_enum)]
+    mode: Option<ModeName>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
 }
 
+#[derive(Args)]
+pub struct ModeArguments {
+    #[command(flatten)]
+    wait: WaitArguments,
+    /// How the secondary follows its primary
+    #[arg(value_enum)]
+    mode: ModeName,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ModeName {
+    /// It holds checkpoints of what has changed
+    Mirror,
+    /// It executes the same instructions; needs the soft engine
+    Lockstep,
+}
+
+impl From<ModeName> for FtMode {
+    fn from(name: ModeName) -> Self {
+        match name {
+            ModeName::Mirror => Self::Mirror,
+            ModeName::Lockstep => Self::Lockstep,
+        }
+    }
+}
+
 pub fn run(command: FtCommand) -> Result<ExitCode> {
     match command {
         FtCommand::On(arguments) => on(&arguments),
+        FtCommand::Mode(arguments) => change_mode(&arguments),
         FtCommand::Off(arguments) => act(&arguments, FtAction::Off, "its secondary was removed"),
         FtCommand::Suspend(arguments) => act(&arguments, FtAction::Suspend, "its secondary was let go"),
-        FtCommand::Resume(arguments) => act_and_wait(&arguments, FtAction::Resume, is_protected),
+        FtCommand::Resume(arguments) => act_and_wait(&arguments, FtAction::Resume, NO_OPTIONS, is_protected),
         FtCommand::Status(arguments) => {
             let view = view(&arguments.daemon.daemon()?, &arguments.vm)?;
             if arguments.daemon.json {
@@ -87,7 +125,9 @@ pub fn run(command: FtCommand) -> Result<ExitCode> {
         }
         FtCommand::Failover(arguments) => move_vm(&arguments, FtAction::Failover),
         FtCommand::Switchover(arguments) => move_vm(&arguments, FtAction::Switchover),
-        FtCommand::RestartSecondary(arguments) => act_and_wait(&arguments, FtAction::RestartSecondary, is_protected),
+        FtCommand::RestartSecondary(arguments) => {
+            act_and_wait(&arguments, FtAction::RestartSecondary, NO_OPTIONS, is_protected)
+        }
     }
 }
 
@@ -95,16 +135,27 @@ fn view(daemon: &DaemonConnection, vm: &str) -> Result<VmView> {
     daemon.get(&format!("/v1/vms/{}", path_segment(vm)))
 }
 
-fn begin(daemon: &DaemonConnection, vm: &str, action: FtAction) -> Result<VmView> {
-    daemon.post(&format!("/v1/vms/{}/ft/{}", path_segment(vm), action.label()), None::<&()>)
+fn begin(daemon: &DaemonConnection, vm: &str, action: FtAction, options: FtOptions) -> Result<VmView> {
+    daemon.post(&format!("/v1/vms/{}/ft/{}", path_segment(vm), action.label()), Some(&options))
 }
 
 fn is_protected(view: &VmView) -> bool {
     view.protection.state == ProtectionState::Protected
 }
 
+/// How the secondary of a protected VM follows now. A first copy ends with checkpoints whatever the mode, and a change takes a moment.
+fn followed(view: &VmView) -> Option<FtMode> {
+    let primary = view.replicas.first().filter(|_| view.running && is_protected(view))?;
+    Some(if primary.figures.lockstep.is_some() { FtMode::Lockstep } else { FtMode::Mirror })
+}
+
+/// Protected, in the mode that is wanted.
+fn is_settled(view: &VmView) -> bool {
+    followed(view) == Some(view.ft.mode)
+}
+
 fn act(arguments: &VmArguments, action: FtAction, done: &str) -> Result<ExitCode> {
-    let view = begin(&arguments.daemon.daemon()?, &arguments.vm, action)?;
+    let view = begin(&arguments.daemon.daemon()?, &arguments.vm, action, NO_OPTIONS)?;
     if arguments.daemon.json {
         print_json(&view)?;
     } else {
@@ -133,7 +184,16 @@ fn on(arguments: &OnArguments) -> Result<ExitCode> {
             bail!("nothing was changed");
         }
     }
-    act_and_wait(&arguments.wait, FtAction::On, is_protected)
+    let options = FtOptions { mode: arguments.mode.map(FtMode::from) };
+    act_and_wait(&arguments.wait, FtAction::On, options, is_settled)
+}
+
+fn change_mode(arguments: &ModeArguments) -> Result<ExitCode> {
+    let VmArguments { vm, daemon: how } = &arguments.wait.vm;
+    let options = FtOptions { mode: Some(arguments.mode.into()) };
+    let is_protected_now = is_protected(&view(&how.daemon()?, vm)?);
+    // There is nothing to wait for where nothing has to change.
+    act_and_wait(&arguments.wait, FtAction::Mode, options, |view| !is_protected_now || is_settled(view))
 }
 
 fn confirmed() -> Result<bool> {
@@ -143,11 +203,16 @@ fn confirmed() -> Result<bool> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-fn act_and_wait(arguments: &WaitArguments, action: FtAction, done: impl Fn(&VmView) -> bool) -> Result<ExitCode> {
+fn act_and_wait(
+    arguments: &WaitArguments,
+    action: FtAction,
+    options: FtOptions,
+    done: impl Fn(&VmView) -> bool,
+) -> Result<ExitCode> {
     let VmArguments { vm, daemon: how } = &arguments.vm;
     let daemon = how.daemon()?;
     let before = view(&daemon, vm)?;
-    let begun = begin(&daemon, vm, action)?;
+    let begun = begin(&daemon, vm, action, options)?;
     // A secondary that is made anew leaves the VM as protected as before for a moment.
     let is_new = |view: &VmView| {
         action != FtAction::RestartSecondary || view.protection.since_unix_ms != before.protection.since_unix_ms
@@ -170,7 +235,7 @@ fn move_vm(arguments: &WaitArguments, action: FtAction) -> Result<ExitCode> {
     let VmArguments { vm, daemon: how } = &arguments.vm;
     let daemon = how.daemon()?;
     let from = view(&daemon, vm)?.host;
-    let begun = begin(&daemon, vm, action)?;
+    let begun = begin(&daemon, vm, action, NO_OPTIONS)?;
     let last =
         if arguments.no_wait { begun } else { wait(&daemon, arguments, |view| view.running && view.host != from)? };
     if how.json {
@@ -228,16 +293,31 @@ fn print_status(view: &VmView) -> Result<()> {
     let ft = match (view.ft.enabled, view.ft.suspended) {
         (false, _) => "off",
         (true, true) => "suspended",
-        (true, false) => "on, by checkpoints (mirror)",
+        (true, false) => "on",
+    };
+    let by = match view.ft.mode {
+        FtMode::Mirror => "by checkpoints (mirror)",
+        FtMode::Lockstep => "by executing the same (lockstep)",
+    };
+    let followed = followed(view);
+    let yet = match followed {
+        Some(FtMode::Mirror) if view.ft.mode == FtMode::Lockstep => "; by checkpoints until that has begun",
+        Some(FtMode::Lockstep) if view.ft.mode == FtMode::Mirror => "; by executing until that has begun",
+        _ => "",
     };
     let host = if view.running { view.host.clone() } else { format!("{} (not running)", view.host) };
     for (what, value) in [
-        ("fault tolerance", ft.to_owned()),
+        ("fault tolerance", format!("{ft}, {by}{yet}")),
         ("primary", host),
         ("secondary", view.secondary.clone().unwrap_or_else(|| "-".to_owned())),
         ("generation", view.generation.to_string()),
     ] {
         print_line(&format!("  {what:17}{value}"))?;
+    }
+    if let Some(primary) = view.replicas.first().filter(|_| followed.is_some()) {
+        for (what, value) in cost(&primary.figures, view.lag_ms_max) {
+            print_line(&format!("  {what:17}{value}"))?;
+        }
     }
     if let Some(takeover) = view.replicas.first().and_then(|primary| primary.figures.last_takeover) {
         print_line(&format!(
@@ -246,4 +326,59 @@ fn print_status(view: &VmView) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// What protection costs a VM that has it.
+fn cost(figures: &Figures, lag_ms_max: u32) -> Vec<(&'static str, String)> {
+    let delay = figures.latency_added_ms;
+    let delay = ("output waits", format!("{:.2} ms (p50), {:.2} ms (p99)", delay.p50, delay.p99));
+    match &figures.lockstep {
+        None => vec![("lag", format!("{} checkpoints", figures.lag_epochs)), delay],
+        Some(log) => vec![
+            (
+                "lag",
+                format!(
+                    "{:.1} ms, {} instructions; at most {lag_ms_max} ms",
+                    log.lag_ms,
+                    HumanCount(log.lag_instructions)
+                ),
+            ),
+            ("log", human_bits_per_s(log.log_bits_per_s)),
+            delay,
+            ("digests", format!("{} compared; divergences: {}", HumanCount(log.digests), log.divergences)),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use replication::lockstep::LockstepFigures;
+
+    use super::*;
+
+    #[test]
+    fn what_lockstep_costs_is_shown_with_its_bound() {
+        let log = LockstepFigures {
+            lag_instructions: 1_234_567,
+            lag_ms: 2.25,
+            log_bits_per_s: 56_700.0,
+            digests: 12_345,
+            divergences: 1,
+            ..LockstepFigures::default()
+        };
+        let figures = Figures { lockstep: Some(log), lag_epochs: 3, ..Figures::default() };
+        let lines: Vec<String> =
+            cost(&figures, 100).into_iter().map(|(what, value)| format!("{what}: {value}")).collect();
+        assert_eq!(
+            lines,
+            [
+                "lag: 2.2 ms, 1,234,567 instructions; at most 100 ms",
+                "log: 56.7 kbit/s",
+                "output waits: 0.00 ms (p50), 0.00 ms (p99)",
+                "digests: 12,345 compared; divergences: 1",
+            ]
+        );
+        let mirror = cost(&Figures { lockstep: None, ..figures }, 100);
+        assert_eq!(mirror.first(), Some(&("lag", "3 checkpoints".to_owned())));
+    }
 }

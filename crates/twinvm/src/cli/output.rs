@@ -30,6 +30,15 @@ pub fn table(headings: &[&str]) -> Table {
     table
 }
 
+/// A bandwidth for people, with a decimal unit as networks have them.
+pub fn human_bits_per_s(bits_per_s: f64) -> String {
+    match bits_per_s {
+        rate if rate < 999.5e3 => format!("{:.1} kbit/s", rate / 1e3),
+        rate if rate < 999.5e6 => format!("{:.1} Mbit/s", rate / 1e6),
+        rate => format!("{:.1} Gbit/s", rate / 1e9),
+    }
+}
+
 /// A number of bytes for people, with a binary unit.
 pub fn human_bytes(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()

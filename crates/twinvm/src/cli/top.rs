@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
+use replication::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
-use super::output::{human_bytes, print_json, print_line, table};
+use super::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
 use crate::api::messages::VmView;
 use crate::interrupt;
-use crate::replica::status::ReplicaStatus;
+use crate::replica::status::{Figures, ProtectionState, ReplicaStatus};
 
 /// Time from one table to the next.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -22,12 +23,14 @@ const HEED: Duration = Duration::from_millis(50);
 
 #[derive(Args)]
 #[command(after_help = "\
+MODE      how the secondary follows: mirror or lockstep; with an arrow, what it is changing to
 EPOCH     length of an epoch, and epochs per second
 DIRTY     pages changed in an epoch
 PAUSE     how long a checkpoint pauses the guest: half of them less, 99 of 100 less
-SENT/s    bytes sent to the secondary, and their share of the bytes of changed pages
+SENT/s    mirror: bytes sent to the secondary, and their share of the bytes of changed pages; lockstep: bandwidth of the log
 ADDED     how long output waits for its commit: half of it less, 99 of 100 frames less
-LAG       epochs that the secondary has not yet acknowledged
+LAG       mirror: epochs that the secondary has not yet acknowledged; lockstep: how far its execution is behind
+DIGESTS   lockstep: digests of both replicas' states that were compared, and how many of them differed
 WAITING   frames of output that wait now, and their bytes
 MEMORY    resident memory of the primary's process, the guest's included
 STATE     protection: why not, and since when
@@ -128,12 +131,14 @@ fn rows(vms: &[VmView], rates: &mut Rates) -> String {
         "VM",
         "PRIMARY",
         "SECONDARY",
+        "MODE",
         "EPOCH",
         "DIRTY",
         "PAUSE",
         "SENT/s",
         "ADDED",
         "LAG",
+        "DIGESTS",
         "WAITING",
         "MEMORY",
         "STATE",
@@ -144,25 +149,62 @@ fn rows(vms: &[VmView], rates: &mut Rates) -> String {
         match vm.replicas.first().filter(|_| vm.running) {
             Some(primary) => {
                 let f = &primary.figures;
-                let share = if f.dirty_bytes == 0 { 0.0 } else { f.sent_bytes as f64 * 100.0 / f.dirty_bytes as f64 };
                 let sent = rates.sent_per_s(primary).map_or_else(none, human_bytes);
+                row.push(mode(vm, primary));
+                row.extend(match &f.lockstep {
+                    Some(log) => [
+                        format!("{:.0}/s", f.epochs_per_s),
+                        none(),
+                        none(),
+                        human_bits_per_s(log.log_bits_per_s),
+                        added(f),
+                        format!("{:.1} ms, {}", log.lag_ms, millions(log.lag_instructions)),
+                        format!("{}, {} differ", log.digests, log.divergences),
+                    ],
+                    None => [
+                        format!("{:.1} ms, {:.0}/s", f.epoch_ms, f.epochs_per_s),
+                        f.dirty_pages.to_string(),
+                        format!("{:.2}/{:.2} ms", f.pause_us.p50 / 1e3, f.pause_us.p99 / 1e3),
+                        format!("{sent} ({:.0}%)", share_percent(f)),
+                        added(f),
+                        f.lag_epochs.to_string(),
+                        none(),
+                    ],
+                });
                 row.extend([
-                    format!("{:.1} ms, {:.0}/s", f.epoch_ms, f.epochs_per_s),
-                    f.dirty_pages.to_string(),
-                    format!("{:.2}/{:.2} ms", f.pause_us.p50 / 1e3, f.pause_us.p99 / 1e3),
-                    format!("{sent} ({share:.0}%)"),
-                    format!("{:.2}/{:.2} ms", f.latency_added_ms.p50, f.latency_added_ms.p99),
-                    f.lag_epochs.to_string(),
                     format!("{} ({})", f.waiting_frames, human_bytes(f.waiting_bytes)),
                     human_bytes(f.memory_bytes),
                 ]);
             }
-            None => row.extend((0..8).map(|_| none())),
+            None => row.extend((0..10).map(|_| none())),
         }
         row.push(state(vm));
         rows.add_row(row);
     }
     rows.trim_fmt()
+}
+
+fn mode(vm: &VmView, primary: &ReplicaStatus) -> String {
+    let wanted = vm.ft.mode;
+    let followed = if primary.figures.lockstep.is_some() { FtMode::Lockstep } else { FtMode::Mirror };
+    if vm.protection.state != ProtectionState::Protected || followed == wanted {
+        wanted.to_string()
+    } else {
+        format!("{followed} -> {wanted}")
+    }
+}
+
+fn added(figures: &Figures) -> String {
+    format!("{:.2}/{:.2} ms", figures.latency_added_ms.p50, figures.latency_added_ms.p99)
+}
+
+/// Bytes sent for each byte of changed pages, in percent.
+fn share_percent(figures: &Figures) -> f64 {
+    if figures.dirty_bytes == 0 { 0.0 } else { figures.sent_bytes as f64 * 100.0 / figures.dirty_bytes as f64 }
+}
+
+fn millions(instructions: u64) -> String {
+    format!("{:.1} M instructions", instructions as f64 / 1e6)
 }
 
 fn state(vm: &VmView) -> String {

@@ -174,6 +174,7 @@ mod tests {
             pid: 1,
             role: Role::Primary,
             engine: EngineKind::Soft,
+            mode: None,
             generation: 1,
             running_s: 0,
             protection: Protection::now(state, reason),

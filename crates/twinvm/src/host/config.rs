@@ -10,7 +10,7 @@ use machine::spec::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::folder::HostFolder;
-use crate::replica::config::{epoch_ms_max_default, suspicion_ms_default};
+use crate::replica::config::{epoch_ms_max_default, lag_ms_max_default, suspicion_ms_default};
 
 /// Port of the REST API unless another is chosen.
 pub const API_PORT: u16 = 7441;
@@ -51,6 +51,10 @@ pub struct HostConfig {
     /// Longest epoch of a protected VM, in ms: 1 to 10,000. A VM keeps this too.
     #[serde(default = "epoch_ms_max_default")]
     pub epoch_ms_max: u32,
+    /// How far the secondary of a VM in lockstep may be behind before the guest waits for it, in ms: 10 to 10,000. A VM keeps
+    /// this too.
+    #[serde(default = "lag_ms_max_default")]
+    pub lag_ms_max: u32,
 }
 
 mod address_or_nothing {
@@ -105,9 +109,11 @@ impl HostConfig {
         if self.listen.ip().is_unspecified() {
             bail!("listen = \"{}\": name the address at which other hosts reach this one", self.listen);
         }
-        for (name, value, range) in
-            [("suspicion_ms", self.suspicion_ms, 20..=10_000), ("epoch_ms_max", self.epoch_ms_max, 1..=10_000)]
-        {
+        for (name, value, range) in [
+            ("suspicion_ms", self.suspicion_ms, 20..=10_000),
+            ("epoch_ms_max", self.epoch_ms_max, 1..=10_000),
+            ("lag_ms_max", self.lag_ms_max, 10..=10_000),
+        ] {
             if !range.contains(&value) {
                 bail!("{name} = {value}: must be {} to {}", range.start(), range.end());
             }
@@ -135,7 +141,7 @@ pub fn check_host_name(name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replica::config::SUSPICION_MS_DEFAULT;
+    use crate::replica::config::{LAG_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
 
     const GOOD: &str = "name = \"a\"\nlisten = \"127.0.0.1:7441\"\nmetrics = \"\"\nstore = \"/s\"\nimages = \"/i\"\n";
 
@@ -143,6 +149,7 @@ mod tests {
     fn a_configuration_survives_being_written_and_read() {
         let config: HostConfig = toml::from_str(GOOD).unwrap();
         assert_eq!((config.metrics, config.suspicion_ms), (None, SUSPICION_MS_DEFAULT));
+        assert_eq!(config.lag_ms_max, LAG_MS_MAX_DEFAULT);
         assert_eq!(toml::from_str::<HostConfig>(&config.to_toml().unwrap()).unwrap(), config);
     }
 
@@ -158,6 +165,7 @@ mod tests {
             ("metrics = \"\"", "metrics = \"x\"", "such as 127.0.0.1"),
             ("images", "colour = 1\nimages", "unknown field"),
             ("images", "suspicion_ms = 1\nimages", "20 to 10000"),
+            ("images", "lag_ms_max = 9\nimages", "10 to 10000"),
         ] {
             fs::write(folder.config(), GOOD.replace(from, to)).unwrap();
             let message = format!("{:#}", HostConfig::load(&folder).unwrap_err());

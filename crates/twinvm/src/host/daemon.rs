@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use machine::bus::lock;
 use machine::engine::{EngineChoice, EngineKind};
+use replication::FtMode;
 use replication::channel::Identity;
 use storage::image::ImageStore;
 use tokio::net::TcpListener;
@@ -24,7 +25,7 @@ use super::config::HostConfig;
 use super::folder::{DaemonAddresses, HostFolder, private_folder};
 use super::metrics;
 use super::network_ends::NetworkEnds;
-use super::registry::Registry;
+use super::registry::{KnownVm, Registry};
 use super::replicas::Replica;
 use super::vm_folder::VmFolder;
 use crate::api::client::Client;
@@ -203,9 +204,11 @@ impl Daemon {
         SocketAddr::new(self.config.replication_ip(), 0)
     }
 
-    /// The engine that a spec's choice means here.
-    pub(super) fn engine(&self, choice: EngineChoice) -> EngineKind {
-        match choice {
+    /// What executes a VM when it is started here.
+    pub(super) fn engine_of(&self, vm: &KnownVm) -> EngineKind {
+        match vm.spec.engine {
+            // Asked for on a host where `auto` means soft.
+            EngineChoice::Auto if vm.record.ft.mode == FtMode::Lockstep => EngineKind::Soft,
             EngineChoice::Auto => self.registry.preferred_engine(),
             EngineChoice::Kvm => EngineKind::Kvm,
             EngineChoice::Soft => EngineKind::Soft,

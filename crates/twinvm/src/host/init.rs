@@ -12,7 +12,7 @@ use super::bundle::Bundle;
 use super::config::{HostConfig, check_host_name};
 use super::folder::{HostFolder, new_private_folder, private_folder};
 use crate::paths;
-use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
+use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, LAG_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
 
 /// Where a new host's keys come from.
 pub enum Keys {
@@ -72,6 +72,7 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         cpus: None,
         suspicion_ms: SUSPICION_MS_DEFAULT,
         epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
+        lag_ms_max: LAG_MS_MAX_DEFAULT,
     };
     config.validate()?;
     // A store of another cluster would have two authorities.

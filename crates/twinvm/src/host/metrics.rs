@@ -14,6 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use replication::FtMode;
 use tokio::net::TcpListener;
 
 use super::daemon::Daemon;
@@ -76,7 +77,7 @@ struct CounterOf {
     value: fn(&Figures) -> u64,
 }
 
-const GAUGES: [GaugeOf; 13] = [
+const GAUGES: [GaugeOf; 16] = [
     GaugeOf { name: "epoch", help: "The last epoch that the secondary holds", unit: None, value: |f| f.epoch as f64 },
     GaugeOf {
         name: "epochs_per_second",
@@ -107,6 +108,24 @@ const GAUGES: [GaugeOf; 13] = [
         help: "Epochs that the secondary has not yet acknowledged",
         unit: None,
         value: |f| f.lag_epochs as f64,
+    },
+    GaugeOf {
+        name: "lockstep_lag",
+        help: "Lockstep: age of the oldest part of the log that the secondary has not executed",
+        unit: Some(Unit::Seconds),
+        value: |f| f.lockstep.unwrap_or_default().lag_ms / 1e3,
+    },
+    GaugeOf {
+        name: "lockstep_lag_instructions",
+        help: "Lockstep: instructions whose log the secondary holds, and that it has not executed",
+        unit: None,
+        value: |f| f.lockstep.unwrap_or_default().lag_instructions as f64,
+    },
+    GaugeOf {
+        name: "lockstep_log_bits_per_second",
+        help: "Lockstep: bandwidth of the log, of the last few seconds",
+        unit: None,
+        value: |f| f.lockstep.unwrap_or_default().log_bits_per_s,
     },
     GaugeOf {
         name: "output_waiting_frames",
@@ -152,13 +171,43 @@ const GAUGES: [GaugeOf; 13] = [
     },
 ];
 
-const COUNTERS: [CounterOf; 3] = [
+const COUNTERS: [CounterOf; 8] = [
     CounterOf { name: "dirty", help: "Bytes of changed pages", unit: Some(Unit::Bytes), value: |f| f.dirty_bytes },
     CounterOf {
         name: "sent",
         help: "Bytes sent to the other replica",
         unit: Some(Unit::Bytes),
         value: |f| f.sent_bytes,
+    },
+    CounterOf {
+        name: "lockstep_log",
+        help: "Lockstep: bytes of the log",
+        unit: Some(Unit::Bytes),
+        value: |f| f.lockstep.unwrap_or_default().log_bytes,
+    },
+    CounterOf {
+        name: "lockstep_inbound",
+        help: "Lockstep: bytes of inbound frames in the log",
+        unit: Some(Unit::Bytes),
+        value: |f| f.lockstep.unwrap_or_default().inbound_bytes,
+    },
+    CounterOf {
+        name: "lockstep_segments",
+        help: "Lockstep: segments of the log",
+        unit: None,
+        value: |f| f.lockstep.unwrap_or_default().segments,
+    },
+    CounterOf {
+        name: "lockstep_digests",
+        help: "Lockstep: digests of both replicas' states that were compared",
+        unit: None,
+        value: |f| f.lockstep.unwrap_or_default().digests,
+    },
+    CounterOf {
+        name: "lockstep_divergences",
+        help: "Lockstep: digests that differed",
+        unit: None,
+        value: |f| f.lockstep.unwrap_or_default().divergences,
     },
     CounterOf { name: "failovers", help: "Takeovers by this replica", unit: None, value: |f| f.failovers },
 ];
@@ -244,6 +293,7 @@ impl Families<'_> {
     /// What only the store knows: VMs that do not run, and whether protection is wanted.
     fn of_vms(&mut self, vms: &[VmView]) {
         let (running, secondary) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+        let mode = Family::<Labels, Gauge>::default();
         let (protection, since) =
             (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge<f64, AtomicU64>>::default());
         for vm in vms {
@@ -255,6 +305,10 @@ impl Families<'_> {
             running.get_or_create(&labels(&[])).set(vm.running.into());
             if let Some(host) = &vm.secondary {
                 secondary.get_or_create(&labels(&[("secondary", host.clone())])).set(1);
+            }
+            for known in [FtMode::Mirror, FtMode::Lockstep] {
+                let is_it = vm.ft.enabled && vm.ft.mode == known;
+                mode.get_or_create(&labels(&[("mode", known.to_string())])).set(is_it.into());
             }
             for state in ProtectionState::ALL {
                 let is_it = vm.protection.state == state;
@@ -268,6 +322,11 @@ impl Families<'_> {
         let registry = &mut *self.registry;
         registry.register("vm_running", "1 if the VM, which is at home on this host, runs", running);
         registry.register("vm_secondary", "The host of the VM's secondary; always 1", secondary);
+        registry.register(
+            "ft_mode",
+            "1 for the FT mode that is wanted of the VM, 0 for the others and without FT",
+            mode,
+        );
         registry.register(
             "protection",
             "1 for the state of protection that the VM is in, 0 for the others",
@@ -330,6 +389,7 @@ impl Families<'_> {
 #[cfg(test)]
 mod tests {
     use machine::engine::EngineKind;
+    use replication::lockstep::LockstepFigures;
 
     use super::*;
     use crate::api::messages::FtWanted;
@@ -339,19 +399,21 @@ mod tests {
     fn every_figure_has_a_name_with_its_unit() {
         let figures =
             Figures { pause_us: PauseFigures { p99: 1500.0, ..PauseFigures::default() }, ..Figures::default() };
+        let log = LockstepFigures { lag_ms: 12.5, digests: 9, ..LockstepFigures::default() };
         let status = ReplicaStatus {
             vm: "redis".to_owned(),
             host: "a".to_owned(),
             pid: 1,
             role: Role::Primary,
             engine: EngineKind::Soft,
+            mode: None,
             generation: 3,
             running_s: 0,
             protection: Protection::now(ProtectionState::Protected, None),
             peer: None,
             sync: None,
             listen: None,
-            figures: Figures { sent_bytes: 7, ..figures },
+            figures: Figures { sent_bytes: 7, lockstep: Some(log), ..figures },
         };
         let vm = VmView {
             name: "redis".to_owned(),
@@ -362,7 +424,8 @@ mod tests {
             memory_bytes: 1,
             engine: None,
             generation: 3,
-            ft: FtWanted { enabled: true, suspended: false },
+            ft: FtWanted { enabled: true, suspended: false, mode: FtMode::Lockstep },
+            lag_ms_max: 100,
             protection: Protection { since_unix_ms: 1500, ..status.protection.clone() },
             note: None,
             replicas: Vec::new(),
@@ -376,6 +439,10 @@ mod tests {
             r#"twinvm_protection{host="a",vm="redis",state="need-secondary"} 0"#,
             r#"twinvm_protection_since_seconds{host="a",vm="redis",state="protected",reason=""} 1.5"#,
             r#"twinvm_vm_secondary{host="a",vm="redis",secondary="b"} 1"#,
+            r#"twinvm_ft_mode{host="a",vm="redis",mode="lockstep"} 1"#,
+            r#"twinvm_ft_mode{host="a",vm="redis",mode="mirror"} 0"#,
+            r#"twinvm_lockstep_lag_seconds{host="a",role="primary",vm="redis"} 0.0125"#,
+            r#"twinvm_lockstep_digests_total{host="a",role="primary",vm="redis"} 9"#,
             r#"twinvm_store_reachable{host="a"} 1"#,
             r#"twinvm_sent_bytes_total{host="a",role="primary",vm="redis"} 7"#,
             r#"twinvm_pages_total{host="a",role="primary",vm="redis",encoding="delta"} 0"#,

@@ -174,7 +174,7 @@ impl Daemon {
         self.ends
             .ensure(&self.exe, &vm.spec, &network_ends)
             .map_err(|error| ApiError::conflict(format!("VM {name}: {error:#}")))?;
-        let engine = self.engine(vm.spec.engine);
+        let engine = self.engine_of(&vm);
         self.registry.update(name, |record| {
             record.power = Power::On;
             record.engine = Some(engine);
@@ -197,6 +197,8 @@ impl Daemon {
             listen: None,
             suspicion_ms: vm.record.ft.suspicion_ms,
             epoch_ms_max: vm.record.ft.epoch_ms_max,
+            mode: vm.record.ft.mode,
+            lag_ms_max: vm.record.ft.lag_ms_max,
         };
         let started = ReplicaProcess::start(&self.exe, &config);
         let (process, status) = started.map_err(|error| {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use axum::http::Method;
 use cluster::records::HostName;
+use machine::engine::EngineKind;
+use replication::FtMode;
 
 use super::attempts::{Ended, Next};
 use super::daemon::Daemon;
@@ -14,7 +16,7 @@ use super::registry::KnownVm;
 use super::replicas::Replica;
 use crate::api::client::Target;
 use crate::api::error::ApiError;
-use crate::api::messages::{DropSecondary, FtAction, FtPrice, FtWanted, PrepareSecondary, PreparedSecondary, VmView};
+use crate::api::messages::{DropSecondary, FtAction, FtOptions, FtPrice, PrepareSecondary, PreparedSecondary, VmView};
 use crate::replica::control::{Request, UnprotectReason};
 use crate::replica::status::{ProtectionState, ReplicaEnd, ReplicaStatus};
 
@@ -108,7 +110,7 @@ impl Daemon {
         if !is_current || !vm.record.ft.is_wanted() {
             return Ok(Ended::NotWanted);
         }
-        let request = Request::Protect { secondary: target.host.clone(), address };
+        let request = Request::Protect { secondary: target.host.clone(), address, mode: Some(vm.record.ft.mode) };
         replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| format!("{error:#}"))?;
         Ok(Ended::Told(target.host.clone()))
     }
@@ -186,15 +188,19 @@ impl Daemon {
     }
 
     /// Does what an administrator asks for. Returns when it has begun; the view shows how it goes on.
-    pub fn ft(self: &Arc<Self>, name: &str, action: FtAction) -> Result<VmView, ApiError> {
+    pub fn ft(self: &Arc<Self>, name: &str, action: FtAction, options: FtOptions) -> Result<VmView, ApiError> {
+        let mode = mode_of(action, options)?;
         let operation = self.operation(name);
         let _locked = operation.lock();
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let replica = self.replica(name).filter(|replica| replica.is_primary());
-        if !vm.record.ft.enabled && !matches!(action, FtAction::On | FtAction::Off) {
+        if !vm.record.ft.enabled && !matches!(action, FtAction::On | FtAction::Off | FtAction::Mode) {
             return Err(ApiError::conflict(format!("fault tolerance of VM {name} is off"))
                 .hint(format!("turn it on with `twinvm ft on {name}`")));
+        }
+        if let Some(mode) = mode {
+            self.refuse_mode(&vm, replica.as_deref(), mode)?;
         }
         match action {
             FtAction::On => {
@@ -204,11 +210,19 @@ impl Daemon {
                     return Err(ApiError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
                         .hint("see the hosts with `twinvm host list`"));
                 }
-                self.want(&vm, FtWanted { enabled: true, suspended: false })?;
+                if let Some(mode) = mode {
+                    self.change_mode(&vm, replica.as_deref(), mode)?;
+                }
+                self.want(&vm, true, false)?;
             }
-            FtAction::Resume => self.want(&vm, FtWanted { enabled: true, suspended: false })?,
+            FtAction::Mode => {
+                if let Some(mode) = mode {
+                    self.change_mode(&vm, replica.as_deref(), mode)?;
+                }
+            }
+            FtAction::Resume => self.want(&vm, true, false)?,
             FtAction::Off => {
-                self.want(&vm, FtWanted { enabled: false, suspended: false })?;
+                self.want(&vm, false, false)?;
                 if replica.is_none() && vm.claim.secondary.is_some() {
                     // It may be about to take over: the claim decides.
                     self.registry.claim_alone(&vm)?;
@@ -216,7 +230,7 @@ impl Daemon {
                 self.let_go(name, replica.as_deref(), UnprotectReason::Off)?;
             }
             FtAction::Suspend => {
-                self.want(&vm, FtWanted { enabled: true, suspended: true })?;
+                self.want(&vm, true, true)?;
                 self.let_go(name, replica.as_deref(), UnprotectReason::Suspend)?;
             }
             FtAction::RestartSecondary => {
@@ -245,16 +259,49 @@ impl Daemon {
         self.vm(name)
     }
 
-    fn want(&self, vm: &KnownVm, ft: FtWanted) -> Result<(), ApiError> {
-        if vm.ft() == ft {
+    /// Refuses a mode that what executes the VM, or will, does not have.
+    fn refuse_mode(&self, vm: &KnownVm, replica: Option<&Replica>, mode: FtMode) -> Result<(), ApiError> {
+        let running = replica.and_then(Replica::status).map(|status| status.engine);
+        let (engine, verb) = match running {
+            Some(engine) => (engine, "runs"),
+            None => (self.engine_of(vm), "would run"),
+        };
+        if mode == FtMode::Lockstep && engine != EngineKind::Soft {
+            return Err(ApiError::conflict(format!(
+                "lockstep needs the soft engine, and VM {} {verb} on {engine}",
+                vm.name
+            ))
+            .hint("create the VM with `engine = \"soft\"` in its spec, or protect it with `--mode mirror`"));
+        }
+        Ok(())
+    }
+
+    /// Records the mode, and has it changed at once where the VM runs. If that fails, nothing has changed.
+    fn change_mode(&self, vm: &KnownVm, replica: Option<&Replica>, mode: FtMode) -> Result<(), ApiError> {
+        let record = |mode| self.registry.update(&vm.name, |record| record.ft.mode = mode);
+        if vm.record.ft.mode != mode {
+            record(mode)?;
+        }
+        let Some(replica) = replica else { return Ok(()) };
+        if let Err(error) = replica.ask(&Request::SetMode { mode }, REQUEST_TIMEOUT) {
+            if let Err(error) = record(vm.record.ft.mode) {
+                tracing::warn!("VM {}: its FT mode is recorded as {mode}, and was not changed: {error}", vm.name);
+            }
+            return Err(ApiError::conflict(format!("the FT mode of VM {} was not changed: {error:#}", vm.name)));
+        }
+        Ok(())
+    }
+
+    fn want(&self, vm: &KnownVm, enabled: bool, suspended: bool) -> Result<(), ApiError> {
+        if (vm.record.ft.enabled, vm.record.ft.suspended) == (enabled, suspended) {
             return Ok(());
         }
         self.registry.update(&vm.name, |record| {
-            (record.ft.enabled, record.ft.suspended) = (ft.enabled, ft.suspended);
+            (record.ft.enabled, record.ft.suspended) = (enabled, suspended);
             // What was reserved for a secondary that is let go stays reserved while it is suspended.
             let secondary =
                 vm.claim.secondary.as_ref().and_then(|host| HostName::try_from(host.as_str().to_owned()).ok());
-            record.syncing_to = secondary.filter(|_| ft.suspended);
+            record.syncing_to = secondary.filter(|_| suspended);
         })
     }
 
@@ -264,6 +311,16 @@ impl Daemon {
             replica.ask(&Request::Unprotect { reason }, REQUEST_TIMEOUT)?;
         }
         self.drop_secondaries(vm, reason == UnprotectReason::Off)
+    }
+}
+
+/// The mode that an action is to bring about, if any.
+fn mode_of(action: FtAction, options: FtOptions) -> Result<Option<FtMode>, ApiError> {
+    match (action, options.mode) {
+        (FtAction::Mode, None) => Err(ApiError::bad_request("the body does not say which `mode`, mirror or lockstep")),
+        (FtAction::On | FtAction::Mode, mode) => Ok(mode),
+        (_, None) => Ok(None),
+        (_, Some(_)) => Err(ApiError::bad_request(format!("`{}` takes no mode", action.label()))),
     }
 }
 

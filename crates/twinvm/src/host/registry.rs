@@ -55,7 +55,8 @@ impl KnownVm {
 
     /// What is wanted of fault tolerance.
     pub fn ft(&self) -> FtWanted {
-        FtWanted { enabled: self.record.ft.enabled, suspended: self.record.ft.suspended }
+        let FtSettings { enabled, suspended, mode, .. } = self.record.ft;
+        FtWanted { enabled, suspended, mode }
     }
 }
 
@@ -164,7 +165,10 @@ impl Registry {
 
     /// Keeps a new VM, whose disks are on this host. Refused if it can never run here.
     pub fn add_vm(&self, spec: &VmSpec, config: &HostConfig, created_unix_ms: u64) -> Result<(), ApiError> {
-        let ft = FtSettings::disabled(config.suspicion_ms, config.epoch_ms_max);
+        let ft = FtSettings {
+            lag_ms_max: config.lag_ms_max,
+            ..FtSettings::disabled(config.suspicion_ms, config.epoch_ms_max)
+        };
         let name: VmName = spec.name.parse().map_err(ClusterError::from)?;
         let text = to_toml(spec).context("the spec cannot be written")?;
         self.cluster.create_vm(&VmRecord::new(name, text, ft, created_unix_ms), &self.host.name)?;

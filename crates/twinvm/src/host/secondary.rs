@@ -73,6 +73,8 @@ impl Daemon {
             listen: Some(self.secondary_listen()),
             suspicion_ms: vm.record.ft.suspicion_ms,
             epoch_ms_max: vm.record.ft.epoch_ms_max,
+            mode: vm.record.ft.mode,
+            lag_ms_max: vm.record.ft.lag_ms_max,
         };
         // Primaries plan at the same time, on other hosts: what runs here is known here only.
         let admission = self.admission();

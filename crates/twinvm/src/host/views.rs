@@ -141,6 +141,7 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         engine: primary.map(|status| status.engine),
         generation: primary.map_or(0, |primary| primary.generation).max(vm.claim.generation),
         ft: vm.ft(),
+        lag_ms_max: vm.record.ft.lag_ms_max,
         protection: protection(vm, primary, note, &said.silent),
         note: note.map(|note| note.text.clone()),
         spec: machine::spec::to_toml(&vm.spec).unwrap_or_default(),
@@ -205,6 +206,7 @@ mod tests {
     use cluster::records::{FtSettings, VmRecord};
     use machine::engine::EngineKind;
     use machine::spec::VmSpec;
+    use replication::FtMode;
     use replication::protocol::{Claim, ReplicaId};
 
     use super::*;
@@ -213,7 +215,8 @@ mod tests {
 
     fn vm(ft: FtWanted) -> KnownVm {
         let spec = "name = \"v\"\nmemory = \"128M\"\nkernel = \"k\"\n";
-        let wanted = FtSettings { enabled: ft.enabled, suspended: ft.suspended, ..FtSettings::disabled(100, 100) };
+        let FtWanted { enabled, suspended, mode } = ft;
+        let wanted = FtSettings { enabled, suspended, mode, ..FtSettings::disabled(100, 100) };
         KnownVm {
             name: "v".to_owned(),
             spec: VmSpec::parse(spec).unwrap(),
@@ -229,6 +232,7 @@ mod tests {
             pid: 1,
             role,
             engine: EngineKind::Soft,
+            mode: None,
             generation,
             running_s: 0,
             protection: Protection { state, reason: None, detail: None, since_unix_ms: 7 },
@@ -239,7 +243,7 @@ mod tests {
         }
     }
 
-    const ON: FtWanted = FtWanted { enabled: true, suspended: false };
+    const ON: FtWanted = FtWanted { enabled: true, suspended: false, mode: FtMode::Mirror };
 
     fn said(host: &str, replicas: Vec<ReplicaStatus>, note: Option<&str>) -> (String, LocalVms) {
         let notes = note.map(|text| VmNote { vm: "v".to_owned(), text: text.to_owned(), since_unix_ms: 9 });
@@ -271,8 +275,8 @@ mod tests {
     fn what_is_wanted_and_what_stands_in_its_way_show() {
         let fresh = || vec![status("a", Role::Primary, 4, ProtectionState::Disabled)];
         let state = |ft, note| view(&vm(ft), &[said("a", fresh(), note)]).protection;
-        assert_eq!(state(FtWanted { enabled: false, suspended: false }, None).state, ProtectionState::Disabled);
-        let suspended = state(FtWanted { enabled: true, suspended: true }, None);
+        assert_eq!(state(FtWanted { enabled: false, ..ON }, None).state, ProtectionState::Disabled);
+        let suspended = state(FtWanted { suspended: true, ..ON }, None);
         assert_eq!((suspended.state, suspended.reason), (ProtectionState::Disabled, Some(Reason::UserAction)));
         assert_eq!(state(ON, None).state, ProtectionState::Starting);
         let stuck = state(ON, Some("no host has 128 MiB"));

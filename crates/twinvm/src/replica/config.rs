@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use machine::engine::EngineKind;
 use machine::spec::VmSpec;
+use replication::FtMode;
 use serde::{Deserialize, Serialize};
 
 use super::status::Role;
@@ -17,6 +18,8 @@ use super::status::Role;
 pub const SUSPICION_MS_DEFAULT: u32 = 100;
 /// Longest epoch, unless configured.
 pub const EPOCH_MS_MAX_DEFAULT: u32 = 100;
+/// How far a secondary in lockstep may be behind, unless configured.
+pub const LAG_MS_MAX_DEFAULT: u32 = 100;
 
 /// A replica process's configuration: the file that `twinvm replica --config FILE` reads, as JSON.
 ///
@@ -54,6 +57,12 @@ pub struct ReplicaConfig {
     /// Longest epoch, in ms: 1 to 10,000.
     #[serde(default = "epoch_ms_max_default")]
     pub epoch_ms_max: u32,
+    /// How the VM is replicated, until the replica is told otherwise.
+    #[serde(default)]
+    pub mode: FtMode,
+    /// Lockstep: how far the secondary may be behind before the guest waits for it, in ms: 10 to 10,000.
+    #[serde(default = "lag_ms_max_default")]
+    pub lag_ms_max: u32,
 }
 
 /// [`SUSPICION_MS_DEFAULT`], for serde.
@@ -64,6 +73,11 @@ pub fn suspicion_ms_default() -> u32 {
 /// [`EPOCH_MS_MAX_DEFAULT`], for serde.
 pub fn epoch_ms_max_default() -> u32 {
     EPOCH_MS_MAX_DEFAULT
+}
+
+/// [`LAG_MS_MAX_DEFAULT`], for serde.
+pub fn lag_ms_max_default() -> u32 {
+    LAG_MS_MAX_DEFAULT
 }
 
 impl ReplicaConfig {

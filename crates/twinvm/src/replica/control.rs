@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use replication::FtMode;
 use serde::{Deserialize, Serialize};
 
 use super::status::ReplicaStatus;
@@ -28,12 +29,20 @@ const CONNECTIONS_MAX: usize = 32;
 pub enum Request {
     /// What it is and does.
     Status,
-    /// A primary: mirror the VM to the secondary that listens at `address`. Answered at once; the status shows the progress.
+    /// A primary: replicate the VM to the secondary that listens at `address`. Answered at once; the status shows the progress.
     Protect {
         /// The secondary's host.
         secondary: String,
         /// Where it listens.
         address: SocketAddr,
+        /// How, from now on; as before if it is not said.
+        #[serde(default)]
+        mode: Option<FtMode>,
+    },
+    /// A primary: replicate the VM this way from now on. Answered when that has begun.
+    SetMode {
+        /// How.
+        mode: FtMode,
     },
     /// A primary: let the secondary go.
     Unprotect {
@@ -270,6 +279,7 @@ mod tests {
                         pid: 7,
                         role: Role::Primary,
                         engine: machine::engine::EngineKind::Soft,
+                        mode: None,
                         generation: 1,
                         running_s: 0,
                         protection: Protection::now(ProtectionState::Disabled, None),

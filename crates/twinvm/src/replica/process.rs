@@ -17,6 +17,7 @@ use machine::platform::Parts;
 use machine::spec::VmSpec;
 use machine::vm::{Boot, Vm, VmConfig};
 use network::{Attach, InputPosition, Link, MacAddr};
+use replication::FtMode;
 use replication::channel::{Identity, Listener};
 use replication::disk::DiskSet;
 use replication::gate::OutputGate;
@@ -57,6 +58,8 @@ pub struct Process {
 
 struct Shared {
     acting: Acting,
+    /// How the VM is replicated if this is the primary: as configured, until somebody says otherwise.
+    mode: FtMode,
     listen: Option<SocketAddr>,
     since: Instant,
     failovers: u64,
@@ -87,6 +90,7 @@ impl Process {
         let arbiter = Arc::new(StoreArbiter::new(Arc::new(store), &config.vm));
         let shared = Shared {
             acting: Acting::Starting,
+            mode: config.mode,
             listen: None,
             since: Instant::now(),
             failovers: 0,
@@ -126,6 +130,8 @@ impl Process {
         MirrorOptions {
             suspicion: Duration::from_millis(self.config.suspicion_ms.into()),
             epoch_length_max: Duration::from_millis(self.config.epoch_ms_max.into()),
+            lag_max: Duration::from_millis(self.config.lag_ms_max.into()),
+            mode: self.shared().mode,
             ..MirrorOptions::new(self.id())
         }
     }
@@ -341,7 +347,7 @@ impl Process {
 
     fn status(&self) -> ReplicaStatus {
         let mut shared = self.shared();
-        let (role, generation, peer, sync, figures, protection) = match &shared.acting {
+        let report::Report { role, generation, mode, peer, sync, figures, protection } = match &shared.acting {
             Acting::Starting => report::starting(self.config.role),
             Acting::Restarting => report::starting(Role::Primary),
             Acting::Primary(primary) => report::primary(&primary.status()),
@@ -359,6 +365,7 @@ impl Process {
             pid: std::process::id(),
             role,
             engine: self.config.engine,
+            mode,
             generation,
             running_s: shared.since.elapsed().as_secs(),
             protection: shared.protection.note(protection),
@@ -367,6 +374,13 @@ impl Process {
             listen: shared.listen,
             figures,
         }
+    }
+
+    fn set_mode(&self, primary: &Primary, mode: FtMode) -> Result<()> {
+        primary.set_mode(mode)?;
+        // Also for the machine after a reset.
+        self.shared().mode = mode;
+        Ok(())
     }
 
     fn carry_out(&self, request: &Request) -> Result<()> {
@@ -381,7 +395,9 @@ impl Process {
                 rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
                 Ok(())
             }
-            (Request::Protect { secondary, address }, Some(primary)) => {
+            (Request::SetMode { mode }, Some(primary)) => self.set_mode(&primary, *mode),
+            (Request::Protect { secondary, address, mode }, Some(primary)) => {
+                mode.map_or(Ok(()), |mode| self.set_mode(&primary, mode))?;
                 Ok(primary.protect(ReplicaId::new(secondary), *address, &self.identity)?)
             }
             (Request::Unprotect { reason }, Some(primary)) => {

@@ -1,5 +1,6 @@
 //! From what replication says of itself to what administrators read.
 
+use replication::FtMode;
 use replication::mirror::{self, Phase, PrimaryStatus, SecondaryStatus};
 use replication::protocol::{self, DropReason, LossReason};
 
@@ -8,8 +9,19 @@ use super::status::{
     Reason, Role, SyncPhase, SyncProgress,
 };
 
-/// Role, generation, the other replica's host, the first copy, figures, and protection.
-pub type Report = (Role, u64, Option<String>, Option<SyncProgress>, Figures, Protection);
+/// What a replica says, as far as its replication knows.
+pub struct Report {
+    pub role: Role,
+    pub generation: u64,
+    /// A primary's.
+    pub mode: Option<FtMode>,
+    /// The other replica's host.
+    pub peer: Option<String>,
+    /// The first copy.
+    pub sync: Option<SyncProgress>,
+    pub figures: Figures,
+    pub protection: Protection,
+}
 
 /// Remembers since when the state is what it is.
 #[derive(Default)]
@@ -30,7 +42,8 @@ impl ProtectionLog {
 
 /// A process that is neither yet.
 pub fn starting(role: Role) -> Report {
-    (role, 0, None, None, Figures::default(), Protection::now(ProtectionState::Starting, Some(Reason::Initializing)))
+    let protection = Protection::now(ProtectionState::Starting, Some(Reason::Initializing));
+    Report { role, generation: 0, mode: None, peer: None, sync: None, figures: Figures::default(), protection }
 }
 
 /// A replica that runs the VM.
@@ -72,6 +85,7 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         lag_epochs: status.figures.lag_epochs,
         waiting_frames: status.gate.waiting_frames,
         waiting_bytes: status.gate.waiting_bytes,
+        lockstep: status.figures.lockstep,
         ..Figures::default()
     };
     let progress = status.progress.filter(|progress| progress.phase != Phase::Mirroring);
@@ -93,7 +107,15 @@ pub fn primary(status: &PrimaryStatus) -> Report {
     } else if seen.state == ProtectionState::NeedSecondary && status.failure.is_some() {
         seen.detail.clone_from(&status.failure);
     }
-    (Role::Primary, status.protocol.generation, status.secondary.clone(), sync, figures, seen)
+    Report {
+        role: Role::Primary,
+        generation: status.protocol.generation,
+        mode: Some(status.mode),
+        peer: status.secondary.clone(),
+        sync,
+        figures,
+        protection: seen,
+    }
 }
 
 fn pauses(quantiles: &mirror::Quantiles) -> PauseFigures {
@@ -103,8 +125,15 @@ fn pauses(quantiles: &mirror::Quantiles) -> PauseFigures {
 /// A replica that holds the VM.
 pub fn secondary(status: &SecondaryStatus) -> Report {
     let figures = Figures { epoch: status.epoch.unwrap_or(0), ..Figures::default() };
-    let seen = protection(&status.protocol);
-    (Role::Secondary, status.protocol.generation, status.primary.clone(), None, figures, seen)
+    Report {
+        role: Role::Secondary,
+        generation: status.protocol.generation,
+        mode: None,
+        peer: status.primary.clone(),
+        sync: None,
+        figures,
+        protection: protection(&status.protocol),
+    }
 }
 
 fn protection(status: &protocol::Status) -> Protection {

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use machine::engine::EngineKind;
+use replication::FtMode;
+use replication::lockstep::LockstepFigures;
 use serde::{Deserialize, Serialize};
 
 /// What a replica is to its VM.
@@ -218,6 +220,10 @@ pub struct ReplicaStatus {
     pub role: Role,
     /// What executes vCPUs.
     pub engine: EngineKind,
+    /// A primary: how the VM is replicated, or would be. In the beginning, and where a change of it is under way, the secondary
+    /// follows otherwise: [`Figures::lockstep`] is there while it executes.
+    #[serde(default)]
+    pub mode: Option<FtMode>,
     /// The generation it acts in.
     pub generation: u64,
     /// Seconds since the guest was powered on, or since this replica took over.
@@ -277,6 +283,8 @@ pub struct Figures {
     pub failovers: u64,
     /// The last takeover here.
     pub last_takeover: Option<Takeover>,
+    /// The log and the lag of the secondary, while that executes; nothing while it follows by checkpoints.
+    pub lockstep: Option<LockstepFigures>,
 }
 
 /// How long checkpoints paused the guest, in us.

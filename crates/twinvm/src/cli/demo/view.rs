@@ -65,6 +65,7 @@ mod tests {
             pid: 1,
             role,
             engine: EngineKind::Soft,
+            mode: None,
             generation,
             running_s: 0,
             protection: Protection::now(state, None),
