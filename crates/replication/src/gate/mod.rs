@@ -29,6 +29,7 @@ mod frame;
 mod queue;
 mod readiness;
 mod status;
+mod unreleased;
 mod wait_times;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ use network::{FrameBackend, FrameOffload, InputPosition, MacAddr};
 pub use frame::{GatedFrame, InboundFrame};
 pub use queue::{GATE_BYTES_MAX, GATE_FRAMES_MAX};
 pub use status::GateStatus;
+pub(crate) use unreleased::UnreleasedOutput;
 
 use announce::announcement;
 use backend::{Card, GatedBackend};

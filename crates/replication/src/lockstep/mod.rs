@@ -6,9 +6,24 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`log`] | the event log's format |
-//! | [`LockstepFigures`] | what it costs |
+//! | `recorder` | [`LogRecorder`]: writes the log while the guest runs |
+//! | `progress` | [`LogProgress`]: how far the secondary is behind |
+//! | `executor` | [`Executor`]: executes the log on the secondary |
+//! | `digest` | [`StateDigest`]: by which the two find out whether they are still the same |
+//! | `evidence` | what is kept when they are not |
 
+mod digest;
+mod evidence;
+mod executor;
 mod figures;
 pub mod log;
+mod progress;
+mod recorder;
+mod sink;
 
+pub use digest::{DIGEST_INSTRUCTIONS, StateDigest, next_digest_at};
+pub use evidence::{EvidenceRing, write_evidence};
+pub use executor::{Divergence, Executed, Executor, ExecutorError, ExecutorProgress};
 pub use figures::LockstepFigures;
+pub use progress::LogProgress;
+pub use recorder::{ClosedSegment, LogRecorder, OnClosed};

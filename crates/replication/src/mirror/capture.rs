@@ -8,6 +8,7 @@ use memory::{FrozenPages, Harvest};
 use network::InputPosition;
 
 use super::figures::CaptureTimes;
+use crate::FtMode;
 use crate::disk::DiskWrite;
 use crate::gate::{GatedFrame, OutputGate};
 use crate::protocol::Epoch;
@@ -52,6 +53,8 @@ pub(super) struct Capture {
     pub inputs: Vec<InputPosition>,
     /// When the guest was paused.
     pub captured_unix_ns: u64,
+    /// What follows it.
+    pub then: FtMode,
 }
 
 /// What is kept of a checkpoint until the secondary holds it.
@@ -70,6 +73,7 @@ pub(super) struct InFlight {
 pub(super) fn capture(
     vm: &mut Vm,
     epoch: Epoch,
+    then: FtMode,
     gate: &OutputGate,
     writes: Vec<DiskWrite>,
     buffer: impl FnOnce() -> CapturedPages,
@@ -94,7 +98,8 @@ pub(super) fn capture(
     let state = vm.save()?;
     let times = CaptureTimes { tracking, pages: pages_done, state: captured_at.elapsed() };
     let output = gate.close_epoch(epoch);
-    let capture = Capture { epoch, pages, state, output, writes, inputs: gate.input_positions(), captured_unix_ns };
+    let capture =
+        Capture { epoch, pages, state, output, writes, inputs: gate.input_positions(), captured_unix_ns, then };
     Ok((capture, InFlight { epoch, captured_at, harvest, times }))
 }
 

@@ -12,10 +12,10 @@ use std::thread;
 use std::time::Duration;
 
 use machine::vm::{Vm, VmError};
-use memory::encoding::{CapturedPages, PageEncoder};
+use memory::encoding::CapturedPages;
 use memory::{GuestRam, Harvest, PAGE_BYTES};
 
-use super::message::{ACK, Ack, DISK_WRITES, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
+use super::message::{ACK, Ack, DISK_WRITES, DIVERGED, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
 use super::outbox::Bulk;
 use super::pause_queue::VmStopped;
 use super::primary::Shared;
@@ -143,8 +143,8 @@ fn spawn(
 
 fn send(shared: &Arc<Shared>, session: &Arc<Session>, sender: Sender) {
     let recycle = |pages| shared.recycle(pages);
-    let encoder = PageEncoder::new(shared.options.cache_bytes_max);
-    let sender = SenderThread::new(session, sender, &shared.ram, encoder, &shared.meter, &recycle);
+    let cache_bytes_max = shared.options.cache_bytes_max;
+    let sender = SenderThread::new(session, sender, &shared.ram, cache_bytes_max, &shared.meter, &recycle);
     match sender.run(|| shared.consider()) {
         Ok(()) => {}
         // Whoever receives has yet to hear the secondary's last words: why it failed, if it did.
@@ -167,6 +167,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                 match frame.kind {
                     ACK => match postcard::from_bytes::<Ack>(frame.payload) {
                         Ok(ack) => {
+                            shared.executed(session, ack.executed, ack.digests);
                             // A stale one releases nothing. From a secondary that is only slow a fresh one comes with its next
                             // heartbeat; one that may have taken over has closed the channel, or falls silent.
                             if let Some(epoch) = ack.epoch
@@ -182,6 +183,17 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                     FAILED => {
                         break (LossReason::Failed, words(&String::from_utf8_lossy(frame.payload)));
                     }
+                    DIVERGED => match <[u8; 8]>::try_from(frame.payload) {
+                        Ok(instructions) => {
+                            let instructions = u64::from_le_bytes(instructions);
+                            shared.diverged(session, instructions);
+                            break (
+                                LossReason::Diverged,
+                                format!("its state differs after {instructions} instructions"),
+                            );
+                        }
+                        Err(_) => break (LossReason::Protocol, "the secondary sent a malformed message".to_owned()),
+                    },
                     kind => break (LossReason::Protocol, format!("the secondary sent a message of kind {kind}")),
                 }
             }

@@ -17,15 +17,18 @@ use network::{FrameOffload, InputPosition};
 use super::RETRY_INTERVAL;
 use super::capture::unix_now_ns;
 use super::message::{
-    ACK, Ack, BEGIN, CHECKPOINT, DISK_WRITES, ENDED, ENTITLED, FAILED, HAND_OVER, HEARTBEAT, Hello, INBOUND, OUTPUT,
-    PAGES, RELEASED, STATE, SUMMARY,
+    ACK, Ack, BEGIN, CHECKPOINT, DISK_WRITES, DIVERGED, ENDED, ENTITLED, FAILED, HAND_OVER, HEARTBEAT, Hello, INBOUND,
+    LOG, MIRROR, OUTPUT, PAGES, RELEASED, STATE, SUMMARY,
 };
-use super::secondary::{Secondary, SecondaryEnd, TakenOver};
+use super::secondary::{Secondary, SecondaryEnd, SecondaryParts, TakenOver};
 use super::session::HEARTBEATS_PER_SUSPICION;
 use super::staging::{Complete, InboundStore, Staging, StagingError};
-use super::unreleased::UnreleasedOutput;
+use crate::FtMode;
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
 use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode_writes};
+use crate::gate::UnreleasedOutput;
+use crate::lockstep::log::SegmentReader;
+use crate::lockstep::{Divergence, Executor, ExecutorError, ExecutorProgress, write_evidence};
 use crate::protocol::{Command, Epoch, Event, LossReason, StopReason};
 
 /// A checkpoint counts as under way for no longer than this. How long it was is the difference between two hosts' clocks, which
@@ -55,15 +58,21 @@ impl From<StagingError> for Parting {
     }
 }
 
-/// The last checkpoint that is complete.
+/// What there is to take over from.
 struct Held {
     epoch: Epoch,
-    state: VmState,
-    inputs: Vec<InputPosition>,
+    content: Content,
     /// How long it took to get here,
     transit: Duration,
     /// and since when it is here: together, how far the guest's clock is behind.
     held_since: Instant,
+}
+
+enum Content {
+    /// The last checkpoint that is complete, and how far the machine had taken inbound frames then.
+    Checkpoint { state: VmState, inputs: Vec<InputPosition> },
+    /// The log since a checkpoint, which is being executed.
+    Log { executor: Executor, reader: SegmentReader },
 }
 
 /// What the threads that send to the primary share.
@@ -72,6 +81,7 @@ struct Voice {
     epoch: AtomicU64,
     heard: AtomicU64,
     ended: AtomicBool,
+    executed: Arc<ExecutorProgress>,
 }
 
 /// No epoch: they begin with 1.
@@ -87,7 +97,12 @@ impl Voice {
     /// Says what is held and heard: the ack of a checkpoint, and the secondary's heartbeat.
     fn ack(&self) -> Result<(), ChannelError> {
         let epoch = self.epoch.load(Ordering::Acquire);
-        let ack = Ack { epoch: (epoch != NO_EPOCH).then_some(epoch), heard: self.heard.load(Ordering::Acquire) };
+        let ack = Ack {
+            epoch: (epoch != NO_EPOCH).then_some(epoch),
+            heard: self.heard.load(Ordering::Acquire),
+            executed: self.executed.instructions(),
+            digests: self.executed.digests(),
+        };
         // A structure of integers always serializes.
         self.send(ACK, &postcard::to_stdvec(&ack).unwrap_or_default())
     }
@@ -114,6 +129,7 @@ impl Follower {
             epoch: AtomicU64::new(NO_EPOCH),
             heard: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            executed: Arc::default(),
         };
         Self {
             secondary,
@@ -159,6 +175,11 @@ impl Follower {
         {
             parting = self.fail(format!("the disks cannot be written: {error}"));
         }
+        if !matches!(parting, Parting::Ended)
+            && let Err(other) = self.run_out()
+        {
+            parting = other;
+        }
         self.voice.ended.store(true, Ordering::Release);
         let (commands, loss, why) = match parting {
             Parting::Ended => {
@@ -184,6 +205,13 @@ impl Follower {
         loop {
             if let Some(error) = self.secondary.applier.error() {
                 return self.fail(format!("the disks cannot be written: {error}"));
+            }
+            if matches!(&self.held, Some(Held { content: Content::Log { executor, .. }, .. }) if executor.has_failed())
+            {
+                // It says why.
+                if let Err(parting) = self.run_out() {
+                    return parting;
+                }
             }
             // Whoever was kept from running looks once more before it calls the other one silent.
             let is_late = self.last_heard.elapsed() > self.suspicion;
@@ -215,12 +243,17 @@ impl Follower {
 
     fn hear(&mut self, frame: &Frame<'_>) -> Result<(), Parting> {
         let payload = frame.payload;
+        let has_log = matches!(&self.held, Some(Held { content: Content::Log { .. }, .. }));
         let Secondary { parts, ram, .. } = &mut self.secondary;
         match (frame.kind, &mut self.staging) {
             (HEARTBEAT, _) => self.voice.heard.store(number(payload)?, Ordering::Release),
             (INBOUND, _) => self.inbound.push(postcard::from_bytes(payload).map_err(Parting::protocol)?),
             (RELEASED, _) => {
-                self.unreleased.released(number(payload)?);
+                let epoch = number(payload)?;
+                self.unreleased.released(epoch);
+                if let Some(Held { content: Content::Log { executor, .. }, .. }) = &self.held {
+                    executor.released(epoch);
+                }
             }
             (ENTITLED, _) => {
                 let generation = number(payload)?;
@@ -233,7 +266,9 @@ impl Follower {
             }
             (HAND_OVER, None) => return Err(Parting::HandOver),
             (ENDED, _) => return Err(Parting::Ended),
-            (BEGIN, None) => self.staging = Some(Staging::new(number(payload)?)),
+            (LOG, None) if has_log => self.hear_segment(payload)?,
+            (MIRROR, None) if has_log => self.run_out()?,
+            (BEGIN, None) if !has_log => self.staging = Some(Staging::new(number(payload)?)),
             // The first copy: once there is something to take over from, it may only be replaced as a whole.
             (DISK_WRITES, None) if self.held.is_none() => {
                 let writes = decode_writes(payload, &parts.disks).map_err(StagingError::from)?;
@@ -277,7 +312,6 @@ impl Follower {
         self.inbound.consumed(&end.inputs);
         self.unreleased.push(epoch, output);
         let transit = Duration::from_nanos(unix_now_ns().saturating_sub(end.captured_unix_ns)).min(TRANSIT_MAX);
-        self.held = Some(Held { epoch, state, inputs: end.inputs, transit, held_since: Instant::now() });
         self.voice.heard.store(end.heartbeat, Ordering::Release);
         self.voice.epoch.store(epoch, Ordering::Release);
         // A primary that does not take it any more is found out by the next `recv`.
@@ -286,6 +320,11 @@ impl Follower {
             encoding::apply(records, &self.secondary.ram).map_err(StagingError::from)?;
         }
         self.secondary.applier.push(writes);
+        let content = match end.then {
+            FtMode::Mirror => Content::Checkpoint { state, inputs: end.inputs },
+            FtMode::Lockstep => self.execute(epoch, state, end.inputs)?,
+        };
+        self.held = Some(Held { epoch, content, transit, held_since: Instant::now() });
         let (protocol, unreleased_epochs) = (self.secondary.parts.replica.status(), self.unreleased.epochs());
         self.secondary.status.update(|status| {
             status.protocol = protocol;
@@ -293,6 +332,81 @@ impl Follower {
             status.unreleased_epochs = unreleased_epochs;
         });
         Ok(())
+    }
+
+    /// Begins to execute what the guest does from a checkpoint on.
+    fn execute(&self, epoch: Epoch, state: VmState, inputs: Vec<InputPosition>) -> Result<Content, Parting> {
+        if let Err(error) = self.secondary.applier.drain() {
+            return Err(self.fail(format!("the disks cannot be written: {error}")));
+        }
+        let SecondaryParts { config, disks, .. } = &self.secondary.parts;
+        let reader = SegmentReader::new(epoch, state.engine.processors.instructions, &inputs);
+        let progress = self.voice.executed.clone();
+        match Executor::start(config.clone(), &self.secondary.ram, state, disks, inputs, progress) {
+            Ok(executor) => Ok(Content::Log { executor, reader }),
+            Err(error) => Err(self.fail(format!("the VM cannot be executed here: {error}"))),
+        }
+    }
+
+    /// A segment of the log: acknowledges it, and has it executed.
+    fn hear_segment(&mut self, payload: &[u8]) -> Result<(), Parting> {
+        let Some(Held { epoch, content: Content::Log { executor, reader }, held_since, transit }) = &mut self.held
+        else {
+            return Ok(());
+        };
+        let segment = reader.read(payload).map_err(Parting::protocol)?;
+        (*epoch, *held_since, *transit) = (segment.epoch, Instant::now(), Duration::ZERO);
+        let commands = self.secondary.parts.replica.handle(Event::CheckpointHeld { epoch: *epoch });
+        if !matches!(commands[..], [Command::Acknowledge { .. }]) {
+            return Err(Parting::Contradicted(commands));
+        }
+        self.voice.epoch.store(*epoch, Ordering::Release);
+        let (epoch, has_output) = (*epoch, segment.has_output);
+        executor.push(segment).map_err(Parting::protocol)?;
+        let unreleased_epochs = self.unreleased.epochs() + executor.unreleased_epochs();
+        if has_output {
+            // A primary that does not take it any more is found out by the next `recv`.
+            let _ = self.voice.ack();
+        }
+        self.secondary.status.update(|status| {
+            status.epoch = Some(epoch);
+            status.unreleased_epochs = unreleased_epochs;
+        });
+        Ok(())
+    }
+
+    /// Executes the log received to its end, if there is one: what is held is a checkpoint then.
+    fn run_out(&mut self) -> Result<(), Parting> {
+        let held = match self.held.take() {
+            Some(Held { epoch, content: Content::Log { executor, .. }, transit, held_since }) => {
+                let inputs = executor.positions().to_vec();
+                let executed = executor.finish().map_err(|error| self.execution_failed(&error))?;
+                if executed.has_ended {
+                    return Err(Parting::Ended);
+                }
+                self.unreleased.append(executed.unreleased);
+                let content = Content::Checkpoint { state: executed.state, inputs };
+                Some(Held { epoch, content, transit, held_since })
+            }
+            held => held,
+        };
+        self.held = held;
+        Ok(())
+    }
+
+    /// Gives up, and tells the primary why.
+    fn execution_failed(&self, error: &ExecutorError) -> Parting {
+        let ExecutorError::Diverged(divergence) = error else { return self.fail(error.to_string()) };
+        let Divergence { state, expected } = &**divergence;
+        // A primary that does not hear it finds the connection closed.
+        let _ = self.voice.send(DIVERGED, &state.instructions.to_le_bytes());
+        if let Some(folder) = &self.secondary.parts.options.evidence_folder {
+            match write_evidence(folder, "secondary", state, Some(*expected)) {
+                Ok(path) => tracing::error!(path = %path.display(), "the state here is kept"),
+                Err(error) => tracing::error!(%error, "the state here cannot be kept"),
+            }
+        }
+        Parting::Lost(LossReason::Diverged, format!("divergence: {error}"))
     }
 
     /// Finds out who goes on.
@@ -349,13 +463,19 @@ impl Follower {
     }
 
     fn take_over(mut self, loss: LossReason, detection: Duration, arbitration: Duration) -> SecondaryEnd {
-        let Some(held) = self.held else {
+        // The log was executed to its end before anybody was asked.
+        let Some(Held {
+            epoch,
+            content: Content::Checkpoint { mut state, inputs: mut positions },
+            transit,
+            held_since,
+        }) = self.held
+        else {
             return SecondaryEnd::Stopped {
                 reason: StopReason::NothingHeld,
                 why: "there is no checkpoint to take over from".to_owned(),
             };
         };
-        let Held { epoch, mut state, inputs: mut positions, transit, held_since } = held;
         let behind = transit + held_since.elapsed();
         state.advance_clock(u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX));
         let inputs = self.inbound.take_following(&mut positions);

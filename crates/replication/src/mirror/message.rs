@@ -19,6 +19,9 @@
 //! | hand over | primary | nothing: it has paused for good, the secondary should take over |
 //! | ended | primary | nothing: the guest has powered off |
 //! | failed | secondary | reason, UTF-8: it cannot go on |
+//! | log | primary | a segment of the event log (`lockstep::log`), which ends an epoch |
+//! | mirror | primary | nothing: after the last segment, checkpoints follow again |
+//! | diverged | secondary | instruction count, u64: its state there is not that of the primary |
 //!
 //! Structures are serialized with postcard; bare integers are little-endian.
 
@@ -27,6 +30,7 @@ use machine::vm::VmConfig;
 use network::InputPosition;
 use serde::{Deserialize, Serialize};
 
+use crate::FtMode;
 use crate::disk::DiskDescription;
 use crate::gate::InboundFrame;
 use crate::protocol::{Epoch, Generation, ReplicaId};
@@ -48,6 +52,9 @@ pub(super) const HAND_OVER: u8 = 14;
 pub(super) const ENDED: u8 = 15;
 pub(super) const FAILED: u8 = 16;
 pub(super) const BEGIN: u8 = 17;
+pub(super) const LOG: u8 = 18;
+pub(super) const MIRROR: u8 = 19;
+pub(super) const DIVERGED: u8 = 20;
 
 /// Longest piece of a payload that is sent in pieces, in bytes. Small enough that a heartbeat or an inbound frame does
 /// not wait long behind one.
@@ -98,6 +105,8 @@ pub(super) struct CheckpointEnd {
     pub captured_unix_ns: u64,
     /// How far the machine had taken inbound frames, per card.
     pub inputs: Vec<InputPosition>,
+    /// What follows: more checkpoints, or the log of what the guest does from this one on.
+    pub then: FtMode,
 }
 
 /// An inbound frame that is passed on.
@@ -109,11 +118,15 @@ pub(super) struct Inbound {
     pub frame: InboundFrame,
 }
 
-/// What the secondary has; sent after each checkpoint, and regularly as its own heartbeat.
+/// What the secondary has; sent after each checkpoint, after each segment for which output waits, and regularly as its own heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Ack {
     /// Last epoch whose checkpoint it holds.
     pub epoch: Option<Epoch>,
     /// Highest number of a heartbeat that it has received.
     pub heard: u64,
+    /// Lockstep: instructions executed since power-on.
+    pub executed: u64,
+    /// Lockstep: digests compared and found to be the same.
+    pub digests: u64,
 }

@@ -27,7 +27,6 @@ mod session;
 mod slowness;
 mod staging;
 mod trigger;
-mod unreleased;
 
 pub use figures::{Figures, PauseClass, PauseParts, Quantiles};
 pub use first_copy::ProtectError;

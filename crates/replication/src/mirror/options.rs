@@ -1,5 +1,6 @@
 //! Times and bounds of a mirrored VM.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::FtMode;
@@ -24,6 +25,8 @@ pub struct MirrorOptions {
     pub cache_bytes_max: u64,
     /// Lockstep: how far the secondary may be behind before the guest has to wait for it.
     pub lag_max: Duration,
+    /// Where to keep the states of two replicas that turned out to differ, if anywhere.
+    pub evidence_folder: Option<PathBuf>,
     /// A secondary for which the guest has had to wait half of its time or more for so long is given up.
     pub too_slow_after: Duration,
 }
@@ -35,6 +38,7 @@ impl MirrorOptions {
             host,
             mode: FtMode::Mirror,
             lag_max: Duration::from_millis(100),
+            evidence_folder: None,
             suspicion: Duration::from_millis(100),
             epoch_length_max: Duration::from_millis(50),
             dirty_pages_max: 8192,

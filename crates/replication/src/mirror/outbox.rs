@@ -29,6 +29,8 @@ pub(super) enum Bulk {
     Writes(Vec<DiskWrite>),
     /// A whole checkpoint.
     Checkpoint(Box<Capture>),
+    /// Checkpoints follow the log.
+    EndOfLog,
 }
 
 impl Bulk {
@@ -37,7 +39,7 @@ impl Bulk {
             Self::Message { payload, .. } => payload.len(),
             // Read when they are sent; what waits are only their numbers.
             Self::LivePages(pages) => pages.len() * size_of::<u64>(),
-            Self::Writes(_) | Self::Checkpoint(_) => 0,
+            Self::Writes(_) | Self::Checkpoint(_) | Self::EndOfLog => 0,
         }
     }
 }

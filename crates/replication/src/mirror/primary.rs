@@ -1,5 +1,6 @@
 //! [`Primary`]: the replica that runs the guest.
 
+mod log;
 mod run;
 
 use std::net::SocketAddr;
@@ -113,6 +114,8 @@ pub(super) struct Shared {
     buffers: Mutex<Vec<CapturedPages>>,
     slowness: Mutex<Slowness>,
     next_session: AtomicU64,
+    /// Secondaries that turned out not to be the same.
+    divergences: AtomicU64,
 }
 
 struct Core {
@@ -150,7 +153,7 @@ impl Primary {
         };
         let core = Core {
             replica,
-            mode: options.mode,
+            mode: if engine == EngineKind::Soft { options.mode } else { FtMode::Mirror },
             session: None,
             epoch,
             course: Course::Running,
@@ -182,6 +185,7 @@ impl Primary {
             buffers: Mutex::default(),
             slowness: Mutex::default(),
             next_session: AtomicU64::new(1),
+            divergences: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -232,7 +236,7 @@ impl Primary {
         self.shared.pause.run(&self.shared.control, move |vm| shared.begin_hand_over(vm))?
     }
 
-    /// Changes how the VM is replicated, from now on.
+    /// Changes how the VM is replicated, from now on; what protects it meanwhile stays.
     ///
     /// # Errors
     /// [`SetModeError`]: nothing has changed then.
@@ -245,6 +249,13 @@ impl Primary {
             return Err(VmStopped.into());
         }
         core.mode = mode;
+        let session = core.session.clone();
+        drop(core);
+        if let Some(session) = session {
+            // The next checkpoint is due at once.
+            session.mirror().output_waits = true;
+            self.shared.control.pause();
+        }
         Ok(())
     }
 
@@ -275,6 +286,9 @@ impl Primary {
         let gate = self.shared.gate.status();
         let mut figures = self.shared.meter.figures();
         figures.lag_epochs = session.as_ref().map_or(0, |session| session.mirror().in_flight.len() as u64);
+        let divergences = self.shared.divergences.load(Ordering::Relaxed);
+        figures.lockstep =
+            session.as_ref().and_then(|session| session.log().as_ref().map(|log| log.progress.figures(divergences)));
         let secondary = session.as_ref().map(|session| session.secondary.to_string());
         let progress = session.map(|session| *session.progress());
         PrimaryStatus { protocol, mode, secondary, progress, failure, figures, gate }
@@ -285,7 +299,9 @@ impl Primary {
 #[derive(Debug, thiserror::Error)]
 pub enum SetModeError {
     /// Nothing counts the instructions of a processor that is not ours.
-    #[error("lockstep needs the soft engine, and the VM runs on kvm: start the VM anew with engine = \"soft\" in its spec")]
+    #[error(
+        "lockstep needs the soft engine, and the VM runs on kvm: start the VM anew with engine = \"soft\" in its spec"
+    )]
     Engine,
     /// Nothing to replicate.
     #[error(transparent)]
@@ -389,7 +405,7 @@ impl Shared {
 
     /// The secondary holds everything through `epoch`, says an ack that is fresh.
     pub fn acknowledged(self: &Arc<Self>, session: &Session, epoch: Epoch) {
-        let mut held = Vec::new();
+        let (mut held, mut segments) = (Vec::new(), Vec::new());
         {
             let mut mirror = session.mirror();
             if epoch > mirror.sent_through {
@@ -400,14 +416,20 @@ impl Shared {
             while mirror.in_flight.front().is_some_and(|in_flight| in_flight.epoch <= epoch) {
                 held.extend(mirror.in_flight.pop_front());
             }
+            while mirror.segments.front().is_some_and(|&(segment, _)| segment <= epoch) {
+                segments.extend(mirror.segments.pop_front());
+            }
         }
-        if held.is_empty() {
+        if held.is_empty() && segments.is_empty() {
             return;
         }
         self.event(Some(session.id), Event::Acknowledged { epoch, fresh: true });
         for in_flight in held {
             self.meter.committed(in_flight.captured_at.elapsed());
             in_flight.harvest.acknowledge();
+        }
+        for (_, closed_at) in segments {
+            self.meter.committed(closed_at.elapsed());
         }
         session.progress().phase = Phase::Mirroring;
         let handed_over = self.core().hand_over.is_some_and(|last| last <= epoch);

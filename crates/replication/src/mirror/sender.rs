@@ -7,7 +7,9 @@ use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
 
 use super::capture::{Capture, Pages};
 use super::figures::Meter;
-use super::message::{BEGIN, CHECKPOINT, CheckpointEnd, DISK_WRITES, HEARTBEAT, OUTPUT, PAGES, PIECE_BYTES_MAX, STATE};
+use super::message::{
+    BEGIN, CHECKPOINT, CheckpointEnd, DISK_WRITES, HEARTBEAT, MIRROR, OUTPUT, PAGES, PIECE_BYTES_MAX, STATE,
+};
 use super::outbox::{Bulk, Next};
 use super::session::{HEARTBEATS_PER_SUSPICION, Session};
 use crate::channel::{ChannelError, Sender};
@@ -31,6 +33,7 @@ pub(super) struct SenderThread<'a> {
     sender: Sender,
     ram: &'a GuestRam,
     encoder: PageEncoder,
+    cache_bytes_max: u64,
     records: Vec<u8>,
     meter: &'a Meter,
     next_heartbeat: Instant,
@@ -43,7 +46,7 @@ impl<'a> SenderThread<'a> {
         session: &'a Session,
         sender: Sender,
         ram: &'a GuestRam,
-        encoder: PageEncoder,
+        cache_bytes_max: u64,
         meter: &'a Meter,
         recycle: &'a (dyn Fn(CapturedPages) + Sync),
     ) -> Self {
@@ -51,7 +54,8 @@ impl<'a> SenderThread<'a> {
             session,
             sender,
             ram,
-            encoder,
+            encoder: PageEncoder::new(cache_bytes_max),
+            cache_bytes_max,
             records: Vec::with_capacity(2 * RECORDS_BYTES),
             meter,
             next_heartbeat: Instant::now(),
@@ -115,6 +119,11 @@ impl<'a> SenderThread<'a> {
             Bulk::Writes(writes) => Ok(self.writes(&writes)?),
             Bulk::LivePages(pages) => Ok(self.live_pages(&pages)?),
             Bulk::Checkpoint(capture) => self.checkpoint(*capture),
+            Bulk::EndOfLog => {
+                // The secondary has changed its memory since, by executing the log.
+                self.encoder = PageEncoder::new(self.cache_bytes_max);
+                Ok(self.sender.send(MIRROR, &[])?)
+            }
         }
     }
 
@@ -182,8 +191,13 @@ impl<'a> SenderThread<'a> {
             writes: capture.writes.len() as u64,
             captured_unix_ns: capture.captured_unix_ns,
             inputs: capture.inputs,
+            then: capture.then,
         };
-        self.session.mirror().sent_through = end.epoch;
+        {
+            let mut mirror = self.session.mirror();
+            // Segments may wait already behind this checkpoint.
+            mirror.sent_through = mirror.sent_through.max(end.epoch);
+        }
         self.sender.send(CHECKPOINT, &[&postcard::to_stdvec(&end)?])?;
         self.sender.flush()?;
         self.meter.sent(sent + state.len() as u64, &before, self.encoder.counts());

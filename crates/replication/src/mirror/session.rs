@@ -1,7 +1,7 @@
 //! The primary's connection to one secondary, from the first message to the last.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::capture::InFlight;
@@ -10,6 +10,7 @@ use super::outbox::Outbox;
 use super::progress::Progress;
 use crate::channel::Closer;
 use crate::gate::InboundFrame;
+use crate::lockstep::{EvidenceRing, LogProgress, LogRecorder};
 use crate::protocol::{Epoch, Generation, ReplicaId};
 
 /// Heartbeats whose time of sending is remembered; older ones are stale whatever the suspicion time is.
@@ -31,6 +32,7 @@ pub(super) struct Session {
     heartbeats: Mutex<Heartbeats>,
     progress: Mutex<Progress>,
     mirror: Mutex<MirrorState>,
+    log: Mutex<Option<ActiveLog>>,
     last_heard: Mutex<Instant>,
 }
 
@@ -41,12 +43,22 @@ pub(super) struct MirrorState {
     pub mirroring: bool,
     /// Captured and not acknowledged, oldest first.
     pub in_flight: VecDeque<InFlight>,
-    /// Last epoch whose checkpoint was sent, or is being sent: no later one can be acknowledged.
+    /// Epochs that segments of the log have ended and that are not acknowledged, oldest first, and since when.
+    pub segments: VecDeque<(Epoch, Instant)>,
+    /// Last epoch whose checkpoint or segment was sent, or is being sent: no later one can be acknowledged.
     pub sent_through: Epoch,
     /// The guest sent something since the last capture, and it waits.
     pub output_waits: bool,
     /// When the epoch under way began.
     pub epoch_since: Option<Instant>,
+}
+
+/// The log of what the guest does, while that is what the secondary follows.
+pub(super) struct ActiveLog {
+    pub recorder: Arc<LogRecorder>,
+    pub progress: LogProgress,
+    /// States that the secondary has not compared with its own yet.
+    pub evidence: EvidenceRing,
 }
 
 struct Heartbeats {
@@ -66,12 +78,18 @@ impl Session {
             heartbeats: Mutex::new(Heartbeats { sent: VecDeque::new(), first: 1 }),
             progress: Mutex::default(),
             mirror: Mutex::default(),
+            log: Mutex::default(),
             last_heard: Mutex::new(Instant::now()),
         }
     }
 
     pub fn mirror(&self) -> MutexGuard<'_, MirrorState> {
         self.mirror.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Never held while a frame is sent or the core is looked at.
+    pub fn log(&self) -> MutexGuard<'_, Option<ActiveLog>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -134,6 +152,9 @@ impl Session {
 
     /// Ends the connection, on both sides.
     pub fn close(&self) {
+        if let Some(log) = self.log().as_ref() {
+            log.recorder.stop();
+        }
         self.outbox.close();
         self.closer.close();
     }

@@ -31,6 +31,8 @@ pub(super) enum Decision {
     Run,
     /// Take a checkpoint.
     Capture,
+    /// Take checkpoints from now on in place of writing a log.
+    EndLog,
     /// Wait: a checkpoint is overdue, and the secondary has not taken the last ones yet.
     Wait,
 }
@@ -96,6 +98,10 @@ impl Trigger {
     pub fn output_waits(&self) {
         let target = self.target();
         if let Some(session) = &target.session {
+            if let Some(log) = session.log().as_ref() {
+                log.recorder.output_waits();
+                return;
+            }
             session.mirror().output_waits = true;
             Self::pause_if_room(&target, session);
         }
@@ -106,6 +112,10 @@ impl Trigger {
         const POLL: Duration = Duration::from_millis(5);
         let target = self.target();
         let Some(session) = &target.session else { return POLL };
+        // Nothing has to be captured.
+        if session.log().is_some() {
+            return POLL;
+        }
         let decision = bounds.decide(&session.mirror(), load, session.outbox.is_idle(), Instant::now());
         if decision != Decision::Run
             && let Some(control) = &target.control

@@ -70,6 +70,8 @@ pub enum LossReason {
     Stale,
     /// The secondary cannot go on: its disk is full, for example. The primary has been told; the secondary itself stops.
     Failed,
+    /// In lockstep, the secondary has found that its state is not that of the primary. It has told the primary, and stops.
+    Diverged,
 }
 
 impl fmt::Display for LossReason {
@@ -80,6 +82,7 @@ impl fmt::Display for LossReason {
             Self::Protocol => "the other replica broke the protocol",
             Self::Stale => "an ack came too late",
             Self::Failed => "the secondary failed",
+            Self::Diverged => "the secondary had diverged",
         })
     }
 }
@@ -96,8 +99,6 @@ pub enum DropReason {
     Restart,
     /// It does not keep up.
     TooSlow,
-    /// What it holds differs.
-    Diverged,
 }
 
 impl fmt::Display for DropReason {
@@ -107,7 +108,6 @@ impl fmt::Display for DropReason {
             Self::Suspend => "protection was suspended",
             Self::Restart => "a new secondary was asked for",
             Self::TooSlow => "the secondary was too slow",
-            Self::Diverged => "the secondary had diverged",
         })
     }
 }

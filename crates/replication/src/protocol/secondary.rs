@@ -94,7 +94,7 @@ impl Secondary {
         if matches!(self.phase, Phase::Inquiring { .. } | Phase::Arbitrating { .. }) {
             return None;
         }
-        if reason == LossReason::Failed {
+        if matches!(reason, LossReason::Failed | LossReason::Diverged) {
             return self.stop(StopReason::Failed, commands);
         }
         match self.phase {

@@ -13,7 +13,7 @@ use crate::client::{Client, wait_for_service};
 use crate::partition::{ip, may_make_namespaces};
 use crate::replicas::{Setup, World};
 use crate::support::HUNG;
-use crate::{assert_survives, assert_whole};
+use crate::faults::{assert_survives, assert_whole};
 
 /// The client's address, on the switch.
 const CLIENT: &str = "10.98.0.1/24";

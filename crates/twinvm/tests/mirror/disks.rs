@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::assert_survives;
+use crate::faults::assert_survives;
 use crate::client::{Client, wait_for_service};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;

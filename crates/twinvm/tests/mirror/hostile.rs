@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use replication::channel::{self, ChannelError, Connection};
 
-use crate::assert_whole;
+use crate::faults::assert_whole;
 use crate::client::{Client, wait_for_service};
 use crate::replicas::{Replica, Setup, World};
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::client::{Client, wait_for_service};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
-use crate::{assert_survives, assert_whole};
+use crate::faults::{assert_survives, assert_whole};
 
 /// Two namespaces and a cable; removed when dropped.
 pub struct Cable {

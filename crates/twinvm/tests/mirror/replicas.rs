@@ -166,7 +166,7 @@ impl World {
         let config = json!({
             "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": "soft",
             "store": self.store(), "identity": identity, "folder": folder,
-            "network_ends": [self.ends.get(host).map_or(self.end.socket(), PathBuf::as_path)], "suspicion_ms": self.setup.suspicion_ms, "epoch_ms_max": 50,
+            "network_ends": [self.ends.get(host).map_or(self.end.socket(), PathBuf::as_path)], "suspicion_ms": self.setup.suspicion_ms, "epoch_ms_max": 50, "mode": crate::MODE,
             "listen": (role == "secondary").then(|| format!("{}:0", place.map_or("127.0.0.1", |(_, address)| address))),
         });
         let file = folder.join("replica.json");

@@ -16,6 +16,7 @@ use super::super::session::Session;
 use super::super::slowness::Slowness;
 use super::super::trigger::Decision;
 use super::{Core, Course, PrimaryEnd, Shared, SwitchOverError};
+use crate::FtMode;
 use crate::disk::DiskWrite;
 use crate::protocol::{DropReason, Epoch, Event};
 
@@ -31,8 +32,9 @@ impl Shared {
             if let Some(end) = self.end(vm)? {
                 return Ok(end);
             }
-            match vm.run(None)? {
-                RunEnd::Paused | RunEnd::LimitReached => {}
+            match vm.run(self.digest_due_at(vm))? {
+                RunEnd::Paused => {}
+                RunEnd::LimitReached => self.take_digest(vm)?,
                 RunEnd::Guest(GuestEvent::PowerOff) => return self.leave(vm, PrimaryEnd::PoweredOff),
                 RunEnd::Guest(GuestEvent::Reset) | RunEnd::Shutdown { .. } => return self.leave(vm, PrimaryEnd::Reset),
                 RunEnd::Guest(GuestEvent::Panicked) => tracing::warn!("the guest's kernel has panicked"),
@@ -102,9 +104,12 @@ impl Shared {
             }
             let Some(session) = core.session.clone() else { break };
             drop(core);
-            let decision = self.bounds.decide(&session.mirror(), self.load(), session.outbox.is_idle(), Instant::now());
-            match decision {
+            match self.decide(&session) {
                 Decision::Run => break,
+                Decision::EndLog => {
+                    self.end_log(vm, &session)?;
+                    break;
+                }
                 Decision::Capture => {
                     self.take_checkpoint(vm, &session)?;
                     break;
@@ -125,6 +130,18 @@ impl Shared {
         Ok(())
     }
 
+    fn decide(&self, session: &Session) -> Decision {
+        let has_log = session.log().is_some();
+        match self.wanted() {
+            FtMode::Mirror if has_log => Decision::EndLog,
+            FtMode::Lockstep if has_log && self.is_behind(session) => Decision::Wait,
+            FtMode::Lockstep if has_log => Decision::Run,
+            FtMode::Mirror | FtMode::Lockstep => {
+                self.bounds.decide(&session.mirror(), self.load(), session.outbox.is_idle(), Instant::now())
+            }
+        }
+    }
+
     fn wait<'a>(&self, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         self.changed.wait_timeout(core, WAIT_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
     }
@@ -137,12 +154,14 @@ impl Shared {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    /// Captures the paused VM and gives the checkpoint to the sender.
-    fn take_checkpoint(&self, vm: &mut Vm, session: &Session) -> Result<(), VmError> {
+    /// Captures the paused VM and gives the checkpoint to the sender. In lockstep, the log follows it.
+    fn take_checkpoint(self: &Arc<Self>, vm: &mut Vm, session: &Arc<Session>) -> Result<(), VmError> {
         let paused_at = Instant::now();
         let Some((epoch, writes)) = self.begin_checkpoint(session) else { return Ok(()) };
-        let (checkpoint, in_flight) = capture(vm, epoch, &self.gate, writes, || self.buffer())?;
+        let then = self.wanted();
+        let (checkpoint, in_flight) = capture(vm, epoch, then, &self.gate, writes, || self.buffer())?;
         let (dirty_pages, times) = (in_flight.harvest.len(), in_flight.times);
+        let inputs = checkpoint.inputs.clone();
         let mut mirror = session.mirror();
         mirror.output_waits = false;
         mirror.in_flight.push_back(in_flight);
@@ -150,6 +169,9 @@ impl Shared {
         drop(mirror);
         session.outbox.push_bulk(Bulk::Checkpoint(Box::new(checkpoint)));
         let epoch_length = since.map_or(Duration::ZERO, |since| paused_at.saturating_duration_since(since));
+        if then == FtMode::Lockstep {
+            self.begin_log(vm, session, epoch, &inputs)?;
+        }
         self.meter.captured(epoch, epoch_length, paused_at.elapsed(), &times, dirty_pages);
         Ok(())
     }
@@ -171,8 +193,7 @@ impl Shared {
             return Ok(());
         }
         // What came before is in the first checkpoint. Set before another session can set its own.
-        let forward = session.clone();
-        self.gate.set_input_tap(Some(Box::new(move |card, frame| forward.forward(card, frame))));
+        self.forward_inputs(session);
         drop(core);
         self.meter.reset();
         *self.slowness() = Slowness::default();
@@ -182,6 +203,12 @@ impl Shared {
         self.take_checkpoint(vm, session)
     }
 
+    /// Passes inbound frames on to the secondary, ahead of the checkpoints that consume them.
+    pub(super) fn forward_inputs(&self, session: &Arc<Session>) {
+        let forward = session.clone();
+        self.gate.set_input_tap(Some(Box::new(move |card, frame| forward.forward(card, frame))));
+    }
+
     pub(super) fn begin_hand_over(self: &Arc<Self>, vm: &mut Vm) -> Result<(), SwitchOverError> {
         let mut core = self.core();
         let session = core.session.clone().filter(|_| core.replica.status().is_protected());
@@ -189,6 +216,10 @@ impl Shared {
         // Known before the checkpoint is sent: its ack may be here before this thread goes on.
         core.hand_over = Some(core.epoch + 1);
         drop(core);
+        if session.log().is_some() {
+            self.close_segment(vm, &session);
+            return Ok(());
+        }
         if let Err(error) = self.take_checkpoint(vm, &session) {
             self.core().hand_over = None;
             return Err(error.into());

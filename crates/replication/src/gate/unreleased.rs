@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::gate::{GATE_BYTES_MAX, GATE_FRAMES_MAX, GatedFrame};
-use crate::protocol::Epoch;
+use super::{GATE_BYTES_MAX, GATE_FRAMES_MAX, GatedFrame};
 
 /// Most bytes that are kept. A gate holds no more at a time than a fourth of it; the rest is for what has left and is not known to have.
 const BYTES_MAX: usize = 4 * GATE_BYTES_MAX;
@@ -14,14 +13,14 @@ const COUNT_MAX: usize = 4 * GATE_FRAMES_MAX;
 ///
 /// If a primary does not tell in time, what is oldest is forgotten: it has most likely left, and a network may lose frames.
 #[derive(Default)]
-pub(super) struct UnreleasedOutput {
-    epochs: VecDeque<(Epoch, Vec<GatedFrame>)>,
+pub(crate) struct UnreleasedOutput {
+    epochs: VecDeque<(u64, Vec<GatedFrame>)>,
     frames: usize,
     bytes: usize,
 }
 
 impl UnreleasedOutput {
-    pub fn push(&mut self, epoch: Epoch, output: Vec<GatedFrame>) {
+    pub fn push(&mut self, epoch: u64, output: Vec<GatedFrame>) {
         self.frames += output.len();
         self.bytes += bytes_of(&output);
         self.epochs.push_back((epoch, output));
@@ -31,9 +30,16 @@ impl UnreleasedOutput {
     }
 
     /// What was output through `epoch` has left.
-    pub fn released(&mut self, through: Epoch) {
+    pub fn released(&mut self, through: u64) {
         while self.epochs.front().is_some_and(|&(epoch, _)| epoch <= through) {
             self.forget_oldest();
+        }
+    }
+
+    /// Adds what came later.
+    pub fn append(&mut self, later: Self) {
+        for (epoch, output) in later.epochs {
+            self.push(epoch, output);
         }
     }
 

@@ -1,0 +1,23 @@
+//! VMs in lockstep: what may happen to the hosts of a mirrored VM happens here too, and what only lockstep knows.
+
+#[path = "../mirror/bridged.rs"]
+mod bridged;
+#[path = "../mirror/client.rs"]
+mod client;
+#[path = "../mirror/disks.rs"]
+mod disks;
+#[path = "../mirror/faults.rs"]
+mod faults;
+#[path = "../mirror/hostile.rs"]
+mod hostile;
+#[path = "../mirror/partition.rs"]
+mod partition;
+#[path = "../mirror/races.rs"]
+mod races;
+#[path = "../mirror/replicas.rs"]
+mod replicas;
+#[path = "../support/mod.rs"]
+mod support;
+
+/// The FT mode.
+const MODE: &str = "lockstep";
