@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use network::{FrameOffload, InputPosition};
@@ -39,6 +40,37 @@ pub enum Input {
     /// Bytes that the entropy device took from its source since the input before. A replay supplies them ahead of the
     /// instruction that asks for them.
     Entropy(Vec<u8>),
+    /// The host failed to do something that a disk asked of its image, since the input before. A replay is told ahead, and fails the
+    /// same request without doing it.
+    DiskFailed {
+        /// The disk, from 0.
+        disk: u32,
+        /// Which of the operations on this disk's image (reads, writes, flushes, discards, zeroings), from 0 since recording began.
+        request: u64,
+        /// What the operation left in the range that it was to change.
+        content: FailedContent,
+    },
+}
+
+impl Input {
+    /// Whether it is taken by the guest at some instruction before the count that it is noted at, so that a replay must have it earlier.
+    pub fn is_ahead(&self) -> bool {
+        matches!(self, Self::Entropy(_) | Self::DiskFailed { .. })
+    }
+}
+
+/// Most bytes that [`FailedContent::Bytes`] holds.
+pub const FAILED_CONTENT_BYTES_MAX: usize = 512 << 10;
+
+/// What a failed operation on a disk left in its range: undefined until somebody looks, but then the same for all replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FailedContent {
+    /// What was there before: it was not to change anything.
+    Unchanged,
+    /// These bytes, exactly the length of the range and at most [`FAILED_CONTENT_BYTES_MAX`].
+    Bytes(Vec<u8>),
+    /// It could not be read back, or there is too much of it. No replay can follow.
+    Unknown,
 }
 
 /// An input and when it entered.
@@ -60,6 +92,25 @@ pub trait Recorder: Send + Sync + fmt::Debug {
 
     /// Whether it waits to be told how far the guest is: then a slice ends at the next access to a device.
     fn is_waiting(&self) -> bool;
+}
+
+/// Raised by a device when it has kept something that the guest took, for a recorder. The guest then stops after the access that took
+/// it: so that this is noted at a count that depends on nothing else, and that little is kept. Clones are the same signal.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TakenSignal(Arc<AtomicBool>);
+
+impl TakenSignal {
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub fn withdraw(&self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 /// The inputs of a run in order, recorded or to be replayed.
@@ -93,10 +144,10 @@ impl Journal {
         self.lock().pop_front()
     }
 
-    /// Takes the bytes of the next event, if they are entropy.
-    pub(crate) fn pop_entropy(&self) -> Option<Vec<u8>> {
-        let event = self.lock().pop_front_if(|event| matches!(event.input, Input::Entropy(_)))?;
-        if let Input::Entropy(bytes) = event.input { Some(bytes) } else { None }
+    /// Takes the next event, if it is one that the guest must have ahead.
+    pub(crate) fn pop_ahead(&self) -> Option<InputEvent> {
+        let mut events = self.lock();
+        if events.front().is_some_and(|event| event.input.is_ahead()) { events.pop_front() } else { None }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<InputEvent>> {

@@ -23,12 +23,12 @@ use crate::devices::panic_notifier::PanicNotifier;
 use crate::devices::power::{KeyboardReset, Power, PowerState, ResetControl, ResetControlState};
 use crate::devices::rtc::{Rtc, RtcState};
 use crate::devices::serial::{ConsoleSink, Serial, SerialState};
-use crate::devices::virtio::block::{Block, BlockBackend, BlockMetrics, BlockState};
+use crate::devices::virtio::block::{Block, BlockBackend, BlockMetrics, BlockState, DiskFailure};
 use crate::devices::virtio::net::{Net, NetConfig, NetMetrics, NetState};
 use crate::devices::virtio::rng::{EntropySource, Rng, RngState};
 use crate::devices::virtio::{MmioState, MmioTransport, VirtioDevice};
 use crate::events::{GuestEvent, GuestEvents};
-use crate::input::Input;
+use crate::input::{Input, TakenSignal};
 use crate::irq::{IrqPin, IrqPins};
 use crate::map;
 
@@ -127,6 +127,7 @@ pub struct Platform {
     disks: Vec<Shared<MmioTransport<Block>>>,
     cards: Vec<Card>,
     rng: Shared<MmioTransport<Rng>>,
+    taken: TakenSignal,
     wake: vmm_sys_util::eventfd::EventFd,
     /// Where frames are received: clearing as much for each look would take longer than the look.
     frame_buffer: Mutex<Box<[u8]>>,
@@ -316,25 +317,61 @@ impl Platform {
                 lock(&self.serial).receive(bytes);
             }
             Input::PowerButton => lock(&self.power).press_power_button(),
-            Input::Entropy(bytes) => self.supply_entropy(bytes.clone()),
+            Input::Entropy(bytes) => lock(&self.rng).device_mut().supply(bytes.clone()),
+            Input::DiskFailed { disk, request, content } => {
+                let disk = usize::try_from(*disk).ok().and_then(|disk| self.disks.get(disk));
+                if let Some(disk) = disk {
+                    let failure = DiskFailure { request: *request, content: content.clone() };
+                    lock(disk).device_mut().expect_failure(failure);
+                }
+            }
             // The engine steps its own clock.
             Input::ClockStep(_) => {}
         }
     }
 
-    /// Begins or ends keeping the entropy that the guest takes, for [`Platform::take_taken_entropy`].
-    pub fn set_entropy_recording(&self, recording: bool) {
-        lock(&self.rng).device_mut().set_recording(recording);
+    /// Says what becomes of what the guest takes by itself (see [`Input::is_ahead`]): whether it is kept for [`Platform::take_taken`],
+    /// and whether disks fail when they are told to and not otherwise. The operations on each disk are counted from here on.
+    pub fn follow_taken(&self, is_recorded: bool, is_replayed: bool) {
+        let record = is_recorded.then(|| self.taken.clone());
+        self.taken.withdraw();
+        lock(&self.rng).device_mut().set_recording(record.clone());
+        for disk in &self.disks {
+            lock(disk).device_mut().follow(record.clone(), is_replayed);
+        }
     }
 
-    /// The entropy that the guest took since the last call, if it took some and it is being recorded.
-    pub fn take_taken_entropy(&self) -> Option<Vec<u8>> {
-        lock(&self.rng).device_mut().take_record()
+    /// Whether [`Platform::take_taken`] has something.
+    #[inline]
+    pub fn has_taken(&self) -> bool {
+        self.taken.is_raised()
     }
 
-    /// Bytes that the guest gets as entropy before those of the source.
-    pub fn supply_entropy(&self, bytes: Vec<u8>) {
-        lock(&self.rng).device_mut().supply(bytes);
+    /// What the guest took by itself since the last call, if that is kept.
+    pub fn take_taken(&self) -> Vec<Input> {
+        if !self.taken.is_raised() {
+            return Vec::new();
+        }
+        self.taken.withdraw();
+        let mut inputs: Vec<_> = lock(&self.rng).device_mut().take_record().map(Input::Entropy).into_iter().collect();
+        for (disk, device) in (0..).zip(&self.disks) {
+            let failures = lock(device).device_mut().take_failures().into_iter();
+            inputs.extend(failures.map(|DiskFailure { request, content }| Input::DiskFailed {
+                disk,
+                request,
+                content,
+            }));
+        }
+        inputs
+    }
+
+    /// Why a replay is not what was recorded, if a disk has found out: it failed where it had not, or cannot be made to hold what it held
+    /// after a failure.
+    pub fn disk_divergence(&self) -> Option<String> {
+        self.disks.iter().enumerate().find_map(|(number, disk)| {
+            let disk = lock(disk);
+            Some(format!("disk {number}: {}", disk.device().divergence()?))
+        })
     }
 
     /// Offers frames that wait for room outside once more, for a VM whose inputs are not collected.
@@ -519,6 +556,7 @@ impl Builder {
             disks,
             cards,
             rng,
+            taken: TakenSignal::default(),
             wake: vmm_sys_util::eventfd::EventFd::new(
                 vmm_sys_util::eventfd::EFD_CLOEXEC | vmm_sys_util::eventfd::EFD_NONBLOCK,
             )?,

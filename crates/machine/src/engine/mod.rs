@@ -103,6 +103,9 @@ pub enum EngineError {
     /// The state does not fit this engine.
     #[error("the VM's state does not fit this engine: {0}")]
     State(String),
+    /// A replay is not what was recorded, as the host did with a disk what it had not done then.
+    #[error("this is not the run that was recorded: {0}")]
+    DiskDiverged(String),
     /// Only an engine that counts instructions can record inputs.
     #[error("the {0} engine does not count instructions: inputs can be neither recorded nor replayed")]
     NoCount(EngineKind),

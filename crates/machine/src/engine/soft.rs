@@ -29,6 +29,22 @@ pub enum InputMode {
     /// From a journal alone: the world outside and the host's clock have no influence. The run ends with
     /// [`RunEnd::LimitReached`] when the guest waits for something that the journal does not have.
     Replay(Journal),
+    /// As replayed, and a recorder is told what enters, at the same counts: it gets what the journal has, or the run is another one.
+    Rerecord(Journal, Arc<dyn Recorder>),
+}
+
+impl InputMode {
+    fn recorder(&self) -> Option<&dyn Recorder> {
+        match self {
+            Self::Record(recorder) | Self::Rerecord(_, recorder) => Some(&**recorder),
+            Self::Live | Self::Replay(_) => None,
+        }
+    }
+
+    /// Tells the devices.
+    fn set_up(&self, platform: &Platform) {
+        platform.follow_taken(self.recorder().is_some(), matches!(self, Self::Replay(_) | Self::Rerecord(..)));
+    }
 }
 
 /// The soft engine.
@@ -45,7 +61,7 @@ impl SoftEngine {
         let processors = processors(platform, &state.processors)?;
         let pace = Pace::new(processors.tsc());
         let ioapic = IoApic::new(&state.ioapic, platform.pins().levels());
-        platform.set_entropy_recording(matches!(mode, InputMode::Record(_)));
+        mode.set_up(platform);
         Ok(Self { processors, ioapic, mode, pace })
     }
 
@@ -57,26 +73,19 @@ impl SoftEngine {
         }
     }
 
-    fn recorder(&self) -> Option<&dyn Recorder> {
-        match &self.mode {
-            InputMode::Record(recorder) => Some(&**recorder),
-            InputMode::Live | InputMode::Replay(_) => None,
-        }
-    }
-
     fn enter(&mut self, platform: &Platform, input: &Input) {
-        if let Some(recorder) = self.recorder() {
+        if let Some(recorder) = self.mode.recorder() {
             recorder.entered(self.processors.instructions(), input);
         }
         self.apply(platform, input);
     }
 
     /// Tells the recorder, if there is one, what the guest took in the slice that has just ended.
-    fn record_entropy(&self, platform: &Platform) {
-        if let Some(recorder) = self.recorder()
-            && let Some(bytes) = platform.take_taken_entropy()
-        {
-            recorder.entered(self.processors.instructions(), &Input::Entropy(bytes));
+    fn record_taken(&self, platform: &Platform) {
+        if let Some(recorder) = self.mode.recorder() {
+            for input in platform.take_taken() {
+                recorder.entered(self.processors.instructions(), &input);
+            }
         }
     }
 
@@ -93,13 +102,10 @@ impl SoftEngine {
 
     /// Runs at most `budget` instructions; `None` to go on.
     fn run_slice(&mut self, platform: &Platform, budget: u64) -> Result<Option<Slice>, EngineError> {
-        let recorder = match &self.mode {
-            InputMode::Record(recorder) => Some(&**recorder),
-            InputMode::Live | InputMode::Replay(_) => None,
-        };
-        let mut bus = DeviceBus { platform, ioapic: &mut self.ioapic, recorder, stop: false };
+        let mut bus = DeviceBus { platform, ioapic: &mut self.ioapic, recorder: self.mode.recorder(), stop: false };
         let exit = self.processors.run(budget, &mut bus);
         self.carry_interrupts(platform);
+        self.record_taken(platform);
         if let Some(event) = platform.take_event() {
             return Ok(Some(Slice::End(RunEnd::Guest(event))));
         }
@@ -124,16 +130,14 @@ impl SoftEngine {
             for input in inputs.drain(..) {
                 self.enter(platform, &input);
             }
-            if let Some(recorder) = self.recorder() {
+            if let Some(recorder) = self.mode.recorder() {
                 recorder.reached(self.processors.instructions());
             }
             let left = limit.saturating_sub(self.processors.instructions());
             if left == 0 {
                 return Ok(RunEnd::LimitReached);
             }
-            let slice = self.run_slice(platform, SLICE_INSTRUCTIONS.min(left))?;
-            self.record_entropy(platform);
-            match slice {
+            match self.run_slice(platform, SLICE_INSTRUCTIONS.min(left))? {
                 None => {}
                 Some(Slice::End(end)) => return Ok(end),
                 Some(Slice::Halted { deadline_tsc }) => {
@@ -148,22 +152,29 @@ impl SoftEngine {
 
     fn run_replay(&mut self, platform: &Platform, journal: &Journal, limit: u64) -> Result<RunEnd, EngineError> {
         loop {
-            while let Some(bytes) = journal.pop_entropy() {
-                platform.supply_entropy(bytes);
+            while let Some(event) = journal.pop_ahead() {
+                platform.deliver(&event.input);
             }
             let now = self.processors.instructions();
             let next = journal.next_at();
             if next.is_some_and(|next| next <= now) {
                 if let Some(event) = journal.pop() {
-                    self.apply(platform, &event.input);
+                    self.enter(platform, &event.input);
                 }
                 continue;
+            }
+            if let Some(recorder) = self.mode.recorder() {
+                recorder.reached(now);
             }
             let left = limit.min(next.unwrap_or(u64::MAX)).saturating_sub(now);
             if left == 0 {
                 return Ok(RunEnd::LimitReached);
             }
-            match self.run_slice(platform, left)? {
+            let slice = self.run_slice(platform, left)?;
+            if let Some(reason) = platform.disk_divergence() {
+                return Err(EngineError::DiskDiverged(reason));
+            }
+            match slice {
                 None => {}
                 Some(Slice::End(end)) => return Ok(end),
                 // Waiting for an event that would have to enter at this very count.
@@ -200,7 +211,7 @@ impl Engine for SoftEngine {
         self.carry_interrupts(platform);
         let end = match self.mode.clone() {
             InputMode::Live | InputMode::Record(_) => self.run_live(platform, control, limit),
-            InputMode::Replay(journal) => self.run_replay(platform, &journal, limit),
+            InputMode::Replay(journal) | InputMode::Rerecord(journal, _) => self.run_replay(platform, &journal, limit),
         };
         // So that the platform is not saved with the time of its last device access: another engine goes on from there.
         platform.clock().advance_to(self.processors.tsc());
@@ -224,7 +235,7 @@ impl Engine for SoftEngine {
         let state = self.save()?;
         self.processors = processors(platform, &state.processors)?;
         self.ioapic = IoApic::new(&state.ioapic, platform.pins().levels());
-        platform.set_entropy_recording(matches!(mode, InputMode::Record(_)));
+        mode.set_up(platform);
         self.mode = mode;
         Ok(())
     }
@@ -277,7 +288,8 @@ impl DeviceBus<'_> {
     fn after(&mut self) {
         self.ioapic.sync(self.platform.pins().levels());
         let is_recorder_waiting = self.recorder.is_some_and(|recorder| recorder.is_waiting());
-        self.stop |= self.ioapic.has_message() || self.platform.has_event() || is_recorder_waiting;
+        let is_anything_told = self.platform.has_event() || self.platform.has_taken();
+        self.stop |= self.ioapic.has_message() || is_anything_told || is_recorder_waiting;
     }
 }
 

@@ -8,9 +8,9 @@ use std::thread::{self, JoinHandle};
 use machine::control::Control;
 use machine::devices::virtio::net::NetConfig;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineKind, RunEnd};
+use machine::engine::{EngineError, EngineKind, RunEnd};
 use machine::events::GuestEvent;
-use machine::input::{Input, InputEvent, Journal};
+use machine::input::{FailedContent, Input, InputEvent, Journal};
 use machine::platform::Parts;
 use machine::vm::{Vm, VmConfig, VmError, VmState};
 use memory::GuestRam;
@@ -297,7 +297,10 @@ impl Work {
 
     fn run_to(&mut self, reached: u64) -> Result<(), ExecutorError> {
         while !self.shared.queue().has_ended {
-            let end = self.vm.run(Some(reached))?;
+            let end = self.vm.run(Some(reached)).map_err(|error| match error {
+                VmError::Engine(EngineError::DiskDiverged(reason)) => ExecutorError::Disk(reason),
+                error => error.into(),
+            })?;
             let at = self.vm.instructions().unwrap_or_default();
             self.shared.progress.instructions.store(at, Ordering::Release);
             match end {
@@ -328,6 +331,9 @@ fn memory_bytes(segment: &Segment) -> usize {
     let content = |entry: &Entry| match entry {
         Entry::Input(InputEvent { input: Input::Frame { frame, .. }, .. }) => frame.len(),
         Entry::Input(InputEvent { input: Input::Console(bytes) | Input::Entropy(bytes), .. }) => bytes.len(),
+        Entry::Input(InputEvent { input: Input::DiskFailed { content: FailedContent::Bytes(bytes), .. }, .. }) => {
+            bytes.len()
+        }
         Entry::Input(_) | Entry::Digest { .. } => 0,
     };
     size_of::<Segment>() + segment.entries.iter().map(|entry| size_of::<Entry>() + content(entry)).sum::<usize>()

@@ -108,7 +108,7 @@ impl Recorder for LogRecorder {
                 state.is_urgent = true;
             }
             Input::Link { .. } | Input::Console(_) | Input::PowerButton => state.is_urgent = true,
-            Input::ClockStep(_) | Input::Entropy(_) => {}
+            Input::ClockStep(_) | Input::Entropy(_) | Input::DiskFailed { .. } => {}
         }
         // What enters at the same count can be split: a segment has to fit into a message.
         if state.writer.len() >= SEGMENT_BYTES_MAX {

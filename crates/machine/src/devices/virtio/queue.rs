@@ -1,6 +1,7 @@
 //! A split virtqueue (virtio 1.2, section 2.7) as devices use it.
 
 use std::num::Wrapping;
+use std::ops::ControlFlow;
 use std::sync::atomic::{Ordering, fence};
 
 use memory::DmaMemory;
@@ -173,13 +174,28 @@ impl VirtQueue {
         chain: &mut Chain,
         mut handle: impl FnMut(&Chain) -> Result<u32, QueueError>,
     ) -> Result<Progress, QueueError> {
-        let (mut chains, mut bytes) = (0, 0u64);
+        self.serve_until(memory, chain, |chain| handle(chain).map(ControlFlow::Continue))
+    }
+
+    /// As [`VirtQueue::serve`]; `handle` can also ask to leave the rest of the queue for later, by [`ControlFlow::Break`].
+    ///
+    /// # Errors
+    /// When the queue is malformed, or what `handle` returns.
+    pub fn serve_until(
+        &mut self,
+        memory: &DmaMemory,
+        chain: &mut Chain,
+        mut handle: impl FnMut(&Chain) -> Result<ControlFlow<u32, u32>, QueueError>,
+    ) -> Result<Progress, QueueError> {
+        let (mut chains, mut bytes, mut is_enough) = (0, 0u64, false);
         loop {
-            if chains == self.size() || bytes >= WORK_BYTES_MAX {
+            if is_enough || chains == self.size() || bytes >= WORK_BYTES_MAX {
                 return Ok(if self.enable_notification(memory)? { Progress::Unfinished } else { Progress::Done });
             }
             if self.pop(memory, chain)? {
-                let written_bytes = handle(chain)?;
+                let handled = handle(chain)?;
+                is_enough = handled.is_break();
+                let (ControlFlow::Continue(written_bytes) | ControlFlow::Break(written_bytes)) = handled;
                 self.complete(memory, &[Used { head: chain.head(), written_bytes }])?;
                 chains += 1;
                 bytes = bytes.saturating_add(chain.readable_bytes()).saturating_add(chain.writable_bytes());

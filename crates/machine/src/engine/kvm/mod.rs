@@ -243,7 +243,9 @@ impl Engine for KvmEngine {
     fn set_input_mode(&mut self, _platform: &Platform, mode: InputMode) -> Result<(), EngineError> {
         match mode {
             InputMode::Live => Ok(()),
-            InputMode::Record(_) | InputMode::Replay(_) => Err(EngineError::NoCount(EngineKind::Kvm)),
+            InputMode::Record(_) | InputMode::Replay(_) | InputMode::Rerecord(..) => {
+                Err(EngineError::NoCount(EngineKind::Kvm))
+            }
         }
     }
 }

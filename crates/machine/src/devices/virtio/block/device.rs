@@ -1,5 +1,7 @@
 //! The disk.
 
+use std::ops::ControlFlow;
+
 use memory::DmaMemory;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -8,6 +10,7 @@ use virtio_bindings::virtio_blk::{
 
 use super::backend::BlockBackend;
 use super::metrics::BlockMetrics;
+use super::recorded::{DiskFailure, RecordedDisk};
 use super::request::{
     HEADER_LEN, RANGE_LEN, Request, RequestError, SECTOR_BYTES, STATUS_LEN, SectorRange, status_byte,
 };
@@ -15,6 +18,7 @@ use super::state::{BlockRestoreError, BlockState};
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::device::{Progress, VirtioDevice};
 use crate::devices::virtio::queue::{QueueError, VirtQueue};
+use crate::input::TakenSignal;
 
 /// Length of a disk's identity (virtio 1.2, 5.2.6: `VIRTIO_BLK_T_GET_ID`), in bytes.
 pub const ID_LEN: usize = 20;
@@ -49,7 +53,7 @@ pub struct Block {
 
 /// What requests work on.
 struct Disk {
-    backend: Box<dyn BlockBackend>,
+    backend: RecordedDisk,
     capacity_sectors: u64,
     read_only: bool,
     id: [u8; ID_LEN],
@@ -94,7 +98,7 @@ impl Block {
             features,
             chain: Chain::default(),
             disk: Disk {
-                backend,
+                backend: RecordedDisk::new(backend),
                 capacity_sectors,
                 read_only,
                 id,
@@ -106,7 +110,28 @@ impl Block {
 
     /// The backend, for what is done to it while the guest does not run.
     pub fn backend_mut(&mut self) -> &mut dyn BlockBackend {
-        &mut *self.disk.backend
+        self.disk.backend.backend_mut()
+    }
+
+    /// Begins to record failures for whoever `record` belongs to, or to replay them ([`Block::expect_failure`]), or both; ends what is
+    /// not asked for. Operations on the image are counted from here on.
+    pub(crate) fn follow(&mut self, record: Option<TakenSignal>, is_replay: bool) {
+        self.disk.backend.follow(record, is_replay);
+    }
+
+    /// Failures recorded since the last call, in order.
+    pub fn take_failures(&mut self) -> Vec<DiskFailure> {
+        self.disk.backend.take_failures()
+    }
+
+    /// Says what fails next, in a replay. All other operations succeed there, or it is [another run](Block::divergence).
+    pub fn expect_failure(&mut self, failure: DiskFailure) {
+        self.disk.backend.expect(failure);
+    }
+
+    /// Why a replay is not what was recorded, if it is not.
+    pub fn divergence(&self) -> Option<&str> {
+        self.disk.backend.divergence()
     }
 
     /// What the device did in this process.
@@ -150,7 +175,16 @@ impl VirtioDevice for Block {
     ) -> Result<Progress, QueueError> {
         let Self { disk, chain, features, .. } = self;
         let write_through = *features & 1 << VIRTIO_BLK_F_FLUSH == 0;
-        queue.serve(memory, chain, |chain| disk.handle(chain, memory, write_through))
+        queue.serve_until(memory, chain, |chain| {
+            let failed = disk.metrics.backend_errors;
+            let written = disk.handle(chain, memory, write_through)?;
+            // One failure for each access at most: whoever records them has to keep no more, and bounded work for a disk that is broken.
+            Ok(if disk.metrics.backend_errors == failed {
+                ControlFlow::Continue(written)
+            } else {
+                ControlFlow::Break(written)
+            })
+        })
     }
 
     fn reset(&mut self) {

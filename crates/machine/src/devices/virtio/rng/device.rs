@@ -11,6 +11,7 @@ use super::state::RngState;
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::device::{Progress, VirtioDevice};
 use crate::devices::virtio::queue::{QueueError, VirtQueue};
+use crate::input::TakenSignal;
 
 /// Most bytes given for one buffer; the driver asks again (virtio 1.2, 5.4.6: the device may use part of a buffer).
 const REQUEST_BYTES_MAX: usize = 4096;
@@ -22,9 +23,14 @@ pub struct Rng {
     /// Bytes that go to the guest before those of the source.
     supplied: VecDeque<u8>,
     /// What the guest took and nobody has asked for, if somebody will.
-    record: Option<Vec<u8>>,
+    record: Option<Record>,
     metrics: RngMetrics,
     chain: Chain,
+}
+
+struct Record {
+    signal: TakenSignal,
+    bytes: Vec<u8>,
 }
 
 impl Rng {
@@ -46,14 +52,14 @@ impl Rng {
         }
     }
 
-    /// Begins or ends keeping what the guest takes, for [`Rng::take_record`].
-    pub fn set_recording(&mut self, recording: bool) {
-        self.record = recording.then(Vec::new);
+    /// Begins or ends keeping what the guest takes, for [`Rng::take_record`] by whoever the signal belongs to.
+    pub(crate) fn set_recording(&mut self, record: Option<TakenSignal>) {
+        self.record = record.map(|signal| Record { signal, bytes: Vec::new() });
     }
 
     /// What the guest took since the last call, if it took something and it is being recorded.
     pub fn take_record(&mut self) -> Option<Vec<u8>> {
-        self.record.as_mut().filter(|record| !record.is_empty()).map(mem::take)
+        self.record.as_mut().map(|record| mem::take(&mut record.bytes)).filter(|bytes| !bytes.is_empty())
     }
 
     /// Bytes that go to the guest before those of the source.
@@ -110,7 +116,8 @@ impl VirtioDevice for Rng {
                 })?;
             }
             if let Some(record) = record {
-                record.extend_from_slice(bytes);
+                record.bytes.extend_from_slice(bytes);
+                record.signal.raise();
             }
             *taken_bytes = taken_bytes.wrapping_add(len as u64);
             chain.write(memory, 0, bytes)?;
