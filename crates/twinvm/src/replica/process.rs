@@ -132,6 +132,7 @@ impl Process {
             epoch_length_max: Duration::from_millis(self.config.epoch_ms_max.into()),
             lag_max: Duration::from_millis(self.config.lag_ms_max.into()),
             mode: self.shared().mode,
+            evidence_folder: Some(self.config.folder.clone()),
             ..MirrorOptions::new(self.id())
         }
     }

@@ -6,6 +6,7 @@ mod bridged;
 mod client;
 #[path = "../mirror/disks.rs"]
 mod disks;
+mod execution;
 #[path = "../mirror/faults.rs"]
 mod faults;
 #[path = "../mirror/hostile.rs"]

@@ -10,10 +10,10 @@ use network::end::{EndConfig, Lifetime};
 use network::{BridgeSpec, MacAddr, NetworkSpec};
 
 use crate::client::{Client, wait_for_service};
+use crate::faults::{assert_survives, assert_whole};
 use crate::partition::{ip, may_make_namespaces};
 use crate::replicas::{Setup, World};
 use crate::support::HUNG;
-use crate::faults::{assert_survives, assert_whole};
 
 /// The client's address, on the switch.
 const CLIENT: &str = "10.98.0.1/24";

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::faults::assert_survives;
 use crate::client::{Client, wait_for_service};
+use crate::faults::assert_survives;
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
 

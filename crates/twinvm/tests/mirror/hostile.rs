@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use replication::channel::{self, ChannelError, Connection};
 
-use crate::faults::assert_whole;
 use crate::client::{Client, wait_for_service};
+use crate::faults::assert_whole;
 use crate::replicas::{Replica, Setup, World};
 
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::client::{Client, wait_for_service};
+use crate::faults::{assert_survives, assert_whole};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
-use crate::faults::{assert_survives, assert_whole};
 
 /// Two namespaces and a cable; removed when dropped.
 pub struct Cable {

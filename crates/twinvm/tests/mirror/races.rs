@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::client::{Client, wait_for_service};
+use crate::faults::{assert_whole, protected};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
-use crate::faults::{assert_whole, protected};
 
 /// Types a line on the guest's console, as soon as there is a shell that takes it.
 fn type_on_console(replica: &Replica, line: &str) -> UnixStream {

@@ -231,6 +231,20 @@ fn is_protected(status: &Value) -> bool {
     status["protection"]["state"] == "protected"
 }
 
+/// Asks the replica whose folder this is.
+pub fn ask_in(folder: &Path, request: &Value) -> Result<Value, String> {
+    let socket = UnixStream::connect(folder.join("replica.sock")).map_err(|error| error.to_string())?;
+    socket.set_read_timeout(Some(HUNG)).unwrap();
+    (&socket).write_all(format!("{request}\n").as_bytes()).map_err(|error| error.to_string())?;
+    let mut line = String::new();
+    BufReader::new(&socket).read_line(&mut line).map_err(|error| error.to_string())?;
+    let answer: Value = serde_json::from_str(&line).map_err(|error| format!("{error}: {line:?}"))?;
+    match answer["answer"].as_str() {
+        Some("done") => Ok(answer["status"].clone()),
+        _ => Err(answer["message"].as_str().unwrap_or("no message").to_owned()),
+    }
+}
+
 /// A replica process; killed when dropped.
 pub struct Replica {
     pub host: String,
@@ -240,16 +254,7 @@ pub struct Replica {
 
 impl Replica {
     pub fn ask(&self, request: &Value) -> Result<Value, String> {
-        let socket = UnixStream::connect(self.folder.join("replica.sock")).map_err(|error| error.to_string())?;
-        socket.set_read_timeout(Some(HUNG)).unwrap();
-        (&socket).write_all(format!("{request}\n").as_bytes()).map_err(|error| error.to_string())?;
-        let mut line = String::new();
-        BufReader::new(&socket).read_line(&mut line).map_err(|error| error.to_string())?;
-        let answer: Value = serde_json::from_str(&line).map_err(|error| format!("{error}: {line:?}"))?;
-        match answer["answer"].as_str() {
-            Some("done") => Ok(answer["status"].clone()),
-            _ => Err(answer["message"].as_str().unwrap_or("no message").to_owned()),
-        }
+        ask_in(&self.folder, request)
     }
 
     pub fn status(&self) -> Result<Value, String> {
