@@ -19,7 +19,7 @@ MUTATIONS ?= 200000
 SCHEDULES ?= 20000000
 PRIMARIES_KILLED ?= 500
 BENCH_RUNS ?= 3
-# How the demo protects its VM (mirror or none), and how often it kills the primary's host.
+# How the demo protects its VM (mirror, lockstep or none), and how often it kills the primary's host.
 MODE ?= mirror
 KILLS ?= 3
 
@@ -54,13 +54,14 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test --release --locked -p sim --test schedules every_schedule -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test --release --locked -p twinvm --test mirror a_killed_primary -- --nocapture
 
-demo: setup-image build ## Kill the host under a protected Redis, again and again (KILLS=20, MODE=none for a plain VM)
+demo: setup-image build ## Kill the host under a protected Redis, again and again (KILLS=20; MODE=lockstep, MODE=none for a plain VM)
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)
 
-bench: setup-image setup-peer build ## Measure twinvm beside its peers; figures go to target/bench/cpu.json and ft.json
+bench: setup-image setup-peer build ## Measure twinvm beside its peers; figures go to target/bench/*.json
 	@mkdir -p $(TARGET)/bench
 	$(TWINVM) bench cpu --runs $(BENCH_RUNS) --json $(TARGET)/bench/cpu.json
 	$(TWINVM) bench ft --runs $(BENCH_RUNS) --json $(TARGET)/bench/ft.json
+	$(TWINVM) bench ft --mode lockstep --runs $(BENCH_RUNS) --json $(TARGET)/bench/ft-lockstep.json
 
 bench-peer: setup-image setup-peer build ## Measure QEMU alone, on the same work
 	@mkdir -p $(TARGET)/bench

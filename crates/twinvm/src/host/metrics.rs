@@ -77,7 +77,7 @@ struct CounterOf {
     value: fn(&Figures) -> u64,
 }
 
-const GAUGES: [GaugeOf; 16] = [
+const GAUGES: [GaugeOf; 17] = [
     GaugeOf { name: "epoch", help: "The last epoch that the secondary holds", unit: None, value: |f| f.epoch as f64 },
     GaugeOf {
         name: "epochs_per_second",
@@ -128,6 +128,12 @@ const GAUGES: [GaugeOf; 16] = [
         value: |f| f.lockstep.unwrap_or_default().log_bits_per_s,
     },
     GaugeOf {
+        name: "throttled_time",
+        help: "For how long the guest has waited because the secondary was behind, since protection began",
+        unit: Some(Unit::Seconds),
+        value: |f| f.throttled_ms / 1e3,
+    },
+    GaugeOf {
         name: "output_waiting_frames",
         help: "Frames that wait for their commit",
         unit: None,
@@ -171,7 +177,7 @@ const GAUGES: [GaugeOf; 16] = [
     },
 ];
 
-const COUNTERS: [CounterOf; 8] = [
+const COUNTERS: [CounterOf; 9] = [
     CounterOf { name: "dirty", help: "Bytes of changed pages", unit: Some(Unit::Bytes), value: |f| f.dirty_bytes },
     CounterOf {
         name: "sent",
@@ -208,6 +214,12 @@ const COUNTERS: [CounterOf; 8] = [
         help: "Lockstep: digests that differed",
         unit: None,
         value: |f| f.lockstep.unwrap_or_default().divergences,
+    },
+    CounterOf {
+        name: "throttled",
+        help: "Times that the guest had to wait because the secondary was behind",
+        unit: None,
+        value: |f| f.throttled,
     },
     CounterOf { name: "failovers", help: "Takeovers by this replica", unit: None, value: |f| f.failovers },
 ];

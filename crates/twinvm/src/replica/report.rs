@@ -85,6 +85,8 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         lag_epochs: status.figures.lag_epochs,
         waiting_frames: status.gate.waiting_frames,
         waiting_bytes: status.gate.waiting_bytes,
+        throttled: status.figures.throttled,
+        throttled_ms: status.figures.throttled_us as f64 / 1e3,
         lockstep: status.figures.lockstep,
         ..Figures::default()
     };
@@ -148,6 +150,7 @@ fn protection(status: &protocol::Status) -> Protection {
         LossReason::Closed | LossReason::Silent | LossReason::Stale => Reason::LostConnection,
         LossReason::Protocol => Reason::CheckpointError,
         LossReason::Failed => Reason::HardwareFailure,
+        LossReason::Diverged => Reason::Divergence,
     };
     let reason = status.reason.map(|reason| match reason {
         protocol::Reason::NoSecondaryYet | protocol::Reason::FirstCheckpoint | protocol::Reason::Entitling => {
@@ -156,7 +159,6 @@ fn protection(status: &protocol::Status) -> Protection {
         protocol::Reason::TookOver | protocol::Reason::StoreUnreachable => Reason::LostConnection,
         protocol::Reason::Arbitrating(loss) | protocol::Reason::Lost(loss) => lost(loss),
         protocol::Reason::Dropped(DropReason::TooSlow) => Reason::SecondaryTooSlow,
-        protocol::Reason::Dropped(DropReason::Diverged) => Reason::Divergence,
         protocol::Reason::Dropped(DropReason::Off | DropReason::Suspend | DropReason::Restart)
         | protocol::Reason::HandOver
         | protocol::Reason::Stopped(_) => Reason::UserAction,

@@ -283,6 +283,10 @@ pub struct Figures {
     pub failovers: u64,
     /// The last takeover here.
     pub last_takeover: Option<Takeover>,
+    /// How often the guest had to wait because the secondary was behind.
+    pub throttled: u64,
+    /// For how long in all, in ms.
+    pub throttled_ms: f64,
     /// The log and the lag of the secondary, while that executes; nothing while it follows by checkpoints.
     pub lockstep: Option<LockstepFigures>,
 }

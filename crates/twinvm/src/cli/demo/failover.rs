@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::stage::{PROTECT_TIMEOUT, Stage};
-use super::view::View;
+use super::stage::Stage;
 use crate::load::{Counter, Load};
 use crate::replica::status::Takeover;
 
@@ -55,7 +54,7 @@ pub fn survive_a_kill(stage: &mut Stage, client: &Load<Counter>, label: &str) ->
 /// The same for any way to lose a host.
 pub fn survive(stage: &mut Stage, client: &Load<Counter>, loss: Loss, label: &str) -> Result<Failover> {
     stage.pass(calm(), Some(client))?;
-    let view = stage.wait("protection", PROTECT_TIMEOUT, Some(client), View::is_protected)?;
+    let view = stage.ready(Some(client))?;
     let (from, generation) =
         view.primary().map(|primary| (primary.host.clone(), primary.generation)).context("no primary")?;
     client.take_longest_gap();

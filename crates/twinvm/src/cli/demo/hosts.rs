@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use machine::engine::EngineKind;
+use replication::FtMode;
 use tempfile::TempDir;
 
 use super::process::{self, Kind};
@@ -152,11 +153,15 @@ impl Hosts {
         self.command(0, &words)
     }
 
-    /// Begins to protect the VM, or ends it.
-    pub fn protect(&self, on: bool) -> Result<()> {
-        let words: &[&str] = if on { &["ft", "on", VM, "--yes", "--no-wait"] } else { &["ft", "off", VM] };
-        let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        self.command(self.first_alive()?, &words)
+    /// Begins to protect the VM.
+    pub fn protect(&self, mode: FtMode) -> Result<()> {
+        let mode = mode.to_string();
+        self.command(self.first_alive()?, &["ft", "on", VM, "--mode", &mode, "--yes", "--no-wait"].map(OsStr::new))
+    }
+
+    /// Ends its protection.
+    pub fn unprotect(&self) -> Result<()> {
+        self.command(self.first_alive()?, &["ft", "off", VM].map(OsStr::new))
     }
 
     /// Where the guest's Redis can be reached.

@@ -2,8 +2,9 @@
 
 mod failover;
 mod hosts;
-mod mirror;
+mod pins;
 mod process;
+mod protected;
 mod report;
 mod screen;
 mod single;
@@ -14,12 +15,15 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use machine::engine::{EngineChoice, EngineKind};
+use replication::FtMode;
 use serde::Serialize;
 use storage::image::{BuildOptions, ImageSpec, ImageStore};
 
 pub use failover::{Failover, Loss, survive, survive_a_kill};
+pub use pins::Pins;
 pub use report::Blackout;
 pub use screen::Screen;
 pub use stage::Stage;
@@ -57,13 +61,16 @@ enum Mode {
     None,
     /// By checkpoints, which a second host holds
     Mirror,
+    /// By a second host that executes the same instructions; needs the soft engine
+    Lockstep,
 }
 
 pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
     interrupt::catch(|| {})?;
     match arguments.mode {
         Mode::None => single::run(arguments),
-        Mode::Mirror => mirror::run(arguments),
+        Mode::Mirror => protected::run(arguments, FtMode::Mirror),
+        Mode::Lockstep => protected::run(arguments, FtMode::Lockstep),
     }
 }
 
@@ -75,6 +82,20 @@ pub fn build_image() -> Result<()> {
     bar.clear();
     built.context("cannot build the guest image")?;
     Ok(())
+}
+
+/// The engine that executes a VM which is to be replicated in `mode`.
+pub fn engine_for(mode: FtMode, choice: EngineName) -> Result<EngineKind> {
+    match (mode, EngineChoice::from(choice)) {
+        (FtMode::Lockstep, EngineChoice::Kvm) => {
+            bail!(
+                "lockstep needs the soft engine: leave --engine kvm out, or protect by checkpoints with --mode mirror"
+            )
+        }
+        // Whatever is faster here.
+        (FtMode::Lockstep, EngineChoice::Auto) => Ok(EngineKind::Soft),
+        (_, choice) => Ok(machine::probe::choose(choice).0),
+    }
 }
 
 /// A port that was free a moment ago.

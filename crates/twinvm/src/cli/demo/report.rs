@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use machine::engine::EngineKind;
+use replication::FtMode;
 use serde::Serialize;
 
 use super::failover::Failover;
@@ -12,7 +13,7 @@ use crate::load::{Broken, Outcome};
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Subject {
     /// How the VM was protected.
-    pub mode: &'static str,
+    pub mode: FtMode,
     /// What executed its vCPUs.
     pub engine: EngineKind,
 }
@@ -146,6 +147,7 @@ impl Report {
         let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1} ms"));
         let mut rows = table(&["RESULT", ""]);
         rows.add_rows([
+            ["mode".to_owned(), self.subject.mode.to_string()],
             ["kills survived".to_owned(), format!("{} of {}", self.survived, self.kills)],
             [
                 "blackout, p50 and longest".to_owned(),
@@ -176,7 +178,7 @@ mod tests {
     use super::*;
     use crate::load::Histogram;
 
-    const SUBJECT: Subject = Subject { mode: "mirror", engine: EngineKind::Soft };
+    const SUBJECT: Subject = Subject { mode: FtMode::Lockstep, engine: EngineKind::Soft };
 
     fn failover(blackout_ms: f64, survived: bool) -> Failover {
         Failover {
@@ -213,7 +215,7 @@ mod tests {
             assert_eq!(json[key], value, "{key}");
         }
         assert_eq!(json["blackout_ms"], serde_json::json!({"p50": 10.0, "max": 30.0, "each": [30.0, 10.0]}));
-        assert_eq!((json["requests_per_s"].as_f64(), json["mode"].as_str()), (Some(5.0), Some("mirror")));
+        assert_eq!((json["requests_per_s"].as_f64(), json["mode"].as_str()), (Some(5.0), Some("lockstep")));
         assert!(report.is_good());
     }
 

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use machine::engine::EngineKind;
+use replication::FtMode;
 
 use super::hosts::{COUNTER, Hosts, pause};
+use super::pins::Pins;
 use super::screen::Screen;
 use super::view::View;
 use crate::load::{Connection, Counter, Load, LoadOptions};
@@ -17,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// A VM whose replica does not answer for so long has ended.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long protecting the VM may take.
-pub const PROTECT_TIMEOUT: Duration = Duration::from_secs(180);
+const PROTECT_TIMEOUT: Duration = Duration::from_secs(180);
 /// No reply for so long counts as a broken connection.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long a connection to the guest, and one reply to it, may take until the guest is up.
@@ -29,16 +31,25 @@ pub struct Stage {
     pub hosts: Hosts,
     /// The display.
     pub screen: Screen,
+    /// How the VM is protected.
+    mode: FtMode,
+    /// Which processors replicas have for themselves, if they do.
+    pins: Option<Pins>,
 }
 
 impl Stage {
-    /// Starts hosts and the VM on one of them, and waits until its Redis answers.
-    pub fn set(engine: EngineKind, mut screen: Screen) -> Result<Self> {
+    /// Starts hosts and the VM on one of them, and waits until its Redis answers. With `pins`, this process and those of the hosts
+    /// stay on the processors that these say.
+    pub fn set(engine: EngineKind, mode: FtMode, mut screen: Screen, pins: Option<Pins>) -> Result<Self> {
+        if let Some(pins) = &pins {
+            // What it starts inherits it.
+            pins.pin_self()?;
+        }
         let hosts = Hosts::start()?;
         screen.event("hosts a, b and c are up");
         hosts.create_vm(engine)?;
         screen.update(&hosts.view(), None);
-        let mut stage = Self { hosts, screen };
+        let mut stage = Self { hosts, screen, mode, pins };
         let start = Instant::now();
         let redis = stage.hosts.redis();
         let mut gone_since = None;
@@ -55,15 +66,15 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Turns protection on and waits until it is there.
+    /// Turns protection on and waits until it is there, in the mode that is wanted.
     pub fn protect(&mut self) -> Result<View> {
-        self.hosts.protect(true)?;
+        self.hosts.protect(self.mode)?;
         self.wait_protected(None)
     }
 
     /// Turns protection off and waits until it is gone.
     pub fn unprotect(&mut self) -> Result<()> {
-        self.hosts.protect(false)?;
+        self.hosts.unprotect()?;
         self.wait("the end of protection", PROTECT_TIMEOUT, None, |view| {
             view.state() == ProtectionState::Disabled && view.secondary().is_none()
         })?;
@@ -71,18 +82,25 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until the VM is protected, and says so.
+    /// Waits until the VM is protected in the mode that is wanted, and says so.
     pub fn wait_protected(&mut self, client: Option<&Load<Counter>>) -> Result<View> {
         let start = Instant::now();
-        let view = self.wait("protection", PROTECT_TIMEOUT, client, View::is_protected)?;
+        let view = self.ready(client)?;
+        let mode = self.mode;
         if let (Some(primary), Some(secondary)) = (view.primary(), view.secondary()) {
             let waited_s = start.elapsed().as_secs_f64();
             self.screen.event(&format!(
-                "Protected: primary {}, secondary {} (after {waited_s:.1} s)",
+                "Protected ({mode}): primary {}, secondary {} (after {waited_s:.1} s)",
                 primary.host, secondary.host
             ));
         }
         Ok(view)
+    }
+
+    /// Waits until the VM is protected in the mode that is wanted.
+    pub fn ready(&mut self, client: Option<&Load<Counter>>) -> Result<View> {
+        let mode = self.mode;
+        self.wait("protection", PROTECT_TIMEOUT, client, |view| view.follows(mode))
     }
 
     /// Waits for a condition, and shows what happens meanwhile.
@@ -96,6 +114,9 @@ impl Stage {
         let deadline = Instant::now() + timeout;
         loop {
             let view = self.hosts.view();
+            if let Some(pins) = &mut self.pins {
+                pins.pin_replicas(&view)?;
+            }
             self.screen.update(&view, client);
             if condition(&view) {
                 return Ok(view);

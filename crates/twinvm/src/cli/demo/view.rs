@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use replication::FtMode;
+
 use crate::replica::config::socket;
 use crate::replica::control::{self, Request};
 use crate::replica::status::{ProtectionState, ReplicaStatus, Role, SyncProgress};
@@ -38,6 +40,12 @@ impl View {
     /// Whether the VM survives the loss of the primary's host now.
     pub fn is_protected(&self) -> bool {
         self.state() == ProtectionState::Protected && self.secondary().is_some()
+    }
+
+    /// Whether it does, and the secondary follows in this mode: first copies end with a checkpoint whatever the mode.
+    pub fn follows(&self, mode: FtMode) -> bool {
+        let executes = self.primary().is_some_and(|primary| primary.figures.lockstep.is_some());
+        self.is_protected() && executes == (mode == FtMode::Lockstep)
     }
 
     /// The VM's protection.
@@ -88,6 +96,7 @@ mod tests {
         let secondary = replica("b", Role::Secondary, 2, Protected, Some("a"));
         let view = View(vec![old.clone(), secondary]);
         assert!(view.is_protected());
+        assert!(view.follows(FtMode::Mirror) && !view.follows(FtMode::Lockstep));
         assert_eq!(view.secondary().unwrap().host, "b");
         assert!(!View(vec![old]).is_protected(), "a secondary that does not answer protects nobody");
         assert_eq!(View::default().state(), ProtectionState::NotRunning);

@@ -1,14 +1,16 @@
 //! One measurement of each side.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use replication::FtMode;
+use replication::lockstep::LockstepFigures;
 use serde::Serialize;
 
 use super::work::{DEPTH, Work};
 use crate::cli::demo::Stage;
-use crate::load::{Histogram, Load, Outcome, Workload};
+use crate::load::{Counter, Histogram, Load, Outcome, Workload};
 use crate::replica::status::{Figures, PauseClass};
 
 /// Changed pages for each checkpoint at which pauses are measured.
@@ -17,9 +19,12 @@ const PAGES_WANTED: u64 = 1000;
 const CHECKPOINTS_WANTED: u64 = 200;
 /// The replica's quantiles are of the last few seconds: a load must have run for so long.
 const SETTLED: Duration = Duration::from_secs(6);
-
 /// Until then a load is repeated, twice as long, for more checkpoints.
 const MEASURED_MAX: Duration = Duration::from_secs(20);
+/// How long the guest has nothing to do, for the log of an idle guest.
+const IDLE: Duration = Duration::from_secs(10);
+/// How often the lag is looked at while a load runs.
+const LAG_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What is measured without and with protection.
 #[derive(Clone, Debug, Serialize)]
@@ -48,12 +53,49 @@ pub struct Protected {
     pub secondary_memory_bytes: u64,
     /// What the primary said at the end of each load.
     pub figures: LoadFigures,
-    /// Pauses of checkpoints with about 1,000 pages.
+    /// What only this mode has.
+    #[serde(flatten)]
+    pub cost: Cost,
+}
+
+/// What protection costs beside what the guest and its clients feel.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Cost {
+    /// By checkpoints.
+    Mirror(Box<Checkpoints>),
+    /// By executing the same.
+    Lockstep(Execution),
+}
+
+/// What checkpoints cost.
+#[derive(Clone, Debug, Serialize)]
+pub struct Checkpoints {
+    /// What the primary said while so many pages were written to that a checkpoint has about 1,000.
+    pub page_writes: Figures,
+    /// Pauses of these checkpoints.
     pub pauses: PauseClass,
     /// What was sent for the load that increments, 64 requests under way.
     pub pipelined_bytes: Bytes,
     /// What was sent for the load that writes to many keys.
     pub key_writes_bytes: Bytes,
+}
+
+/// What the log costs, and the secondary that executes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Execution {
+    /// The log of all loads with clients.
+    pub log: Log,
+    /// That of a guest that has nothing to do.
+    pub idle: Log,
+    /// Greatest lag that was seen while they ran, in ms.
+    pub lag_ms_max: f64,
+    /// How long the guest waited for the secondary meanwhile, in ms.
+    pub throttled_ms: f64,
+    /// Digests that were compared.
+    pub digests: u64,
+    /// Digests that differed.
+    pub divergences: u64,
 }
 
 /// What the primary said at the end of each load.
@@ -67,8 +109,6 @@ pub struct LoadFigures {
     pub pipelined: Figures,
     /// Writes to many keys.
     pub key_writes: Figures,
-    /// Writes to so many pages that a checkpoint has about 1,000.
-    pub page_writes: Figures,
 }
 
 /// Bytes of changed pages, and bytes sent for them.
@@ -89,54 +129,111 @@ impl Bytes {
     }
 }
 
+/// A stretch of the log.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Log {
+    /// Its bytes.
+    pub bytes: u64,
+    /// Those of the frames from outside that it holds.
+    pub inbound_bytes: u64,
+    /// How long the guest took to write it, in s.
+    pub seconds: f64,
+}
+
+impl Log {
+    fn between(before: &LockstepFigures, after: &LockstepFigures, time: Duration) -> Result<Self> {
+        let grown = |before: u64, after: u64| after.checked_sub(before).context("the log was begun anew meanwhile");
+        Ok(Self {
+            bytes: grown(before.log_bytes, after.log_bytes)?,
+            inbound_bytes: grown(before.inbound_bytes, after.inbound_bytes)?,
+            seconds: time.as_secs_f64(),
+        })
+    }
+
+    /// Bandwidth, in kbit/s.
+    pub fn kbit_per_s(&self) -> f64 {
+        if self.seconds > 0.0 { self.bytes as f64 * 8e-3 / self.seconds } else { 0.0 }
+    }
+}
+
 impl Side {
     /// Measures a VM that is not protected.
     pub fn measure(stage: &mut Stage, work: &mut Work) -> Result<Self> {
-        Ok(common(stage, work)?.0)
+        Ok(common(stage, work)?.side)
     }
 }
 
 impl Protected {
     /// Measures a protected VM.
-    pub fn measure(stage: &mut Stage, work: &mut Work) -> Result<Self> {
-        let (side, seen) = common(stage, work)?;
+    pub fn measure(stage: &mut Stage, work: &mut Work, mode: FtMode) -> Result<Self> {
+        let Common { side, figures, before, time, lag_ms_max } = common(stage, work)?;
         let secondary = stage.hosts.view().secondary().map(|secondary| secondary.pid).context("no secondary")?;
         let secondary_memory_bytes = resident_bytes(secondary)?;
-        let page_writes = page_writes(stage, work)?;
-        Ok(Self {
-            side,
-            secondary_memory_bytes,
-            pipelined_bytes: Bytes::between(&seen.single, &seen.pipelined),
-            key_writes_bytes: Bytes::between(&seen.pipelined, &seen.key_writes),
-            pauses: pauses_at(&page_writes, PAGES_WANTED).context("no checkpoint has about 1,000 pages")?,
-            figures: LoadFigures { page_writes, ..seen },
-        })
+        let cost = match mode {
+            FtMode::Mirror => {
+                let page_writes = page_writes(stage, work)?;
+                Cost::Mirror(Box::new(Checkpoints {
+                    pauses: pauses_at(&page_writes, PAGES_WANTED).context("no checkpoint has about 1,000 pages")?,
+                    page_writes,
+                    pipelined_bytes: Bytes::between(&figures.single, &figures.pipelined),
+                    key_writes_bytes: Bytes::between(&figures.pipelined, &figures.key_writes),
+                }))
+            }
+            FtMode::Lockstep => {
+                let (start, after) = (Instant::now(), self::figures(stage)?);
+                stage.pass(IDLE, None)?;
+                let (idle_time, idle) = (start.elapsed(), self::figures(stage)?);
+                let (loads_log, idle_log) = (log(&after)?, log(&idle)?);
+                Cost::Lockstep(Execution {
+                    log: Log::between(log(&before)?, loads_log, time)?,
+                    idle: Log::between(loads_log, idle_log, idle_time)?,
+                    lag_ms_max,
+                    throttled_ms: after.throttled_ms - before.throttled_ms,
+                    digests: idle_log.digests,
+                    divergences: idle_log.divergences,
+                })
+            }
+        };
+        Ok(Self { side, secondary_memory_bytes, figures, cost })
     }
 }
 
-/// Carries out all loads that both sides have. Without protection the figures say nothing.
-fn common(stage: &mut Stage, work: &mut Work) -> Result<(Side, LoadFigures)> {
+/// What the loads show that both sides have. Without protection the figures say nothing.
+struct Common {
+    side: Side,
+    figures: LoadFigures,
+    /// What the primary said before the loads with clients.
+    before: Figures,
+    /// How long these took.
+    time: Duration,
+    /// Greatest lag that was seen meanwhile, in ms.
+    lag_ms_max: f64,
+}
+
+fn common(stage: &mut Stage, work: &mut Work) -> Result<Common> {
     let cpu = work.cpu()?;
     let cpu_figures = figures(stage)?;
+    let start = Instant::now();
+    let mut lag = Lag::default();
     let single = {
         let client = stage.count(1)?;
-        stage.pass(work.duration, Some(&client))?;
+        lag.pass(stage, work.duration, Some(&client))?;
         good(client)?
     };
     let single_figures = figures(stage)?;
     let pipelined = {
         let client = stage.count(DEPTH)?;
-        stage.pass(work.duration, Some(&client))?;
+        lag.pass(stage, work.duration, Some(&client))?;
         good(client)?
     };
     let pipelined_figures = figures(stage)?;
     let key_writes = {
         let (connection, options) = work.connect(stage, DEPTH)?;
         let load = Load::start(connection, work.key_writes(), options)?;
-        stage.pass(work.duration, None)?;
+        lag.pass(stage, work.duration, None)?;
         good(load)?
     };
-    let key_writes_figures = figures(stage)?;
+    let (time, key_writes_figures) = (start.elapsed(), figures(stage)?);
     let primary = stage.hosts.view().primary().map(|primary| primary.pid).context("no primary")?;
     let side = Side {
         cpu_s: cpu.as_secs_f64(),
@@ -147,13 +244,38 @@ fn common(stage: &mut Stage, work: &mut Work) -> Result<(Side, LoadFigures)> {
         memory_bytes: resident_bytes(primary)?,
     };
     let figures = LoadFigures {
-        cpu: cpu_figures,
+        cpu: cpu_figures.clone(),
         single: single_figures,
         pipelined: pipelined_figures,
         key_writes: key_writes_figures,
-        page_writes: Figures::default(),
     };
-    Ok((side, figures))
+    Ok(Common { side, figures, before: cpu_figures, time, lag_ms_max: lag.ms_max })
+}
+
+/// The greatest lag that was seen.
+#[derive(Default)]
+struct Lag {
+    ms_max: f64,
+}
+
+impl Lag {
+    /// Lets a load run, and looks at the lag now and then.
+    fn pass(&mut self, stage: &mut Stage, duration: Duration, client: Option<&Load<Counter>>) -> Result<()> {
+        let end = Instant::now() + duration;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            stage.pass(left.min(LAG_INTERVAL), client)?;
+            let log = stage.hosts.view().primary().and_then(|primary| primary.figures.lockstep);
+            self.ms_max = self.ms_max.max(log.unwrap_or_default().lag_ms);
+        }
+    }
+}
+
+fn log(figures: &Figures) -> Result<&LockstepFigures> {
+    figures.lockstep.as_ref().context("the secondary does not execute any more")
 }
 
 /// Has about 1,000 pages changed for each checkpoint; what the primary said then.

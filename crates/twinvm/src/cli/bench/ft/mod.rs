@@ -1,6 +1,8 @@
 //! `twinvm bench ft`: what protection costs, beside the same VM without it in the same run.
 
+mod checkpoints;
 mod colo;
+mod execution;
 mod measure;
 mod report;
 mod work;
@@ -10,14 +12,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
-use machine::engine::EngineChoice;
+use clap::{Args, ValueEnum};
+use replication::FtMode;
 
 use self::measure::{Protected, Side};
 use self::report::{Measured, Report, Subject};
 use self::work::Work;
 use super::report::host_cpu;
-use crate::cli::demo::{Failover, Loss, Screen, Stage, build_image, is_stdout, survive, write_json};
+use crate::cli::demo::{Failover, Loss, Pins, Screen, Stage, build_image, engine_for, is_stdout, survive, write_json};
+use crate::cli::ft::ModeName;
 use crate::cli::run::EngineName;
 use crate::interrupt;
 use crate::load::{Counter, Load};
@@ -25,8 +28,17 @@ use crate::load::{Counter, Load};
 #[derive(Args)]
 #[command(after_help = "\
 Three hosts run on this machine. The VM serves Redis; it is measured in turns without and with protection, then the primary's
-host is killed a few times, and made to stand still a few times.")]
+host is killed a few times, and made to stand still a few times.
+
+With `--pin replicas`, the primary has a processor for itself and the secondary another one; client, network end and daemons have
+the others or, where there are only two, share the primary's. It is the same without protection.")]
 pub struct FtArguments {
+    /// How the VM is protected
+    #[arg(long, value_enum, default_value = "mirror")]
+    mode: ModeName,
+    /// Which replicas have a processor for themselves [default: replicas with lockstep, none with mirror]
+    #[arg(long, value_enum)]
+    pin: Option<Pin>,
     /// Write the result to this file, as JSON; `-` is standard output
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -47,12 +59,25 @@ pub struct FtArguments {
     engine: EngineName,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Pin {
+    /// Both
+    Replicas,
+    /// Neither
+    None,
+}
+
 pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
     interrupt::catch(|| {})?;
     let is_stdout_taken = is_stdout(arguments.json.as_deref());
+    let mode = FtMode::from(arguments.mode);
+    let engine = engine_for(mode, arguments.engine)?;
+    let pins = match (arguments.pin, mode) {
+        (Some(Pin::Replicas), _) | (None, FtMode::Lockstep) => Some(Pins::choose()?),
+        (Some(Pin::None), _) | (None, FtMode::Mirror) => None,
+    };
     build_image()?;
-    let (engine, _) = machine::probe::choose(EngineChoice::from(arguments.engine));
-    let mut stage = Stage::set(engine, Screen::new(is_stdout_taken))?;
+    let mut stage = Stage::set(engine, mode, Screen::new(is_stdout_taken), pins.clone())?;
     let duration = Duration::from_secs(arguments.seconds.into());
     let mut work = Work::prepare(&stage, duration)?;
     let mut measured = Measured::default();
@@ -61,7 +86,7 @@ pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
         measured.unprotected.push(Side::measure(&mut stage, &mut work)?);
         stage.screen.event(&format!("run {run} of {}: protected", arguments.runs));
         stage.protect()?;
-        measured.protected.push(Protected::measure(&mut stage, &mut work)?);
+        measured.protected.push(Protected::measure(&mut stage, &mut work, mode)?);
         stage.unprotect()?;
     }
     if arguments.kills + arguments.silences > 0 {
@@ -81,6 +106,8 @@ pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
     let subject = Subject {
         twinvm_version: env!("CARGO_PKG_VERSION"),
         engine,
+        mode,
+        pins,
         runs: arguments.runs,
         seconds: arguments.seconds,
         cpu_steps: work.cpu_steps(),

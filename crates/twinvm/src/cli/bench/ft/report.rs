@@ -2,15 +2,17 @@
 
 use anyhow::Result;
 use machine::engine::EngineKind;
+use replication::FtMode;
 use serde::Serialize;
 
+use super::checkpoints::CheckpointCost;
 use super::colo::{self, Colo};
-use super::measure::{Bytes, LoadFigures, Protected, Side};
+use super::execution::ExecutionCost;
+use super::measure::{LoadFigures, Protected, Side};
 use crate::cli::bench::report::median;
-use crate::cli::demo::{Blackout, Failover};
+use crate::cli::demo::{Blackout, Failover, Pins};
 use crate::cli::output::{print_line, table};
 use crate::load::Histogram;
-use crate::replica::status::Figures;
 
 /// What was measured, and where.
 #[derive(Clone, Debug, Serialize)]
@@ -19,6 +21,10 @@ pub struct Subject {
     pub twinvm_version: &'static str,
     /// What executed the vCPUs.
     pub engine: EngineKind,
+    /// How the VM was protected.
+    pub mode: FtMode,
+    /// Which processors the replicas had for themselves, without and with protection; they had none if it is not said.
+    pub pins: Option<Pins>,
     /// Measurements of each side.
     pub runs: u32,
     /// How long each load ran.
@@ -44,11 +50,16 @@ pub struct Measured {
     pub silences: Vec<Failover>,
 }
 
+/// A figure: its name, without and with protection, what protection costs, and the same of COLO with long and short intervals.
+pub type Row = [String; 6];
+
 /// Half and 99 of 100 of something are not above these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Quantiles {
-    p50: f64,
-    p99: f64,
+    /// Half of them are not above it.
+    pub p50: f64,
+    /// 99 of 100 are not above it.
+    pub p99: f64,
 }
 
 impl Quantiles {
@@ -60,16 +71,10 @@ impl Quantiles {
 /// The result of `twinvm bench ft`. Ratios are protected over unprotected, in speed: 1 is no loss.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Pause of the guest for a checkpoint with about 1,000 changed pages: in the class of `pause_dirty_pages_range`.
-    pause_us: Quantiles,
-    /// Without protection there is none.
-    pause_us_unprotected: Quantiles,
-    /// Changed pages of the checkpoints that `pause_us` is about, median.
-    pause_dirty_pages: f64,
-    /// Their least and greatest number.
-    pause_dirty_pages_range: [u64; 2],
-    /// How many checkpoints these were, in all runs.
-    pause_checkpoints: u64,
+    #[serde(flatten)]
+    checkpoints: Option<CheckpointCost>,
+    #[serde(flatten)]
+    execution: Option<ExecutionCost>,
     /// Speed of the CPU-bound loop.
     cpu_ratio: f64,
     cpu_s_unprotected: f64,
@@ -88,14 +93,6 @@ pub struct Report {
     key_writes_ratio: f64,
     key_writes_per_s_unprotected: f64,
     key_writes_per_s_protected: f64,
-    /// Bytes sent for each byte of changed pages, while many keys are written to.
-    bytes_ratio: f64,
-    /// Nothing is sent without protection.
-    sent_bytes_unprotected: u64,
-    sent_bytes_protected: u64,
-    dirty_bytes_protected: u64,
-    /// The same while one counter is incremented.
-    bytes_ratio_pipelined: f64,
     /// Resident memory of the secondary, relative to that of an unprotected primary.
     secondary_memory_ratio: f64,
     memory_bytes_unprotected: f64,
@@ -123,12 +120,6 @@ impl Report {
             sides.for_each(|side| sum.merge(&side.latencies));
             Quantiles::of(&sum)
         };
-        let bytes = |value: fn(&Protected) -> Bytes| {
-            measured.protected.iter().map(value).fold(Bytes::default(), |sum, bytes| Bytes {
-                dirty: sum.dirty.saturating_add(bytes.dirty),
-                sent: sum.sent.saturating_add(bytes.sent),
-            })
-        };
         let latency_unprotected = latencies(&mut measured.unprotected.iter());
         let latency_protected = latencies(&mut measured.protected.iter().map(|run| &run.side));
         let (cpu_unprotected, cpu_protected) = (unprotected(|side| side.cpu_s)?, protected(|run| run.side.cpu_s)?);
@@ -136,21 +127,11 @@ impl Report {
         let pipelined_protected = protected(|run| run.side.pipelined_requests_per_s)?;
         let key_writes_unprotected = unprotected(|side| side.key_writes_per_s)?;
         let key_writes_protected = protected(|run| run.side.key_writes_per_s)?;
-        let key_writes_bytes = bytes(|run| run.key_writes_bytes);
         let memory_unprotected = unprotected(|side| side.memory_bytes as f64)?;
         let memory_secondary = protected(|run| run.secondary_memory_bytes as f64)?;
         Some(Self {
-            pause_us: Quantiles {
-                p50: protected(|run| run.pauses.pause_us.p50)?,
-                p99: protected(|run| run.pauses.pause_us.p99)?,
-            },
-            pause_us_unprotected: Quantiles::default(),
-            pause_dirty_pages: protected(|run| run.pauses.dirty_pages as f64)?,
-            pause_dirty_pages_range: measured
-                .protected
-                .first()
-                .map(|run| [run.pauses.pages_min, run.pauses.pages_max])?,
-            pause_checkpoints: measured.protected.iter().map(|run| run.pauses.checkpoints).sum(),
+            checkpoints: CheckpointCost::of(&measured.protected),
+            execution: ExecutionCost::of(&measured.protected),
             cpu_ratio: ratio(cpu_unprotected, cpu_protected),
             cpu_s_unprotected: cpu_unprotected,
             cpu_s_protected: cpu_protected,
@@ -168,11 +149,6 @@ impl Report {
             key_writes_ratio: ratio(key_writes_protected, key_writes_unprotected),
             key_writes_per_s_unprotected: key_writes_unprotected,
             key_writes_per_s_protected: key_writes_protected,
-            bytes_ratio: bytes_ratio(key_writes_bytes),
-            sent_bytes_unprotected: 0,
-            sent_bytes_protected: key_writes_bytes.sent,
-            dirty_bytes_protected: key_writes_bytes.dirty,
-            bytes_ratio_pipelined: bytes_ratio(bytes(|run| run.pipelined_bytes)),
             secondary_memory_ratio: ratio(memory_secondary, memory_unprotected),
             memory_bytes_unprotected: memory_unprotected,
             memory_bytes_primary: protected(|run| run.side.memory_bytes as f64)?,
@@ -191,13 +167,18 @@ impl Report {
     pub fn print(&self) -> Result<()> {
         let subject = &self.subject;
         print_line(&format!(
-            "\nengine: {}; host: {}; medians of {}, {} s for each load; COLO: {}\n",
+            "\nmode: {}; engine: {}; host: {}; medians of {}, {} s for each load; COLO: {}",
+            subject.mode,
             subject.engine,
             subject.host_cpu.as_deref().unwrap_or("unknown processor"),
             subject.runs,
             subject.seconds,
             colo::SOURCE,
         ))?;
+        print_line(&match &subject.pins {
+            Some(pins) => format!("{}; the same without protection\n", pins.describe()),
+            None => "all processes share all processors\n".to_owned(),
+        })?;
         let mut rows = table(&["FIGURE", "UNPROTECTED", "PROTECTED", "COST", "COLO 20 s", "COLO 200 ms"]);
         for row in self.rows() {
             rows.add_row(row);
@@ -210,20 +191,16 @@ impl Report {
         Ok(())
     }
 
-    fn rows(&self) -> Vec<[String; 6]> {
+    fn rows(&self) -> Vec<Row> {
         let (slow, fast) = (&colo::DEFAULT, &colo::FREQUENT);
         let colo = |text: fn(&Colo) -> String| [text(slow), text(fast)];
-        let mut rows = Vec::new();
+        let mut rows: Vec<Row> = self.checkpoints.iter().flat_map(CheckpointCost::rows).collect();
+        rows.extend(self.execution.iter().flat_map(ExecutionCost::rows));
         let mut row = |figure: &str, unprotected: String, protected: String, cost: String, colo: [String; 2]| {
             let [slow, fast] = colo;
             rows.push([figure.to_owned(), unprotected, protected, cost, slow, fast]);
         };
         let none = || "-".to_owned();
-        let [pages_min, pages_max] = self.pause_dirty_pages_range;
-        let pages =
-            format!("pause at {pages_min} to {pages_max} dirty pages (median {:.0}), p50", self.pause_dirty_pages);
-        row(&pages, none(), us(self.pause_us.p50), none(), colo(|colo| colo.pause_us.map_or("-".to_owned(), us)));
-        row("  p99", none(), us(self.pause_us.p99), none(), [none(), none()]);
         row(
             "CPU-bound loop",
             format!("{:.2} s", self.cpu_s_unprotected),
@@ -260,13 +237,6 @@ impl Report {
             colo(|colo| format!("{:+.2} ms", colo.added_latency_p99_ms())),
         );
         row(
-            "bytes sent for dirty bytes",
-            "0".to_owned(),
-            format!("{} of {} MiB", self.sent_bytes_protected >> 20, self.dirty_bytes_protected >> 20),
-            percent(self.bytes_ratio),
-            [none(), none()],
-        );
-        row(
             "memory of primary / secondary",
             format!("{:.0} MiB", self.memory_bytes_unprotected / MIB),
             format!("{:.0} / {:.0} MiB", self.memory_bytes_primary / MIB, self.memory_bytes_secondary / MIB),
@@ -300,44 +270,17 @@ impl Report {
 
     /// What the last protected run, and the kills, show of causes.
     fn limits(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        if let Some(Protected { figures, pauses, .. }) = self.each.protected.last() {
-            let LoadFigures { cpu, single, pipelined, key_writes, page_writes } = figures;
-            let parts = &page_writes.pause_parts_us;
-            lines.push(format!(
-                "pause: finding {} dirty pages {:.0} us, copying or freezing them {:.0} us, saving vCPUs and devices {:.0} us \
-                 (medians); the rest is waking the sender; {:.0} checkpoints/s",
-                pauses.dirty_pages, parts.tracking, parts.pages, parts.state, page_writes.epochs_per_s,
-            ));
-            lines.push(format!(
-                "CPU-bound: paused {:.1}% of the time ({:.0} checkpoints/s, {} pages each); the rest is first writes to \
-                 pages after a checkpoint, and sharing processors with encoder, sender and secondary",
-                paused_percent(cpu),
-                cpu.epochs_per_s,
-                cpu.dirty_pages,
-            ));
+        let mut lines: Vec<String> = self.checkpoints.iter().flat_map(CheckpointCost::limits).collect();
+        lines.extend(self.execution.iter().flat_map(ExecutionCost::limits));
+        if let Some(LoadFigures { single, pipelined, key_writes, .. }) =
+            self.each.protected.last().map(|run| &run.figures)
+        {
             for (load, figures) in [("64 under way", pipelined), ("many keys", key_writes), ("one at a time", single)] {
                 lines.push(format!(
-                    "{load}: replies wait {:.2} ms for their commit (p50; p99 {:.2} ms), the guest is paused {:.1}% of the time; \
-                     {:.0} checkpoints/s, {} pages each",
-                    figures.latency_added_ms.p50,
-                    figures.latency_added_ms.p99,
-                    paused_percent(figures),
-                    figures.epochs_per_s,
-                    figures.dirty_pages,
+                    "{load}: replies wait {:.2} ms for their commit (p50; p99 {:.2} ms)",
+                    figures.latency_added_ms.p50, figures.latency_added_ms.p99,
                 ));
             }
-            let pages = key_writes.pages;
-            lines.push(format!(
-                "bytes: pages sent as zero {}, unchanged {}, word runs {}, XOR+LZ4 {}, LZ4 {}, raw {}; with one counter only {}",
-                pages.zero,
-                pages.unchanged,
-                pages.word_runs,
-                pages.delta,
-                pages.lz4,
-                pages.raw,
-                percent(self.bytes_ratio_pipelined),
-            ));
         }
         let takeovers: Vec<_> = self.each.failovers.iter().filter_map(|failover| failover.takeover).collect();
         let part = |value: fn(&crate::replica::status::Takeover) -> f64| {
@@ -358,28 +301,23 @@ impl Report {
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// Share of the time in which the guest stands still, in percent, as far as the median pause tells.
-fn paused_percent(figures: &Figures) -> f64 {
-    figures.epochs_per_s * figures.pause_us.p50 / 1e4
-}
-
-fn ratio(value: f64, base: f64) -> f64 {
+/// How many times the base.
+pub fn ratio(value: f64, base: f64) -> f64 {
     if base > 0.0 { value / base } else { 0.0 }
 }
 
-fn bytes_ratio(bytes: Bytes) -> f64 {
-    ratio(bytes.sent as f64, bytes.dirty as f64)
-}
-
-fn us(value: f64) -> String {
+/// A time in us.
+pub fn us(value: f64) -> String {
     format!("{value:.0} us")
 }
 
-fn ms(value: f64) -> String {
+/// A time in ms.
+pub fn ms(value: f64) -> String {
     format!("{value:.2} ms")
 }
 
-fn percent(ratio: f64) -> String {
+/// A ratio in percent.
+pub fn percent(ratio: f64) -> String {
     format!("{:.0}%", ratio * 100.0)
 }
 
@@ -387,8 +325,9 @@ fn percent(ratio: f64) -> String {
 mod tests {
     use std::time::Duration;
 
+    use super::super::measure::{Bytes, Checkpoints, Cost, Execution, Log};
     use super::*;
-    use crate::replica::status::PauseClass;
+    use crate::replica::status::{Figures, PauseClass};
 
     fn side(cpu_s: f64, pipelined_requests_per_s: f64, latency_ms: u64) -> Side {
         let mut latencies = Histogram::default();
@@ -403,18 +342,9 @@ mod tests {
         }
     }
 
-    fn protected(side: Side) -> Protected {
-        let figures = Figures::default();
-        Protected {
-            side,
-            secondary_memory_bytes: 150,
-            figures: LoadFigures {
-                cpu: figures.clone(),
-                single: figures.clone(),
-                pipelined: figures.clone(),
-                key_writes: figures.clone(),
-                page_writes: figures,
-            },
+    fn mirrored() -> Cost {
+        Cost::Mirror(Box::new(Checkpoints {
+            page_writes: Figures::default(),
             pauses: PauseClass {
                 pages_min: 800,
                 pages_max: 1499,
@@ -424,6 +354,32 @@ mod tests {
             },
             pipelined_bytes: Bytes { dirty: 10, sent: 1 },
             key_writes_bytes: Bytes { dirty: 100, sent: 25 },
+        }))
+    }
+
+    fn executed(bytes: u64, lag_ms_max: f64) -> Cost {
+        Cost::Lockstep(Execution {
+            log: Log { bytes, inbound_bytes: 1000, seconds: 1.0 },
+            idle: Log { bytes: 12_500, inbound_bytes: 0, seconds: 10.0 },
+            lag_ms_max,
+            throttled_ms: 0.0,
+            digests: 5,
+            divergences: 0,
+        })
+    }
+
+    fn protected(side: Side, cost: Cost) -> Protected {
+        let figures = Figures::default();
+        Protected {
+            side,
+            secondary_memory_bytes: 150,
+            figures: LoadFigures {
+                cpu: figures.clone(),
+                single: figures.clone(),
+                pipelined: figures.clone(),
+                key_writes: figures,
+            },
+            cost,
         }
     }
 
@@ -431,6 +387,8 @@ mod tests {
         let subject = Subject {
             twinvm_version: "0",
             engine: EngineKind::Soft,
+            mode: FtMode::Mirror,
+            pins: None,
             runs: 1,
             seconds: 1,
             cpu_steps: 1,
@@ -444,7 +402,7 @@ mod tests {
     fn ratios_compare_protected_with_unprotected() {
         let measured = Measured {
             unprotected: vec![side(1.0, 1000.0, 1), side(1.0, 1000.0, 1), side(9.0, 10.0, 1)],
-            protected: vec![protected(side(2.0, 700.0, 3))],
+            protected: vec![protected(side(2.0, 700.0, 3), mirrored())],
             failovers: Vec::new(),
             silences: Vec::new(),
         };
@@ -469,9 +427,34 @@ mod tests {
     }
 
     #[test]
+    fn the_log_is_compared_with_what_came_in() {
+        let run = |bytes, lag| protected(side(1.0, 1.0, 1), executed(bytes, lag));
+        let measured = Measured {
+            unprotected: vec![side(1.0, 1.0, 1)],
+            protected: vec![run(1100, 3.0), run(1200, 9.0), run(1000, 1.0)],
+            ..Measured::default()
+        };
+        let json = serde_json::to_value(report(measured).unwrap()).unwrap();
+        for (key, value) in [
+            ("log_ratio", 1.1),
+            ("log_bytes", 3300.0),
+            ("log_inbound_bytes", 3000.0),
+            ("log_idle_kbit_per_s", 10.0),
+            ("lag_ms_max", 9.0),
+            ("digests", 15.0),
+        ] {
+            assert_eq!(json[key].as_f64(), Some(value), "{key}");
+        }
+        assert!(json.get("pause_us").is_none() && json.get("bytes_ratio").is_none(), "{json}");
+    }
+
+    #[test]
     fn one_side_alone_is_no_result() {
         assert!(report(Measured { unprotected: vec![side(1.0, 1.0, 1)], ..Measured::default() }).is_none());
-        assert!(report(Measured { protected: vec![protected(side(1.0, 1.0, 1))], ..Measured::default() }).is_none());
+        assert!(
+            report(Measured { protected: vec![protected(side(1.0, 1.0, 1), mirrored())], ..Measured::default() })
+                .is_none()
+        );
     }
 
     #[test]

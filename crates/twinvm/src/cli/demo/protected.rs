@@ -4,23 +4,23 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use machine::engine::EngineChoice;
+use replication::FtMode;
 
 use super::hosts::COUNTER;
 use super::report::{Report, Subject};
 use super::stage::Stage;
-use super::{DemoArguments, Screen, build_image, is_stdout, survive_a_kill, write_json};
+use super::{DemoArguments, Screen, build_image, engine_for, is_stdout, survive_a_kill, write_json};
 use crate::interrupt;
 
 /// How long the last look at the counter may take.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
+pub fn run(arguments: &DemoArguments, mode: FtMode) -> Result<ExitCode> {
     let is_stdout_taken = is_stdout(arguments.json.as_deref());
+    let engine = engine_for(mode, arguments.engine)?;
     build_image()?;
-    let (engine, _) = machine::probe::choose(EngineChoice::from(arguments.engine));
-    let mut stage = Stage::set(engine, Screen::new(is_stdout_taken))?;
-    stage.screen.event("turning protection on");
+    let mut stage = Stage::set(engine, mode, Screen::new(is_stdout_taken), None)?;
+    stage.screen.event(&format!("turning protection on, mode {mode}"));
     stage.protect()?;
     let client = stage.count(1)?;
     stage.screen.event("one client is connected; it increments a counter, one request at a time");
@@ -49,7 +49,7 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
         problem = Some(format!("a kill was not survived{}", stage.hosts.log_tails()));
     }
     stage.screen.finish();
-    let report = Report::new(Subject { mode: "mirror", engine }, arguments.kills, failovers, outcome, problem);
+    let report = Report::new(Subject { mode, engine }, arguments.kills, failovers, outcome, problem);
     if !is_stdout_taken {
         report.print()?;
     }
