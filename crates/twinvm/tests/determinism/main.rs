@@ -8,8 +8,6 @@
 mod support;
 
 use std::fs;
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,66 +17,16 @@ use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::input::Journal;
 use machine::vm::{Vm, VmState};
-use memory::{GuestRam, PAGE_BYTES};
-use network::{
-    BackendError, CableEnd, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received,
-    SendOutcome,
-};
+use memory::GuestRam;
 use redis::Commands;
 use support::guest::{Guest, Network};
+use support::replay::{Nowhere, copy_of};
 
 /// Increments that the client makes during the recorded run; `TWINVM_DETERMINISM_REQUESTS` for more.
 const REQUESTS: usize = 300;
 
 fn requests() -> usize {
     std::env::var("TWINVM_DETERMINISM_REQUESTS").ok().and_then(|number| number.parse().ok()).unwrap_or(REQUESTS)
-}
-
-/// A network that nobody is on: takes every frame and has none.
-struct Nowhere(CableEnd);
-
-impl Nowhere {
-    fn new() -> io::Result<Self> {
-        Ok(Self(network::pair()?.0))
-    }
-}
-
-impl FrameBackend for Nowhere {
-    fn send(&mut self, _frame: &[u8], _offload: FrameOffload) -> Result<SendOutcome, BackendError> {
-        Ok(SendOutcome::Sent)
-    }
-
-    fn recv(&mut self, _buffer: &mut [u8]) -> Result<Option<Received>, BackendError> {
-        Ok(None)
-    }
-
-    fn accept(&mut self, _offloads: ReceiveOffloads) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn link_state(&self) -> LinkState {
-        LinkState::Up
-    }
-
-    fn position(&self) -> InputPosition {
-        InputPosition::default()
-    }
-
-    fn poll_fd(&self) -> BorrowedFd<'_> {
-        self.0.poll_fd()
-    }
-}
-
-fn copy(ram: &GuestRam) -> GuestRam {
-    let copy = GuestRam::new(ram.size_bytes()).unwrap();
-    let mut page = vec![0; PAGE_BYTES as usize];
-    for number in 0..ram.pages() {
-        ram.read_offset(number * PAGE_BYTES, &mut page);
-        if page.iter().any(|&byte| byte != 0) {
-            copy.write_offset(number * PAGE_BYTES, &page);
-        }
-    }
-    copy
 }
 
 struct Saved {
@@ -96,7 +44,7 @@ impl Saved {
 fn replay(guest: &Guest, saved: &Saved, journal: &Journal, instructions: u64, piece: u64, disk: &Path) -> Digest {
     let parts = guest.parts(disk, Box::new(Nowhere::new().unwrap()), saved.entropy_bytes());
     let mode = InputMode::Replay(Journal::new(journal.events()));
-    let ram = copy(&saved.ram);
+    let ram = copy_of(&saved.ram);
     let mut vm = Vm::restore(guest.config(), &ram, saved.state.clone(), parts, EngineKind::Soft, mode).unwrap();
     loop {
         let now = vm.instructions().unwrap();
@@ -117,7 +65,7 @@ fn a_replay_ends_in_the_same_state() {
         let disk = guest.disk("recorded.qcow2");
         let mut vm = guest.boot(&disk, network.link());
         support::run_until(&mut vm, || network.redis(6379).is_ok());
-        let saved = Saved { state: vm.save().unwrap(), ram: copy(vm.platform().ram()) };
+        let saved = Saved { state: vm.save().unwrap(), ram: copy_of(vm.platform().ram()) };
         vm.platform().flush_disks().unwrap();
         drop(vm);
         let copies = ["first.qcow2", "second.qcow2"].map(|name| guest.folder().join(name));
@@ -128,7 +76,7 @@ fn a_replay_ends_in_the_same_state() {
         let journal = Journal::default();
         let parts = guest.parts(&disk, network.link(), saved.entropy_bytes());
         let mode = InputMode::Record(Arc::new(journal.clone()));
-        let ram = copy(&saved.ram);
+        let ram = copy_of(&saved.ram);
         let mut vm = Vm::restore(guest.config(), &ram, saved.state.clone(), parts, EngineKind::Soft, mode).unwrap();
         support::run_while(&mut vm, || {
             let mut connection = network.redis(6379).unwrap();

@@ -52,18 +52,19 @@ pub struct Guest {
     image: Image,
     folder: TempDir,
     cpus: u32,
+    memory_bytes: u64,
     console: Console,
 }
 
 impl Guest {
     /// Debian with Redis.
     pub fn redis(cpus: u32) -> Self {
-        Self {
-            image: image("test-redis", &["redis-server"]),
-            folder: tempfile::tempdir().unwrap(),
-            cpus,
-            console: Console::default(),
-        }
+        Self::of(image("test-redis", &["redis-server"]), cpus, 256 << 20)
+    }
+
+    /// A guest of this image.
+    pub fn of(image: Image, cpus: u32, memory_bytes: u64) -> Self {
+        Self { image, folder: tempfile::tempdir().unwrap(), cpus, memory_bytes, console: Console::default() }
     }
 
     pub fn folder(&self) -> &Path {
@@ -71,7 +72,7 @@ impl Guest {
     }
 
     pub fn config(&self) -> VmConfig {
-        VmConfig { name: "test".into(), cpus: self.cpus, memory_bytes: 256 << 20 }
+        VmConfig { name: "test".into(), cpus: self.cpus, memory_bytes: self.memory_bytes }
     }
 
     /// A fresh disk over the image's root disk.

@@ -2,10 +2,12 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod guest;
+pub mod replay;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use machine::control::Control;
 use machine::engine::RunEnd;
 use machine::vm::Vm;
 
@@ -25,19 +27,11 @@ pub fn run_until(vm: &mut Vm, condition: impl Fn() -> bool + Sync) {
 
 /// Runs the VM while `work` uses it, and pauses it.
 pub fn run_while<T: Send>(vm: &mut Vm, work: impl FnOnce() -> T + Send) -> T {
-    /// Pauses the VM even if `work` panics.
-    struct Pause<'a>(&'a machine::control::Control, &'a AtomicBool);
-    impl Drop for Pause<'_> {
-        fn drop(&mut self) {
-            self.1.store(true, Ordering::Release);
-            self.0.pause();
-        }
-    }
     let control = vm.control();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
-            let _pause = Pause(&control, &done);
+            let _pause = Pause::new(&control, &done);
             work()
         });
         let end = vm.run(None).unwrap();
@@ -45,4 +39,23 @@ pub fn run_while<T: Send>(vm: &mut Vm, work: impl FnOnce() -> T + Send) -> T {
         assert!(done.load(Ordering::Acquire));
         worker.join().unwrap()
     })
+}
+
+/// Pauses a VM when it is dropped, so also if whoever uses the VM panics, having set a flag that says why.
+pub struct Pause<'a> {
+    control: &'a Control,
+    done: &'a AtomicBool,
+}
+
+impl<'a> Pause<'a> {
+    pub fn new(control: &'a Control, done: &'a AtomicBool) -> Self {
+        Self { control, done }
+    }
+}
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Release);
+        self.control.pause();
+    }
 }
