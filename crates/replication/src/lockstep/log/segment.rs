@@ -1,19 +1,18 @@
 //! Segments: the log as it travels and is kept.
 
-use machine::input::{Input, InputEvent};
+use machine::input::Input;
+use network::InputPosition;
 
 use super::Entry;
-use network::{FrameOffload, InputPosition};
-#[derive(serde::Serialize, serde::Deserialize)]
-enum T {
-    D(u64, u128),
-    F(u64, usize, Vec<u8>, [u8; network::HEADER_LEN], InputPosition),
-    L(u64, usize, bool),
-    C(u64, Vec<u8>),
-    P(u64),
-    S(u64, u64),
-    E(u64, Vec<u8>),
-}
+use super::bytes::{Bytes, put_varint};
+use super::entry::History;
+
+/// Where the checksum is, and what it covers.
+const CHECKSUM_BYTES: usize = 4;
+/// The low bits of the epoch.
+const EPOCH_MASK: u8 = 0x0f;
+/// Output waits for the segment.
+const HAS_OUTPUT: u8 = 1 << 4;
 
 /// A stretch of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +21,7 @@ pub struct Segment {
     pub epoch: u64,
     /// The instruction count at which it ends: nothing that a later segment holds happens before.
     pub reached: u64,
-    /// Output of the guest waits for this segment.
+    /// Output of the guest waits for this segment, or somebody else does.
     pub has_output: bool,
     /// What happens, in order.
     pub entries: Vec<Entry>,
@@ -31,8 +30,17 @@ pub struct Segment {
 /// Why bytes are not the next segment.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
+    /// It is not as it was written.
+    #[error("a segment of the event log is damaged: its checksum does not match")]
+    Checksum,
+    /// Another one is missing before it, or it comes twice.
+    #[error("a segment of the event log is missing or repeated: epoch {expected} was expected")]
+    Epoch {
+        /// The epoch that the next segment would end.
+        expected: u64,
+    },
     /// It makes no sense.
-    #[error("malformed log segment: {0}")]
+    #[error("a malformed segment of the event log: {0}")]
     Malformed(&'static str),
 }
 
@@ -40,26 +48,30 @@ pub enum LogError {
 #[derive(Debug)]
 pub struct SegmentWriter {
     epoch: u64,
-    entries: Vec<Entry>,
+    /// Where the last segment ended.
+    reached: u64,
+    history: History,
+    entries: Vec<u8>,
 }
 
 impl SegmentWriter {
-    /// A writer of the log that begins at `instructions`, in the segment after that of `epoch`.
-    pub fn new(epoch: u64, _instructions: u64, _positions: &[InputPosition]) -> Self {
-        Self { epoch, entries: Vec::new() }
+    /// A writer of the log that begins at `instructions`, in the segment after that of `epoch`, with each card's frames taken as far as
+    /// `positions` say.
+    pub fn new(epoch: u64, instructions: u64, positions: &[InputPosition]) -> Self {
+        Self { epoch, reached: instructions, history: History::new(instructions, positions), entries: Vec::new() }
     }
 
-    /// Adds an input, which enters at `instructions`.
+    /// Adds an input, which enters at `instructions`: not before what was added last.
     pub fn input(&mut self, instructions: u64, input: &Input) {
-        self.entries.push(Entry::Input(InputEvent { instructions, input: input.clone() }));
+        self.history.put_input(&mut self.entries, instructions, input);
     }
 
     /// Adds a digest of the state at `instructions`.
     pub fn digest(&mut self, instructions: u64, digest: u128) {
-        self.entries.push(Entry::Digest { instructions, digest });
+        self.history.put_digest(&mut self.entries, instructions, digest);
     }
 
-    /// Bytes that the segment under way has so far.
+    /// Bytes of entries that the segment under way has so far.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -69,69 +81,66 @@ impl SegmentWriter {
         self.entries.is_empty()
     }
 
-    /// Ends the segment and returns it encoded.
+    /// Ends the segment at `reached`, which is not before its last entry, and returns it encoded.
     pub fn finish(&mut self, reached: u64, has_output: bool) -> Vec<u8> {
-        self.epoch += 1;
-        let e: Vec<T> = self
-            .entries
-            .drain(..)
-            .map(|e| match e {
-                Entry::Digest { instructions, digest } => T::D(instructions, digest),
-                Entry::Input(InputEvent { instructions: i, input }) => match input {
-                    Input::Frame { card, frame, offload, position } => {
-                        T::F(i, card, frame, offload.to_header(), position)
-                    }
-                    Input::Link { card, up } => T::L(i, card, up),
-                    Input::Console(b) => T::C(i, b),
-                    Input::PowerButton => T::P(i),
-                    Input::ClockStep(t) => T::S(i, t),
-                    Input::Entropy(b) => T::E(i, b),
-                    _ => T::P(i),
-                },
-            })
-            .collect();
-        postcard::to_stdvec(&(self.epoch, reached, has_output, e)).unwrap_or_default()
+        let reached = reached.max(self.history.instructions());
+        self.epoch = self.epoch.saturating_add(1);
+        let mut out = Vec::with_capacity(CHECKSUM_BYTES + 11 + self.entries.len());
+        out.extend_from_slice(&[0; CHECKSUM_BYTES]);
+        out.push(self.epoch as u8 & EPOCH_MASK | if has_output { HAS_OUTPUT } else { 0 });
+        put_varint(&mut out, reached.saturating_sub(self.reached));
+        out.append(&mut self.entries);
+        self.reached = reached;
+        self.history.go_on_at(reached);
+        if let Some((checksum, content)) = out.split_first_chunk_mut::<CHECKSUM_BYTES>() {
+            *checksum = crc32fast::hash(content).to_le_bytes();
+        }
+        out
     }
 }
 
 /// Decodes and checks the segments of a log, one after the other.
 #[derive(Debug)]
-pub struct SegmentReader {}
+pub struct SegmentReader {
+    epoch: u64,
+    reached: u64,
+    history: History,
+}
 
 impl SegmentReader {
-    /// A reader of the log that begins at `instructions`, in the segment after that of `epoch`.
-    pub fn new(_epoch: u64, _instructions: u64, _positions: &[InputPosition]) -> Self {
-        Self {}
+    /// A reader of the log that begins at `instructions`, in the segment after that of `epoch`, with each card's frames taken as far as
+    /// `positions` say.
+    pub fn new(epoch: u64, instructions: u64, positions: &[InputPosition]) -> Self {
+        Self { epoch, reached: instructions, history: History::new(instructions, positions) }
     }
 
-    /// Decodes the next segment.
+    /// Decodes the next segment. What it takes in memory is a small multiple of `bytes`.
     ///
     /// # Errors
     /// [`LogError`]; nothing more can be read then.
     pub fn read(&mut self, bytes: &[u8]) -> Result<Segment, LogError> {
-        let (epoch, reached, has_output, e): (u64, u64, bool, Vec<T>) =
-            postcard::from_bytes(bytes).map_err(|_| LogError::Malformed("x"))?;
-        let f = |instructions, input| Entry::Input(InputEvent { instructions, input });
-        let entries = e
-            .into_iter()
-            .map(|e| match e {
-                T::D(instructions, digest) => Entry::Digest { instructions, digest },
-                T::F(i, card, frame, offload, position) => f(
-                    i,
-                    Input::Frame {
-                        card,
-                        frame,
-                        offload: FrameOffload::from_header(&offload).unwrap_or_default(),
-                        position,
-                    },
-                ),
-                T::L(i, card, up) => f(i, Input::Link { card, up }),
-                T::C(i, b) => f(i, Input::Console(b)),
-                T::P(i) => f(i, Input::PowerButton),
-                T::S(i, t) => f(i, Input::ClockStep(t)),
-                T::E(i, b) => f(i, Input::Entropy(b)),
-            })
-            .collect();
-        Ok(Segment { epoch, reached, has_output, entries })
+        let (checksum, content) =
+            bytes.split_first_chunk::<CHECKSUM_BYTES>().ok_or(LogError::Malformed("it ends too early"))?;
+        if crc32fast::hash(content).to_le_bytes() != *checksum {
+            return Err(LogError::Checksum);
+        }
+        let mut bytes = Bytes(content);
+        let flags = bytes.byte()?;
+        if flags & !(EPOCH_MASK | HAS_OUTPUT) != 0 {
+            return Err(LogError::Malformed("a segment has an unknown flag"));
+        }
+        let epoch = self.epoch.checked_add(1).ok_or(LogError::Malformed("epochs have no end"))?;
+        if flags & EPOCH_MASK != epoch as u8 & EPOCH_MASK {
+            return Err(LogError::Epoch { expected: epoch });
+        }
+        let reached = self.reached.checked_add(bytes.varint()?);
+        let reached = reached.ok_or(LogError::Malformed("instructions have no end"))?;
+        let mut entries = Vec::new();
+        while !bytes.is_empty() {
+            entries.push(self.history.take(&mut bytes, reached)?);
+        }
+        self.history.go_on_at(reached);
+        (self.epoch, self.reached) = (epoch, reached);
+        Ok(Segment { epoch, reached, has_output: flags & HAS_OUTPUT != 0, entries })
     }
 }
