@@ -121,6 +121,7 @@ fn malformed_requests_are_refused_in_json() {
         ("POST", "/v1/vms", json, &large, 413),
         ("POST", "/v1/vms/x/start", json, "{\"from_stale_disks\":1}", 404),
         ("POST", "/v1/vms/x/ft/dance", "", "", 404),
+        ("POST", "/v1/vms/x/ft/mode", json, "{\"mode\":\"lockstep\"}", 404),
         ("GET", "/v1/vms/x/console", "", "", 404),
         ("GET", "/v1/vms/x/boot/kernel", "", "", 404),
         ("PUT", "/v1/secondaries/x", json, "{}", 422),

@@ -72,6 +72,7 @@ fn hosts_come_and_go() {
         &["vm", "rm", "x", "--yes"],
         &["ft", "on", "x"],
         &["ft", "off", "x"],
+        &["ft", "mode", "x", "lockstep"],
         &["ft", "suspend", "x"],
         &["ft", "resume", "x"],
         &["ft", "status", "x"],

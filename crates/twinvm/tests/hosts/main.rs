@@ -9,6 +9,7 @@ mod console;
 mod daemons;
 mod disks;
 mod life;
+mod lockstep;
 mod metrics;
 mod placement;
 #[path = "../support/mod.rs"]
