@@ -141,6 +141,21 @@ fn a_flush_reaches_the_backend_before_it_is_answered() {
 }
 
 #[test]
+fn a_failure_ends_the_work_on_the_queue_until_the_interrupt_is_acknowledged() {
+    let mut rig = Rig::new(ALL);
+    rig.disk.content().broken = true;
+    for sector in 0..3 {
+        rig.driver.post(0, &[Buffer::Out(&header(VIRTIO_BLK_T_IN, sector)), Buffer::In(512), Buffer::In(1)]);
+    }
+    rig.driver.notify(&mut rig.device, 0);
+    for _ in 0..3 {
+        assert!(rig.driver.take_used(0).is_some());
+        assert!(rig.driver.take_used(0).is_none());
+        assert_eq!(rig.driver.take_interrupt(&mut rig.device), VIRTIO_MMIO_INT_VRING);
+    }
+}
+
+#[test]
 fn a_driver_that_knows_no_flushes_gets_each_write_flushed() {
     let mut rig = Rig::new(0);
     assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[1; 512], 0).0, OK);

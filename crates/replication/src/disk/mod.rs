@@ -26,6 +26,11 @@
 //! Hence, when the guest is paused, whatever is in the log until then is sent, and all of it is applied, the disks are the same. At
 //! the end of the blocks the stream tells the secondary to flush, as the guest's own flushes before the log began are not in it.
 //!
+//! # Lockstep
+//!
+//! There a secondary's guest writes its disks itself, and no log is sent. Its flushes are put off ([`DeferredFlushes`]) until it
+//! takes over. What fails on the primary's disks is an input of the guest: [`machine::input::Input::DiskFailed`].
+//!
 //! # Failures
 //!
 //! A change that fails on the primary fails the guest's request, as without a secondary. Its range may then hold anything, but the
@@ -38,6 +43,7 @@ mod backend;
 mod blocks;
 mod codec;
 mod copy;
+mod deferred;
 mod description;
 mod error;
 mod log;
@@ -49,6 +55,7 @@ pub use applier::DiskApplier;
 pub use blocks::BLOCK_BYTES;
 pub use codec::{PIECE_BYTES_MAX, decode_writes, encode_writes};
 pub use copy::DiskCopy;
+pub use deferred::DeferredFlushes;
 pub use description::{DISKS_MAX, DiskDescription, check_compatible};
 pub use error::DiskSyncError;
 pub use log::{DiskOp, DiskWrite, WRITE_BYTES_MAX};

@@ -11,6 +11,7 @@ use storage::disk::{Backing, BaseIdentity, DiskImage};
 
 use super::backend::LoggedDisk;
 use super::codec::decode_writes;
+use super::deferred::AskedFlushes;
 use super::log::Log;
 use super::{DiskDescription, DiskOp, DiskSyncError, DiskWrite};
 
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     run: AtomicU64,
     log: Mutex<Log>,
     runs: AtomicU64,
+    /// Who is told of flushes in place of the images.
+    deferred: Mutex<Option<Arc<AskedFlushes>>>,
     /// The images these depend on are locked while they are open, so it is found out once.
     descriptions: Mutex<Option<Vec<DiskDescription>>>,
 }
@@ -58,6 +61,7 @@ impl DiskSet {
             run: AtomicU64::new(0),
             log: Mutex::default(),
             runs: AtomicU64::new(0),
+            deferred: Mutex::default(),
             descriptions: Mutex::default(),
         }))
     }
@@ -156,6 +160,15 @@ impl DiskSet {
         self.0.disks.iter().try_for_each(|disk| lock(&disk.image).flush().map_err(DiskSyncError::image(disk.number)))
     }
 
+    /// Flushes one disk, and lets the guest go on meanwhile as far as possible.
+    pub(super) fn flush_aside(&self, number: u32) -> Result<(), DiskSyncError> {
+        let disk = self.0.disk(number)?;
+        let write_back = disk.lock_patiently().write_back();
+        // Most of the time is spent here, without the lock; the image is what a flush is complete by.
+        write_back.and_then(|write_back| write_back.run()).map_err(DiskSyncError::image(number))?;
+        disk.lock_patiently().flush().map_err(DiskSyncError::image(number))
+    }
+
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.0
     }
@@ -200,6 +213,21 @@ impl Shared {
     pub fn take_log_of(&self, run: u64) -> Option<Vec<DiskWrite>> {
         let mut log = lock(&self.log);
         self.is_on(run).then(|| log.take())
+    }
+
+    /// From now on guests' flushes are only told to `asked`.
+    pub fn defer_flushes(&self, asked: &Arc<AskedFlushes>) {
+        *lock(&self.deferred) = Some(asked.clone());
+    }
+
+    /// Guests' flushes are flushes again, unless they are told to somebody else than `asked`.
+    pub fn stop_deferring_flushes(&self, asked: &Arc<AskedFlushes>) {
+        lock(&self.deferred).take_if(|current| Arc::ptr_eq(current, asked));
+    }
+
+    /// Whether a guest's flush of this disk need not be carried out now.
+    pub fn is_flush_deferred(&self, number: u32) -> bool {
+        lock(&self.deferred).as_ref().map(|asked| asked.ask(number)).is_some()
     }
 
     /// Adds to the log, if it is on. To be called while the image is locked, so that the log's order is the image's.

@@ -2,6 +2,7 @@
 
 mod applier;
 mod copy;
+mod deferred;
 mod log;
 mod pair;
 mod pieces;

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::lock::open_locked;
 use super::qcow2_header::{self, Refusal};
 use super::qcow2_tables;
-use super::{Allocation, Backing, DiskError, DiskFormat, Extent, check_size};
+use super::{Allocation, Backing, DiskError, DiskFormat, Extent, WriteBack, check_size};
 use crate::file_lock::FileLock;
 
 /// Longest chain of backing files.
@@ -185,6 +185,15 @@ impl DiskImage {
         self.access.sync().map_err(|e| self.io("flush", e))?;
         self.tables_changed = false;
         Ok(())
+    }
+
+    /// A handle by which what was written until then can be brought to the medium while the image goes on being used.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`].
+    pub fn write_back(&self) -> Result<WriteBack, DiskError> {
+        let file = self.files().next().map(File::try_clone).transpose().map_err(|e| self.io("flush", e))?;
+        Ok(WriteBack { path: self.path.clone(), file })
     }
 
     /// Makes the range read as zeros, and gives its space back where that is safe. (Its content could be left open, but

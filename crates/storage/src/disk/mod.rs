@@ -19,6 +19,7 @@ mod image;
 mod lock;
 mod qcow2_header;
 mod qcow2_tables;
+mod write_back;
 
 use std::path::Path;
 
@@ -28,6 +29,7 @@ pub use extent::{Allocation, Extent};
 pub use format::DiskFormat;
 pub use identity::{BaseIdentity, ContentDigest};
 pub use image::{DiskImage, DiskOptions};
+pub use write_back::WriteBack;
 
 /// Smallest unit of a disk in bytes; sizes are multiples of it.
 pub const SECTOR_BYTES: u64 = 512;
