@@ -149,7 +149,8 @@ fn what_is_held_is_replaced_by_whole_checkpoints_only() {
     }
     let state = guest::start(EngineKind::Soft, 1, 1, &guest::Console::default()).save().unwrap();
     let (transit, held_since) = (Duration::ZERO, Instant::now());
-    follower.held = Some(Held { epoch: 1, state, inputs: Vec::new(), transit, held_since });
+    let content = Content::Checkpoint { state, inputs: Vec::new() };
+    follower.held = Some(Held { epoch: 1, content, transit, held_since });
     for kind in [PAGES, DISK_WRITES] {
         let refused = follower.hear(&Frame { kind, payload: &[] });
         assert!(matches!(refused, Err(Parting::Lost(LossReason::Protocol, _))));
