@@ -19,7 +19,7 @@ use network::InputPosition;
 use super::digest::StateDigest;
 use super::log::{Entry, Segment};
 use super::sink::{NoConsole, NoEntropy, OutputSink};
-use crate::disk::DiskSet;
+use crate::disk::{DeferredFlushes, DiskSet};
 use crate::gate::UnreleasedOutput;
 
 /// Most memory of segments that wait to be executed, in bytes; a primary waits for its secondary long before.
@@ -45,7 +45,7 @@ pub enum ExecutorError {
         /// Where the log ends.
         reached: u64,
     },
-    /// A disk failed here where the primary's did not.
+    /// A disk failed here where the primary's did not, or was not told what the primary's failure left.
     #[error("a disk failed where the primary's did not: {0}")]
     Disk(String),
     /// Too much waits.
@@ -82,6 +82,7 @@ pub struct Executor {
     /// How far each card's frames have been taken, at the end of the log received.
     positions: Vec<InputPosition>,
     thread: Option<JoinHandle<Result<VmState, ExecutorError>>>,
+    flushes: Option<DeferredFlushes>,
 }
 
 /// How far execution is; zeros where there is none.
@@ -155,10 +156,11 @@ impl Executor {
         let control = vm.control();
         progress.instructions.store(vm.instructions().unwrap_or_default(), Ordering::Release);
         progress.digests.store(0, Ordering::Release);
+        let flushes = DeferredFlushes::start(disks).map_err(|error| ExecutorError::Disk(error.to_string()))?;
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), progress });
         let work = Work { vm, journal, sink, shared: shared.clone() };
         let thread = thread::Builder::new().name("lockstep".to_owned()).spawn(move || work.run())?;
-        Ok(Self { shared, control, positions, thread: Some(thread) })
+        Ok(Self { shared, control, positions, thread: Some(thread), flushes: Some(flushes) })
     }
 
     /// Adds the next segment.
@@ -203,10 +205,10 @@ impl Executor {
 
     /// Whether execution has ended with an error, which [`Executor::finish`] tells.
     pub fn has_failed(&self) -> bool {
-        self.shared.queue().has_failed
+        self.shared.queue().has_failed || self.flushes.as_ref().is_some_and(|flushes| flushes.error().is_some())
     }
 
-    /// Executes what was received to its end.
+    /// Executes what was received to its end, and returns when what the guest has flushed is on stable storage.
     ///
     /// # Errors
     /// [`ExecutorError`]: what is left must not go on.
@@ -217,6 +219,9 @@ impl Executor {
             Some(Ok(state)) => state?,
             Some(Err(_)) | None => return Err(ExecutorError::Panicked),
         };
+        if let Some(flushes) = self.flushes.take() {
+            flushes.settle().map_err(|error| ExecutorError::Disk(error.to_string()))?;
+        }
         let mut queue = self.shared.queue();
         Ok(Executed { state, unreleased: std::mem::take(&mut queue.unreleased), has_ended: queue.has_ended })
     }
