@@ -333,7 +333,7 @@ fn cost(figures: &Figures, lag_ms_max: u32) -> Vec<(&'static str, String)> {
     let delay = figures.latency_added_ms;
     let delay = ("output waits", format!("{:.2} ms (p50), {:.2} ms (p99)", delay.p50, delay.p99));
     match &figures.lockstep {
-        None => vec![("lag", format!("{} checkpoints", figures.lag_epochs)), delay],
+        None => vec![("lag", checkpoints(figures.lag_epochs)), delay],
         Some(log) => vec![
             (
                 "lag",
@@ -348,6 +348,10 @@ fn cost(figures: &Figures, lag_ms_max: u32) -> Vec<(&'static str, String)> {
             ("digests", format!("{} compared; divergences: {}", HumanCount(log.digests), log.divergences)),
         ],
     }
+}
+
+fn checkpoints(count: u64) -> String {
+    format!("{count} {}", if count == 1 { "checkpoint" } else { "checkpoints" })
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ const HEED: Duration = Duration::from_millis(50);
 #[derive(Args)]
 #[command(after_help = "\
 MODE      how the secondary follows: mirror or lockstep; with an arrow, what it is changing to
-EPOCH     length of an epoch, and epochs per second
+EPOCH     length of an epoch, and epochs per second; EPOCH, DIRTY and PAUSE are of mirror
 DIRTY     pages changed in an epoch
 PAUSE     how long a checkpoint pauses the guest: half of them less, 99 of 100 less
 SENT/s    mirror: bytes sent to the secondary, and their share of the bytes of changed pages; lockstep: bandwidth of the log
@@ -153,7 +153,7 @@ fn rows(vms: &[VmView], rates: &mut Rates) -> String {
                 row.push(mode(vm, primary));
                 row.extend(match &f.lockstep {
                     Some(log) => [
-                        format!("{:.0}/s", f.epochs_per_s),
+                        none(),
                         none(),
                         none(),
                         human_bits_per_s(log.log_bits_per_s),

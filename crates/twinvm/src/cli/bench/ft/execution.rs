@@ -19,6 +19,8 @@ pub struct ExecutionCost {
     log_inbound_bytes: u64,
     /// Bandwidth of the log meanwhile.
     log_kbit_per_s: f64,
+    /// Segments of the log in a second meanwhile.
+    segments_per_s: f64,
     /// That of a guest that has nothing to do.
     log_idle_kbit_per_s: f64,
     /// Greatest lag of the secondary that was seen.
@@ -54,6 +56,7 @@ impl ExecutionCost {
             log_bytes,
             log_inbound_bytes,
             log_kbit_per_s: middle(|run| run.log.kbit_per_s())?,
+            segments_per_s: middle(|run| run.log.segments_per_s())?,
             log_idle_kbit_per_s: middle(|run| run.idle.kbit_per_s())?,
             lag_ms_max: runs.iter().map(|run| run.lag_ms_max).fold(0.0, f64::max),
             throttled_ms: middle(|run| run.throttled_ms)?,
@@ -100,13 +103,16 @@ impl ExecutionCost {
         for (load, figures) in loads {
             let Some(log) = figures.lockstep else { continue };
             lines.push(format!(
-                "{load}: log {:.0} kbit/s, {:.0} segments/s; right after it, lag {:.1} ms, {:.1} million instructions",
+                "{load}: log {:.0} kbit/s; right after it, lag {:.1} ms, {:.1} million instructions",
                 log.log_bits_per_s / 1e3,
-                figures.epochs_per_s,
                 log.lag_ms,
                 log.lag_instructions as f64 / 1e6,
             ));
         }
+        lines.push(format!(
+            "log: {:.0} kbit/s and {:.0} segments/s over the loads with clients",
+            self.log_kbit_per_s, self.segments_per_s
+        ));
         lines.push(PEER.to_owned());
         lines
     }

@@ -8,6 +8,7 @@ use replication::FtMode;
 use replication::lockstep::LockstepFigures;
 use serde::Serialize;
 
+use super::report::ratio;
 use super::work::{DEPTH, Work};
 use crate::cli::demo::Stage;
 use crate::load::{Counter, Histogram, Load, Outcome, Workload};
@@ -136,6 +137,8 @@ pub struct Log {
     pub bytes: u64,
     /// Those of the frames from outside that it holds.
     pub inbound_bytes: u64,
+    /// Its segments.
+    pub segments: u64,
     /// How long the guest took to write it, in s.
     pub seconds: f64,
 }
@@ -146,13 +149,19 @@ impl Log {
         Ok(Self {
             bytes: grown(before.log_bytes, after.log_bytes)?,
             inbound_bytes: grown(before.inbound_bytes, after.inbound_bytes)?,
+            segments: grown(before.segments, after.segments)?,
             seconds: time.as_secs_f64(),
         })
     }
 
     /// Bandwidth, in kbit/s.
     pub fn kbit_per_s(&self) -> f64 {
-        if self.seconds > 0.0 { self.bytes as f64 * 8e-3 / self.seconds } else { 0.0 }
+        ratio(self.bytes as f64 * 8e-3, self.seconds)
+    }
+
+    /// Segments in a second.
+    pub fn segments_per_s(&self) -> f64 {
+        ratio(self.segments as f64, self.seconds)
     }
 }
 

@@ -359,8 +359,8 @@ mod tests {
 
     fn executed(bytes: u64, lag_ms_max: f64) -> Cost {
         Cost::Lockstep(Execution {
-            log: Log { bytes, inbound_bytes: 1000, seconds: 1.0 },
-            idle: Log { bytes: 12_500, inbound_bytes: 0, seconds: 10.0 },
+            log: Log { bytes, inbound_bytes: 1000, segments: 9, seconds: 1.0 },
+            idle: Log { bytes: 12_500, inbound_bytes: 0, segments: 1, seconds: 10.0 },
             lag_ms_max,
             throttled_ms: 0.0,
             digests: 5,
