@@ -12,12 +12,13 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TWINVM := $(TARGET)/release/twinvm
 CARGO_FLAGS := --release --locked --workspace
 # How much `make soak` does: cases of each family of instructions, requests to a recorded guest, damaged kernels, simulated lives of
-# a VM under faults, and primaries killed under one client.
+# a VM under faults, primaries killed under one client, and seconds of guest time under load that a second VM repeats.
 DIFFERENTIAL_CASES ?= 5000000
 DETERMINISM_REQUESTS ?= 20000
 MUTATIONS ?= 200000
 SCHEDULES ?= 20000000
 PRIMARIES_KILLED ?= 500
+SOAK_GUEST_S ?= 600
 BENCH_RUNS ?= 3
 # How the demo protects its VM (mirror, lockstep or none), and how often it kills the primary's host.
 MODE ?= mirror
@@ -49,6 +50,7 @@ test: setup ## Run all tests, those with guests included
 soak: setup setup-peer ## Run the randomized tests at their full counts, and those that take long (hours)
 	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test --release --locked -p cpu --test differential -- --nocapture
 	TWINVM_DETERMINISM_REQUESTS=$(DETERMINISM_REQUESTS) cargo test --release --locked -p twinvm --test determinism -- --nocapture
+	TWINVM_SOAK_GUEST_S=$(SOAK_GUEST_S) cargo test --release --locked -p twinvm --test soak -- --nocapture
 	TWINVM_MUTATIONS=$(MUTATIONS) cargo test --release --locked -p machine --test boot_linux
 	cargo test --release --locked -p storage --test image_build -- --ignored
 	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test --release --locked -p sim --test schedules every_schedule -- --nocapture

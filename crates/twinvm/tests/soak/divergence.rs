@@ -39,11 +39,10 @@ pub fn evidence_folder() -> PathBuf {
     folder
 }
 
-/// Says in what two samples differ, and writes both to the evidence folder.
-pub fn describe(recorded: &Sample, replayed: &Sample, digests_before: u64) -> String {
-    let folder = evidence_folder();
-    write_evidence(&folder, "recorded", &recorded.state, Some(replayed.state.digest)).unwrap();
-    write_evidence(&folder, "replayed", &replayed.state, Some(recorded.state.digest)).unwrap();
+/// Says in what two samples differ, and writes both to `folder`.
+pub fn describe(recorded: &Sample, replayed: &Sample, digests_before: u64, folder: &Path) -> String {
+    write_evidence(folder, "recorded", &recorded.state, Some(replayed.state.digest)).unwrap();
+    write_evidence(folder, "replayed", &replayed.state, Some(recorded.state.digest)).unwrap();
     let mut text = format!(
         "after {} instructions, {digests_before} digests having been the same (recorded / replayed):\n",
         recorded.state.instructions
@@ -87,4 +86,45 @@ fn state_differences(recorded: &Sample, replayed: &Sample) -> Vec<String> {
         }
     }
     differences
+}
+
+#[test]
+fn a_difference_is_described_and_kept() {
+    use machine::engine::EngineKind;
+    use machine::engine::soft::InputMode;
+    use machine::platform::Parts;
+    use machine::vm::{Boot, Vm, VmConfig};
+
+    use crate::replayer::NoEntropy;
+    use crate::support::guest::Console;
+
+    const PROGRAM_AT: u64 = 0x10_0000;
+    const DATA_AT: u64 = 0x20_0000;
+    // next: mov rax, [rsi]; inc rax; mov [rsi], rax; jmp next
+    const PROGRAM: [u8; 11] = [0x48, 0x8b, 0x06, 0x48, 0xff, 0xc0, 0x48, 0x89, 0x06, 0xeb, 0xf5];
+    let sample = |change: u8| {
+        let config = VmConfig { name: "test".into(), cpus: 1, memory_bytes: 16 << 20 };
+        let parts = Parts {
+            disks: Vec::new(),
+            cards: Vec::new(),
+            console: Box::new(Console::default()),
+            entropy: Box::new(NoEntropy),
+        };
+        let boot = Boot::Flat { program: &PROGRAM, address: PROGRAM_AT, rsi: DATA_AT };
+        let mut vm = Vm::boot(config, &boot, parts, EngineKind::Soft, InputMode::Replay(Default::default())).unwrap();
+        vm.platform().ram().write_offset(DATA_AT, &[change]);
+        vm.run(Some(1000)).unwrap();
+        let mut state = StateDigest::take(&mut vm).unwrap();
+        // The two were not switched on at the same moment.
+        state.state.platform.power_on_unix_ns = 0;
+        Sample::new(state, vm.platform().ram())
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let text = describe(&sample(0), &sample(1), 7, folder.path());
+    assert!(text.contains("after 1000 instructions, 7 digests"), "{text}");
+    assert!(text.contains("gpr: [: 250, / 251,"), "{text}");
+    assert!(text.contains("page 200: 1 bytes differ, from 0 to 0"), "{text}");
+    for file in ["divergence-1000-recorded.json", "divergence-1000-replayed.json", "page-200-recorded"] {
+        assert!(folder.path().join(file).exists(), "{file}");
+    }
 }

@@ -123,6 +123,8 @@ impl Pair {
             instructions,
             inputs: replayed.inputs,
             frames: replayed.frames,
+            entropy: replayed.entropy,
+            clock_steps: replayed.clock_steps,
             digests: replayed.digests,
             log_bytes: log_bytes.load(Ordering::Relaxed),
             inbound_bytes: inbound_bytes.load(Ordering::Relaxed),

@@ -14,7 +14,7 @@ use memory::GuestRam;
 use replication::lockstep::StateDigest;
 use replication::lockstep::log::{Entry, SegmentReader};
 
-use crate::divergence::{Sample, describe};
+use crate::divergence::{Sample, describe, evidence_folder};
 use crate::pair::cpu_time_ns;
 
 /// A source that has nothing: what the guest took is in the log.
@@ -31,6 +31,8 @@ impl EntropySource for NoEntropy {
 pub struct Replayed {
     pub inputs: u64,
     pub frames: u64,
+    pub entropy: u64,
+    pub clock_steps: u64,
     pub digests: u64,
     pub cpu_ns: u64,
     /// What differs.
@@ -68,7 +70,12 @@ impl Replayer {
             match entry {
                 Entry::Input(event) => {
                     self.replayed.inputs += 1;
-                    self.replayed.frames += u64::from(matches!(event.input, Input::Frame { .. }));
+                    match event.input {
+                        Input::Frame { .. } => self.replayed.frames += 1,
+                        Input::Entropy(_) => self.replayed.entropy += 1,
+                        Input::ClockStep(_) => self.replayed.clock_steps += 1,
+                        _ => {}
+                    }
                     self.journal.push(event);
                 }
                 Entry::Digest { instructions, digest } => {
@@ -78,7 +85,7 @@ impl Replayer {
                     let found = StateDigest::take(&mut self.vm).unwrap();
                     if found != expected.state {
                         let found = Sample::new(found, self.vm.platform().ram());
-                        return Err(describe(&expected, &found, self.replayed.digests));
+                        return Err(describe(&expected, &found, self.replayed.digests, &evidence_folder()));
                     }
                     self.replayed.digests += 1;
                 }

@@ -11,6 +11,8 @@ pub struct Figures {
     pub instructions: u64,
     pub inputs: u64,
     pub frames: u64,
+    pub entropy: u64,
+    pub clock_steps: u64,
     pub digests: u64,
     pub log_bytes: u64,
     pub inbound_bytes: u64,
@@ -36,21 +38,23 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| vCPUs | guest s | host s | 10^9 instructions | inputs | frames | digests | recorded, MIPS | replayed, MIPS | log, bytes/s | \
+            "| vCPUs | guest s | host s | 10^9 instructions | inputs | frames | entropy | clock steps | digests | recorded, MIPS | replayed, MIPS | log, bytes/s | \
              frames, bytes/s | divergences |"
         )?;
-        writeln!(f, "|{}", " ---: |".repeat(12))?;
+        writeln!(f, "|{}", " ---: |".repeat(14))?;
         for figures in &self.0 {
             let guest_s = figures.guest_ns as f64 / 1e9;
             let mips = |cpu_ns: u64| figures.instructions as f64 * 1e3 / cpu_ns as f64;
             writeln!(
                 f,
-                "| {} | {guest_s:.0} | {:.0} | {:.2} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {} |",
+                "| {} | {guest_s:.0} | {:.0} | {:.2} | {} | {} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {} |",
                 figures.cpus,
                 figures.wall.as_secs_f64(),
                 figures.instructions as f64 / 1e9,
                 figures.inputs,
                 figures.frames,
+                figures.entropy,
+                figures.clock_steps,
                 figures.digests,
                 mips(figures.record_cpu_ns),
                 mips(figures.replay_cpu_ns),

@@ -38,8 +38,9 @@ pub fn image_of(spec: &ImageSpec) -> Image {
     ImageStore::new(images_dir()).build(spec, BuildOptions::default(), &mut NoProgress).unwrap().image
 }
 
+/// What a guest has written on its console.
 #[derive(Clone, Default)]
-struct Console(Arc<Mutex<Vec<u8>>>);
+pub struct Console(Arc<Mutex<Vec<u8>>>);
 
 impl ConsoleSink for Console {
     fn write(&mut self, bytes: &[u8]) {
