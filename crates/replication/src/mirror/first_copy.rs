@@ -15,13 +15,14 @@ use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
 use memory::{GuestRam, Harvest, PAGE_BYTES};
 
-use super::message::{ACK, Ack, DISK_WRITES, DIVERGED, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
+use super::message::{ACK, Ack, DISK_WRITES, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
 use super::outbox::Bulk;
 use super::pause_queue::VmStopped;
 use super::primary::Shared;
 use super::progress::{Phase, Progress};
 use super::sender::{SendError, SenderThread};
 use super::session::Session;
+use crate::FtMode;
 use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
 use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, DiskWrite, SummaryReader};
 use crate::protocol::{LossReason, ReplicaId};
@@ -56,6 +57,12 @@ pub enum ProtectError {
     /// What it answers makes no sense.
     #[error("the secondary does not answer as one")]
     NotASecondary,
+    /// Lockstep is wanted, and the two hosts would not compute the same.
+    #[error(
+        "the secondary could not execute what the primary does: its processor's x87 unit computes differently, or its version of \
+         twinvm is another one; mode mirror does not need that"
+    )]
+    CannotExecute,
     /// There is one already.
     #[error("the VM has a secondary already, on {0}")]
     HasSecondary(ReplicaId),
@@ -99,20 +106,24 @@ pub(super) fn start(
         engine: shared.engine,
         disks: shared.disks.describe()?,
         suspicion_ms: u32::try_from(shared.options.suspicion.as_millis()).unwrap_or(u32::MAX),
+        execution: ExecutionFormat::here(),
     };
     sender.send(HELLO, &[&postcard::to_stdvec(&hello)?])?;
     sender.flush()?;
-    match receiver.recv(Some(WELCOME_TIMEOUT))? {
+    let executes = match receiver.recv(Some(WELCOME_TIMEOUT))? {
         Some(frame) if frame.kind == WELCOME => {
             match postcard::from_bytes(frame.payload).map_err(|_| ProtectError::NotASecondary)? {
-                Welcome::Accepted => {}
+                Welcome::Accepted { executes } => executes,
                 Welcome::Refused(reason) => return Err(ProtectError::Refused(words(&reason))),
             }
         }
         _ => return Err(ProtectError::NotASecondary),
+    };
+    if !executes && shared.wanted() == FtMode::Lockstep {
+        return Err(ProtectError::CannotExecute);
     }
     let suspicion = shared.options.suspicion;
-    let session = shared.open_session(|id| Session::new(id, secondary, suspicion, closer))?;
+    let session = shared.open_session(|id| Session::new(id, secondary, executes, suspicion, closer))?;
     let (pieces, summary_pieces) = sync_channel(SUMMARY_PIECES_MAX);
     spawn("mirror-send", shared, &session, move |shared, session| send(shared, session, sender));
     spawn("mirror-acks", shared, &session, move |shared, session| receive(shared, session, receiver, &pieces));

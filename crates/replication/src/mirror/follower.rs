@@ -70,7 +70,7 @@ struct Held {
 
 enum Content {
     /// The last checkpoint that is complete, and how far the machine had taken inbound frames then.
-    Checkpoint { state: VmState, inputs: Vec<InputPosition> },
+    Checkpoint { state: Box<VmState>, inputs: Vec<InputPosition> },
     /// The log since a checkpoint, which is being executed.
     Log { executor: Executor, reader: SegmentReader },
 }
@@ -321,7 +321,7 @@ impl Follower {
         }
         self.secondary.applier.push(writes);
         let content = match end.then {
-            FtMode::Mirror => Content::Checkpoint { state, inputs: end.inputs },
+            FtMode::Mirror => Content::Checkpoint { state: Box::new(state), inputs: end.inputs },
             FtMode::Lockstep => self.execute(epoch, state, end.inputs)?,
         };
         self.held = Some(Held { epoch, content, transit, held_since: Instant::now() });
@@ -385,7 +385,7 @@ impl Follower {
                     return Err(Parting::Ended);
                 }
                 self.unreleased.append(executed.unreleased);
-                let content = Content::Checkpoint { state: executed.state, inputs };
+                let content = Content::Checkpoint { state: Box::new(executed.state), inputs };
                 Some(Held { epoch, content, transit, held_since })
             }
             held => held,
@@ -490,7 +490,7 @@ impl Follower {
             replica: self.secondary.parts.replica,
             epoch,
             ram: self.secondary.ram,
-            state,
+            state: *state,
             output: self.unreleased.into_frames(),
             inputs,
             positions,

@@ -75,13 +75,34 @@ pub(super) struct Hello {
     pub disks: Vec<DiskDescription>,
     /// Silence after which either side suspects the other, in milliseconds.
     pub suspicion_ms: u32,
+    /// What its log could be executed by.
+    pub execution: ExecutionFormat,
+}
+
+/// What both replicas have to agree in for one to execute the other's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ExecutionFormat {
+    /// Version of the log's format.
+    log: u16,
+    /// What the host adds to how instructions are executed.
+    host: u64,
+}
+
+impl ExecutionFormat {
+    /// That of this host.
+    pub fn here() -> Self {
+        Self { log: crate::lockstep::log::FORMAT_VERSION, host: machine::engine::soft::host_signature() }
+    }
 }
 
 /// The secondary's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Welcome {
     /// It is ready.
-    Accepted,
+    Accepted {
+        /// It could execute the primary's log.
+        executes: bool,
+    },
     /// It cannot hold this VM.
     Refused(String),
 }

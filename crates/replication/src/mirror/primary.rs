@@ -248,8 +248,11 @@ impl Primary {
         if core.course != Course::Running {
             return Err(VmStopped.into());
         }
-        core.mode = mode;
         let session = core.session.clone();
+        if mode == FtMode::Lockstep && session.as_ref().is_some_and(|session| !session.executes) {
+            return Err(SetModeError::Secondary);
+        }
+        core.mode = mode;
         drop(core);
         if let Some(session) = session {
             // The next checkpoint is due at once.
@@ -298,6 +301,12 @@ impl Primary {
 /// Why the mode of replication stays as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum SetModeError {
+    /// The two hosts would not compute the same.
+    #[error(
+        "the secondary could not execute what the primary does: its processor's x87 unit computes differently, or its version of \
+         twinvm is another one; the mode stays as it is"
+    )]
+    Secondary,
     /// Nothing counts the instructions of a processor that is not ours.
     #[error(
         "lockstep needs the soft engine, and the VM runs on kvm: start the VM anew with engine = \"soft\" in its spec"

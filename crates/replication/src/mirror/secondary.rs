@@ -13,7 +13,7 @@ use network::InputPosition;
 
 use super::MirrorOptions;
 use super::follower::Follower;
-use super::message::{HELLO, Hello, WELCOME, Welcome};
+use super::message::{ExecutionFormat, HELLO, Hello, WELCOME, Welcome};
 use crate::channel::{ChannelError, Connection, Listener, Receiver, Sender};
 use crate::disk::{DiskApplier, DiskSet, DiskSyncError};
 use crate::gate::GatedFrame;
@@ -193,7 +193,8 @@ impl Secondary {
             return Err(Refusal::Name { peer, claimed: hello.primary.to_string() });
         }
         let unfit = self.unfit(&hello);
-        let answer = unfit.clone().map_or(Welcome::Accepted, Welcome::Refused);
+        let executes = hello.execution == ExecutionFormat::here();
+        let answer = unfit.clone().map_or(Welcome::Accepted { executes }, Welcome::Refused);
         let answer = postcard::to_stdvec(&answer).map_err(|_| Refusal::NotAPrimary)?;
         sender.send(WELCOME, &[&answer])?;
         sender.flush()?;

@@ -26,6 +26,8 @@ pub(super) struct Session {
     /// Tells this session's events from those of earlier ones.
     pub id: u64,
     pub secondary: ReplicaId,
+    /// It could execute the log.
+    pub executes: bool,
     pub outbox: Outbox,
     pub suspicion: Duration,
     closer: Closer,
@@ -68,10 +70,11 @@ struct Heartbeats {
 }
 
 impl Session {
-    pub fn new(id: u64, secondary: ReplicaId, suspicion: Duration, closer: Closer) -> Self {
+    pub fn new(id: u64, secondary: ReplicaId, executes: bool, suspicion: Duration, closer: Closer) -> Self {
         Self {
             id,
             secondary,
+            executes,
             outbox: Outbox::default(),
             suspicion,
             closer,

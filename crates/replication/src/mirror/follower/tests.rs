@@ -11,7 +11,7 @@ use storage::disk::{DiskImage, DiskOptions};
 use tempfile::TempDir;
 
 use super::super::MirrorOptions;
-use super::super::message::{HELLO, WELCOME, Welcome};
+use super::super::message::{ExecutionFormat, HELLO, WELCOME, Welcome};
 use super::super::secondary::SecondaryParts;
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
@@ -103,6 +103,7 @@ fn hello(disks: &DiskSet) -> Hello {
         engine: EngineKind::Soft,
         disks: disks.describe().unwrap(),
         suspicion_ms: 20_000,
+        execution: ExecutionFormat::here(),
     }
 }
 
@@ -149,7 +150,7 @@ fn what_is_held_is_replaced_by_whole_checkpoints_only() {
     }
     let state = guest::start(EngineKind::Soft, 1, 1, &guest::Console::default()).save().unwrap();
     let (transit, held_since) = (Duration::ZERO, Instant::now());
-    let content = Content::Checkpoint { state, inputs: Vec::new() };
+    let content = Content::Checkpoint { state: Box::new(state), inputs: Vec::new() };
     follower.held = Some(Held { epoch: 1, content, transit, held_since });
     for kind in [PAGES, DISK_WRITES] {
         let refused = follower.hear(&Frame { kind, payload: &[] });
@@ -172,6 +173,6 @@ fn a_suspicion_time_that_makes_no_sense_is_refused() {
         let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
         assert_eq!(frame.kind, WELCOME);
         let welcome: Welcome = postcard::from_bytes(frame.payload).unwrap();
-        assert_eq!(welcome == Welcome::Accepted, accepted, "{suspicion_ms} ms: {welcome:?}");
+        assert_eq!(matches!(welcome, Welcome::Accepted { .. }), accepted, "{suspicion_ms} ms: {welcome:?}");
     }
 }

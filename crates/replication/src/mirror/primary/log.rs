@@ -21,7 +21,7 @@ use crate::protocol::Epoch;
 
 impl Shared {
     /// What a new checkpoint is to be followed by.
-    pub(super) fn wanted(&self) -> FtMode {
+    pub fn wanted(&self) -> FtMode {
         self.core().mode
     }
 
