@@ -149,13 +149,4 @@ impl Processors {
             vcpu.cpu.tlb.forbid_writes();
         }
     }
-
-    /// Forgets all cached translations. A guest that changes page tables without invalidating them can tell a processor that
-    /// has just been made from one that has run for a while; so a primary does this at the state from which a lockstep secondary
-    /// starts.
-    pub fn forget_translations(&mut self) {
-        for vcpu in &mut self.vcpus {
-            vcpu.cpu.flush_tlb();
-        }
-    }
 }

@@ -15,7 +15,9 @@ use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
 use memory::{GuestRam, Harvest, PAGE_BYTES};
 
-use super::message::{ACK, Ack, DISK_WRITES, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
+use super::message::{
+    ACK, Ack, DISK_WRITES, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome,
+};
 use super::outbox::Bulk;
 use super::pause_queue::VmStopped;
 use super::primary::Shared;
