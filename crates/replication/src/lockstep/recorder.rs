@@ -11,8 +11,6 @@ use super::log::SegmentWriter;
 
 /// A segment ends after so long at the latest while the guest runs: what the secondary can execute is never further behind than that.
 const SEGMENT_LENGTH_MAX: Duration = Duration::from_millis(5);
-/// A segment of so many bytes ends: with one entry more it still fits into a message.
-const SEGMENT_BYTES_MAX: usize = 128 << 10;
 
 /// A segment that has just ended.
 #[derive(Debug)]
@@ -111,7 +109,7 @@ impl Recorder for LogRecorder {
             Input::ClockStep(_) | Input::Entropy(_) | Input::DiskFailed { .. } => {}
         }
         // What enters at the same count can be split: a segment has to fit into a message.
-        if state.writer.len() >= SEGMENT_BYTES_MAX {
+        if state.writer.is_full() {
             self.close_locked(&mut state, instructions);
         }
     }

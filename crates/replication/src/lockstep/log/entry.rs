@@ -188,9 +188,13 @@ impl History {
                 let card = bytes.length(self.cards.len().saturating_sub(1))?;
                 Input::Link { card, up: flags & LINK_UP != 0 }
             }
-            kind::CONSOLE => allowed(0).and_then(|()| bytes.string(STRING_BYTES_MAX)).map(|s| Input::Console(s.into()))?,
+            kind::CONSOLE => {
+                allowed(0).and_then(|()| bytes.string(STRING_BYTES_MAX)).map(|s| Input::Console(s.into()))?
+            }
             kind::POWER_BUTTON => allowed(0).map(|()| Input::PowerButton)?,
-            kind::ENTROPY => allowed(0).and_then(|()| bytes.string(STRING_BYTES_MAX)).map(|s| Input::Entropy(s.into()))?,
+            kind::ENTROPY => {
+                allowed(0).and_then(|()| bytes.string(STRING_BYTES_MAX)).map(|s| Input::Entropy(s.into()))?
+            }
             kind::DISK_FAILED => {
                 allowed(CONTENT_BYTES | CONTENT_UNKNOWN)?;
                 let disk = u32::try_from(bytes.varint()?).map_err(|_| LogError::Malformed("no VM has such a disk"))?;
@@ -234,7 +238,6 @@ impl History {
                 .map_err(|_| LogError::Malformed("a frame's offload makes no sense"))?
         };
         let frame = history.take_frame(bytes)?;
-        offload.check(frame.len()).map_err(|_| LogError::Malformed("a frame's offload does not fit it"))?;
         history.position = position;
         Ok(Input::Frame { card, frame, offload, position })
     }

@@ -9,7 +9,7 @@ mod history;
 mod segment;
 
 pub use entry::Entry;
-pub use segment::{LogError, Segment, SegmentReader, SegmentWriter};
+pub use segment::{ENTRIES_MAX, LogError, SEGMENT_BYTES_MAX, Segment, SegmentReader, SegmentWriter};
 
 /// Version of the format. Another version's segments cannot be read.
 pub const FORMAT_VERSION: u16 = 1;
