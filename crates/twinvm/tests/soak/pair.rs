@@ -22,7 +22,7 @@ use crate::support;
 use crate::support::guest::{Guest, Network};
 use crate::support::replay::{Nowhere, copy_of};
 use crate::table::Figures;
-use crate::tap::Tap;
+use crate::tap::{Output, Sink, Tap};
 
 /// Segments that may wait for the replaying VM, before the recording one waits for it.
 const SEGMENTS_WAITING_MAX: usize = 64;
@@ -37,6 +37,7 @@ pub struct Pair {
     vm: Vm,
     ram: GuestRam,
     recorder: Arc<OnceLock<Arc<LogRecorder>>>,
+    output: Output,
     state: VmState,
 }
 
@@ -45,7 +46,8 @@ impl Pair {
     pub fn start(service: &Service, cpus: u32) -> Self {
         let (guest, disk, network) = service.start(cpus);
         let recorder = Arc::new(OnceLock::new());
-        let tap = Tap { link: network.link(), recorder: recorder.clone() };
+        let output = Output::default();
+        let tap = Tap { link: network.link(), recorder: recorder.clone(), output: output.clone() };
         let mut vm = guest.boot(&disk, Box::new(tap));
         bring_up(&mut vm, &network);
         vm.platform().flush_disks().unwrap();
@@ -56,12 +58,12 @@ impl Pair {
         vm.platform().ram().harvest().acknowledge();
         let (state, ram) = (vm.save().unwrap(), copy_of(vm.platform().ram()));
         ram.harvest().acknowledge();
-        Self { guest, network, disks: [disk, copy], vm, ram, recorder, state }
+        Self { guest, network, disks: [disk, copy], vm, ram, recorder, output, state }
     }
 
     /// Runs the load on one VM while the other follows.
     pub fn run(self, schedule: &Schedule) -> Figures {
-        let Self { guest, network, disks, mut vm, ram, recorder: tap, state } = self;
+        let Self { guest, network, disks, mut vm, ram, recorder: tap, output, state } = self;
         let cpus = guest.config().cpus;
         let start = state.engine.processors.instructions;
         let positions = state.platform.cards.iter().map(|_| network::InputPosition::default()).collect::<Vec<_>>();
@@ -80,7 +82,9 @@ impl Pair {
             };
             Arc::new(LogRecorder::new(SegmentWriter::new(0, start, &positions), start, Box::new(on_closed)))
         };
-        let mut parts = guest.parts(&disks[1], Box::new(Nowhere::new().unwrap()), 0);
+        let replayed_output = Output::default();
+        let sink = Sink { link: Nowhere::new().unwrap(), output: replayed_output.clone() };
+        let mut parts = guest.parts(&disks[1], Box::new(sink), 0);
         parts.entropy = Box::new(NoEntropy);
         let replayer =
             Replayer::new(guest.config(), &ram, state.clone(), parts, SegmentReader::new(0, start, &positions));
@@ -110,6 +114,12 @@ impl Pair {
         if divergence.is_none() {
             divergence = compare_memory(&recorded_ram, &ram);
         }
+        // What waits for room in the host's network has not left yet, on one side.
+        let none_waits = |state: &VmState| state.platform.cards.iter().all(|card| card.device.waiting_tx.is_empty());
+        let outputs = (output.so_far(), replayed_output.so_far());
+        if divergence.is_none() && none_waits(&first) && none_waits(&last) && outputs.0 != outputs.1 {
+            divergence = Some(format!("the frames sent differ (number, digest): {outputs:?}"));
+        }
         if divergence.is_none() && std::fs::read(&disks[0]).unwrap() != std::fs::read(&disks[1]).unwrap() {
             divergence = Some("the disks differ".to_owned());
         }
@@ -122,6 +132,7 @@ impl Pair {
             wall,
             instructions,
             inputs: replayed.inputs,
+            frames_out: outputs.1.0,
             frames: replayed.frames,
             entropy: replayed.entropy,
             clock_steps: replayed.clock_steps,

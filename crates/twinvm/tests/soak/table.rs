@@ -11,6 +11,7 @@ pub struct Figures {
     pub instructions: u64,
     pub inputs: u64,
     pub frames: u64,
+    pub frames_out: u64,
     pub entropy: u64,
     pub clock_steps: u64,
     pub digests: u64,
@@ -38,21 +39,22 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| vCPUs | guest s | host s | 10^9 instructions | inputs | frames | entropy | clock steps | digests | recorded, MIPS | replayed, MIPS | log, bytes/s | \
-             frames, bytes/s | divergences |"
+            "| vCPUs | guest s | host s | 10^9 instructions | inputs | frames in | frames out | entropy | clock steps | digests | recorded, MIPS | replayed, MIPS | log, bytes/s | \
+             frames in, bytes/s | divergences |"
         )?;
-        writeln!(f, "|{}", " ---: |".repeat(14))?;
+        writeln!(f, "|{}", " ---: |".repeat(15))?;
         for figures in &self.0 {
             let guest_s = figures.guest_ns as f64 / 1e9;
             let mips = |cpu_ns: u64| figures.instructions as f64 * 1e3 / cpu_ns as f64;
             writeln!(
                 f,
-                "| {} | {guest_s:.0} | {:.0} | {:.2} | {} | {} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {} |",
+                "| {} | {guest_s:.0} | {:.0} | {:.2} | {} | {} | {} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {} |",
                 figures.cpus,
                 figures.wall.as_secs_f64(),
                 figures.instructions as f64 / 1e9,
                 figures.inputs,
                 figures.frames,
+                figures.frames_out,
                 figures.entropy,
                 figures.clock_steps,
                 figures.digests,
