@@ -35,6 +35,9 @@ use crate::protocol::{Command, Epoch, Event, LossReason, StopReason};
 /// may not agree.
 const TRANSIT_MAX: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether more of the log was executed: as often as segments end while nobody waits for them.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
+
 /// How the connection to the primary ended.
 enum Parting {
     Lost(LossReason, String),
@@ -106,6 +109,22 @@ impl Voice {
         // A structure of integers always serializes.
         self.send(ACK, &postcard::to_stdvec(&ack).unwrap_or_default())
     }
+
+    /// Says it every `interval`, and soon after more of the log was executed: the primary's guest waits for that.
+    fn beat(&self, interval: Duration) {
+        while !self.ended.load(Ordering::Acquire) {
+            let (said, due) = (self.executed.instructions(), Instant::now() + interval);
+            if self.ack().is_err() {
+                return;
+            }
+            loop {
+                thread::sleep(due.saturating_duration_since(Instant::now()).min(PROGRESS_INTERVAL));
+                if Instant::now() >= due || self.executed.instructions() != said || self.ended.load(Ordering::Acquire) {
+                    break;
+                }
+            }
+        }
+    }
 }
 
 pub(super) struct Follower {
@@ -149,11 +168,7 @@ impl Follower {
     pub fn follow(mut self, mut receiver: Receiver) -> SecondaryEnd {
         let (pulse, summary) = (self.voice.clone(), self.voice.clone());
         let interval = self.suspicion / HEARTBEATS_PER_SUSPICION;
-        thread::spawn(move || {
-            while !pulse.ended.load(Ordering::Acquire) && pulse.ack().is_ok() {
-                thread::sleep(interval);
-            }
-        });
+        thread::spawn(move || pulse.beat(interval));
         let (disks, closer) = (self.secondary.parts.disks.clone(), self.closer.clone());
         let primary_disks = self.primary_disks.clone();
         thread::spawn(move || {
@@ -355,14 +370,16 @@ impl Follower {
             return Ok(());
         };
         let segment = reader.read(payload).map_err(Parting::protocol)?;
+        let has_output = segment.has_output;
         (*epoch, *held_since, *transit) = (segment.epoch, Instant::now(), Duration::ZERO);
-        let commands = self.secondary.parts.replica.handle(Event::CheckpointHeld { epoch: *epoch });
+        let epoch = *epoch;
+        // First: whatever is acknowledged, also by the thread that beats, is executed before a takeover.
+        executor.push(segment).map_err(Parting::protocol)?;
+        let commands = self.secondary.parts.replica.handle(Event::CheckpointHeld { epoch });
         if !matches!(commands[..], [Command::Acknowledge { .. }]) {
             return Err(Parting::Contradicted(commands));
         }
-        self.voice.epoch.store(*epoch, Ordering::Release);
-        let (epoch, has_output) = (*epoch, segment.has_output);
-        executor.push(segment).map_err(Parting::protocol)?;
+        self.voice.epoch.store(epoch, Ordering::Release);
         let unreleased_epochs = self.unreleased.epochs() + executor.unreleased_epochs();
         if has_output {
             // A primary that does not take it any more is found out by the next `recv`.

@@ -3,6 +3,7 @@
 #[path = "../../../machine/tests/engines/guest.rs"]
 #[allow(dead_code)]
 mod guest;
+mod lockstep;
 mod races;
 
 use std::io::{Read, Write};
