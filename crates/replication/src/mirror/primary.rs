@@ -375,6 +375,10 @@ impl Shared {
             return Err(super::ProtectError::HasSecondary(session.secondary.clone()));
         }
         let session = Arc::new(make(self.next_session.fetch_add(1, Ordering::Relaxed)));
+        // The mode may have been changed since the secondary said so.
+        if !session.executes && core.mode == FtMode::Lockstep {
+            return Err(super::ProtectError::CannotExecute);
+        }
         core.session = Some(session.clone());
         core.failure = None;
         self.trigger.set_session(Some(session.clone()));
