@@ -119,10 +119,10 @@ impl Shared {
     pub fn diverged(&self, session: &Session, instructions: u64) {
         self.divergences.fetch_add(1, Ordering::Relaxed);
         tracing::error!(instructions, "divergence: the two replicas are not the same any more");
-        let log = session.log();
-        let state = log.as_ref().and_then(|log| log.evidence.find(instructions));
+        // A copy: the guest must not wait for what is written.
+        let state = session.log().as_ref().and_then(|log| log.evidence.find(instructions).cloned());
         let (Some(state), Some(folder)) = (state, &self.options.evidence_folder) else { return };
-        match write_evidence(folder, "primary", state, None) {
+        match write_evidence(folder, "primary", &state, None) {
             Ok(path) => tracing::error!(path = %path.display(), "the state here is kept"),
             Err(error) => tracing::error!(%error, "the state here cannot be kept"),
         }
