@@ -10,6 +10,19 @@ use xxhash_rust::xxh3::Xxh3;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(u128);
 
+impl Digest {
+    /// The digest as a number.
+    pub fn value(self) -> u128 {
+        self.0
+    }
+}
+
+impl From<u128> for Digest {
+    fn from(value: u128) -> Self {
+        Self(value)
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
