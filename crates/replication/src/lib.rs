@@ -7,6 +7,7 @@
 //! | [`gate`] | where output waits for its commit, and what passes inbound frames on |
 //! | [`disk`] | a replica's copy of each disk: the log of writes, the first copy |
 //! | [`lockstep`] | replication by the log of inputs: its format, recorder and executor |
+//! | [`mode`] | which of the two ways a VM is replicated |
 //! | [`mirror`] | replication by checkpoints |
 
 pub mod channel;
@@ -14,46 +15,7 @@ pub mod disk;
 pub mod gate;
 pub mod lockstep;
 pub mod mirror;
+pub mod mode;
 pub mod protocol;
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
-
-/// How a protected VM is replicated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FtMode {
-    /// By checkpoints of what has changed.
-    #[default]
-    Mirror,
-    /// The secondary executes the same instructions with the same inputs.
-    Lockstep,
-}
-
-impl fmt::Display for FtMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Mirror => "mirror",
-            Self::Lockstep => "lockstep",
-        })
-    }
-}
-
-/// Not the name of an FT mode.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no FT mode {0:?}: it is mirror or lockstep")]
-pub struct UnknownMode(String);
-
-impl FromStr for FtMode {
-    type Err = UnknownMode;
-
-    fn from_str(name: &str) -> Result<Self, UnknownMode> {
-        match name {
-            "mirror" => Ok(Self::Mirror),
-            "lockstep" => Ok(Self::Lockstep),
-            other => Err(UnknownMode(other.to_owned())),
-        }
-    }
-}
+pub use mode::{FtMode, UnknownMode};

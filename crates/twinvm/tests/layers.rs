@@ -68,7 +68,7 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "replication",
         floor: 4,
-        layers: &[&["channel", "disk", "gate", "protocol"], &["lockstep"], &["mirror"]],
+        layers: &[&["channel", "disk", "gate", "mode", "protocol"], &["lockstep"], &["mirror"]],
     },
     Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"]] },
     Crate {

@@ -8,9 +8,9 @@ use memory::{FrozenPages, Harvest};
 use network::InputPosition;
 
 use super::figures::CaptureTimes;
-use crate::FtMode;
 use crate::disk::DiskWrite;
 use crate::gate::{GatedFrame, OutputGate};
+use crate::mode::FtMode;
 use crate::protocol::Epoch;
 
 /// The pages of a checkpoint as they were in the pause.

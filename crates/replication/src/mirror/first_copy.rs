@@ -24,9 +24,9 @@ use super::primary::Shared;
 use super::progress::{Phase, Progress};
 use super::sender::{SendError, SenderThread};
 use super::session::Session;
-use crate::FtMode;
 use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
 use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, DiskWrite, SummaryReader};
+use crate::mode::FtMode;
 use crate::protocol::{LossReason, ReplicaId};
 
 /// How long connecting may take.

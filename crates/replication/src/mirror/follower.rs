@@ -23,12 +23,12 @@ use super::message::{
 use super::secondary::{Secondary, SecondaryEnd, SecondaryParts, TakenOver};
 use super::session::HEARTBEATS_PER_SUSPICION;
 use super::staging::{Complete, InboundStore, Staging, StagingError};
-use crate::FtMode;
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
 use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode_writes};
 use crate::gate::UnreleasedOutput;
 use crate::lockstep::log::SegmentReader;
 use crate::lockstep::{Divergence, Executor, ExecutorError, ExecutorProgress, write_evidence};
+use crate::mode::FtMode;
 use crate::protocol::{Command, Epoch, Event, LossReason, StopReason};
 
 /// A checkpoint counts as under way for no longer than this. How long it was is the difference between two hosts' clocks, which

@@ -30,9 +30,9 @@ use machine::vm::VmConfig;
 use network::InputPosition;
 use serde::{Deserialize, Serialize};
 
-use crate::FtMode;
 use crate::disk::DiskDescription;
 use crate::gate::InboundFrame;
+use crate::mode::FtMode;
 use crate::protocol::{Epoch, Generation, ReplicaId};
 
 pub(super) const HELLO: u8 = 1;

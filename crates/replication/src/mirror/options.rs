@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::FtMode;
+use crate::mode::FtMode;
 use crate::protocol::ReplicaId;
 
 /// Times and bounds of a mirrored VM.

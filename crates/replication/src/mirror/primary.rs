@@ -22,9 +22,9 @@ use super::session::Session;
 use super::slowness::Slowness;
 use super::trigger::{EpochBounds, Load, Trigger};
 use super::{MirrorOptions, RETRY_INTERVAL};
-use crate::FtMode;
 use crate::disk::{DiskSet, DiskWrite};
 use crate::gate::{GateStatus, OutputGate};
+use crate::mode::FtMode;
 use crate::protocol::{
     Arbiter, Command, DropReason, Epoch, Event, Generation, LossReason, Reason, Replica, Status, StopReason, Verdict,
 };

@@ -9,7 +9,6 @@ use machine::vm::{Vm, VmError};
 use network::InputPosition;
 
 use super::Shared;
-use crate::FtMode;
 use crate::lockstep::log::SegmentWriter;
 use crate::lockstep::{
     ClosedSegment, EvidenceRing, LogProgress, LogRecorder, StateDigest, next_digest_at, write_evidence,
@@ -17,6 +16,7 @@ use crate::lockstep::{
 use crate::mirror::message::LOG;
 use crate::mirror::outbox::Bulk;
 use crate::mirror::session::{ActiveLog, Session};
+use crate::mode::FtMode;
 use crate::protocol::Epoch;
 
 impl Shared {

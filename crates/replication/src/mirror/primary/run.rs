@@ -16,8 +16,8 @@ use super::super::session::Session;
 use super::super::slowness::Slowness;
 use super::super::trigger::Decision;
 use super::{Core, Course, PrimaryEnd, Shared, SwitchOverError};
-use crate::FtMode;
 use crate::disk::DiskWrite;
+use crate::mode::FtMode;
 use crate::protocol::{DropReason, Epoch, Event};
 
 /// How long the VM's thread waits for the secondary before it looks around again.
