@@ -19,7 +19,7 @@ use crate::load::{self, Schedule};
 use crate::replayer::{NoEntropy, Replayer};
 use crate::service::{Service, bring_up};
 use crate::support;
-use crate::support::guest::{Guest, Network};
+use crate::support::guest::{Console, Guest, Network};
 use crate::support::replay::{Nowhere, copy_of};
 use crate::table::Figures;
 use crate::tap::{Output, Sink, Tap};
@@ -86,6 +86,8 @@ impl Pair {
         let sink = Sink { link: Nowhere::new().unwrap(), output: replayed_output.clone() };
         let mut parts = guest.parts(&disks[1], Box::new(sink), 0);
         parts.entropy = Box::new(NoEntropy);
+        let (console_before, replayed_console) = (guest.console().len(), Console::default());
+        parts.console = Box::new(replayed_console.clone());
         let replayer =
             Replayer::new(guest.config(), &ram, state.clone(), parts, SegmentReader::new(0, start, &positions));
         let replaying = thread::Builder::new().name("replay".into()).spawn(move || replayer.run(&segments, &samples));
@@ -119,6 +121,9 @@ impl Pair {
         let outputs = (output.so_far(), replayed_output.so_far());
         if divergence.is_none() && none_waits(&first) && none_waits(&last) && outputs.0 != outputs.1 {
             divergence = Some(format!("the frames sent differ (number, digest): {outputs:?}"));
+        }
+        if divergence.is_none() && guest.console()[console_before..] != *replayed_console.text() {
+            divergence = Some(format!("the consoles differ; the replaying VM's:\n{}", replayed_console.text()));
         }
         if divergence.is_none() && std::fs::read(&disks[0]).unwrap() != std::fs::read(&disks[1]).unwrap() {
             divergence = Some("the disks differ".to_owned());

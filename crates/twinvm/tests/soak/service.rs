@@ -8,13 +8,14 @@ use machine::events::GuestEvent;
 use machine::vm::Vm;
 use storage::image::{ExtraFile, ImageSpec};
 
-use crate::support;
 use crate::support::guest::{Guest, Network, image_of};
+use crate::support::{self, HUNG};
 
 pub const REDIS: u16 = 6379;
 pub const POSTGRESQL: u16 = 5432;
 
-const MEMORY_BYTES: u64 = 512 << 20;
+/// So little that the kernel has to reclaim pages, for which it looks at accessed bits without flushing translations.
+const MEMORY_BYTES: u64 = 128 << 20;
 
 /// A program with loops, tables, calls and floating point, which depends on a number given at its compilation.
 const WORK_C: &str = include_str!("guest/work.c");
@@ -102,7 +103,9 @@ fn is_ready(network: &Network) -> bool {
 /// Runs a client of PostgreSQL to its end and returns what it says; it must succeed.
 pub fn psql_client(network: &Network, program: &str, arguments: &[&str]) -> String {
     let port = network.port(POSTGRESQL).to_string();
-    let output = Command::new(program)
+    // So that a guest that has ended does not leave a client that waits for it for ever.
+    let output = Command::new("timeout")
+        .args([&HUNG.as_secs().to_string(), program])
         .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres"])
         .args(arguments)
         .output()

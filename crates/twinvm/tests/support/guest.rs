@@ -42,6 +42,12 @@ pub fn image_of(spec: &ImageSpec) -> Image {
 #[derive(Clone, Default)]
 pub struct Console(Arc<Mutex<Vec<u8>>>);
 
+impl Console {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
 impl ConsoleSink for Console {
     fn write(&mut self, bytes: &[u8]) {
         self.0.lock().unwrap().extend_from_slice(bytes);
@@ -105,7 +111,7 @@ impl Guest {
     }
 
     pub fn console(&self) -> String {
-        String::from_utf8_lossy(&self.console.0.lock().unwrap()).into_owned()
+        self.console.text()
     }
 }
 
