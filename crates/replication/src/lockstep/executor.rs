@@ -15,6 +15,9 @@ use super::sink::NoConsole;
 use crate::disk::{DeferredFlushes, DiskSet};
 use crate::gate::UnreleasedOutput;
 
+/// How far a segment may reach beyond what was executed, in instructions: tens of seconds of work, many times what a primary lets its
+/// secondary lag behind. So a takeover that runs out the log comes to an end, whoever wrote it.
+const LAG_INSTRUCTIONS_MAX: u64 = 1 << 32;
 /// Most memory of segments that wait to be executed, in bytes; a primary waits for its secondary long before.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
@@ -31,6 +34,7 @@ pub struct Executed {
 /// Executes segments in a thread of its own, in order.
 pub struct Executor {
     shared: Arc<Shared>,
+    progress: Arc<ExecutorProgress>,
     /// How far each card's frames have been taken, at the end of the log received.
     positions: Vec<InputPosition>,
     thread: Option<JoinHandle<Result<VmState, ExecutorError>>>,
@@ -71,12 +75,12 @@ impl Executor {
         progress: Arc<ExecutorProgress>,
     ) -> Result<Self, ExecutorError> {
         let console = Box::new(NoConsole);
-        let execution = Execution::new(config, ram, state, disks.backends(), console, progress)?;
+        let execution = Execution::new(config, ram, state, disks.backends(), console, progress.clone())?;
         let flushes = DeferredFlushes::start(disks).map_err(|error| ExecutorError::Disk(error.to_string()))?;
         let shared = Arc::<Shared>::default();
         let work = Work { execution, shared: shared.clone() };
         let thread = thread::Builder::new().name("lockstep".to_owned()).spawn(move || work.run())?;
-        Ok(Self { shared, positions, thread: Some(thread), flushes: Some(flushes) })
+        Ok(Self { shared, progress, positions, thread: Some(thread), flushes: Some(flushes) })
     }
 
     /// Adds the next segment.
@@ -90,6 +94,9 @@ impl Executor {
             {
                 *known = *position;
             }
+        }
+        if segment.reached.saturating_sub(self.progress.instructions()) > LAG_INSTRUCTIONS_MAX {
+            return Err(ExecutorError::TooFarAhead);
         }
         let mut queue = self.shared.queue();
         queue.bytes = queue.bytes.saturating_add(memory_bytes(&segment));

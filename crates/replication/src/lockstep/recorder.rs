@@ -108,8 +108,8 @@ impl Recorder for LogRecorder {
             Input::Link { .. } | Input::Console(_) | Input::PowerButton => state.is_urgent = true,
             Input::ClockStep(_) | Input::Entropy(_) | Input::DiskFailed { .. } => {}
         }
-        // What enters at the same count can be split: a segment has to fit into a message.
-        if state.writer.is_full() {
+        // A segment has to fit into a message. What enters at the same count can be split, but for what a replay needs ahead of that count.
+        if state.writer.is_full() && !input.is_ahead() {
             self.close_locked(&mut state, instructions);
         }
     }
@@ -122,6 +122,7 @@ impl Recorder for LogRecorder {
         let is_new = instructions != state.reached || !state.writer.is_empty();
         let is_due = self.output_waits.load(Ordering::Acquire)
             || state.is_urgent
+            || state.writer.is_full()
             || is_new && state.since.elapsed() >= SEGMENT_LENGTH_MAX;
         if is_due {
             self.close_locked(&mut state, instructions);

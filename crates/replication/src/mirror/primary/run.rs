@@ -115,6 +115,10 @@ impl Shared {
                     break;
                 }
                 Decision::Wait => {
+                    if waiting_since.is_none() {
+                        // What waits in the gate should not wait for this as well.
+                        self.close_segment(vm, &session);
+                    }
                     let from = Instant::now();
                     waiting_since.get_or_insert(from);
                     drop(self.wait(self.core()));
