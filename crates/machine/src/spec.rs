@@ -57,6 +57,10 @@ pub struct VmSpec {
     /// Kernel command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// Folder in which `twinvm run` keeps what `twinvm replay` repeats the VM's life from: a snapshot at each power-on, and the log of all that
+    /// reaches the guest from outside. It needs the soft engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<PathBuf>,
     /// Disks: the first is /dev/vda.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
@@ -125,7 +129,8 @@ impl VmSpec {
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let paths = spec.disks.iter_mut().map(|disk| &mut disk.path);
-        for file in paths.chain(spec.kernel.iter_mut()).chain(spec.initrd.iter_mut()) {
+        let others = [&mut spec.kernel, &mut spec.initrd, &mut spec.record];
+        for file in paths.chain(others.into_iter().flatten()) {
             *file = folder.join(&*file);
         }
         Ok(spec)
@@ -169,6 +174,11 @@ impl VmSpec {
         if self.kernel.is_none() && self.image.is_none() {
             return invalid(
                 "no kernel: name a file with `kernel`, or an image of `twinvm image list` with `image`".into(),
+            );
+        }
+        if self.record.is_some() && self.engine == EngineChoice::Kvm {
+            return invalid(
+                "record needs engine = \"soft\": with kvm nobody can tell when something reaches the guest".into(),
             );
         }
         // One slot is the entropy device's.
@@ -295,6 +305,7 @@ mod tests {
             ("64M to 1024G", "512M", "2048T"),
             ("name =", "name = \"redis\"", "name = \"../x\""),
             ("no kernel", "kernel = \"vmlinuz\"", ""),
+            ("needs engine = \"soft\"", "memory =", "record = \"logs\"\nengine = \"kvm\"\nmemory ="),
             ("must be 1 to", "memory =", "cpus = 0\nmemory ="),
             ("must be 1 to", "memory =", "cpus = 65\nmemory ="),
             ("network", "mode = \"user\"", "mode = \"user\"\nmtu = 9"),

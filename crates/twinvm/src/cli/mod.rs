@@ -11,6 +11,7 @@ mod image;
 mod logging;
 mod net_end;
 mod output;
+mod replay;
 mod replica;
 mod run;
 mod top;
@@ -41,6 +42,8 @@ Examples:
 enum Command {
     /// Boot a VM in the foreground, its serial console on the terminal
     Run(run::RunArguments),
+    /// Execute a recorded VM again, to its end or to any instruction
+    Replay(replay::ReplayArguments),
     /// Make hosts of a cluster, and run their daemons
     #[command(subcommand)]
     Host(host::HostCommand),
@@ -73,6 +76,7 @@ enum Command {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
         Command::Vm(command) => vm::run(command),
         Command::Image(command) => image::run(command),
         Command::Engine(command) => engine::run(command),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use machine::engine::EngineChoice;
+use machine::engine::{EngineChoice, EngineKind};
 use machine::probe::choose;
 use machine::spec::VmSpec;
 
@@ -18,6 +18,7 @@ The spec is a TOML file:
   memory = \"512M\"
   image = \"redis\"                  # or: kernel = \"...\", initrd = \"...\", cmdline = \"...\"
   cpus = 1
+  record = \"records\"              # keep in this folder what `twinvm replay` repeats the VM's life from
   [[disk]]
   path = \"redis.qcow2\"
   format = \"qcow2\"                 # or raw
@@ -65,15 +66,19 @@ impl From<EngineName> for EngineChoice {
 }
 
 impl HowArguments {
-    /// The options, where a spec says `choice`.
-    pub fn options(&self, choice: EngineChoice) -> Options {
-        Options { engine: choose(self.engine.map_or(choice, Into::into)), json: self.json }
+    /// The options, where a spec says `choice`, and whether the VM is to be recorded.
+    pub fn options(&self, choice: EngineChoice, is_recorded: bool) -> Options {
+        let engine = match self.engine.map_or(choice, Into::into) {
+            EngineChoice::Auto if is_recorded => (EngineKind::Soft, "the one that can record".to_owned()),
+            choice => choose(choice),
+        };
+        Options { engine, json: self.json }
     }
 }
 
 pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let spec = VmSpec::load(&arguments.spec)?;
-    let options = arguments.how.options(spec.engine);
+    let options = arguments.how.options(spec.engine, spec.record.is_some());
     foreground::run(Start::Spec(spec), &options)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! What a foreground run says besides the guest's console: lines for people, or JSON.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use machine::devices::serial::ConsoleSink;
@@ -31,10 +32,31 @@ pub enum Event<'a> {
     /// A snapshot was written.
     Snapshot {
         /// The file.
-        path: &'a std::path::Path,
+        path: &'a Path,
     },
     /// The power button was pressed.
     PowerButton,
+    /// What happens to the VM is recorded, for `twinvm replay`.
+    Recording {
+        /// The log's file.
+        path: &'a Path,
+    },
+    /// The record cannot be written any more; the VM goes on.
+    RecordingFailed {
+        /// The log's file.
+        path: &'a Path,
+        /// Why.
+        reason: String,
+    },
+    /// The record is complete.
+    Recorded {
+        /// The log's file.
+        path: &'a Path,
+        /// Instructions retired since power-on.
+        instructions: u64,
+        /// Digest of the VM's last state.
+        digest: String,
+    },
     /// The VM has ended.
     Stopped {
         /// Why.
@@ -75,6 +97,13 @@ impl Reporter {
             Event::Reset => "the guest resets".to_owned(),
             Event::Panicked => "the guest's kernel panicked".to_owned(),
             Event::Snapshot { path } => format!("snapshot written: {}", path.display()),
+            Event::Recording { path } => format!("recording to {}", path.display()),
+            Event::RecordingFailed { path, reason } => {
+                format!("the record {} ends here, and the VM goes on: {reason}", path.display())
+            }
+            Event::Recorded { path, instructions, digest } => {
+                format!("recorded: {}, {instructions} instructions, digest {digest}", path.display())
+            }
             Event::PowerButton => "power button pressed; Ctrl-] again pulls the plug".to_owned(),
             Event::Stopped { reason, .. } => format!("VM stopped: {reason}"),
         };

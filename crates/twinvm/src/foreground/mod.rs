@@ -2,6 +2,7 @@
 
 pub mod events;
 pub mod open;
+mod recording;
 pub mod requests;
 pub mod terminal;
 
@@ -20,13 +21,14 @@ use machine::engine::soft::InputMode;
 use machine::engine::{EngineKind, RunEnd};
 use machine::events::GuestEvent;
 use machine::spec::VmSpec;
-use machine::vm::{Boot, Snapshot, SnapshotHead, Vm};
-
+use machine::vm::{Boot, Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig};
+use replication::lockstep::file::LogEnd;
 use storage::disk::{DiskImage, DiskOptions};
 
 use crate::interrupt;
 use events::{Event, Reporter};
 use open::Ends;
+use recording::Recording;
 use requests::{Answer, Pending, Request, RequestServer, VmStatus};
 use terminal::{RawTerminal, TerminalSink};
 
@@ -79,7 +81,8 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
             (spec, Some((path, snapshot)))
         }
     };
-    let config = open::config(&spec)?;
+    open::config(&spec)?;
+    Recording::check(&spec, options.engine.0)?;
     // The control of the VM that runs now; a reset makes a new one.
     let shared: Arc<std::sync::Mutex<Option<Arc<Control>>>> = Arc::default();
     let on_control = {
@@ -116,24 +119,24 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     let (engine, reason) = (options.engine.0, options.engine.1.as_str());
     let started = Instant::now();
     loop {
-        let mut vm = match snapshot.take() {
-            Some((path, snapshot)) => restore(&spec, &path, snapshot, &ends, sink(), engine)?,
-            None => {
-                let guest = open::guest(&spec)?;
-                let boot = Boot::Linux {
-                    kernel: &guest.kernel,
-                    initrd: guest.initrd.as_deref(),
-                    command_line: &guest.command_line,
-                };
-                Vm::boot(config.clone(), &boot, open::parts(&spec, &ends, sink())?, engine, InputMode::Live)?
-            }
-        };
+        let restored = snapshot.take().map(|(path, snapshot)| restore(&path, snapshot)).transpose()?;
+        let (mut vm, recording) = make(&spec, restored, engine, &ends, sink())?;
         *machine::bus::lock(&shared) = Some(vm.control());
         reporter.report(&Event::Started { name: &spec.name, engine: engine.to_string(), reason });
-        let end = serve(&mut vm, &spec, &pending, &leaving, &reporter, started);
+        if let Some(recording) = &recording {
+            reporter.report(&Event::Recording { path: recording.path() });
+        }
+        let end = serve(&mut vm, &spec, recording.as_ref(), &pending, &leaving, &reporter, started);
         *machine::bus::lock(&shared) = None;
         vm.platform().flush_disks().context("cannot flush the disks")?;
-        match end? {
+        let end = end?;
+        if let Some(recording) = recording {
+            let path = recording.path().to_owned();
+            if let Some(LogEnd { instructions, digest }) = recording.end(&mut vm)? {
+                reporter.report(&Event::Recorded { path: &path, instructions, digest: digest.to_string() });
+            }
+        }
+        match end {
             Ended::Reset => reporter.report(&Event::Reset),
             Ended::Stopped(reason) => {
                 drop(raw);
@@ -142,6 +145,41 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
             }
         }
     }
+}
+
+/// Makes a VM, at power-on or as it was saved, and a record of its life if its spec asks for one.
+fn make(
+    spec: &VmSpec,
+    restored: Option<(VmConfig, SnapshotContent)>,
+    engine: EngineKind,
+    ends: &Ends,
+    console: Box<dyn ConsoleSink>,
+) -> Result<(Vm, Option<Recording>)> {
+    let instructions = restored.as_ref().map_or(0, |(_, content)| content.state.engine.processors.instructions);
+    let recording = Recording::new(spec, instructions)?;
+    let mode = recording.as_ref().map_or(InputMode::Live, Recording::mode);
+    let disks = open::disks(spec)?;
+    let bases = match &recording {
+        Some(_) => disks.iter().map(open::base).collect::<Result<Vec<_>>>()?,
+        None => Vec::new(),
+    };
+    let parts = open::connect(disks, ends, console)?;
+    let mut vm = match restored {
+        None => {
+            let guest = open::guest(spec)?;
+            let boot = Boot::Linux {
+                kernel: &guest.kernel,
+                initrd: guest.initrd.as_deref(),
+                command_line: &guest.command_line,
+            };
+            Vm::boot(open::config(spec)?, &boot, parts, engine, mode)?
+        }
+        Some((config, content)) => Vm::restore(config, &content.ram, content.state, parts, engine, mode)?,
+    };
+    if let Some(recording) = &recording {
+        recording.begin(&mut vm, spec, bases)?;
+    }
+    Ok((vm, recording))
 }
 
 /// How a VM came to its end.
@@ -154,14 +192,22 @@ enum Ended {
 fn serve(
     vm: &mut Vm,
     spec: &VmSpec,
+    recording: Option<&Recording>,
     pending: &Receiver<Pending>,
     leaving: &Leaving,
     reporter: &Reporter,
     started: Instant,
 ) -> Result<Ended> {
     loop {
-        match vm.run(None)? {
-            RunEnd::Paused | RunEnd::LimitReached => {}
+        let end = vm.run(recording.and_then(|recording| recording.digest_due_at(vm)))?;
+        if let Some(recording) = recording
+            && let Some(error) = recording.failure()
+        {
+            reporter.report(&Event::RecordingFailed { path: recording.path(), reason: error.to_string() });
+        }
+        match end {
+            RunEnd::Paused => {}
+            RunEnd::LimitReached => recording.map_or(Ok(()), |recording| recording.digest(vm))?,
             RunEnd::Guest(GuestEvent::PowerOff) => return Ok(Ended::Stopped("the guest powered off")),
             RunEnd::Guest(GuestEvent::Reset) => return Ok(Ended::Reset),
             RunEnd::Guest(GuestEvent::Panicked) => reporter.report(&Event::Panicked),
@@ -237,9 +283,11 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-type OpenSnapshot = Snapshot<std::io::BufReader<File>>;
+/// A snapshot file that is open.
+pub type OpenSnapshot = Snapshot<std::io::BufReader<File>>;
 
-fn open_snapshot(path: &Path) -> Result<(VmSpec, OpenSnapshot)> {
+/// Opens a snapshot file; returns it with the spec of the VM that it is of.
+pub fn open_snapshot(path: &Path) -> Result<(VmSpec, OpenSnapshot)> {
     let file = File::open(path).with_context(|| format!("cannot read snapshot {}", path.display()))?;
     let snapshot =
         Snapshot::open(std::io::BufReader::new(file)).with_context(|| format!("snapshot {}", path.display()))?;
@@ -250,15 +298,8 @@ fn open_snapshot(path: &Path) -> Result<(VmSpec, OpenSnapshot)> {
     Ok((spec, snapshot))
 }
 
-/// Reads a snapshot, puts its disks' content in place of the files that are there, and makes the VM.
-fn restore(
-    spec: &VmSpec,
-    path: &Path,
-    snapshot: OpenSnapshot,
-    ends: &Ends,
-    console: Box<dyn ConsoleSink>,
-    engine: EngineKind,
-) -> Result<Vm> {
+/// Reads a snapshot, and puts its disks' content in place of the files that are there.
+fn restore(path: &Path, snapshot: OpenSnapshot) -> Result<(VmConfig, SnapshotContent)> {
     let config = snapshot.head().config.clone();
     let disks = snapshot.head().disks.clone();
     for disk in disks.iter().filter(|disk| disk.exists()) {
@@ -276,6 +317,5 @@ fn restore(
     for (number, disk) in disks.iter().enumerate() {
         fs::rename(temporary(number), disk).with_context(|| format!("cannot replace disk {}", disk.display()))?;
     }
-    let parts = open::parts(spec, ends, console)?;
-    Ok(Vm::restore(config, &content.ram, content.state, parts, engine, InputMode::Live)?)
+    Ok((config, content))
 }

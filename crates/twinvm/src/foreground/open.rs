@@ -14,7 +14,7 @@ use machine::spec::{DiskSpec, VmSpec};
 use machine::vm::VmConfig;
 use network::end::{EndConfig, EndProcess, Lifetime};
 use network::{Attach, FrameBackend, Link, MacAddr};
-use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2};
+use storage::disk::{Backing, BaseIdentity, DiskFormat, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{Image, ImageStore};
 
 use crate::paths;
@@ -117,22 +117,39 @@ impl Ends {
 
 /// Opens the disks and connects everything else.
 pub fn parts(spec: &VmSpec, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Parts> {
+    connect(disks(spec)?, ends, console)
+}
+
+/// Connects disks that are open, and everything else.
+pub fn connect(disks: Vec<DiskImage>, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Parts> {
     Ok(Parts {
-        disks: spec.disks.iter().map(open_disk).collect::<Result<_>>()?,
+        disks: disks.into_iter().map(|disk| Box::new(disk) as Box<dyn BlockBackend>).collect(),
         cards: ends.connect()?,
         console,
         entropy: Box::new(OsEntropy::open().context("cannot open /dev/urandom")?),
     })
 }
 
-fn open_disk(spec: &DiskSpec) -> Result<Box<dyn BlockBackend>> {
+/// Opens the disks, and creates those that begin as an image.
+pub fn disks(spec: &VmSpec) -> Result<Vec<DiskImage>> {
+    spec.disks.iter().map(open_disk).collect()
+}
+
+/// What a disk shows where a snapshot of its VM has nothing of it: of a writable one, whose file is in the snapshot, what that is based on;
+/// all of another one.
+pub fn base(disk: &DiskImage) -> Result<BaseIdentity> {
+    let whole = Backing { path: disk.path().to_owned(), format: disk.format() };
+    Ok(BaseIdentity::of(if disk.is_read_only() { Some(&whole) } else { disk.backing() })?)
+}
+
+fn open_disk(spec: &DiskSpec) -> Result<DiskImage> {
     if let Some(base) = &spec.base_image
         && !spec.path.exists()
     {
         create_overlay(spec, base).with_context(|| format!("cannot create disk {}", spec.path.display()))?;
     }
     let options = DiskOptions { format: spec.format, read_only: spec.readonly, direct: false };
-    Ok(Box::new(DiskImage::open(&spec.path, options)?))
+    Ok(DiskImage::open(&spec.path, options)?)
 }
 
 fn create_overlay(spec: &DiskSpec, base: &str) -> Result<()> {
@@ -150,7 +167,8 @@ pub fn writable_disks(spec: &VmSpec) -> Vec<PathBuf> {
 /// The spec with absolute paths, so that it means the same from any folder.
 pub fn absolute(mut spec: VmSpec) -> Result<VmSpec> {
     let disks = spec.disks.iter_mut().map(|disk| &mut disk.path);
-    for path in disks.chain(spec.kernel.iter_mut()).chain(spec.initrd.iter_mut()) {
+    let others = [&mut spec.kernel, &mut spec.initrd, &mut spec.record];
+    for path in disks.chain(others.into_iter().flatten()) {
         *path = std::path::absolute(&*path).with_context(|| format!("cannot resolve {}", path.display()))?;
     }
     Ok(spec)

@@ -38,7 +38,7 @@ pub fn snapshot(arguments: &SnapshotArguments) -> Result<()> {
 }
 
 pub fn restore(arguments: &RestoreArguments) -> Result<()> {
-    foreground::run(Start::Snapshot(arguments.file.clone()), &arguments.how.options(EngineChoice::Auto))
+    foreground::run(Start::Snapshot(arguments.file.clone()), &arguments.how.options(EngineChoice::Auto, false))
 }
 
 pub fn stop(name: &str, force: bool, json: bool) -> Result<()> {
