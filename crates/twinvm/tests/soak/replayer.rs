@@ -17,6 +17,9 @@ use replication::lockstep::log::{Entry, SegmentReader};
 use crate::divergence::{Sample, describe, evidence_folder};
 use crate::pair::cpu_time_ns;
 
+/// Longest piece that the log is executed in. The recording VM stops at other counts, and that must not matter.
+const PIECE_INSTRUCTIONS_MAX: u64 = 50_000;
+
 /// A source that has nothing: what the guest took is in the log.
 pub struct NoEntropy;
 
@@ -44,6 +47,8 @@ pub struct Replayer {
     journal: Journal,
     reader: SegmentReader,
     replayed: Replayed,
+    /// State of the generator of pieces' lengths.
+    random: u64,
 }
 
 impl Replayer {
@@ -52,7 +57,7 @@ impl Replayer {
         let mode = InputMode::Replay(journal.clone());
         let vm = Vm::restore(config, ram, state, parts, EngineKind::Soft, mode).unwrap();
         vm.platform().retry_transmits();
-        Self { vm, journal, reader, replayed: Replayed::default() }
+        Self { vm, journal, reader, replayed: Replayed::default(), random: 1 }
     }
 
     /// Executes the log to its end, or to the first difference.
@@ -96,13 +101,21 @@ impl Replayer {
 
     fn run_to(&mut self, reached: u64) -> Result<(), String> {
         loop {
-            let end = self.vm.run(Some(reached)).unwrap();
+            let piece_end = self.vm.instructions().unwrap() + self.piece_instructions();
+            let end = self.vm.run(Some(reached.min(piece_end))).unwrap();
             let at = self.vm.instructions().unwrap();
             match end {
                 RunEnd::LimitReached if at >= reached => return Ok(()),
+                RunEnd::LimitReached if at >= piece_end => {}
                 RunEnd::Guest(GuestEvent::Panicked | GuestEvent::CrashLoaded) => {}
                 end => return Err(format!("stands still at {at} ({end:?}); the other one went on to {reached}")),
             }
         }
+    }
+
+    /// The length of the next piece: a linear congruential generator (Knuth, MMIX).
+    fn piece_instructions(&mut self) -> u64 {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        1 + (self.random >> 33) % PIECE_INSTRUCTIONS_MAX
     }
 }
