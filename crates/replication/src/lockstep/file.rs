@@ -63,7 +63,7 @@ pub enum LogRecord {
     Segment(Segment),
     /// The log was ended here.
     End(LogEnd),
-    /// The file ends here, and the log was not ended: whoever wrote it was killed.
+    /// The file ends here, and the log was not ended: whoever wrote it was killed, or had no room left.
     Cut {
         /// Where what cannot be used begins, in bytes; the file's length if nothing is lost.
         offset: u64,

@@ -212,7 +212,7 @@ fn look_through(path: &Path, until: Option<u64>) -> Result<Extent> {
             Some(LogRecord::End(_)) | None => StoppedAt::End,
             Some(LogRecord::Cut { offset }) => {
                 warn(&format!(
-                    "{} is cut off at byte {offset}: whoever recorded was killed; what is there goes to instruction {reached}",
+                    "{} is cut off at byte {offset}: its recording was not ended; what is there goes to instruction {reached}",
                     path.display()
                 ));
                 StoppedAt::Cut
