@@ -88,6 +88,18 @@ occurrences! {
     NothingHeld,
     /// A compare-and-swap was not answered, for whatever reason.
     Unanswered,
+    /// A secondary took over that had followed the log.
+    TakeOverExecuted,
+    /// A secondary had some of the log to execute when it lost its primary.
+    RanOut,
+    /// The log began after checkpoints.
+    LogBegan,
+    /// Checkpoints followed the log.
+    LogEnded,
+    /// The guest waited for the execution of the log.
+    LagWaited,
+    /// A secondary's execution came to another state, and it found out.
+    Diverged,
     /// A VM that had been protected got protected again.
     Reprotected,
     /// A first copy ended while it was not decided yet who goes on.

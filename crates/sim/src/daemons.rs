@@ -85,6 +85,13 @@ impl World {
                 }
             }
             Fault::Drop(reason) => self.user_drops(reason),
+            Fault::ChangeMode => {
+                self.wants_log = !self.wants_log;
+                if let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) {
+                    self.consider(host);
+                }
+            }
+            Fault::SlowExecution(duration) => self.slow_execution_until = self.now + duration,
             Fault::SwitchOver => {
                 if let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) {
                     self.switch_over(host);

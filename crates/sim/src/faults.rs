@@ -45,6 +45,10 @@ pub(crate) enum Fault {
     SecondaryFails,
     Drop(DropReason),
     SwitchOver,
+    /// The user changes the FT mode.
+    ChangeMode,
+    /// The secondary executes the log slowly.
+    SlowExecution(Nanoseconds),
 }
 
 /// Something in the life of the replicas close to which faults are of interest.
@@ -54,13 +58,15 @@ pub(crate) enum Moment {
     SwapAsked,
     SwapCarriedOut,
     Protected,
+    ModeChanged,
     HandOverBegun,
     HandOverSent,
     Lost,
     TakenOver,
 }
 
-const MOMENTS: [Moment; 8] = [
+const MOMENTS: [Moment; 9] = [
+    Moment::ModeChanged,
     Moment::Copied,
     Moment::SwapAsked,
     Moment::SwapCarriedOut,
@@ -100,6 +106,10 @@ pub(crate) struct Plan {
     pub answers_lost: u64,
     /// Of a hundred requests to the store.
     pub swaps_late: u64,
+    /// The FT mode in the beginning.
+    pub is_lockstep: bool,
+    /// Of a thousand segments: the secondary's execution comes to another state.
+    pub diverges: u64,
 }
 
 impl Plan {
@@ -118,6 +128,8 @@ impl Plan {
             stalls: random.pick(&[0, 0, 0, 3]),
             answers_lost: random.pick(&[0, 0, 10, 40]),
             swaps_late: random.pick(&[0, 0, 10, 40]),
+            is_lockstep: random.chance(50),
+            diverges: random.pick(&[0, 0, 0, 5]),
         }
     }
 }
@@ -144,7 +156,7 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(20) {
+        match random.below(23) {
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),
@@ -158,6 +170,8 @@ impl Fault {
             15 => Self::SecondaryFails,
             16 => Self::Drop(random.pick(&[DropReason::Off, DropReason::Suspend])),
             17 => Self::Drop(DropReason::Restart),
+            18 | 19 => Self::ChangeMode,
+            20 => Self::SlowExecution(duration),
             _ => Self::SwitchOver,
         }
     }

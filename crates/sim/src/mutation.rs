@@ -35,13 +35,28 @@ pub enum Mutation {
     DoNotResume,
     /// A secondary that has lost its primary goes on acknowledging what comes.
     AcknowledgeAfterLoss,
+    /// A secondary that has lost its primary does not run out the log that it has received.
+    DoNotRunOut,
+    /// A secondary goes back to checkpoints without executing the log to its end.
+    MirrorTooEarly,
+    /// A secondary acknowledges a segment of the log that it then loses now and then.
+    LoseSegment,
+    /// A secondary that has found that its state differs goes on as if it had lost its primary.
+    DivergedGoesOn,
+    /// The guest does not wait for a secondary that is behind.
+    DoNotWait,
     /// The secondary forgets output of which it does not know that it has left.
     DoNotSendAgain,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
+        Self::DoNotRunOut,
+        Self::MirrorTooEarly,
+        Self::LoseSegment,
+        Self::DivergedGoesOn,
+        Self::DoNotWait,
         Self::ReleaseOnCapture,
         Self::DoNotHold,
         Self::AcceptStaleAcks,

@@ -23,15 +23,30 @@ pub(crate) enum Message {
         /// The state at the capture before.
         base: StateId,
         state: StateId,
+        /// The log of what the guest does follows it, in place of more checkpoints.
+        then_log: bool,
     },
+    /// A segment of the log.
+    Segment {
+        epoch: Epoch,
+        /// Where the segment before ended, or the checkpoint.
+        base: StateId,
+        state: StateId,
+        closed_at: Nanoseconds,
+    },
+    /// Checkpoints follow again.
+    EndOfLog,
     Ack {
         epoch: Option<Epoch>,
         heard: u64,
+        /// The last epoch of the log that was executed.
+        executed: Option<Epoch>,
     },
     Released(Epoch),
     Entitled(Generation),
     HandOver,
     Failed,
+    Diverged,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,6 @@ use replication::protocol::{
 
 use crate::coverage::Occurrence;
 use crate::faults::{FAULTS_END, Moment};
-use crate::history::{Fork, StateId};
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
 use crate::process::{Body, Input, ProcessId, Runner, Session, Timer, Waiting};
@@ -22,14 +21,14 @@ const EPOCH_LENGTH_MAX: Nanoseconds = 50 * MILLISECOND;
 /// How many times its length an epoch may last before the guest waits.
 const PATIENCE: u64 = 4;
 /// Shorter than the real one, or no schedule would last so long.
-const TOO_SLOW_AFTER: Nanoseconds = 300 * MILLISECOND;
+pub(crate) const TOO_SLOW_AFTER: Nanoseconds = 300 * MILLISECOND;
 const CONNECT_TIMEOUT: Nanoseconds = 200 * MILLISECOND;
 pub(crate) const HEARTBEATS_PER_SUSPICION: u64 = 5;
 /// How often either side looks whether the other one is silent.
 pub(crate) const SILENCE_CHECKS_PER_SUSPICION: u64 = 4;
 
 impl World {
-    fn runner(&mut self, host: usize) -> Option<&mut Runner> {
+    pub fn runner(&mut self, host: usize) -> Option<&mut Runner> {
         match &mut self.hosts[host].process.as_mut()?.body {
             Body::Running(runner) => Some(runner),
             _ => None,
@@ -214,43 +213,6 @@ impl World {
         }
     }
 
-    // Output.
-
-    fn open_output(&mut self, host: usize) {
-        let Some(runner) = self.runner(host) else { return };
-        runner.is_held = false;
-        for waiting in std::mem::take(&mut runner.waiting) {
-            self.release(host, waiting.state);
-        }
-    }
-
-    fn release_through(&mut self, host: usize, through: Epoch) {
-        loop {
-            let Some(runner) = self.runner(host) else { return };
-            if runner.waiting.front().and_then(|waiting| waiting.epoch).is_none_or(|epoch| epoch > through) {
-                return;
-            }
-            if let Some(waiting) = runner.waiting.pop_front() {
-                self.release(host, waiting.state);
-            }
-        }
-    }
-
-    pub fn release(&mut self, host: usize, state: StateId) {
-        let Some(by) = self.process_id(host) else { return };
-        self.last_release = Some((by, self.now));
-        if self.history.is_fenced(by) && !self.is_behind {
-            return self.broken(Violation::TwoRelease(self.name(host)));
-        }
-        match self.history.release(state) {
-            Ok(false) => {}
-            // Whoever has taken over sends again what may not have left.
-            Ok(true) if self.store.current().author == by => {}
-            Ok(true) => self.coverage.note(Occurrence::LateRelease),
-            Err(Fork) => self.broken(Violation::Fork(self.name(host))),
-        }
-    }
-
     // The guest.
 
     fn guest_acts(&mut self, host: usize) {
@@ -258,12 +220,17 @@ impl World {
         self.start_timer(host, interval, Timer::Guest);
         let has_output = self.random.chance(70);
         let (now, clock) = (self.now, self.hosts[host].clock);
+        if self.is_lagging(host) {
+            return self.wait_for_execution(host);
+        }
         let Some(runner) = self.runner(host) else { return };
         if runner.hand_over.is_some() {
             return;
         }
         let is_late = runner.session.as_ref().is_some_and(|session| {
-            session.is_mirroring && clock.measures(now - session.epoch_since) >= PATIENCE * EPOCH_LENGTH_MAX
+            session.is_mirroring
+                && !session.has_log
+                && clock.measures(now - session.epoch_since) >= PATIENCE * EPOCH_LENGTH_MAX
         });
         if is_late {
             let since = *runner.waits_since.get_or_insert(now);
@@ -277,6 +244,7 @@ impl World {
         }
         runner.waits_since = None;
         let (before, is_held) = (runner.state, runner.is_held);
+        self.check_lag(host);
         let state = self.history.step(before, has_output);
         let Some(runner) = self.runner(host) else { return };
         runner.state = state;
@@ -294,19 +262,26 @@ impl World {
     }
 
     /// Takes a checkpoint if it is time, and there is room.
-    fn consider(&mut self, host: usize) {
+    pub fn consider(&mut self, host: usize) {
         let (now, clock) = (self.now, self.hosts[host].clock);
         let Some(runner) = self.runner(host) else { return };
         let Some(session) = &runner.session else { return };
-        let is_due = session.output_waits || clock.measures(now - session.epoch_since) >= EPOCH_LENGTH_MAX;
-        let has_room = session.unsent == 0 && session.in_flight.len() < IN_FLIGHT_MAX;
-        if session.is_mirroring && runner.hand_over.is_none() && is_due && has_room {
+        if session.has_log {
+            return self.consider_log(host);
+        }
+        let wants_log = self.wants_log;
+        let Some(session) = self.session(host) else { return };
+        let is_due = wants_log || session.output_waits || clock.measures(now - session.epoch_since) >= EPOCH_LENGTH_MAX;
+        let has_room = session.outgoing.is_empty() && session.in_flight.len() < IN_FLIGHT_MAX;
+        let is_mirroring = session.is_mirroring;
+        let is_handing_over = self.runner(host).is_some_and(|runner| runner.hand_over.is_some());
+        if is_mirroring && !is_handing_over && is_due && has_room {
             self.take_checkpoint(host);
         }
     }
 
     fn take_checkpoint(&mut self, host: usize) {
-        let now = self.now;
+        let (now, then_log) = (self.now, self.wants_log);
         let mut duration = self.random.between(50, 2000) * MICROSECOND;
         if self.slow_sender_until > now {
             duration += self.random.between(0, self.slow_sender_extra);
@@ -321,17 +296,47 @@ impl World {
         session.in_flight.push_back(epoch);
         session.output_waits = false;
         session.epoch_since = now;
-        session.unsent += 1;
-        session.sent_at = session.sent_at.max(now) + duration;
-        let (connection, delay) = (session.connection, session.sent_at - now);
         let base = std::mem::replace(&mut session.base, state);
-        self.start_timer(host, delay, Timer::Sent { connection, epoch, base, state });
+        session.has_log = then_log;
+        self.send_in_turn(host, Message::Checkpoint { epoch, heartbeat: 0, base, state, then_log }, duration);
+        if then_log {
+            self.coverage.note(Occurrence::LogBegan);
+            self.moment(Moment::ModeChanged);
+        }
         if self.mutation == Some(Mutation::ReleaseOnCapture) {
             self.release_through(host, epoch);
         }
     }
 
     // The session.
+
+    /// Sends a message behind those that wait, which takes `duration`.
+    pub fn send_in_turn(&mut self, host: usize, message: Message, duration: Nanoseconds) {
+        let now = self.now;
+        let Some(session) = self.session(host) else { return };
+        session.outgoing.push_back(message);
+        session.sent_at = session.sent_at.max(now) + duration;
+        let (connection, delay) = (session.connection, session.sent_at - now);
+        self.start_timer(host, delay, Timer::Sent(connection));
+    }
+
+    fn first_was_sent(&mut self, host: usize, connection: ConnectionId) {
+        let now = self.now;
+        let Some(session) = self.session(host) else { return };
+        let Some(mut message) = session.outgoing.pop_front() else { return };
+        if let Message::Checkpoint { heartbeat, .. } = &mut message {
+            session.heartbeats.push(now);
+            *heartbeat = session.heartbeats.len() as u64;
+        }
+        self.send(connection, Side::Primary, message);
+        if self.mutation == Some(Mutation::EntitleBeforeFirstAck)
+            && let Some(process) = &self.hosts[host].process
+            && let Status { reason: Some(Reason::FirstCheckpoint), generation, .. } = process.replica.status()
+        {
+            self.send(connection, Side::Primary, Message::Entitled(generation));
+        }
+        self.consider(host);
+    }
 
     fn send_to_secondary(&mut self, host: usize, message: Message) {
         if let Some(connection) = self.session(host).map(|session| session.connection) {
@@ -395,9 +400,11 @@ impl World {
             in_flight: Default::default(),
             output_waits: false,
             epoch_since: now,
-            unsent: 0,
+            outgoing: Default::default(),
             sent_at: now,
             base: runner.state,
+            has_log: false,
+            unexecuted: Default::default(),
         });
         self.start_timer(host, 0, Timer::Heartbeat(connection));
         self.start_timer(host, 0, Timer::Silence(connection));
@@ -452,21 +459,7 @@ impl World {
                 }
             }
             Timer::Copied(connection) => self.begin_mirroring(host, connection),
-            Timer::Sent { connection, epoch, base, state } if self.has_session(host, connection) => {
-                if let Some(session) = self.session(host) {
-                    session.unsent -= 1;
-                    session.heartbeats.push(now);
-                    let heartbeat = session.heartbeats.len() as u64;
-                    self.send(connection, Side::Primary, Message::Checkpoint { epoch, heartbeat, base, state });
-                }
-                if self.mutation == Some(Mutation::EntitleBeforeFirstAck)
-                    && let Some(process) = &self.hosts[host].process
-                    && let Status { reason: Some(Reason::FirstCheckpoint), generation, .. } = process.replica.status()
-                {
-                    self.send(connection, Side::Primary, Message::Entitled(generation));
-                }
-                self.consider(host);
-            }
+            Timer::Sent(connection) if self.has_session(host, connection) => self.first_was_sent(host, connection),
             Timer::Checked { connection, epoch, fresh } => {
                 // What was committed may be released late: nothing is undone by that.
                 self.is_behind = true;
@@ -474,7 +467,7 @@ impl World {
                 self.is_behind = false;
             }
             Timer::Retry => self.primary_event(host, None, Event::RetryDue),
-            Timer::Heartbeat(_) | Timer::Silence(_) | Timer::Sent { .. } => {}
+            Timer::Heartbeat(_) | Timer::Silence(_) | Timer::Sent(_) | Timer::Executed(_) => {}
         }
     }
 
@@ -501,8 +494,13 @@ impl World {
                     session.last_heard = now;
                 }
                 match message {
-                    Message::Ack { epoch: Some(epoch), heard } => self.acknowledged(host, connection, epoch, heard),
-                    Message::Ack { epoch: None, .. } => {}
+                    Message::Ack { epoch, heard, executed } => {
+                        self.heard_of_execution(host, executed);
+                        if let Some(epoch) = epoch {
+                            self.acknowledged(host, connection, epoch, heard);
+                        }
+                    }
+                    Message::Diverged => self.end_session(host, connection, LossReason::Diverged),
                     Message::Failed => self.end_session(host, connection, LossReason::Failed),
                     _ => self.end_session(host, connection, LossReason::Protocol),
                 }
@@ -574,7 +572,11 @@ impl World {
         }
         self.coverage.note(Occurrence::SwitchOver);
         self.tell(|world| format!("{}: hands over", world.name(host)));
-        self.take_checkpoint(host);
+        if self.session(host).is_some_and(|session| session.has_log) {
+            self.close_segment(host);
+        } else {
+            self.take_checkpoint(host);
+        }
         if let Some(runner) = self.runner(host) {
             runner.hand_over = Some(runner.epoch);
         }

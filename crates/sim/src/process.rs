@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use replication::protocol::{Epoch, Event, Replica};
 
 use crate::history::StateId;
-use crate::network::{Arrival, ConnectionId};
+use crate::network::{Arrival, ConnectionId, Message};
 use crate::time::Nanoseconds;
 
 /// No two processes have the same, on whatever host.
@@ -32,8 +32,10 @@ pub(crate) enum Timer {
     Connect(ConnectionId),
     /// The first copy is over.
     Copied(ConnectionId),
-    /// The last piece of a checkpoint can be sent.
-    Sent { connection: ConnectionId, epoch: Epoch, base: StateId, state: StateId },
+    /// The last piece of a checkpoint can be sent, or what else is first of what waits to be sent.
+    Sent(ConnectionId),
+    /// A segment was executed.
+    Executed(ConnectionId),
     /// An ack can be acted on; whether it was fresh has been found out before.
     Checked { connection: ConnectionId, epoch: Epoch, fresh: bool },
     /// The store is to be asked again.
@@ -54,7 +56,7 @@ pub(crate) struct Process {
 pub(crate) enum Body {
     /// A secondary that waits for a primary.
     Listening,
-    Following(Follower),
+    Following(Box<Follower>),
     Running(Box<Runner>),
 }
 
@@ -68,8 +70,22 @@ pub(crate) struct Follower {
     pub held: Option<Held>,
     /// Checkpoints whose output may not have left.
     pub unreleased: VecDeque<Held>,
+    /// The log, while it follows one.
+    pub execution: Option<Execution>,
     /// It listens no more.
     pub parting: Option<Parting>,
+    /// What the protocol is to hear once the log received was executed.
+    pub after_run_out: Option<Event>,
+}
+
+/// A log that is being executed, in order.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    /// How far it is.
+    pub state: StateId,
+    pub executed: Option<Epoch>,
+    /// Received and not executed; since when it has been closed.
+    pub waiting: VecDeque<(Held, Nanoseconds)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +154,13 @@ pub(crate) struct Session {
     pub in_flight: VecDeque<Epoch>,
     pub output_waits: bool,
     pub epoch_since: Nanoseconds,
-    /// Checkpoints to be sent, and when the last one will have been.
-    pub unsent: u32,
+    /// What waits to be sent, in order, and when the last of it will have been. The heartbeats of checkpoints are numbered then.
+    pub outgoing: VecDeque<Message>,
     pub sent_at: Nanoseconds,
-    /// The state at the last capture.
+    /// The state at the last capture, or at the end of the last segment.
     pub base: StateId,
+    /// The secondary follows the log.
+    pub has_log: bool,
+    /// Segments that the secondary has not said to have executed, and when they were closed.
+    pub unexecuted: VecDeque<(Epoch, Nanoseconds)>,
 }

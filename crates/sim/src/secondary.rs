@@ -7,7 +7,7 @@ use crate::faults::Moment;
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
 use crate::primary::{HEARTBEATS_PER_SUSPICION, SILENCE_CHECKS_PER_SUSPICION};
-use crate::process::{Body, Follower, Held, Parting, Runner, Timer};
+use crate::process::{Body, Execution, Follower, Held, Parting, Runner, Timer};
 use crate::store::Request;
 use crate::time::MICROSECOND;
 use crate::violation::Violation;
@@ -31,15 +31,17 @@ impl World {
         let Some(process) = &mut self.hosts[host].process else { return };
         if matches!(process.body, Body::Listening) {
             if arrival == Arrival::Message(Message::Hello) {
-                process.body = Body::Following(Follower {
+                process.body = Body::Following(Box::new(Follower {
                     connection,
                     heard: 0,
                     last_heard: now,
                     acknowledged: None,
                     held: None,
                     unreleased: Default::default(),
+                    execution: None,
                     parting: None,
-                });
+                    after_run_out: None,
+                }));
                 self.send(connection, Side::Secondary, Message::Welcome);
                 self.start_timer(host, 0, Timer::Heartbeat(connection));
                 self.start_timer(host, 0, Timer::Silence(connection));
@@ -59,27 +61,39 @@ impl World {
         follower.last_heard = now;
         match message {
             Message::Heartbeat(number) => follower.heard = number,
-            Message::Checkpoint { epoch, heartbeat, base, state } => {
-                self.checkpoint(host, heartbeat, Held { epoch, base, state });
+            Message::Checkpoint { epoch, heartbeat, base, state, then_log } => {
+                self.checkpoint(host, heartbeat, Held { epoch, base, state }, then_log);
             }
+            Message::Segment { epoch, base, state, closed_at } => {
+                self.segment(host, Held { epoch, base, state }, closed_at);
+            }
+            Message::EndOfLog => self.end_of_log(host),
             Message::Released(through) => follower.unreleased.retain(|held| held.epoch > through),
             Message::Entitled(generation) => self.secondary_event(host, Event::Entitled { generation }),
             Message::HandOver => self.part(host, Parting::HandOver, Event::HandOver),
-            Message::Hello | Message::Welcome | Message::Ack { .. } | Message::Failed => {
+            Message::Hello | Message::Welcome | Message::Ack { .. } | Message::Failed | Message::Diverged => {
                 self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Protocol });
             }
         }
     }
 
-    fn checkpoint(&mut self, host: usize, heartbeat: u64, complete: Held) {
+    fn checkpoint(&mut self, host: usize, heartbeat: u64, complete: Held, then_log: bool) {
         let loses_it = self.mutation == Some(Mutation::AcknowledgeUnheld) && self.random.chance(10);
         let Some(follower) = self.follower(host) else { return };
         if follower.held.is_some_and(|held| held.epoch >= complete.epoch) {
             return self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Protocol });
         }
+        let follows = follower.held.is_none_or(|held| held.state == complete.base) && follower.execution.is_none();
+        if !follows && self.mutation != Some(Mutation::AcknowledgeUnheld) {
+            return self.broken(Violation::Differs(self.name(host)));
+        }
+        let Some(follower) = self.follower(host) else { return };
         if !loses_it || follower.held.is_none() {
             follower.held = Some(complete);
             follower.unreleased.push_back(complete);
+        }
+        if then_log {
+            follower.execution = Some(Execution { state: complete.state, executed: None, waiting: Default::default() });
         }
         follower.heard = heartbeat;
         self.secondary_event(host, Event::CheckpointHeld { epoch: complete.epoch });
@@ -99,7 +113,8 @@ impl World {
     fn send_ack(&mut self, host: usize) {
         if let Some(follower) = self.follower(host) {
             let (connection, epoch, heard) = (follower.connection, follower.acknowledged, follower.heard);
-            self.send(connection, Side::Secondary, Message::Ack { epoch, heard });
+            let executed = follower.execution.as_ref().and_then(|execution| execution.executed);
+            self.send(connection, Side::Secondary, Message::Ack { epoch, heard, executed });
         }
     }
 
@@ -121,6 +136,7 @@ impl World {
                 }
             }
             Timer::Retry => self.secondary_event(host, Event::RetryDue),
+            Timer::Executed(connection) => self.executed(host, connection),
             _ => {}
         }
     }
@@ -136,13 +152,15 @@ impl World {
     }
 
     /// It listens no more.
-    fn part(&mut self, host: usize, parting: Parting, event: Event) {
+    pub fn part(&mut self, host: usize, parting: Parting, event: Event) {
         self.tell(|world| format!("{}: parts from its primary: {event:?}", world.name(host)));
         if let Some(follower) = self.follower(host) {
             follower.parting = Some(parting);
         }
         self.moment(Moment::Lost);
-        self.secondary_event(host, event);
+        if let Some(event) = self.after_run_out(host, event) {
+            self.secondary_event(host, event);
+        }
     }
 
     pub fn secondary_event(&mut self, host: usize, event: Event) {
@@ -232,7 +250,16 @@ impl World {
     fn take_over(&mut self, host: usize, from: Epoch) {
         let Some(follower) = self.follower(host) else { return };
         let (parting, unreleased) = (follower.parting, std::mem::take(&mut follower.unreleased));
-        let (connection, Some(held)) = (follower.connection, follower.held) else { return };
+        let (connection, Some(mut held)) = (follower.connection, follower.held) else { return };
+        if let Some(execution) = follower.execution.take() {
+            let is_run_out = execution.waiting.is_empty() && execution.state == held.state;
+            held.state = execution.state;
+            self.coverage.note(Occurrence::TakeOverExecuted);
+            let may_differ = matches!(self.mutation, Some(Mutation::DoNotRunOut | Mutation::DivergedGoesOn));
+            if !is_run_out && !may_differ {
+                return self.broken(Violation::Differs(self.name(host)));
+            }
+        }
         let primary = self.network.end(connection, Side::Primary).process;
         if held.epoch != from && self.mutation != Some(Mutation::AcknowledgeUnheld) {
             return self.broken(Violation::Undone(self.name(host), format!("a takeover from epoch {from}")));

@@ -21,6 +21,12 @@ pub enum Violation {
     /// A replica stopped for another one that does not exist.
     #[error("replica {0} stops for another one, but the store has given nobody else the right to go on")]
     StoppedForNobody(String),
+    /// What a replica received does not continue what it has, or it goes on from what it has not executed.
+    #[error("replica {0} comes to another state than its primary")]
+    Differs(String),
+    /// The guest ran on though its secondary was behind by more than it may be.
+    #[error("replica {0} runs on though its secondary is too far behind")]
+    TooFarAhead(String),
     /// Committed output that a takeover lost.
     #[error("replica {0} has taken over, and committed output never leaves")]
     OutputLost(String),

@@ -106,6 +106,9 @@ pub(crate) struct World {
     pub slow_link_extra: Nanoseconds,
     pub slow_sender_until: Nanoseconds,
     pub slow_sender_extra: Nanoseconds,
+    pub slow_execution_until: Nanoseconds,
+    /// The FT mode that the user wants.
+    pub wants_log: bool,
     pub is_protection_wanted: bool,
     pub is_calm: bool,
     /// What happens now was decided before the process stood still.
@@ -156,6 +159,8 @@ impl World {
             slow_link_extra: 0,
             slow_sender_until: 0,
             slow_sender_extra: 0,
+            slow_execution_until: 0,
+            wants_log: false,
             is_protection_wanted: true,
             is_calm: false,
             is_behind: false,
@@ -167,6 +172,7 @@ impl World {
             is_over: false,
             trace: is_traced.then(Vec::new),
         };
+        world.wants_log = world.plan.is_lockstep;
         let replica = Replica::primary(world.hosts[0].name.clone(), claim);
         world.start_process(0, replica, Body::Running(Box::new(Runner::new(FIRST_STATE, 0))));
         world.start_timer(0, 0, Timer::Guest);

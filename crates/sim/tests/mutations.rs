@@ -31,6 +31,14 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::EntitleBeforeSwap => matches!(violation, V::NotNamed(..)),
         Mutation::DoNotRetry => matches!(violation, V::Stuck(_)),
         Mutation::DoNotResume => matches!(violation, V::StandsStill(_)),
+        // The secondary goes on from less than it has acknowledged, or from something else.
+        Mutation::DoNotRunOut | Mutation::DivergedGoesOn => {
+            matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::OutputLost(_))
+        }
+        Mutation::MirrorTooEarly | Mutation::LoseSegment => {
+            matches!(violation, V::Differs(_) | V::Fork(_) | V::OutputUndone(_) | V::Undone(..))
+        }
+        Mutation::DoNotWait => matches!(violation, V::TooFarAhead(_)),
         Mutation::DoNotSendAgain => matches!(violation, V::OutputLost(_)),
     }
 }

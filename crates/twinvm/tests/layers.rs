@@ -78,7 +78,7 @@ const HOUSE: &[Crate] = &[
             &["coverage", "mutation", "random", "time", "violation"],
             &["faults", "history", "network", "process", "store"],
             // The world is one; these are its parts.
-            &["daemons", "primary", "secondary", "world"],
+            &["daemons", "lockstep", "output", "primary", "secondary", "world"],
             &["schedule"],
             &["soak"],
         ],
