@@ -16,6 +16,7 @@ const PHASE_MAX: Duration = Duration::from_secs(20);
 const PIPELINED: usize = 50;
 /// Keys that Redis comes to hold, with values of up to 3,000 bytes: a part of the guest's memory.
 const KEYS: usize = 2000;
+const RECONNECTS_MAX: usize = 5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -67,31 +68,55 @@ pub fn run(guest: &Guest, control: &Control, network: &Network, schedule: &Sched
 }
 
 /// Increments, alone and pipelined, and now and then a dump to the disk.
-struct RedisLoad {
+struct RedisLoad<'a> {
+    network: &'a Network,
     connection: redis::Connection,
     counter: usize,
+    reconnected: usize,
 }
 
-impl RedisLoad {
-    fn new(network: &Network) -> Self {
-        Self { connection: network.redis(REDIS).unwrap(), counter: 0 }
+impl<'a> RedisLoad<'a> {
+    fn new(network: &'a Network) -> Self {
+        Self { network, connection: network.redis(REDIS).unwrap(), counter: 0, reconnected: 0 }
     }
 
     fn run(&mut self, end: Instant) {
         while Instant::now() < end {
-            for _ in 0..PIPELINED {
-                self.counter += 1;
-                assert_eq!(self.connection.incr::<_, _, usize>("counter", 1), Ok(self.counter));
+            if let Err(error) = self.round() {
+                self.reconnect(&error);
             }
-            let mut pipeline = redis::pipe();
-            let value = "x".repeat(self.counter % 3000);
-            for number in 0..PIPELINED {
-                pipeline.set(format!("key {}", (self.counter + number) % KEYS), &value).ignore();
-            }
-            pipeline.get(format!("key {}", self.counter % KEYS));
-            assert_eq!(pipeline.query::<Vec<String>>(&mut self.connection), Ok(vec![value]));
         }
-        let _: String = redis::cmd("SAVE").query(&mut self.connection).unwrap();
+        if let Err(error) = redis::cmd("SAVE").query::<String>(&mut self.connection) {
+            self.reconnect(&error);
+        }
+    }
+
+    fn round(&mut self) -> redis::RedisResult<()> {
+        for _ in 0..PIPELINED {
+            let counter: usize = self.connection.incr("counter", 1)?;
+            self.counter += 1;
+            assert_eq!(counter, self.counter);
+        }
+        let mut pipeline = redis::pipe();
+        let value = "x".repeat(self.counter % 3000);
+        for number in 0..PIPELINED {
+            pipeline.set(format!("key {}", (self.counter + number) % KEYS), &value).ignore();
+        }
+        pipeline.get(format!("key {}", self.counter % KEYS));
+        assert_eq!(pipeline.query::<Vec<String>>(&mut self.connection)?, [value]);
+        Ok(())
+    }
+
+    /// A host that is suspended for a while interrupts reads that have a timeout. At most one increment was under way.
+    fn reconnect(&mut self, error: &redis::RedisError) {
+        self.reconnected += 1;
+        assert!(error.is_io_error() && self.reconnected <= RECONNECTS_MAX, "{error}");
+        eprintln!("Redis's client connects again: {error}");
+        self.connection = self.network.redis(REDIS).unwrap();
+        let counter: Option<usize> = self.connection.get("counter").unwrap();
+        let counter = counter.unwrap_or(0);
+        assert!(counter == self.counter || counter == self.counter + 1, "{counter}, not {}", self.counter);
+        self.counter = counter;
     }
 }
 
