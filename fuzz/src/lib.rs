@@ -2,13 +2,15 @@
 
 use std::sync::OnceLock;
 
+use machine::input::Input;
 use memory::encoding::{CapturedPages, PageEncoder, apply, check};
 use memory::{GuestRam, PAGE_BYTES};
-use network::FrameOffload;
+use network::{FrameOffload, InputPosition};
 use replication::disk::{
     DiskOp, DiskSet, DiskWrite, SummaryReader, SummaryWriter, WRITE_BYTES_MAX, decode_writes, encode_writes,
 };
 use replication::gate::{GatedFrame, InboundFrame};
+use replication::lockstep::log::{ENTRIES_MAX, Entry, FORMAT_VERSION, SegmentReader, SegmentWriter};
 use storage::disk::{DiskFormat, DiskImage, DiskOptions, create_raw};
 use tempfile::TempDir;
 
@@ -65,6 +67,34 @@ pub fn frames(data: &[u8]) {
     }
 }
 
+/// Segments of the event log, cut out by a length of two bytes before each, and given the checksums that they should have: an error, or the only
+/// form of what they say.
+pub fn log_segments(data: &[u8]) {
+    let positions = [InputPosition { end: 5, frames: 0 }, InputPosition { end: 6, frames: 70 }];
+    let (epoch, instructions) = (30u64, 1_000_000u64);
+    let mut reader = SegmentReader::new(epoch, instructions, &positions);
+    let mut writer = SegmentWriter::new(epoch, instructions, &positions);
+    let begin = [&FORMAT_VERSION.to_le_bytes()[..], &epoch.to_le_bytes(), &instructions.to_le_bytes()].concat();
+    let (mut checksum, mut rest) = (crc32fast::hash(&begin), data);
+    while let Some((length, after)) = rest.split_first_chunk::<LENGTH_BYTES>() {
+        let (content, after) = after.split_at(after.len().min(u16::from_le_bytes(*length).into()));
+        rest = after;
+        let mut hasher = crc32fast::Hasher::new_with_initial(checksum);
+        hasher.update(content);
+        checksum = hasher.finalize();
+        let bytes = [&checksum.to_le_bytes()[..], content].concat();
+        let Ok(segment) = reader.read(&bytes) else { return };
+        assert!(segment.entries.len() <= ENTRIES_MAX);
+        for entry in &segment.entries {
+            match entry {
+                Entry::Input(event) => writer.input(event.instructions, &event.input),
+                Entry::Digest { instructions, digest } => writer.digest(*instructions, *digest),
+            }
+        }
+        assert!(writer.finish(segment.reached, segment.has_output) == bytes, "two forms of one segment");
+    }
+}
+
 /// A writable disk and one that may only be read.
 fn disks() -> &'static DiskSet {
     static DISKS: OnceLock<(DiskSet, TempDir)> = OnceLock::new();
@@ -88,7 +118,33 @@ pub fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ("disk_writes", disk_write_seeds()),
         ("disk_summary", vec![summary_seed()]),
         ("frames", frame_seeds()),
+        ("log_segments", vec![log_seed()]),
     ]
+}
+
+/// Two segments, without their checksums.
+fn log_seed() -> Vec<u8> {
+    let positions = [InputPosition { end: 5, frames: 0 }, InputPosition { end: 6, frames: 70 }];
+    let mut writer = SegmentWriter::new(30, 1_000_000, &positions);
+    let frame = |frames, byte| Input::Frame {
+        card: 0,
+        frame: vec![byte; 100],
+        offload: FrameOffload::default(),
+        position: InputPosition { end: 5, frames },
+    };
+    let mut seed = Vec::new();
+    for number in 1..=2 {
+        let at = 1_000_000 + 1000 * number;
+        let inputs =
+            [Input::ClockStep(9), frame(number, number as u8), Input::Console(vec![7; 9]), Input::Entropy(vec![8; 40])];
+        inputs.iter().for_each(|input| writer.input(at, input));
+        writer.digest(at + 10, 77);
+        let bytes = writer.finish(at + 20, number == 1);
+        let content = bytes.get(4..).unwrap_or_default();
+        seed.extend((content.len() as u16).to_le_bytes());
+        seed.extend(content);
+    }
+    seed
 }
 
 /// A page in each encoding.

@@ -234,8 +234,13 @@ impl History {
         let offload = if flags & NO_OFFLOAD != 0 {
             FrameOffload::default()
         } else {
-            FrameOffload::from_header(&bytes.array::<HEADER_LEN>()?)
-                .map_err(|_| LogError::Malformed("a frame's offload makes no sense"))?
+            let header = bytes.array::<HEADER_LEN>()?;
+            let offload = FrameOffload::from_header(&header);
+            let offload = offload.map_err(|_| LogError::Malformed("a frame's offload makes no sense"))?;
+            if offload.to_header() != header || offload == FrameOffload::default() {
+                return Err(LogError::Malformed("a frame's offload is not in its only form"));
+            }
+            offload
         };
         let frame = history.take_frame(bytes)?;
         history.position = position;
