@@ -116,6 +116,10 @@ fn any_input() -> impl Strategy<Value = Input> {
     ]
 }
 
+/// A segment as it is drawn: of each entry how many instructions it comes after, and an input or a digest; how far it reaches beyond; whether
+/// output waits.
+type Drawn = (Vec<(u64, Option<Input>, u128)>, u64, bool);
+
 /// A log of a few segments.
 pub fn any_log() -> impl Strategy<Value = Vec<Segment>> {
     let step = prop_oneof![Just(0u64), 0..100u64, 0..(1u64 << 40)];
@@ -123,7 +127,7 @@ pub fn any_log() -> impl Strategy<Value = Vec<Segment>> {
     let segment = (prop::collection::vec(entry, 0..20), step, any::<bool>());
     prop::collection::vec(segment, 0..20).prop_map(|segments| {
         let mut instructions = INSTRUCTIONS;
-        let segment = |(epoch, (entries, rest, has_output)): (u64, (Vec<(u64, Option<Input>, u128)>, u64, bool))| {
+        let segment = |(epoch, (entries, rest, has_output)): (u64, Drawn)| {
             let entries = entries.into_iter().map(|(since, input, digest)| {
                 instructions += since;
                 match input {
