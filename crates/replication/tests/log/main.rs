@@ -1,5 +1,7 @@
 //! The event log's format: what is written is read, nothing else is, and it stays as `docs/event-log.md` describes it.
 
+mod limits;
+mod overhead;
 mod samples;
 
 use machine::input::InputEvent;

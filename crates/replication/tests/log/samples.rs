@@ -90,6 +90,24 @@ pub fn repair_checksum(bytes: &mut [u8]) {
     bytes[..4].copy_from_slice(&checksum);
 }
 
+/// Whatever a sender can leave open, or nothing.
+fn any_offload() -> impl Strategy<Value = FrameOffload> {
+    let header = (0..3u8, prop::sample::select(vec![0u8, 1, 4]), any::<[u8; network::HEADER_LEN - 2]>());
+    let offload = header.prop_map(|(flags, segmentation, rest)| {
+        let mut header = [flags; network::HEADER_LEN];
+        header[1] = segmentation;
+        header[2..].copy_from_slice(&rest);
+        FrameOffload::from_header(&header).unwrap()
+    });
+    prop_oneof![Just(FrameOffload::default()), offload]
+}
+
+/// Mostly near where others are, so that some follow each other.
+fn any_position() -> impl Strategy<Value = InputPosition> {
+    prop_oneof![4 => (5..7u64, 0..4u64), 1 => any::<(u64, u64)>()]
+        .prop_map(|(end, frames)| InputPosition { end, frames })
+}
+
 fn any_input() -> impl Strategy<Value = Input> {
     let bytes = |max| prop::collection::vec(any::<u8>(), 0..max);
     let content = prop_oneof![
@@ -101,9 +119,8 @@ fn any_input() -> impl Strategy<Value = Input> {
     let alike = prop::collection::vec(0..3u8, 0..100);
     prop_oneof![
         any::<u64>().prop_map(Input::ClockStep),
-        (0..2usize, prop_oneof![alike, bytes(2000)], 5..7u64, 0..4u64).prop_map(|(card, frame, end, frames)| {
-            Input::Frame { card, frame, offload: FrameOffload::default(), position: InputPosition { end, frames } }
-        }),
+        (0..2usize, prop_oneof![alike, bytes(2000)], any_offload(), any_position())
+            .prop_map(|(card, frame, offload, position)| Input::Frame { card, frame, offload, position }),
         (0..2usize, any::<bool>()).prop_map(|(card, up)| Input::Link { card, up }),
         bytes(20).prop_map(Input::Console),
         Just(Input::PowerButton),

@@ -185,7 +185,8 @@ impl History {
             kind::FRAME => self.take_frame(bytes, flags)?,
             kind::LINK => {
                 allowed(LINK_UP)?;
-                let card = bytes.length(self.cards.len().saturating_sub(1))?;
+                let card = bytes.length(self.cards.len())?;
+                self.cards.get(card).ok_or(LogError::Malformed("the VM has no such card"))?;
                 Input::Link { card, up: flags & LINK_UP != 0 }
             }
             kind::CONSOLE => {
