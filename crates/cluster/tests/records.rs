@@ -207,12 +207,12 @@ fn fields_of_a_newer_version_are_kept() {
 #[test]
 fn a_record_that_cannot_be_read_hides_no_other() {
     let (_folder, cluster) = cluster();
-    for name in ["good", "lockstep", "garbage", "other", "claimless"] {
+    for name in ["good", "newer", "garbage", "other", "claimless"] {
         cluster.create_vm(&vm(name), &host_name("a")).unwrap();
     }
     cluster.put_host(&host("a")).unwrap();
-    let newer = text(&cluster, "vms/lockstep").replace("\"mirror\"", "\"lockstep\"");
-    write(&cluster, "vms/lockstep", &newer);
+    let newer = text(&cluster, "vms/newer").replace("\"mirror\"", "\"a mode of later versions\"");
+    write(&cluster, "vms/newer", &newer);
     write(&cluster, "vms/garbage/claim", "\u{0}");
     write(&cluster, "vms/other", &text(&cluster, "vms/good"));
     write(&cluster, "hosts/b", &text(&cluster, "hosts/a"));
@@ -226,14 +226,14 @@ fn a_record_that_cannot_be_read_hides_no_other() {
     let mut unreadable: Vec<&str> = state.unreadable.iter().map(|record| record.key.as_str()).collect();
     unreadable.sort_unstable();
     let expected =
-        ["hosts/../a", "hosts/b", "tenants/a", "vms/claimless/claim", "vms/garbage/claim", "vms/lockstep", "vms/other"];
+        ["hosts/../a", "hosts/b", "tenants/a", "vms/claimless/claim", "vms/garbage/claim", "vms/newer", "vms/other"];
     assert_eq!(unreadable, expected);
 
-    let error = cluster.vm(&vm_name("lockstep")).unwrap_err().to_string();
-    assert!(error.contains("vms/lockstep") && error.contains("newer twinvm"), "{error}");
-    let before = text(&cluster, "vms/lockstep");
-    assert!(cluster.update_vm(&vm_name("lockstep"), |vm| vm.power = Power::On).is_err());
-    assert_eq!(text(&cluster, "vms/lockstep"), before, "what is not understood is not overwritten");
+    let error = cluster.vm(&vm_name("newer")).unwrap_err().to_string();
+    assert!(error.contains("vms/newer") && error.contains("newer twinvm"), "{error}");
+    let before = text(&cluster, "vms/newer");
+    assert!(cluster.update_vm(&vm_name("newer"), |vm| vm.power = Power::On).is_err());
+    assert_eq!(text(&cluster, "vms/newer"), before, "what is not understood is not overwritten");
 }
 
 #[test]
