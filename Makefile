@@ -55,6 +55,7 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	cargo test --release --locked -p storage --test image_build -- --ignored
 	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test --release --locked -p sim --test schedules every_schedule -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test --release --locked -p twinvm --test mirror a_killed_primary -- --nocapture
+	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test --release --locked -p twinvm --test lockstep a_killed_primary -- --nocapture
 
 demo: setup-image build ## Kill the host under a protected Redis, again and again (KILLS=20; MODE=lockstep, MODE=none for a plain VM)
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)
