@@ -9,7 +9,7 @@ use crate::disk::DiskWrite;
 
 /// Most bytes of urgent messages that wait; inbound frames that find no room are not passed on.
 const URGENT_BYTES_MAX: usize = 8 << 20;
-/// Bytes of the first copy that wait before its source is made to wait.
+/// Bytes of long messages that wait before their source is made to wait.
 const BULK_BYTES_MAX: usize = 2 << 20;
 
 /// A short message that must not wait behind a checkpoint.
@@ -121,6 +121,16 @@ impl Outbox {
         while !lanes.closed && lanes.bulk_bytes > BULK_BYTES_MAX {
             lanes = self.wait_for_sender(lanes);
         }
+        self.queue(lanes, bulk)
+    }
+
+    /// As [`push_bulk`](Self::push_bulk), for the VM's thread, which must be free to give up a secondary that does not read: it does not wait
+    /// here, and looks whether the lane [is full](Self::is_full) before it lets the guest go on.
+    pub fn push_bulk_at_once(&self, bulk: Bulk) -> bool {
+        self.queue(self.lanes(), bulk)
+    }
+
+    fn queue(&self, mut lanes: MutexGuard<'_, Lanes>, bulk: Bulk) -> bool {
         if lanes.closed {
             return false;
         }
@@ -144,6 +154,11 @@ impl Outbox {
             lanes = self.wait_for_sender(lanes);
         }
         !lanes.closed
+    }
+
+    /// Whether there is no room for anything long.
+    pub fn is_full(&self) -> bool {
+        self.lanes().bulk_bytes > BULK_BYTES_MAX
     }
 
     /// Whether nothing long waits or is being sent.
@@ -238,9 +253,10 @@ mod tests {
                 let message = || Bulk::Message { kind: 0, payload: vec![0; 1 << 20] };
                 (0..20).take_while(|_| outbox.push_bulk(message())).count()
             });
-            while outbox.lanes().bulk_bytes <= BULK_BYTES_MAX {
+            while !outbox.is_full() {
                 std::thread::yield_now();
             }
+            assert!(outbox.push_bulk_at_once(Bulk::EndOfLog));
             outbox.close();
             assert_eq!(source.join().expect("it ends"), 3);
         });

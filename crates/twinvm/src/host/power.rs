@@ -71,6 +71,10 @@ impl Daemon {
     /// Makes a VM on this host.
     pub fn create(self: &Arc<Self>, create: &CreateVm) -> Result<VmView, ApiError> {
         let spec = VmSpec::parse(&create.spec).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        if spec.record.is_some() {
+            return Err(ApiError::bad_request("record: only a VM in the foreground can be recorded")
+                .hint("leave it out of the spec of a VM with a host, or run the VM with `twinvm run`"));
+        }
         self.refuse_if_stopping()?;
         let operation = self.operation(&spec.name);
         let locked = operation.lock();

@@ -1,5 +1,6 @@
 //! Where secondaries may be.
 
+use std::fs;
 use std::time::Instant;
 
 use crate::support::HUNG;
@@ -85,4 +86,15 @@ fn a_vm_that_cannot_start_is_off_and_its_port_is_named() {
     world.done("a", &["vm", "rm", VM, "--yes"]);
     let error = world.refused("a", &["vm", "create", "nothing.toml"]);
     assert!(error.contains("nothing.toml"), "{error}");
+}
+
+/// The replicas of a VM with a host keep no record, and nobody would notice.
+#[test]
+fn a_vm_with_a_host_is_not_said_to_be_recorded() {
+    let world = World::of(&["a"]);
+    let spec = world.spec(VM, "test-redis", false, 1);
+    let text = fs::read_to_string(&spec).unwrap();
+    fs::write(&spec, format!("record = \"records\"\n{text}")).unwrap();
+    let error = world.refused("a", &["vm", "create", spec.to_str().unwrap()]);
+    assert!(error.contains("only a VM in the foreground can be recorded") && error.contains("twinvm run"), "{error}");
 }

@@ -1,15 +1,21 @@
 //! Dates and times of day in UTC.
 
-/// A point in time by the Gregorian calendar, years 1970 to 9999.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct CivilTime {
+use serde::{Deserialize, Serialize};
+
+/// A point in time by the Gregorian calendar. The day may be one that the month does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CivilTime {
+    /// 0 to 59.
     pub second: u8,
+    /// 0 to 59.
     pub minute: u8,
+    /// 0 to 23.
     pub hour: u8,
     /// 1 to 31.
     pub day: u8,
     /// 1 to 12.
     pub month: u8,
+    /// 0 to 9999.
     pub year: u16,
 }
 
@@ -19,7 +25,7 @@ const UNIX_SECONDS_MAX: i64 = 253_402_300_799;
 
 impl CivilTime {
     /// The time so many seconds after the Unix epoch; what is out of range becomes the nearest that is not.
-    pub fn from_unix_seconds(seconds: i64) -> Self {
+    pub(super) fn from_unix_seconds(seconds: i64) -> Self {
         let seconds = seconds.clamp(0, UNIX_SECONDS_MAX);
         let (days, of_day) = (seconds / DAY_SECONDS, seconds % DAY_SECONDS);
         // Years that begin in March have the leap day at their end; 400 of them have 146,097 days. (Howard Hinnant,
@@ -42,14 +48,26 @@ impl CivilTime {
         }
     }
 
+    /// What is out of range becomes the nearest that is not.
+    pub(super) fn within_registers(self) -> Self {
+        Self {
+            second: self.second.min(59),
+            minute: self.minute.min(59),
+            hour: self.hour.min(23),
+            day: self.day.clamp(1, 31),
+            month: self.month.clamp(1, 12),
+            year: self.year.min(9999),
+        }
+    }
+
     /// Seconds after the Unix epoch; negative before. Days beyond the end of a month run into the next.
-    pub fn unix_seconds(&self) -> i64 {
+    pub(super) fn unix_seconds(&self) -> i64 {
         let time = (i64::from(self.hour) * 60 + i64::from(self.minute)) * 60 + i64::from(self.second);
         self.days() * DAY_SECONDS + time
     }
 
     /// 0 for Sunday.
-    pub fn weekday(&self) -> u8 {
+    pub(super) fn weekday(&self) -> u8 {
         // The epoch was a Thursday.
         (self.days() + 4).rem_euclid(7) as u8
     }

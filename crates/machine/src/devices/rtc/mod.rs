@@ -12,11 +12,11 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use civil::CivilTime;
 pub use state::RtcState;
 
 use crate::bus::BusDevice;
 use crate::clock::MachineClock;
-use civil::CivilTime;
 
 /// Register numbers.
 mod register {
@@ -75,7 +75,7 @@ impl Rtc {
             control_a: state.control_a,
             control_b: state.control_b,
             offset_seconds: state.offset_seconds,
-            held: state.held_unix_seconds.map(CivilTime::from_unix_seconds),
+            held: state.held.clone().map(CivilTime::within_registers),
             memory,
             clock,
         }
@@ -88,7 +88,7 @@ impl Rtc {
             control_a: self.control_a,
             control_b: self.control_b,
             offset_seconds: self.offset_seconds,
-            held_unix_seconds: self.held.as_ref().map(CivilTime::unix_seconds),
+            held: self.held.clone(),
             memory: self.memory.to_vec(),
         }
     }

@@ -84,6 +84,21 @@ fn a_restored_clock_goes_on_where_the_saved_one_was() {
     assert_eq!(original.save().offset_seconds, restored.save().offset_seconds);
 }
 
+/// Replicas are restored at any instruction.
+#[test]
+fn a_date_that_is_half_set_survives_being_saved() {
+    let (mut original, clock) = rtc();
+    write(&mut original, register::B, HOURS_24 | SET);
+    write(&mut original, register::MONTH, 0x02);
+    write(&mut original, register::DAY, 0x31);
+    let mut restored = Rtc::new(&original.save(), clock);
+    for rtc in [&mut original, &mut restored] {
+        write(rtc, register::MONTH, 0x03);
+        write(rtc, register::B, HOURS_24);
+        assert_eq!(read_all(rtc)[..4], [0x20, 0x26, 0x03, 0x31]);
+    }
+}
+
 #[test]
 fn no_access_does_harm() {
     let (mut rtc, clock) = rtc();
@@ -95,7 +110,7 @@ fn no_access_does_harm() {
     let state = RtcState {
         index: 0xff,
         offset_seconds: i64::MAX,
-        held_unix_seconds: Some(i64::MIN),
+        held: Some(CivilTime { second: 255, minute: 255, hour: 255, day: 255, month: 0, year: u16::MAX }),
         memory: vec![1; 1000],
         ..RtcState::default()
     };

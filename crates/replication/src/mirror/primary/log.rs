@@ -25,9 +25,9 @@ impl Shared {
         self.core().mode
     }
 
-    /// The secondary is behind by more than it may be.
+    /// The secondary is behind by more than it may be, or does not take what there is to execute.
     pub(super) fn is_behind(&self, session: &Session) -> bool {
-        session.log().as_ref().is_some_and(|log| log.progress.lag() > self.options.lag_max)
+        session.outbox.is_full() || session.log().as_ref().is_some_and(|log| log.progress.lag() > self.options.lag_max)
     }
 
     /// Begins the log of a VM that is paused at the checkpoint which ends `epoch`, with frames taken as far as `positions` say.
@@ -82,7 +82,7 @@ impl Shared {
         if let Some(log) = session.log().as_mut() {
             log.progress.sent(reached, bytes.len(), inbound_bytes);
         }
-        session.outbox.push_bulk(Bulk::Message { kind: LOG, payload: bytes });
+        session.outbox.push_bulk_at_once(Bulk::Message { kind: LOG, payload: bytes });
         if self.is_behind(session) {
             self.control.pause();
         }
@@ -145,7 +145,7 @@ impl Shared {
             log.recorder.stop();
         }
         session.mirror().epoch_since = Some(Instant::now());
-        session.outbox.push_bulk(Bulk::EndOfLog);
+        session.outbox.push_bulk_at_once(Bulk::EndOfLog);
         Ok(())
     }
 

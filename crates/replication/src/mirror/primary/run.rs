@@ -171,7 +171,7 @@ impl Shared {
         mirror.in_flight.push_back(in_flight);
         let since = mirror.epoch_since.replace(Instant::now());
         drop(mirror);
-        session.outbox.push_bulk(Bulk::Checkpoint(Box::new(checkpoint)));
+        session.outbox.push_bulk_at_once(Bulk::Checkpoint(Box::new(checkpoint)));
         let epoch_length = since.map_or(Duration::ZERO, |since| paused_at.saturating_duration_since(since));
         if then == FtMode::Lockstep {
             self.begin_log(vm, session, epoch, &inputs)?;

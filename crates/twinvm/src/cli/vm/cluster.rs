@@ -60,11 +60,6 @@ fn answer(json: bool, view: &VmView, message: &str) -> Result<()> {
 
 pub fn create(arguments: &CreateArguments) -> Result<()> {
     let mut spec = VmSpec::load(&arguments.spec)?;
-    if spec.record.is_some() {
-        bail!(
-            "record: only a VM in the foreground can be recorded (`twinvm run`); leave it out of the spec of a VM with a host"
-        );
-    }
     let files = spec.disks.iter_mut().map(|disk| &mut disk.path);
     for file in files.chain(spec.kernel.iter_mut()).chain(spec.initrd.iter_mut()) {
         *file = absolute(file)?;
