@@ -283,8 +283,13 @@ impl Replica {
 
     pub fn protect_by(&self, secondary: &Replica) {
         let address = secondary.status().unwrap()["listen"].clone();
-        self.ask(&json!({ "request": "protect", "secondary": secondary.host, "address": address }))
-            .unwrap_or_else(|error| panic!("{error}\n{}\n{}", self.log(), secondary.log()));
+        let request = json!({ "request": "protect", "secondary": secondary.host, "address": address });
+        let deadline = Instant::now() + HUNG;
+        // A bridge that has just lost a port may drop what it is given for seconds; a host's daemon asks again, too.
+        while let Err(error) = self.ask(&request) {
+            let may_come = error.contains("connection timed out") && Instant::now() < deadline;
+            assert!(may_come, "{error}\n{}\n{}", self.log(), secondary.log());
+        }
     }
 
     pub fn wait_until_protected(&self) {
