@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use replication::protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
 
 use crate::records::{ClaimRecord, ClusterError, VmName, claim_key, decode, encode};
 use crate::store::{Compare, Op, Outcome, Store};

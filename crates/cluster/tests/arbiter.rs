@@ -11,7 +11,7 @@ use std::time::Duration;
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{COPIES_MAX, Cluster, FtSettings, HostName, VmName, VmRecord};
 use cluster::store::{SqliteStore, Store};
-use replication::protocol::{Arbiter, Claim, Generation, ReplicaId, Verdict};
+use protocol::{Arbiter, Claim, Generation, ReplicaId, Verdict};
 
 fn host(name: &str) -> HostName {
     name.parse().unwrap()

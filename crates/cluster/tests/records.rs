@@ -10,7 +10,7 @@ use cluster::records::{
 };
 use cluster::store::{Op, SqliteStore};
 use machine::engine::EngineKind;
-use replication::protocol::{Arbiter, Claim};
+use protocol::{Arbiter, Claim};
 use tempfile::TempDir;
 
 fn cluster() -> (TempDir, Cluster) {

@@ -1,6 +1,6 @@
 //! What is around the replicas: faults, the user, the host daemons, and how all should end.
 
-use replication::protocol::{DropReason, Role};
+use protocol::{DropReason, Role};
 
 use crate::coverage::Occurrence;
 use crate::faults::{FAULTS_END, Fault, Target};

@@ -1,6 +1,6 @@
 //! [`Plan`]: what goes wrong in a schedule, and when.
 
-use replication::protocol::DropReason;
+use protocol::DropReason;
 
 use crate::random::Random;
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};

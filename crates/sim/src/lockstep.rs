@@ -1,6 +1,6 @@
 //! What `replication::mirror` does in lockstep: the log in place of checkpoints, and its execution.
 
-use replication::protocol::{DropReason, Event, LossReason};
+use protocol::{DropReason, Event, LossReason};
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;

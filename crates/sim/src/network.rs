@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use replication::protocol::{Epoch, Generation};
+use protocol::{Epoch, Generation};
 
 use crate::history::StateId;
 use crate::process::ProcessId;

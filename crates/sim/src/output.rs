@@ -1,6 +1,6 @@
 //! What leaves a primary.
 
-use replication::protocol::Epoch;
+use protocol::Epoch;
 
 use crate::coverage::Occurrence;
 use crate::history::{Fork, StateId};

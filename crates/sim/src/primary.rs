@@ -1,8 +1,6 @@
 //! What `replication::mirror`'s primary does around the protocol.
 
-use replication::protocol::{
-    Command, DropReason, Epoch, Event, LossReason, Protection, Reason, Role, Status, StopReason, Verdict,
-};
+use protocol::{Command, DropReason, Epoch, Event, LossReason, Protection, Reason, Role, Status, StopReason, Verdict};
 
 use crate::coverage::Occurrence;
 use crate::faults::{FAULTS_END, Moment};

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use replication::protocol::{Epoch, Event, Replica};
+use protocol::{Epoch, Event, Replica};
 
 use crate::history::StateId;
 use crate::network::{Arrival, ConnectionId, Message};

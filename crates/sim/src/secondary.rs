@@ -1,6 +1,6 @@
 //! What `replication::mirror`'s secondary does around the protocol.
 
-use replication::protocol::{Claim, Command, Epoch, Event, LossReason, StopReason, Verdict};
+use protocol::{Claim, Command, Epoch, Event, LossReason, StopReason, Verdict};
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;

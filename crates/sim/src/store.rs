@@ -1,6 +1,6 @@
 //! [`Store`]: the claim of the VM, its past, and requests under way.
 
-use replication::protocol::{Claim, Event, Generation, Verdict};
+use protocol::{Claim, Event, Generation, Verdict};
 
 use crate::process::ProcessId;
 

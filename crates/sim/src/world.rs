@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use replication::protocol::{Claim, Replica, ReplicaId};
+use protocol::{Claim, Replica, ReplicaId};
 
 use crate::coverage::{Coverage, Occurrence};
 use crate::faults::{FAULTS_END, Moment, Plan, Trigger};
@@ -471,7 +471,7 @@ impl World {
             if is_swap {
                 world.coverage.note(Occurrence::Unanswered);
             }
-            let input = Input::StoreAnswered(Box::new(replication::protocol::Event::StoreUnreachable));
+            let input = Input::StoreAnswered(Box::new(protocol::Event::StoreUnreachable));
             world.schedule(timeout, Happening::Noticed { process: from, input });
         };
         if self.hosts[host].store_unreachable_until > self.now {

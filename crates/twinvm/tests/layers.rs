@@ -37,6 +37,20 @@ const HOUSE: &[Crate] = &[
             &["run"],
         ],
     },
+    Crate {
+        name: "protocol",
+        floor: 2,
+        // `replica` is one of the two roles, and each of them makes it the other or ends it.
+        layers: &[
+            &["mode", "replica_id"],
+            &["claim"],
+            &["arbiter"],
+            &["command", "event"],
+            &["status"],
+            &["question"],
+            &["primary", "replica", "secondary"],
+        ],
+    },
     Crate { name: "storage", floor: 2, layers: &[&["file_lock"], &["disk", "image"]] },
     Crate {
         name: "network",
@@ -65,11 +79,7 @@ const HOUSE: &[Crate] = &[
             &["probe", "spec"],
         ],
     },
-    Crate {
-        name: "replication",
-        floor: 4,
-        layers: &[&["channel", "disk", "gate", "mode", "protocol"], &["lockstep"], &["mirror"]],
-    },
+    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate"], &["lockstep"], &["mirror"]] },
     Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"]] },
     Crate {
         name: "sim",

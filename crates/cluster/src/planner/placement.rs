@@ -1,7 +1,7 @@
 use std::cmp::Ordering;
 
 use machine::spec::SpecError;
-use replication::protocol::ReplicaId;
+use protocol::ReplicaId;
 use thiserror::Error;
 
 use super::demand::{Demand, reserved};

@@ -1,4 +1,4 @@
-use replication::protocol::{Claim, ReplicaId};
+use protocol::{Claim, ReplicaId};
 use serde::{Deserialize, Serialize};
 
 use super::UnknownFields;

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use replication::protocol::Claim;
+use protocol::Claim;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

@@ -3,7 +3,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 
-use replication::protocol::ReplicaId;
+use protocol::ReplicaId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

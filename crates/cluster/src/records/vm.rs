@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use machine::engine::EngineKind;
 use machine::spec::{SpecError, VmSpec};
-use replication::FtMode;
+use protocol::FtMode;
 use serde::{Deserialize, Serialize};
 
 use super::{HostName, UnknownFields, VmName};

@@ -10,8 +10,8 @@ use network::InputPosition;
 use super::figures::CaptureTimes;
 use crate::disk::DiskWrite;
 use crate::gate::{GatedFrame, OutputGate};
-use crate::mode::FtMode;
-use crate::protocol::Epoch;
+use protocol::Epoch;
+use protocol::FtMode;
 
 /// The pages of a checkpoint as they were in the pause.
 pub(super) enum Pages {

@@ -26,8 +26,8 @@ use super::sender::{SendError, SenderThread};
 use super::session::Session;
 use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
 use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, DiskWrite, SummaryReader};
-use crate::mode::FtMode;
-use crate::protocol::{LossReason, ReplicaId};
+use protocol::FtMode;
+use protocol::{LossReason, ReplicaId};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -28,8 +28,8 @@ use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode
 use crate::gate::UnreleasedOutput;
 use crate::lockstep::log::SegmentReader;
 use crate::lockstep::{Divergence, Executor, ExecutorError, ExecutorProgress, write_evidence};
-use crate::mode::FtMode;
-use crate::protocol::{Command, Epoch, Event, LossReason, StopReason};
+use protocol::FtMode;
+use protocol::{Command, Epoch, Event, LossReason, StopReason};
 
 /// A checkpoint counts as under way for no longer than this. How long it was is the difference between two hosts' clocks, which
 /// may not agree.

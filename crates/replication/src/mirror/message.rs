@@ -32,8 +32,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskDescription;
 use crate::gate::InboundFrame;
-use crate::mode::FtMode;
-use crate::protocol::{Epoch, Generation, ReplicaId};
+use protocol::FtMode;
+use protocol::{Epoch, Generation, ReplicaId};
 
 pub(super) const HELLO: u8 = 1;
 pub(super) const WELCOME: u8 = 2;

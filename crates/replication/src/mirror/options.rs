@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::mode::FtMode;
-use crate::protocol::ReplicaId;
+use protocol::FtMode;
+use protocol::ReplicaId;
 
 /// Times and bounds of a mirrored VM.
 #[derive(Clone, Debug)]

@@ -24,8 +24,8 @@ use super::trigger::{EpochBounds, Load, Trigger};
 use super::{MirrorOptions, RETRY_INTERVAL};
 use crate::disk::{DiskSet, DiskWrite};
 use crate::gate::{GateStatus, OutputGate};
-use crate::mode::FtMode;
-use crate::protocol::{
+use protocol::FtMode;
+use protocol::{
     Arbiter, Command, DropReason, Epoch, Event, Generation, LossReason, Reason, Replica, Status, StopReason, Verdict,
 };
 
@@ -210,7 +210,7 @@ impl Primary {
     /// [`super::ProtectError`].
     pub fn protect(
         &self,
-        secondary: crate::protocol::ReplicaId,
+        secondary: protocol::ReplicaId,
         address: SocketAddr,
         identity: &crate::channel::Identity,
     ) -> Result<(), super::ProtectError> {

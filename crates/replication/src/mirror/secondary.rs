@@ -17,7 +17,7 @@ use super::message::{ExecutionFormat, HELLO, Hello, WELCOME, Welcome};
 use crate::channel::{ChannelError, Connection, Listener, Receiver, Sender};
 use crate::disk::{DiskApplier, DiskSet, DiskSyncError};
 use crate::gate::GatedFrame;
-use crate::protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason};
+use protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason};
 
 /// How long a primary that has connected may take to say what the VM is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);

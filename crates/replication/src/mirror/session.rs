@@ -11,7 +11,7 @@ use super::progress::Progress;
 use crate::channel::Closer;
 use crate::gate::InboundFrame;
 use crate::lockstep::{EvidenceRing, LogProgress, LogRecorder};
-use crate::protocol::{Epoch, Generation, ReplicaId};
+use protocol::{Epoch, Generation, ReplicaId};
 
 /// Heartbeats whose time of sending is remembered; older ones are stale whatever the suspicion time is.
 const HEARTBEATS_KEPT: usize = 4096;

@@ -10,7 +10,7 @@ use network::InputPosition;
 use super::message::{CheckpointEnd, Inbound};
 use crate::disk::{DiskSet, DiskSyncError, DiskWrite, decode_writes};
 use crate::gate::{GATE_FRAMES_MAX, GatedFrame, InboundFrame};
-use crate::protocol::Epoch;
+use protocol::Epoch;
 
 /// Most bytes of serialized state, far beyond what any VM has.
 const STATE_BYTES_MAX: usize = 256 << 20;

@@ -1,7 +1,7 @@
 //! A guest whose secondary executes its log.
 
 use machine::engine::EngineKind::Soft;
-use replication::FtMode;
+use protocol::FtMode;
 use replication::mirror::{PrimaryEnd, SecondaryEnd};
 
 use crate::{World, guest, rounds, wait};

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use guest::Console;
 use machine::engine::EngineKind::{self, Kvm, Soft};
 use machine::vm::Vm;
+use protocol::{Arbiter, Claim, DropReason, Generation, Reason, Replica, ReplicaId, Unreachable, Verdict};
 use replication::channel::{self, Identity, Listener};
 use replication::disk::DiskSet;
 use replication::gate::OutputGate;
 use replication::mirror::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryParts, TakenOver, Trigger,
 };
-use replication::protocol::{Arbiter, Claim, DropReason, Generation, Reason, Replica, ReplicaId, Unreachable, Verdict};
 
 /// Longer than anything takes.
 const HUNG: Duration = Duration::from_secs(120);

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use machine::engine::EngineKind::Soft;
+use protocol::{DropReason, Reason, StopReason};
 use replication::mirror::{PrimaryEnd, SecondaryEnd};
-use replication::protocol::{DropReason, Reason, StopReason};
 
 use crate::{World, guest, rounds, wait};
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use machine::engine::EngineKind;
-use replication::FtMode;
+use protocol::FtMode;
 use serde::{Deserialize, Serialize};
 
 use crate::host::VmContents;

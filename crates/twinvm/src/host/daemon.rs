@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use machine::bus::lock;
 use machine::engine::{EngineChoice, EngineKind};
-use replication::FtMode;
+use protocol::FtMode;
 use replication::channel::Identity;
 use storage::image::ImageStore;
 use tokio::net::TcpListener;

@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
-use replication::FtMode;
+use protocol::FtMode;
 use tokio::net::TcpListener;
 
 use super::daemon::Daemon;

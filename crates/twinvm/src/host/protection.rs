@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::http::Method;
 use cluster::records::HostName;
 use machine::engine::EngineKind;
-use replication::FtMode;
+use protocol::FtMode;
 
 use super::attempts::{Ended, Next};
 use super::daemon::Daemon;

@@ -16,7 +16,7 @@ use machine::bus::lock;
 use machine::engine::EngineKind;
 use machine::probe::probe;
 use machine::spec::{VmSpec, to_toml};
-use replication::protocol::{Arbiter, Claim, ReplicaId, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, ReplicaId, Unreachable, Verdict};
 
 use super::config::HostConfig;
 use crate::api::client::Target;

@@ -206,8 +206,8 @@ mod tests {
     use cluster::records::{FtSettings, VmRecord};
     use machine::engine::EngineKind;
     use machine::spec::VmSpec;
-    use replication::FtMode;
-    use replication::protocol::{Claim, ReplicaId};
+    use protocol::FtMode;
+    use protocol::{Claim, ReplicaId};
 
     use super::*;
     use crate::api::messages::FtWanted;

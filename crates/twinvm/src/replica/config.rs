@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use machine::engine::EngineKind;
 use machine::spec::VmSpec;
-use replication::FtMode;
+use protocol::FtMode;
 use serde::{Deserialize, Serialize};
 
 use super::status::Role;

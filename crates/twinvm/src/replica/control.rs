@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use replication::FtMode;
+use protocol::FtMode;
 use serde::{Deserialize, Serialize};
 
 use super::status::ReplicaStatus;

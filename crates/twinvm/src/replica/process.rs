@@ -17,7 +17,8 @@ use machine::platform::Parts;
 use machine::spec::VmSpec;
 use machine::vm::{Boot, Vm, VmConfig};
 use network::{Attach, InputPosition, Link, MacAddr};
-use replication::FtMode;
+use protocol::FtMode;
+use protocol::{self, Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Unreachable, Verdict};
 use replication::channel::{Identity, Listener};
 use replication::disk::DiskSet;
 use replication::gate::OutputGate;
@@ -25,7 +26,6 @@ use replication::mirror::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, RETRY_INTERVAL, Secondary, SecondaryEnd, SecondaryHandle,
     SecondaryParts, TakenOver, Trigger,
 };
-use replication::protocol::{self, Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Unreachable, Verdict};
 use storage::disk::{DiskImage, DiskOptions};
 
 use super::config::ReplicaConfig;

@@ -1,8 +1,8 @@
 //! From what replication says of itself to what administrators read.
 
-use replication::FtMode;
+use protocol::FtMode;
+use protocol::{self, DropReason, LossReason};
 use replication::mirror::{self, Phase, PrimaryStatus, SecondaryStatus};
-use replication::protocol::{self, DropReason, LossReason};
 
 use super::status::{
     Figures, LatencyFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts, Protection, ProtectionState,

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use machine::engine::EngineKind;
-use replication::FtMode;
+use protocol::FtMode;
 use replication::lockstep::LockstepFigures;
 use serde::{Deserialize, Serialize};
 

@@ -16,7 +16,7 @@ use super::super::secondary::SecondaryParts;
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
 use crate::disk::{DiskOp, DiskWrite};
-use crate::protocol::{Arbiter, Claim, Generation, Replica, ReplicaId, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, Generation, Replica, ReplicaId, Unreachable, Verdict};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -16,8 +16,8 @@ use crate::lockstep::{
 use crate::mirror::message::LOG;
 use crate::mirror::outbox::Bulk;
 use crate::mirror::session::{ActiveLog, Session};
-use crate::mode::FtMode;
-use crate::protocol::Epoch;
+use protocol::Epoch;
+use protocol::FtMode;
 
 impl Shared {
     /// What a new checkpoint is to be followed by.

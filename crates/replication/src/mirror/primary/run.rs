@@ -17,8 +17,8 @@ use super::super::slowness::Slowness;
 use super::super::trigger::Decision;
 use super::{Core, Course, PrimaryEnd, Shared, SwitchOverError};
 use crate::disk::DiskWrite;
-use crate::mode::FtMode;
-use crate::protocol::{DropReason, Epoch, Event};
+use protocol::FtMode;
+use protocol::{DropReason, Epoch, Event};
 
 /// How long the VM's thread waits for the secondary before it looks around again.
 const WAIT_INTERVAL: Duration = Duration::from_millis(2);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use machine::engine::EngineKind;
-use replication::FtMode;
+use protocol::FtMode;
 use tempfile::TempDir;
 
 use super::process::{self, Kind};

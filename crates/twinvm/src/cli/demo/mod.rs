@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use machine::engine::{EngineChoice, EngineKind};
-use replication::FtMode;
+use protocol::FtMode;
 use serde::Serialize;
 use storage::image::{BuildOptions, ImageSpec, ImageStore};
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use replication::FtMode;
+use protocol::FtMode;
 
 use super::hosts::COUNTER;
 use super::report::{Report, Subject};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use machine::engine::EngineKind;
-use replication::FtMode;
+use protocol::FtMode;
 
 use super::hosts::{COUNTER, Hosts, pause};
 use super::pins::Pins;

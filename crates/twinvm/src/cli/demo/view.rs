@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use replication::FtMode;
+use protocol::FtMode;
 
 use crate::replica::config::socket;
 use crate::replica::control::{self, Request};

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use replication::FtMode;
+use protocol::FtMode;
 use replication::lockstep::LockstepFigures;
 use serde::Serialize;
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use machine::engine::EngineKind;
-use replication::FtMode;
+use protocol::FtMode;
 use serde::Serialize;
 
 use super::checkpoints::CheckpointCost;
