@@ -135,7 +135,7 @@ const SOFT_CPUS_MAX: u32 = 4;
 /// One virtual machine: memory, devices, engine.
 pub struct Vm {
     config: VmConfig,
-    platform: Platform,
+    platform: Arc<Platform>,
     engine: Box<dyn Engine>,
     control: Arc<Control>,
 }
@@ -174,6 +174,7 @@ impl Vm {
         engine: EngineKind,
         mode: InputMode,
     ) -> Result<Self, VmError> {
+        let platform = Arc::new(platform);
         let engine: Box<dyn Engine> = match engine {
             EngineKind::Kvm => Box::new(KvmEngine::new(&platform, state)?),
             EngineKind::Soft => Box::new(SoftEngine::new(&platform, state, mode)?),
@@ -209,7 +210,7 @@ impl Vm {
     /// Runs until the guest ends the run, a pause is asked for, or (soft engine) so many instructions in all have retired since
     /// power-on.
     pub fn run(&mut self, instructions_max: Option<u64>) -> Result<RunEnd, VmError> {
-        Ok(self.engine.run(&self.platform, &self.control, instructions_max)?)
+        Ok(self.engine.run(&self.control, instructions_max)?)
     }
 
     /// The state of the paused VM, without its memory.
@@ -247,7 +248,7 @@ impl Vm {
     /// # Errors
     /// [`EngineError::NoCount`] for an engine that does not count instructions.
     pub fn set_input_mode(&mut self, mode: InputMode) -> Result<(), VmError> {
-        Ok(self.engine.set_input_mode(&self.platform, mode)?)
+        Ok(self.engine.set_input_mode(mode)?)
     }
 
     /// Completes the dirty pages of the paused VM's memory with those that only its engine knows, right before they are

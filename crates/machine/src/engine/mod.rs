@@ -1,7 +1,7 @@
 //! What executes vCPUs: one trait, two engines.
 //!
-//! An [`Engine`] owns the vCPUs and the interrupt controllers of one VM. It runs them against a
-//! [`Platform`], which holds memory and devices, until somebody asks for a pause through
+//! An [`Engine`] owns the vCPUs and the interrupt controllers of one VM. It runs them against the
+//! [`Platform`](crate::platform::Platform) that it was made for, which holds memory and devices, until somebody asks for a pause through
 //! [`Control`] or the guest ends the run by itself. Paused, it gives its state in the neutral form that every engine
 //! starts from.
 
@@ -15,7 +15,6 @@ use self::soft::InputMode;
 use crate::control::Control;
 use crate::devices::ioapic::IoApicState;
 use crate::events::GuestEvent;
-use crate::platform::Platform;
 
 /// The engine a user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +99,14 @@ pub enum EngineError {
     /// KVM gave up on the guest.
     #[error("KVM cannot continue the guest: {0}")]
     KvmExit(String),
+    /// A device or the engine panicked while it worked for a vCPU.
+    #[error("the thread of vCPU {vcpu} panicked: {message}")]
+    VcpuPanicked {
+        /// The vCPU.
+        vcpu: usize,
+        /// What the panic said.
+        message: String,
+    },
     /// The state does not fit this engine.
     #[error("the VM's state does not fit this engine: {0}")]
     State(String),
@@ -121,12 +128,7 @@ pub trait Engine: Send {
 
     /// Runs until the guest ends the run, a pause is asked for, or (where the engine counts them) `instructions_max`
     /// instructions in all have retired since power-on.
-    fn run(
-        &mut self,
-        platform: &Platform,
-        control: &Control,
-        instructions_max: Option<u64>,
-    ) -> Result<RunEnd, EngineError>;
+    fn run(&mut self, control: &Control, instructions_max: Option<u64>) -> Result<RunEnd, EngineError>;
 
     /// The state of a paused VM.
     fn save(&mut self) -> Result<EngineState, EngineError>;
@@ -140,5 +142,5 @@ pub trait Engine: Send {
 
     /// Changes where the inputs of a paused VM come from. From here on the engine is like one that was just made from the saved state, with
     /// nothing cached.
-    fn set_input_mode(&mut self, platform: &Platform, mode: InputMode) -> Result<(), EngineError>;
+    fn set_input_mode(&mut self, mode: InputMode) -> Result<(), EngineError>;
 }

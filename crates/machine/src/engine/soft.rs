@@ -54,6 +54,7 @@ pub fn host_signature() -> u64 {
 
 /// The soft engine.
 pub struct SoftEngine {
+    platform: Arc<Platform>,
     processors: Processors,
     ioapic: IoApic,
     mode: InputMode,
@@ -62,12 +63,12 @@ pub struct SoftEngine {
 
 impl SoftEngine {
     /// An engine for `platform` that goes on where `state` was saved.
-    pub fn new(platform: &Platform, state: &EngineState, mode: InputMode) -> Result<Self, EngineError> {
+    pub fn new(platform: &Arc<Platform>, state: &EngineState, mode: InputMode) -> Result<Self, EngineError> {
         let processors = processors(platform, &state.processors)?;
         let pace = Pace::new(processors.tsc());
         let ioapic = IoApic::new(&state.ioapic, platform.pins().levels());
         mode.set_up(platform);
-        Ok(Self { processors, ioapic, mode, pace })
+        Ok(Self { platform: platform.clone(), processors, ioapic, mode, pace })
     }
 
     /// Carries the levels of the pins through the I/O APIC to the processors.
@@ -206,12 +207,8 @@ impl Engine for SoftEngine {
         EngineKind::Soft
     }
 
-    fn run(
-        &mut self,
-        platform: &Platform,
-        control: &Control,
-        instructions_max: Option<u64>,
-    ) -> Result<RunEnd, EngineError> {
+    fn run(&mut self, control: &Control, instructions_max: Option<u64>) -> Result<RunEnd, EngineError> {
+        let platform = &*self.platform.clone();
         let limit = instructions_max.unwrap_or(u64::MAX);
         self.carry_interrupts(platform);
         let end = match self.mode.clone() {
@@ -236,11 +233,11 @@ impl Engine for SoftEngine {
         Some(self.processors.instructions())
     }
 
-    fn set_input_mode(&mut self, platform: &Platform, mode: InputMode) -> Result<(), EngineError> {
+    fn set_input_mode(&mut self, mode: InputMode) -> Result<(), EngineError> {
         let state = self.save()?;
-        self.processors = processors(platform, &state.processors)?;
-        self.ioapic = IoApic::new(&state.ioapic, platform.pins().levels());
-        mode.set_up(platform);
+        self.processors = processors(&self.platform, &state.processors)?;
+        self.ioapic = IoApic::new(&state.ioapic, self.platform.pins().levels());
+        mode.set_up(&self.platform);
         self.mode = mode;
         Ok(())
     }

@@ -24,7 +24,7 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const ROUNDS_PER_CHARACTER: u64 = 2048;
 
 /// Counts up to RSI; each round adds a hash of the count to one of 256 pages. XMM1 is loaded at the start and stored at the end.
-fn program() -> Vec<u8> {
+pub fn program() -> Vec<u8> {
     let mut a = CodeAssembler::new(64).unwrap();
     let (mut again, mut quiet) = (a.create_label(), a.create_label());
     // OSFXSR and OSXMMEXCPT: SSE is usable.

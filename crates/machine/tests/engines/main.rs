@@ -3,6 +3,7 @@
 mod checkpoint_cost;
 mod clock;
 mod guest;
+mod threads;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

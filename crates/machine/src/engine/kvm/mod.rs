@@ -1,14 +1,15 @@
 //! The KVM engine: hardware virtualization through /dev/kvm, a thread per vCPU, interrupt controllers in the kernel.
 
+mod barrier;
 mod fpu;
-mod signal;
+mod kick;
+mod pins;
 mod state;
+mod threads;
 mod vcpu;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use cpu::ProcessorsState;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_clock_data, kvm_userspace_memory_region};
@@ -17,11 +18,11 @@ use memory::{GuestRam, PAGE_SHIFT, Slot};
 
 use super::soft::InputMode;
 use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
-use crate::bus::lock;
-use crate::clock::MachineClock;
 use crate::control::Control;
 use crate::platform::Platform;
-use signal::{KickSignal, RunningThread};
+use barrier::Barrier;
+use pins::PinCarrier;
+use threads::VcpuThreads;
 use vcpu::Vcpu;
 
 /// Three pages of guest-physical address space that KVM on Intel needs for itself (KVM_SET_TSS_ADDR), and one for its
@@ -29,27 +30,53 @@ use vcpu::Vcpu;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// How long to wait for a vCPU thread to leave the guest before it is signalled again.
-const KICK_INTERVAL: Duration = Duration::from_millis(1);
-
 fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> EngineError {
     move |error| EngineError::Kvm { what, source: io::Error::from_raw_os_error(error.errno()) }
 }
 
 /// The KVM engine.
+///
+/// The VM's thread calls [`Engine::run`]: it lets the vCPU threads go, carries inputs to devices while they run, and gathers them
+/// again. Between two runs they wait at a barrier.
 pub struct KvmEngine {
-    vm: VmFd,
-    vcpus: Vec<Vcpu>,
+    // Dropped first: its threads use the rest.
+    threads: VcpuThreads,
+    kernel: Arc<KernelVm>,
     slots: Vec<Slot>,
-    ram: GuestRam,
-    /// Levels of the interrupt pins as the kernel knows them.
-    lines: Mutex<u32>,
-    clock: Arc<MachineClock>,
+}
+
+/// The VM as all of its threads know it.
+struct KernelVm {
+    vm: VmFd,
+    pins: PinCarrier,
+    platform: Arc<Platform>,
+    barrier: Barrier,
+}
+
+impl KernelVm {
+    /// Tells the kernel about pins that changed.
+    fn carry_pins(&self) -> Result<(), EngineError> {
+        let tell = |pin, level| self.vm.set_irq_line(pin, level).map_err(kvm_error("set an interrupt line"));
+        self.pins.carry(|| self.platform.pins().levels(), tell)
+    }
+
+    /// Ends the run under way, as a vCPU's thread.
+    fn stop_run(&self) {
+        self.barrier.stop();
+        // The VM's thread sleeps until something comes from outside, and takes the other vCPUs out.
+        self.platform.wake();
+    }
+
+    /// Ends the run under way, as a vCPU's thread, and says why.
+    fn end_run(&self, end: Result<RunEnd, EngineError>) {
+        self.barrier.end(end);
+        self.stop_run();
+    }
 }
 
 impl KvmEngine {
     /// Creates the VM in the kernel, for `platform`, and starts it from `state`.
-    pub fn new(platform: &Platform, state: &EngineState) -> Result<Self, EngineError> {
+    pub fn new(platform: &Arc<Platform>, state: &EngineState) -> Result<Self, EngineError> {
         let ram = platform.ram();
         let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
         let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
@@ -73,22 +100,36 @@ impl KvmEngine {
             .map(|(number, vcpu)| Vcpu::new(&kvm, &vm, number, state.processors.vcpus.len(), vcpu))
             .collect::<Result<Vec<_>, _>>()?;
         state::set_ioapic(&vm, &state.ioapic)?;
-        let engine = Self { vm, vcpus, slots, ram: ram.clone(), lines: Mutex::new(0), clock: platform.clock().clone() };
-        engine.carry_pins(platform.pins().levels())?;
-        Ok(engine)
+        let kernel = Arc::new(KernelVm {
+            vm,
+            pins: PinCarrier::default(),
+            platform: platform.clone(),
+            barrier: Barrier::default(),
+        });
+        kernel.carry_pins()?;
+        Ok(Self { threads: VcpuThreads::start(vcpus, &kernel)?, kernel, slots })
     }
 
-    /// Tells the kernel about pins that changed.
-    fn carry_pins(&self, levels: u32) -> Result<(), EngineError> {
-        let mut lines = lock(&self.lines);
-        let mut changed = *lines ^ levels;
-        while changed != 0 {
-            let pin = changed.trailing_zeros();
-            self.vm.set_irq_line(pin, levels >> pin & 1 == 1).map_err(kvm_error("set an interrupt line"))?;
-            changed &= changed - 1;
+    /// Feeds the devices until the run ends. Returns whether that is because a pause was asked for.
+    fn serve_inputs(&self, control: &Control) -> Result<bool, EngineError> {
+        let (platform, barrier) = (&*self.kernel.platform, &self.kernel.barrier);
+        let mut inputs = Vec::new();
+        while !barrier.is_stopping() {
+            control.acknowledge();
+            platform.acknowledge_wake();
+            if control.take_pause() {
+                return Ok(true);
+            }
+            platform.collect_inputs(control, &mut inputs);
+            if inputs.is_empty() && !barrier.is_stopping() {
+                platform.wait_for_input(control, None)?;
+            }
+            for input in inputs.drain(..) {
+                platform.deliver(&input);
+            }
+            self.kernel.carry_pins()?;
         }
-        *lines = levels;
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -101,67 +142,9 @@ fn add_slot(vm: &VmFd, ram: &GuestRam, number: usize, slot: &Slot) -> Result<(),
         memory_size: slot.len_bytes,
         userspace_addr: ram.host_address() + slot.offset,
     };
-    // SAFETY: the range lies within the RAM mapping, which the engine keeps alive (`ram`) longer than the VM, and nobody
+    // SAFETY: the range lies within the RAM mapping, which the platform keeps alive longer than the VM (`KernelVm`), and nobody
     // holds references into it.
     unsafe { vm.set_user_memory_region(region) }.map_err(kvm_error("give the VM its memory"))
-}
-
-/// What the vCPU threads and the I/O thread of one run share.
-struct Run<'a> {
-    platform: &'a Platform,
-    stop: AtomicBool,
-    progress: Mutex<Progress>,
-    stopped: Condvar,
-}
-
-struct Progress {
-    /// vCPU threads that have not ended.
-    running: Vec<RunningThread>,
-    /// How many of them were started and are not on the list yet.
-    starting: usize,
-    /// Why the run ends: the first reason given.
-    end: Option<Result<RunEnd, EngineError>>,
-}
-
-impl Run<'_> {
-    fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self, end: Result<RunEnd, EngineError>) {
-        self.progress().end.get_or_insert(end);
-        self.stop.store(true, Ordering::Release);
-        // The I/O thread sleeps in poll and kicks the others.
-        self.platform.wake();
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
-}
-
-impl KvmEngine {
-    /// Feeds the devices until the run ends.
-    fn serve_inputs(&self, run: &Run, control: &Control) -> Result<(), EngineError> {
-        let mut inputs = Vec::new();
-        while !run.is_stopping() {
-            control.acknowledge();
-            run.platform.acknowledge_wake();
-            if control.take_pause() {
-                run.end(Ok(RunEnd::Paused));
-                break;
-            }
-            run.platform.collect_inputs(control, &mut inputs);
-            if inputs.is_empty() && !run.is_stopping() {
-                run.platform.wait_for_input(control, None)?;
-            }
-            for input in inputs.drain(..) {
-                run.platform.deliver(&input);
-            }
-            self.carry_pins(run.platform.pins().levels())?;
-        }
-        Ok(())
-    }
 }
 
 impl Engine for KvmEngine {
@@ -169,69 +152,45 @@ impl Engine for KvmEngine {
         EngineKind::Kvm
     }
 
-    fn run(&mut self, platform: &Platform, control: &Control, _: Option<u64>) -> Result<RunEnd, EngineError> {
-        let signal = KickSignal::install()?;
-        let mut vcpus = std::mem::take(&mut self.vcpus);
-        let run = Run {
-            platform,
-            stop: AtomicBool::new(false),
-            progress: Mutex::new(Progress { running: Vec::new(), starting: vcpus.len(), end: None }),
-            stopped: Condvar::new(),
-        };
-        let engine = &*self;
-        std::thread::scope(|scope| {
-            for vcpu in &mut vcpus {
-                let run = &run;
-                scope.spawn(move || {
-                    let thread = RunningThread::current();
-                    let mut progress = run.progress();
-                    progress.running.push(thread);
-                    progress.starting -= 1;
-                    drop(progress);
-                    vcpu.run(engine, run);
-                    run.progress().running.retain(|running| *running != thread);
-                    run.stopped.notify_all();
-                });
-            }
-            if let Err(error) = engine.serve_inputs(&run, control) {
-                run.end(Err(error));
-            }
-            // A signal that arrives before the thread enters the guest is lost, so it is repeated until all are out.
-            let mut progress = run.progress();
-            while progress.starting > 0 || !progress.running.is_empty() {
-                for &thread in &progress.running {
-                    signal.kick(thread);
-                }
-                progress = run
-                    .stopped
-                    .wait_timeout(progress, KICK_INTERVAL)
-                    .map_or_else(|poisoned| poisoned.into_inner().0, |(guard, _)| guard);
-            }
-        });
-        self.vcpus = vcpus;
+    fn run(&mut self, control: &Control, _: Option<u64>) -> Result<RunEnd, EngineError> {
+        let (platform, barrier) = (&*self.kernel.platform, &self.kernel.barrier);
+        self.threads.release();
+        let served = self.serve_inputs(control);
+        self.threads.gather();
         platform.follow_host_clock();
         // The kernel's paravirtual clock and the one that devices follow have different sources on the host and drift apart. A VM
         // that goes on from the state must not see either of them go back.
-        let clock = self.vm.get_clock().map_err(kvm_error("read the paravirtual clock"))?;
+        let clock = self.kernel.vm.get_clock().map_err(kvm_error("read the paravirtual clock"))?;
         platform.clock().advance_to(clock.clock);
-        let end = run.progress().end.take();
-        end.unwrap_or(Ok(RunEnd::Paused))
+        let asked = served?;
+        let end = match barrier.take_end() {
+            Some(Err(error)) => return Err(error),
+            Some(Ok(end)) => Some(end),
+            None => None,
+        };
+        // What the guest asked for is told before a pause: a state saved in that pause is past the request and would lose it.
+        let end = platform.take_event().map(RunEnd::Guest).or(end);
+        if asked && end.is_some() {
+            control.pause();
+        }
+        Ok(end.unwrap_or(RunEnd::Paused))
     }
 
     fn save(&mut self) -> Result<EngineState, EngineError> {
-        let vcpus = self.vcpus.iter().map(Vcpu::save).collect::<Result<Vec<_>, _>>()?;
-        let mut processors = ProcessorsState::from_vcpus_at(vcpus, self.clock.now_ns());
-        processors.tsc_hz = self.vcpus.first().map_or(0, Vcpu::tsc_hz);
-        Ok(EngineState { processors, ioapic: state::get_ioapic(&self.vm)? })
+        let vcpus = self.threads.vcpus().map(|vcpu| vcpu.save()).collect::<Result<Vec<_>, _>>()?;
+        let mut processors = ProcessorsState::from_vcpus_at(vcpus, self.kernel.platform.clock().now_ns());
+        processors.tsc_hz = self.threads.vcpus().next().map_or(0, |vcpu| vcpu.tsc_hz());
+        Ok(EngineState { processors, ioapic: state::get_ioapic(&self.kernel.vm)? })
     }
 
     fn collect_dirty(&mut self) -> Result<(), EngineError> {
         for (number, slot) in self.slots.iter().enumerate() {
             let words = self
+                .kernel
                 .vm
                 .get_dirty_log(number as u32, slot.len_bytes as usize)
                 .map_err(kvm_error("read the dirty log"))?;
-            self.ram.merge_dirty_words(slot.offset >> PAGE_SHIFT, &words);
+            self.kernel.platform.ram().merge_dirty_words(slot.offset >> PAGE_SHIFT, &words);
         }
         Ok(())
     }
@@ -240,7 +199,7 @@ impl Engine for KvmEngine {
         None
     }
 
-    fn set_input_mode(&mut self, _platform: &Platform, mode: InputMode) -> Result<(), EngineError> {
+    fn set_input_mode(&mut self, mode: InputMode) -> Result<(), EngineError> {
         match mode {
             InputMode::Live => Ok(()),
             InputMode::Record(_) | InputMode::Replay(_) | InputMode::Rerecord(..) => {

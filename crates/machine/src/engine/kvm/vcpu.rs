@@ -1,15 +1,19 @@
 //! One vCPU: its loop from exit to exit.
 
+use std::sync::Arc;
+
 use cpu::VcpuState;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
-use super::{KvmEngine, Run, kvm_error, state};
+use super::kick::ImmediateExit;
+use super::{KernelVm, kvm_error, state};
 use crate::engine::{EngineError, RunEnd};
 
-/// A vCPU that is owned by nobody's thread between runs.
+/// A vCPU. Its thread has it during a run, and whoever saves it between two.
 pub(super) struct Vcpu {
     fd: VcpuFd,
     number: usize,
+    immediate_exit: Arc<ImmediateExit>,
 }
 
 impl Vcpu {
@@ -24,7 +28,18 @@ impl Vcpu {
         let fd = vm.create_vcpu(number as u64).map_err(kvm_error("create a vCPU"))?;
         fd.set_cpuid2(&state::cpuid_entries(kvm, number, count)?).map_err(kvm_error("set CPUID"))?;
         state::set_vcpu(&fd, saved)?;
-        Ok(Self { fd, number })
+        let immediate_exit = Arc::new(ImmediateExit::new(&fd)?);
+        Ok(Self { fd, number, immediate_exit })
+    }
+
+    /// Which one it is, from 0.
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// What keeps it out of the guest.
+    pub(super) fn immediate_exit(&self) -> &Arc<ImmediateExit> {
+        &self.immediate_exit
     }
 
     /// The state between two runs.
@@ -37,27 +52,35 @@ impl Vcpu {
         self.fd.get_tsc_khz().map_or(0, |khz| u64::from(khz) * 1000)
     }
 
-    /// Runs until the run is over, for whatever reason.
-    pub(super) fn run(&mut self, engine: &KvmEngine, run: &Run) {
-        while !run.is_stopping() {
-            match self.run_once(engine, run) {
-                Ok(None) => {}
-                Ok(Some(end)) => run.end(Ok(end)),
-                Err(error) => run.end(Err(error)),
-            }
+    /// Runs until the run ends, for whatever reason, and leaves the vCPU between two instructions.
+    pub(super) fn run(&mut self, kernel: &KernelVm) {
+        while !kernel.barrier.is_stopping() {
+            self.step(kernel);
         }
-        // The last port or memory access is completed by the kernel at the next entry: enter and leave at once, so that
-        // the state saved is that of an instruction boundary.
-        self.fd.set_kvm_immediate_exit(1);
-        let _ = self.fd.run();
-        self.fd.set_kvm_immediate_exit(0);
+        // The kernel completes the last port or memory access when it is entered again, and one instruction may need several of them:
+        // the state is that of an instruction boundary when it has nothing more to ask for.
+        self.immediate_exit.set(true);
+        while let Step::Exit = self.step(kernel) {}
     }
 
-    fn run_once(&mut self, engine: &KvmEngine, run: &Run) -> Result<Option<RunEnd>, EngineError> {
-        let platform = run.platform;
+    /// Enters the guest once, does what it left for, and ends the run if that has to be.
+    fn step(&mut self, kernel: &KernelVm) -> Step {
+        let step = self.run_once(kernel).unwrap_or_else(|error| {
+            kernel.end_run(Err(error));
+            Step::Stuck
+        });
+        if kernel.platform.has_event() {
+            kernel.stop_run();
+        }
+        step
+    }
+
+    /// Enters the guest once and does what it left for.
+    fn run_once(&mut self, kernel: &KernelVm) -> Result<Step, EngineError> {
+        let platform = &*kernel.platform;
         let exit = match self.fd.run() {
             Ok(exit) => exit,
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Step::Interrupted),
             Err(error) => return Err(kvm_error("run a vCPU")(error)),
         };
         platform.follow_host_clock();
@@ -71,7 +94,10 @@ impl Vcpu {
             VcpuExit::MmioRead(address, data) => platform.mmio_read(address, data),
             VcpuExit::MmioWrite(address, data) => platform.mmio_write(address, data),
             VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr | VcpuExit::TprAccess => {}
-            VcpuExit::Shutdown => return Ok(Some(RunEnd::Shutdown { vcpu: self.number as u32 })),
+            VcpuExit::Shutdown => {
+                kernel.end_run(Ok(RunEnd::Shutdown { vcpu: self.number as u32 }));
+                return Ok(Step::Stuck);
+            }
             VcpuExit::FailEntry(reason, cpu) => {
                 return Err(EngineError::KvmExit(format!("entry failed with reason {reason:#x} on host CPU {cpu}")));
             }
@@ -84,9 +110,19 @@ impl Vcpu {
             }
             other => return Err(EngineError::KvmExit(format!("unexpected exit {other:?}"))),
         }
-        engine.carry_pins(platform.pins().levels())?;
-        Ok(platform.take_event().map(RunEnd::Guest))
+        kernel.carry_pins()?;
+        Ok(Step::Exit)
     }
+}
+
+/// What one entry into the guest came to.
+enum Step {
+    /// An access that was served, or nothing at all: there may be more.
+    Exit,
+    /// A signal, or the flag that stands for one: the vCPU is between two instructions.
+    Interrupted,
+    /// A triple fault or an error: the vCPU cannot go on, and the run ends.
+    Stuck,
 }
 
 fn each_access(data: &mut [u8], mut access: impl FnMut(&mut [u8])) {
