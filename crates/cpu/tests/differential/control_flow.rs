@@ -10,23 +10,25 @@ const RCX: usize = 1;
 const RSP: usize = 4;
 const RBP: usize = 5;
 
+/// The plain forms of PUSH and POP.
+const PUSHES_AND_POPS: [Code; 12] = [
+    Code::Push_r64,
+    Code::Push_r16,
+    Code::Push_rm64,
+    Code::Push_rm16,
+    Code::Pushq_imm8,
+    Code::Pushw_imm8,
+    Code::Pushq_imm32,
+    Code::Push_imm16,
+    Code::Pop_r64,
+    Code::Pop_r16,
+    Code::Pop_rm64,
+    Code::Pop_rm16,
+];
+
 /// PUSH, POP, PUSHF, POPF, ENTER, LEAVE, CALL and RET with RSP in the scratch.
 pub fn stack() -> Generator {
-    let codes = [
-        Code::Push_r64,
-        Code::Push_r16,
-        Code::Push_rm64,
-        Code::Push_rm16,
-        Code::Pushq_imm8,
-        Code::Pushw_imm8,
-        Code::Pushq_imm32,
-        Code::Push_imm16,
-        Code::Pop_r64,
-        Code::Pop_r16,
-        Code::Pop_rm64,
-        Code::Pop_rm16,
-    ];
-    let forms: Vec<Form> = codes.iter().map(|code| form(*code)).collect();
+    let forms: Vec<Form> = PUSHES_AND_POPS.iter().map(|code| form(*code)).collect();
     let filler = filler();
     Box::new(move |builder, seed| {
         builder.start(seed, Flavor::Integer, &[RSP, RBP]);

@@ -48,7 +48,7 @@ pub(super) struct Header {
 
 /// Reads the first bytes of an image (fewer than [`PREFIX_BYTES`] only if the file is shorter) in a file of `file_bytes`.
 pub(super) fn parse(prefix: &[u8], file_bytes: u64) -> Result<Header, Refusal> {
-    let corrupt = |reason: String| Err::<Header, _>(Refusal::Corrupt(reason));
+    let corrupt = |reason: String| Err(Refusal::Corrupt(reason));
     let (Some(_), Some(version)) = (prefix.get(..V2_BYTES), be32(prefix, 4)) else {
         return corrupt("shorter than a header".to_owned());
     };
@@ -98,33 +98,35 @@ pub(super) fn parse(prefix: &[u8], file_bytes: u64) -> Result<Header, Refusal> {
             return corrupt(format!("the name of a backing file of {backing_bytes} bytes at {backing_offset}"));
         }
     }
-    let mut refcount_bits = 16;
-    if version == 3 {
-        let (Some(header_bytes), Some(refcount_order)) = (be32(prefix, 100), be32(prefix, 96)) else {
-            return corrupt("shorter than a version 3 header".to_owned());
-        };
-        if u64::from(header_bytes) > cluster_bytes || header_bytes < 104 || header_bytes % 8 != 0 {
-            return corrupt(format!("a header of {header_bytes} bytes"));
-        }
-        if refcount_order > 6 {
-            return corrupt(format!("refcounts of 2^{refcount_order} bits"));
-        }
-        refcount_bits = 1 << refcount_order;
-        let incompatible = field64(72);
-        if incompatible & INCOMPATIBLE_CORRUPT != 0 {
-            return corrupt("marked as corrupt; repair it with qemu-img check -r".to_owned());
-        }
-        if incompatible & INCOMPATIBLE_EXTERNAL_DATA != 0 {
-            return Err(Refusal::Unsupported("images with an external data file are not supported"));
-        }
-    }
     Ok(Header {
         cluster_bytes,
         l1_table: (field64(40), l1_entries),
         refcount_table: (field64(48), refcount_table_bytes / 8),
-        refcount_bits,
+        refcount_bits: if version == 3 { refcount_bits_of_version_3(prefix, cluster_bytes)? } else { 16 },
         snapshots: field32(60),
     })
+}
+
+/// Checks the fields that version 3 added, and gives the width of a refcount.
+fn refcount_bits_of_version_3(prefix: &[u8], cluster_bytes: u64) -> Result<u64, Refusal> {
+    let corrupt = |reason: String| Err(Refusal::Corrupt(reason));
+    let (Some(header_bytes), Some(refcount_order)) = (be32(prefix, 100), be32(prefix, 96)) else {
+        return corrupt("shorter than a version 3 header".to_owned());
+    };
+    if u64::from(header_bytes) > cluster_bytes || header_bytes < 104 || header_bytes % 8 != 0 {
+        return corrupt(format!("a header of {header_bytes} bytes"));
+    }
+    if refcount_order > 6 {
+        return corrupt(format!("refcounts of 2^{refcount_order} bits"));
+    }
+    let incompatible = be64(prefix, 72).unwrap_or(0);
+    if incompatible & INCOMPATIBLE_CORRUPT != 0 {
+        return corrupt("marked as corrupt; repair it with qemu-img check -r".to_owned());
+    }
+    if incompatible & INCOMPATIBLE_EXTERNAL_DATA != 0 {
+        return Err(Refusal::Unsupported("images with an external data file are not supported"));
+    }
+    Ok(1 << refcount_order)
 }
 
 fn be32(bytes: &[u8], at: usize) -> Option<u32> {

@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::client::Client;
 use crate::console::Console;
 use crate::metrics::assert_every_figure_is_there;
@@ -12,6 +14,23 @@ use crate::world::{VM, World, detail, reason, since, state};
 #[test]
 fn a_vm_goes_through_every_state_of_protection() {
     let world = World::of(&["a", "b", "c"]);
+    let stopped = create(&world);
+    let disabled = start(&world, &stopped);
+    let client = Client::start(world.address());
+    let (protected, secondary) = protect(&world, &disabled);
+    client.wait_for_progress(30);
+    assert_every_figure_is_there(&world, "a", &secondary);
+    let resumed = suspend_and_resume(&world, &secondary);
+    let restarted = restart_the_secondary(&world, &resumed);
+    assert!(restarted["generation"].as_u64() > protected["generation"].as_u64());
+    client.wait_for_progress(30);
+    let now = move_twice(&world, &client, &restarted);
+    assert_eq!(client.stop().error, None);
+    end(&world, &now);
+}
+
+/// Creates the VM, and gives its status.
+fn create(world: &World) -> Value {
     let spec = world.spec(VM, "test-redis", false, world.address().port());
     let created = world.json("a", &["vm", "create", spec.to_str().unwrap()]);
     assert_eq!((created["running"].as_bool(), created["host"].as_str()), (Some(false), Some("a")));
@@ -24,19 +43,25 @@ fn a_vm_goes_through_every_state_of_protection() {
     }
     assert!(world.refused("b", &["ft", "switchover", VM]).contains("twinvm ft on"));
     assert!(world.refused("c", &["ft", "resume", VM]).contains("twinvm ft on"));
+    stopped
+}
 
+fn start(world: &World, stopped: &Value) -> Value {
     // Commands work on every host, whichever the VM is on.
     let started = world.json("c", &["vm", "start", VM]);
     assert_eq!((started["running"].as_bool(), started["host"].as_str()), (Some(true), Some("a")));
     let disabled = world.status("b");
     assert_eq!((state(&disabled), reason(&disabled)), ("disabled", ""));
-    assert!(since(&disabled) >= since(&stopped));
+    assert!(since(&disabled) >= since(stopped));
     let error = world.refused("b", &["vm", "start", VM]);
     assert!(error.contains("runs already") && error.contains("twinvm vm show"), "{error}");
     assert!(world.refused("b", &["vm", "rm", VM, "--yes"]).contains("twinvm vm stop"));
     world.wait_for_redis();
-    let client = Client::start(world.address());
+    disabled
+}
 
+/// Turns protection on; gives the status, and the secondary's host.
+fn protect(world: &World, disabled: &Value) -> (Value, String) {
     let text = world.done("b", &["ft", "on", VM, "--no-wait"]);
     assert!(text.contains("256.00 MiB") && text.contains("vCPUs   1"), "{text}");
     // Before it is protected it is starting, or needs a secondary that is being prepared.
@@ -45,33 +70,40 @@ fn a_vm_goes_through_every_state_of_protection() {
         state(status) == "protected"
     });
     assert_eq!((reason(&protected), protected["ft"]["enabled"].as_bool()), ("", Some(true)));
-    assert!(since(&protected) >= since(&disabled));
+    assert!(since(&protected) >= since(disabled));
     let secondary = protected["secondary"].as_str().unwrap().to_owned();
     assert_eq!(protected["replicas"][1]["host"], secondary.as_str());
     assert_eq!(world.json("a", &["ft", "on", VM])["generation"], protected["generation"], "it was on already");
     let hosts = world.json("b", &["host", "show", &secondary]);
     assert_eq!((&hosts["secondaries"][0], &hosts["memory_reserved_bytes"]), (&VM.into(), &(256u64 << 20).into()));
-    client.wait_for_progress(30);
-    assert_every_figure_is_there(&world, "a", &secondary);
+    (protected, secondary)
+}
 
+fn suspend_and_resume(world: &World, secondary: &str) -> Value {
     let suspended = world.json("b", &["ft", "suspend", VM]);
     assert_eq!((state(&suspended), reason(&suspended), detail(&suspended)), ("disabled", "user-action", "suspended"));
-    world.wait_for_no_replica(&secondary);
-    assert!(world.vm_folder(&secondary).join("disk0.qcow2").exists());
-    let host = world.json("b", &["host", "show", &secondary]);
+    world.wait_for_no_replica(secondary);
+    assert!(world.vm_folder(secondary).join("disk0.qcow2").exists());
+    let host = world.json("b", &["host", "show", secondary]);
     assert_eq!(host["memory_reserved_bytes"], 256u64 << 20, "a suspended secondary keeps its reservation");
     for words in [&["ft", "switchover", VM][..], &["ft", "failover", VM], &["ft", "restart-secondary", VM]] {
         assert!(world.refused("b", words).contains("twinvm ft resume"), "{words:?}");
     }
     let resumed = world.json("c", &["ft", "resume", VM]);
-    assert_eq!((state(&resumed), resumed["secondary"].as_str()), ("protected", Some(&*secondary)), "not the old copy");
+    assert_eq!((state(&resumed), resumed["secondary"].as_str()), ("protected", Some(secondary)), "not the old copy");
+    resumed
+}
 
+fn restart_the_secondary(world: &World, resumed: &Value) -> Value {
     let restarted = world.json("c", &["ft", "restart-secondary", VM]);
     assert_eq!((state(&restarted), restarted["host"].as_str()), ("protected", Some("a")));
-    assert!(since(&restarted) > since(&resumed) && restarted["generation"].as_u64() > resumed["generation"].as_u64());
+    assert!(since(&restarted) > since(resumed) && restarted["generation"].as_u64() > resumed["generation"].as_u64());
     assert_ne!(restarted["replicas"][1]["pid"], resumed["replicas"][1]["pid"]);
-    client.wait_for_progress(30);
+    restarted
+}
 
+/// A planned takeover and an unplanned one; gives the host that the VM is on then.
+fn move_twice(world: &World, client: &Client, restarted: &Value) -> String {
     let moved = world.json("c", &["ft", "switchover", VM]);
     let there = restarted["secondary"].as_str().unwrap();
     assert_eq!(moved["host"].as_str(), Some(there));
@@ -84,8 +116,12 @@ fn a_vm_goes_through_every_state_of_protection() {
     let now = failed_over["host"].as_str().unwrap();
     let protected = world.wait_until_protected("b", now);
     assert!(protected["replicas"][0]["figures"]["last_takeover"].is_object());
-    assert_eq!(client.stop().error, None);
+    now.to_owned()
+}
 
+/// Turns protection off, stops the VM, which is on host `now`, and removes it.
+fn end(world: &World, now: &str) {
+    let protected = world.status("b");
     let off = world.json("b", &["ft", "off", VM]);
     assert_eq!((state(&off), reason(&off)), ("disabled", ""));
     for host in ["a", "b", "c"].into_iter().filter(|host| *host != now) {

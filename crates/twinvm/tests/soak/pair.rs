@@ -112,22 +112,13 @@ impl Pair {
         drop((vm, tap, recorder));
         let replayed = replaying.join().unwrap();
 
-        let mut divergence = replayed.divergence;
-        if divergence.is_none() {
-            divergence = compare_memory(&recorded_ram, &ram);
-        }
-        // What waits for room in the host's network has not left yet, on one side.
-        let none_waits = |state: &VmState| state.platform.cards.iter().all(|card| card.device.waiting_tx.is_empty());
-        let outputs = (output.so_far(), replayed_output.so_far());
-        if divergence.is_none() && none_waits(&first) && none_waits(&last) && outputs.0 != outputs.1 {
-            divergence = Some(format!("the frames sent differ (number, digest): {outputs:?}"));
-        }
-        if divergence.is_none() && guest.console()[console_before..] != *replayed_console.text() {
-            divergence = Some(format!("the consoles differ; the replaying VM's:\n{}", replayed_console.text()));
-        }
-        if divergence.is_none() && std::fs::read(&disks[0]).unwrap() != std::fs::read(&disks[1]).unwrap() {
-            divergence = Some("the disks differ".to_owned());
-        }
+        let divergence = replayed.divergence.or_else(|| compare_memory(&recorded_ram, &ram)).or_else(|| {
+            let consoles = (&guest.console()[console_before..], &*replayed_console.text());
+            // What waits for room in the host's network has not left yet, on one side.
+            let outputs = (output.so_far(), replayed_output.so_far());
+            let outputs = (none_waits(&first) && none_waits(&last)).then_some(outputs);
+            compare_effects(outputs, consoles, &disks)
+        });
         if let Some(what) = &divergence {
             keep(&disks, what, cpus);
         }
@@ -137,7 +128,7 @@ impl Pair {
             wall,
             instructions,
             inputs: replayed.inputs,
-            frames_out: outputs.1.0,
+            frames_out: replayed_output.so_far().0,
             frames: replayed.frames,
             entropy: replayed.entropy,
             clock_steps: replayed.clock_steps,
@@ -236,6 +227,27 @@ fn compare_memory(recorded: &GuestRam, replayed: &GuestRam) -> Option<String> {
         })
         .collect();
     (!differing.is_empty()).then(|| format!("pages that differ though all digests were the same: {differing:x?}"))
+}
+
+/// Whether all that the VM sent has found room in the host's network.
+fn none_waits(state: &VmState) -> bool {
+    state.platform.cards.iter().all(|card| card.device.waiting_tx.is_empty())
+}
+
+/// What differs of what the two VMs did outside of themselves: frames sent (number and digest, where they can be compared), consoles
+/// and disks, the recorded one's first.
+fn compare_effects(
+    frames: Option<((u64, u64), (u64, u64))>,
+    consoles: (&str, &str),
+    disks: &[PathBuf; 2],
+) -> Option<String> {
+    if frames.is_some_and(|(recorded, replayed)| recorded != replayed) {
+        return Some(format!("the frames sent differ (number, digest): {frames:?}"));
+    }
+    if consoles.0 != consoles.1 {
+        return Some(format!("the consoles differ; the replaying VM's:\n{}", consoles.1));
+    }
+    (std::fs::read(&disks[0]).unwrap() != std::fs::read(&disks[1]).unwrap()).then(|| "the disks differ".to_owned())
 }
 
 /// Processor time that this thread has taken.

@@ -192,15 +192,15 @@ impl Report {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let (slow, fast) = (&colo::DEFAULT, &colo::FREQUENT);
-        let colo = |text: fn(&Colo) -> String| [text(slow), text(fast)];
         let mut rows: Vec<Row> = self.checkpoints.iter().flat_map(CheckpointCost::rows).collect();
         rows.extend(self.execution.iter().flat_map(ExecutionCost::rows));
-        let mut row = |figure: &str, unprotected: String, protected: String, cost: String, colo: [String; 2]| {
-            let [slow, fast] = colo;
-            rows.push([figure.to_owned(), unprotected, protected, cost, slow, fast]);
-        };
-        let none = || "-".to_owned();
+        self.load_rows(&mut rows);
+        self.blackout_rows(&mut rows);
+        rows
+    }
+
+    fn load_rows(&self, rows: &mut Vec<Row>) {
+        let mut row = rows_beside_colo(rows);
         row(
             "CPU-bound loop",
             format!("{:.2} s", self.cpu_s_unprotected),
@@ -241,21 +241,25 @@ impl Report {
             format!("{:.0} MiB", self.memory_bytes_unprotected / MIB),
             format!("{:.0} / {:.0} MiB", self.memory_bytes_primary / MIB, self.memory_bytes_secondary / MIB),
             percent(self.secondary_memory_ratio),
-            colo(|colo| colo.secondary_memory_ratio().map_or("-".to_owned(), percent)),
+            colo(|colo| colo.secondary_memory_ratio().map_or_else(none, percent)),
         );
+    }
+
+    fn blackout_rows(&self, rows: &mut Vec<Row>) {
+        let mut row = rows_beside_colo(rows);
         row(
             "blackout after kill -9, p50",
             "for good".to_owned(),
             self.blackout_ms.p50.map_or_else(none, ms),
             none(),
-            colo(|colo| colo.blackout_ms.map_or("-".to_owned(), ms)),
+            colo(|colo| colo.blackout_ms.map_or_else(none, ms)),
         );
         row(
             "  longest",
             none(),
             self.blackout_ms.max.map_or_else(none, ms),
             none(),
-            colo(|colo| colo.blackout_ms_max.map_or("-".to_owned(), ms)),
+            colo(|colo| colo.blackout_ms_max.map_or_else(none, ms)),
         );
         row(
             "blackout when the host falls silent, p50",
@@ -265,7 +269,6 @@ impl Report {
             [none(), none()],
         );
         row("  longest", none(), self.blackout_silence_ms.max.map_or_else(none, ms), none(), [none(), none()]);
-        rows
     }
 
     /// What the last protected run, and the kills, show of causes.
@@ -297,6 +300,23 @@ impl Report {
         }
         lines
     }
+}
+
+/// Appends rows: the figure, without and with protection, what that costs, and COLO's cost at its two rates.
+fn rows_beside_colo(rows: &mut Vec<Row>) -> impl FnMut(&str, String, String, String, [String; 2]) {
+    move |figure, unprotected, protected, cost, [slow, fast]| {
+        rows.push([figure.to_owned(), unprotected, protected, cost, slow, fast]);
+    }
+}
+
+/// What COLO reached at its default rate, and with frequent checkpoints.
+fn colo(text: fn(&Colo) -> String) -> [String; 2] {
+    [text(&colo::DEFAULT), text(&colo::FREQUENT)]
+}
+
+/// Stands for a figure that there is not.
+fn none() -> String {
+    "-".to_owned()
 }
 
 const MIB: f64 = (1 << 20) as f64;

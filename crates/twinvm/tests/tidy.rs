@@ -1,0 +1,157 @@
+//! Files and functions stay short enough to be read in one go, and no work is left for later.
+//!
+//! A *table* may be as long as what it lists: a `match` with short arms, a list, or a literal of a structure.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use syn::spanned::Spanned;
+use syn::visit::{self, Visit};
+
+/// Most lines of a file.
+const FILE_LINES_MAX: usize = 600;
+/// Most lines of a function, from its signature to its closing brace, the lines of tables left out.
+const FUNCTION_LINES_MAX: usize = 70;
+/// Most lines of an arm of a `match` that counts as a table.
+const ARM_LINES_MAX: usize = 12;
+/// Macros that stand for work not done.
+const UNFINISHED: [&str; 3] = ["dbg", "todo", "unimplemented"];
+
+/// What a file's functions are found to do wrong.
+#[derive(Default)]
+struct Tidy {
+    faults: Vec<String>,
+}
+
+impl Tidy {
+    fn function(&mut self, signature: &syn::Signature, body: &syn::Block) {
+        let mut tables = Tables::default();
+        tables.visit_block(body);
+        let (first, last) = (signature.span().start().line, body.span().end().line);
+        let lines = last - first + 1 - tables.lines;
+        if lines > FUNCTION_LINES_MAX {
+            self.faults.push(format!("line {first}: fn {} has {lines} lines", signature.ident));
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Tidy {
+    fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
+        self.function(&function.sig, &function.block);
+        visit::visit_item_fn(self, function);
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        self.function(&function.sig, &function.block);
+        visit::visit_impl_item_fn(self, function);
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        if let Some(name) = call.path.get_ident().filter(|name| UNFINISHED.iter().any(|wanted| name == wanted)) {
+            self.faults.push(format!("line {}: {name}!", name.span().start().line));
+        }
+        visit::visit_macro(self, call);
+    }
+}
+
+/// Counts the lines of the tables of a function, their first and last ones left out.
+#[derive(Default)]
+struct Tables {
+    lines: usize,
+}
+
+impl Tables {
+    fn table(&mut self, whole: &impl Spanned) {
+        self.lines += lines(whole).saturating_sub(2);
+    }
+}
+
+impl<'ast> Visit<'ast> for Tables {
+    fn visit_expr_match(&mut self, matching: &'ast syn::ExprMatch) {
+        if matching.arms.iter().all(|arm| lines(arm) <= ARM_LINES_MAX) {
+            self.table(matching);
+        } else {
+            visit::visit_expr_match(self, matching);
+        }
+    }
+
+    fn visit_expr_array(&mut self, array: &'ast syn::ExprArray) {
+        self.table(array);
+    }
+
+    fn visit_expr_struct(&mut self, literal: &'ast syn::ExprStruct) {
+        self.table(literal);
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        self.table(call);
+    }
+}
+
+fn lines(spanned: &impl Spanned) -> usize {
+    let span = spanned.span();
+    span.end().line - span.start().line + 1
+}
+
+fn faults(source: &str) -> Vec<String> {
+    let mut tidy = Tidy::default();
+    match syn::parse_file(source) {
+        Ok(file) => tidy.visit_file(&file),
+        Err(error) => tidy.faults.push(error.to_string()),
+    }
+    let lines = source.lines().count();
+    if lines > FILE_LINES_MAX {
+        tidy.faults.push(format!("{lines} lines"));
+    }
+    tidy.faults
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn files_and_functions_can_be_read_in_one_go() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut paths = Vec::new();
+    for folder in ["crates", "fuzz"] {
+        sources(&root.join(folder), &mut paths);
+    }
+    assert!(paths.len() > 500, "only {} files are looked at", paths.len());
+    paths.sort();
+    let found: Vec<String> = paths
+        .iter()
+        .flat_map(|path| {
+            let name = path.strip_prefix(&root).unwrap().display();
+            let faults = faults(&fs::read_to_string(path).unwrap());
+            faults.into_iter().map(move |fault| format!("{name}: {fault}"))
+        })
+        .collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn long_functions_are_found_and_tables_are_let_be() {
+    let statements = "f();\n".repeat(FUNCTION_LINES_MAX);
+    assert_eq!(faults(&format!("fn long() {{\n{statements}}}")), ["line 1: fn long has 72 lines"]);
+    assert_eq!(faults(&format!("impl A {{\nfn long() {{\n{statements}}}\n}}")), ["line 2: fn long has 72 lines"]);
+    let arms = "1 => f(),\n".repeat(FUNCTION_LINES_MAX);
+    assert!(faults(&format!("fn table() {{\nmatch a {{\n{arms}}}\n}}")).is_empty());
+    let arm = format!("1 => {{\n{statements}}}\n");
+    assert_eq!(faults(&format!("fn code() {{\nmatch a {{\n{arm}}}\n}}")), ["line 1: fn code has 76 lines"]);
+    let list = "1,\n".repeat(FUNCTION_LINES_MAX);
+    assert!(faults(&format!("fn list() {{\nlet a = [\n{list}];\n}}")).is_empty());
+}
+
+#[test]
+fn unfinished_work_and_long_files_are_found() {
+    assert_eq!(faults("fn f() {\n    todo!()\n}"), ["line 2: todo!"]);
+    assert_eq!(faults(&"// A comment.\n".repeat(FILE_LINES_MAX + 1)), ["601 lines"]);
+}
