@@ -187,4 +187,8 @@ fn every_command_teaches_and_answers_in_json() {
     assert!(probe["engines"][1]["mips"].as_f64().unwrap() > 1.0, "{probe}");
     assert!(["kvm", "soft"].contains(&probe["auto"].as_str().unwrap()), "{probe}");
     assert!(!probe["reason"].as_str().unwrap().is_empty(), "{probe}");
+    for feature in probe["features"].as_array().unwrap() {
+        let is_missing = feature["state"] == "missing";
+        assert!(feature["name"].is_string() && feature["hint"].is_string() == is_missing, "{feature}");
+    }
 }
