@@ -16,4 +16,5 @@ pub mod platform;
 pub mod probe;
 pub mod snapshot;
 pub mod spec;
+pub mod triple_fault;
 pub mod vm;

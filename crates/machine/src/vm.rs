@@ -22,6 +22,7 @@ use crate::engine::{Engine, EngineError, EngineKind, EngineState, RunEnd};
 use crate::platform::{Parts, Platform, PlatformError, PlatformState};
 use crate::snapshot::format::{FormatError, SnapshotReader, SnapshotWriter};
 use crate::snapshot::memory::{read_memory, write_memory};
+use crate::triple_fault::TripleFault;
 
 /// The hardware of a VM, apart from what [`Parts`] connects it to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +212,14 @@ impl Vm {
     /// power-on.
     pub fn run(&mut self, instructions_max: Option<u64>) -> Result<RunEnd, VmError> {
         Ok(self.engine.run(&self.control, instructions_max)?)
+    }
+
+    /// What is known of the triple fault that ended a run ([`RunEnd::Shutdown`]) on this vCPU.
+    pub fn triple_fault(&mut self, vcpu: u32) -> TripleFault {
+        // That the guest crashed is news also where its state cannot be read.
+        let state = self.engine.save().ok();
+        let state = state.as_ref().and_then(|state| state.processors.vcpus.get(vcpu as usize));
+        state.map_or(TripleFault { vcpu, place: None }, |state| TripleFault::of(vcpu, state))
     }
 
     /// The state of the paused VM, without its memory.

@@ -68,7 +68,7 @@ const HOUSE: &[Crate] = &[
         name: "machine",
         floor: 3,
         layers: &[
-            &["bus", "clock", "digest", "events", "input", "irq", "snapshot"],
+            &["bus", "clock", "digest", "events", "input", "irq", "snapshot", "triple_fault"],
             &["map"],
             &["boot", "devices"],
             &["acpi"],

@@ -155,6 +155,12 @@ pub fn start(engine: EngineKind, rounds: u64, cpus: u32, console: &Console) -> V
     Vm::boot(config(cpus), &boot, parts(console), engine, InputMode::Live).unwrap()
 }
 
+/// A VM that runs these bytes.
+pub fn start_flat(engine: EngineKind, program: &[u8]) -> Vm {
+    let boot = Boot::Flat { program, address: PROGRAM, rsi: 0 };
+    Vm::boot(config(1), &boot, parts(&Console::default()), engine, InputMode::Live).unwrap()
+}
+
 /// A VM whose first vCPU starts the others.
 pub fn start_all(engine: EngineKind, cpus: u32) -> Vm {
     let boot = Boot::Flat { program: &starter(), address: PROGRAM, rsi: u64::from(cpus) - 1 };

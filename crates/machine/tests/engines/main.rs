@@ -64,6 +64,21 @@ fn a_guest_computes_the_same_on_every_engine() {
     }
 }
 
+/// An undefined instruction, and no handlers. The place is lost where KVM runs on an AMD processor.
+#[test]
+fn a_triple_fault_ends_the_run_and_tells_where() {
+    for engine in engines() {
+        let mut vm = guest::start_flat(engine, &[0x90, 0x0f, 0x0b]);
+        assert_eq!(vm.run(None).unwrap(), RunEnd::Shutdown { vcpu: 0 }, "{engine}");
+        let fault = vm.triple_fault(0);
+        assert_eq!(fault.vcpu, 0);
+        match fault.place {
+            Some(place) => assert_eq!((place.rip, place.idt.base), (guest::PROGRAM + 1, 0), "{engine}: {fault}"),
+            None => assert_eq!(engine, Kvm, "{fault}"),
+        }
+    }
+}
+
 #[test]
 fn the_first_vcpu_starts_the_others() {
     for engine in engines() {

@@ -184,7 +184,10 @@ impl Execution {
                 RunEnd::LimitReached if at >= reached => return Ok(()),
                 RunEnd::LimitReached => return Err(ExecutorError::Stuck { at, reached }),
                 RunEnd::Paused | RunEnd::Guest(GuestEvent::Panicked | GuestEvent::CrashLoaded) => {}
-                RunEnd::Guest(GuestEvent::PowerOff | GuestEvent::Reset) | RunEnd::Shutdown { .. } => {
+                RunEnd::Guest(GuestEvent::PowerOff | GuestEvent::Reset) => self.has_ended = true,
+                RunEnd::Shutdown { vcpu } => {
+                    // The guest is at its end for this execution, so there is one line for each.
+                    tracing::warn!(fault = %self.vm.triple_fault(vcpu), "the executed guest is reset by a triple fault");
                     self.has_ended = true;
                 }
             }

@@ -1,8 +1,10 @@
 //! Times and bounds of a mirrored VM.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use machine::triple_fault::TripleFaults;
 use protocol::FtMode;
 use protocol::ReplicaId;
 
@@ -29,6 +31,8 @@ pub struct MirrorOptions {
     pub evidence_folder: Option<PathBuf>,
     /// A secondary for which the guest has had to wait half of its time or more for so long is given up.
     pub too_slow_after: Duration,
+    /// Where triple faults of the guest are counted, over all its resets.
+    pub triple_faults: Arc<TripleFaults>,
 }
 
 impl MirrorOptions {
@@ -45,6 +49,7 @@ impl MirrorOptions {
             log_bytes_max: 16 << 20,
             cache_bytes_max: 64 << 20,
             too_slow_after: Duration::from_secs(10),
+            triple_faults: Arc::default(),
         }
     }
 }

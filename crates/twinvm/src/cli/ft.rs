@@ -325,6 +325,9 @@ fn print_status(view: &VmView) -> Result<()> {
             "last takeover", takeover.detected_ms, takeover.arbitration_ms, takeover.restore_ms
         ))?;
     }
+    if let Some(faults) = view.replicas.first().and_then(|primary| primary.figures.triple_faults_text()) {
+        print_line(&format!("  {:17}{faults}", "crashes"))?;
+    }
     Ok(())
 }
 

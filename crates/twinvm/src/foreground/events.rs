@@ -27,6 +27,13 @@ pub enum Event<'a> {
     },
     /// The guest asked for a reset and starts again.
     Reset,
+    /// The guest is reset by a triple fault: as a rule, it has crashed. A reset follows.
+    TripleFault {
+        /// Which vCPU, and what is known of where it was.
+        place: String,
+        /// How many there were since the start, this one included.
+        count: u64,
+    },
     /// The guest's kernel panicked.
     Panicked,
     /// A snapshot was written.
@@ -95,6 +102,7 @@ impl Reporter {
             }
             Event::Console { .. } => return,
             Event::Reset => "the guest resets".to_owned(),
+            Event::TripleFault { place, count } => format!("triple fault {count}, the guest has crashed: {place}"),
             Event::Panicked => "the guest's kernel panicked".to_owned(),
             Event::Snapshot { path } => format!("snapshot written: {}", path.display()),
             Event::Recording { path } => format!("recording to {}", path.display()),

@@ -21,6 +21,7 @@ use machine::engine::soft::InputMode;
 use machine::engine::{EngineKind, RunEnd};
 use machine::events::GuestEvent;
 use machine::spec::VmSpec;
+use machine::triple_fault::TripleFault;
 use machine::vm::{Boot, Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig};
 use replication::lockstep::file::LogEnd;
 use storage::disk::{DiskImage, DiskOptions};
@@ -118,6 +119,7 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
         || -> Box<dyn ConsoleSink> { if options.json { Box::new(reporter.clone()) } else { Box::new(TerminalSink) } };
     let (engine, reason) = (options.engine.0, options.engine.1.as_str());
     let started = Instant::now();
+    let mut crashes = 0;
     loop {
         let restored = snapshot.take().map(|(path, snapshot)| restore(&path, snapshot)).transpose()?;
         let (mut vm, recording) = make(&spec, restored, engine, &ends, sink())?;
@@ -138,6 +140,11 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
         }
         match end {
             Ended::Reset => reporter.report(&Event::Reset),
+            Ended::Crashed(fault) => {
+                crashes += 1;
+                reporter.report(&Event::TripleFault { place: fault.to_string(), count: crashes });
+                reporter.report(&Event::Reset);
+            }
             Ended::Stopped(reason) => {
                 drop(raw);
                 reporter.report(&Event::Stopped { reason, instructions: vm.instructions() });
@@ -185,6 +192,8 @@ fn make(
 /// How a VM came to its end.
 enum Ended {
     Reset,
+    /// By a triple fault, after which a machine resets as well.
+    Crashed(TripleFault),
     Stopped(&'static str),
 }
 
@@ -212,7 +221,7 @@ fn serve(
             RunEnd::Guest(GuestEvent::Reset) => return Ok(Ended::Reset),
             RunEnd::Guest(GuestEvent::Panicked) => reporter.report(&Event::Panicked),
             RunEnd::Guest(GuestEvent::CrashLoaded) => {}
-            RunEnd::Shutdown { .. } => return Ok(Ended::Reset),
+            RunEnd::Shutdown { vcpu } => return Ok(Ended::Crashed(vm.triple_fault(vcpu))),
         }
         if leaving.plug_is_pulled() {
             return Ok(Ended::Stopped("the plug was pulled"));

@@ -177,7 +177,7 @@ const GAUGES: [GaugeOf; 17] = [
     },
 ];
 
-const COUNTERS: [CounterOf; 9] = [
+const COUNTERS: [CounterOf; 10] = [
     CounterOf { name: "dirty", help: "Bytes of changed pages", unit: Some(Unit::Bytes), value: |f| f.dirty_bytes },
     CounterOf {
         name: "sent",
@@ -220,6 +220,12 @@ const COUNTERS: [CounterOf; 9] = [
         help: "Times that the guest had to wait because the secondary was behind",
         unit: None,
         value: |f| f.throttled,
+    },
+    CounterOf {
+        name: "triple_faults",
+        help: "Times that the guest was reset by a triple fault",
+        unit: None,
+        value: |f| f.triple_faults,
     },
     CounterOf { name: "failovers", help: "Takeovers by this replica", unit: None, value: |f| f.failovers },
 ];
@@ -425,7 +431,7 @@ mod tests {
             peer: None,
             sync: None,
             listen: None,
-            figures: Figures { sent_bytes: 7, lockstep: Some(log), ..figures },
+            figures: Figures { sent_bytes: 7, triple_faults: 2, lockstep: Some(log), ..figures },
         };
         let vm = VmView {
             name: "redis".to_owned(),
@@ -455,6 +461,7 @@ mod tests {
             r#"twinvm_ft_mode{host="a",vm="redis",mode="mirror"} 0"#,
             r#"twinvm_lockstep_lag_seconds{host="a",role="primary",vm="redis"} 0.0125"#,
             r#"twinvm_lockstep_digests_total{host="a",role="primary",vm="redis"} 9"#,
+            r#"twinvm_triple_faults_total{host="a",role="primary",vm="redis"} 2"#,
             r#"twinvm_store_reachable{host="a"} 1"#,
             r#"twinvm_sent_bytes_total{host="a",role="primary",vm="redis"} 7"#,
             r#"twinvm_pages_total{host="a",role="primary",vm="redis",encoding="delta"} 0"#,

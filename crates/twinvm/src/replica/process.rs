@@ -15,6 +15,7 @@ use machine::devices::virtio::rng::OsEntropy;
 use machine::engine::soft::InputMode;
 use machine::platform::Parts;
 use machine::spec::VmSpec;
+use machine::triple_fault::TripleFaults;
 use machine::vm::{Boot, Vm, VmConfig};
 use network::{Attach, InputPosition, Link, MacAddr};
 use protocol::FtMode;
@@ -33,7 +34,7 @@ use super::console::Console;
 use super::control::{Answer, ControlServer, Handler, Request, UnprotectReason};
 use super::ends::EndKeeper;
 use super::report;
-use super::status::{ReplicaEnd, ReplicaStatus, Role, Takeover, unix_ms_now};
+use super::status::{LastTripleFault, ReplicaEnd, ReplicaStatus, Role, Takeover, unix_ms_now};
 use crate::foreground::open;
 
 /// What the process is at the moment.
@@ -53,6 +54,7 @@ pub struct Process {
     identity: Identity,
     arbiter: Arc<dyn Arbiter>,
     console: Console,
+    triple_faults: Arc<TripleFaults>,
     shared: Mutex<Shared>,
 }
 
@@ -97,7 +99,15 @@ impl Process {
             last_takeover: None,
             protection: report::ProtectionLog::default(),
         };
-        Ok(Self { config, spec, identity, arbiter, console: Console::default(), shared: Mutex::new(shared) })
+        Ok(Self {
+            config,
+            spec,
+            identity,
+            arbiter,
+            console: Console::default(),
+            triple_faults: Arc::default(),
+            shared: Mutex::new(shared),
+        })
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -133,6 +143,7 @@ impl Process {
             lag_max: Duration::from_millis(self.config.lag_ms_max.into()),
             mode: self.shared().mode,
             evidence_folder: Some(self.config.folder.clone()),
+            triple_faults: self.triple_faults.clone(),
             ..MirrorOptions::new(self.id())
         }
     }
@@ -357,6 +368,11 @@ impl Process {
         let figures = super::status::Figures {
             failovers: shared.failovers,
             last_takeover: shared.last_takeover,
+            triple_faults: self.triple_faults.count(),
+            last_triple_fault: self
+                .triple_faults
+                .last()
+                .map(|seen| LastTripleFault { at_unix_ms: seen.at_unix_ms, place: seen.fault.to_string() }),
             memory_bytes: resident_bytes(),
             ..figures
         };

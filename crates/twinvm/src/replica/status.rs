@@ -283,12 +283,35 @@ pub struct Figures {
     pub failovers: u64,
     /// The last takeover here.
     pub last_takeover: Option<Takeover>,
+    /// How often the guest was reset by a triple fault here: as a rule, a crash before it could say anything.
+    pub triple_faults: u64,
+    /// The last of them.
+    pub last_triple_fault: Option<LastTripleFault>,
     /// How often the guest had to wait because the secondary was behind.
     pub throttled: u64,
     /// For how long in all, in ms.
     pub throttled_ms: f64,
     /// The log and the lag of the secondary, while that executes; nothing while it follows by checkpoints.
     pub lockstep: Option<LockstepFigures>,
+}
+
+impl Figures {
+    /// Triple faults for people, if there were any.
+    pub fn triple_faults_text(&self) -> Option<String> {
+        let last = self.last_triple_fault.as_ref()?;
+        let ago = Elapsed(unix_ms_now().saturating_sub(last.at_unix_ms));
+        Some(format!("{} resets by triple fault; the last {ago} ago, {}", self.triple_faults, last.place))
+    }
+}
+
+/// The last triple fault of the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastTripleFault {
+    /// When, in ms since 1970.
+    pub at_unix_ms: u64,
+    /// Which vCPU, and what is known of where it was.
+    pub place: String,
 }
 
 /// How long checkpoints paused the guest, in us.

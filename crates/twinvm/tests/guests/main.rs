@@ -88,6 +88,12 @@ fn a_guest_that_resets_starts_again_and_one_that_panics_is_reported() {
     image_of(&ImageSpec { root_disk_bytes: None, ..ImageSpec::new("test-tiny") });
     let vm = RunningVm::start_diskless("reset", "test-tiny", "128M", 1, "reboot -f");
     vm.wait_until("the guest has reset twice", || vm.events("reset") >= 2);
+    assert_eq!(vm.events("triple-fault"), 0);
+    drop(vm);
+    let by_fault = "echo triple > /sys/kernel/reboot/type; reboot -f";
+    let vm = RunningVm::start_diskless("triple", "test-tiny", "128M", 1, by_fault);
+    vm.wait_until("the guest has reset twice by a triple fault", || vm.events("triple-fault") >= 2);
+    assert!(vm.events("reset") >= 1);
     drop(vm);
     let vm = RunningVm::start_diskless("panic", "test-tiny", "128M", 1, "echo c > /proc/sysrq-trigger");
     vm.wait_until("the guest has panicked", || vm.events("panicked") == 1);

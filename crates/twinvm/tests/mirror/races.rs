@@ -59,8 +59,13 @@ fn a_protected_guest_that_resets_starts_again_and_can_be_protected_again() {
     // So can the guest of a replica that was a secondary before.
     let primary = secondary;
     let before = generation(&primary);
-    let _console = type_on_console(&primary, "sync; reboot -f");
+    assert_eq!(primary.status().unwrap()["figures"]["triple_faults"], 0);
+    let _console = type_on_console(&primary, "sync; echo triple > /sys/kernel/reboot/type; reboot -f");
     wait_for_restart(&world, &primary, before);
+    // One that crashes without a word is not taken for one that reboots.
+    let figures = &primary.status().unwrap()["figures"];
+    assert_eq!(figures["triple_faults"], 1, "{figures}");
+    assert!(figures["last_triple_fault"]["place"].as_str().unwrap().starts_with("vCPU 0 at rip 0x"), "{figures}");
 }
 
 #[test]

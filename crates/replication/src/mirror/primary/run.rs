@@ -36,7 +36,12 @@ impl Shared {
                 RunEnd::Paused => {}
                 RunEnd::LimitReached => self.take_digest(vm)?,
                 RunEnd::Guest(GuestEvent::PowerOff) => return self.leave(vm, PrimaryEnd::PoweredOff),
-                RunEnd::Guest(GuestEvent::Reset) | RunEnd::Shutdown { .. } => return self.leave(vm, PrimaryEnd::Reset),
+                RunEnd::Guest(GuestEvent::Reset) => return self.leave(vm, PrimaryEnd::Reset),
+                RunEnd::Shutdown { vcpu } => {
+                    // Noted also if another replica goes on: what crashed the guest here may have been of this host.
+                    self.options.triple_faults.note(vm.triple_fault(vcpu));
+                    return self.leave(vm, PrimaryEnd::Reset);
+                }
                 RunEnd::Guest(GuestEvent::Panicked) => tracing::warn!("the guest's kernel has panicked"),
                 RunEnd::Guest(GuestEvent::CrashLoaded) => {}
             }

@@ -103,6 +103,10 @@ pub fn show(arguments: &VmArguments) -> Result<()> {
         ("engine", view.engine.map_or_else(none, |engine| engine.to_string())),
         ("cpus", view.cpus.to_string()),
         ("memory", human_bytes(view.memory_bytes)),
+        (
+            "crashes",
+            view.replicas.first().and_then(|primary| primary.figures.triple_faults_text()).unwrap_or_else(none),
+        ),
         ("note", view.note.clone().unwrap_or_else(none)),
     ] {
         print_line(&format!("{:12}{value}", format!("{what}:")))?;
