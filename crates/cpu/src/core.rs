@@ -120,7 +120,7 @@ impl Cpu {
         self.gpr[usize::from(index.min(BLOCK_BASE))]
     }
 
-    /// The machine's time-stamp counter when `op` starts (without this processor's IA32_TSC_ADJUST).
+    /// The machine's time-stamp counter when `op` starts (without this processor's own offset).
     pub(crate) fn machine_tsc(&self, op: &Op) -> u64 {
         tsc_at(self.count + u64::from(op.number), self.clock_steps)
     }

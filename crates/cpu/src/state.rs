@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::msr;
+
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentState {
@@ -88,6 +90,16 @@ pub enum PendingEvent {
     },
 }
 
+/// Why interrupts are held off for one more instruction (Intel SDM volume 3, 6.8.3, and table 24-3: a processor takes up the first kind only
+/// while RFLAGS.IF is set).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InterruptShadow {
+    /// STI set RFLAGS.IF.
+    Sti,
+    /// SS was loaded by MOV or POP; the stack pointer follows.
+    MovSs,
+}
+
 /// What the processor is doing between instructions (ACPI and Intel multiprocessor terms).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RunState {
@@ -161,8 +173,8 @@ pub struct VcpuState {
     pub run_state: RunState,
     /// An event on its way.
     pub pending: Option<PendingEvent>,
-    /// Interrupts are held off for one instruction (after STI or a load of SS).
-    pub interrupt_shadow: bool,
+    /// What holds interrupts off for one more instruction.
+    pub interrupt_shadow: Option<InterruptShadow>,
     /// NMIs are blocked until IRET.
     pub nmi_blocked: bool,
     /// An NMI waits.
@@ -195,12 +207,12 @@ impl VcpuState {
             efer: 0,
             debug: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             fpu: FpuState::default(),
-            msrs: Vec::new(),
+            msrs: msr::reset(),
             apic: ApicState::reset(number),
             tsc: 0,
             run_state: if number == 0 { RunState::Running } else { RunState::WaitForSipi },
             pending: None,
-            interrupt_shadow: false,
+            interrupt_shadow: None,
             nmi_blocked: false,
             nmi_pending: false,
             instructions: 0,

@@ -28,7 +28,7 @@ const HOUSE: &[Crate] = &[
         name: "cpu",
         floor: 2,
         layers: &[
-            &["bus", "state"],
+            &["bus", "msr", "state"],
             // One organism: `core` holds the state of every unit, and every unit works on `core`.
             &[
                 "apic", "block", "core", "cpuid", "decode", "flags", "int", "mem", "mmu", "op", "sse", "sys", "width",

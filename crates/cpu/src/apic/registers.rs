@@ -3,7 +3,7 @@
 use crate::apic::local::{Apic, ERROR_SEND_VECTOR, LVT_MASKED, command, register};
 use crate::apic::message::{ApicMessage, DeliveryMode, Outgoing};
 use crate::bus::Bus;
-use crate::sys::X2APIC_FIRST;
+use crate::msr::index::X2APIC_FIRST;
 
 /// Delivery status of commands: idle, always.
 const COMMAND_BUSY: u32 = 1 << 12;

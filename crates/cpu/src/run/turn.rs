@@ -75,8 +75,8 @@ impl Processors {
         let cpu = &mut self.vcpus.get_mut(self.turn)?.cpu;
         cpu.count = instructions;
         cpu.clock_steps = clock_steps;
-        let shadow = std::mem::take(&mut cpu.system.interrupt_shadow);
-        if !shadow && !cpu.alone && cpu.deliver_waiting(bus).is_err() {
+        let shadow = cpu.system.interrupt_shadow.take();
+        if shadow.is_none() && !cpu.alone && cpu.deliver_waiting(bus).is_err() {
             return Some(Exit::Shutdown { vcpu: cpu.system.number });
         }
         let mut limit = end.min(instructions.saturating_add(self.turn_left));
@@ -85,7 +85,7 @@ impl Processors {
         }
         let single_step = cpu.rflags_rest & bit::TF != 0;
         let was_alone = cpu.alone;
-        if was_alone || shadow || single_step {
+        if was_alone || shadow.is_some() || single_step {
             limit = instructions + 1;
         }
         let mut leave = execute(cpu, &mut self.cache, limit, bus);

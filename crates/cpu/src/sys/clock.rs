@@ -2,7 +2,7 @@
 
 use crate::TSC_HZ;
 use crate::core::Cpu;
-use crate::sys::msrs::index;
+use crate::msr::index;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 /// Bit of the system-time MSR: the structure is in use.

@@ -9,6 +9,7 @@ use crate::decode::{Site, slot};
 use crate::flags::bit;
 use crate::mmu::Access;
 use crate::op::{Handler, Op, Stop};
+use crate::state::InterruptShadow;
 use crate::sys::control::cr4;
 use crate::width::Width;
 
@@ -70,7 +71,7 @@ fn set_interrupt_flag(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(),
     require_interrupt_privilege(cpu)?;
     if cpu.rflags_rest & bit::IF == 0 {
         cpu.rflags_rest |= bit::IF;
-        cpu.system.interrupt_shadow = true;
+        cpu.system.interrupt_shadow = Some(InterruptShadow::Sti);
     }
     Err(Stop::Sync)
 }

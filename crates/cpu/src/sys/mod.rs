@@ -24,8 +24,6 @@ use crate::decode::Site;
 use crate::op::{Handler, Op};
 
 pub(crate) use msrs::Msrs;
-pub(crate) use msrs::index::X2APIC_FIRST;
-pub use msrs::neutral_msrs;
 pub(crate) use segment::{Segment, attribute, number};
 pub(crate) use system::System;
 

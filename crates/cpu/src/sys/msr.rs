@@ -4,13 +4,13 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
+use crate::msr::{MCE_BANKS, MTRR_VARIABLE_RANGES, index};
 use crate::op::{Handler, Op, Stop};
-use crate::sys::msrs::index;
 
 /// Microcode revision that IA32_BIOS_SIGN_ID reports in its upper half.
 const MICROCODE_REVISION: u64 = 1 << 32;
-/// IA32_MTRRCAP: fixed ranges and write combining, no variable ranges.
-const MTRR_CAPABILITIES: u64 = 1 << 8 | 1 << 10;
+/// IA32_MTRRCAP: variable ranges, fixed ranges and write combining.
+const MTRR_CAPABILITIES: u64 = MTRR_VARIABLE_RANGES | 1 << 8 | 1 << 10;
 
 pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
     match instruction.mnemonic() {
@@ -43,14 +43,14 @@ fn get(cpu: &Cpu, index: u32, machine_tsc: u64) -> Option<u64> {
     let system = &cpu.system;
     Some(match index {
         index::TSC => machine_tsc.wrapping_add(system.tsc_offset),
-        index::TSC_ADJUST => system.tsc_offset,
         index::EFER => system.efer,
         index::FS_BASE => system.segments[4].base,
         index::GS_BASE => system.segments[5].base,
         index::APIC_BASE => cpu.apic.base(),
         index::TSC_DEADLINE => cpu.apic.tsc_deadline(),
         index::X2APIC_FIRST..=index::X2APIC_LAST => return cpu.apic.read_msr(index, machine_tsc),
-        index::PLATFORM_ID | index::MCG_CAPABILITIES => 0,
+        index::PLATFORM_ID => 0,
+        index::MCG_CAPABILITIES => MCE_BANKS,
         index::BIOS_SIGN_ID => MICROCODE_REVISION,
         index::MTRR_CAPABILITIES => MTRR_CAPABILITIES,
         _ => return system.msrs.get(index),
@@ -60,8 +60,11 @@ fn get(cpu: &Cpu, index: u32, machine_tsc: u64) -> Option<u64> {
 /// Sets a register. `None` is #GP(0).
 fn set(cpu: &mut Cpu, index: u32, value: u64, machine_tsc: u64, bus: &mut dyn Bus) -> Result<Option<()>, Stop> {
     match index {
-        index::TSC => set_tsc_offset(cpu, value.wrapping_sub(machine_tsc)),
-        index::TSC_ADJUST => set_tsc_offset(cpu, value),
+        index::TSC => move_tsc(cpu, value.wrapping_sub(machine_tsc).wrapping_sub(cpu.system.tsc_offset)),
+        index::TSC_ADJUST => {
+            let before = cpu.system.msrs.get(index).unwrap_or_default();
+            move_tsc(cpu, value.wrapping_sub(before));
+        }
         index::EFER => cpu.set_efer(value)?,
         index::FS_BASE | index::GS_BASE => {
             if !cpu.is_canonical(value) {
@@ -95,7 +98,11 @@ fn set(cpu: &mut Cpu, index: u32, value: u64, machine_tsc: u64, bus: &mut dyn Bu
     Ok(Some(()))
 }
 
-fn set_tsc_offset(cpu: &mut Cpu, offset: u64) {
-    cpu.system.tsc_offset = offset;
+/// Moves the time-stamp counter; IA32_TSC_ADJUST keeps the sum of all that a guest ever moved it by (Intel SDM volume 3, 17.17.3).
+fn move_tsc(cpu: &mut Cpu, ticks: u64) {
+    let system = &mut cpu.system;
+    system.tsc_offset = system.tsc_offset.wrapping_add(ticks);
+    let sum = system.msrs.get(index::TSC_ADJUST).unwrap_or_default().wrapping_add(ticks);
+    let _ = system.msrs.set(index::TSC_ADJUST, sum);
     cpu.write_system_time();
 }

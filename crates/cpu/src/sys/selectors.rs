@@ -7,6 +7,7 @@ use crate::core::Cpu;
 use crate::decode::{Site, slot};
 use crate::mmu::Access;
 use crate::op::{Handler, Op, Stop, vector};
+use crate::state::InterruptShadow;
 use crate::sys::control::cr4;
 use crate::sys::descriptor::{error_code, is_null, rpl};
 use crate::sys::operand::{read_rm, set_rm, write_selector};
@@ -122,7 +123,7 @@ fn load_stack_segment(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), S
     let selector = read_rm::<u16>(cpu, op, bus)?;
     cpu.load_segment(number::SS, selector, bus)?;
     cpu.update_mode();
-    cpu.system.interrupt_shadow = true;
+    cpu.system.interrupt_shadow = Some(InterruptShadow::MovSs);
     Err(Stop::Sync)
 }
 
@@ -143,7 +144,7 @@ fn pop_segment<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<()
     cpu.gpr[4] = if mask == 0xffff { cpu.gpr[4] & !mask | top & mask } else { top & mask };
     if usize::from(op.dst) == number::SS {
         cpu.update_mode();
-        cpu.system.interrupt_shadow = true;
+        cpu.system.interrupt_shadow = Some(InterruptShadow::MovSs);
         return Err(Stop::Sync);
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! [`System`]: segments, control registers, model-specific registers, interrupt state.
 
 use crate::cpuid::CpuModel;
-use crate::state::{PendingEvent, RunState, TableState};
+use crate::state::{InterruptShadow, PendingEvent, RunState, TableState};
 use crate::sys::Msrs;
 use crate::sys::segment::Segment;
 
@@ -26,7 +26,7 @@ pub(crate) struct System {
     /// This processor's time-stamp counter minus the machine's.
     pub tsc_offset: u64,
     /// Interrupts and single-step traps are held off until one more instruction has retired.
-    pub interrupt_shadow: bool,
+    pub interrupt_shadow: Option<InterruptShadow>,
     pub nmi_blocked: bool,
     pub nmi_pending: bool,
     /// An event from another engine that was not delivered yet.

@@ -1,10 +1,16 @@
 //! The KVM engine: hardware virtualization through /dev/kvm, a thread per vCPU, interrupt controllers in the kernel.
 
 mod barrier;
+mod cpuid;
 mod fpu;
+mod ioctl;
 mod kick;
+mod msrs;
 mod pins;
 mod state;
+mod support;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod vcpu;
 
@@ -22,6 +28,7 @@ use crate::control::Control;
 use crate::platform::Platform;
 use barrier::Barrier;
 use pins::PinCarrier;
+use support::Support;
 use threads::VcpuThreads;
 use vcpu::Vcpu;
 
@@ -92,12 +99,13 @@ impl KvmEngine {
         // The guest's paravirtual clock goes on from the machine's, whichever engine it came from.
         let clock = kvm_clock_data { clock: platform.clock().now_ns(), ..kvm_clock_data::default() };
         vm.set_clock(&clock).map_err(kvm_error("set the paravirtual clock"))?;
+        let support = Arc::new(Support::of(&kvm)?);
         let vcpus = state
             .processors
             .vcpus
             .iter()
             .enumerate()
-            .map(|(number, vcpu)| Vcpu::new(&kvm, &vm, number, state.processors.vcpus.len(), vcpu))
+            .map(|(number, vcpu)| Vcpu::new(&support, &vm, number, state.processors.vcpus.len(), vcpu))
             .collect::<Result<Vec<_>, _>>()?;
         state::set_ioapic(&vm, &state.ioapic)?;
         let kernel = Arc::new(KernelVm {

@@ -1,77 +1,28 @@
 //! Neutral state to KVM's structures and back.
 
 use cpu::VcpuState;
-use cpu::cpuid::{self, CpuModel, Processor};
-use cpu::state::{ApicState, PendingEvent, RunState, SegmentState, TableState};
+use cpu::msr::index;
+use cpu::state::{ApicState, InterruptShadow, PendingEvent, RunState, SegmentState, TableState};
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_IRQCHIP_IOAPIC, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
-    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_irqchip, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    KVM_IRQCHIP_IOAPIC, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
+    KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_debugregs, kvm_dtable,
+    kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::{fpu, kvm_error};
+use super::support::Support;
+use super::{fpu, kvm_error, msrs};
 use crate::devices::ioapic::IoApicState;
 use crate::engine::EngineError;
 
-const IA32_TSC: u32 = 0x10;
-const IA32_TSC_DEADLINE: u32 = 0x6e0;
-/// CPUID leaves that tell the rates of clocks.
-const LEAF_TSC: u32 = 0x15;
-const LEAF_FREQUENCY: u32 = 0x16;
-/// KVM_X86_SHADOW_INT_MOV_SS | KVM_X86_SHADOW_INT_STI.
-const SHADOW_ANY: u8 = 3;
-const SHADOW_STI: u8 = 2;
-
-/// CPUID as the guest of either engine sees it, without what this host's KVM cannot do.
-pub(super) fn cpuid_entries(kvm: &Kvm, number: usize, count: usize) -> Result<CpuId, EngineError> {
-    let supported =
-        kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("read the host's CPUID"))?;
-    let processor = Processor { number: number as u32, count: count as u32, model: CpuModel::OutOfOrder };
-    let mut entries: Vec<kvm_cpuid_entry2> = cpuid::table(processor)
-        .into_iter()
-        // The TSC ticks at the host's rate here; the guest learns it from the paravirtual clock.
-        .filter(|entry| !matches!(entry.leaf, LEAF_TSC | LEAF_FREQUENCY))
-        .map(|entry| kvm_cpuid_entry2 {
-            function: entry.leaf,
-            index: entry.subleaf.unwrap_or_default(),
-            flags: if entry.subleaf.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
-            eax: entry.registers.eax,
-            ebx: entry.registers.ebx,
-            ecx: entry.registers.ecx,
-            edx: entry.registers.edx,
-            ..kvm_cpuid_entry2::default()
-        })
-        .collect();
-    for entry in &mut entries {
-        let host =
-            supported.as_slice().iter().find(|host| host.function == entry.function && host.index == entry.index);
-        match entry.function {
-            // Feature words only: what the host's KVM does not know must not be promised. X2APIC, TSC-deadline and the
-            // hypervisor bit come from the in-kernel APIC and are not always listed.
-            1 => {
-                const FROM_KERNEL: u32 = 1 << 21 | 1 << 24 | 1 << 31;
-                entry.ecx &= host.map_or(0, |host| host.ecx) | FROM_KERNEL;
-                entry.edx &= host.map_or(0, |host| host.edx);
-            }
-            7 => {
-                entry.ebx &= host.map_or(0, |host| host.ebx);
-                entry.ecx &= host.map_or(0, |host| host.ecx);
-                entry.edx &= host.map_or(0, |host| host.edx);
-            }
-            0x8000_0001 => {
-                entry.ecx &= host.map_or(0, |host| host.ecx);
-                entry.edx &= host.map_or(0, |host| host.edx);
-            }
-            _ => {}
-        }
-    }
-    CpuId::from_entries(&entries).map_err(|error| EngineError::State(format!("CPUID: {error:?}")))
-}
+const SHADOW_MOV_SS: u8 = KVM_X86_SHADOW_INT_MOV_SS as u8;
+const SHADOW_STI: u8 = KVM_X86_SHADOW_INT_STI as u8;
+/// RFLAGS.IF.
+const INTERRUPT_FLAG: u64 = 1 << 9;
 
 /// Gives a fresh vCPU its state. The order matters: the APIC's base before its registers, the TSC before its deadline.
-pub(super) fn set_vcpu(fd: &VcpuFd, state: &VcpuState) -> Result<(), EngineError> {
+pub(super) fn set_vcpu(fd: &VcpuFd, support: &Support, state: &VcpuState) -> Result<(), EngineError> {
     fd.set_mp_state(kvm_mp_state {
         mp_state: match state.run_state {
             RunState::Running => KVM_MP_STATE_RUNNABLE,
@@ -83,30 +34,20 @@ pub(super) fn set_vcpu(fd: &VcpuFd, state: &VcpuState) -> Result<(), EngineError
     .map_err(kvm_error("set the run state"))?;
     fd.set_regs(&regs(state)).map_err(kvm_error("set general registers"))?;
     fd.set_sregs(&sregs(state)).map_err(kvm_error("set special registers"))?;
-    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..kvm_xcrs::default() };
-    xcrs.xcrs[0].value = state.xcr0;
-    fd.set_xcrs(&xcrs).map_err(kvm_error("set XCR0"))?;
+    set_xcr0(fd, support, state.xcr0)?;
     fpu::set(fd, &state.fpu)?;
     let [db0, db1, db2, db3, dr6, dr7] = state.debug;
     fd.set_debug_regs(&kvm_debugregs { db: [db0, db1, db2, db3], dr6, dr7, ..kvm_debugregs::default() })
         .map_err(kvm_error("set debug registers"))?;
     fd.set_lapic(&lapic(&state.apic)).map_err(kvm_error("set the local APIC"))?;
-    let mut msrs = vec![(IA32_TSC, state.tsc)];
-    msrs.extend(&state.msrs);
-    msrs.push((IA32_TSC_DEADLINE, state.apic.tsc_deadline));
-    for (index, data) in msrs {
-        let entry = Msrs::from_entries(&[kvm_msr_entry { index, data, ..kvm_msr_entry::default() }])
-            .map_err(|error| EngineError::State(format!("MSRs: {error:?}")))?;
-        // A register that this host does not have and the guest never set makes no difference.
-        if fd.set_msrs(&entry).map_err(kvm_error("set a model-specific register"))? == 0 && data != 0 {
-            return Err(EngineError::State(format!("this host's KVM refuses MSR {index:#x} = {data:#x}")));
-        }
-    }
+    let tsc_first = [(index::TSC, state.tsc)].into_iter().chain(state.msrs.iter().copied());
+    let all: Vec<_> = tsc_first.chain([(index::TSC_DEADLINE, state.apic.tsc_deadline)]).collect();
+    msrs::set(fd, &all)?;
     fd.set_vcpu_events(&events(state)).map_err(kvm_error("set pending events"))
 }
 
 /// The state of a vCPU that is outside of the guest.
-pub(super) fn get_vcpu(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
+pub(super) fn get_vcpu(fd: &VcpuFd, support: &Support) -> Result<VcpuState, EngineError> {
     let mut state = VcpuState::reset(0);
     let regs = fd.get_regs().map_err(kvm_error("get general registers"))?;
     state.gpr = [
@@ -123,7 +64,9 @@ pub(super) fn get_vcpu(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
     state.idtr = TableState { base: sregs.idt.base, limit: sregs.idt.limit };
     (state.cr0, state.cr2, state.cr3, state.cr4, state.cr8) = (sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.cr8);
     state.efer = sregs.efer;
-    state.xcr0 = fd.get_xcrs().map_err(kvm_error("get XCR0"))?.xcrs[0].value;
+    if support.has_xcrs {
+        state.xcr0 = fd.get_xcrs().map_err(kvm_error("get XCR0"))?.xcrs[0].value;
+    }
     state.fpu = fpu::get(fd)?;
     let debug = fd.get_debug_regs().map_err(kvm_error("get debug registers"))?;
     state.debug = [debug.db[0], debug.db[1], debug.db[2], debug.db[3], debug.dr6, debug.dr7];
@@ -134,11 +77,11 @@ pub(super) fn get_vcpu(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
         tsc_deadline: 0,
     };
     state.msrs = Vec::new();
-    for (index, value) in get_msrs(fd, [IA32_TSC, IA32_TSC_DEADLINE].into_iter().chain(cpu::neutral_msrs()))? {
-        match index {
-            IA32_TSC => state.tsc = value,
-            IA32_TSC_DEADLINE => state.apic.tsc_deadline = value,
-            _ => state.msrs.push((index, value)),
+    for (number, value) in msrs::get(fd, [index::TSC, index::TSC_DEADLINE].into_iter().chain(cpu::msr::neutral()))? {
+        match number {
+            index::TSC => state.tsc = value,
+            index::TSC_DEADLINE => state.apic.tsc_deadline = value,
+            _ => state.msrs.push((number, value)),
         }
     }
     state.run_state = match fd.get_mp_state().map_err(kvm_error("get the run state"))?.mp_state {
@@ -149,25 +92,25 @@ pub(super) fn get_vcpu(fd: &VcpuFd) -> Result<VcpuState, EngineError> {
     };
     let events = fd.get_vcpu_events().map_err(kvm_error("get pending events"))?;
     state.pending = pending(&events);
-    state.interrupt_shadow = events.interrupt.shadow & SHADOW_ANY != 0;
+    state.interrupt_shadow = interrupt_shadow(events.interrupt.shadow, state.rflags);
     state.nmi_blocked = events.nmi.masked != 0;
     state.nmi_pending = events.nmi.pending != 0 || events.nmi.injected != 0;
     Ok(state)
 }
 
-/// Reads model-specific registers, leaving out those that this host does not have.
-fn get_msrs(fd: &VcpuFd, indices: impl Iterator<Item = u32>) -> Result<Vec<(u32, u64)>, EngineError> {
-    let wanted: Vec<_> = indices.map(|index| kvm_msr_entry { index, ..kvm_msr_entry::default() }).collect();
-    let mut values = Vec::with_capacity(wanted.len());
-    let mut rest = &wanted[..];
-    while !rest.is_empty() {
-        let mut entries = Msrs::from_entries(rest).map_err(|error| EngineError::State(format!("MSRs: {error:?}")))?;
-        // The kernel stops at the first one it does not know.
-        let found = fd.get_msrs(&mut entries).map_err(kvm_error("get model-specific registers"))?;
-        values.extend(entries.as_slice().iter().take(found).map(|entry| (entry.index, entry.data)));
-        rest = rest.get(found + 1..).unwrap_or_default();
+/// A host without XSAVE has no XCR0, and its guests are offered none: theirs is as after reset.
+fn set_xcr0(fd: &VcpuFd, support: &Support, xcr0: u64) -> Result<(), EngineError> {
+    if !support.has_xcrs {
+        let at_reset = VcpuState::reset(0).xcr0;
+        return if xcr0 == at_reset {
+            Ok(())
+        } else {
+            Err(EngineError::State(format!("its XCR0 is {xcr0:#x}, and this host's processor or its KVM has no XSAVE")))
+        };
     }
-    Ok(values)
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..kvm_xcrs::default() };
+    xcrs.xcrs[0].value = xcr0;
+    fd.set_xcrs(&xcrs).map_err(kvm_error("set XCR0"))
 }
 
 fn regs(state: &VcpuState) -> kvm_regs {
@@ -268,10 +211,24 @@ fn events(state: &VcpuState) -> kvm_vcpu_events {
         }
         None => {}
     }
-    events.interrupt.shadow = if state.interrupt_shadow { SHADOW_STI } else { 0 };
+    events.interrupt.shadow = match state.interrupt_shadow {
+        Some(InterruptShadow::Sti) => SHADOW_STI,
+        Some(InterruptShadow::MovSs) => SHADOW_MOV_SS,
+        None => 0,
+    };
     events.nmi.pending = state.nmi_pending.into();
     events.nmi.masked = state.nmi_blocked.into();
     events
+}
+
+/// AMD's processors have one shadow, which KVM reports as both. Only a load of SS leaves one behind while interrupts are off, and Intel's
+/// processors refuse to enter a guest with STI's then.
+fn interrupt_shadow(shadow: u8, rflags: u64) -> Option<InterruptShadow> {
+    match (shadow & SHADOW_STI != 0, shadow & SHADOW_MOV_SS != 0) {
+        (false, false) => None,
+        (true, _) if rflags & INTERRUPT_FLAG != 0 => Some(InterruptShadow::Sti),
+        _ => Some(InterruptShadow::MovSs),
+    }
 }
 
 fn pending(events: &kvm_vcpu_events) -> Option<PendingEvent> {

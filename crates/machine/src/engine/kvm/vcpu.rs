@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use cpu::VcpuState;
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::kick::ImmediateExit;
-use super::{KernelVm, kvm_error, state};
+use super::support::Support;
+use super::{KernelVm, cpuid, ioctl, kvm_error, state};
 use crate::engine::{EngineError, RunEnd};
 
 /// A vCPU. Its thread has it during a run, and whoever saves it between two.
@@ -14,22 +15,29 @@ pub(super) struct Vcpu {
     fd: VcpuFd,
     number: usize,
     immediate_exit: Arc<ImmediateExit>,
+    support: Arc<Support>,
 }
 
 impl Vcpu {
     /// Creates vCPU `number` of `count` from `saved`.
     pub(super) fn new(
-        kvm: &Kvm,
+        support: &Arc<Support>,
         vm: &VmFd,
         number: usize,
         count: usize,
         saved: &VcpuState,
     ) -> Result<Self, EngineError> {
         let fd = vm.create_vcpu(number as u64).map_err(kvm_error("create a vCPU"))?;
-        fd.set_cpuid2(&state::cpuid_entries(kvm, number, count)?).map_err(kvm_error("set CPUID"))?;
-        state::set_vcpu(&fd, saved)?;
+        fd.set_cpuid2(&cpuid::entries(support, number, count)?).map_err(kvm_error("set CPUID"))?;
+        ioctl::setup_mce(&fd, cpu::msr::MCE_BANKS)?;
+        state::set_vcpu(&fd, support, saved)?;
         let immediate_exit = Arc::new(ImmediateExit::new(&fd)?);
-        Ok(Self { fd, number, immediate_exit })
+        Ok(Self { fd, number, immediate_exit, support: support.clone() })
+    }
+
+    #[cfg(test)]
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
     }
 
     /// Which one it is, from 0.
@@ -44,7 +52,7 @@ impl Vcpu {
 
     /// The state between two runs.
     pub(super) fn save(&self) -> Result<VcpuState, EngineError> {
-        state::get_vcpu(&self.fd)
+        state::get_vcpu(&self.fd, &self.support)
     }
 
     /// Rate of the time-stamp counter, in ticks a second; 0 if the kernel does not say.

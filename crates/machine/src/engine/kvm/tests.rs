@@ -1,0 +1,75 @@
+//! The state of a vCPU, on whatever /dev/kvm is here.
+
+use std::sync::Arc;
+
+use cpu::VcpuState;
+use cpu::msr::index;
+use cpu::state::InterruptShadow;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::support::Support;
+use super::vcpu::Vcpu;
+use super::{msrs, state};
+
+/// A VM with one vCPU that has a state.
+struct Fixture {
+    support: Arc<Support>,
+    _vm: VmFd,
+    vcpu: Vcpu,
+}
+
+impl Fixture {
+    /// `None` where there is no KVM to test.
+    fn with(saved: &VcpuState) -> Option<Self> {
+        let kvm = Kvm::new().inspect_err(|error| eprintln!("not tested: /dev/kvm: {error}")).ok()?;
+        let support = Arc::new(Support::of(&kvm).unwrap());
+        let vm = kvm.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        let vcpu = Vcpu::new(&support, &vm, 0, 1, saved).unwrap();
+        Some(Self { support, _vm: vm, vcpu })
+    }
+
+    fn fd(&self) -> &VcpuFd {
+        self.vcpu.fd()
+    }
+}
+
+#[test]
+fn a_guest_finds_model_specific_registers_as_firmware_leaves_them() {
+    let Some(fixture) = Fixture::with(&VcpuState::reset(0)) else { return };
+    let wanted = [index::MISC_ENABLE, index::PAT, index::MTRR_DEFAULT, index::MCG_CAPABILITIES];
+    let found = msrs::get(fixture.fd(), wanted.into_iter()).unwrap();
+    let value = |wanted: u32| found.iter().find(|(index, _)| *index == wanted).map(|(_, value)| *value).unwrap();
+    assert_eq!(value(index::MISC_ENABLE) & 1, 1, "fast string operations are off");
+    assert_eq!(value(index::PAT), 0x0007_0406_0007_0406);
+    // MTRRs are on (bit 11), and memory is write-back (6) where no range says otherwise.
+    assert_eq!(value(index::MTRR_DEFAULT), 0x806);
+    assert_eq!(value(index::MCG_CAPABILITIES) & 0xff, cpu::msr::MCE_BANKS);
+}
+
+#[test]
+fn a_host_without_xsave_takes_a_state_that_does_not_use_it_and_no_other() {
+    let Some(fixture) = Fixture::with(&VcpuState::reset(0)) else { return };
+    let without = Support { has_xcrs: false, ..Support::of(&Kvm::new().unwrap()).unwrap() };
+    state::set_vcpu(fixture.fd(), &without, &VcpuState::reset(0)).unwrap();
+    assert_eq!(state::get_vcpu(fixture.fd(), &without).unwrap().xcr0, 1);
+    let error = state::set_vcpu(fixture.fd(), &without, &VcpuState { xcr0: 3, ..VcpuState::reset(0) }).unwrap_err();
+    assert!(error.to_string().contains("no XSAVE"), "{error}");
+}
+
+#[test]
+fn a_shadow_comes_back_as_the_kind_it_was() {
+    const INTERRUPTS_ON: u64 = 0x202;
+    for (rflags, shadow) in [
+        (INTERRUPTS_ON, Some(InterruptShadow::Sti)),
+        (INTERRUPTS_ON, Some(InterruptShadow::MovSs)),
+        (2, Some(InterruptShadow::MovSs)),
+        (2, None),
+    ] {
+        let saved = VcpuState { rflags, interrupt_shadow: shadow, ..VcpuState::reset(0) };
+        let Some(fixture) = Fixture::with(&saved) else { return };
+        let found = state::get_vcpu(fixture.fd(), &fixture.support).unwrap().interrupt_shadow;
+        // AMD's processors have one shadow for both; what it was is told from RFLAGS then.
+        assert!(found == shadow || found.is_some() && shadow.is_some() && rflags != 2, "{shadow:?}: {found:?}");
+    }
+}
