@@ -171,6 +171,7 @@ fn every_command_teaches_and_answers_in_json() {
         &["image", "build", "--help"],
         &["engine", "probe", "--help"],
         &["bench", "cpu", "--help"],
+        &["bench", "kvm", "--help"],
         &["demo", "--help"],
     ] {
         let output = spec.twinvm(arguments).output().unwrap();

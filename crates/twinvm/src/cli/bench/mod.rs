@@ -3,6 +3,7 @@
 mod cpu;
 mod cpu_time;
 mod ft;
+mod kvm;
 mod qemu;
 mod report;
 mod soft;
@@ -20,11 +21,14 @@ pub enum BenchCommand {
     Cpu(cpu::CpuArguments),
     /// Measure what protection costs, beside the same VM without it
     Ft(ft::FtArguments),
+    /// Measure the kvm engine beside QEMU on the same KVM, in turns
+    Kvm(kvm::KvmArguments),
 }
 
 pub fn run(command: BenchCommand) -> Result<ExitCode> {
     match command {
         BenchCommand::Cpu(arguments) => cpu::run(&arguments),
         BenchCommand::Ft(arguments) => ft::run(&arguments),
+        BenchCommand::Kvm(arguments) => kvm::run(&arguments),
     }
 }

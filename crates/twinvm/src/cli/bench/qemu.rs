@@ -13,7 +13,8 @@ use super::stopwatch::{Run, Stopwatch};
 use super::work::{MEMORY_BYTES, RUN_TIMEOUT, Work};
 use crate::interrupt;
 
-const PROGRAM: &str = "qemu-system-x86_64";
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
 /// How often a running guest is looked after.
 const POLL: Duration = Duration::from_millis(100);
 

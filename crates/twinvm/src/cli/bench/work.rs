@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use storage::image::{BuildOptions, ImageSpec, ImageStore};
+use storage::image::ImageSpec;
 
-use crate::cli::image::Bar;
-use crate::paths;
+use crate::cli::image;
 
 /// Name of the image that the work runs in.
 const IMAGE: &str = "bench";
@@ -47,10 +46,7 @@ impl Work {
     /// Builds the image if need be and reads it.
     pub fn prepare() -> Result<Self> {
         let spec = ImageSpec { root_disk_bytes: None, ..ImageSpec::new(IMAGE) };
-        let mut bar = Bar::default();
-        let built = ImageStore::new(paths::images_dir()?).build(&spec, BuildOptions::default(), &mut bar);
-        bar.clear();
-        let image = built.context("cannot build the guest image")?.image;
+        let image = image::ready(&spec)?;
         let read = |path: PathBuf| fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
         Ok(Self {
             kernel: read(image.kernel())?,

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use super::process::{self, Kind};
 use super::view::View;
 use super::{IMAGE, free_port};
+use crate::host::config::HostConfig;
 use crate::host::folder::HostFolder;
 use crate::interrupt;
 
@@ -58,8 +59,9 @@ impl Host {
 }
 
 impl Hosts {
-    /// Makes the hosts in a temporary folder, and starts their daemons.
-    pub fn start() -> Result<Self> {
+    /// Makes the hosts in a temporary folder, and starts their daemons. Replicas suspect each other after `suspicion_ms`, or after the
+    /// hosts' default.
+    pub fn start(suspicion_ms: Option<u32>) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot find the twinvm program")?;
         let folder =
             tempfile::Builder::new().prefix("twinvm-demo-").tempdir().context("cannot make a temporary folder")?;
@@ -74,6 +76,12 @@ impl Hosts {
         }
         for (number, name) in NAMES.into_iter().enumerate() {
             hosts.init(number, name, &root)?;
+        }
+        if let Some(suspicion_ms) = suspicion_ms {
+            for host in &hosts.hosts {
+                let config = HostConfig { suspicion_ms, ..HostConfig::load(&host.folder)? };
+                fs::write(host.folder.config(), config.to_toml()?).context("cannot write a host's configuration")?;
+            }
         }
         for number in 0..NAMES.len() {
             hosts.launch(number)?;

@@ -20,7 +20,7 @@ use clap::{Args, ValueEnum};
 use machine::engine::{EngineChoice, EngineKind};
 use protocol::FtMode;
 use serde::Serialize;
-use storage::image::{BuildOptions, ImageSpec, ImageStore};
+use storage::image::ImageSpec;
 
 pub use failover::{Failover, Loss, survive, survive_a_kill};
 pub use pins::Pins;
@@ -28,10 +28,10 @@ pub use report::Blackout;
 pub use screen::Screen;
 pub use stage::Stage;
 
-use super::image::Bar;
+use super::image;
 use super::output::print_json;
 use super::run::EngineName;
-use crate::{interrupt, paths};
+use crate::interrupt;
 
 /// Name of the demo's image.
 pub const IMAGE: &str = "demo-redis";
@@ -77,10 +77,7 @@ pub fn run(arguments: &DemoArguments) -> Result<ExitCode> {
 /// Builds the demo's image if need be, and shows the progress.
 pub fn build_image() -> Result<()> {
     let spec = ImageSpec { packages: vec!["redis-server".to_owned()], ..ImageSpec::new(IMAGE) };
-    let mut bar = Bar::default();
-    let built = ImageStore::new(paths::images_dir()?).build(&spec, BuildOptions::default(), &mut bar);
-    bar.clear();
-    built.context("cannot build the guest image")?;
+    image::ready(&spec)?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ pub fn run(arguments: &DemoArguments, mode: FtMode) -> Result<ExitCode> {
     let is_stdout_taken = is_stdout(arguments.json.as_deref());
     let engine = engine_for(mode, arguments.engine)?;
     build_image()?;
-    let mut stage = Stage::set(engine, mode, Screen::new(is_stdout_taken), None)?;
+    let mut stage = Stage::set(engine, mode, Screen::new(is_stdout_taken), None, None)?;
     stage.screen.event(&format!("turning protection on, mode {mode}"));
     stage.protect()?;
     let client = stage.count(1)?;

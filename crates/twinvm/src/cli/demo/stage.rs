@@ -39,13 +39,19 @@ pub struct Stage {
 
 impl Stage {
     /// Starts hosts and the VM on one of them, and waits until its Redis answers. With `pins`, this process and those of the hosts
-    /// stay on the processors that these say.
-    pub fn set(engine: EngineKind, mode: FtMode, mut screen: Screen, pins: Option<Pins>) -> Result<Self> {
+    /// stay on the processors that these say. Replicas suspect each other after `suspicion_ms`, or after the hosts' default.
+    pub fn set(
+        engine: EngineKind,
+        mode: FtMode,
+        mut screen: Screen,
+        pins: Option<Pins>,
+        suspicion_ms: Option<u32>,
+    ) -> Result<Self> {
         if let Some(pins) = &pins {
             // What it starts inherits it.
             pins.pin_self()?;
         }
-        let hosts = Hosts::start()?;
+        let hosts = Hosts::start(suspicion_ms)?;
         screen.event("hosts a, b and c are up");
         hosts.create_vm(engine)?;
         screen.update(&hosts.view(), None);

@@ -24,6 +24,7 @@ use crate::cli::ft::ModeName;
 use crate::cli::run::EngineName;
 use crate::interrupt;
 use crate::load::{Counter, Load};
+use crate::replica::config::SUSPICION_MS_DEFAULT;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -57,6 +58,9 @@ pub struct FtArguments {
     /// What executes the vCPUs
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineName,
+    /// Silence after which a replica suspects the other one, in ms; machines within emulators need more [default: as hosts have it]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(20..=10_000))]
+    suspicion: Option<u32>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -77,7 +81,7 @@ pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
         (Some(Pin::None), _) | (None, FtMode::Mirror) => None,
     };
     build_image()?;
-    let mut stage = Stage::set(engine, mode, Screen::new(is_stdout_taken), pins.clone())?;
+    let mut stage = Stage::set(engine, mode, Screen::new(is_stdout_taken), pins.clone(), arguments.suspicion)?;
     let duration = Duration::from_secs(arguments.seconds.into());
     let mut work = Work::prepare(&stage, duration)?;
     let mut measured = Measured::default();
@@ -110,6 +114,7 @@ pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
         pins,
         runs: arguments.runs,
         seconds: arguments.seconds,
+        suspicion_ms: arguments.suspicion.unwrap_or(SUSPICION_MS_DEFAULT),
         cpu_steps: work.cpu_steps(),
         host_cpu: host_cpu(),
         host_cpus: std::thread::available_parallelism().map_or(1, usize::from),

@@ -29,6 +29,8 @@ pub struct Subject {
     pub runs: u32,
     /// How long each load ran.
     pub seconds: u32,
+    /// Silence after which a replica suspected the other one.
+    pub suspicion_ms: u32,
     /// Steps of the CPU-bound loop.
     pub cpu_steps: u64,
     /// The host's processor.
@@ -411,6 +413,7 @@ mod tests {
             pins: None,
             runs: 1,
             seconds: 1,
+            suspicion_ms: 100,
             cpu_steps: 1,
             host_cpu: None,
             host_cpus: 1,
