@@ -111,7 +111,7 @@ impl Builder {
         depmod(&mut tree, &kernel.release, progress)?;
 
         progress.update(Stage::Initrd, 0, 0);
-        initrd::write(&output.join(Image::INITRD), &tree, &kernel.release, BUILD_TIME_S)?;
+        initrd::write(&output.join(Image::INITRD), &tree, &kernel.release, &self.spec.modules, BUILD_TIME_S)?;
 
         let mut names = vec![Image::KERNEL, Image::INITRD];
         if let Some(size_bytes) = self.spec.root_disk_bytes {

@@ -14,23 +14,45 @@ use super::tree::Tree;
 pub(crate) const INIT: &str = include_str!("../../guest/init");
 
 /// Modules that a guest of ours may need before its root disk is there. A kernel that has one built in is fine too.
-const MODULES: [&str; 8] =
-    ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "pvpanic_mmio", "button", "evdev"];
+const MODULES: [&str; 10] = [
+    "virtio_mmio",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "pvpanic_mmio",
+    "button",
+    "evdev",
+    // ext4 asks for the sums by another name than their module's.
+    "crc32c_generic",
+    "ext4",
+];
 
 const S_IFDIR: u32 = 0o040_000;
 const S_IFREG: u32 = 0o100_000;
 const S_IFLNK: u32 = 0o120_000;
 const S_IFCHR: u32 = 0o020_000;
 
-/// Writes the initial RAM disk for kernel `release`, whose modules and busybox are in `tree`.
-pub(crate) fn write(path: &Path, tree: &Tree, release: &str, mtime_s: u32) -> Result<(), ImageError> {
+/// Writes the initial RAM disk for kernel `release`, whose modules and busybox are in `tree`; it also loads the modules `further`.
+pub(crate) fn write(
+    path: &Path,
+    tree: &Tree,
+    release: &str,
+    further: &[String],
+    mtime_s: u32,
+) -> Result<(), ImageError> {
     let file = fs::File::create(path).map_err(ImageError::at(path))?;
     let mut cpio = Cpio { out: BufWriter::new(file), next_inode: 1, offset: 0, mtime_s };
-    write_entries(&mut cpio, tree, release)?.map_err(ImageError::at(path))
+    write_entries(&mut cpio, tree, release, further)?.map_err(ImageError::at(path))
 }
 
-fn write_entries<W: Write>(cpio: &mut Cpio<W>, tree: &Tree, release: &str) -> Result<io::Result<()>, ImageError> {
-    let modules = modules_with_dependencies(tree, release)?;
+fn write_entries<W: Write>(
+    cpio: &mut Cpio<W>,
+    tree: &Tree,
+    release: &str,
+    further: &[String],
+) -> Result<io::Result<()>, ImageError> {
+    let modules = modules_with_dependencies(tree, release, further)?;
     let module_dir = format!("lib/modules/{release}");
     let mut contents = Vec::new();
     let mut dependency_lines = String::new();
@@ -60,6 +82,9 @@ fn write_entries<W: Write>(cpio: &mut Cpio<W>, tree: &Tree, release: &str) -> Re
             cpio.entry(path, S_IFREG | 0o644, 0, content)?;
         }
         cpio.entry(&format!("{module_dir}/modules.dep"), S_IFREG | 0o644, 0, dependency_lines.as_bytes())?;
+        if !further.is_empty() {
+            cpio.entry("etc/modules", S_IFREG | 0o644, 0, format!("{}\n", further.join(" ")).as_bytes())?;
+        }
         cpio.finish()
     })())
 }
@@ -71,8 +96,8 @@ struct Module {
     needs: Vec<String>,
 }
 
-/// [`MODULES`] and what they depend on, in a fixed order, from depmod's `modules.dep`.
-fn modules_with_dependencies(tree: &Tree, release: &str) -> Result<Vec<Module>, ImageError> {
+/// [`MODULES`], those named and what all of them depend on, in a fixed order, from depmod's `modules.dep`.
+fn modules_with_dependencies(tree: &Tree, release: &str, further: &[String]) -> Result<Vec<Module>, ImageError> {
     let text = tree.read(&format!("lib/modules/{release}/modules.dep"))?;
     let text = String::from_utf8_lossy(&text);
     let all: Vec<Module> = text
@@ -84,7 +109,10 @@ fn modules_with_dependencies(tree: &Tree, release: &str) -> Result<Vec<Module>, 
         .collect();
     let wanted: BTreeSet<String> = all
         .iter()
-        .filter(|m| MODULES.contains(&module_name(&m.path).as_str()))
+        .filter(|m| {
+            let name = module_name(&m.path);
+            MODULES.contains(&name.as_str()) || further.contains(&name)
+        })
         .flat_map(|m| m.needs.iter().chain([&m.path]).cloned())
         .collect();
     Ok(all.into_iter().filter(|m| wanted.contains(&m.path)).collect())

@@ -49,6 +49,9 @@ pub struct ImageSpec {
     pub init: Init,
     /// Whether Redis, if installed, writes every change to its append-only file before it answers.
     pub redis_append_only: bool,
+    /// Kernel modules that the initial RAM disk loads beside those of twinvm's own devices: what another hypervisor's disk needs.
+    #[serde(default)]
+    pub modules: Vec<String>,
     /// Further files.
     pub files: Vec<ExtraFile>,
 }
@@ -65,6 +68,7 @@ impl ImageSpec {
             root_disk_bytes: Some(ROOT_DISK_BYTES_DEFAULT),
             init: Init::default(),
             redis_append_only: false,
+            modules: Vec::new(),
             files: Vec::new(),
         }
     }
@@ -97,6 +101,11 @@ impl ImageSpec {
             }
         } else if !self.packages.is_empty() || !self.files.is_empty() || self.init != Init::Light {
             return Err(invalid("an image without a root disk has no packages, files or systemd".to_owned()));
+        }
+        for module in &self.modules {
+            if module.is_empty() || !module.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+                return Err(invalid(format!("{module:?} is not a kernel module's name")));
+            }
         }
         for file in &self.files {
             if !file.path.starts_with('/') || file.path.ends_with('/') || file.path.split('/').any(|part| part == "..")
@@ -188,6 +197,9 @@ mod tests {
             assert!(ImageSpec { root_disk_bytes: Some(bytes), ..good.clone() }.validate().is_err(), "{bytes}");
         }
         assert!(ImageSpec { root_disk_bytes: None, ..good.clone() }.validate().is_err());
+        for module in ["", "sd-mod", "sd_mod.ko", "a b", "../x"] {
+            assert!(ImageSpec { modules: vec![module.into()], ..good.clone() }.validate().is_err(), "{module}");
+        }
         for path in ["etc/x", "/etc/", "/../etc/x"] {
             let file = ExtraFile { path: path.into(), contents: vec![], mode: 0o644 };
             assert!(ImageSpec { files: vec![file], ..good.clone() }.validate().is_err(), "{path}");
