@@ -20,11 +20,13 @@ SCHEDULES ?= 20000000
 PRIMARIES_KILLED ?= 500
 SOAK_GUEST_S ?= 600
 BENCH_RUNS ?= 3
+# A part of the names of the tests that `make test-kvm` runs.
+TEST ?=
 # How the demo protects its VM (mirror, lockstep or none), and how often it kills the primary's host.
 MODE ?= mirror
 KILLS ?= 3
 
-.PHONY: help setup setup-build setup-image setup-peer build test soak demo bench bench-peer lint docs clean
+.PHONY: help setup setup-build setup-image setup-kvm setup-peer build test test-kvm soak demo bench bench-peer lint docs clean
 
 help: ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
@@ -38,6 +40,9 @@ setup-build:
 setup-image:
 	@scripts/setup build image
 
+setup-kvm:
+	@scripts/setup build image test kvm
+
 setup-peer:
 	@scripts/setup peer
 
@@ -46,6 +51,9 @@ build: setup-build ## Compile twinvm
 
 test: setup ## Run all tests, those with guests included
 	cargo test $(CARGO_FLAGS) --no-fail-fast
+
+test-kvm: setup-kvm ## Run the tests of the KVM engine, in a machine that has virtualization hardware (TEST=NAME for some of them)
+	cargo test $(CARGO_FLAGS) --test kvm_machine -- --include-ignored $(TEST)
 
 soak: setup setup-peer ## Run the randomized tests at their full counts, and those that take long (hours)
 	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test --release --locked -p cpu --test differential -- --nocapture

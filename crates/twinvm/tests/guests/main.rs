@@ -5,9 +5,11 @@ mod support;
 mod vm;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use storage::image::{ImageSpec, Init};
-use support::guest::{image, image_of};
+use machine::engine::EngineKind;
+use support::guest::image;
+use support::{images, place};
 use vm::RunningVm;
 
 /// Runs a client program to its end and returns its output; it must succeed.
@@ -24,7 +26,7 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
 
 #[test]
 fn postgresql_serves_pgbench() {
-    image("test-postgresql", &["postgresql"]);
+    image(&images::postgresql());
     let vm = RunningVm::start("postgresql", "test-postgresql", "512M", 1, &[5432]);
     let port = vm.port(5432).to_string();
     let at = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres"];
@@ -48,7 +50,7 @@ fn postgresql_serves_pgbench() {
 
 #[test]
 fn nginx_serves_curl() {
-    image("test-nginx", &["nginx"]);
+    image(&images::nginx());
     let vm = RunningVm::start("nginx", "test-nginx", "256M", 1, &[80]);
     let url = format!("http://127.0.0.1:{}/", vm.port(80));
     vm.wait_until("nginx answers", || succeeds("curl", &["-sf", "-m", "5", &url]));
@@ -59,8 +61,7 @@ fn nginx_serves_curl() {
 
 #[test]
 fn redis_runs_under_systemd_on_two_vcpus() {
-    let packages = vec!["redis-server".to_owned()];
-    image_of(&ImageSpec { packages, init: Init::Systemd, ..ImageSpec::new("test-systemd") });
+    image(&images::systemd());
     let vm = RunningVm::start("systemd", "test-systemd", "512M", 2, &[6379]);
     let port = vm.port(6379).to_string();
     vm.wait_until("Redis answers", || succeeds("redis-cli", &["-e", "-p", &port, "ping"]));
@@ -69,14 +70,9 @@ fn redis_runs_under_systemd_on_two_vcpus() {
 
 #[test]
 fn debians_6_12_kernel_boots_on_four_vcpus() {
-    let spec = ImageSpec {
-        kernel: "linux-image-6.12-cloud-amd64".to_owned(),
-        root_disk_bytes: None,
-        ..ImageSpec::new("test-kernel-6-12")
-    };
-    image_of(&spec);
+    image(&images::kernel_6_12());
     let command = "uname -r; echo $(nproc) processors";
-    let vm = RunningVm::start_diskless("kernel-6-12", &spec.name, "256M", 4, command);
+    let vm = RunningVm::start_diskless("kernel-6-12", "test-kernel-6-12", "256M", 4, command);
     vm.wait_for_console("twinvm: exit status 0");
     let console = vm.console();
     assert!(console.contains("6.12.") && console.contains("4 processors"), "{console}");
@@ -85,7 +81,7 @@ fn debians_6_12_kernel_boots_on_four_vcpus() {
 
 #[test]
 fn a_guest_that_resets_starts_again_and_one_that_panics_is_reported() {
-    image_of(&ImageSpec { root_disk_bytes: None, ..ImageSpec::new("test-tiny") });
+    image(&images::tiny());
     let vm = RunningVm::start_diskless("reset", "test-tiny", "128M", 1, "reboot -f");
     vm.wait_until("the guest has reset twice", || vm.events("reset") >= 2);
     assert_eq!(vm.events("triple-fault"), 0);
@@ -101,7 +97,7 @@ fn a_guest_that_resets_starts_again_and_one_that_panics_is_reported() {
 
 #[test]
 fn a_restored_vm_goes_on_where_it_was_and_its_disk_with_it() {
-    image("test-redis", &["redis-server"]);
+    image(&images::redis());
     let vm = RunningVm::start("redis", "test-redis", "256M", 2, &[6379]);
     let redis = |vm: &RunningVm, words: &[&str]| {
         let port = vm.port(6379).to_string();
@@ -116,16 +112,48 @@ fn a_restored_vm_goes_on_where_it_was_and_its_disk_with_it() {
     vm.twinvm(&["vm", "snapshot", vm.name(), file.to_str().unwrap()]);
     assert_eq!(redis(&vm, &["set", "key", "after"]), "OK");
     assert_eq!(redis(&vm, &["save"]), "OK");
-    let vm = vm.kill_and_restore(&file);
+    let vm = vm.kill_and_restore(&file, place::engine());
     vm.wait_until("Redis answers", || succeeds("redis-cli", &["-e", "-p", &port, "ping"]));
     assert_eq!(redis(&vm, &["get", "key"]), "before");
     assert_eq!(redis(&vm, &["save"]), "OK");
     vm.shut_down();
 }
 
+/// The guest's clock, by Redis.
+fn guest_time(port: &str) -> Duration {
+    let text = client("redis-cli", &["-p", port, "time"]);
+    let mut numbers = text.lines().map(|line| line.trim().parse().unwrap());
+    Duration::from_secs(numbers.next().unwrap()) + Duration::from_micros(numbers.next().unwrap())
+}
+
+#[test]
+#[ignore = "needs a KVM with hardware below it (see ../kvm_machine)"]
+fn a_snapshot_continues_on_the_other_engine_and_back_with_its_clock_right() {
+    const WATCHED: Duration = Duration::from_secs(10);
+    image(&images::redis());
+    let mut vm = RunningVm::start("moving", "test-redis", "256M", 1, &[6379]);
+    let port = vm.port(6379).to_string();
+    let answers = || succeeds("redis-cli", &["-e", "-p", &port, "ping"]);
+    vm.wait_until("Redis answers", answers);
+    let mut before = guest_time(&port);
+    for (engine, count) in [(EngineKind::Soft, "1"), (EngineKind::Kvm, "2")] {
+        let file = vm.folder().join(format!("to-{engine}.snap"));
+        vm.twinvm(&["vm", "snapshot", vm.name(), file.to_str().unwrap()]);
+        vm = vm.kill_and_restore(&file, engine);
+        vm.wait_until("Redis answers", answers);
+        assert_eq!(client("redis-cli", &["-p", &port, "incr", "counter"]).trim(), count);
+        let (first, start) = (guest_time(&port), Instant::now());
+        assert!(first > before, "on {engine} the clock went back from {before:?} to {first:?}");
+        std::thread::sleep(WATCHED);
+        before = guest_time(&port);
+        let (inside, outside) = ((before - first).as_secs_f64(), start.elapsed().as_secs_f64());
+        assert!((inside / outside - 1.0).abs() < 0.2, "on {engine}: {inside} s in the guest, {outside} s outside");
+    }
+}
+
 #[test]
 fn a_damaged_snapshot_is_refused_and_the_disk_keeps_its_content() {
-    image("test-redis", &["redis-server"]);
+    image(&images::redis());
     let vm = RunningVm::start("damaged", "test-redis", "128M", 1, &[]);
     vm.wait_for_console("Run /init");
     let file = vm.folder().join("damaged.snap");

@@ -6,10 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use machine::engine::EngineKind;
 use tempfile::TempDir;
 
-use crate::support::HUNG;
 use crate::support::guest::{free_port, images_dir};
+use crate::support::{HUNG, place};
 
 /// Events and console of a foreground run, as they come.
 #[derive(Default)]
@@ -84,7 +85,8 @@ impl RunningVm {
     fn run(name: &str, folder: TempDir, spec: &str, ports: Vec<(u16, u16)>) -> Self {
         let file = folder.path().join("vm.toml");
         std::fs::write(&file, spec).unwrap();
-        let arguments = ["run", file.to_str().unwrap(), "--engine", "soft", "--json"];
+        let engine = place::engine().to_string();
+        let arguments = ["run", file.to_str().unwrap(), "--engine", &engine, "--json"];
         let mut process =
             twinvm(folder.path(), &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let seen = follow(&mut process);
@@ -159,11 +161,12 @@ impl RunningVm {
         (folder, disk)
     }
 
-    /// Ends the process as a crash would, and continues from a snapshot.
-    pub fn kill_and_restore(mut self, file: &Path) -> Self {
+    /// Ends the process as a crash would, and continues from a snapshot, on this engine.
+    pub fn kill_and_restore(mut self, file: &Path, engine: EngineKind) -> Self {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        let arguments = ["vm", "restore", file.to_str().unwrap(), "--engine", "soft", "--json"];
+        let engine = engine.to_string();
+        let arguments = ["vm", "restore", file.to_str().unwrap(), "--engine", &engine, "--json"];
         self.process =
             twinvm(self.folder.path(), &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         self.seen = follow(&mut self.process);

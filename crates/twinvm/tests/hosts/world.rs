@@ -16,7 +16,8 @@ use storage::image::ImageSpec;
 use tempfile::TempDir;
 
 use crate::support::HUNG;
-use crate::support::guest::{free_port, image_of, images_dir};
+use crate::support::guest::{free_port, images_dir};
+use crate::support::{guest, images, place};
 
 /// The VM of most tests.
 pub const VM: &str = "redis";
@@ -74,7 +75,9 @@ impl World {
     fn make(&self, host: &str, is_first: bool, first: &str, change: &impl Fn(&str, String) -> String) {
         self.init(host, is_first, first);
         let path = self.path(host).join("host.toml");
-        let text = fs::read_to_string(&path).unwrap().replace("suspicion_ms = 100", "suspicion_ms = 2000");
+        let text = fs::read_to_string(&path)
+            .unwrap()
+            .replace("suspicion_ms = 100", &format!("suspicion_ms = {}", 2000 * place::slowness()));
         fs::write(&path, change(host, text)).unwrap();
     }
 
@@ -268,12 +271,13 @@ impl World {
 
     /// The file of a VM's spec.
     pub fn spec(&self, name: &str, image: &str, redis_append_only: bool, port: u16) -> PathBuf {
-        image_of(&ImageSpec { packages: vec!["redis-server".to_owned()], redis_append_only, ..ImageSpec::new(image) });
+        guest::image(&ImageSpec { redis_append_only, ..images::service(image, "redis-server") });
         let path = self.path(&format!("{name}.toml"));
         let text = format!(
-            "name = \"{name}\"\nmemory = \"256M\"\nengine = \"soft\"\nimage = \"{image}\"\n[[disk]]\npath = \
+            "name = \"{name}\"\nmemory = \"256M\"\nengine = \"{}\"\nimage = \"{image}\"\n[[disk]]\npath = \
              \"{name}.qcow2\"\nformat = \"qcow2\"\nbase_image = \"{image}\"\n[[network]]\nmode = \"user\"\nforward = \
-             [\"tcp:127.0.0.1:{port}-:6379\"]\n"
+             [\"tcp:127.0.0.1:{port}-:6379\"]\n",
+            place::engine()
         );
         fs::write(&path, text).unwrap();
         path

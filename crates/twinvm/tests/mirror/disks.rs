@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crate::client::{Client, wait_for_service};
 use crate::faults::assert_survives;
 use crate::replicas::{Replica, Setup, World};
-use crate::support::HUNG;
+use crate::support::{HUNG, images};
 
 fn postgresql() -> Setup {
-    Setup { image: "test-postgresql", packages: &["postgresql"], guest_port: 5432, ..Setup::redis() }
+    Setup { image: images::postgresql(), guest_port: 5432, ..Setup::redis() }
 }
 
 /// A client program of PostgreSQL, towards the guest.

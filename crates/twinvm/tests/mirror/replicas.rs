@@ -19,7 +19,8 @@ use storage::image::{Image, ImageSpec};
 use tempfile::TempDir;
 
 use crate::support::HUNG;
-use crate::support::guest::{free_port, image_of};
+use crate::support::guest::{free_port, image};
+use crate::support::{images, place};
 
 const VM: &str = "vm";
 const MEMORY: &str = "256M";
@@ -27,10 +28,7 @@ const MEMORY: &str = "256M";
 /// What can be set.
 #[derive(Clone)]
 pub struct Setup {
-    pub image: &'static str,
-    pub packages: &'static [&'static str],
-    /// Redis writes every change to its append-only file before it answers.
-    pub redis_append_only: bool,
+    pub image: ImageSpec,
     pub guest_port: u16,
     /// Long, so that a loaded test machine does not look like a dead host, where silence is not what is tested.
     pub suspicion_ms: u32,
@@ -38,17 +36,11 @@ pub struct Setup {
 
 impl Setup {
     pub fn redis() -> Self {
-        Self {
-            image: "test-redis",
-            packages: &["redis-server"],
-            redis_append_only: false,
-            guest_port: 6379,
-            suspicion_ms: 2000,
-        }
+        Self { image: images::redis(), guest_port: 6379, suspicion_ms: 2000 }
     }
 
     pub fn redis_append_only() -> Self {
-        Self { image: "test-redis-append-only", redis_append_only: true, ..Self::redis() }
+        Self { image: images::redis_append_only(), ..Self::redis() }
     }
 }
 
@@ -71,11 +63,7 @@ pub struct World {
 impl World {
     pub fn new(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let image = image_of(&ImageSpec {
-            packages: setup.packages.iter().map(|&package| package.to_owned()).collect(),
-            redis_append_only: setup.redis_append_only,
-            ..ImageSpec::new(setup.image)
-        });
+        let image = image(&setup.image);
         let authority = folder.path().join("authority");
         replication::channel::create_authority(&authority).unwrap();
         let port = free_port();
@@ -100,9 +88,13 @@ impl World {
             guest_address: None,
         };
         let spec = world.spec(&world.path("nowhere"));
-        let record = VmRecord::new(VM.parse().unwrap(), spec, FtSettings::disabled(world.setup.suspicion_ms, 50), 0);
+        let record = VmRecord::new(VM.parse().unwrap(), spec, FtSettings::disabled(world.suspicion_ms(), 50), 0);
         world.cluster().create_vm(&record, &"a".parse().unwrap()).unwrap();
         world
+    }
+
+    fn suspicion_ms(&self) -> u32 {
+        self.setup.suspicion_ms * place::slowness()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -164,9 +156,9 @@ impl World {
         }
         let place = self.places.get(host);
         let config = json!({
-            "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": "soft",
+            "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": place::engine(),
             "store": self.store(), "identity": identity, "folder": folder,
-            "network_ends": [self.ends.get(host).map_or(self.end.socket(), PathBuf::as_path)], "suspicion_ms": self.setup.suspicion_ms, "epoch_ms_max": 50, "mode": crate::MODE,
+            "network_ends": [self.ends.get(host).map_or(self.end.socket(), PathBuf::as_path)], "suspicion_ms": self.suspicion_ms(), "epoch_ms_max": 50, "mode": crate::MODE,
             "listen": (role == "secondary").then(|| format!("{}:0", place.map_or("127.0.0.1", |(_, address)| address))),
         });
         let file = folder.join("replica.json");

@@ -11,8 +11,8 @@ use machine::input::{Input, InputEvent};
 use replication::lockstep::file::{LogEnd, LogFileReader, LogFileWriter, LogRecord};
 use replication::lockstep::log::{Entry, SegmentWriter};
 use replication::lockstep::next_digest_at;
-use storage::image::ImageSpec;
-use support::guest::image_of;
+use support::guest::image;
+use support::images;
 
 use recorded::{Recorded, copy_of, recorded, refused, replay, run, wait_until};
 
@@ -139,7 +139,7 @@ fn a_replay_that_differs_is_found_out() {
 
 /// A spec without disk and network, of a VM that runs a command in its initial RAM disk.
 fn tiny(folder: &Path, command: &str, more: &str) {
-    image_of(&ImageSpec { root_disk_bytes: None, ..ImageSpec::new("test-tiny") });
+    image(&images::tiny());
     let spec = format!(
         "name = \"vm\"\nmemory = \"128M\"\nimage = \"test-tiny\"\nrecord = \"records\"\n\
          cmdline = 'console=ttyS0 quiet twinvm.run=\"{command}\"'\n{more}"

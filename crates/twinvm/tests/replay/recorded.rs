@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::support::HUNG;
 use crate::support::guest::{free_port, image, images_dir};
+use crate::support::images;
 
 /// What was recorded, by the words of `twinvm run`.
 pub struct Recorded {
@@ -96,7 +97,7 @@ pub fn recorded() -> &'static Recorded {
 
 /// Records a Redis that serves a client and writes to its disk, while somebody types on the console, until the guest powers off.
 fn record() -> Recorded {
-    image("test-redis", &["redis-server"]);
+    image(&images::redis());
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("replay");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();

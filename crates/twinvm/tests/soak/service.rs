@@ -8,7 +8,7 @@ use machine::events::GuestEvent;
 use machine::vm::Vm;
 use storage::image::{ExtraFile, ImageSpec};
 
-use crate::support::guest::{Guest, Network, image_of};
+use crate::support::guest::{Guest, Network, image};
 use crate::support::{self, HUNG};
 
 pub const REDIS: u16 = 6379;
@@ -75,7 +75,7 @@ impl Service {
 
 fn guest(cpus: u32) -> Guest {
     let file = |path: &str, text: &str, mode| ExtraFile { path: path.into(), contents: text.into(), mode };
-    let image = image_of(&ImageSpec {
+    let image = image(&ImageSpec {
         packages: ["redis-server", "postgresql", "gcc", "libc6-dev"].map(String::from).to_vec(),
         files: vec![
             file("/usr/local/share/soak/work.c", WORK_C, 0o644),

@@ -18,6 +18,8 @@ use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, NoProgress};
 use tempfile::TempDir;
 
+use super::{images, place};
+
 /// The folder of the images that tests share, so that each is built once.
 pub fn images_dir() -> PathBuf {
     let home = std::env::var_os("TWINVM_HOME")
@@ -25,17 +27,13 @@ pub fn images_dir() -> PathBuf {
     home.join("images")
 }
 
-/// Builds an image with a light init, or finds it built.
-pub fn image(name: &str, packages: &[&str]) -> Image {
-    image_of(&ImageSpec {
-        packages: packages.iter().map(|&package| package.to_owned()).collect(),
-        ..ImageSpec::new(name)
-    })
-}
-
 /// Builds an image, or finds it built.
-pub fn image_of(spec: &ImageSpec) -> Image {
-    ImageStore::new(images_dir()).build(spec, BuildOptions::default(), &mut NoProgress).unwrap().image
+pub fn image(spec: &ImageSpec) -> Image {
+    let store = ImageStore::new(images_dir());
+    if place::images_are_built() {
+        return store.get(&spec.name).unwrap();
+    }
+    store.build(spec, BuildOptions::default(), &mut NoProgress).unwrap().image
 }
 
 /// What a guest has written on its console.
@@ -66,7 +64,7 @@ pub struct Guest {
 impl Guest {
     /// Debian with Redis.
     pub fn redis(cpus: u32) -> Self {
-        Self::of(image("test-redis", &["redis-server"]), cpus, 256 << 20)
+        Self::of(image(&images::redis()), cpus, 256 << 20)
     }
 
     /// A guest of this image.

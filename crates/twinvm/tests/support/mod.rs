@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod guest;
+pub mod images;
+pub mod place;
 pub mod replay;
 
 use std::sync::atomic::{AtomicBool, Ordering};

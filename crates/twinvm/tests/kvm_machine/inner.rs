@@ -1,0 +1,176 @@
+//! The tests that run in the nested machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::binaries::Binaries;
+use crate::emulator::{Disks, Emulator};
+use crate::job;
+use crate::machine::Machine;
+use crate::root::root;
+use crate::support::guest::{image, images_dir};
+use crate::support::{images, place};
+
+/// How long a test may take before it counts as hung.
+const LIMIT: Duration = Duration::from_secs(1200);
+/// How many times slower than usual everything is in the machine, roughly.
+const SLOWNESS: u32 = 5;
+
+/// Primaries that are killed in a run of the quick tests, and of all.
+const KILLS: [u32; 2] = [3, 12];
+
+/// A test in the machine, or all of a target's that are not ignored.
+struct Choice {
+    emulator: Emulator,
+    package: &'static str,
+    target: &'static str,
+    test: Option<&'static str>,
+    is_quick: bool,
+}
+
+/// A test in QEMU's machine that every run includes.
+const fn quick(package: &'static str, target: &'static str, test: &'static str) -> Choice {
+    Choice { emulator: Emulator::Qemu, package, target, test: Some(test), is_quick: true }
+}
+
+/// A test in QEMU's machine.
+const fn thorough(package: &'static str, target: &'static str, test: &'static str) -> Choice {
+    Choice { is_quick: false, ..quick(package, target, test) }
+}
+
+/// What runs. What is not quick runs when asked for.
+const CHOICES: &[Choice] = &[
+    quick("twinvm", "guests", "a_restored_vm_goes_on_where_it_was_and_its_disk_with_it"),
+    quick("twinvm", "mirror", "faults::a_killed_primary_is_taken_over_again_and_again"),
+    Choice { test: None, ..thorough("machine", "engines", "") },
+    thorough("twinvm", "guests", "a_guest_that_resets_starts_again_and_one_that_panics_is_reported"),
+    thorough("twinvm", "guests", "a_snapshot_continues_on_the_other_engine_and_back_with_its_clock_right"),
+    thorough("twinvm", "guests", "debians_6_12_kernel_boots_on_four_vcpus"),
+    thorough("twinvm", "guests", "nginx_serves_curl"),
+    thorough("twinvm", "guests", "postgresql_serves_pgbench"),
+    thorough("twinvm", "guests", "redis_runs_under_systemd_on_two_vcpus"),
+    thorough("twinvm", "mirror", "disks::an_acknowledged_fsync_survives_the_loss_of_both_replicas"),
+    thorough("twinvm", "mirror", "disks::postgresql_loses_no_commit_over_takeovers_and_a_restart_from_disk"),
+    thorough("twinvm", "mirror", "faults::a_killed_secondary_is_replaced"),
+    thorough("twinvm", "mirror", "faults::a_primary_that_wakes_after_the_takeover_stops_and_sends_nothing"),
+    thorough("twinvm", "mirror", "faults::a_secondary_that_wakes_after_it_was_given_up_stops"),
+    thorough("twinvm", "mirror", "faults::a_switchover_costs_nothing_either"),
+    thorough("twinvm", "mirror", "faults::the_guest_clock_never_goes_back_and_catches_up"),
+    thorough("twinvm", "mirror", "races::a_protected_guest_that_resets_starts_again_and_can_be_protected_again"),
+    Choice { emulator: Emulator::Bochs, test: None, ..thorough("machine", "engines", "") },
+    Choice {
+        emulator: Emulator::Bochs,
+        ..thorough("twinvm", "guests", "a_restored_vm_goes_on_where_it_was_and_its_disk_with_it")
+    },
+];
+
+/// A test in the machine.
+pub struct Inner {
+    emulator: Emulator,
+    target: &'static str,
+    test: String,
+    /// It is part of every run.
+    pub is_quick: bool,
+}
+
+impl Inner {
+    /// All of them.
+    ///
+    /// # Panics
+    /// One that is chosen is not there.
+    pub fn all(binaries: &Binaries) -> Vec<Self> {
+        let mut all = Vec::new();
+        for Choice { emulator, package, target, test, is_quick } in CHOICES {
+            let mut tests = binaries.tests(package, target, None);
+            match test {
+                Some(test) => tests.retain(|name| name == test),
+                None => {
+                    let ignored = binaries.tests(package, target, Some("--ignored"));
+                    tests.retain(|name| !ignored.contains(name));
+                }
+            }
+            assert!(!tests.is_empty(), "{target} has no test {test:?}");
+            let inner = |test| Self { emulator: *emulator, target, test, is_quick: *is_quick };
+            all.extend(tests.into_iter().map(inner));
+        }
+        all
+    }
+
+    /// The processor's virtualization, target and test.
+    pub fn name(&self) -> String {
+        format!("{}::{}::{}", self.emulator.virtualization(), self.target, self.test)
+    }
+}
+
+/// The machine, made when the first test needs it, and made again after one that has brought it down.
+pub struct Bench {
+    binaries: Binaries,
+    is_thorough: bool,
+    made: Option<(Disks, TempDir)>,
+    machine: Option<(Emulator, Machine)>,
+}
+
+impl Bench {
+    /// No machine yet. It will have the guests of all tests if it `is_thorough`, else of the quick ones.
+    pub fn new(binaries: Binaries, is_thorough: bool) -> Self {
+        Self { binaries, is_thorough, made: None, machine: None }
+    }
+
+    /// Runs a test in the machine.
+    ///
+    /// # Errors
+    /// Its output, or the machine's console.
+    pub fn run(&mut self, inner: &Inner) -> Result<(), String> {
+        let machine = self.machine.take().filter(|(emulator, _)| *emulator == inner.emulator);
+        let mut machine = match machine {
+            Some((_, machine)) => machine,
+            None => Machine::boot(
+                inner.emulator,
+                &self.made.get_or_insert_with(|| make(&self.binaries, self.is_thorough)).0,
+            )?,
+        };
+        let environment = format!(
+            "{}=kvm {}={SLOWNESS} TWINVM_KILLS={} RUST_BACKTRACE=1",
+            place::ENGINE,
+            place::SLOWNESS,
+            KILLS[usize::from(self.is_thorough)]
+        );
+        let command =
+            format!("{environment} {} --exact {} --include-ignored --test-threads 1", inner.target, inner.test);
+        let outcome = machine.run(&command, LIMIT)?;
+        self.machine = Some((inner.emulator, machine));
+        if outcome.status == 0 && outcome.output.contains("test result: ok. 1 passed;") {
+            return Ok(());
+        }
+        Err(format!("status {} in the nested machine:\n{}", outcome.status, outcome.output))
+    }
+}
+
+/// The names of all targets that are run.
+pub fn targets() -> BTreeSet<&'static str> {
+    CHOICES.iter().map(|choice| choice.target).collect()
+}
+
+/// Builds the machine's disks, with the guests' images.
+fn make(binaries: &Binaries, is_thorough: bool) -> (Disks, TempDir) {
+    let programs: BTreeMap<_, _> =
+        CHOICES.iter().map(|choice| (choice.target, binaries.path(choice.package, choice.target))).collect();
+    let others = [
+        images::redis_append_only(),
+        images::nginx(),
+        images::postgresql(),
+        images::systemd(),
+        images::kernel_6_12(),
+        images::tiny(),
+    ];
+    let specs = iter::once(images::redis()).chain(others.into_iter().filter(|_| is_thorough));
+    let guests: Vec<_> = specs.map(|spec| image(&spec)).collect();
+    let root = root();
+    // Beside the images, where there is room for a copy of them.
+    let folder = TempDir::new_in(images_dir().parent().unwrap()).unwrap();
+    let job = job::disk(&programs, &guests, folder.path());
+    (Disks { root, job }, folder)
+}

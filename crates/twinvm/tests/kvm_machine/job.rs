@@ -1,0 +1,47 @@
+//! The machine's second disk: what is tested, and with which guests.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use storage::image::Image;
+use tempfile::TempDir;
+
+use crate::support::guest::images_dir;
+
+/// Size of the disk in bytes; what is not used takes no space.
+const SIZE_BYTES: u64 = 16 << 30;
+
+/// An ext4 disk with these `programs` in `bin/`, without what only debuggers read, and these guests' `images`.
+pub fn disk(programs: &BTreeMap<&str, &Path>, images: &[Image], folder: &Path) -> PathBuf {
+    let tree = TempDir::new_in(folder).unwrap();
+    let bin = tree.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let twinvm = env!("CARGO_BIN_EXE_twinvm");
+    for (name, program) in programs.iter().chain([(&"twinvm", &Path::new(twinvm))]) {
+        run(Command::new("strip").args(["--strip-debug", "-o"]).arg(bin.join(name)).arg(program));
+    }
+    let kept = images_dir().parent().unwrap().join("tools/pgbench");
+    let pgbench = if kept.exists() { kept } else { PathBuf::from("/usr/bin/pgbench") };
+    run(Command::new("cp").arg("-L").arg(pgbench).arg(&bin));
+    fs::write(tree.path().join("twinvm-path"), format!("{twinvm}\n")).unwrap();
+    let agent = tree.path().join("agent");
+    fs::write(&agent, include_bytes!("agent")).unwrap();
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(tree.path().join("images")).unwrap();
+    for image in images {
+        let copy = tree.path().join("images").join(image.dir().file_name().unwrap());
+        run(Command::new("cp").args(["-r", "--sparse=always", "-T"]).arg(image.dir()).arg(copy));
+    }
+    let disk = folder.join("job.img");
+    let size = format!("{}k", SIZE_BYTES >> 10);
+    run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0", "-d"]).arg(tree.path()).arg(&disk).arg(size));
+    disk
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,37 @@
+//! The KVM engine on virtualization hardware: a Debian 12 machine in an emulator whose processors have it, and in that machine, on a
+//! true `/dev/kvm`, tests of this workspace with their stock guests. Each is a test here, with its output if it fails.
+//!
+//! Without arguments a few run; `--include-ignored` runs all (`make test-kvm`).
+
+mod binaries;
+mod emulator;
+mod inner;
+mod job;
+mod machine;
+mod root;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Trial};
+
+use binaries::Binaries;
+use inner::{Bench, Inner};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share the machine.
+    arguments.test_threads = Some(1);
+    let binaries = Binaries::find(&inner::targets());
+    let all = Inner::all(&binaries);
+    let bench = Arc::new(Mutex::new(Bench::new(binaries, arguments.include_ignored || arguments.ignored)));
+    let trial = |inner: Inner| {
+        let (name, is_quick) = (inner.name(), inner.is_quick);
+        let bench = bench.clone();
+        let run = move || bench.lock().unwrap_or_else(PoisonError::into_inner).run(&inner).map_err(Into::into);
+        Trial::test(name, run).with_ignored_flag(!is_quick)
+    };
+    libtest_mimic::run(&arguments, all.into_iter().map(trial).collect()).exit_code()
+}
