@@ -4,21 +4,22 @@
 //! the interrupt pins, a [`GuestEvent`]. What comes from outside passes through two steps, [`Platform::collect_inputs`] and
 //! [`Platform::deliver`], so that an engine can note in between when it entered.
 
+mod queueing;
+
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use memory::GuestRam;
 use network::{BackendError, FRAME_LEN_MAX, FrameBackend};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
 use crate::acpi::AcpiConfig;
 use crate::bus::{Bus, BusDevice, RangeTaken, Shared, lock, shared};
 use crate::clock::MachineClock;
-use crate::control::{Control, descriptor};
+use crate::control::Control;
 use crate::devices::panic_notifier::PanicNotifier;
 use crate::devices::power::{KeyboardReset, Power, PowerState, ResetControl, ResetControlState};
 use crate::devices::rtc::{Rtc, RtcState};
@@ -31,6 +32,8 @@ use crate::events::{GuestEvent, GuestEvents};
 use crate::input::{Input, TakenSignal};
 use crate::irq::{IrqPin, IrqPins};
 use crate::map;
+pub use queueing::{Notification, Ready};
+use queueing::{Queueing, VirtioSlot, timespec};
 
 /// Most frames taken from one card before the vCPUs run again.
 const FRAMES_PER_ROUND: usize = 64;
@@ -127,6 +130,9 @@ pub struct Platform {
     disks: Vec<Shared<MmioTransport<Block>>>,
     cards: Vec<Card>,
     rng: Shared<MmioTransport<Rng>>,
+    /// All virtio devices, in the order of their slots.
+    virtio: Vec<VirtioSlot>,
+    queueing: Queueing,
     taken: TakenSignal,
     wake: vmm_sys_util::eventfd::EventFd,
     /// Where frames are received: clearing as much for each look would take longer than the look.
@@ -188,7 +194,7 @@ impl Platform {
     /// Writes all disks' content to stable storage, as far as the guest has written it.
     pub fn flush_disks(&self) -> io::Result<()> {
         for disk in &self.disks {
-            lock(disk).device_mut().backend_mut().flush().map_err(io::Error::other)?;
+            lock(disk).device().flush()?;
         }
         Ok(())
     }
@@ -384,20 +390,8 @@ impl Platform {
     /// Sleeps until something waits outside, somebody wakes it, or `timeout` is over.
     pub fn wait_for_input(&self, control: &Control, timeout: Option<Duration>) -> io::Result<()> {
         let mut fds = Vec::with_capacity(2 + self.cards.len());
-        fds.push(PollFd::from_borrowed_fd(control.wake_fd(), PollFlags::IN));
-        let wake = descriptor(&self.wake);
-        fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
-        for card in self.cards.iter().filter(|card| card.connected.load(Ordering::Acquire)) {
-            let mut flags = PollFlags::IN;
-            if card.transmit_waits.load(Ordering::Acquire) {
-                flags |= PollFlags::OUT;
-            }
-            fds.push(PollFd::from_borrowed_fd(card.poll.as_fd(), flags));
-        }
-        let timeout = timeout.map(|timeout| Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        });
+        self.push_input_fds(control, &mut fds);
+        let timeout = timeout.map(timespec);
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -412,7 +406,7 @@ struct Builder {
     clock: Arc<MachineClock>,
     ports: Bus,
     mmio: Bus,
-    slots: usize,
+    virtio: Vec<VirtioSlot>,
 }
 
 impl Builder {
@@ -426,7 +420,7 @@ impl Builder {
             clock,
             ports: Bus::default(),
             mmio: Bus::default(),
-            slots: 0,
+            virtio: Vec::new(),
         })
     }
 
@@ -448,18 +442,23 @@ impl Builder {
         D: VirtioDevice + 'static,
         MmioTransport<D>: BusDevice,
     {
-        let slot = map::virtio_slot(self.slots).ok_or(PlatformError::TooManyDevices)?;
+        let number = self.virtio.len();
+        let slot = map::virtio_slot(number).ok_or(PlatformError::TooManyDevices)?;
         let memory = self.ram.dma().clone();
         let pin = self.pin(slot.gsi);
         let transport = match saved {
             None => MmioTransport::new(device, memory, pin),
             Some(saved) => MmioTransport::restore(saved.transport, device, memory, pin).map_err(|error| {
-                PlatformError::Restore { what: format!("virtio slot {}", self.slots), message: error.to_string() }
+                PlatformError::Restore { what: format!("virtio slot {number}"), message: error.to_string() }
             })?,
         };
-        self.slots += 1;
         let transport = shared(transport);
         self.mmio.insert(slot.base, slot.len, transport.clone())?;
+        self.virtio.push(VirtioSlot {
+            device: transport.clone(),
+            notify_address: slot.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY),
+            queues: D::QUEUE_SIZES_MAX.len() as u32,
+        });
         Ok(transport)
     }
 
@@ -556,6 +555,8 @@ impl Builder {
             disks,
             cards,
             rng,
+            virtio: self.virtio,
+            queueing: Queueing::default(),
             taken: TakenSignal::default(),
             wake: vmm_sys_util::eventfd::EventFd::new(
                 vmm_sys_util::eventfd::EFD_CLOEXEC | vmm_sys_util::eventfd::EFD_NONBLOCK,

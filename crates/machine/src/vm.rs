@@ -170,11 +170,14 @@ impl Vm {
 
     fn assemble(
         config: VmConfig,
-        platform: Platform,
+        mut platform: Platform,
         state: &EngineState,
         engine: EngineKind,
         mode: InputMode,
     ) -> Result<Self, VmError> {
+        if engine == EngineKind::Kvm {
+            platform.queue_requests()?;
+        }
         let platform = Arc::new(platform);
         let engine: Box<dyn Engine> = match engine {
             EngineKind::Kvm => Box::new(KvmEngine::new(&platform, state)?),

@@ -212,11 +212,15 @@ enum Health {
 struct HostDisk {
     content: Arc<Mutex<Vec<u8>>>,
     health: Health,
+    dice: Mutex<Dice>,
+}
+
+struct Dice {
     random: u64,
     has_just_failed: bool,
 }
 
-impl HostDisk {
+impl Dice {
     /// SplitMix64.
     fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(MULTIPLIER);
@@ -224,20 +228,27 @@ impl HostDisk {
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ z >> 31
     }
+}
+
+impl HostDisk {
+    fn new(content: Arc<Mutex<Vec<u8>>>, health: Health, random: u64) -> Self {
+        Self { content, health, dice: Mutex::new(Dice { random, has_just_failed: false }) }
+    }
 
     /// Changes so much of `len` bytes as the host does before it fails, if it does.
-    fn operate(&mut self, offset: u64, len: usize, change: impl FnOnce(&mut [u8])) -> io::Result<()> {
-        let (delay, failure) = (self.random(), self.random());
+    fn operate(&self, offset: u64, len: usize, change: impl FnOnce(&mut [u8])) -> io::Result<()> {
+        let mut dice = self.dice.lock().unwrap();
+        let (delay, failure) = (dice.random(), dice.random());
         if delay.is_multiple_of(64) {
             thread::sleep(Duration::from_nanos(delay >> 8 & 0x7_ffff));
         }
         let fails = match self.health {
             Health::Good => false,
             // Not twice in a row: what a failure left can be read.
-            Health::Failing => failure.is_multiple_of(32) && !self.has_just_failed,
+            Health::Failing => failure.is_multiple_of(32) && !dice.has_just_failed,
             Health::Broken => true,
         };
-        self.has_just_failed = fails;
+        dice.has_just_failed = fails;
         let done = if fails { (failure >> 8) as usize % (len + 1) } else { len };
         change(&mut self.content.lock().unwrap()[offset as usize..][..done]);
         if fails { Err(io::Error::other("the host failed")) } else { Ok(()) }
@@ -253,24 +264,24 @@ impl BlockBackend for HostDisk {
         false
     }
 
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let len = buf.len();
         self.operate(offset, len, |from| buf[..from.len()].copy_from_slice(from))
     }
 
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.operate(offset, data.len(), |to| to.copy_from_slice(&data[..to.len()]))
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&self) -> io::Result<()> {
         self.operate(0, 0, |_| {})
     }
 
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.operate(offset, len as usize, |to| to.fill(0))
     }
 
-    fn write_zeroes(&mut self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
         self.operate(offset, len as usize, |to| to.fill(0))
     }
 }
@@ -310,7 +321,7 @@ struct Outcome {
 
 impl Start {
     fn new() -> Self {
-        let disk = HostDisk { content: Arc::default(), health: Health::Good, random: 0, has_just_failed: false };
+        let disk = HostDisk::new(Arc::default(), Health::Good, 0);
         // The rings are where every driver of this kind has them.
         let [_, avail, used] = {
             let ram = GuestRam::new(MEMORY_BYTES).unwrap();
@@ -331,7 +342,7 @@ impl Start {
             ram.write_offset(number * PAGE_BYTES, &page);
         }
         let content = Arc::new(Mutex::new(vec![0; DISK_BYTES]));
-        let parts = parts(HostDisk { content: content.clone(), health, random: seed, has_just_failed: false }, seed);
+        let parts = parts(HostDisk::new(content.clone(), health, seed), seed);
         (Vm::restore(config(), &ram, self.state.clone(), parts, EngineKind::Soft, mode).unwrap(), content)
     }
 

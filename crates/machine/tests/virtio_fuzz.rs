@@ -74,6 +74,11 @@ fn block_survives_hostile_guests() {
 }
 
 #[test]
+fn block_with_queued_requests_survives_hostile_guests() {
+    run(fuzz::queued_block, &seeds::block());
+}
+
+#[test]
 fn net_survives_hostile_guests() {
     run(fuzz::net, &seeds::net());
 }

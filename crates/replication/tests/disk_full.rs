@@ -96,7 +96,7 @@ fn a_write_that_fails_halfway_on_the_primary_leaves_both_sides_equal() {
         let (mut failures, mut partly) = (0, false);
         {
             let _full = FullDisk::new();
-            let mut guest = primary.backends();
+            let guest = primary.backends();
             // Not in step with the limit, so that one write crosses it.
             for piece in 0..17 {
                 let offset = 1000 * 512 + piece * 130_560;

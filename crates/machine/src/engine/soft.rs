@@ -3,6 +3,7 @@
 //! Everything between two inputs is a function of the state before, so a run is repeated by repeating its inputs at
 //! the same instruction counts: see [`InputMode`].
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ pub struct SoftEngine {
     ioapic: IoApic,
     mode: InputMode,
     pace: Pace,
+    /// Nothing has run yet: what the devices had under way when the state was saved comes first.
+    is_fresh: bool,
 }
 
 impl SoftEngine {
@@ -68,7 +71,7 @@ impl SoftEngine {
         let pace = Pace::new(processors.tsc());
         let ioapic = IoApic::new(&state.ioapic, platform.pins().levels());
         mode.set_up(platform);
-        Ok(Self { platform: platform.clone(), processors, ioapic, mode, pace })
+        Ok(Self { platform: platform.clone(), processors, ioapic, mode, pace, is_fresh: true })
     }
 
     /// Carries the levels of the pins through the I/O APIC to the processors.
@@ -108,6 +111,11 @@ impl SoftEngine {
 
     /// Runs at most `budget` instructions; `None` to go on.
     fn run_slice(&mut self, platform: &Platform, budget: u64) -> Result<Option<Slice>, EngineError> {
+        if mem::take(&mut self.is_fresh) {
+            platform.clock().advance_to(self.processors.tsc());
+            platform.carry_on();
+            self.carry_interrupts(platform);
+        }
         let mut bus = DeviceBus { platform, ioapic: &mut self.ioapic, recorder: self.mode.recorder(), stop: false };
         let exit = self.processors.run(budget, &mut bus);
         self.carry_interrupts(platform);

@@ -3,6 +3,7 @@
 mod checkpoint_cost;
 mod clock;
 mod guest;
+mod queueing;
 mod threads;
 
 use std::sync::Arc;

@@ -81,11 +81,11 @@ impl BlockBackend for LoggedDisk {
         self.disk().is_ok_and(|disk| disk.read_only)
     }
 
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         Ok(self.disk()?.lock().read_at(offset, buf)?)
     }
 
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.change(
             Some((offset, data.len() as u64)),
             |image| image.write_at(offset, data),
@@ -93,7 +93,7 @@ impl BlockBackend for LoggedDisk {
         )
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&self) -> io::Result<()> {
         if self.is_read_only() {
             return Ok(());
         }
@@ -102,15 +102,23 @@ impl BlockBackend for LoggedDisk {
             self.shared.note(|log| log.push(write));
             return Ok(());
         }
+        // Most of the time is spent here, without the lock: other requests go on.
+        let write_back = self.disk()?.lock().write_back()?;
+        write_back.run()?;
+        if write_back.is_flush() {
+            // What it covers has been logged before, as it had been done before.
+            self.shared.note(|log| log.push(write));
+            return Ok(());
+        }
         self.change(None, DiskImage::flush, |log| log.push(write))
     }
 
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         let write = DiskWrite { disk: self.number, op: DiskOp::Discard { offset, length: len } };
         self.change(Some((offset, len)), |image| image.discard(offset, len), |log| push_range(log, write, len))
     }
 
-    fn write_zeroes(&mut self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         let write = DiskWrite { disk: self.number, op: DiskOp::WriteZeroes { offset, length: len, may_unmap } };
         self.change(
             Some((offset, len)),

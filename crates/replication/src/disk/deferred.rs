@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_guest_does_not_wait_and_settling_does() {
-        let (_folder, disks, mut guest) = disks();
+        let (_folder, disks, guest) = disks();
         let (begun, begins) = mpsc::channel();
         let (allow, allowed) = mpsc::channel();
         let deferred = DeferredFlushes::spawn(&disks, move |disks, disk| {
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_nobody_waits_for_is_flushed_all_the_same() {
-        let (_folder, disks, mut guest) = disks();
+        let (_folder, disks, guest) = disks();
         let (done, dones) = mpsc::channel();
         let deferred = DeferredFlushes::spawn(&disks, move |disks, disk| {
             done.send(disk).unwrap();
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn the_first_error_is_kept_and_nobody_is_left_waiting() {
-        let (_folder, disks, mut guest) = disks();
+        let (_folder, disks, guest) = disks();
         let lost = |_: &DiskSet, disk| Err(DiskSyncError::Lost { disk });
         let deferred = DeferredFlushes::spawn(&disks, lost).unwrap();
         guest.flush().unwrap();
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn abandoned_flushes_are_forgotten() {
-        let (_folder, disks, mut guest) = disks();
+        let (_folder, disks, guest) = disks();
         let (begun, begins) = mpsc::channel();
         let deferred = DeferredFlushes::spawn(&disks, move |_, disk| {
             begun.send(disk).unwrap();

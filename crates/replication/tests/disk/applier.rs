@@ -17,7 +17,7 @@ fn batch(round: u64) -> Vec<DiskWrite> {
 fn committed_changes_are_applied_in_order() {
     let pair = Pair::new(Images::Qcow2);
     let applier = DiskApplier::start(pair.secondary.clone(), 1 << 20).unwrap();
-    let mut primary = pair.primary.backends();
+    let primary = pair.primary.backends();
     for round in 0..500 {
         primary[0].write_at(round % 3 * 2048, &vec![round as u8; 4096]).unwrap();
         applier.push(batch(round));
@@ -79,7 +79,7 @@ fn dropping_an_applier_does_not_wait_for_its_queue() {
     let applier = DiskApplier::start(pair.secondary.clone(), 1 << 20).unwrap();
     applier.push(batch(3));
     applier.drain().unwrap();
-    let backend: &mut dyn BlockBackend = &mut *pair.secondary.backends().remove(0);
+    let backend: &dyn BlockBackend = &*pair.secondary.backends().remove(0);
     let mut content = [0; 4096];
     backend.read_at(0, &mut content).unwrap();
     assert_eq!(content, [3; 4096]);

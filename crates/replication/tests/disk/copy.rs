@@ -44,16 +44,16 @@ proptest! {
         perform_all(&pair.secondary, &stale);
         perform_all(&pair.primary, &newer);
         pair.primary.start_log();
-        let mut guest = pair.primary.backends();
+        let guest = pair.primary.backends();
         for event in &before {
             if let Event::Guest(step) = event {
-                perform(&mut *guest[0], step);
+                perform(&*guest[0], step);
             }
         }
         let mut copy = DiskCopy::new(&pair.primary, pair.summary()).unwrap();
         for event in &during {
             match event {
-                Event::Guest(step) => perform(&mut *guest[0], step),
+                Event::Guest(step) => perform(&*guest[0], step),
                 Event::Piece => _ = copy_piece(&mut copy, &pair.secondary),
             }
         }
@@ -71,9 +71,9 @@ proptest! {
         copy_all(&mut first, &pair.secondary);
         pair.primary.stop_log();
         pair.assert_equal();
-        let before = whole(&mut *pair.primary.backends()[0]);
+        let before = whole(&*pair.primary.backends()[0]);
         perform_all(&pair.primary, &newer);
-        let after = whole(&mut *pair.primary.backends()[0]);
+        let after = whole(&*pair.primary.backends()[0]);
         let changed = before.chunks(BLOCK_BYTES as usize).zip(after.chunks(BLOCK_BYTES as usize)).filter(|(a, b)| a != b);
         let changed_bytes: usize = changed.map(|(block, _)| block.len()).sum();
         let mut copy = DiskCopy::new(&pair.primary, pair.summary()).unwrap();
@@ -107,7 +107,7 @@ fn a_copy_that_is_over_has_sent_all_that_differs() {
 fn a_guest_that_writes_faster_than_it_is_copied_does_not_hold_up_the_copy() {
     let pair = Pair::new(Images::Raw);
     perform_all(&pair.primary, &[Step::Write(0, SIZE as usize, 85)]);
-    let mut guest = pair.primary.backends();
+    let guest = pair.primary.backends();
     let mut copy = DiskCopy::new(&pair.primary, pair.summary()).unwrap();
     let mut more = true;
     for round in 0..200_u64 {
@@ -135,7 +135,7 @@ impl Drop for Ends<'_> {
 /// A guest's thread: writes at random places until the test ends, at most so many times.
 fn write_all_the_time(primary: &DiskSet, seed: u64, ends: &AtomicBool) {
     const WRITES_MAX: usize = 20_000;
-    let mut backends = primary.backends();
+    let backends = primary.backends();
     let mut random = 0x9e37_79b9_7f4a_7c15_u64 ^ seed;
     for _ in 0..WRITES_MAX {
         // xorshift64
@@ -244,7 +244,7 @@ fn several_disks_are_copied_and_read_only_ones_must_be_there() {
     let writable = |name: &str| open(&at(name), DiskFormat::Raw);
     let read_only = |name: &str| open_read_only(&at(name), DiskFormat::Raw);
     let primary = DiskSet::new(vec![writable("a"), read_only("cd"), writable("b")]);
-    for (number, backend) in primary.backends().iter_mut().enumerate().filter(|(number, _)| *number != 1) {
+    for (number, backend) in primary.backends().iter().enumerate().filter(|(number, _)| *number != 1) {
         backend.write_at(200_000, &[number as u8 + 1; 70_000]).unwrap();
     }
     {

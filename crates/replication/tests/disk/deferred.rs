@@ -18,7 +18,7 @@ fn what_a_guest_wrote_while_its_flushes_were_put_off_is_in_the_image() {
         let open = || DiskImage::open(&path, DiskOptions { format: Some(format), ..DiskOptions::default() }).unwrap();
         let disks = DiskSet::new(vec![open()]);
         disks.start_log();
-        let mut guest = disks.backends().remove(0);
+        let guest = disks.backends().remove(0);
         for (piece, byte) in (0..DISK_BYTES / PIECE_BYTES).zip(1..) {
             // In turns: put off, settled in the midst of things, abandoned, and as usual.
             let deferred = (piece % 4 < 3).then(|| DeferredFlushes::start(&disks).unwrap());

@@ -13,7 +13,7 @@ fn write(offset: u64, data: Vec<u8>) -> DiskWrite {
 #[test]
 fn changes_are_logged_in_order_while_the_log_is_on() {
     let pair = Pair::new(Images::Qcow2);
-    let mut backends = pair.primary.backends();
+    let backends = pair.primary.backends();
     backends[0].write_at(0, &[1; 512]).unwrap();
     assert!(pair.primary.take_log().is_empty());
     assert_eq!(pair.primary.log_bytes(), 0);
@@ -59,7 +59,7 @@ fn the_order_of_the_log_is_that_of_the_image() {
     pair.primary.start_log();
     thread::scope(|scope| {
         for writer in 0..4_u8 {
-            let mut backends = pair.primary.backends();
+            let backends = pair.primary.backends();
             scope.spawn(move || {
                 for round in 0..200_u64 {
                     let offset = round % 5 * 512;
@@ -83,7 +83,7 @@ fn the_order_of_the_log_is_that_of_the_image() {
 fn a_log_that_nobody_takes_is_given_up_and_no_secondary_accepts_it() {
     let pair = Pair::new(Images::Raw);
     pair.primary.start_log();
-    let mut backends = pair.primary.backends();
+    let backends = pair.primary.backends();
     let data = vec![1; 1 << 20];
     for _ in 0..300 {
         backends[0].write_at(0, &data).unwrap();

@@ -173,15 +173,15 @@ pub fn send_log(primary: &DiskSet, secondary: &DiskSet) {
     secondary.apply(&decoded).unwrap();
 }
 
-pub fn whole(backend: &mut dyn BlockBackend) -> Vec<u8> {
+pub fn whole(backend: &dyn BlockBackend) -> Vec<u8> {
     let mut content = vec![0xee; backend.size_bytes() as usize];
     backend.read_at(0, &mut content).unwrap();
     content
 }
 
 pub fn assert_equal(primary: &DiskSet, secondary: &DiskSet) {
-    for (number, (mut here, mut there)) in primary.backends().into_iter().zip(secondary.backends()).enumerate() {
-        let (here, there) = (whole(&mut *here), whole(&mut *there));
+    for (number, (here, there)) in primary.backends().into_iter().zip(secondary.backends()).enumerate() {
+        let (here, there) = (whole(&*here), whole(&*there));
         let differs = here.iter().zip(&there).position(|(a, b)| a != b);
         assert!(differs.is_none() && here.len() == there.len(), "disk {number} differs at {differs:?}");
     }
@@ -215,7 +215,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 0..12)
 }
 
-pub fn perform(backend: &mut dyn BlockBackend, step: &Step) {
+pub fn perform(backend: &dyn BlockBackend, step: &Step) {
     match *step {
         Step::Write(offset, length, 0) => backend.write_at(offset, &vec![0; length]).unwrap(),
         Step::Write(offset, length, byte) => {
@@ -229,6 +229,6 @@ pub fn perform(backend: &mut dyn BlockBackend, step: &Step) {
 }
 
 pub fn perform_all(set: &DiskSet, steps: &[Step]) {
-    let mut backends = set.backends();
-    steps.iter().for_each(|step| perform(&mut *backends[0], step));
+    let backends = set.backends();
+    steps.iter().for_each(|step| perform(&*backends[0], step));
 }

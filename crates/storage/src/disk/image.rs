@@ -192,8 +192,10 @@ impl DiskImage {
     /// # Errors
     /// [`DiskError::Io`].
     pub fn write_back(&self) -> Result<WriteBack, DiskError> {
-        let file = self.files().next().map(File::try_clone).transpose().map_err(|e| self.io("flush", e))?;
-        Ok(WriteBack { path: self.path.clone(), file })
+        let own = self.files().next().filter(|_| !self.read_only);
+        let file = own.map(File::try_clone).transpose().map_err(|e| self.io("flush", e))?;
+        let has_tables = self.format == DiskFormat::Qcow2 && !self.read_only;
+        Ok(WriteBack { path: self.path.clone(), file, has_tables })
     }
 
     /// Makes the range read as zeros, and gives its space back where that is safe. (Its content could be left open, but

@@ -5,15 +5,21 @@ use std::path::PathBuf;
 
 use super::DiskError;
 
-/// Brings data to the medium that an image has handed to its host. This alone is not a [flush](super::DiskImage::flush), which
-/// also knows of tables that the image keeps; but it makes one that follows short.
+/// Brings data to the medium that an image has handed to its host. For a format with tables this alone is not a
+/// [flush](super::DiskImage::flush), which also knows of those that the image keeps; but it makes one that follows short.
 #[derive(Debug)]
 pub struct WriteBack {
     pub(super) path: PathBuf,
     pub(super) file: Option<File>,
+    pub(super) has_tables: bool,
 }
 
 impl WriteBack {
+    /// Whether [`WriteBack::run`] is all that a flush has to do: the image's format has no tables.
+    pub fn is_flush(&self) -> bool {
+        !self.has_tables
+    }
+
     /// Returns when it is done. The image can be used meanwhile.
     ///
     /// # Errors

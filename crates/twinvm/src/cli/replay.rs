@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -274,7 +274,7 @@ fn begin(
                 what.display()
             );
         }
-        disks.push(Box::new(image));
+        disks.push(Box::new(Mutex::new(image)));
     }
     let execution = Execution::new(config, &content.ram, content.state, disks, console, progress).map_err(explain)?;
     Ok((execution, folder))

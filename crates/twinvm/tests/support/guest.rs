@@ -93,7 +93,7 @@ impl Guest {
     pub fn parts(&self, disk: &Path, link: Box<dyn FrameBackend>, entropy_bytes: u64) -> Parts {
         let options = DiskOptions { format: Some(DiskFormat::Qcow2), ..DiskOptions::default() };
         Parts {
-            disks: vec![Box::new(DiskImage::open(disk, options).unwrap())],
+            disks: vec![Box::new(Mutex::new(DiskImage::open(disk, options).unwrap()))],
             cards: vec![(NetConfig { mac: MacAddr::for_vm("test", 0), mtu: 1500 }, link)],
             console: Box::new(self.console.clone()),
             entropy: Box::new(SeededEntropy::new(7, entropy_bytes)),

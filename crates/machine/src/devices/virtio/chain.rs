@@ -1,6 +1,7 @@
 //! A descriptor chain taken from a queue, and access to the memory it names.
 
 use memory::DmaMemory;
+use serde::{Deserialize, Serialize};
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, Bytes, GuestAddress};
 
@@ -15,6 +16,17 @@ pub const CHAIN_DESCRIPTORS_MAX: usize = 1024;
 struct Segment {
     address: GuestAddress,
     len_bytes: u32,
+}
+
+/// A chain that the device has taken and not handed back, as it is saved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainState {
+    /// Index of the first descriptor.
+    pub head: u16,
+    /// Guest-physical address and length in bytes of what the device may read, piece by piece.
+    pub readable: Vec<(u64, u32)>,
+    /// The same of what it may write.
+    pub writable: Vec<(u64, u32)>,
 }
 
 /// A run of segments that is read or written as if it were contiguous.
@@ -33,6 +45,18 @@ impl Segments {
     fn push(&mut self, segment: Segment) {
         self.len_bytes += u64::from(segment.len_bytes);
         self.list.push(segment);
+    }
+
+    fn save(&self) -> Vec<(u64, u32)> {
+        self.list.iter().map(|segment| (segment.address.raw_value(), segment.len_bytes)).collect()
+    }
+
+    fn restore(saved: &[(u64, u32)]) -> Self {
+        let mut segments = Self::default();
+        for &(address, len_bytes) in saved {
+            segments.push(Segment { address: GuestAddress(address), len_bytes });
+        }
+        segments
     }
 
     /// Calls `access` with address and length of each piece of the `len` bytes from `offset` on.
@@ -96,6 +120,23 @@ impl Chain {
             promised_more = descriptor.has_next();
         }
         if promised_more { Err(QueueError::BrokenChain) } else { Ok(()) }
+    }
+
+    /// A chain as it was saved.
+    ///
+    /// # Errors
+    /// [`QueueError::LongChain`].
+    pub fn restore(state: &ChainState) -> Result<Self, QueueError> {
+        if state.readable.len().saturating_add(state.writable.len()) > CHAIN_DESCRIPTORS_MAX {
+            return Err(QueueError::LongChain);
+        }
+        let (readable, writable) = (Segments::restore(&state.readable), Segments::restore(&state.writable));
+        Ok(Self { head: state.head, readable, writable })
+    }
+
+    /// What there is to save of a chain that the device has not handed back.
+    pub fn save(&self) -> ChainState {
+        ChainState { head: self.head, readable: self.readable.save(), writable: self.writable.save() }
     }
 
     /// Index of the first descriptor: the chain's name in the used ring.

@@ -25,7 +25,7 @@ pub mod rng;
 #[doc(hidden)]
 pub mod testing;
 
-pub use chain::{CHAIN_DESCRIPTORS_MAX, Chain};
+pub use chain::{CHAIN_DESCRIPTORS_MAX, Chain, ChainState};
 pub use device::{Progress, VirtioDevice};
-pub use mmio::{MmioState, MmioTransport, RestoreError, TransportState};
+pub use mmio::{MmioState, MmioTransport, NotifiedDevice, RestoreError, TransportState};
 pub use queue::{QueueError, QueueSetup, QueueState, RingPositions, Used, VirtQueue};

@@ -16,16 +16,17 @@ mod vcpu;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cpu::ProcessorsState;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_clock_data, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use memory::{GuestRam, PAGE_SHIFT, Slot};
 
 use super::soft::InputMode;
 use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
 use crate::control::Control;
-use crate::platform::Platform;
+use crate::platform::{Platform, Ready};
 use barrier::Barrier;
 use pins::PinCarrier;
 use support::Support;
@@ -43,7 +44,7 @@ fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> EngineErro
 
 /// The KVM engine.
 ///
-/// The VM's thread calls [`Engine::run`]: it lets the vCPU threads go, carries inputs to devices while they run, and gathers them
+/// The VM's thread calls [`Engine::run`]: it lets the vCPU threads go, serves the devices while they run, and gathers them
 /// again. Between two runs they wait at a barrier.
 pub struct KvmEngine {
     // Dropped first: its threads use the rest.
@@ -108,6 +109,12 @@ impl KvmEngine {
             .map(|(number, vcpu)| Vcpu::new(&support, &vm, number, state.processors.vcpus.len(), vcpu))
             .collect::<Result<Vec<_>, _>>()?;
         state::set_ioapic(&vm, &state.ioapic)?;
+        // A notification wakes the thread that serves the devices, and its vCPU goes on at once.
+        for notification in platform.notifications() {
+            let address = IoEventAddress::Mmio(notification.address);
+            vm.register_ioevent(&notification.event, &address, notification.queue)
+                .map_err(kvm_error("register a queue notification"))?;
+        }
         let kernel = Arc::new(KernelVm {
             vm,
             pins: PinCarrier::default(),
@@ -118,24 +125,37 @@ impl KvmEngine {
         Ok(Self { threads: VcpuThreads::start(vcpus, &kernel)?, kernel, slots })
     }
 
-    /// Feeds the devices until the run ends. Returns whether that is because a pause was asked for.
-    fn serve_inputs(&self, control: &Control) -> Result<bool, EngineError> {
+    /// Serves the devices until the run ends: what comes from outside, queues that the guest notified of, requests that have been done.
+    /// Returns whether it ends because a pause was asked for.
+    fn serve_devices(&self, control: &Control) -> Result<bool, EngineError> {
         let (platform, barrier) = (&*self.kernel.platform, &self.kernel.barrier);
+        platform.carry_on();
         let mut inputs = Vec::new();
+        // What waits already made no descriptor readable since.
+        let mut ready = Ready { inputs: true, queues: true };
         while !barrier.is_stopping() {
-            control.acknowledge();
-            platform.acknowledge_wake();
-            if control.take_pause() {
-                return Ok(true);
+            if ready.inputs {
+                control.acknowledge();
+                platform.acknowledge_wake();
+                if control.take_pause() {
+                    return Ok(true);
+                }
+                platform.collect_inputs(control, &mut inputs);
             }
-            platform.collect_inputs(control, &mut inputs);
-            if inputs.is_empty() && !barrier.is_stopping() {
-                platform.wait_for_input(control, None)?;
-            }
+            // Where more waits than is taken at once, the next look follows without a wait.
+            let mut has_more = !inputs.is_empty();
             for input in inputs.drain(..) {
                 platform.deliver(&input);
             }
+            if ready.queues {
+                has_more |= platform.serve_queues();
+            }
             self.kernel.carry_pins()?;
+            if barrier.is_stopping() {
+                break;
+            }
+            let found = platform.wait_for_work(control, has_more.then_some(Duration::ZERO))?;
+            ready = Ready { inputs: found.inputs || has_more, queues: found.queues || has_more };
         }
         Ok(false)
     }
@@ -163,8 +183,9 @@ impl Engine for KvmEngine {
     fn run(&mut self, control: &Control, _: Option<u64>) -> Result<RunEnd, EngineError> {
         let (platform, barrier) = (&*self.kernel.platform, &self.kernel.barrier);
         self.threads.release();
-        let served = self.serve_inputs(control);
+        let served = self.serve_devices(control);
         self.threads.gather();
+        platform.keep_notifications();
         platform.follow_host_clock();
         // The kernel's paravirtual clock and the one that devices follow have different sources on the host and drift apart. A VM
         // that goes on from the state must not see either of them go back.

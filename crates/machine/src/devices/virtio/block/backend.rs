@@ -1,15 +1,21 @@
 //! What a disk needs of its image.
 
 use std::io;
+use std::sync::Mutex;
 
 use storage::disk::DiskImage;
+
+use crate::bus::lock;
 
 /// The bytes of a virtual disk. Whatever must stand between a guest and its image, such as a replica's copy of each
 /// write, wraps the image in a type of its own.
 ///
 /// All methods block until done; offsets and lengths are in bytes. The device asks only for whole sectors of 512 bytes
 /// within the disk, and never asks a read-only disk to change. An error makes the guest's request fail with `IOERR`.
-pub trait BlockBackend: Send {
+///
+/// Several threads may call at the same time. Of changes whose ranges overlap and that are under way together, any order may result, but one
+/// for all of the range. A flush should not keep others waiting: it may take seconds.
+pub trait BlockBackend: Send + Sync {
     /// Size of the disk; it does not change.
     fn size_bytes(&self) -> u64;
 
@@ -20,59 +26,62 @@ pub trait BlockBackend: Send {
     ///
     /// # Errors
     /// The host's.
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
     /// Writes `data` at `offset`. It need not survive a power failure before the next [`BlockBackend::flush`].
     ///
     /// # Errors
     /// The host's; the range's content is undefined then.
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
-    /// Returns when everything written is on stable storage.
+    /// Returns when everything is on stable storage whose write had returned before the call.
     ///
     /// # Errors
     /// The host's; what was written since the last flush may be lost then.
-    fn flush(&mut self) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()>;
 
     /// The guest does not need the range's content any more.
     ///
     /// # Errors
     /// The host's.
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()>;
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// The range reads as zeros from now on; with `may_unmap` it need not keep its space.
     ///
     /// # Errors
     /// The host's; the range's content is undefined then.
-    fn write_zeroes(&mut self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()>;
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()>;
 }
 
-impl BlockBackend for DiskImage {
+impl BlockBackend for Mutex<DiskImage> {
     fn size_bytes(&self) -> u64 {
-        Self::size_bytes(self)
+        lock(self).size_bytes()
     }
 
     fn is_read_only(&self) -> bool {
-        Self::is_read_only(self)
+        lock(self).is_read_only()
     }
 
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        Ok(Self::read_at(self, offset, buf)?)
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        Ok(lock(self).read_at(offset, buf)?)
     }
 
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        Ok(Self::write_at(self, offset, data)?)
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        Ok(lock(self).write_at(offset, data)?)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(Self::flush(self)?)
+    fn flush(&self) -> io::Result<()> {
+        let write_back = lock(self).write_back()?;
+        // Most of the time is spent here, without the lock.
+        write_back.run()?;
+        if write_back.is_flush() { Ok(()) } else { Ok(lock(self).flush()?) }
     }
 
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        Ok(Self::discard(self, offset, len)?)
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        Ok(lock(self).discard(offset, len)?)
     }
 
-    fn write_zeroes(&mut self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
-        Ok(Self::write_zeroes(self, offset, len, may_unmap)?)
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
+        Ok(lock(self).write_zeroes(offset, len, may_unmap)?)
     }
 }

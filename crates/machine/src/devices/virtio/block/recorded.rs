@@ -1,6 +1,7 @@
 //! An image whose failures are recorded, or happen as recorded.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::{io, mem};
 
 use super::backend::BlockBackend;
@@ -21,7 +22,7 @@ pub struct DiskFailure {
 /// not determined by what was written before is whether the host fails, so this alone is recorded: operations are counted, and
 /// in a replay those fail which did when it was recorded, and no others.
 pub(super) struct RecordedDisk {
-    backend: Box<dyn BlockBackend>,
+    backend: Arc<dyn BlockBackend>,
     follower: Option<Box<Follower>>,
 }
 
@@ -44,13 +45,13 @@ struct Replay {
 }
 
 impl RecordedDisk {
-    pub fn new(backend: Box<dyn BlockBackend>) -> Self {
+    pub fn new(backend: Arc<dyn BlockBackend>) -> Self {
         Self { backend, follower: None }
     }
 
     /// The image itself, for what is not the guest's doing.
-    pub fn backend_mut(&mut self) -> &mut dyn BlockBackend {
-        &mut *self.backend
+    pub fn backend(&self) -> &Arc<dyn BlockBackend> {
+        &self.backend
     }
 
     /// Begins to record for whoever `record` belongs to, and to replay; or ends what is not asked for. The count starts anew.
@@ -104,11 +105,11 @@ impl RecordedDisk {
     fn perform(
         &mut self,
         changed: Option<(u64, u64)>,
-        operation: impl FnOnce(&mut dyn BlockBackend) -> io::Result<()>,
+        operation: impl FnOnce(&dyn BlockBackend) -> io::Result<()>,
     ) -> io::Result<()> {
         match &mut self.follower {
-            None => operation(&mut *self.backend),
-            Some(follower) => follower.perform(&mut *self.backend, changed, operation),
+            None => operation(&*self.backend),
+            Some(follower) => follower.perform(&*self.backend, changed, operation),
         }
     }
 }
@@ -116,9 +117,9 @@ impl RecordedDisk {
 impl Follower {
     fn perform(
         &mut self,
-        backend: &mut dyn BlockBackend,
+        backend: &dyn BlockBackend,
         changed: Option<(u64, u64)>,
-        operation: impl FnOnce(&mut dyn BlockBackend) -> io::Result<()>,
+        operation: impl FnOnce(&dyn BlockBackend) -> io::Result<()>,
     ) -> io::Result<()> {
         let request = self.requests;
         self.requests += 1;
@@ -174,7 +175,7 @@ impl Replay {
 }
 
 /// What an operation left that failed. It may have been done in part.
-fn content_after_failure(backend: &mut dyn BlockBackend, changed: Option<(u64, u64)>) -> FailedContent {
+fn content_after_failure(backend: &dyn BlockBackend, changed: Option<(u64, u64)>) -> FailedContent {
     let Some((offset, len)) = changed else { return FailedContent::Unchanged };
     match usize::try_from(len) {
         Ok(len) if len <= FAILED_CONTENT_BYTES_MAX => {
@@ -189,11 +190,7 @@ fn content_after_failure(backend: &mut dyn BlockBackend, changed: Option<(u64, u
 }
 
 /// Makes the range hold what it held where the operation failed; or says why that cannot be done.
-fn reproduce(
-    backend: &mut dyn BlockBackend,
-    changed: Option<(u64, u64)>,
-    content: &FailedContent,
-) -> Result<(), String> {
+fn reproduce(backend: &dyn BlockBackend, changed: Option<(u64, u64)>, content: &FailedContent) -> Result<(), String> {
     match (content, changed) {
         (FailedContent::Unchanged, None) => Ok(()),
         (FailedContent::Bytes(bytes), Some((offset, len))) if bytes.len() as u64 == len => backend

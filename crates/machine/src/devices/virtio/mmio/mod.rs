@@ -57,6 +57,7 @@ pub struct MmioTransport<D> {
     queue_sel: u32,
     queues: Vec<QueueSlot>,
     unfinished_queues: u32,
+    notified_queues: u32,
     fault: Option<QueueError>,
 }
 
@@ -76,6 +77,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             queue_sel: 0,
             queues: D::QUEUE_SIZES_MAX.iter().map(|&size| QueueSlot::new(size)).collect(),
             unfinished_queues: 0,
+            notified_queues: 0,
             fault: None,
         }
     }
@@ -122,6 +124,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             queue_sel: state.queue_sel,
             queues,
             unfinished_queues: state.unfinished_queues,
+            notified_queues: state.notified_queues,
             fault: None,
         })
     }
@@ -143,6 +146,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 interrupt_status: self.interrupt_status,
                 config_generation: self.config_generation,
                 unfinished_queues: self.unfinished_queues,
+                notified_queues: self.notified_queues,
                 queues: queues.collect(),
             },
             device: self.device.save(),
@@ -204,9 +208,12 @@ impl<D: VirtioDevice> MmioTransport<D> {
         }
     }
 
+    fn look_at(&mut self, index: usize) -> Option<Progress> {
+        self.with_queue(index, |device, queue, memory| device.process(index, queue, memory))
+    }
+
     fn process(&mut self, index: usize) {
-        let progress = self.with_queue(index, |device, queue, memory| device.process(index, queue, memory));
-        if progress == Some(Progress::Unfinished) {
+        if self.look_at(index) == Some(Progress::Unfinished) {
             // The driver need not notify again, but it must acknowledge an interrupt: come back then.
             self.unfinished_queues |= 1 << index;
             self.raise(VIRTIO_MMIO_INT_VRING);
@@ -250,6 +257,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         self.queue_sel = 0;
         self.queues = D::QUEUE_SIZES_MAX.iter().map(|&size| QueueSlot::new(size)).collect();
         self.unfinished_queues = 0;
+        self.notified_queues = 0;
         self.fault = None;
     }
 
@@ -359,6 +367,31 @@ fn set_half(value: &mut u64, selector: u32, bits: u32) {
         0 => *value = *value & !u64::from(u32::MAX) | u64::from(bits),
         1 => *value = *value & u64::from(u32::MAX) | u64::from(bits) << 32,
         _ => {}
+    }
+}
+
+/// A device whose queues are looked at by another thread than that of the vCPU that notifies of them.
+pub trait NotifiedDevice: Send {
+    /// The driver has notified of a queue: [`NotifiedDevice::serve_notified`] looks at it.
+    fn notified(&mut self, queue: u32);
+
+    /// Looks at all queues that were notified of. True if there is more to do than may be done at once: call it again.
+    fn serve_notified(&mut self) -> bool;
+}
+
+impl<D: VirtioDevice> NotifiedDevice for MmioTransport<D> {
+    fn notified(&mut self, queue: u32) {
+        self.notified_queues |= 1_u32.checked_shl(queue).unwrap_or(0);
+    }
+
+    fn serve_notified(&mut self) -> bool {
+        let notified = std::mem::take(&mut self.notified_queues);
+        for index in (0..self.queues.len()).filter(|index| notified >> index & 1 != 0) {
+            if self.look_at(index) == Some(Progress::Unfinished) {
+                self.notified_queues |= 1 << index;
+            }
+        }
+        self.notified_queues != 0
     }
 }
 

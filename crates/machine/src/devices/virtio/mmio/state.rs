@@ -35,6 +35,8 @@ pub struct TransportState {
     pub config_generation: u32,
     /// Queues to come back to at the next interrupt acknowledgement, one bit each.
     pub unfinished_queues: u32,
+    /// Queues that the driver has notified of and that nobody has looked at since, one bit each.
+    pub notified_queues: u32,
     /// The queues in order.
     pub queues: Vec<QueueState>,
 }

@@ -1,9 +1,10 @@
-//! A disk and a network whose insides tests can see.
+//! Disks and a network whose insides tests can see.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
+use std::time::Duration;
 
 use network::{
     BackendError, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received, SendOutcome,
@@ -62,27 +63,114 @@ impl BlockBackend for MemoryDisk {
         self.content().read_only
     }
 
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.range("read", offset, buf.len(), |bytes| buf.copy_from_slice(bytes))
     }
 
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         assert!(!self.is_read_only(), "write to a read-only disk");
         self.range("write", offset, data.len(), |bytes| bytes.copy_from_slice(data))
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&self) -> io::Result<()> {
         self.range("flush", 0, 0, |_| {})
     }
 
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         assert!(!self.is_read_only(), "discard on a read-only disk");
         self.range("discard", offset, len as usize, |bytes| bytes.fill(0))
     }
 
-    fn write_zeroes(&mut self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
         assert!(!self.is_read_only(), "zeroes to a read-only disk");
         self.range("write_zeroes", offset, len as usize, |bytes| bytes.fill(0))
+    }
+}
+
+/// How long a test waits for something that should come.
+const HUNG: Duration = Duration::from_secs(60);
+
+/// A disk in memory that leaves writes and flushes undone as long as it is told to. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct HeldDisk {
+    /// What it holds; reads reach it at once.
+    pub disk: MemoryDisk,
+    hold: Arc<(Mutex<Hold>, Condvar)>,
+}
+
+#[derive(Debug, Default)]
+struct Hold {
+    writes: bool,
+    flushes: bool,
+    held: usize,
+}
+
+impl HeldDisk {
+    /// A disk of zeros that holds nothing up.
+    pub fn new(size_bytes: usize) -> Self {
+        Self { disk: MemoryDisk::new(size_bytes, false), ..Self::default() }
+    }
+
+    /// Says what is held up from now on.
+    pub fn hold(&self, writes: bool, flushes: bool) {
+        let (hold, changed) = &*self.hold;
+        let mut hold = lock(hold);
+        (hold.writes, hold.flushes) = (writes, flushes);
+        changed.notify_all();
+    }
+
+    /// Returns when `count` operations are held up.
+    pub fn wait_for_held(&self, count: usize) {
+        let (hold, changed) = &*self.hold;
+        let waited = changed.wait_timeout_while(lock(hold), HUNG, |hold| hold.held != count);
+        assert!(!waited.expect("nobody panicked").1.timed_out(), "not {count} operations are held up");
+    }
+
+    fn pass(&self, is_held: impl Fn(&Hold) -> bool) {
+        let (hold, changed) = &*self.hold;
+        let mut hold = lock(hold);
+        if is_held(&hold) {
+            hold.held += 1;
+            changed.notify_all();
+            // Not for ever: a test that fails has to end.
+            hold = changed.wait_timeout_while(hold, HUNG, |hold| is_held(hold)).expect("nobody panicked").0;
+            hold.held -= 1;
+            changed.notify_all();
+        }
+    }
+}
+
+impl BlockBackend for HeldDisk {
+    fn size_bytes(&self) -> u64 {
+        self.disk.size_bytes()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.disk.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.pass(|hold| hold.writes);
+        self.disk.write_at(offset, data)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.pass(|hold| hold.flushes);
+        self.disk.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.pass(|hold| hold.writes);
+        self.disk.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
+        self.pass(|hold| hold.writes);
+        self.disk.write_zeroes(offset, len, may_unmap)
     }
 }
 

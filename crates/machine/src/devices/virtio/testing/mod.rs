@@ -10,5 +10,5 @@ pub mod fuzz;
 mod script;
 pub mod seeds;
 
-pub use backends::{MemoryDisk, MemoryNetwork};
+pub use backends::{HeldDisk, MemoryDisk, MemoryNetwork};
 pub use driver::{Buffer, GuestDriver, Posted};

@@ -32,28 +32,28 @@ impl BlockBackend for Breaking {
         false
     }
 
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         if self.is_unreadable {
             return Err(io::Error::other("unreadable"));
         }
         self.disk.read_at(offset, buf)
     }
 
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let done = if self.broken { &data[..data.len() / 2] } else { data };
         self.disk.write_at(offset, done)?;
         self.result()
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&self) -> io::Result<()> {
         self.result()
     }
 
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.write_zeroes(offset, len, true)
     }
 
-    fn write_zeroes(&mut self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
         self.write_at(offset, &vec![0; len as usize])
     }
 }
@@ -68,7 +68,7 @@ struct Side {
 impl Side {
     fn new(backend: Breaking, is_recorded: bool, is_replayed: bool) -> Self {
         let (memory, signal) = (backend.disk.clone(), TakenSignal::default());
-        let mut disk = RecordedDisk::new(Box::new(backend));
+        let mut disk = RecordedDisk::new(Arc::new(backend));
         disk.follow(is_recorded.then(|| signal.clone()), is_replayed);
         Self { disk, memory, signal }
     }
