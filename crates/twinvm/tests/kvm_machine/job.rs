@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::iter;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,9 +24,7 @@ pub fn disk(programs: &BTreeMap<&str, &Path>, images: &[Image], folder: &Path) -
     for (name, program) in programs.iter().chain([(&"twinvm", &Path::new(twinvm))]) {
         run(Command::new("strip").args(["--strip-debug", "-o"]).arg(bin.join(name)).arg(program));
     }
-    let kept = images_dir().parent().unwrap().join("tools/pgbench");
-    let pgbench = if kept.exists() { kept } else { PathBuf::from("/usr/bin/pgbench") };
-    run(Command::new("cp").arg("-L").arg(pgbench).arg(&bin));
+    run(Command::new("cp").arg(pgbench()).arg(&bin));
     fs::write(tree.path().join("twinvm-path"), format!("{twinvm}\n")).unwrap();
     let agent = tree.path().join("agent");
     fs::write(&agent, include_bytes!("agent")).unwrap();
@@ -39,6 +38,14 @@ pub fn disk(programs: &BTreeMap<&str, &Path>, images: &[Image], folder: &Path) -
     let size = format!("{}k", SIZE_BYTES >> 10);
     run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0", "-d"]).arg(tree.path()).arg(&disk).arg(size));
     disk
+}
+
+/// The program itself: what is on the path may be Debian's script that looks for it.
+fn pgbench() -> PathBuf {
+    let unpacked = images_dir().parent().unwrap().join("tools/pgbench");
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let installed = versions.map(|version| version.path().join("bin/pgbench"));
+    iter::once(unpacked).chain(installed).find(|path| path.exists()).expect("`make setup` brings pgbench")
 }
 
 fn run(command: &mut Command) {
