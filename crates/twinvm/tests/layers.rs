@@ -31,8 +31,8 @@ const HOUSE: &[Crate] = &[
             &["bus", "msr", "state"],
             // One organism: `core` holds the state of every unit, and every unit works on `core`.
             &[
-                "apic", "block", "core", "cpuid", "decode", "flags", "int", "mem", "mmu", "op", "sse", "sys", "width",
-                "x87",
+                "apic", "block", "core", "cpuid", "decode", "flags", "int", "mem", "mmu", "op", "signature", "sse", "sys",
+                "width", "x87",
             ],
             &["run"],
         ],

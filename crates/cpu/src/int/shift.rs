@@ -1,7 +1,8 @@
 //! Shifts and rotates: SHL, SHR, SAR, ROL, ROR, RCL, RCR, SHLD, SHRD.
 //!
 //! Counts are cut to 5 bits, or 6 for 64-bit operands; a count of zero leaves the flags alone. OF is architecturally
-//! defined for a count of one only; other counts give it the value of the same formula, as current processors do.
+//! defined for a count of one only (Intel SDM volume 2, RCL/RCR/ROL/ROR and SAL/SAR/SHL/SHR). Other counts give it the value of the same
+//! formula here, and whole turns through carry leave it, as on Intel's processors; on AMD's some of them come out differently.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -180,8 +181,8 @@ fn shift_register_by_constant<W: Width, S: Shift>(cpu: &mut Cpu, op: &Op, _bus: 
 
 /// A shift that draws bits from a second operand, by a masked count that is not zero.
 ///
-/// For 16-bit operands counts go up to 31, beyond the operand: undefined, but processors go on with the first operand's
-/// bits, as if it stood on both sides of the second.
+/// For 16-bit operands counts go up to 31, beyond the operand: result and flags are then undefined (Intel SDM volume 2, SHLD). Here, as on
+/// Intel's processors, it goes on with the first operand's bits, as if it stood on both sides of the second; AMD's differ.
 trait DoubleShift {
     fn apply<W: Width>(flags: &mut LazyFlags, value: W, other: W, count: u32) -> W;
 }

@@ -88,22 +88,6 @@ pub(super) fn alternating_doubles(left: u128, right: u128) -> Elements {
     [doubles(Calculation::Subtract)(left, right)[0], doubles(Calculation::Add)(left, right)[1], None, None]
 }
 
-/// HADDPS and HSUBPS.
-pub(super) fn neighbouring_singles(calculation: Calculation) -> impl Fn(u128, u128) -> Elements {
-    move |left, right| {
-        let pair = |pair: u128| Some(Element::single(calculation, pair, pair >> 32));
-        [pair(left), pair(left >> 64), pair(right), pair(right >> 64)]
-    }
-}
-
-/// HADDPD and HSUBPD.
-pub(super) fn neighbouring_doubles(calculation: Calculation) -> impl Fn(u128, u128) -> Elements {
-    move |left, right| {
-        let pair = |pair: u128| Some(Element::double(calculation, pair, pair >> 64));
-        [pair(left), pair(right), None, None]
-    }
-}
-
 /// CVTSD2SS.
 pub(super) fn narrow(_left: u128, right: u128) -> Elements {
     [Some(Element::narrow(right)), None, None, None]

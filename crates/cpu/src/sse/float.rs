@@ -75,6 +75,17 @@ pub(super) fn lower(code: Code, memory: bool, imm: u64) -> Option<Handler> {
             if memory { from_general::<$width, $operation, true> } else { from_general::<$width, $operation, false> }
         };
     }
+    /// An operation on neighbouring elements.
+    macro_rules! horizontal {
+        ($neighbours:ident, $operation:ty) => {{
+            let handler: Handler = if memory {
+                |cpu, op, bus| horizontal::<Aligned, $operation>(cpu, op, bus, $neighbours)
+            } else {
+                |cpu, op, bus| horizontal::<Xmm, $operation>(cpu, op, bus, $neighbours)
+            };
+            handler
+        }};
+    }
     /// A vector made from the source by integer operations.
     macro_rules! approximate {
         ($memory_form:ident, $operation:expr) => {{
@@ -117,10 +128,10 @@ pub(super) fn lower(code: Code, memory: bool, imm: u64) -> Option<Handler> {
         Code::Sqrtsd_xmm_xmmm64 => arithmetic!(Memory64, SqrtSd),
         Code::Addsubps_xmm_xmmm128 => arithmetic!(Aligned, AddSubPs),
         Code::Addsubpd_xmm_xmmm128 => arithmetic!(Aligned, AddSubPd),
-        Code::Haddps_xmm_xmmm128 => arithmetic!(Aligned, HAddPs),
-        Code::Haddpd_xmm_xmmm128 => arithmetic!(Aligned, HAddPd),
-        Code::Hsubps_xmm_xmmm128 => arithmetic!(Aligned, HSubPs),
-        Code::Hsubpd_xmm_xmmm128 => arithmetic!(Aligned, HSubPd),
+        Code::Haddps_xmm_xmmm128 => horizontal!(single_neighbours, AddPs),
+        Code::Haddpd_xmm_xmmm128 => horizontal!(double_neighbours, AddPd),
+        Code::Hsubps_xmm_xmmm128 => horizontal!(single_neighbours, SubPs),
+        Code::Hsubpd_xmm_xmmm128 => horizontal!(double_neighbours, SubPd),
         Code::Cvtdq2ps_xmm_xmmm128 => arithmetic!(Aligned, DqToPs),
         Code::Cvtps2dq_xmm_xmmm128 => arithmetic!(Aligned, PsToDq),
         Code::Cvttps2dq_xmm_xmmm128 => arithmetic!(Aligned, PsToDqTruncated),
@@ -196,6 +207,35 @@ fn arithmetic<S: Source, O: Arithmetic>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bu
     Ok(())
 }
 
+/// HADDPS, HSUBPS and their double forms: one operation on the lower and the upper elements of all pairs.
+#[inline(always)]
+fn horizontal<S: Source, O: Arithmetic>(
+    cpu: &mut Cpu,
+    op: &Op,
+    bus: &mut dyn Bus,
+    neighbours: impl Fn(__m128i, __m128i) -> (__m128i, __m128i),
+) -> Result<(), Stop> {
+    let source = S::read(cpu, op, bus)?;
+    let (lower, upper) = neighbours(cpu.sse.get(op.dst), source);
+    let result = cpu.float::<O>(lower, upper)?;
+    cpu.sse.set(op.dst, result);
+    Ok(())
+}
+
+/// The first and the second singles of the pairs of two vectors.
+#[inline(always)]
+fn single_neighbours(destination: __m128i, source: __m128i) -> (__m128i, __m128i) {
+    let (destination, source) =
+        (_mm_shuffle_epi32::<0b11_01_10_00>(destination), _mm_shuffle_epi32::<0b11_01_10_00>(source));
+    double_neighbours(destination, source)
+}
+
+/// The first and the second doubles of two vectors.
+#[inline(always)]
+fn double_neighbours(destination: __m128i, source: __m128i) -> (__m128i, __m128i) {
+    (_mm_unpacklo_epi64(destination, source), _mm_unpackhi_epi64(destination, source))
+}
+
 fn flags<S: Source, O: Operation<Left = __m128i, Right = __m128i, Output = u64>>(
     cpu: &mut Cpu,
     op: &Op,
@@ -228,8 +268,9 @@ fn from_general<W: Width, O: Operation<Left = __m128i, Right = u64, Output = __m
     Ok(())
 }
 
-/// DPPS and DPPD, in stages: an unmasked exception in one keeps the next from raising anything, and which NaN prevails depends on
-/// the order of operands. Elements that the immediate's high half leaves out are multiplied as zeros, which raises nothing;
+/// DPPS and DPPD, in stages: an unmasked exception in one keeps the next from raising anything. Which of several NaNs gets where is
+/// each processor's own choice (Intel SDM volume 2, DPPS: "implementation dependent"), and follows here from the order of the
+/// operands of each addition. Elements that the immediate's high half leaves out are multiplied as zeros, which raises nothing;
 /// those that its low half leaves out are cleared in the result.
 fn dot<S: Source, O: DotProduct>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let source = S::read(cpu, op, bus)?;

@@ -2,8 +2,20 @@
 //! prefetches, FXSAVE and its kin.
 //!
 //! Integer operations are computed with the host's own vector instructions, for which this crate is compiled; floating
-//! point too, under the guest's MXCSR (`native`). What hosts may compute differently (RCPPS, RSQRTPS) is done in integers
-//! (`approximate`), so that the result depends on guest state alone.
+//! point too, under the guest's MXCSR (`native`).
+//!
+//! # Why hosts of all makers give the same
+//! | What the host computes | Why it is the same |
+//! | --- | --- |
+//! | integer arithmetic, shuffles, MPSADBW, PHMINPOSUW | every bit is prescribed |
+//! | addition, subtraction, multiplication, division, square roots, MIN, MAX, comparisons, conversions, ROUNDPS | IEEE 754, with underflow detected after rounding, and the precedence of exceptions that both makers give (Intel SDM volume 1, sections 4.9 and 11.5; AMD APM volume 1, section 4.10). Of two NaNs the first operand prevails (SDM volume 1, table 4-7; APM volume 1, table 4-5), in MIN and MAX the second |
+//! | HADDPS, HSUBPS and their double forms | as an addition or subtraction of vectors, lower elements first (`float`): for the elements of one operand no manual tells which is the first |
+//! | DPPS, DPPD | as multiplications and additions in an order of our own (`float`): NaNs are "implementation dependent" |
+//! | overflow and underflow that the guest does not mask | always masked on the host; what they raise is derived (`element`), with the help of x87 operations whose inexactness is prescribed |
+//!
+//! What hosts may compute differently altogether (RCPPS, RSQRTPS) is done in integers (`approximate`), and so are PCMPESTRI and its kin
+//! (`string`). All of it but integers is part of [`float_signature`](crate::float_signature), so that a processor which does not follow its
+//! manual is found out.
 //!
 //! Each file lowers a group of instructions: a table from `iced_x86::Code` to handlers, which are made by a few generic functions
 //! from an operation and a kind of source operand (`operand`).
@@ -18,6 +30,7 @@ mod moves;
 mod native;
 mod operand;
 mod shuffle;
+mod signature;
 mod string;
 mod vector;
 
@@ -28,6 +41,8 @@ use iced_x86::{Instruction, OpKind};
 
 use crate::decode::{Site, slot};
 use crate::op::{Handler, Op};
+
+pub(crate) use signature::sign;
 
 /// The handler of an instruction of this family, with `op`'s operands filled in.
 pub(crate) fn lower(instruction: &Instruction, _site: Site, op: &mut Op) -> Option<Handler> {

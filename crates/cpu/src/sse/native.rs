@@ -12,8 +12,8 @@ use std::arch::x86_64::__m128i;
 
 use super::element::Calculation::{Add, Divide, Multiply, Subtract};
 use super::element::{
-    self, Elements, alternating_doubles, alternating_singles, double, doubles, narrow, narrow_both,
-    neighbouring_doubles, neighbouring_singles, none, single, singles,
+    self, Elements, alternating_doubles, alternating_singles, double, doubles, narrow, narrow_both, none, single,
+    singles,
 };
 use super::vector::bits;
 
@@ -207,10 +207,6 @@ vector_operations! {
     DivSd = "divsd", double(Divide);
     AddSubPs = "addsubps", alternating_singles;
     AddSubPd = "addsubpd", alternating_doubles;
-    HAddPs = "haddps", neighbouring_singles(Add);
-    HAddPd = "haddpd", neighbouring_doubles(Add);
-    HSubPs = "hsubps", neighbouring_singles(Subtract);
-    HSubPd = "hsubpd", neighbouring_doubles(Subtract);
     PdToPs = "cvtpd2ps", narrow_both;
     SdToSs = "cvtsd2ss", narrow;
     MinPs = "minps", none; MinPd = "minpd", none; MinSs = "minss", none; MinSd = "minsd", none;

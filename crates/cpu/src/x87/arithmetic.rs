@@ -69,7 +69,10 @@ fn with_single<A: Arithmetic>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Resu
     cpu.check_x87_pending()?;
     let right = cpu.load_operand(op, bus)?;
     let control = cpu.x87.control;
-    let computed = cpu.x87.value(0).map(|left| A::with_single(control, &left, right));
+    let computed = cpu
+        .x87
+        .value(0)
+        .map(|left| A::with_single(control, &left, right).of_operands(left, Register80::nan_of_single(right)));
     cpu.finish_computed(op, 0, computed, bus);
     Ok(())
 }
@@ -78,7 +81,10 @@ fn with_double<A: Arithmetic>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Resu
     cpu.check_x87_pending()?;
     let right = cpu.load_operand(op, bus)?;
     let control = cpu.x87.control;
-    let computed = cpu.x87.value(0).map(|left| A::with_double(control, &left, right));
+    let computed = cpu
+        .x87
+        .value(0)
+        .map(|left| A::with_double(control, &left, right).of_operands(left, Register80::nan_of_double(right)));
     cpu.finish_computed(op, 0, computed, bus);
     Ok(())
 }
@@ -124,7 +130,7 @@ fn from_top<A: Arithmetic, const POP: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dy
 
 fn with_registers<A: Arithmetic>(cpu: &Cpu, left: u8, right: u8) -> Option<Computed> {
     let (left, right) = (cpu.x87.value(left)?, cpu.x87.value(right)?);
-    Some(A::with_register(cpu.x87.control, &left, &right))
+    Some(A::with_register(cpu.x87.control, &left, &right).of_operands(left, right))
 }
 
 fn change_sign(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, change: fn(u16) -> u16) -> Result<(), Stop> {
@@ -183,7 +189,7 @@ pub(super) fn popping(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, native: Binary)
 
 fn with_next(cpu: &Cpu, native: Binary) -> Option<Computed> {
     let (st0, st1) = (cpu.x87.value(0)?, cpu.x87.value(1)?);
-    Some(native(cpu.x87.control, &st0, &st1))
+    Some(native(cpu.x87.control, &st0, &st1).of_operands(st0, st1))
 }
 
 /// ST(0) to ST(0), and another value pushed; not if the operand is `out_of_range` (C2, or 0 for functions of any number).

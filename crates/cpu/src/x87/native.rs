@@ -12,7 +12,7 @@
 
 use std::arch::asm;
 
-use super::unit::Register80;
+use super::unit::{Register80, control};
 
 /// The control word after FNINIT, which the ABI prescribes.
 static HOST_CONTROL: u16 = 0x37f;
@@ -24,12 +24,18 @@ pub(super) struct Computed {
     pub status: u16,
 }
 
+/// The reserved precision (Intel SDM volume 1, table 8-2) counts as 64 bits, whatever the host would take it for.
+#[inline(always)]
+fn defined_precision(word: u16) -> u16 {
+    if word & control::PRECISION == control::PRECISION_RESERVED { word | control::PRECISION } else { word }
+}
+
 /// An asm block around one instruction. `before` loads the operands, `after` stores the result and empties the stack. The flag
 /// `{unmasked}` branches where an unmasked exception is pending: then the exceptions go first, so that `after` does not trap, and all
 /// of the host's x87 state is reset last, whatever is on its stack.
 macro_rules! execute {
     ($control:expr, [$($before:literal),*], $instruction:literal, [$($after:literal),*], $($operands:tt)*) => {{
-        let control: u16 = $control;
+        let control: u16 = defined_precision($control);
         let mut status: u16;
         // SAFETY: the operands are references to values of the sizes that the instruction reads and writes. The x87
         // stack is empty before (ABI) and after; the control word is restored. No x87
@@ -241,27 +247,6 @@ macro_rules! loads {
 loads! {
     load_single(u32): "fld dword ptr [{from}]";
     load_double(u64): "fld qword ptr [{from}]";
-}
-
-macro_rules! constants {
-    ($($name:ident: $instruction:literal;)*) => { $(
-        #[doc = concat!("`", $instruction, "`.")]
-        pub(super) fn $name(control: u16) -> Register80 {
-            let mut value = Register80::default();
-            execute!(control, [], $instruction, ["fstp tbyte ptr [{value}]"], value = in(reg) &mut value,);
-            value
-        }
-    )* };
-}
-
-constants! {
-    one: "fld1";
-    log2_10: "fldl2t";
-    log2_e: "fldl2e";
-    pi: "fldpi";
-    log10_2: "fldlg2";
-    ln_2: "fldln2";
-    zero: "fldz";
 }
 
 /// What a store wrote, if it did, and the status word.

@@ -1,7 +1,7 @@
 //! F2XM1, FYL2X, FYL2XP1, FPTAN, FPATAN, FSIN, FCOS, FSINCOS.
 //!
-//! Their last bit is the vendor's own choice, so that hosts which are to stay in lockstep must agree on
-//! [`transcendental_signature`](super::transcendental_signature).
+//! Their last bit is the vendor's own choice, and so is what they make of operands outside of their domains: hosts which are to stay in
+//! lockstep must agree on [`float_signature`](crate::float_signature).
 
 use iced_x86::Code;
 

@@ -4,6 +4,7 @@
 use iced_x86::Code;
 use memory::Scalar;
 
+use super::constant::{self, Constant};
 use super::native::{self, Computed, Stored};
 use super::unit::{Register80, status};
 use crate::bus::Bus;
@@ -20,13 +21,13 @@ pub(super) fn lower(code: Code) -> Option<Handler> {
         Code::Fild_m32int => |cpu, op, bus| load_integer(cpu, op, bus, |value: u32| (value as i32).into()),
         Code::Fild_m64int => |cpu, op, bus| load_integer(cpu, op, bus, |value: u64| value as i64),
         Code::Fbld_m80bcd => load_decimal,
-        Code::Fld1 => |cpu, op, bus| load_constant(cpu, op, bus, native::one),
-        Code::Fldl2t => |cpu, op, bus| load_constant(cpu, op, bus, native::log2_10),
-        Code::Fldl2e => |cpu, op, bus| load_constant(cpu, op, bus, native::log2_e),
-        Code::Fldpi => |cpu, op, bus| load_constant(cpu, op, bus, native::pi),
-        Code::Fldlg2 => |cpu, op, bus| load_constant(cpu, op, bus, native::log10_2),
-        Code::Fldln2 => |cpu, op, bus| load_constant(cpu, op, bus, native::ln_2),
-        Code::Fldz => |cpu, op, bus| load_constant(cpu, op, bus, native::zero),
+        Code::Fld1 => |cpu, op, bus| load_constant(cpu, op, bus, constant::ONE),
+        Code::Fldl2t => |cpu, op, bus| load_constant(cpu, op, bus, constant::LOG2_10),
+        Code::Fldl2e => |cpu, op, bus| load_constant(cpu, op, bus, constant::LOG2_E),
+        Code::Fldpi => |cpu, op, bus| load_constant(cpu, op, bus, constant::PI),
+        Code::Fldlg2 => |cpu, op, bus| load_constant(cpu, op, bus, constant::LOG10_2),
+        Code::Fldln2 => |cpu, op, bus| load_constant(cpu, op, bus, constant::LN_2),
+        Code::Fldz => |cpu, op, bus| load_constant(cpu, op, bus, constant::ZERO),
         Code::Fst_m32fp => store_single::<false>,
         Code::Fstp_m32fp => store_single::<true>,
         Code::Fst_m64fp => store_double::<false>,
@@ -157,9 +158,9 @@ fn load_decimal(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     Ok(())
 }
 
-fn load_constant(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, native: fn(u16) -> Register80) -> Result<(), Stop> {
+fn load_constant(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus, constant: Constant) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
-    let value = native(cpu.x87.control);
+    let value = constant.rounded(cpu.x87.control);
     push(cpu, op, value, bus);
     Ok(())
 }

@@ -89,6 +89,11 @@ pub(crate) mod control {
     /// Bits that can be set; bit 6 always is.
     pub const WRITABLE: u16 = 0x1f3f;
     pub const FIXED: u16 = 1 << 6;
+    /// Precision: 24, reserved, 53 and 64 bits.
+    pub const PRECISION: u16 = 3 << 8;
+    pub const PRECISION_RESERVED: u16 = 1 << 8;
+    /// Rounding: to nearest, down, up, towards zero.
+    pub const ROUNDING_SHIFT: u32 = 10;
 }
 
 impl X87 {

@@ -50,7 +50,7 @@ impl InputMode {
 
 /// What the host adds to how the soft engine executes, as a number: it does the same with the same inputs on all hosts where this is equal.
 pub fn host_signature() -> u64 {
-    cpu::transcendental_signature()
+    cpu::float_signature()
 }
 
 /// The soft engine.

@@ -98,7 +98,7 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     let mut log = open_log(&arguments.file).with_context(in_log)?;
     if log.head().host_signature != host_signature() {
         warn(
-            "this host's processor computes some x87 functions differently than the one that recorded; a guest that uses them differs",
+            "this host's processor computes some floating-point functions differently than the one that recorded; a guest that uses them differs",
         );
     }
     let snapshot = find_snapshot(&arguments.file, log.head()).with_context(in_log)?;
