@@ -1,16 +1,16 @@
 //! One case: a few instructions, and the registers and memory they start from.
 
-use iced_x86::{Encoder, Formatter, Instruction, IntelFormatter};
+use iced_x86::{Encoder, Formatter, Instruction, IntelFormatter, Mnemonic, OpKind};
 
 use crate::layout::{Place, SCRATCH_LEN};
 use crate::random::Random;
-use crate::registers::Registers;
+use crate::registers::{Outcome, Registers};
 
 pub const INSTRUCTIONS_MAX: usize = 8;
 
 /// RFLAGS bits that user code sees change: CF, PF, AF, ZF, SF, DF, OF, NT, ID.
 pub const FLAGS_COMPARED: u64 = 0x20_4cd5;
-const FLAGS_ARITHMETIC: u64 = 0x8d5;
+pub const FLAGS_ARITHMETIC: u64 = 0x8d5;
 
 pub struct Case {
     pub place: Place,
@@ -51,6 +51,11 @@ impl Case {
         self.registers.rip = self.place.code() + random.below(0x1000 - 0x100);
     }
 
+    /// What no instruction has changed yet.
+    pub fn start(&self) -> Outcome {
+        Outcome { registers: self.registers.clone(), scratch: self.scratch, fault: None }
+    }
+
     /// Address of the next instruction.
     pub fn next_rip(&self) -> u64 {
         self.registers.rip + self.code.len() as u64
@@ -74,9 +79,7 @@ impl Case {
         instruction.set_ip(rip);
         instruction.set_len(len);
         instruction.set_next_ip(rip + len as u64);
-        let modified = rflags(instruction.rflags_modified());
-        let kept = if writes_flags_always(&instruction) { before & !modified } else { before };
-        self.undefined_flags.push(kept | rflags(instruction.rflags_undefined()));
+        self.undefined_flags.push(flags_after(before, &instruction));
         self.instructions.push(instruction);
         self.offsets.push(self.code.len());
         true
@@ -89,7 +92,7 @@ impl Case {
         let instruction = decoder.decode();
         assert!(instruction.is_invalid() || instruction.len() == bytes.len(), "{bytes:02x?} is not one instruction");
         self.code.extend(bytes);
-        self.undefined_flags.push(self.undefined_flags.last().copied().unwrap_or(0));
+        self.undefined_flags.push(flags_after(self.undefined_flags.last().copied().unwrap_or(0), &instruction));
         self.instructions.push(instruction);
         self.offsets.push(self.code.len());
     }
@@ -129,6 +132,29 @@ fn writes_flags_always(instruction: &Instruction) -> bool {
     use iced_x86::Mnemonic::*;
     let shift = matches!(instruction.mnemonic(), Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd);
     !shift && !instruction.has_rep_prefix() && !instruction.has_repne_prefix()
+}
+
+/// Flags that are undefined after an instruction, from those `before` it.
+fn flags_after(before: u64, instruction: &Instruction) -> u64 {
+    let modified = rflags(instruction.rflags_modified());
+    let kept = if writes_flags_always(instruction) { before & !modified } else { before };
+    kept | undefined_flags(instruction)
+}
+
+/// Flags that an instruction leaves undefined, whatever its operands are.
+///
+/// iced takes an RCL or RCR of 8 or 16 bits by a count of 1 modulo 9 or 17 for one of 1, and one by 0 for none. But the count that
+/// decides about OF is the masked one, before the modulo (Intel SDM volume 2, RCL/RCR/ROL/ROR: `OF flag is defined only for the 1-bit
+/// rotates`, and "Operation", where COUNT and not tempCOUNT is compared with 1; AMD APM volume 3, RCL and RCR).
+fn undefined_flags(instruction: &Instruction) -> u64 {
+    const OF: u64 = 1 << 11;
+    let by_immediate = instruction.op1_kind() == OpKind::Immediate8;
+    if matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && by_immediate {
+        let mask =
+            if instruction.op0_register().size() == 8 || instruction.memory_size().size() == 8 { 63 } else { 31 };
+        return if instruction.immediate8() & mask > 1 { OF } else { 0 };
+    }
+    rflags(instruction.rflags_undefined())
 }
 
 /// iced's flag bits as RFLAGS bits.

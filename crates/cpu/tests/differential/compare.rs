@@ -1,25 +1,148 @@
 //! Compares what the host did with what the software processor did.
 
 use std::fmt::Write as _;
+use std::ops::Range;
+
+use iced_x86::{Mnemonic, OpKind, Register};
 
 use crate::case::{Case, FLAGS_COMPARED};
+use crate::host::Host;
 use crate::registers::{GPR_NAMES, Outcome};
-use crate::vendor::Compared;
+use crate::state;
+use crate::undefined::{Undefined, is_computing};
 
-/// `None` when both did the same, else the differences in words.
-pub fn differences(case: &Case, native: &Outcome, ours: &Outcome, compared: Compared) -> Option<String> {
-    let reached = case.index_of(native.registers.rip);
-    let undefined = match reached {
-        Some(0) | None => 0,
-        Some(count) => case.undefined_flags.get(count - 1).copied().unwrap_or(0),
-    };
-    let flags = FLAGS_COMPARED & !undefined;
-    let same = native.fault == ours.fault
-        && native.registers.rip == ours.registers.rip
-        && native.registers.gpr[1..] == ours.registers.gpr[1..]
-        && (native.registers.rflags ^ ours.registers.rflags) & flags == 0
-        && compared.same(native, ours);
-    (!same).then(|| describe(case, native, ours, flags))
+/// How outcomes of one family are compared on one host.
+#[derive(Clone, Copy, Debug)]
+pub struct Comparison {
+    pub host: Host,
+    /// Whether the scratch holds the images of [`state::save_restore`], with fields that this host fills otherwise.
+    images: bool,
+}
+
+/// Parts of an FXSAVE image: status word; a reserved byte; last opcode; last instruction and operand; MXCSR_MASK.
+const STATUS: Range<usize> = 2..4;
+const RESERVED: Range<usize> = 5..6;
+const OPCODE: Range<usize> = 6..8;
+const INSTRUCTION: Range<usize> = 8..16;
+const OPERAND: Range<usize> = 16..24;
+const MXCSR_MASK: Range<usize> = 28..32;
+/// Everything behind the last XMM register is reserved or the program's.
+const REGISTERS_END: usize = 416;
+const ERROR_SUMMARY: u8 = 1 << 7;
+const OVERFLOW_FLAG: u64 = 1 << 11;
+
+impl Comparison {
+    pub fn new(host: Host, family: &str) -> Self {
+        Self { host, images: family == "save_restore" && !host.keeps_pointers }
+    }
+
+    /// `None` when both did the same but for what is undefined, else the differences in words.
+    pub fn differences(self, case: &Case, native: &Outcome, ours: &Outcome, undefined: &Undefined) -> Option<String> {
+        let flags = FLAGS_COMPARED & !undefined_flags(case, native) & !undefined.rflags;
+        let same = native.fault == ours.fault
+            && native.registers.rip == ours.registers.rip
+            && (native.registers.rflags ^ ours.registers.rflags) & flags == 0
+            && same_gpr(native, ours, undefined)
+            && self.same_memory(native, ours, undefined)
+            && self.same_fpu(case, native, ours, undefined);
+        (!same).then(|| describe(case, native, ours, flags))
+    }
+
+    fn same_memory(self, native: &Outcome, ours: &Outcome, undefined: &Undefined) -> bool {
+        if native.scratch == ours.scratch {
+            return true;
+        }
+        let images = if self.images { state::IMAGES.as_slice() } else { &[] };
+        let open = [RESERVED, OPCODE, INSTRUCTION, OPERAND, MXCSR_MASK];
+        let open = images.iter().flat_map(|at| open.clone().map(|part| at + part.start..at + part.end));
+        let open: Vec<Range<usize>> = open.chain(undefined.memory.iter().cloned()).collect();
+        let differs = native.scratch.iter().zip(&ours.scratch).enumerate().filter(|(_, (native, ours))| native != ours);
+        differs.into_iter().all(|(at, _)| open.iter().any(|range| range.contains(&at)))
+    }
+
+    fn same_fpu(self, case: &Case, native: &Outcome, ours: &Outcome, undefined: &Undefined) -> bool {
+        let (native_fx, ours_fx) = (&native.registers.fx, &ours.registers.fx);
+        let same = |range: Range<usize>| native_fx[range.clone()] == ours_fx[range];
+        let status = |fx: &[u8; 512]| u16::from_le_bytes([fx[STATUS.start], fx[STATUS.start + 1]]);
+        let mask = same(MXCSR_MASK) || !self.host.keeps_pointers;
+        same(0..STATUS.start)
+            && (status(native_fx) ^ status(ours_fx)) & !undefined.condition_codes == 0
+            && same(STATUS.end..OPCODE.start)
+            && self.same_pointers(case, native, ours)
+            && same(OPERAND.end..MXCSR_MASK.start)
+            && mask
+            && same(MXCSR_MASK.end..XMM)
+            && same_xmm(native, ours, undefined)
+    }
+
+    /// FOP, FIP and FDP. A host that shows them only while an exception is pending keeps them as ours when it is the last computing
+    /// instruction that has raised it: nothing that changes them can run before the exception is delivered.
+    fn same_pointers(self, case: &Case, native: &Outcome, ours: &Outcome) -> bool {
+        let same = |range: Range<usize>| native.registers.fx[range.clone()] == ours.registers.fx[range];
+        if self.host.keeps_pointers {
+            return same(OPCODE.start..OPERAND.end);
+        }
+        let executed = case.index_of(native.registers.rip).filter(|_| case.straight).unwrap_or(0);
+        let x87 = case.instructions[..executed].iter().rev().find(|instruction| is_x87(instruction.mnemonic()));
+        match x87.filter(|instruction| is_computing(instruction.mnemonic())) {
+            Some(instruction) if native.registers.fx[STATUS.start] & ERROR_SUMMARY != 0 => {
+                let has_operand = instruction.op0_kind() == OpKind::Memory;
+                same(OPCODE) && same(INSTRUCTION) && (same(OPERAND) || !has_operand)
+            }
+            _ => true,
+        }
+    }
+}
+
+/// Where the XMM registers are in an FXSAVE image.
+const XMM: usize = 160;
+
+/// Whether this is an x87 instruction that may change status, exceptions or pointers.
+fn is_x87(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    is_computing(mnemonic) || matches!(mnemonic, Fldcw | Fnclex | Fninit | Fnstenv | Fldenv | Fnsave | Frstor)
+}
+
+/// Flags that the case has left undefined. OF after a shift by CL is defined where CL is one.
+fn undefined_flags(case: &Case, native: &Outcome) -> u64 {
+    const RCX: usize = 1;
+    let Some(last) = case.index_of(native.registers.rip).and_then(|count| count.checked_sub(1)) else { return 0 };
+    let undefined = case.undefined_flags.get(last).copied().unwrap_or(0);
+    let Some(instruction) = case.instructions.get(last).filter(|_| case.straight) else { return undefined };
+    let by_cl = instruction.op_count() > 1 && instruction.op_register(instruction.op_count() - 1) == Register::CL;
+    let keeps_cl = instruction.op0_register().full_register() != Register::RCX;
+    let mask = if instruction.op0_register().size() == 8 || instruction.memory_size().size() == 8 { 63 } else { 31 };
+    if by_cl && keeps_cl && native.registers.gpr[RCX] & mask == 1 { undefined & !OVERFLOW_FLAG } else { undefined }
+}
+
+fn same_gpr(native: &Outcome, ours: &Outcome, undefined: &Undefined) -> bool {
+    native.registers.gpr.iter().zip(&ours.registers.gpr).enumerate().all(|(number, (native, ours))| {
+        let open = undefined.gpr.filter(|(register, _)| *register == number).map_or(0, |(_, bits)| bits);
+        (native ^ ours) & !open == 0
+    })
+}
+
+fn same_xmm(native: &Outcome, ours: &Outcome, undefined: &Undefined) -> bool {
+    let (native, ours) = (&native.registers.fx[XMM..REGISTERS_END], &ours.registers.fx[XMM..REGISTERS_END]);
+    if native == ours {
+        return true;
+    }
+    let Some((open, len, elements)) = undefined.nans else { return false };
+    let registers = native.chunks_exact(16).zip(ours.chunks_exact(16)).enumerate();
+    registers.filter(|(_, (native, ours))| native != ours).all(|(number, (native, ours))| {
+        let mut pairs = native.chunks_exact(len).zip(ours.chunks_exact(len)).enumerate();
+        number == open
+            && pairs.all(|(n, (native, ours))| {
+                native == ours || elements >> n & 1 == 1 && is_quiet_nan(native) && is_quiet_nan(ours)
+            })
+    })
+}
+
+/// Whether these are the bytes of a quiet NaN, single or double.
+fn is_quiet_nan(bytes: &[u8]) -> bool {
+    let value = bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+    let quiet = if bytes.len() == 4 { 0x7fc0_0000 } else { 0x7ff8 << 48 };
+    value & quiet == quiet
 }
 
 fn describe(case: &Case, native: &Outcome, ours: &Outcome, flags: u64) -> String {

@@ -4,7 +4,6 @@ use iced_x86::{Code, CpuidFeature as Feature, Mnemonic, Mnemonic::*};
 
 use crate::builder::{Builder, Flavor, Form, forms};
 use crate::case::INSTRUCTIONS_MAX;
-use crate::vendor::Vendor;
 use crate::{special, state};
 
 /// A generator of cases: everything about a case follows from its seed.
@@ -64,13 +63,7 @@ pub fn alu() -> Generator {
 }
 
 pub fn shift() -> Generator {
-    let mut forms = integer_forms(&[Rol, Ror, Rcl, Rcr, Shl, Sal, Shr, Sar, Shld, Shrd]);
-    if Vendor::of_host() != Vendor::Intel {
-        let short_pairs =
-            [Code::Shld_rm16_r16_imm8, Code::Shld_rm16_r16_CL, Code::Shrd_rm16_r16_imm8, Code::Shrd_rm16_r16_CL];
-        forms.retain(|form| !short_pairs.contains(&form.code));
-    }
-    mixed(forms, Flavor::Integer, &[])
+    integer(&[Rol, Ror, Rcl, Rcr, Shl, Sal, Shr, Sar, Shld, Shrd])
 }
 
 pub fn multiply_divide() -> Generator {

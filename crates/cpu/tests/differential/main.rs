@@ -9,6 +9,11 @@
 //! ```
 //! `TWINVM_DIFFERENTIAL_FIRST_SEED` starts the seeds elsewhere than at 0. A failure prints its seed, the state
 //! it started from, the instructions up to the first that differs, and the differences.
+//!
+//! Each run says whose processor it ran on, and which model. The same seeds give the same cases everywhere. What is compared follows from
+//! the manuals of both makers: all of it but what they leave undefined (`undefined` lists that, with the sections) and the few fields
+//! that they define differently (`host`). What one maker's processor showed to be undefined is kept in `recorded`, byte for byte, with
+//! the result that guests see on any host.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod builder;
@@ -16,16 +21,20 @@ mod case;
 mod compare;
 mod control_flow;
 mod families;
+mod golden;
 mod guest;
+mod host;
 mod layout;
+mod literal;
 mod native;
 mod random;
+mod recorded;
 mod registers;
 mod runner;
 mod special;
 mod state;
 mod string;
-mod vendor;
+mod undefined;
 
 /// One test a family, so that the test harness's own filter chooses families.
 macro_rules! families {

@@ -7,13 +7,14 @@ use std::time::Instant;
 use iced_x86::Code;
 
 use crate::builder::Builder;
-use crate::compare;
+use crate::compare::{self, Comparison};
 use crate::families::Generator;
 use crate::guest::Guest;
+use crate::host::Host;
 use crate::layout::{Place, SCRATCH_LEN};
 use crate::native::Native;
 use crate::registers::{Outcome, Registers};
-use crate::vendor::{Compared, Vendor};
+use crate::undefined::{self, Undefined};
 
 /// Cases of each family when the environment does not say: a few seconds on two processors.
 const CASES_DEFAULT: u64 = 50_000;
@@ -34,7 +35,11 @@ pub fn run(family: &str, generate: Generator) {
     let mut sides = Sides::new(family, place, generate);
     if let Some(seed) = environment("TWINVM_DIFFERENTIAL_SEED") {
         let report = sides.replay(seed);
-        println!("{family}: seed {seed}\n{}", report.as_deref().unwrap_or("  no difference"));
+        println!(
+            "{family} on {}: seed {seed}\n{}",
+            sides.comparison.host,
+            report.as_deref().unwrap_or("  no difference")
+        );
         assert!(report.is_none(), "{family}: seed {seed} differs");
         return;
     }
@@ -51,8 +56,9 @@ pub fn run(family: &str, generate: Generator) {
         }
         instructions += sides.builder.case.instructions.len();
         faults += u64::from(sides.native_outcome.fault.is_some());
-        if let Some(differences) = differences {
-            let (code, report) = sides.reduce(seed, differences);
+        if let Some(differences) = differences
+            && let Some((code, report)) = sides.judge(seed, differences)
+        {
             let failure = failures.entry(code).or_insert(Failure { count: 0, seed, report });
             failure.count += 1;
             if failures.len() >= FAILURES_MAX {
@@ -62,8 +68,11 @@ pub fn run(family: &str, generate: Generator) {
     }
     let seconds = started.elapsed().as_secs_f64();
     println!(
-        "{family}: {cases} cases, {instructions} instructions of {} forms, {faults} faults, {:.0} cases/s",
+        "{family} on {}: {cases} cases, {instructions} instructions of {} forms, {faults} faults, {} ended where something \
+         undefined differs, {:.0} cases/s",
+        sides.comparison.host,
         covered.iter().filter(|code| **code).count(),
+        sides.ended,
         cases as f64 / seconds
     );
     for (code, failure) in &failures {
@@ -93,7 +102,9 @@ struct Sides {
     guest: Guest,
     native_outcome: Outcome,
     guest_outcome: Outcome,
-    compared: Compared,
+    comparison: Comparison,
+    /// Cases that ended early.
+    ended: u64,
 }
 
 impl Sides {
@@ -106,7 +117,8 @@ impl Sides {
             guest: Guest::new(),
             native_outcome: blank(),
             guest_outcome: blank(),
-            compared: Vendor::of_host().compared(family),
+            comparison: Comparison::new(Host::this(), family),
+            ended: 0,
         }
     }
 
@@ -118,27 +130,30 @@ impl Sides {
 
     fn compare(&mut self) -> Option<String> {
         self.guest.run(&self.builder.case, &mut self.guest_outcome);
-        self.compare_native()?;
-        // An interrupt may change which state the host's processor takes for unused, and so what XSAVE writes: only what
-        // happens again counts.
-        self.compare_native()
+        self.compare_native(&Undefined::default())?;
+        // An interrupt may change which state the host's processor takes for unused, and so what XSAVE writes, and AMD's processors
+        // lose x87's pointers in it: only what happens again counts.
+        self.compare_native(&Undefined::default())
     }
 
     /// Runs the case natively and compares with what the guest did.
-    fn compare_native(&mut self) -> Option<String> {
+    fn compare_native(&mut self, undefined: &Undefined) -> Option<String> {
         let case = &self.builder.case;
         self.native.run(&case.code, &case.registers, &case.scratch, &mut self.native_outcome);
-        compare::differences(case, &self.native_outcome, &self.guest_outcome, self.compared)
+        self.comparison.differences(case, &self.native_outcome, &self.guest_outcome, undefined)
     }
 
     /// The report on one seed, `None` if both sides agree.
     fn replay(&mut self, seed: u64) -> Option<String> {
-        self.run(seed).map(|differences| self.reduce(seed, differences).1)
+        let differences = self.run(seed)?;
+        Some(self.judge(seed, differences)?.1)
     }
 
-    /// Finds the first instruction of a failing case after which the sides differ; `differences` are those of all of it.
-    fn reduce(&mut self, seed: u64, differences: String) -> (Code, String) {
+    /// Finds the first instruction of a differing case after which the sides differ, and reports; `None` if what differs then is what
+    /// this instruction leaves undefined. `differences` are those of the whole case.
+    fn judge(&mut self, seed: u64, differences: String) -> Option<(Code, String)> {
         let count = self.builder.case.instructions.len();
+        let mut before = None;
         for kept in 1..=count {
             (self.generate)(&mut self.builder, seed);
             if self.builder.case.straight {
@@ -148,16 +163,30 @@ impl Sides {
             }
             if let Some(differences) = self.compare() {
                 let case = &self.builder.case;
-                let faulting =
-                    [&self.guest_outcome, &self.native_outcome].into_iter().find(|side| side.fault.is_some());
-                let at = faulting.and_then(|side| case.index_of(side.registers.rip));
-                let culprit = at.filter(|index| *index < case.offsets.len() - 1).unwrap_or(case.instructions.len() - 1);
-                let report = format!("{}{}{differences}", compare::describe_start(case), case.disassembly());
-                return (case.instructions[culprit].code(), report);
+                if case.straight {
+                    let before = before.unwrap_or_else(|| case.start());
+                    let undefined =
+                        undefined::left_by(self.comparison.host, case, kept - 1, &before, &self.guest_outcome);
+                    if self.compare_native(&undefined).is_none() {
+                        self.ended += 1;
+                        return None;
+                    }
+                }
+                return Some(self.report(&differences));
             }
+            before = Some(self.guest_outcome.clone());
         }
         let case = &self.builder.case;
         let start = compare::describe_start(case);
-        (Code::INVALID, format!("  not when repeated\n{start}{}{differences}", case.disassembly()))
+        Some((Code::INVALID, format!("  not when repeated\n{start}{}{differences}", case.disassembly())))
+    }
+
+    fn report(&self, differences: &str) -> (Code, String) {
+        let case = &self.builder.case;
+        let faulting = [&self.guest_outcome, &self.native_outcome].into_iter().find(|side| side.fault.is_some());
+        let at = faulting.and_then(|side| case.index_of(side.registers.rip));
+        let culprit = at.filter(|index| *index < case.offsets.len() - 1).unwrap_or(case.instructions.len() - 1);
+        let report = format!("{}{}{differences}", compare::describe_start(case), case.disassembly());
+        (case.instructions[culprit].code(), report)
     }
 }

@@ -6,6 +6,7 @@ use crate::builder::{Builder, Flavor, Form};
 use crate::case::INSTRUCTIONS_MAX;
 use crate::families::Generator;
 use crate::layout::SCRATCH_LEN;
+use crate::undefined;
 
 const RAX: usize = 0;
 const RDX: usize = 2;
@@ -62,7 +63,7 @@ fn environment_len(code: Code) -> Option<u64> {
 
 /// Control, environment and whole-state instructions among arithmetic, with exceptions pending now and then.
 pub fn x87_control(control: Vec<Form>, arithmetic: Vec<Form>) -> Generator {
-    let environment = [
+    let codes = [
         Code::Fnstenv_m14byte,
         Code::Fnstenv_m28byte,
         Code::Fldenv_m14byte,
@@ -96,29 +97,58 @@ pub fn x87_control(control: Vec<Form>, arithmetic: Vec<Form>) -> Generator {
                     }
                 }
                 70..75 => builder.push_bytes(&[0x9b]),
-                _ => {
-                    let code = builder.random.pick(&environment);
-                    let len = environment_len(code).unwrap_or(0);
-                    let mut instruction = Instruction::default();
-                    instruction.set_code(code);
-                    instruction.set_op0_kind(OpKind::Memory);
-                    // Few places, so that loads find what stores left; else small numbers as control and status words.
-                    let offset = 128 * builder.random.below(SCRATCH_LEN as u64 / 128 - 1);
-                    let address = builder.case.place.scratch() + offset;
-                    let stored = builder.case.instructions.iter().any(|i| environment_len(i.code()).is_some());
-                    if !stored {
-                        let wide = if len == 14 || len == 94 { 2 } else { 4 };
-                        let control = builder.random.next() as u16 & 0xf40 | 0x3f;
-                        builder.poke(address, &control.to_le_bytes());
-                        let status = builder.random.next() as u16;
-                        builder.poke(address + wide, &status.to_le_bytes());
-                    }
-                    builder.address(&mut instruction, address);
-                    builder.push(instruction);
-                }
+                _ => environment(builder, &codes),
             }
         }
     })
+}
+
+/// An instruction that stores or loads an environment or the whole state.
+fn environment(builder: &mut Builder, codes: &[Code]) {
+    let code = builder.random.pick(codes);
+    let len = environment_len(code).unwrap_or(0);
+    let mut instruction = Instruction::default();
+    instruction.set_code(code);
+    instruction.set_op0_kind(OpKind::Memory);
+    // Few places, so that loads find what stores left; else small numbers as control and status words.
+    let offset = 128 * builder.random.below(SCRATCH_LEN as u64 / 128 - 1);
+    let address = builder.case.place.scratch() + offset;
+    let stored = builder.case.instructions.iter().any(|i| environment_len(i.code()).is_some());
+    if !stored {
+        let wide = if len == 14 || len == 94 { 2 } else { 4 };
+        let control = builder.random.next() as u16 & 0xf40 | 0x3f;
+        builder.poke(address, &control.to_le_bytes());
+        let status = builder.random.next() as u16;
+        builder.poke(address + wide, &status.to_le_bytes());
+    }
+    builder.address(&mut instruction, address);
+    if builder.push(instruction) && builder.random.percent(50) {
+        clear_maker_fields(builder, &instruction, address);
+    }
+}
+
+/// Clears what processors do not store alike in an environment that has been stored, so that whatever reads it finds the same on all of
+/// them. In the other cases what reads these fields, as numbers or in another format, is compared only where they came out the same.
+fn clear_maker_fields(builder: &mut Builder, instruction: &Instruction, environment: u64) {
+    if !matches!(instruction.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) {
+        return;
+    }
+    let fields = undefined::maker_fields(instruction);
+    let mut at = fields.start as u64;
+    while at < fields.end as u64 {
+        let (code, immediate, len) = match fields.end as u64 - at {
+            8.. => (Code::Mov_rm64_imm32, OpKind::Immediate32to64, 8),
+            4.. => (Code::Mov_rm32_imm32, OpKind::Immediate32, 4),
+            _ => (Code::Mov_rm16_imm16, OpKind::Immediate16, 2),
+        };
+        let mut clear = Instruction::default();
+        clear.set_code(code);
+        clear.set_op0_kind(OpKind::Memory);
+        clear.set_op1_kind(immediate);
+        builder.address(&mut clear, environment + at);
+        builder.push(clear);
+        at += len;
+    }
 }
 
 fn control_word(builder: &mut Builder, mut instruction: Instruction) {
@@ -152,6 +182,9 @@ const SAVES_AND_RESTORES: [&[Code]; 3] = [
     ],
     &[Code::Xsave_mem, Code::Xsave64_mem, Code::Xrstor_mem, Code::Xrstor64_mem],
 ];
+
+/// Where images are in the scratch.
+pub const IMAGES: [usize; 2] = [0, SECOND_IMAGE as usize];
 
 /// Where the second of two overlapping images is. What the first one's registers are saved to must not be the second one's
 /// pointers, because not all processors keep 64 bits of those.

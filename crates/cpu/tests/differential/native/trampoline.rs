@@ -27,6 +27,8 @@ pub fn build(place: Place) -> Trampoline {
     // push rbx, rbp, r12 to r15
     code.extend([0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57]);
     absolute(&mut code, &[0x89], RSP, host_rsp);
+    // fninit, since some processors' FXRSTOR leaves the last pointers as they are
+    code.extend([0xdb, 0xe3]);
     absolute(&mut code, &[0x0f, 0xae], 1, before(offset_of!(Registers, fx))); // fxrstor64
     code.push(0xbc); // mov esp, address of the flags
     code.extend(before(offset_of!(Registers, rflags)).to_le_bytes());
