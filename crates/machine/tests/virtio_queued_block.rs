@@ -163,6 +163,23 @@ fn the_guest_sees_nothing_of_a_request_before_it_is_answered() {
 }
 
 #[test]
+fn a_read_of_what_the_host_has_in_memory_is_answered_at_once() {
+    let mut rig = Rig::new(ALL);
+    rig.disk.disk.content().bytes.fill(7);
+    rig.disk.set_cached(true);
+    let read = rig.post_and_notify(VIRTIO_BLK_T_IN, 0, &[], 4096);
+    assert_eq!((rig.driver.take_used(0).map(|(used, len)| (used.head, len))), Some((read.head, 4097)));
+    assert_eq!((rig.status(&read), rig.device.device().metrics().reads), (OK, 1));
+    // One that fails is left to those who can wait, and say why.
+    rig.disk.disk.content().broken = true;
+    assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[], 4096).0, IOERR);
+    // So is one that would keep the device for long.
+    rig.disk.disk.content().broken = false;
+    rig.post_and_notify(VIRTIO_BLK_T_IN, 0, &[], 1 << 20);
+    assert_eq!(rig.device.save().device.in_flight.len(), 1);
+}
+
+#[test]
 fn what_was_under_way_is_done_by_whoever_goes_on_from_the_saved_state() {
     for is_queued in [false, true] {
         let mut rig = Rig::new(ALL);

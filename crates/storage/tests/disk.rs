@@ -153,6 +153,23 @@ fn run(path: &Path, format: DiskFormat, mut oracle: Vec<u8>, steps: &[Step]) {
     }
 }
 
+#[test]
+fn a_read_without_a_wait_reads_the_same_or_says_that_it_cannot() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["disk.raw", "disk.qcow2"] {
+        let path = folder.path().join(name);
+        if name.ends_with("raw") { create_raw(&path, 1 << 20) } else { create_qcow2(&path, 1 << 20, None) }.unwrap();
+        let mut image = DiskImage::open(&path, DiskOptions::default()).unwrap();
+        image.write_at(4096, &[9; 4096]).unwrap();
+        let mut read = [0; 4096];
+        // Whether the host can tell depends on its file system.
+        if image.read_cached(4096, &mut read) {
+            assert!(name.ends_with("raw") && read == [9; 4096]);
+        }
+        assert!(!image.read_cached((1 << 20) - 512, &mut read));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -85,6 +85,10 @@ impl BlockBackend for LoggedDisk {
         Ok(self.disk()?.lock().read_at(offset, buf)?)
     }
 
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> bool {
+        self.disk().is_ok_and(|disk| disk.try_lock().is_some_and(|image| image.read_cached(offset, buf)))
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.change(
             Some((offset, data.len() as u64)),

@@ -251,6 +251,11 @@ impl Disk {
         image
     }
 
+    /// The image, if nobody has it now.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, DiskImage>> {
+        self.image.try_lock().ok()
+    }
+
     /// The image, for something that a guest must not wait for: who locks it again and again would leave others few chances.
     pub fn lock_patiently(&self) -> MutexGuard<'_, DiskImage> {
         for _ in 0..YIELDS_MAX {

@@ -1,7 +1,7 @@
 //! An open disk image.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, ShallowMapping, StorageOpenOptions};
 use rustix::fs::SeekFrom as Find;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::lock::open_locked;
 use super::qcow2_header::{self, Refusal};
@@ -157,6 +157,18 @@ impl DiskImage {
     pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
         self.check_range(offset, buffer.len() as u64)?;
         self.access.read(buffer, offset).map_err(|e| self.io("read", e))
+    }
+
+    /// Fills `buffer` from `offset` on if the host can do that without a wait, as it has the content in its page cache. False if it cannot,
+    /// or nobody can tell: then the buffer's content is undefined, and [`Self::read_at`] does it, or finds out why not.
+    pub fn read_cached(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        if self.format != DiskFormat::Raw || self.check_range(offset, buffer.len() as u64).is_err() {
+            return false;
+        }
+        let Some(file) = self.files().next() else { return false };
+        let length = buffer.len();
+        let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
+        read.is_ok_and(|read| read == length)
     }
 
     /// Writes `data` at `offset`. It survives a power failure only after the next [`Self::flush`].

@@ -28,6 +28,12 @@ pub trait BlockBackend: Send + Sync {
     /// The host's.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// Fills `buf` from `offset` on if that takes no wait. False if it may take one, or fails: then the content of `buf` is undefined, and
+    /// [`BlockBackend::read_at`] is the way.
+    fn read_cached(&self, _offset: u64, _buf: &mut [u8]) -> bool {
+        false
+    }
+
     /// Writes `data` at `offset`. It need not survive a power failure before the next [`BlockBackend::flush`].
     ///
     /// # Errors
@@ -64,6 +70,10 @@ impl BlockBackend for Mutex<DiskImage> {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         Ok(lock(self).read_at(offset, buf)?)
+    }
+
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> bool {
+        self.try_lock().is_ok_and(|image| image.read_cached(offset, buf))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -3,7 +3,8 @@
 //! A request is *taken*: its chain is read and checked, and what it writes is copied out of guest memory. It is *done* by one of the disk's
 //! threads, which touch nothing of the guest's. It is *answered*: what it read is written to guest memory, with the status, and its chain goes
 //! back. Taking and answering are calls of the transport's, so nothing happens to the guest while nobody calls: a paused VM
-//! stands still though its disks work on.
+//! stands still though its disks work on. A read of what the host has in memory is done and answered as it is taken: to wake a thread for it would
+//! take longer than the read.
 //!
 //! What was taken and not answered is saved as that. Whoever goes on from there does it again.
 
@@ -23,6 +24,11 @@ use crate::devices::virtio::queue::{QueueError, Used, VirtQueue};
 
 /// Bytes of data of requests under way, beyond which no more are taken. The last one taken may go beyond by its own length.
 const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes of a read that is looked for in the host's memory before a thread is woken for it.
+const CACHED_READ_BYTES_MAX: usize = 64 << 10;
+/// Bytes that such reads may come to before the device is left alone again.
+const CACHED_BYTES_MAX: u64 = 4 << 20;
 
 /// A request under way.
 pub(super) struct InFlight {
@@ -58,6 +64,8 @@ pub(super) struct Queued {
     abandoned: usize,
     /// Requests were left in the queue though there may be some.
     is_stalled: bool,
+    /// Bytes read without a wait since requests began to be taken.
+    cached_bytes: u64,
     /// Kept for their allocations.
     spare: Vec<Chain>,
 }
@@ -71,6 +79,7 @@ impl Queued {
             bytes: 0,
             abandoned: 0,
             is_stalled: false,
+            cached_bytes: 0,
             spare: Vec::new(),
         }
     }
@@ -97,6 +106,7 @@ impl Queued {
     /// Takes what the queue holds, as far as there is room.
     pub fn take(&mut self, queue: &mut VirtQueue, context: &mut Context<'_>) -> Result<Progress, QueueError> {
         self.is_stalled = false;
+        self.cached_bytes = 0;
         for _ in 0..queue.size() {
             let is_full = self.in_flight.len() >= usize::from(queue.size()) || self.bytes >= IN_FLIGHT_BYTES_MAX;
             if is_full || self.abandoned > 0 {
@@ -134,6 +144,15 @@ impl Queued {
             Ok(prepared) => prepared,
             Err(error) => return self.answer_one(chain, &Err(error), queue, context),
         };
+        if let OperationKind::Read { offset, len } = kind
+            && let Some(data) = self.read_cached(offset, len)
+        {
+            return self.answer(
+                Finished { in_flight: InFlight { chain, request, bytes: 0 }, result: Ok(data) },
+                queue,
+                context,
+            );
+        }
         let bytes = chain.readable_bytes().saturating_add(chain.writable_bytes());
         let then_flush = context.write_through && request.is_written_through();
         let tag = self.next_tag;
@@ -142,6 +161,16 @@ impl Queued {
         self.in_flight.insert(tag, InFlight { chain, request, bytes });
         self.workers.submit(tag, Operation { kind, then_flush });
         Ok(())
+    }
+
+    /// What a read gets that need not wait for the host.
+    fn read_cached(&mut self, offset: u64, len: usize) -> Option<Vec<u8>> {
+        if len > CACHED_READ_BYTES_MAX || self.cached_bytes > CACHED_BYTES_MAX {
+            return None;
+        }
+        self.cached_bytes += len as u64;
+        let mut data = vec![0; len];
+        self.workers.read_cached(offset, &mut data).then_some(data)
     }
 
     /// What was done since the last call and is to be answered, and whether requests may have been left in the queue for which there is

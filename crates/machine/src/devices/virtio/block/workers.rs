@@ -65,6 +65,11 @@ impl Workers {
         &self.shared.backend
     }
 
+    /// Fills `buffer` from `offset` on if that takes no wait.
+    pub fn read_cached(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        self.shared.backend.read_cached(offset, buffer)
+    }
+
     /// Lets an operation begin as soon as a thread is free. Returns at once.
     pub fn submit(&mut self, tag: u64, operation: Operation) {
         let mut jobs = lock(&self.shared.jobs);

@@ -102,6 +102,7 @@ pub struct HeldDisk {
 struct Hold {
     writes: bool,
     flushes: bool,
+    is_cached: bool,
     held: usize,
 }
 
@@ -117,6 +118,11 @@ impl HeldDisk {
         let mut hold = lock(hold);
         (hold.writes, hold.flushes) = (writes, flushes);
         changed.notify_all();
+    }
+
+    /// Says whether reads take no wait from now on.
+    pub fn set_cached(&self, is_cached: bool) {
+        lock(&self.hold.0).is_cached = is_cached;
     }
 
     /// Returns when `count` operations are held up.
@@ -151,6 +157,10 @@ impl BlockBackend for HeldDisk {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.disk.read_at(offset, buf)
+    }
+
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> bool {
+        lock(&self.hold.0).is_cached && self.disk.read_at(offset, buf).is_ok()
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
