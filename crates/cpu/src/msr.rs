@@ -10,10 +10,20 @@ pub mod index {
     pub const APIC_BASE: u32 = 0x1b;
     /// IA32_TSC_ADJUST.
     pub const TSC_ADJUST: u32 = 0x3b;
+    /// IA32_SPEC_CTRL.
+    pub const SPEC_CTRL: u32 = 0x48;
+    /// IA32_PRED_CMD.
+    pub const PRED_CMD: u32 = 0x49;
     /// IA32_BIOS_SIGN_ID: the microcode revision.
     pub const BIOS_SIGN_ID: u32 = 0x8b;
+    /// MSR_PLATFORM_INFO.
+    pub const PLATFORM_INFO: u32 = 0xce;
     /// IA32_MTRRCAP.
     pub const MTRR_CAPABILITIES: u32 = 0xfe;
+    /// IA32_ARCH_CAPABILITIES.
+    pub const ARCH_CAPABILITIES: u32 = 0x10a;
+    /// IA32_FLUSH_CMD.
+    pub const FLUSH_CMD: u32 = 0x10b;
     /// IA32_SYSENTER_CS.
     pub const SYSENTER_CS: u32 = 0x174;
     /// IA32_SYSENTER_ESP.
@@ -74,6 +84,8 @@ pub mod index {
     pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     /// IA32_TSC_AUX.
     pub const TSC_AUX: u32 = 0xc000_0103;
+    /// VIRT_SPEC_CTRL, AMD's way to ask a hypervisor for SSBD.
+    pub const VIRT_SPEC_CTRL: u32 = 0xc001_011f;
     /// MSR_KVM_WALL_CLOCK_NEW.
     pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
     /// MSR_KVM_SYSTEM_TIME_NEW.
@@ -103,6 +115,7 @@ const fn held(index: u32, reset: u64, writable: u64) -> Held {
 /// Every register that only holds a value, ascending by index. Memory is write-back by default, as firmware would leave it.
 pub(crate) const HELD: &[Held] = &[
     held(index::TSC_ADJUST, 0, u64::MAX),
+    held(index::SPEC_CTRL, 0, u64::MAX),
     held(index::SYSENTER_CS, 0, 0xffff_ffff),
     held(index::SYSENTER_ESP, 0, u64::MAX),
     held(index::SYSENTER_EIP, 0, u64::MAX),
@@ -150,6 +163,7 @@ pub(crate) const HELD: &[Held] = &[
     held(index::SFMASK, 0, 0xffff_ffff),
     held(index::KERNEL_GS_BASE, 0, u64::MAX),
     held(index::TSC_AUX, 0, 0xffff_ffff),
+    held(index::VIRT_SPEC_CTRL, 0, 4),
 ];
 
 /// Indices of the registers that a saved state lists, ascending.

@@ -71,6 +71,16 @@ impl Default for FpuState {
     }
 }
 
+/// A part of what XSAVE saves. The bytes are those of the standard format, which each component defines for itself; only where it stands in
+/// the area differs between processors (Intel SDM volume 1, 13.4.3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtendedState {
+    /// Its bit in XCR0.
+    pub component: u8,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
 /// An event that was being delivered, or waits to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PendingEvent {
@@ -163,6 +173,8 @@ pub struct VcpuState {
     pub debug: [u64; 6],
     /// x87 and SSE.
     pub fpu: FpuState,
+    /// What XSAVE saves beyond x87 and SSE, ascending by component; what is as after reset is left out.
+    pub extended: Vec<ExtendedState>,
     /// Other model-specific registers that the guest can set, by index, ascending.
     pub msrs: Vec<(u32, u64)>,
     /// The local APIC.
@@ -207,6 +219,7 @@ impl VcpuState {
             efer: 0,
             debug: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             fpu: FpuState::default(),
+            extended: Vec::new(),
             msrs: msr::reset(),
             apic: ApicState::reset(number),
             tsc: 0,

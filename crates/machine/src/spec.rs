@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use cpu::CpuLevel;
 use network::NetworkSpec;
 use serde::{Deserialize, Serialize};
 use storage::disk::DiskFormat;
@@ -45,6 +46,10 @@ pub struct VmSpec {
     /// Which engine runs the vCPUs.
     #[serde(default)]
     pub engine: EngineChoice,
+    /// How much of a processor the guest gets: `portable`, `x86-64-v3` or `host`. More than `portable` needs the kvm engine, and a
+    /// secondary's host has to have as much.
+    #[serde(default)]
+    pub cpu: CpuLevel,
     /// An image made by `twinvm image build`, which gives the kernel, the initrd and the command line unless they are named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -176,6 +181,12 @@ impl VmSpec {
                 "no kernel: name a file with `kernel`, or an image of `twinvm image list` with `image`".into(),
             );
         }
+        if self.cpu != CpuLevel::Portable && self.engine == EngineChoice::Soft {
+            return invalid(format!(
+                "cpu = \"{}\" needs engine = \"kvm\": the software processor is the portable one",
+                self.cpu
+            ));
+        }
         if self.record.is_some() && self.engine == EngineChoice::Kvm {
             return invalid(
                 "record needs engine = \"soft\": with kvm nobody can tell when something reaches the guest".into(),
@@ -295,6 +306,15 @@ mod tests {
     }
 
     #[test]
+    fn a_level_of_processor_reads_as_it_is_written() {
+        for (text, level) in [("portable", CpuLevel::Portable), ("x86-64-v3", CpuLevel::V3), ("host", CpuLevel::Host)] {
+            let spec = VmSpec::parse(&GOOD.replacen("memory =", &format!("cpu = \"{text}\"\nmemory ="), 1)).unwrap();
+            assert_eq!((spec.cpu, level.to_string().as_str()), (level, text));
+        }
+        assert_eq!(VmSpec::parse(GOOD).unwrap().cpu, CpuLevel::Portable);
+    }
+
+    #[test]
     fn each_mistake_is_named_in_one_line() {
         for (change, from, to) in [
             ("unknown field", "memory =", "memroy ="),
@@ -306,6 +326,8 @@ mod tests {
             ("name =", "name = \"redis\"", "name = \"../x\""),
             ("no kernel", "kernel = \"vmlinuz\"", ""),
             ("needs engine = \"soft\"", "memory =", "record = \"logs\"\nengine = \"kvm\"\nmemory ="),
+            ("needs engine = \"kvm\"", "memory =", "cpu = \"host\"\nengine = \"soft\"\nmemory ="),
+            ("unknown variant", "memory =", "cpu = \"x86-64-v9\"\nmemory ="),
             ("must be 1 to", "memory =", "cpus = 0\nmemory ="),
             ("must be 1 to", "memory =", "cpus = 65\nmemory ="),
             ("network", "mode = \"user\"", "mode = \"user\"\nmtu = 9"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cpu::state::{SegmentState, TableState};
-use cpu::{ProcessorsState, VcpuState};
+use cpu::{CpuLevel, CpuProfile, ProcessorsState, VcpuState};
 use memory::{GuestRam, MemoryError};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,8 @@ pub struct VmConfig {
     pub cpus: u32,
     /// Memory, in bytes.
     pub memory_bytes: u64,
+    /// How much of a processor it is given at power-on.
+    pub cpu: CpuLevel,
 }
 
 /// What a VM starts with.
@@ -161,6 +163,11 @@ impl Vm {
             Boot::Flat { program, address, rsi } => crate::boot::flat::load(&ram, program, *address, *rsi)?,
         };
         let mut processors = ProcessorsState::reset(config.cpus);
+        processors.profile = crate::engine::cpu_profile(engine, config.cpu)?;
+        if engine == EngineKind::Kvm {
+            // Whatever rate the host's time-stamp counter has.
+            processors.tsc_hz = 0;
+        }
         if let Some(first) = processors.vcpus.first_mut() {
             *first = boot_vcpu(&start);
         }
@@ -194,6 +201,11 @@ impl Vm {
     /// Which engine runs it.
     pub fn engine(&self) -> EngineKind {
         self.engine.kind()
+    }
+
+    /// What the guest was told at power-on that its processors are: a host that is to hold the VM has to be able to be that.
+    pub fn profile(&self) -> &CpuProfile {
+        self.engine.profile()
     }
 
     /// Instructions retired since power-on, where the engine counts them.

@@ -293,7 +293,7 @@ impl ConsoleSink for Nobody {
 }
 
 fn config() -> VmConfig {
-    VmConfig { name: "disk".into(), cpus: 1, memory_bytes: MEMORY_BYTES }
+    VmConfig { name: "disk".into(), cpus: 1, memory_bytes: MEMORY_BYTES, cpu: machine::engine::CpuLevel::Portable }
 }
 
 fn parts(disk: HostDisk, entropy_seed: u64) -> Parts {

@@ -1,10 +1,13 @@
 //! Between [`VcpuState`] and [`Cpu`].
 
+use std::sync::Arc;
+
 use memory::GuestRam;
 
 use crate::apic::Apic;
 use crate::block::Mode;
 use crate::core::Cpu;
+use crate::cpuid::CpuProfile;
 use crate::flags::LazyFlags;
 use crate::mmu::{TABLE_SUPERVISOR, Tlb};
 use crate::op::Fault;
@@ -17,7 +20,7 @@ use crate::sys::{Msrs, Segment, System, attribute, number};
 use crate::x87::{Register80, X87};
 
 /// Where and when a processor is made.
-pub(super) struct Place {
+pub(super) struct Place<'a> {
     /// Number of the processor in its machine.
     pub number: usize,
     /// How many processors the machine has.
@@ -26,6 +29,8 @@ pub(super) struct Place {
     pub machine_tsc: u64,
     /// When the count-down timer of the APIC reaches 0.
     pub timer: Option<u64>,
+    /// What CPUID says.
+    pub profile: &'a Arc<CpuProfile>,
 }
 
 impl Cpu {
@@ -45,6 +50,10 @@ impl Cpu {
             if value & !supported != 0 {
                 return Err(StateError::Unsupported { vcpu: place.number, register, value });
             }
+        }
+        if let Some(extended) = state.extended.first() {
+            let value = u64::from(extended.component);
+            return Err(StateError::Unsupported { vcpu: place.number, register: "XSAVE component", value });
         }
         let apic = Apic::from_state(&state.apic, place.timer)
             .ok_or(StateError::ApicPage { vcpu: place.number, len: state.apic.registers.len() })?;
@@ -98,7 +107,7 @@ impl Cpu {
                 run_state: state.run_state,
                 number: place.number as u32,
                 processors: place.count as u32,
-                model: config.model,
+                profile: place.profile.clone(),
                 power_on_unix_ns: config.power_on_unix_ns,
             },
         };
@@ -139,7 +148,8 @@ impl Cpu {
             efer: system.efer,
             debug: system.debug,
             fpu: self.fpu_state(),
-            msrs: system.msrs.to_state(),
+            extended: Vec::new(),
+            msrs: system.msrs.to_state(|index| system.profile.has_msr(index)),
             apic: self.apic.to_state(machine_tsc),
             tsc: machine_tsc.wrapping_add(system.tsc_offset),
             run_state: system.run_state,

@@ -84,7 +84,8 @@ impl Processors {
             run_state: if number == 0 { RunState::Running } else { RunState::WaitForSipi },
             ..VcpuState::reset(number as u32)
         };
-        let place = Place { number, count, machine_tsc, timer: None };
+        let profile = self.profile.clone();
+        let place = Place { number, count, machine_tsc, timer: None, profile: &profile };
         if let Ok(cpu) = Cpu::from_state(self.ram.clone(), &state, &place, &self.config) {
             vcpu.cpu = cpu;
         }

@@ -1,10 +1,12 @@
 //! [`Processors`]: making, saving and stepping the clock of all processors of a machine.
 
+use std::sync::Arc;
+
 use memory::GuestRam;
 
 use crate::block::BlockCache;
 use crate::core::{Cpu, TSC_HZ, tsc_at};
-use crate::cpuid::CpuModel;
+use crate::cpuid::{CpuOffer, CpuProfile};
 use crate::run::convert::Place;
 use crate::run::state::{ProcessorsState, StateError};
 
@@ -19,15 +21,13 @@ const INSTRUCTIONS_MAX: u64 = 1 << 62;
 pub struct CpuConfig {
     /// Wall-clock time of power-on, when the time-stamp counter was 0, in nanoseconds since the Unix epoch.
     pub power_on_unix_ns: u64,
-    /// The model that CPUID claims.
-    pub model: CpuModel,
     /// Instructions that a processor executes before the next one's turn.
     pub turn_instructions: u64,
 }
 
 impl Default for CpuConfig {
     fn default() -> Self {
-        Self { power_on_unix_ns: 0, model: CpuModel::default(), turn_instructions: 20_000 }
+        Self { power_on_unix_ns: 0, turn_instructions: 20_000 }
     }
 }
 
@@ -67,6 +67,7 @@ pub struct Processors {
     pub(super) cache: BlockCache,
     pub(super) ram: GuestRam,
     pub(super) config: CpuConfig,
+    pub(super) profile: Arc<CpuProfile>,
     pub(super) turn: usize,
     pub(super) turn_left: u64,
     pub(super) instructions: u64,
@@ -89,13 +90,17 @@ impl Processors {
         if state.instructions > INSTRUCTIONS_MAX {
             return Err(StateError::Instructions(state.instructions));
         }
+        if let Some(why) = CpuOffer::soft().refusal(&state.profile) {
+            return Err(StateError::Profile(why));
+        }
+        let profile = Arc::new(state.profile.clone());
         let vcpus = state
             .vcpus
             .iter()
             .zip(&state.timers)
             .enumerate()
             .map(|(number, (vcpu, &timer))| {
-                let place = Place { number, count, machine_tsc: state.tsc(), timer };
+                let place = Place { number, count, machine_tsc: state.tsc(), timer, profile: &profile };
                 let mut cpu = Cpu::from_state(ram.clone(), vcpu, &place, &config)?;
                 // Another engine's time-stamp counter may have had another rate.
                 cpu.write_system_time();
@@ -107,6 +112,7 @@ impl Processors {
             cache: BlockCache::new(&ram),
             ram,
             config,
+            profile,
             turn: state.turn_vcpu as usize,
             turn_left: state.turn_left,
             instructions: state.instructions,
@@ -125,7 +131,13 @@ impl Processors {
             instructions: self.instructions,
             clock_steps: self.clock_steps,
             tsc_hz: TSC_HZ,
+            profile: (*self.profile).clone(),
         }
+    }
+
+    /// What the guest was told that its processors are.
+    pub fn profile(&self) -> &CpuProfile {
+        &self.profile
     }
 
     /// Instructions that all processors together have retired.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apic::Apic;
 use crate::core::{TSC_HZ, tsc_at};
+use crate::cpuid::CpuProfile;
 use crate::state::VcpuState;
 
 /// All processors of a machine, and whose turn it is.
@@ -25,6 +26,8 @@ pub struct ProcessorsState {
     /// Rate of the processors' own time-stamp counters ([`VcpuState::tsc`]) where the state was saved, in ticks a second; 0 if
     /// the engine could not tell.
     pub tsc_hz: u64,
+    /// What the guest was told that its processors are.
+    pub profile: CpuProfile,
 }
 
 impl ProcessorsState {
@@ -43,7 +46,16 @@ impl ProcessorsState {
     /// becomes the machine's time-stamp counter, to which those of the processors keep their distance.
     pub fn from_vcpus_at(vcpus: Vec<VcpuState>, clock_ns: u64) -> Self {
         let timers = vcpus.iter().map(|vcpu| Apic::from_state(&vcpu.apic, None)?.saved_expiry(clock_ns)).collect();
-        Self { vcpus, timers, turn_vcpu: 0, turn_left: 0, instructions: 0, clock_steps: clock_ns, tsc_hz: TSC_HZ }
+        Self {
+            vcpus,
+            timers,
+            turn_vcpu: 0,
+            turn_left: 0,
+            instructions: 0,
+            clock_steps: clock_ns,
+            tsc_hz: TSC_HZ,
+            profile: CpuProfile::in_order(),
+        }
     }
 
     /// The state as if `step_ns` nanoseconds had passed since it was saved: every clock is that much ahead. Timers stay armed for the same
@@ -92,6 +104,9 @@ pub enum StateError {
         /// Bytes in the state.
         len: usize,
     },
+    /// The guest was promised another processor; the text goes on after "because".
+    #[error("the soft engine cannot be the VM's processor: {0}")]
+    Profile(String),
     /// A feature that this processor does not have is switched on.
     #[error("processor {vcpu}: {register} is {value:#x}, which this engine does not support")]
     Unsupported {

@@ -179,8 +179,8 @@ fn no_counters(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> 
 fn identify(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     let (leaf, subleaf) = (cpu.gpr[0] as u32, cpu.gpr[1] as u32);
     let system = &cpu.system;
-    let asking = Processor { number: system.number, count: system.processors, model: system.model };
-    let mut registers = cpuid::query(leaf, subleaf, asking);
+    let asking = Processor { number: system.number, count: system.processors };
+    let mut registers = cpuid::query(leaf, subleaf, asking, &system.profile);
     if leaf == 1 && system.cr4 & cr4::OSXSAVE != 0 {
         registers.ecx |= cpuid::OSXSAVE;
     }

@@ -40,6 +40,9 @@ fn write(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
 }
 
 fn get(cpu: &Cpu, index: u32, machine_tsc: u64) -> Option<u64> {
+    if !cpu.system.profile.has_msr(index) {
+        return None;
+    }
     let system = &cpu.system;
     Some(match index {
         index::TSC => machine_tsc.wrapping_add(system.tsc_offset),
@@ -49,6 +52,7 @@ fn get(cpu: &Cpu, index: u32, machine_tsc: u64) -> Option<u64> {
         index::APIC_BASE => cpu.apic.base(),
         index::TSC_DEADLINE => cpu.apic.tsc_deadline(),
         index::X2APIC_FIRST..=index::X2APIC_LAST => return cpu.apic.read_msr(index, machine_tsc),
+        index::ARCH_CAPABILITIES => system.profile.arch_capabilities,
         index::PLATFORM_ID => 0,
         index::MCG_CAPABILITIES => MCE_BANKS,
         index::BIOS_SIGN_ID => MICROCODE_REVISION,
@@ -59,6 +63,9 @@ fn get(cpu: &Cpu, index: u32, machine_tsc: u64) -> Option<u64> {
 
 /// Sets a register. `None` is #GP(0).
 fn set(cpu: &mut Cpu, index: u32, value: u64, machine_tsc: u64, bus: &mut dyn Bus) -> Result<Option<()>, Stop> {
+    if !cpu.system.profile.has_msr(index) {
+        return Ok(None);
+    }
     match index {
         index::TSC => move_tsc(cpu, value.wrapping_sub(machine_tsc).wrapping_sub(cpu.system.tsc_offset)),
         index::TSC_ADJUST => {
@@ -77,6 +84,8 @@ fn set(cpu: &mut Cpu, index: u32, value: u64, machine_tsc: u64, bus: &mut dyn Bu
         index::X2APIC_FIRST..=index::X2APIC_LAST => {
             return Ok(cpu.apic.write_msr(index, value, machine_tsc, bus));
         }
+        // Nothing is predicted here, and no cache holds anything back.
+        index::PRED_CMD | index::FLUSH_CMD => return Ok((value <= 0xff).then_some(())),
         index::BIOS_SIGN_ID => {}
         index::SYSENTER_ESP | index::SYSENTER_EIP | index::LSTAR | index::CSTAR | index::KERNEL_GS_BASE
             if !cpu.is_canonical(value) =>

@@ -13,6 +13,7 @@ const fn place(index: u32) -> usize {
 
 const STAR: usize = place(index::STAR);
 const LSTAR: usize = place(index::LSTAR);
+const CSTAR: usize = place(index::CSTAR);
 const SFMASK: usize = place(index::SFMASK);
 const KERNEL_GS_BASE: usize = place(index::KERNEL_GS_BASE);
 const TSC_AUX: usize = place(index::TSC_AUX);
@@ -36,9 +37,10 @@ impl Msrs {
         msrs
     }
 
-    /// All values, ascending by index.
-    pub(crate) fn to_state(&self) -> Vec<(u32, u64)> {
-        HELD.iter().zip(self.values).map(|(held, value)| (held.index, value)).collect()
+    /// The values of those that `is_there` says the processor has, ascending by index.
+    pub(crate) fn to_state(&self, is_there: impl Fn(u32) -> bool) -> Vec<(u32, u64)> {
+        let all = HELD.iter().zip(self.values).map(|(held, value)| (held.index, value));
+        all.filter(|(index, _)| is_there(*index)).collect()
     }
 
     pub(crate) fn get(&self, index: u32) -> Option<u64> {
@@ -63,6 +65,10 @@ impl Msrs {
 
     pub(crate) fn lstar(&self) -> u64 {
         self.values[LSTAR]
+    }
+
+    pub(crate) fn cstar(&self) -> u64 {
+        self.values[CSTAR]
     }
 
     pub(crate) fn sfmask(&self) -> u64 {
@@ -94,7 +100,7 @@ mod tests {
         assert_eq!(msrs.set(index::LSTAR, 77), Some(()));
         assert_eq!(msrs.set(index::PAT, 8), None);
         assert_eq!(msrs.set(0x1234_5678, 0), None);
-        let msrs = Msrs::from_state(&msrs.to_state());
+        let msrs = Msrs::from_state(&msrs.to_state(|_| true));
         assert_eq!(msrs.lstar(), 77);
     }
 }

@@ -1,6 +1,7 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT.
 //!
-//! As on Intel processors, SYSCALL and SYSRET exist in 64-bit mode only and SYSENTER in all protected modes.
+//! As on Intel processors, SYSCALL and SYSRET exist in 64-bit mode only and SYSENTER in all protected modes. On a processor of AMD's make
+//! SYSCALL is there in compatibility mode too (APM volume 3), where kernels use it for 32-bit programs.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -55,11 +56,14 @@ fn enter(cpu: &mut Cpu, code: Segment, stack: Segment, cpl: u8) {
 }
 
 fn syscall(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    if cpu.system.efer & efer::SCE == 0 || cpu.code_bits != 64 {
+    let compatible = cpu.code_bits != 64;
+    let allowed = !compatible || cpu.system.efer & efer::LMA != 0 && cpu.system.profile.is_amd();
+    if cpu.system.efer & efer::SCE == 0 || !allowed {
         return Err(cpu.undefined_opcode());
     }
     let msrs = &cpu.system.msrs;
-    let (selector, target, mask) = ((msrs.star() >> 32) as u16 & !3, msrs.lstar(), msrs.sfmask());
+    let target = if compatible { msrs.cstar() } else { msrs.lstar() };
+    let (selector, mask) = ((msrs.star() >> 32) as u16 & !3, msrs.sfmask());
     let flags = cpu.rflags() & !bit::RF;
     cpu.gpr[1] = cpu.next_rip(op);
     cpu.gpr[11] = flags;

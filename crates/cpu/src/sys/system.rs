@@ -1,6 +1,8 @@
 //! [`System`]: segments, control registers, model-specific registers, interrupt state.
 
-use crate::cpuid::CpuModel;
+use std::sync::Arc;
+
+use crate::cpuid::CpuProfile;
 use crate::state::{InterruptShadow, PendingEvent, RunState, TableState};
 use crate::sys::Msrs;
 use crate::sys::segment::Segment;
@@ -36,7 +38,8 @@ pub(crate) struct System {
     pub number: u32,
     /// How many processors the machine has.
     pub processors: u32,
-    pub model: CpuModel,
+    /// What CPUID says.
+    pub profile: Arc<CpuProfile>,
     /// Wall-clock time when the machine's time-stamp counter was 0, in nanoseconds since the Unix epoch.
     pub power_on_unix_ns: u64,
 }

@@ -1,11 +1,13 @@
 //! Changes of privilege and mode, and what user mode may not do.
 
+use cpu::cpuid::{Features, vendor};
 use iced_x86::code_asm::*;
 
 use crate::machine::{
     INTERRUPT_STACK, KERNEL_CODE, KERNEL_CS, SPARE, Setup, TSS, USER_CODE, USER_CS, USER_CS_32, USER_SS, USER_STACK,
 };
 
+const INVALID_OPCODE: u64 = 6;
 const GENERAL_PROTECTION: u64 = 13;
 
 fn set_msr(setup: &mut Setup, index: u32, value: u64) {
@@ -46,6 +48,48 @@ fn syscall_and_sysret_go_there_and_back() {
     assert_eq!(report.rflags >> 9 & 1, 1);
     let gpr = machine.vcpu(0).gpr;
     assert_eq!((gpr[3], gpr[1], gpr[6] >> 9 & 1), (8, USER_CODE + 7, 0));
+}
+
+#[test]
+fn programs_of_32_bits_enter_the_kernel_by_syscall_where_the_maker_is_amd() {
+    for (vendor, enters) in [(vendor::INTEL, false), (vendor::AMD, true)] {
+        let mut setup = Setup::new(1);
+        setup.start_in_compatibility_mode();
+        setup.state.profile.vendor = vendor;
+        set_msr(&mut setup, 0xc000_0081, u64::from(KERNEL_CS) << 32);
+        set_msr(&mut setup, 0xc000_0083, KERNEL_CODE);
+        setup.state.vcpus[0].efer |= 1;
+        // SYSCALL
+        setup.code_of(32, USER_CODE, |code| code.db(&[0x0f, 0x05]).unwrap());
+        setup.code(KERNEL_CODE, |code| code.ud2().unwrap());
+        let report = setup.start().report();
+        let rip = if enters { KERNEL_CODE } else { USER_CODE };
+        assert_eq!((report.vector, report.rip), (INVALID_OPCODE, rip), "{}", String::from_utf8_lossy(&vendor));
+    }
+}
+
+#[test]
+fn the_registers_of_defences_against_speculation_are_there_where_cpuid_says_so() {
+    for (features, there) in [(Features::PORTABLE, false), (Features::PORTABLE.or(Features::MITIGATIONS), true)] {
+        let mut setup = Setup::new(1);
+        setup.state.profile.features = features;
+        setup.state.profile.arch_capabilities = 0x23;
+        setup.code(KERNEL_CODE, |code| {
+            code.mov(ecx, 0x48).unwrap();
+            code.mov(eax, 1).unwrap();
+            code.xor(edx, edx).unwrap();
+            code.wrmsr().unwrap();
+            code.mov(ecx, 0x49).unwrap();
+            code.wrmsr().unwrap();
+            code.mov(ecx, 0x10a).unwrap();
+            code.rdmsr().unwrap();
+            code.ud2().unwrap();
+        });
+        let mut machine = setup.start();
+        let report = machine.report();
+        assert_eq!(report.vector, if there { INVALID_OPCODE } else { GENERAL_PROTECTION });
+        assert_eq!(machine.vcpu(0).gpr[0], if there { 0x23 } else { 1 });
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod kvm;
 pub mod soft;
 
 use cpu::ProcessorsState;
+pub use cpu::{CpuLevel, CpuOffer, CpuProfile};
 use serde::{Deserialize, Serialize};
 
 use self::soft::InputMode;
@@ -57,6 +58,29 @@ impl std::fmt::Display for EngineKind {
             Self::Kvm => "kvm",
             Self::Soft => "soft",
         })
+    }
+}
+
+/// Which processors an engine can be on this host.
+///
+/// # Errors
+/// [`EngineError::Kvm`] if there is no KVM to ask.
+pub fn cpu_offer(engine: EngineKind) -> Result<CpuOffer, EngineError> {
+    match engine {
+        EngineKind::Kvm => kvm::cpu_offer(),
+        EngineKind::Soft => Ok(CpuOffer::soft()),
+    }
+}
+
+/// The processor of a VM that is powered on here.
+///
+/// # Errors
+/// [`EngineError::CpuLevel`] or [`EngineError::SoftCpuLevel`] if the engine cannot be that much of a processor on this host.
+pub fn cpu_profile(engine: EngineKind, level: CpuLevel) -> Result<CpuProfile, EngineError> {
+    match (engine, level) {
+        (EngineKind::Kvm, level) => kvm::cpu_profile(level),
+        (EngineKind::Soft, CpuLevel::Portable) => Ok(CpuProfile::in_order()),
+        (EngineKind::Soft, level) => Err(EngineError::SoftCpuLevel(level)),
     }
 }
 
@@ -110,6 +134,25 @@ pub enum EngineError {
     /// The state does not fit this engine.
     #[error("the VM's state does not fit this engine: {0}")]
     State(String),
+    /// The VM's processor cannot be had here.
+    #[error("the {engine} engine of this host cannot run the VM, because {why}")]
+    Profile {
+        /// The engine.
+        engine: EngineKind,
+        /// A clause that goes on after "because".
+        why: String,
+    },
+    /// The level asked for is more than the host has.
+    #[error("cpu = \"{level}\": this host's KVM does not offer {missing}")]
+    CpuLevel {
+        /// The level.
+        level: CpuLevel,
+        /// What of it is missing.
+        missing: String,
+    },
+    /// The level asked for is more than the software processor is.
+    #[error("cpu = \"{0}\" needs the kvm engine: the software processor is the portable one")]
+    SoftCpuLevel(CpuLevel),
     /// A replay is not what was recorded, as the host did with a disk what it had not done then.
     #[error("this is not the run that was recorded: {0}")]
     DiskDiverged(String),
@@ -136,6 +179,9 @@ pub trait Engine: Send {
     /// Completes the dirty pages of guest RAM with those that only the engine knows, and starts the next round of tracking.
     /// To be called on a paused VM right before the pages are harvested.
     fn collect_dirty(&mut self) -> Result<(), EngineError>;
+
+    /// What the guest was told at power-on that its processors are.
+    fn profile(&self) -> &CpuProfile;
 
     /// Instructions retired since power-on, where the engine counts them.
     fn instructions(&self) -> Option<u64>;

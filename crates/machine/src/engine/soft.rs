@@ -7,7 +7,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpu::{Bus, CpuConfig, Exit, Processors, ProcessorsState};
+use cpu::{Bus, CpuConfig, CpuProfile, Exit, Processors, ProcessorsState};
 
 use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
 use crate::control::Control;
@@ -235,6 +235,10 @@ impl Engine for SoftEngine {
     fn collect_dirty(&mut self) -> Result<(), EngineError> {
         self.processors.after_harvest();
         Ok(())
+    }
+
+    fn profile(&self) -> &CpuProfile {
+        self.processors.profile()
     }
 
     fn instructions(&self) -> Option<u64> {

@@ -98,7 +98,12 @@ pub(super) fn speed(engine: EngineKind) -> Result<Speed, VmError> {
 
 /// Million instructions per second of a program that comes to do [`ROUNDS`].
 fn mips(engine: EngineKind, program: &[u8]) -> Result<f64, VmError> {
-    let config = VmConfig { name: "probe".to_owned(), cpus: 1, memory_bytes: MEMORY_BYTES };
+    let config = VmConfig {
+        name: "probe".to_owned(),
+        cpus: 1,
+        memory_bytes: MEMORY_BYTES,
+        cpu: crate::engine::CpuLevel::Portable,
+    };
     let boot = Boot::Flat { program, address: PROGRAM_ADDRESS, rsi: 0 };
     let parts = Parts {
         disks: Vec::new(),

@@ -186,6 +186,10 @@ fn a_timer_that_became_due_meanwhile_fires_once() {
     for engine in engines() {
         for (timer, ticks) in [(Timer::OneShot, 4), (Timer::Periodic, 4), (Timer::Deadline, 20)] {
             let mut vm = start(engine, timer, ticks * SECOND_NS);
+            if engine != Soft && matches!(timer, Timer::Deadline) && vm.profile().tsc_hz.is_none() {
+                // A guest that was promised no rate has no such timer.
+                continue;
+            }
             run_rounds(&mut vm, 1000);
             let ram = vm.platform().ram().clone();
             assert_eq!(load(&ram, INTERRUPTS), 0, "{engine}, {timer:?}");

@@ -12,7 +12,7 @@ use machine::engine::soft::InputMode;
 use machine::engine::{EngineKind, RunEnd};
 use machine::events::GuestEvent;
 use machine::platform::Parts;
-use machine::vm::{Boot, Vm, VmConfig, VmState};
+use machine::vm::{Boot, Vm, VmConfig, VmError, VmState};
 use memory::GuestRam;
 
 pub const MEMORY_BYTES: u64 = 8 << 20;
@@ -147,12 +147,16 @@ pub fn parts(console: &Console) -> Parts {
 }
 
 pub fn config(cpus: u32) -> VmConfig {
-    VmConfig { name: "bare".into(), cpus, memory_bytes: MEMORY_BYTES }
+    VmConfig { name: "bare".into(), cpus, memory_bytes: MEMORY_BYTES, cpu: machine::engine::CpuLevel::Portable }
 }
 
 pub fn start(engine: EngineKind, rounds: u64, cpus: u32, console: &Console) -> Vm {
+    boot(config(cpus), engine, rounds, console).unwrap()
+}
+
+pub fn boot(config: VmConfig, engine: EngineKind, rounds: u64, console: &Console) -> Result<Vm, VmError> {
     let boot = Boot::Flat { program: &program(), address: PROGRAM, rsi: rounds };
-    Vm::boot(config(cpus), &boot, parts(console), engine, InputMode::Live).unwrap()
+    Vm::boot(config, &boot, parts(console), engine, InputMode::Live)
 }
 
 /// A VM that runs these bytes.
@@ -167,7 +171,11 @@ pub fn start_all(engine: EngineKind, cpus: u32) -> Vm {
     Vm::boot(config(cpus), &boot, parts(&Console::default()), engine, InputMode::Live).unwrap()
 }
 
-pub fn restore(ram: &GuestRam, state: VmState, engine: EngineKind, cpus: u32, console: &Console) -> Vm {
+/// Whatever KVM is here, it restores this guest: it uses no more than every processor has, so what it was promised can be less.
+pub fn restore(ram: &GuestRam, mut state: VmState, engine: EngineKind, cpus: u32, console: &Console) -> Vm {
+    let (offer, profile) = (machine::engine::cpu_offer(engine).unwrap(), &mut state.engine.processors.profile);
+    profile.features = profile.features.and(offer.features);
+    profile.physical_bits = profile.physical_bits.min(offer.physical_bits);
     Vm::restore(config(cpus), ram, state, parts(console), engine, InputMode::Live).unwrap()
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use guest::{Console, expected, finish, start};
 use machine::engine::EngineKind::{self, Kvm, Soft};
-use machine::engine::RunEnd;
+use machine::engine::{CpuLevel, RunEnd};
 use machine::vm::{Snapshot, SnapshotHead, Vm, VmConfig};
 use memory::PAGE_BYTES;
 
@@ -178,11 +178,56 @@ fn every_page_that_a_vcpu_writes_is_harvested() {
 }
 
 #[test]
+fn a_vm_goes_on_only_where_its_processor_can_be_had() {
+    for engine in engines() {
+        let console = Console::default();
+        let mut vm = start(engine, 1, 1, &console);
+        let profile = vm.profile().clone();
+        let mut state = vm.save().unwrap();
+        assert_eq!(state.engine.processors.profile, profile, "{engine}");
+        let everything = (cpu::cpuid::word::STRUCTURED_1_EAX, u32::MAX);
+        state.engine.processors.profile.features = profile.features.with(everything);
+        let (ram, parts) = (vm.platform().ram().clone(), guest::parts(&console));
+        let mode = machine::engine::soft::InputMode::Live;
+        let Err(error) = machine::vm::Vm::restore(guest::config(1), &ram, state, parts, engine, mode) else {
+            panic!("{engine} takes a VM with features that nobody has");
+        };
+        assert!(error.to_string().contains("CPUID 0x7.1:EAX bit 31"), "{engine}: {error}");
+    }
+}
+
+#[test]
+fn more_than_the_portable_processor_needs_kvm_and_a_host_that_has_it() {
+    for engine in engines() {
+        for level in [CpuLevel::Portable, CpuLevel::V3, CpuLevel::Host] {
+            let console = Console::default();
+            let config = VmConfig { cpu: level, ..guest::config(1) };
+            match (engine, level, guest::boot(config, engine, ROUNDS, &console)) {
+                (_, CpuLevel::Portable, Err(error)) => panic!("{engine}: {error}"),
+                (Soft, CpuLevel::V3 | CpuLevel::Host, Ok(_)) => panic!("the software processor is no {level}"),
+                (Soft, _, Err(error)) => assert!(error.to_string().contains("kvm"), "{error}"),
+                (Kvm, CpuLevel::Host, Err(error)) => panic!("{error}"),
+                (Kvm, _, Err(error)) => assert!(error.to_string().contains("does not offer"), "{error}"),
+                (_, _, Ok(mut vm)) => {
+                    finish(&mut vm);
+                    assert_eq!(guest::result(&vm), expected(ROUNDS), "{engine}, {level}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_state_with_another_number_of_vcpus_is_refused() {
     let console = Console::default();
     let mut vm = start(Soft, 1, 2, &console);
     let state = vm.save().unwrap();
-    let config = VmConfig { name: "x".into(), cpus: 1, memory_bytes: guest::MEMORY_BYTES };
+    let config = VmConfig {
+        name: "x".into(),
+        cpus: 1,
+        memory_bytes: guest::MEMORY_BYTES,
+        cpu: machine::engine::CpuLevel::Portable,
+    };
     let ram = vm.platform().ram().clone();
     let restored = machine::vm::Vm::restore(
         config,

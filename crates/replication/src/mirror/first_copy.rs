@@ -106,6 +106,7 @@ pub(super) fn start(
         primary: shared.options.host.clone(),
         generation: shared.generation(),
         engine: shared.engine,
+        profile: shared.profile.clone(),
         disks: shared.disks.describe()?,
         suspicion_ms: u32::try_from(shared.options.suspicion.as_millis()).unwrap_or(u32::MAX),
         execution: ExecutionFormat::here(),

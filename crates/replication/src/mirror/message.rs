@@ -25,7 +25,7 @@
 //!
 //! Structures are serialized with postcard; bare integers are little-endian.
 
-use machine::engine::EngineKind;
+use machine::engine::{CpuProfile, EngineKind};
 use machine::vm::VmConfig;
 use network::InputPosition;
 use serde::{Deserialize, Serialize};
@@ -69,8 +69,10 @@ pub(super) struct Hello {
     pub primary: ReplicaId,
     /// At which generation.
     pub generation: Generation,
-    /// Which engine runs it there; the secondary has to offer the same, or the guest's time-stamp counter would change its rate.
+    /// Which engine runs it there; the secondary has to offer the same.
     pub engine: EngineKind,
+    /// The processor that its guest was told of; the secondary's host has to be able to be it.
+    pub profile: CpuProfile,
     /// Its disks.
     pub disks: Vec<DiskDescription>,
     /// Silence after which either side suspects the other, in milliseconds.

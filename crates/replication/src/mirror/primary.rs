@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use machine::control::Control;
-use machine::engine::EngineKind;
+use machine::engine::{CpuProfile, EngineKind};
 use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
@@ -42,6 +42,8 @@ pub struct PrimaryParts {
     pub config: VmConfig,
     /// What executes the vCPUs.
     pub engine: EngineKind,
+    /// What the guest was told that its processors are.
+    pub profile: CpuProfile,
     /// The VM's memory.
     pub ram: GuestRam,
     /// Every card's backend is wrapped by it.
@@ -101,6 +103,7 @@ pub(super) struct Shared {
     changed: Condvar,
     pub config: VmConfig,
     pub engine: EngineKind,
+    pub profile: CpuProfile,
     pub ram: GuestRam,
     pub gate: OutputGate,
     trigger: Arc<Trigger>,
@@ -144,8 +147,20 @@ enum Course {
 impl Primary {
     /// A primary without a secondary. Its output passes.
     pub fn new(parts: PrimaryParts) -> Self {
-        let PrimaryParts { replica, epoch, config, engine, ram, gate, trigger, disks, control, arbiter, options } =
-            parts;
+        let PrimaryParts {
+            replica,
+            epoch,
+            config,
+            engine,
+            profile,
+            ram,
+            gate,
+            trigger,
+            disks,
+            control,
+            arbiter,
+            options,
+        } = parts;
         trigger.set_control(control.clone());
         let stop = match replica.status().reason {
             Some(Reason::Stopped(reason)) => Some(reason),
@@ -172,6 +187,7 @@ impl Primary {
             changed: Condvar::new(),
             config,
             engine,
+            profile,
             ram,
             gate,
             trigger,

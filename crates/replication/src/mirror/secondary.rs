@@ -215,6 +215,9 @@ impl Secondary {
         if hello.engine != parts.engine {
             return Some(format!("the engine is {} here and {} there", parts.engine, hello.engine));
         }
-        None
+        match machine::engine::cpu_offer(parts.engine) {
+            Ok(offer) => offer.refusal(&hello.profile),
+            Err(error) => Some(error.to_string()),
+        }
     }
 }

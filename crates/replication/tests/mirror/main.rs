@@ -194,6 +194,7 @@ impl World {
             epoch,
             config: vm.config().clone(),
             engine: vm.engine(),
+            profile: vm.profile().clone(),
             ram: vm.platform().ram().clone(),
             gate: OutputGate::new(Box::new(move || waiting.output_waits())),
             trigger,

@@ -18,6 +18,7 @@ The spec is a TOML file:
   memory = \"512M\"
   image = \"redis\"                  # or: kernel = \"...\", initrd = \"...\", cmdline = \"...\"
   cpus = 1
+  cpu = \"portable\"                # or x86-64-v3, host: more of a processor, on fewer hosts (kvm only)
   record = \"records\"              # keep in this folder what `twinvm replay` repeats the VM's life from
   [[disk]]
   path = \"redis.qcow2\"

@@ -237,6 +237,7 @@ impl Process {
             epoch,
             config: vm.config().clone(),
             engine: vm.engine(),
+            profile: vm.profile().clone(),
             ram: vm.platform().ram().clone(),
             gate,
             trigger,

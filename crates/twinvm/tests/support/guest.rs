@@ -77,7 +77,12 @@ impl Guest {
     }
 
     pub fn config(&self) -> VmConfig {
-        VmConfig { name: "test".into(), cpus: self.cpus, memory_bytes: self.memory_bytes }
+        VmConfig {
+            name: "test".into(),
+            cpus: self.cpus,
+            memory_bytes: self.memory_bytes,
+            cpu: machine::engine::CpuLevel::Portable,
+        }
     }
 
     /// A fresh disk over the image's root disk.

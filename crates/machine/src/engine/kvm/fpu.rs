@@ -1,8 +1,10 @@
-//! x87 and SSE state to KVM's XSAVE area and back.
+//! x87, SSE and further state to KVM's XSAVE area and back.
 //!
 //! KVM_SET_FPU would be simpler, but it leaves MXCSR alone, and on some hosts the vector registers.
 
-use cpu::state::FpuState;
+use cpu::cpuid::XsaveComponent;
+use cpu::state::{ExtendedState, FpuState};
+use cpu::{CpuProfile, VcpuState};
 use kvm_bindings::kvm_xsave;
 use kvm_ioctls::VcpuFd;
 
@@ -21,7 +23,8 @@ mod at {
     pub const REGISTERS: usize = 32;
     pub const XMM: usize = 160;
     pub const XSTATE_BV: usize = 512;
-    pub const END: usize = 576;
+    pub const EXTENDED: usize = 576;
+    pub const END: usize = 4096;
 }
 /// Bits of XSTATE_BV.
 const X87: u64 = 1;
@@ -29,12 +32,18 @@ const SSE: u64 = 2;
 /// Both register files have slots of 16 bytes.
 const SLOT_BYTES: usize = 16;
 
-/// The part of an XSAVE area that is used here, as bytes.
+/// An XSAVE area in the standard format, as bytes.
 struct Area([u8; at::END]);
 
 impl Area {
     fn put<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) {
         self.0[offset..offset + N].copy_from_slice(&bytes);
+    }
+
+    /// A component beyond x87 and SSE; `None` if it does not lie in the area.
+    fn component(&mut self, component: &XsaveComponent) -> Option<&mut [u8]> {
+        let (offset, bytes) = (component.offset as usize, component.bytes as usize);
+        self.0.get_mut(offset..offset.checked_add(bytes)?).filter(|_| offset >= at::EXTENDED)
     }
 
     fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
@@ -49,25 +58,57 @@ fn physical(status: u16, index: usize) -> usize {
     (usize::from(status >> 11 & 7) + index) % 8
 }
 
-/// Sets a vCPU's x87 and SSE registers.
+/// Sets a vCPU's x87 and SSE registers, and what else of its state XSAVE saves.
 #[allow(unsafe_code)]
-pub(super) fn set(fd: &VcpuFd, state: &FpuState) -> Result<(), EngineError> {
+pub(super) fn set(fd: &VcpuFd, profile: &CpuProfile, state: &VcpuState) -> Result<(), EngineError> {
     let mut xsave = kvm_xsave::default();
-    for (word, bytes) in xsave.region.iter_mut().zip(area(state).0.chunks_exact(4)) {
+    let mut area = area(&state.fpu);
+    put_extended(&mut area, &profile.xsave, &state.extended)?;
+    for (word, bytes) in xsave.region.iter_mut().zip(area.0.chunks_exact(4)) {
         *word = bytes.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
     }
     // SAFETY: the structure is as long as any XSAVE area without dynamically enabled features, which no guest here has.
     unsafe { fd.set_xsave(&xsave) }.map_err(kvm_error("set x87 and SSE registers"))
 }
 
-/// A vCPU's x87 and SSE registers.
-pub(super) fn get(fd: &VcpuFd) -> Result<FpuState, EngineError> {
+/// A vCPU's x87 and SSE registers, and what else XSAVE saves.
+pub(super) fn get(fd: &VcpuFd, profile: &CpuProfile) -> Result<(FpuState, Vec<ExtendedState>), EngineError> {
     let xsave = fd.get_xsave().map_err(kvm_error("get x87 and SSE registers"))?;
     let mut area = Area([0; at::END]);
     for (bytes, word) in area.0.chunks_exact_mut(4).zip(xsave.region) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
-    Ok(neutral(&area))
+    let extended = extended(&mut area, &profile.xsave);
+    Ok((neutral(&area), extended))
+}
+
+fn put_extended(area: &mut Area, components: &[XsaveComponent], states: &[ExtendedState]) -> Result<(), EngineError> {
+    for state in states {
+        let component = components.iter().find(|component| component.number == state.component);
+        let place = component.and_then(|component| area.component(component));
+        let Some(place) = place.filter(|place| place.len() == state.bytes.len()) else {
+            return Err(EngineError::State(format!(
+                "{} bytes of XSAVE component {}, which its processor does not have as such",
+                state.bytes.len(),
+                state.component
+            )));
+        };
+        place.copy_from_slice(&state.bytes);
+        let present = u64::from_le_bytes(area.get(at::XSTATE_BV)) | 1 << (state.component & 63);
+        area.put(at::XSTATE_BV, present.to_le_bytes());
+    }
+    Ok(())
+}
+
+fn extended(area: &mut Area, components: &[XsaveComponent]) -> Vec<ExtendedState> {
+    let present = u64::from_le_bytes(area.get(at::XSTATE_BV));
+    let saved = components.iter().filter(|component| present >> (component.number & 63) & 1 == 1);
+    saved
+        .filter_map(|component| {
+            let bytes = area.component(component)?.to_vec();
+            Some(ExtendedState { component: component.number, bytes })
+        })
+        .collect()
 }
 
 fn area(state: &FpuState) -> Area {
@@ -118,6 +159,25 @@ fn neutral(area: &Area) -> FpuState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn further_components_lie_where_the_profile_says_and_nowhere_else() {
+        let avx = XsaveComponent { number: 2, offset: 576, bytes: 256 };
+        let saved = ExtendedState { component: 2, bytes: (0..=255).collect() };
+        let mut area = area(&FpuState::default());
+        assert!(extended(&mut area, &[avx]).is_empty(), "as after reset");
+        put_extended(&mut area, &[avx], std::slice::from_ref(&saved)).unwrap();
+        assert_eq!(extended(&mut area, &[avx]), [saved.clone()]);
+        assert_eq!(neutral(&area), FpuState::default());
+        for wrong in [
+            XsaveComponent { number: 3, ..avx },
+            XsaveComponent { bytes: 255, ..avx },
+            XsaveComponent { offset: 4000, ..avx },
+            XsaveComponent { offset: 512, ..avx },
+        ] {
+            assert!(put_extended(&mut area, &[wrong], std::slice::from_ref(&saved)).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn the_area_holds_everything() {

@@ -7,19 +7,24 @@ mod ioctl;
 mod kick;
 mod msrs;
 mod pins;
+mod profile;
 mod state;
 mod support;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod tsc;
 mod vcpu;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cpu::ProcessorsState;
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_clock_data, kvm_userspace_memory_region};
+use cpu::{CpuLevel, CpuOffer, CpuProfile, ProcessorsState};
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_MEM_LOG_DIRTY_PAGES, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use memory::{GuestRam, PAGE_SHIFT, Slot};
 
@@ -51,6 +56,8 @@ pub struct KvmEngine {
     threads: VcpuThreads,
     kernel: Arc<KernelVm>,
     slots: Vec<Slot>,
+    support: Arc<Support>,
+    profile: CpuProfile,
 }
 
 /// The VM as all of its threads know it.
@@ -87,6 +94,15 @@ impl KvmEngine {
     pub fn new(platform: &Arc<Platform>, state: &EngineState) -> Result<Self, EngineError> {
         let ram = platform.ram();
         let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
+        let support = Support::here(&kvm)?;
+        if let Some(why) = support.offer.refusal(&state.processors.profile) {
+            return Err(EngineError::Profile { engine: EngineKind::Kvm, why });
+        }
+        if state.processors.profile.is_in_order() {
+            tracing::warn!(
+                "the guest was started on the soft engine, and defends itself against no attack by speculation"
+            );
+        }
         let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
         if vm.check_extension(Cap::SetTssAddr) {
             vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm_error("set the identity map"))?;
@@ -100,14 +116,7 @@ impl KvmEngine {
         // The guest's paravirtual clock goes on from the machine's, whichever engine it came from.
         let clock = kvm_clock_data { clock: platform.clock().now_ns(), ..kvm_clock_data::default() };
         vm.set_clock(&clock).map_err(kvm_error("set the paravirtual clock"))?;
-        let support = Arc::new(Support::of(&kvm)?);
-        let vcpus = state
-            .processors
-            .vcpus
-            .iter()
-            .enumerate()
-            .map(|(number, vcpu)| Vcpu::new(&support, &vm, number, state.processors.vcpus.len(), vcpu))
-            .collect::<Result<Vec<_>, _>>()?;
+        let vcpus = create_vcpus(&vm, &support, &state.processors)?;
         state::set_ioapic(&vm, &state.ioapic)?;
         // A notification wakes the thread that serves the devices, and its vCPU goes on at once.
         for notification in platform.notifications() {
@@ -122,7 +131,8 @@ impl KvmEngine {
             barrier: Barrier::default(),
         });
         kernel.carry_pins()?;
-        Ok(Self { threads: VcpuThreads::start(vcpus, &kernel)?, kernel, slots })
+        let profile = state.processors.profile.clone();
+        Ok(Self { threads: VcpuThreads::start(vcpus, &kernel)?, kernel, slots, support, profile })
     }
 
     /// Serves the devices until the run ends: what comes from outside, queues that the guest notified of, requests that have been done.
@@ -159,6 +169,43 @@ impl KvmEngine {
         }
         Ok(false)
     }
+}
+
+/// What KVM can be on this host.
+pub(super) fn cpu_offer() -> Result<CpuOffer, EngineError> {
+    let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
+    Ok(Support::here(&kvm)?.offer.clone())
+}
+
+/// The processor of a VM that is started on KVM of this host.
+pub(super) fn cpu_profile(level: CpuLevel) -> Result<CpuProfile, EngineError> {
+    let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
+    let support = Support::here(&kvm)?;
+    profile::at_power_on(level, &support)
+}
+
+fn create_vcpus(vm: &VmFd, support: &Arc<Support>, state: &ProcessorsState) -> Result<Vec<Vcpu>, EngineError> {
+    disable_performance_counters(vm)?;
+    let profile = Arc::new(state.profile.clone());
+    let count = state.vcpus.len();
+    let vcpus = (0..count)
+        .map(|number| Vcpu::new(support, vm, number, count, &profile, state.tsc_hz))
+        .collect::<Result<Vec<_>, _>>()?;
+    tsc::restore(&vcpus.iter().map(Vcpu::fd).collect::<Vec<_>>(), &state.vcpus, support)?;
+    for (vcpu, saved) in vcpus.iter().zip(&state.vcpus) {
+        vcpu.restore(saved)?;
+    }
+    Ok(vcpus)
+}
+
+/// Kernels use those of AMD's processors without being told of them, and their state is not saved.
+fn disable_performance_counters(vm: &VmFd) -> Result<(), EngineError> {
+    if vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32 & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let mut capability = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..kvm_enable_cap::default() };
+    capability.args[0] = KVM_PMU_CAP_DISABLE.into();
+    vm.enable_cap(&capability).map_err(kvm_error("disable performance counters"))
 }
 
 #[allow(unsafe_code)]
@@ -206,9 +253,12 @@ impl Engine for KvmEngine {
     }
 
     fn save(&mut self) -> Result<EngineState, EngineError> {
-        let vcpus = self.threads.vcpus().map(|vcpu| vcpu.save()).collect::<Result<Vec<_>, _>>()?;
-        let mut processors = ProcessorsState::from_vcpus_at(vcpus, self.kernel.platform.clock().now_ns());
-        processors.tsc_hz = self.threads.vcpus().next().map_or(0, |vcpu| vcpu.tsc_hz());
+        let vcpus: Vec<_> = self.threads.vcpus().collect();
+        let mut states = vcpus.iter().map(|vcpu| vcpu.save()).collect::<Result<Vec<_>, _>>()?;
+        tsc::align(&vcpus.iter().map(|vcpu| vcpu.fd()).collect::<Vec<_>>(), &mut states, &self.support)?;
+        let mut processors = ProcessorsState::from_vcpus_at(states, self.kernel.platform.clock().now_ns());
+        processors.tsc_hz = vcpus.first().map_or(0, |vcpu| vcpu.tsc_hz());
+        processors.profile = self.profile.clone();
         Ok(EngineState { processors, ioapic: state::get_ioapic(&self.kernel.vm)? })
     }
 
@@ -222,6 +272,10 @@ impl Engine for KvmEngine {
             self.kernel.platform.ram().merge_dirty_words(slot.offset >> PAGE_SHIFT, &words);
         }
         Ok(())
+    }
+
+    fn profile(&self) -> &CpuProfile {
+        &self.profile
     }
 
     fn instructions(&self) -> Option<u64> {

@@ -1,8 +1,9 @@
 //! Neutral state to KVM's structures and back.
 
-use cpu::VcpuState;
+use cpu::cpuid::bit;
 use cpu::msr::index;
 use cpu::state::{ApicState, InterruptShadow, PendingEvent, RunState, SegmentState, TableState};
+use cpu::{CpuProfile, VcpuState};
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
@@ -21,8 +22,13 @@ const SHADOW_STI: u8 = KVM_X86_SHADOW_INT_STI as u8;
 /// RFLAGS.IF.
 const INTERRUPT_FLAG: u64 = 1 << 9;
 
-/// Gives a fresh vCPU its state. The order matters: the APIC's base before its registers, the TSC before its deadline.
-pub(super) fn set_vcpu(fd: &VcpuFd, support: &Support, state: &VcpuState) -> Result<(), EngineError> {
+/// Gives a fresh vCPU its state; its time-stamp counter has been set before. The order matters: the APIC's base before its registers.
+pub(super) fn set_vcpu(
+    fd: &VcpuFd,
+    support: &Support,
+    profile: &CpuProfile,
+    state: &VcpuState,
+) -> Result<(), EngineError> {
     fd.set_mp_state(kvm_mp_state {
         mp_state: match state.run_state {
             RunState::Running => KVM_MP_STATE_RUNNABLE,
@@ -35,19 +41,22 @@ pub(super) fn set_vcpu(fd: &VcpuFd, support: &Support, state: &VcpuState) -> Res
     fd.set_regs(&regs(state)).map_err(kvm_error("set general registers"))?;
     fd.set_sregs(&sregs(state)).map_err(kvm_error("set special registers"))?;
     set_xcr0(fd, support, state.xcr0)?;
-    fpu::set(fd, &state.fpu)?;
+    fpu::set(fd, profile, state)?;
     let [db0, db1, db2, db3, dr6, dr7] = state.debug;
     fd.set_debug_regs(&kvm_debugregs { db: [db0, db1, db2, db3], dr6, dr7, ..kvm_debugregs::default() })
         .map_err(kvm_error("set debug registers"))?;
     fd.set_lapic(&lapic(&state.apic)).map_err(kvm_error("set the local APIC"))?;
-    let tsc_first = [(index::TSC, state.tsc)].into_iter().chain(state.msrs.iter().copied());
-    let all: Vec<_> = tsc_first.chain([(index::TSC_DEADLINE, state.apic.tsc_deadline)]).collect();
-    msrs::set(fd, &all)?;
+    let mut values: Vec<_> = state.msrs.clone();
+    if profile.has_msr(index::ARCH_CAPABILITIES) {
+        values.push((index::ARCH_CAPABILITIES, profile.arch_capabilities));
+    }
+    values.push((index::TSC_DEADLINE, state.apic.tsc_deadline));
+    msrs::set(fd, &values)?;
     fd.set_vcpu_events(&events(state)).map_err(kvm_error("set pending events"))
 }
 
 /// The state of a vCPU that is outside of the guest.
-pub(super) fn get_vcpu(fd: &VcpuFd, support: &Support) -> Result<VcpuState, EngineError> {
+pub(super) fn get_vcpu(fd: &VcpuFd, support: &Support, profile: &CpuProfile) -> Result<VcpuState, EngineError> {
     let mut state = VcpuState::reset(0);
     let regs = fd.get_regs().map_err(kvm_error("get general registers"))?;
     state.gpr = [
@@ -67,7 +76,7 @@ pub(super) fn get_vcpu(fd: &VcpuFd, support: &Support) -> Result<VcpuState, Engi
     if support.has_xcrs {
         state.xcr0 = fd.get_xcrs().map_err(kvm_error("get XCR0"))?.xcrs[0].value;
     }
-    state.fpu = fpu::get(fd)?;
+    (state.fpu, state.extended) = fpu::get(fd, profile)?;
     let debug = fd.get_debug_regs().map_err(kvm_error("get debug registers"))?;
     state.debug = [debug.db[0], debug.db[1], debug.db[2], debug.db[3], debug.dr6, debug.dr7];
     let page = fd.get_lapic().map_err(kvm_error("get the local APIC"))?;
@@ -77,7 +86,9 @@ pub(super) fn get_vcpu(fd: &VcpuFd, support: &Support) -> Result<VcpuState, Engi
         tsc_deadline: 0,
     };
     state.msrs = Vec::new();
-    for (number, value) in msrs::get(fd, [index::TSC, index::TSC_DEADLINE].into_iter().chain(cpu::msr::neutral()))? {
+    let deadline = profile.features.has(bit::TSC_DEADLINE).then_some(index::TSC_DEADLINE);
+    let held = cpu::msr::neutral().filter(|&index| profile.has_msr(index));
+    for (number, value) in msrs::get(fd, [index::TSC].into_iter().chain(deadline).chain(held))? {
         match number {
             index::TSC => state.tsc = value,
             index::TSC_DEADLINE => state.apic.tsc_deadline = value,

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use cpu::VcpuState;
+use cpu::msr::index;
+use cpu::{CpuProfile, VcpuState};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::kick::ImmediateExit;
 use super::support::Support;
-use super::{KernelVm, cpuid, ioctl, kvm_error, state};
+use super::{KernelVm, cpuid, ioctl, kvm_error, msrs, state, tsc};
 use crate::engine::{EngineError, RunEnd};
 
 /// A vCPU. Its thread has it during a run, and whoever saves it between two.
@@ -16,26 +17,35 @@ pub(super) struct Vcpu {
     number: usize,
     immediate_exit: Arc<ImmediateExit>,
     support: Arc<Support>,
+    profile: Arc<CpuProfile>,
 }
 
 impl Vcpu {
-    /// Creates vCPU `number` of `count` from `saved`.
+    /// Creates vCPU `number` of `count`, a `profile` whose time-stamp counter runs at `tsc_hz` (0: the host's rate). It has no state yet.
     pub(super) fn new(
         support: &Arc<Support>,
         vm: &VmFd,
         number: usize,
         count: usize,
-        saved: &VcpuState,
+        profile: &Arc<CpuProfile>,
+        tsc_hz: u64,
     ) -> Result<Self, EngineError> {
         let fd = vm.create_vcpu(number as u64).map_err(kvm_error("create a vCPU"))?;
-        fd.set_cpuid2(&cpuid::entries(support, number, count)?).map_err(kvm_error("set CPUID"))?;
+        fd.set_cpuid2(&cpuid::entries(profile, number, count)?).map_err(kvm_error("set CPUID"))?;
         ioctl::setup_mce(&fd, cpu::msr::MCE_BANKS)?;
-        state::set_vcpu(&fd, support, saved)?;
+        tsc::set_rate(&fd, support, tsc_hz)?;
+        // KVM would offer CPUID faulting, whose switch no other engine has.
+        msrs::set(&fd, &[(index::PLATFORM_INFO, 0)])?;
         let immediate_exit = Arc::new(ImmediateExit::new(&fd)?);
-        Ok(Self { fd, number, immediate_exit, support: support.clone() })
+        Ok(Self { fd, number, immediate_exit, support: support.clone(), profile: profile.clone() })
     }
 
-    #[cfg(test)]
+    /// Gives it a state. Its time-stamp counter has been set before: a deadline is understood when it is set.
+    pub(super) fn restore(&self, saved: &VcpuState) -> Result<(), EngineError> {
+        state::set_vcpu(&self.fd, &self.support, &self.profile, saved)
+    }
+
+    /// The kernel's vCPU.
     pub(super) fn fd(&self) -> &VcpuFd {
         &self.fd
     }
@@ -52,7 +62,7 @@ impl Vcpu {
 
     /// The state between two runs.
     pub(super) fn save(&self) -> Result<VcpuState, EngineError> {
-        state::get_vcpu(&self.fd, &self.support)
+        state::get_vcpu(&self.fd, &self.support, &self.profile)
     }
 
     /// Rate of the time-stamp counter, in ticks a second; 0 if the kernel does not say.

@@ -6,7 +6,7 @@ mod guest;
 
 use std::sync::Mutex;
 
-use machine::engine::EngineKind;
+use machine::engine::{CpuProfile, EngineKind};
 use storage::disk::{DiskImage, DiskOptions};
 use tempfile::TempDir;
 
@@ -101,6 +101,7 @@ fn hello(disks: &DiskSet) -> Hello {
         primary: ReplicaId::new("a"),
         generation: 1,
         engine: EngineKind::Soft,
+        profile: CpuProfile::in_order(),
         disks: disks.describe().unwrap(),
         suspicion_ms: 20_000,
         execution: ExecutionFormat::here(),
@@ -156,6 +157,21 @@ fn what_is_held_is_replaced_by_whole_checkpoints_only() {
         let refused = follower.hear(&Frame { kind, payload: &[] });
         assert!(matches!(refused, Err(Parting::Lost(LossReason::Protocol, _))));
     }
+}
+
+#[test]
+fn a_secondary_whose_host_cannot_be_the_vm_s_processor_refuses_it() {
+    let world = World::new();
+    let (secondary, address) = world.secondary();
+    let usual = hello(&secondary.parts.disks);
+    thread::spawn(move || secondary.run());
+    let (mut sender, mut receiver, _closer) = world.connect(address).split();
+    let profile = CpuProfile { tsc_hz: Some(2_600_000_000), ..CpuProfile::in_order() };
+    sender.send(HELLO, &[&postcard::to_stdvec(&Hello { profile, ..usual }).unwrap()]).unwrap();
+    sender.flush().unwrap();
+    let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
+    let welcome: Welcome = postcard::from_bytes(frame.payload).unwrap();
+    assert!(matches!(&welcome, Welcome::Refused(why) if why.contains("2600 MHz")), "{welcome:?}");
 }
 
 #[test]

@@ -42,7 +42,12 @@ pub fn run(work: &Work) -> Result<Run> {
         console: Box::new(Listener(stopwatch.clone())),
         entropy: Box::new(OsEntropy::open().context("cannot open /dev/urandom")?),
     };
-    let config = VmConfig { name: "bench".to_owned(), cpus: 1, memory_bytes: MEMORY_BYTES };
+    let config = VmConfig {
+        name: "bench".to_owned(),
+        cpus: 1,
+        memory_bytes: MEMORY_BYTES,
+        cpu: machine::engine::CpuLevel::Portable,
+    };
     let boot = Boot::Linux { kernel: &work.kernel, initrd: Some(&work.initrd), command_line: &work.command_line };
     let mut vm = Vm::boot(config, &boot, parts, EngineKind::Soft, InputMode::Live)?;
     let control = vm.control();

@@ -1,19 +1,22 @@
 //! The state of a vCPU, on whatever /dev/kvm is here.
 
+mod everything;
+
 use std::sync::Arc;
 
-use cpu::VcpuState;
 use cpu::msr::index;
 use cpu::state::InterruptShadow;
+use cpu::{CpuLevel, CpuProfile, VcpuState};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::support::Support;
 use super::vcpu::Vcpu;
-use super::{msrs, state};
+use super::{msrs, profile, state, tsc};
 
 /// A VM with one vCPU that has a state.
 struct Fixture {
     support: Arc<Support>,
+    profile: Arc<CpuProfile>,
     _vm: VmFd,
     vcpu: Vcpu,
 }
@@ -22,11 +25,14 @@ impl Fixture {
     /// `None` where there is no KVM to test.
     fn with(saved: &VcpuState) -> Option<Self> {
         let kvm = Kvm::new().inspect_err(|error| eprintln!("not tested: /dev/kvm: {error}")).ok()?;
-        let support = Arc::new(Support::of(&kvm).unwrap());
+        let support = Support::here(&kvm).unwrap();
+        let profile = Arc::new(profile::at_power_on(CpuLevel::Portable, &support).unwrap());
         let vm = kvm.create_vm().unwrap();
         vm.create_irq_chip().unwrap();
-        let vcpu = Vcpu::new(&support, &vm, 0, 1, saved).unwrap();
-        Some(Self { support, _vm: vm, vcpu })
+        let vcpu = Vcpu::new(&support, &vm, 0, 1, &profile, 0).unwrap();
+        tsc::restore(&[vcpu.fd()], std::slice::from_ref(saved), &support).unwrap();
+        vcpu.restore(saved).unwrap();
+        Some(Self { support, profile, _vm: vm, vcpu })
     }
 
     fn fd(&self) -> &VcpuFd {
@@ -50,10 +56,11 @@ fn a_guest_finds_model_specific_registers_as_firmware_leaves_them() {
 #[test]
 fn a_host_without_xsave_takes_a_state_that_does_not_use_it_and_no_other() {
     let Some(fixture) = Fixture::with(&VcpuState::reset(0)) else { return };
-    let without = Support { has_xcrs: false, ..Support::of(&Kvm::new().unwrap()).unwrap() };
-    state::set_vcpu(fixture.fd(), &without, &VcpuState::reset(0)).unwrap();
-    assert_eq!(state::get_vcpu(fixture.fd(), &without).unwrap().xcr0, 1);
-    let error = state::set_vcpu(fixture.fd(), &without, &VcpuState { xcr0: 3, ..VcpuState::reset(0) }).unwrap_err();
+    let without = Support { has_xcrs: false, ..(*fixture.support).clone() };
+    let set = |state: &VcpuState| state::set_vcpu(fixture.fd(), &without, &fixture.profile, state);
+    set(&VcpuState::reset(0)).unwrap();
+    assert_eq!(state::get_vcpu(fixture.fd(), &without, &fixture.profile).unwrap().xcr0, 1);
+    let error = set(&VcpuState { xcr0: 3, ..VcpuState::reset(0) }).unwrap_err();
     assert!(error.to_string().contains("no XSAVE"), "{error}");
 }
 
@@ -68,7 +75,7 @@ fn a_shadow_comes_back_as_the_kind_it_was() {
     ] {
         let saved = VcpuState { rflags, interrupt_shadow: shadow, ..VcpuState::reset(0) };
         let Some(fixture) = Fixture::with(&saved) else { return };
-        let found = state::get_vcpu(fixture.fd(), &fixture.support).unwrap().interrupt_shadow;
+        let found = fixture.vcpu.save().unwrap().interrupt_shadow;
         // AMD's processors have one shadow for both; what it was is told from RFLAGS then.
         assert!(found == shadow || found.is_some() && shadow.is_some() && rflags != 2, "{shadow:?}: {found:?}");
     }
