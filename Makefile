@@ -26,7 +26,7 @@ TEST ?=
 MODE ?= mirror
 KILLS ?= 3
 
-.PHONY: help setup setup-build setup-image setup-kvm setup-peer build test test-kvm soak demo bench bench-peer lint docs clean
+.PHONY: help setup setup-build setup-image setup-kvm setup-peer build test test-kvm soak demo bench bench-kvm bench-peer lint docs clean
 
 help: ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
@@ -73,6 +73,9 @@ bench: setup-image setup-peer build ## Measure twinvm beside its peers; figures 
 	$(TWINVM) bench cpu --runs $(BENCH_RUNS) --json $(TARGET)/bench/cpu.json
 	$(TWINVM) bench ft --runs $(BENCH_RUNS) --json $(TARGET)/bench/ft.json
 	$(TWINVM) bench ft --mode lockstep --runs $(BENCH_RUNS) --json $(TARGET)/bench/ft-lockstep.json
+
+bench-kvm: setup-kvm ## Measure the KVM engine beside QEMU's KVM, in a machine that has virtualization hardware; figures go to target/bench/
+	TWINVM_BENCH_KVM=$(abspath $(TARGET))/bench TWINVM_BENCH_RUNS=$(BENCH_RUNS) cargo test $(CARGO_FLAGS) --test kvm_machine
 
 bench-peer: setup-image setup-peer build ## Measure QEMU alone, on the same work
 	@mkdir -p $(TARGET)/bench

@@ -1,17 +1,19 @@
 //! The KVM engine on virtualization hardware: a Debian 12 machine in an emulator whose processors have it, and in that machine, on a
 //! true `/dev/kvm`, tests of this workspace with their stock guests. Each is a test here, with its output if it fails.
 //!
-//! Without arguments a few run; `--include-ignored` runs all (`make test-kvm`).
+//! Without arguments a few run; `--include-ignored` runs all (`make test-kvm`). With [`measure::FOLDER`] set, benchmarks run in their place.
 
 mod binaries;
 mod emulator;
 mod inner;
 mod job;
 mod machine;
+mod measure;
 mod root;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,6 +23,15 @@ use binaries::Binaries;
 use inner::{Bench, Inner};
 
 fn main() -> ExitCode {
+    if let Some(folder) = std::env::var_os(measure::FOLDER) {
+        return match measure::run(Path::new(&folder)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut arguments = Arguments::from_args();
     // They share the machine.
     arguments.test_threads = Some(1);

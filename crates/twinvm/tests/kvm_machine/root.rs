@@ -10,14 +10,26 @@ const PACKAGES: [&str; 5] = ["curl", "libglib2.0-0", "libslirp0", "postgresql-cl
 /// Path of the first process.
 pub const INIT: &str = "/usr/local/sbin/machine-init";
 
+/// What benchmarks call in it beside.
+const PEER: &str = "qemu-system-x86";
+
 /// Builds the machine's system, or finds it built.
 pub fn root() -> Image {
+    build("test-kvm-machine", &PACKAGES)
+}
+
+/// The same with QEMU in it.
+pub fn with_peer() -> Image {
+    build("bench-kvm-machine", &[&PACKAGES[..], &[PEER]].concat())
+}
+
+fn build(name: &str, packages: &[&str]) -> Image {
     image(&ImageSpec {
-        packages: PACKAGES.map(str::to_owned).to_vec(),
+        packages: packages.iter().copied().map(str::to_owned).collect(),
         kernel: "linux-image-amd64".to_owned(),
         // Bochs' disks.
         modules: ["ata_piix", "sd_mod"].map(str::to_owned).to_vec(),
         files: vec![ExtraFile { path: INIT.to_owned(), contents: include_bytes!("init").to_vec(), mode: 0o755 }],
-        ..ImageSpec::new("test-kvm-machine")
+        ..ImageSpec::new(name)
     })
 }
