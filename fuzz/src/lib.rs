@@ -6,6 +6,7 @@ use machine::input::Input;
 use memory::encoding::{CapturedPages, PageEncoder, apply, check};
 use memory::{GuestRam, PAGE_BYTES};
 use network::{FrameOffload, InputPosition};
+use protocol::Epoch;
 use replication::disk::{
     DiskOp, DiskSet, DiskWrite, SummaryReader, SummaryWriter, WRITE_BYTES_MAX, decode_writes, encode_writes,
 };
@@ -72,8 +73,8 @@ pub fn frames(data: &[u8]) {
 pub fn log_segments(data: &[u8]) {
     let positions = [InputPosition { end: 5, frames: 0 }, InputPosition { end: 6, frames: 70 }];
     let (epoch, instructions) = (30u64, 1_000_000u64);
-    let mut reader = SegmentReader::new(epoch, instructions, &positions);
-    let mut writer = SegmentWriter::new(epoch, instructions, &positions);
+    let mut reader = SegmentReader::new(Epoch::new(epoch), instructions, &positions);
+    let mut writer = SegmentWriter::new(Epoch::new(epoch), instructions, &positions);
     let begin = [&FORMAT_VERSION.to_le_bytes()[..], &epoch.to_le_bytes(), &instructions.to_le_bytes()].concat();
     let (mut checksum, mut rest) = (crc32fast::hash(&begin), data);
     while let Some((length, after)) = rest.split_first_chunk::<LENGTH_BYTES>() {
@@ -125,7 +126,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
 /// Two segments, without their checksums.
 fn log_seed() -> Vec<u8> {
     let positions = [InputPosition { end: 5, frames: 0 }, InputPosition { end: 6, frames: 70 }];
-    let mut writer = SegmentWriter::new(30, 1_000_000, &positions);
+    let mut writer = SegmentWriter::new(Epoch::new(30), 1_000_000, &positions);
     let frame = |frames, byte| Input::Frame {
         card: 0,
         frame: vec![byte; 100],

@@ -58,7 +58,7 @@ impl Arbiter for StoreArbiter {
     }
 
     fn compare_and_swap(&self, expected: Generation, new: &Claim) -> Result<Verdict, Unreachable> {
-        if expected.checked_add(1) != Some(new.generation) {
+        if new.generation == expected || new.generation != expected.next() {
             return Err(Unreachable(format!("generation {} does not follow {expected}", new.generation)));
         }
         self.swap(expected, new).map_err(|error| Unreachable(error.to_string()))

@@ -37,7 +37,7 @@ fn a_generation_is_given_once() {
     let (cluster, vm, first) = vm_in(&folder.path().join("cluster.db"));
     let arbiter = StoreArbiter::new(cluster.store().clone(), &vm);
     assert_eq!(arbiter.read().unwrap(), first);
-    let (a, b) = (alone(first.generation + 1, "a"), alone(first.generation + 1, "b"));
+    let (a, b) = (alone(first.generation.next(), "a"), alone(first.generation.next(), "b"));
     assert_eq!(arbiter.compare_and_swap(first.generation, &b).unwrap(), Verdict::Won);
     assert_eq!(arbiter.compare_and_swap(first.generation, &a).unwrap(), Verdict::Lost(b.clone()));
     assert_eq!(arbiter.read().unwrap(), b);
@@ -50,17 +50,23 @@ fn what_is_no_question_gets_no_verdict() {
     let folder = tempfile::tempdir().unwrap();
     let (cluster, vm, first) = vm_in(&folder.path().join("cluster.db"));
     let arbiter = StoreArbiter::new(cluster.store().clone(), &vm);
-    for (expected, generation) in [(first.generation, first.generation), (first.generation, 99), (u64::MAX, 0)] {
+    let last = Generation::new(u64::MAX);
+    for (expected, generation) in [
+        (first.generation, first.generation),
+        (first.generation, Generation::new(99)),
+        (last, Generation::NONE),
+        (last, last),
+    ] {
         assert!(arbiter.compare_and_swap(expected, &alone(generation, "b")).is_err());
     }
     assert_eq!(arbiter.read().unwrap(), first);
     for name in ["nobody", "", "a/b", "redis/claim"] {
         let nobody = StoreArbiter::new(cluster.store().clone(), name);
         assert!(nobody.read().is_err());
-        assert!(nobody.compare_and_swap(1, &alone(2, "b")).is_err());
+        assert!(nobody.compare_and_swap(Generation::new(1), &alone(Generation::new(2), "b")).is_err());
     }
     cluster.delete_vm(&vm).unwrap();
-    assert!(arbiter.compare_and_swap(first.generation, &alone(first.generation + 1, "a")).is_err());
+    assert!(arbiter.compare_and_swap(first.generation, &alone(first.generation.next(), "a")).is_err());
 }
 
 #[test]
@@ -72,7 +78,7 @@ fn a_store_that_is_locked_gives_no_verdict() {
     let arbiter = StoreArbiter::new(Arc::new(store), &vm);
     let holder = rusqlite::Connection::open(&path).unwrap();
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let next = alone(first.generation + 1, "a");
+    let next = alone(first.generation.next(), "a");
     assert!(arbiter.compare_and_swap(first.generation, &next).unwrap_err().0.contains("locked"));
     holder.execute_batch("ROLLBACK").unwrap();
     assert_eq!(arbiter.compare_and_swap(first.generation, &next).unwrap(), Verdict::Won);
@@ -85,9 +91,9 @@ fn hosts_that_had_a_replica_are_remembered_the_latest_first() {
     let arbiter = StoreArbiter::new(cluster.store().clone(), &vm);
     let mut generation = first.generation;
     let mut claim = |primary: &str, secondary: Option<&str>| {
-        let new = Claim { secondary: secondary.map(ReplicaId::new), ..alone(generation + 1, primary) };
+        let new = Claim { secondary: secondary.map(ReplicaId::new), ..alone(generation.next(), primary) };
         assert_eq!(arbiter.compare_and_swap(generation, &new).unwrap(), Verdict::Won);
-        generation += 1;
+        generation = generation.next();
         let copies = cluster.claim(&vm).unwrap().copies;
         copies.iter().map(|replica| replica.as_str().to_owned()).collect::<Vec<_>>()
     };
@@ -119,11 +125,12 @@ fn of_racing_threads_one_wins_each_generation() {
                 let arbiter = StoreArbiter::new(store, &vm);
                 let me = format!("r{number}");
                 let mut won = Vec::new();
-                for expected in first..first + GENERATIONS {
+                for expected in first.number()..first.number() + GENERATIONS {
+                    let expected = Generation::new(expected);
                     start.wait();
-                    match arbiter.compare_and_swap(expected, &alone(expected + 1, &me)).unwrap() {
-                        Verdict::Won => won.push(expected + 1),
-                        Verdict::Lost(current) => assert_eq!(current.generation, expected + 1),
+                    match arbiter.compare_and_swap(expected, &alone(expected.next(), &me)).unwrap() {
+                        Verdict::Won => won.push(expected.next()),
+                        Verdict::Lost(current) => assert_eq!(current.generation, expected.next()),
                     }
                     start.wait();
                 }
@@ -133,7 +140,8 @@ fn of_racing_threads_one_wins_each_generation() {
         .collect();
     let mut winners: Vec<Generation> = racers.into_iter().flat_map(|racer| racer.join().unwrap()).collect();
     winners.sort_unstable();
-    assert_eq!(winners, (first.generation + 1..=first.generation + GENERATIONS).collect::<Vec<_>>());
+    let first = first.generation.number();
+    assert_eq!(winners, (first + 1..=first + GENERATIONS).map(Generation::new).collect::<Vec<_>>());
 }
 
 /// A process that takes generation after generation, and says so once it has one.
@@ -164,7 +172,7 @@ impl Racer {
                 return None;
             }
             if let Some(generation) = line.trim().strip_prefix("won ") {
-                return Some(generation.parse().unwrap());
+                return Some(Generation::new(generation.parse().unwrap()));
             }
         }
     }
@@ -184,8 +192,8 @@ fn race() {
     let arbiter = StoreArbiter::new(Arc::new(store), "redis");
     loop {
         let current = arbiter.read().unwrap().generation;
-        if let Verdict::Won = arbiter.compare_and_swap(current, &alone(current + 1, &me)).unwrap() {
-            println!("won {}", current + 1);
+        if let Verdict::Won = arbiter.compare_and_swap(current, &alone(current.next(), &me)).unwrap() {
+            println!("won {}", current.next());
         }
     }
 }
@@ -223,7 +231,7 @@ fn of_racing_processes_one_wins_each_generation_though_some_are_killed() {
     }
     // Who was killed may have won once more, without having said so.
     let last = cluster.claim(&vm).unwrap().claim;
-    let generations = last.generation - first.generation;
+    let generations = last.generation.number() - first.generation.number();
     let known = winners.len() as u64;
     assert!((generations - (KILLS as u64 + 3)..=generations).contains(&known), "{known} of {generations}");
     assert!(*winners.keys().next_back().unwrap() <= last.generation);
@@ -232,5 +240,5 @@ fn of_racing_processes_one_wins_each_generation_though_some_are_killed() {
     }
     // Whoever comes next finds a store that works.
     let arbiter = StoreArbiter::new(Arc::new(SqliteStore::open(&path).unwrap()), &vm);
-    assert_eq!(arbiter.compare_and_swap(last.generation, &alone(last.generation + 1, "z")).unwrap(), Verdict::Won);
+    assert_eq!(arbiter.compare_and_swap(last.generation, &alone(last.generation.next(), "z")).unwrap(), Verdict::Won);
 }

@@ -10,7 +10,7 @@ use cluster::records::{
 };
 use cluster::store::{Op, SqliteStore};
 use machine::engine::EngineKind;
-use protocol::{Arbiter, Claim};
+use protocol::{Arbiter, Claim, Generation};
 use tempfile::TempDir;
 
 fn cluster() -> (TempDir, Cluster) {
@@ -105,18 +105,18 @@ fn of_those_who_create_a_vm_one_does() {
 #[test]
 fn a_vm_that_gets_the_name_of_a_deleted_one_gets_none_of_its_generations() {
     let (_folder, cluster) = cluster();
-    let mut highest = 0;
+    let mut highest = Generation::NONE;
     for _ in 0..5 {
         let claim = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
         assert!(claim.generation > highest, "{} after {highest}", claim.generation);
         let arbiter = StoreArbiter::new(cluster.store().clone(), "v");
         for _ in 0..10 {
             let current = arbiter.read().unwrap();
-            let next = Claim { generation: current.generation + 1, ..current.clone() };
+            let next = Claim { generation: current.generation.next(), ..current.clone() };
             arbiter.compare_and_swap(current.generation, &next).unwrap();
         }
         highest = cluster.claim(&vm_name("v")).unwrap().claim.generation;
-        assert_eq!(highest, claim.generation + 10);
+        assert_eq!(highest.number(), claim.generation.number() + 10);
         cluster.delete_vm(&vm_name("v")).unwrap();
         assert_eq!(cluster.state().unwrap().vms, []);
     }
@@ -165,13 +165,13 @@ fn a_host_that_has_a_replica_is_not_removed() {
     cluster.put_host(&host("b")).unwrap();
     let first = cluster.create_vm(&vm("v"), &a).unwrap();
     let arbiter = StoreArbiter::new(cluster.store().clone(), "v");
-    let protected = Claim { generation: first.generation + 1, secondary: Some(b.replica()), ..first.clone() };
+    let protected = Claim { generation: first.generation.next(), secondary: Some(b.replica()), ..first.clone() };
     arbiter.compare_and_swap(first.generation, &protected).unwrap();
     for host in [&a, &b] {
         let refused = cluster.remove_host(host).unwrap_err();
         assert_eq!(refused, ClusterError::HostInUse { host: host.clone(), vm: vm_name("v") });
     }
-    let alone = Claim { generation: protected.generation + 1, ..first };
+    let alone = Claim { generation: protected.generation.next(), ..first };
     arbiter.compare_and_swap(protected.generation, &alone).unwrap();
     cluster.remove_host(&b).unwrap();
     assert_eq!(cluster.hosts().unwrap(), [host("a")]);
@@ -195,7 +195,7 @@ fn fields_of_a_newer_version_are_kept() {
     }
     cluster.renew_lease(&host_name("a"), 2_000).unwrap();
     cluster.update_vm(&vm_name("v"), |vm| vm.ft.enabled = true).unwrap();
-    let next = Claim { generation: claim.generation + 1, ..claim.clone() };
+    let next = Claim { generation: claim.generation.next(), ..claim.clone() };
     StoreArbiter::new(cluster.store().clone(), "v").compare_and_swap(claim.generation, &next).unwrap();
     assert!(text(&cluster, "hosts/a").contains("\"rack\":{\"row\":7}"));
     let vm = text(&cluster, "vms/v");

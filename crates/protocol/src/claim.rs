@@ -2,13 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ReplicaId;
-
-/// Counts the changes of the set of replicas that may run a VM. The first claim of a VM has generation 1; 0 stands for none.
-pub type Generation = u64;
-
-/// Counts the checkpoints of a VM. Within a process it never goes back, whatever becomes of secondaries.
-pub type Epoch = u64;
+use super::{Generation, ReplicaId};
 
 /// The cluster store's record of one VM: who is primary, and who may take over from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,10 +1,14 @@
 //! [`Command`]: what a replica wants done.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Claim, Epoch, Generation};
+
+/// How long [`Command::StartRetryTimer`] waits before the cluster store is asked again.
+pub const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What is to be done, in the order given, before the replica is told of the next event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +43,15 @@ pub enum Command {
     ReadClaim,
     /// Close the connection to the other replica, if there is one, and let nothing of it reach this replica any more.
     CloseChannel,
-    /// Tell the replica when it is time to ask the store again, by [`super::Event::RetryDue`].
+    /// Tell the replica when it is time to ask the store again, by [`super::Event::RetryDue`], after
+    /// [`RETRY_INTERVAL`].
     StartRetryTimer,
+    /// Primary: ask the secondary to take over.
+    AskToTakeOver,
+    /// Secondary: see to it that this replica could run the VM from what it holds: what was received of the log is executed to its end,
+    /// and the disks are written. It hears nothing of its primary meanwhile. It is answered by exactly one of [`super::Event::Ready`] and
+    /// [`super::Event::PeerLost`] with a reason of the secondary's own. The connection is open yet, to tell the primary of a failure.
+    GetReady,
     /// Secondary: become primary with the last checkpoint held. Output passes: this replica is alone.
     TakeOver {
         /// The epoch which that checkpoint ends.

@@ -15,20 +15,25 @@ pub enum Event {
         /// Who has the copy.
         secondary: ReplicaId,
     },
-    /// Primary: the secondary holds all checkpoints through `epoch`, of which each was sent on this connection.
+    /// Primary: the secondary holds all checkpoints through `epoch`, of which each was sent on this connection. The ack that says so was
+    /// [fresh](super::Heartbeats); a stale one is no event.
     Acknowledged {
         /// The last of them.
         epoch: Epoch,
-        /// The heartbeat that the ack echoes was sent less than the suspicion time ago, by the primary's clock, as it is now.
-        fresh: bool,
     },
     /// Primary: the secondary shall not be one any more.
     DropSecondary {
         /// Why.
         reason: DropReason,
     },
-    /// Primary: the guest is paused, its last checkpoint was acknowledged, and the secondary has been asked to take over.
-    HandOverSent,
+    /// Primary: the guest is paused for a planned takeover, and what ends `last` is about to be captured or closed. It stays paused until
+    /// [`super::Command::Resume`], or for good.
+    SwitchOver {
+        /// The last epoch before the secondary is asked to take over.
+        last: Epoch,
+    },
+    /// Primary: what ends the last epoch could not be captured.
+    SwitchOverFailed,
     /// Secondary: a checkpoint is complete, checked, and in memory.
     CheckpointHeld {
         /// The epoch that it ends.
@@ -41,6 +46,9 @@ pub enum Event {
     },
     /// Secondary: the primary has paused for good and asks for a takeover.
     HandOver,
+    /// Secondary: it could run the VM from what it holds, as [`super::Command::GetReady`] asked for. If it could not, it has
+    /// [failed](LossReason::Failed).
+    Ready,
     /// The other replica is gone, or may be.
     PeerLost {
         /// Why one thinks so.
@@ -66,8 +74,6 @@ pub enum LossReason {
     Silent,
     /// What it sent is not what the protocol allows.
     Protocol,
-    /// An ack came so late that the secondary may have taken over.
-    Stale,
     /// The secondary cannot go on: its disk is full, for example. The primary has been told; the secondary itself stops.
     Failed,
     /// In lockstep, the secondary has found that its state is not that of the primary. It has told the primary, and stops.
@@ -80,7 +86,6 @@ impl fmt::Display for LossReason {
             Self::Closed => "the connection was closed",
             Self::Silent => "the other replica was silent",
             Self::Protocol => "the other replica broke the protocol",
-            Self::Stale => "an ack came too late",
             Self::Failed => "the secondary failed",
             Self::Diverged => "the secondary had diverged",
         })

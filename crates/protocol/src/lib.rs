@@ -4,26 +4,42 @@
 //! | type | decides |
 //! | --- | --- |
 //! | [`Replica`] | who may release output, and who takes over |
+//! | [`Epochs`] | when an epoch ends, when the guest has to wait, what an ack commits, what a change of mode brings about |
+//! | [`Heartbeats`] | which acks count |
+//! | [`Silence`] | when the other replica is lost for its silence |
+//! | [`Patience`] | when a secondary is too slow to be kept |
 
 mod arbiter;
 mod claim;
 mod command;
+mod epochs;
 mod event;
+mod heartbeats;
 mod mode;
+mod numbers;
+mod patience;
 mod primary;
 mod question;
 mod replica;
 mod replica_id;
 mod secondary;
+mod silence;
 mod status;
 #[cfg(test)]
 mod tests;
+mod time;
 
 pub use arbiter::{Arbiter, Unreachable, Verdict};
-pub use claim::{Claim, Epoch, Generation};
-pub use command::{Command, StopReason};
+pub use claim::Claim;
+pub use command::{Command, RETRY_INTERVAL, StopReason};
+pub use epochs::{Committed, Decision, EpochBounds, Epochs, Load, NotSent, Sending};
 pub use event::{DropReason, Event, LossReason};
+pub use heartbeats::{Heartbeats, heartbeat_interval};
 pub use mode::{FtMode, UnknownMode};
+pub use numbers::{Epoch, Generation};
+pub use patience::Patience;
 pub use replica::Replica;
 pub use replica_id::ReplicaId;
+pub use silence::{Look, Silence};
 pub use status::{Protection, Reason, Role, Status};
+pub use time::MonotonicTime;

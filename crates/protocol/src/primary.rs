@@ -25,8 +25,9 @@ enum Phase {
     Joining { secondary: ReplicaId },
     /// Output leaves as it is acknowledged. The store is asked to name the secondary.
     Entitling { secondary: ReplicaId, question: Question },
-    /// Output leaves as it is acknowledged. The store names the secondary.
-    Protected { secondary: ReplicaId },
+    /// Output leaves as it is acknowledged. The store names the secondary. It is asked to take over once it holds epoch `last`, if there
+    /// is one: the guest stands still then.
+    Protected { secondary: ReplicaId, last: Option<Epoch> },
     /// Output leaves as it is acknowledged. The store is asked to name nobody.
     Dropping { secondary: ReplicaId, reason: DropReason, question: Question },
     /// Output waits, acks count no more. The store is asked to name nobody.
@@ -52,13 +53,17 @@ impl Primary {
     pub fn handle(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
         match event {
             Event::SyncFinished { secondary } => self.sync_finished(secondary, commands),
-            Event::Acknowledged { epoch, fresh: true } => self.acknowledged(*epoch, commands),
-            Event::Acknowledged { fresh: false, .. } => self.lost(LossReason::Stale, commands),
+            Event::Acknowledged { epoch } => self.acknowledged(*epoch, commands),
             Event::DropSecondary { reason } => self.drop_secondary(*reason, commands),
-            Event::HandOverSent => self.hand_over_sent(commands),
+            Event::SwitchOver { last } => self.switch_over(Some(*last), commands),
+            Event::SwitchOverFailed => self.switch_over(None, commands),
             Event::PeerLost { reason } => self.lost(*reason, commands),
             Event::Arbitrated(_) | Event::StoreUnreachable | Event::RetryDue => return self.answered(event, commands),
-            Event::CheckpointHeld { .. } | Event::Entitled { .. } | Event::HandOver | Event::ClaimRead(_) => {}
+            Event::CheckpointHeld { .. }
+            | Event::Entitled { .. }
+            | Event::HandOver
+            | Event::Ready
+            | Event::ClaimRead(_) => {}
         }
         None
     }
@@ -80,6 +85,10 @@ impl Primary {
                 let secondary = secondary.clone();
                 let question = self.ask(Some(secondary.clone()), commands);
                 self.phase = Phase::Entitling { secondary, question };
+            }
+            Phase::Protected { secondary, last: Some(last) } if epoch >= *last => {
+                commands.extend([Command::Release { through: epoch }, Command::AskToTakeOver]);
+                self.phase = Phase::HandingOver { secondary: secondary.clone() };
             }
             Phase::Entitling { .. } | Phase::Protected { .. } | Phase::Dropping { .. } => {
                 commands.push(Command::Release { through: epoch });
@@ -104,7 +113,10 @@ impl Primary {
                 Phase::Dropping { secondary, reason, question }
             }
             // The connection stays open until the store has taken note: a secondary that sees it close would compete.
-            Phase::Protected { secondary } => {
+            Phase::Protected { secondary, last } => {
+                if last.is_some() {
+                    commands.push(Command::Resume);
+                }
                 let question = self.ask(None, commands);
                 Phase::Dropping { secondary, reason, question }
             }
@@ -113,26 +125,23 @@ impl Primary {
         };
     }
 
-    fn hand_over_sent(&mut self, commands: &mut Vec<Command>) {
-        self.phase = match self.take_phase() {
-            Phase::Protected { secondary } => Phase::HandingOver { secondary },
-            // The secondary was lost while it was being asked, and it is decided already that this replica goes on.
-            phase @ Phase::Alone { .. } => {
-                commands.push(Command::Resume);
-                phase
+    fn switch_over(&mut self, epoch: Option<Epoch>, commands: &mut Vec<Command>) {
+        match &mut self.phase {
+            Phase::Protected { last, .. } => {
+                *last = epoch;
+                if epoch.is_none() {
+                    commands.push(Command::Resume);
+                }
             }
-            // It is not entitled, and cannot take over.
-            Phase::Joining { .. } => {
-                commands.push(Command::CloseChannel);
-                go_on_alone(Why::HandOver, commands)
-            }
-            Phase::Entitling { question, .. } | Phase::Dropping { question, .. } => {
-                commands.push(Command::CloseChannel);
-                Phase::Arbitrating { why: Why::HandOver, question }
-            }
-            Phase::Arbitrating { question, .. } => Phase::Arbitrating { why: Why::HandOver, question },
-            phase @ Phase::HandingOver { .. } => phase,
-        };
+            // The guest stands still already, and goes on if the secondary does not take over.
+            Phase::HandingOver { .. } => {}
+            // There is nobody to take over, or not any more.
+            Phase::Alone { .. }
+            | Phase::Joining { .. }
+            | Phase::Entitling { .. }
+            | Phase::Dropping { .. }
+            | Phase::Arbitrating { .. } => commands.push(Command::Resume),
+        }
     }
 
     fn lost(&mut self, reason: LossReason, commands: &mut Vec<Command>) {
@@ -196,7 +205,7 @@ impl Primary {
         self.phase = match self.take_phase() {
             Phase::Entitling { secondary, .. } => {
                 commands.push(Command::TellEntitled { generation: self.claim.generation });
-                Phase::Protected { secondary }
+                Phase::Protected { secondary, last: None }
             }
             Phase::Dropping { reason, .. } if names_nobody => {
                 commands.push(Command::CloseChannel);
@@ -234,7 +243,7 @@ impl Primary {
     }
 
     fn ask(&self, secondary: Option<ReplicaId>, commands: &mut Vec<Command>) -> Question {
-        let generation = self.claim.generation.saturating_add(1);
+        let generation = self.claim.generation.next();
         let (question, command) = Question::ask(Claim { generation, primary: self.id.clone(), secondary });
         commands.push(command);
         question
@@ -259,7 +268,7 @@ impl Primary {
                 let reason = if question.is_store_unreachable() { Reason::StoreUnreachable } else { Reason::Entitling };
                 (Some(secondary), Protection::Starting, Some(reason))
             }
-            Phase::Protected { secondary } => (Some(secondary), Protection::Protected, None),
+            Phase::Protected { secondary, .. } => (Some(secondary), Protection::Protected, None),
             Phase::Dropping { secondary, reason, .. } => {
                 let reason = Reason::Dropped(*reason);
                 (Some(secondary), unprotected(reason), Some(reason))

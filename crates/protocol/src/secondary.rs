@@ -22,10 +22,21 @@ enum Phase {
     Following { held: Epoch },
     /// The store has named it.
     Entitled { held: Epoch, generation: Generation },
+    /// The primary is lost, or wants to be relieved. Before anybody is kept from going on, this replica makes sure that it could.
+    GettingReady { held: Epoch, next: Next },
     /// The primary is lost; the store is asked whether it names this replica.
     Inquiring { held: Epoch, loss: LossReason, turn: Turn },
     /// The store is asked to name this replica as primary.
     Arbitrating { held: Epoch, why: Reason, question: Question },
+}
+
+/// What this replica asks the store once it is ready.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// To name it as primary: the store has named it as secondary at `generation`. Without a loss, the primary wants to be relieved.
+    Claim { generation: Generation, loss: Option<LossReason> },
+    /// Whether it names it at all.
+    Inquire { loss: LossReason },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +56,17 @@ impl Secondary {
             Event::Entitled { generation } => self.entitled(*generation, commands),
             Event::HandOver => self.hand_over(commands),
             Event::PeerLost { reason } => self.lost(*reason, commands),
+            Event::Ready => {
+                self.ready(commands);
+                None
+            }
             Event::ClaimRead(claim) => self.claim_read(claim, commands),
             Event::Arbitrated(_) | Event::StoreUnreachable | Event::RetryDue => self.answered(event, commands),
             Event::SyncFinished { .. }
             | Event::Acknowledged { .. }
             | Event::DropSecondary { .. }
-            | Event::HandOverSent => None,
+            | Event::SwitchOver { .. }
+            | Event::SwitchOverFailed => None,
         }
     }
 
@@ -61,7 +77,7 @@ impl Secondary {
             }
             Phase::Following { held } | Phase::Entitled { held, .. } => *held = epoch,
             Phase::Empty => self.phase = Phase::Following { held: epoch },
-            Phase::Inquiring { .. } | Phase::Arbitrating { .. } => return None,
+            Phase::GettingReady { .. } | Phase::Inquiring { .. } | Phase::Arbitrating { .. } => return None,
         }
         commands.push(Command::Acknowledge { epoch });
         None
@@ -75,15 +91,14 @@ impl Secondary {
             }
             Phase::Entitled { generation: known, .. } if known == generation => None,
             Phase::Empty | Phase::Entitled { .. } => self.lost(LossReason::Protocol, commands),
-            Phase::Inquiring { .. } | Phase::Arbitrating { .. } => None,
+            Phase::GettingReady { .. } | Phase::Inquiring { .. } | Phase::Arbitrating { .. } => None,
         }
     }
 
     fn hand_over(&mut self, commands: &mut Vec<Command>) -> Option<State> {
         match self.phase {
-            // The connection is closed with the answer: a primary that sees it close wants to go on, and would compete.
             Phase::Entitled { held, generation } => {
-                self.arbitrate(held, generation, Reason::HandOver, commands);
+                self.get_ready(held, Next::Claim { generation, loss: None }, commands);
                 None
             }
             _ => self.lost(LossReason::Protocol, commands),
@@ -99,17 +114,34 @@ impl Secondary {
         }
         match self.phase {
             Phase::Empty => return self.stop(StopReason::NothingHeld, commands),
-            Phase::Following { held } => {
-                commands.extend([Command::CloseChannel, Command::ReadClaim]);
-                self.phase = Phase::Inquiring { held, loss: reason, turn: Turn::Store };
-            }
+            Phase::Following { held } => self.get_ready(held, Next::Inquire { loss: reason }, commands),
             Phase::Entitled { held, generation } => {
-                commands.push(Command::CloseChannel);
-                self.arbitrate(held, generation, Reason::Arbitrating(reason), commands);
+                self.get_ready(held, Next::Claim { generation, loss: Some(reason) }, commands);
             }
-            Phase::Inquiring { .. } | Phase::Arbitrating { .. } => {}
+            Phase::GettingReady { .. } | Phase::Inquiring { .. } | Phase::Arbitrating { .. } => {}
         }
         None
+    }
+
+    fn get_ready(&mut self, held: Epoch, next: Next, commands: &mut Vec<Command>) {
+        commands.push(Command::GetReady);
+        self.phase = Phase::GettingReady { held, next };
+    }
+
+    fn ready(&mut self, commands: &mut Vec<Command>) {
+        let Phase::GettingReady { held, next } = self.phase else { return };
+        match next {
+            // The connection is closed with the answer: a primary that sees it close wants to go on, and would compete.
+            Next::Claim { generation, loss: None } => self.arbitrate(held, generation, Reason::HandOver, commands),
+            Next::Claim { generation, loss: Some(loss) } => {
+                commands.push(Command::CloseChannel);
+                self.arbitrate(held, generation, Reason::Arbitrating(loss), commands);
+            }
+            Next::Inquire { loss } => {
+                commands.extend([Command::CloseChannel, Command::ReadClaim]);
+                self.phase = Phase::Inquiring { held, loss, turn: Turn::Store };
+            }
+        }
     }
 
     fn claim_read(&mut self, claim: &Claim, commands: &mut Vec<Command>) -> Option<State> {
@@ -148,14 +180,14 @@ impl Secondary {
                 }
                 Answer::Theirs => return self.stop(StopReason::Superseded, commands),
             },
-            Phase::Empty | Phase::Following { .. } | Phase::Entitled { .. } => {}
+            Phase::Empty | Phase::Following { .. } | Phase::Entitled { .. } | Phase::GettingReady { .. } => {}
         }
         None
     }
 
     /// Asks for the generation after that which names this replica as the secondary.
     fn arbitrate(&mut self, held: Epoch, named: Generation, why: Reason, commands: &mut Vec<Command>) {
-        let claim = Claim { generation: named.saturating_add(1), primary: self.id.clone(), secondary: None };
+        let claim = Claim { generation: named.next(), primary: self.id.clone(), secondary: None };
         let (question, command) = Question::ask(claim);
         commands.push(command);
         self.phase = Phase::Arbitrating { held, why, question };
@@ -168,9 +200,12 @@ impl Secondary {
 
     fn generation(&self) -> Generation {
         match &self.phase {
-            Phase::Empty | Phase::Following { .. } | Phase::Inquiring { .. } => 0,
-            Phase::Entitled { generation, .. } => *generation,
-            Phase::Arbitrating { question, .. } => question.claim().generation.saturating_sub(1),
+            Phase::Empty | Phase::Following { .. } | Phase::Inquiring { .. } => Generation::NONE,
+            Phase::GettingReady { next: Next::Inquire { .. }, .. } => Generation::NONE,
+            Phase::Entitled { generation, .. } | Phase::GettingReady { next: Next::Claim { generation, .. }, .. } => {
+                *generation
+            }
+            Phase::Arbitrating { question, .. } => question.claim().generation.before(),
         }
     }
 
@@ -178,6 +213,13 @@ impl Secondary {
         let (protection, reason) = match &self.phase {
             Phase::Empty | Phase::Following { .. } => (Protection::Starting, Some(Reason::FirstCheckpoint)),
             Phase::Entitled { .. } => (Protection::Protected, None),
+            Phase::GettingReady { next, .. } => {
+                let reason = match next {
+                    Next::Claim { loss: None, .. } => Reason::HandOver,
+                    Next::Claim { loss: Some(loss), .. } | Next::Inquire { loss } => Reason::Arbitrating(*loss),
+                };
+                (Protection::NeedSecondary, Some(reason))
+            }
             Phase::Inquiring { turn: Turn::Timer, .. } => (Protection::NeedSecondary, Some(Reason::StoreUnreachable)),
             Phase::Inquiring { loss, .. } => (Protection::NeedSecondary, Some(Reason::Arbitrating(*loss))),
             Phase::Arbitrating { question, .. } if question.is_store_unreachable() => {

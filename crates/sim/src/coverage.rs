@@ -50,6 +50,8 @@ occurrences! {
     SwapLate,
     /// The secondary could not write its disks.
     SecondaryFailed,
+    /// A secondary that was to take over found that it could not run the VM.
+    Unready,
     /// The user turned protection off.
     Off,
     /// The user suspended protection.
@@ -60,10 +62,10 @@ occurrences! {
     SwitchOver,
     /// A secondary that kept the guest waiting was dropped.
     TooSlow,
-    /// An ack was stale, and the protocol was told.
-    StaleAck,
+    /// A secondary that was asked to take over, and lives, did not for long, and was dropped.
+    HandOverTooSlow,
     /// An ack was too old to count, and nothing came of it.
-    StaleAckLeft,
+    StaleAck,
     /// An old primary released committed output after a takeover: that was not for silence, or the primary had stood still with a fresh ack.
     LateRelease,
     /// A secondary took over since its connection was closed.

@@ -84,6 +84,11 @@ impl World {
                     self.secondary_fails(host);
                 }
             }
+            Fault::Unready(target, duration) => {
+                if let Some(host) = self.target(target) {
+                    self.hosts[host].unready_until = self.until(duration);
+                }
+            }
             Fault::Drop(reason) => self.user_drops(reason),
             Fault::ChangeMode => {
                 self.wants_log = !self.wants_log;

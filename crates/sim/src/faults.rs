@@ -1,5 +1,7 @@
 //! [`Plan`]: what goes wrong in a schedule, and when.
 
+use std::time::Duration;
+
 use protocol::DropReason;
 
 use crate::random::Random;
@@ -43,6 +45,8 @@ pub(crate) enum Fault {
     StoreDown(Nanoseconds),
     StoreOutOfReach(Target, Nanoseconds),
     SecondaryFails,
+    /// The VM could not be run on the host: no network end can be reached there, or its state is refused.
+    Unready(Target, Nanoseconds),
     Drop(DropReason),
     SwitchOver,
     /// The user changes the FT mode.
@@ -98,8 +102,6 @@ pub(crate) struct Plan {
     /// Longest time between two things that the guest does.
     pub guest_interval_max: Nanoseconds,
     pub copy_duration_max: Nanoseconds,
-    /// What a driver does with an ack that is not fresh: leave it, as that of a secondary which is only slow, or tell the protocol.
-    pub leaves_stale_acks: bool,
     /// Of a hundred acks.
     pub stalls: u64,
     /// Of a hundred answers of the store.
@@ -113,6 +115,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    pub fn suspicion(&self) -> Duration {
+        Duration::from_nanos(self.suspicion)
+    }
+
     pub fn draw(random: &mut Random) -> Self {
         let hosts = random.pick(&[2, 3, 3]);
         let suspicion = random.pick(&[40, 60, 100]) * MILLISECOND;
@@ -124,7 +130,6 @@ impl Plan {
             suspicion,
             guest_interval_max: random.pick(&[4, 10, 30]) * MILLISECOND,
             copy_duration_max: random.pick(&[5, 50, 200]) * MILLISECOND,
-            leaves_stale_acks: random.pick(&[true, false]),
             stalls: random.pick(&[0, 0, 0, 3]),
             answers_lost: random.pick(&[0, 0, 10, 40]),
             swaps_late: random.pick(&[0, 0, 10, 40]),
@@ -156,7 +161,7 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(23) {
+        match random.below(24) {
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),
@@ -172,6 +177,7 @@ impl Fault {
             17 => Self::Drop(DropReason::Restart),
             18 | 19 => Self::ChangeMode,
             20 => Self::SlowExecution(duration),
+            21 => Self::Unready(target, duration),
             _ => Self::SwitchOver,
         }
     }

@@ -1,7 +1,7 @@
 //! Seeded simulation of the replication protocol under faults.
 //!
 //! A schedule is a life of a VM on two or three hosts, of which everything follows from a seed: delays, clocks, what goes wrong and when. The
-//! replicas are [`protocol::Replica`]s; what `replication::mirror` does around them is imitated, with time that is simulated.
+//! replicas decide by the shipped crate [`protocol`]; what `replication::mirror` does to carry it out is imitated, with time that is simulated.
 //! After every step the promises of the protocol must hold ([`Violation`]); and once nothing goes wrong any more, the VM must get protected
 //! again. [`Mutation`]s are mistakes made on purpose, to see that they are found.
 //!
@@ -14,6 +14,7 @@
 mod coverage;
 mod daemons;
 mod faults;
+mod guest;
 mod history;
 mod lockstep;
 mod mutation;

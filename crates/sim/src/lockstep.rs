@@ -1,98 +1,78 @@
 //! What `replication::mirror` does in lockstep: the log in place of checkpoints, and its execution.
 
-use protocol::{DropReason, Event, LossReason};
+use std::time::Duration;
+
+use protocol::{Epoch, Event, LossReason};
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;
 use crate::mutation::Mutation;
 use crate::network::{ConnectionId, Message, Side};
-use crate::primary::TOO_SLOW_AFTER;
 use crate::process::{Held, Parting, Timer, Waiting};
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
 use crate::world::World;
 
 /// A segment ends after so long.
-const SEGMENT_LENGTH_MAX: Nanoseconds = 5 * MILLISECOND;
+const SEGMENT_LENGTH_MAX: Duration = Duration::from_millis(5);
 /// How far the secondary may be behind.
-const LAG_MAX: Nanoseconds = 30 * MILLISECOND;
+pub(crate) const LAG_MAX: Duration = Duration::from_millis(30);
 
 impl World {
     // The primary.
 
-    /// The secondary is behind by more than it may be, as far as this primary knows.
-    pub fn is_lagging(&mut self, host: usize) -> bool {
-        let (now, clock) = (self.now, self.hosts[host].clock);
-        let waits = self.mutation != Some(Mutation::DoNotWait);
-        let is_handing_over = self.runner(host).is_some_and(|runner| runner.hand_over.is_some());
-        let Some(session) = self.session(host) else { return false };
-        let oldest = session.unexecuted.front().filter(|_| session.has_log && waits && !is_handing_over);
-        oldest.is_some_and(|&(_, closed_at)| clock.measures(now - closed_at) > LAG_MAX)
-    }
-
-    /// The guest does nothing; if that lasts, the secondary is given up.
-    pub fn wait_for_execution(&mut self, host: usize) {
-        self.coverage.note(Occurrence::LagWaited);
-        let (now, clock) = (self.now, self.hosts[host].clock);
-        let Some(runner) = self.runner(host) else { return };
-        let since = *runner.waits_since.get_or_insert(now);
-        if clock.measures(now - since) > TOO_SLOW_AFTER {
-            runner.waits_since = None;
-            let connection = runner.session.as_ref().map(|session| session.connection);
-            self.primary_event(host, connection, Event::DropSecondary { reason: DropReason::TooSlow });
-        }
-        self.consider(host);
-    }
-
     /// Whatever this primary knows, its guest must not run while the secondary is far behind.
     pub fn check_lag(&mut self, host: usize) {
         let (now, clock) = (self.now, self.hosts[host].clock);
-        let Some(peer) = self.session(host).filter(|session| session.has_log).map(|session| session.peer) else {
+        let Some(peer) = self.session(host).filter(|session| session.epochs.follows_log()).map(|session| session.peer)
+        else {
             return;
         };
         let Some(secondary) = self.home(peer) else { return };
         let execution = self.follower(secondary).and_then(|follower| follower.execution.as_ref());
         let oldest = execution.and_then(|execution| execution.waiting.front()).map(|&(_, closed_at)| closed_at);
-        if oldest.is_some_and(|closed_at| clock.measures(now - closed_at) > LAG_MAX) {
+        if oldest.is_some_and(|closed_at| clock.reads(now).since(clock.reads(closed_at)) > LAG_MAX) {
             self.broken(Violation::TooFarAhead(self.name(host)));
         }
     }
 
-    /// Ends the segment under way if it is time, or the log if checkpoints are wanted.
-    pub fn consider_log(&mut self, host: usize) {
-        let (now, clock, wants_log) = (self.now, self.hosts[host].clock, self.wants_log);
-        let is_handing_over = self.runner(host).is_some_and(|runner| runner.hand_over.is_some());
-        let Some(session) = self.session(host).filter(|_| !is_handing_over) else { return };
-        let is_due = session.output_waits || clock.measures(now - session.epoch_since) >= SEGMENT_LENGTH_MAX;
-        if !wants_log {
-            self.close_segment(host);
-            self.send_log(host, Message::EndOfLog);
-            if let Some(session) = self.session(host) {
-                session.has_log = false;
-                session.unexecuted.clear();
-            }
-            self.coverage.note(Occurrence::LogEnded);
-            self.moment(Moment::ModeChanged);
-        } else if is_due {
+    /// Ends the segment under way if it is time.
+    pub fn consider_segment(&mut self, host: usize) {
+        let now = self.clock(host);
+        let Some(session) = self.session(host).filter(|session| session.epochs.follows_log()) else { return };
+        if session.output_waits || now.since(session.segment_since) >= SEGMENT_LENGTH_MAX {
             self.close_segment(host);
         }
     }
 
+    /// Checkpoints follow the log.
+    pub fn end_log(&mut self, host: usize) {
+        let now = self.clock(host);
+        self.close_segment(host);
+        self.send_log(host, Message::EndOfLog);
+        if let Some(session) = self.session(host) {
+            session.epochs.log_ended(now);
+            session.unexecuted.clear();
+        }
+        self.coverage.note(Occurrence::LogEnded);
+        self.moment(Moment::ModeChanged);
+    }
+
     /// Ends the segment under way; its output waits for it.
     pub fn close_segment(&mut self, host: usize) {
-        let now = self.now;
+        let (now, closed_at) = (self.clock(host), self.now);
         let Some(runner) = self.runner(host) else { return };
-        runner.epoch += 1;
+        runner.epoch = runner.epoch.next();
         let (epoch, state) = (runner.epoch, runner.state);
         let is_of_it = |waiting: &&mut Waiting| waiting.epoch.is_none();
         runner.waiting.iter_mut().rev().take_while(is_of_it).for_each(|waiting| waiting.epoch = Some(epoch));
         let Some(session) = &mut runner.session else { return };
-        session.in_flight.push_back(epoch);
+        session.epochs.segment_closed(epoch, now);
         session.unexecuted.push_back((epoch, now));
         session.output_waits = false;
-        session.epoch_since = now;
+        session.segment_since = now;
         let base = std::mem::replace(&mut session.base, state);
-        self.send_log(host, Message::Segment { epoch, base, state, closed_at: now });
+        self.send_log(host, Message::Segment { epoch, base, state, closed_at });
         if self.mutation == Some(Mutation::ReleaseOnCapture) {
             self.release_through(host, epoch);
         }
@@ -103,7 +83,7 @@ impl World {
         self.send_in_turn(host, message, duration);
     }
 
-    pub fn heard_of_execution(&mut self, host: usize, executed: Option<u64>) {
+    pub fn heard_of_execution(&mut self, host: usize, executed: Option<Epoch>) {
         if let Some(session) = self.session(host) {
             session.unexecuted.retain(|&(epoch, _)| executed.is_none_or(|executed| epoch > executed));
         }
@@ -154,8 +134,8 @@ impl World {
         if has_more {
             return self.execute_next(host, connection);
         }
-        if let Some(event) = self.follower(host).and_then(|follower| follower.after_run_out.take()) {
-            self.secondary_event(host, event);
+        if self.follower(host).is_some_and(|follower| std::mem::take(&mut follower.is_getting_ready)) {
+            self.has_run_out(host);
         }
     }
 
@@ -166,19 +146,23 @@ impl World {
         let other = self.history.step(segment.base, false);
         let Some(follower) = self.follower(host) else { return };
         let connection = follower.connection;
-        let is_parted = follower.parting.is_some();
-        follower.after_run_out = None;
+        let was_getting_ready = std::mem::take(&mut follower.is_getting_ready);
         if let Some(execution) = &mut follower.execution {
             execution.state = other;
             execution.waiting.clear();
         }
         let goes_on = self.mutation == Some(Mutation::DivergedGoesOn);
-        let reason = if goes_on { LossReason::Closed } else { LossReason::Diverged };
         if !goes_on {
             self.send(connection, Side::Secondary, Message::Diverged);
         }
-        let event = Event::PeerLost { reason };
-        if is_parted { self.secondary_event(host, event) } else { self.part(host, Parting::Otherwise, event) }
+        match (was_getting_ready, goes_on) {
+            (true, true) => self.secondary_event(host, Event::Ready),
+            (true, false) => self.secondary_event(host, Event::PeerLost { reason: LossReason::Diverged }),
+            (false, _) => {
+                let reason = if goes_on { LossReason::Closed } else { LossReason::Diverged };
+                self.part(host, Parting::Otherwise, Event::PeerLost { reason });
+            }
+        }
     }
 
     /// What was received of the log is executed before anything else happens: checkpoints follow.
@@ -201,17 +185,31 @@ impl World {
         }
     }
 
-    /// What the protocol is to hear at once: nothing, if there is some of the log to be executed before.
-    pub fn after_run_out(&mut self, host: usize, event: Event) -> Option<Event> {
+    /// Executes what was received of the log to its end, if there is some.
+    pub fn get_ready(&mut self, host: usize) {
         let runs_out = self.mutation != Some(Mutation::DoNotRunOut);
-        let is_final = matches!(event, Event::PeerLost { reason: LossReason::Failed | LossReason::Diverged });
-        let Some(follower) = self.follower(host) else { return Some(event) };
+        let Some(follower) = self.follower(host) else { return };
         let waits = follower.execution.as_ref().is_some_and(|execution| !execution.waiting.is_empty());
-        if !waits || !runs_out || is_final {
-            return Some(event);
+        if waits && runs_out {
+            follower.is_getting_ready = true;
+            self.coverage.note(Occurrence::RanOut);
+        } else {
+            self.has_run_out(host);
         }
-        follower.after_run_out = Some(event);
-        self.coverage.note(Occurrence::RanOut);
-        None
+    }
+
+    /// There is nothing to execute any more. Could the VM be run here?
+    fn has_run_out(&mut self, host: usize) {
+        let is_ready = self.hosts[host].unready_until <= self.now;
+        let claims = self.mutation == Some(Mutation::ClaimUnready);
+        let Some(follower) = self.follower(host) else { return };
+        if is_ready || claims {
+            follower.is_unready = !is_ready;
+            return self.secondary_event(host, Event::Ready);
+        }
+        let connection = follower.connection;
+        self.coverage.note(Occurrence::Unready);
+        self.send(connection, Side::Secondary, Message::Failed);
+        self.secondary_event(host, Event::PeerLost { reason: LossReason::Failed });
     }
 }

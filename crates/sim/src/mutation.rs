@@ -35,6 +35,8 @@ pub enum Mutation {
     DoNotResume,
     /// A secondary that has lost its primary goes on acknowledging what comes.
     AcknowledgeAfterLoss,
+    /// A secondary that could not run the VM asks the store for it all the same.
+    ClaimUnready,
     /// A secondary that has lost its primary does not run out the log that it has received.
     DoNotRunOut,
     /// A secondary goes back to checkpoints without executing the log to its end.
@@ -51,7 +53,8 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
+        Self::ClaimUnready,
         Self::DoNotRunOut,
         Self::MirrorTooEarly,
         Self::LoseSegment,

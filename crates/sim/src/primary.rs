@@ -1,29 +1,21 @@
 //! What `replication::mirror`'s primary does around the protocol.
 
-use protocol::{Command, DropReason, Epoch, Event, LossReason, Protection, Reason, Role, Status, StopReason, Verdict};
+use protocol::{
+    Command, DropReason, Epoch, Epochs, Event, Generation, Heartbeats, Look, LossReason, Patience, Protection,
+    RETRY_INTERVAL, Reason, Role, Silence, Status, StopReason, Verdict, heartbeat_interval,
+};
 
 use crate::coverage::Occurrence;
 use crate::faults::{FAULTS_END, Moment};
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
-use crate::process::{Body, Input, ProcessId, Runner, Session, Timer, Waiting};
+use crate::process::{Body, Input, ProcessId, Runner, Session, TOO_SLOW_AFTER, Timer};
 use crate::store::Request;
-use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
+use crate::time::{MILLISECOND, Nanoseconds, nanoseconds};
 use crate::violation::Violation;
-use crate::world::{Death, RETRY_INTERVAL, World};
+use crate::world::{Death, World};
 
-const IN_FLIGHT_MAX: usize = 3;
-/// So much of the suspicion time a heartbeat counts as fresh.
-const FRESH_EIGHTHS: u64 = 7;
-const EPOCH_LENGTH_MAX: Nanoseconds = 50 * MILLISECOND;
-/// How many times its length an epoch may last before the guest waits.
-const PATIENCE: u64 = 4;
-/// Shorter than the real one, or no schedule would last so long.
-pub(crate) const TOO_SLOW_AFTER: Nanoseconds = 300 * MILLISECOND;
 const CONNECT_TIMEOUT: Nanoseconds = 200 * MILLISECOND;
-pub(crate) const HEARTBEATS_PER_SUSPICION: u64 = 5;
-/// How often either side looks whether the other one is silent.
-pub(crate) const SILENCE_CHECKS_PER_SUSPICION: u64 = 4;
 
 impl World {
     pub fn runner(&mut self, host: usize) -> Option<&mut Runner> {
@@ -64,7 +56,7 @@ impl World {
                 self.primary_does(host, command);
             }
         }
-        if self.runner(host).is_some_and(|runner| !runner.is_held && runner.hand_over.is_some()) {
+        if self.runner(host).is_some_and(|runner| !runner.is_held && runner.is_handing_over) {
             self.broken(Violation::StandsStill(self.name(host)));
         }
         self.note_protected(host);
@@ -80,7 +72,6 @@ impl World {
 
     fn note_event(&mut self, host: usize, event: &Event) {
         let occurrence = match event {
-            Event::Acknowledged { fresh: false, .. } => Occurrence::StaleAck,
             Event::DropSecondary { reason: DropReason::TooSlow } => Occurrence::TooSlow,
             Event::SyncFinished { .. } => {
                 if let Some(process) = &self.hosts[host].process
@@ -95,7 +86,6 @@ impl World {
                 return;
             }
             Event::PeerLost { .. } => return self.moment(Moment::Lost),
-            Event::HandOverSent => return self.moment(Moment::HandOverSent),
             _ => return,
         };
         self.coverage.note(occurrence);
@@ -107,7 +97,7 @@ impl World {
         let is_protected = runner.session.is_some() && process.replica.status().is_protected();
         let was_protected = std::mem::replace(&mut runner.was_protected, is_protected);
         if is_protected && !was_protected {
-            if process.replica.status().generation > 2 {
+            if process.replica.status().generation > Generation::new(2) {
                 self.coverage.note(Occurrence::Reprotected);
             }
             self.moment(Moment::Protected);
@@ -146,19 +136,24 @@ impl World {
             Command::CloseChannel => self.close_session(host),
             Command::StartRetryTimer => {
                 if self.mutation != Some(Mutation::DoNotRetry) {
-                    self.start_timer(host, RETRY_INTERVAL, Timer::Retry);
+                    self.start_timer(host, nanoseconds(RETRY_INTERVAL), Timer::Retry);
                 }
             }
             Command::Resume => {
                 if self.mutation != Some(Mutation::DoNotResume)
                     && let Some(runner) = self.runner(host)
-                    && runner.hand_over.take().is_some()
+                    && std::mem::take(&mut runner.is_handing_over)
                 {
+                    runner.patience.goes_on();
                     self.coverage.note(Occurrence::HandOverUndone);
                 }
             }
+            Command::AskToTakeOver => {
+                self.send_to_secondary(host, Message::HandOver);
+                self.moment(Moment::HandOverSent);
+            }
             Command::Stop { reason } => self.primary_stops(host, reason),
-            Command::Acknowledge { .. } | Command::ReadClaim | Command::TakeOver { .. } => {
+            Command::Acknowledge { .. } | Command::GetReady | Command::ReadClaim | Command::TakeOver { .. } => {
                 self.broken(Violation::Undone(self.name(host), format!("{command:?}")));
             }
         }
@@ -174,7 +169,7 @@ impl World {
         }
     }
 
-    fn tell_entitled(&mut self, host: usize, generation: u64) {
+    fn tell_entitled(&mut self, host: usize, generation: Generation) {
         let peer = self.session(host).map(|session| session.peer);
         let entry = self.store.entry(generation);
         if peer.is_none() || entry.is_none_or(|entry| entry.secondary != peer) {
@@ -211,101 +206,6 @@ impl World {
         }
     }
 
-    // The guest.
-
-    fn guest_acts(&mut self, host: usize) {
-        let interval = self.random.between(500 * MICROSECOND, self.plan.guest_interval_max);
-        self.start_timer(host, interval, Timer::Guest);
-        let has_output = self.random.chance(70);
-        let (now, clock) = (self.now, self.hosts[host].clock);
-        if self.is_lagging(host) {
-            return self.wait_for_execution(host);
-        }
-        let Some(runner) = self.runner(host) else { return };
-        if runner.hand_over.is_some() {
-            return;
-        }
-        let is_late = runner.session.as_ref().is_some_and(|session| {
-            session.is_mirroring
-                && !session.has_log
-                && clock.measures(now - session.epoch_since) >= PATIENCE * EPOCH_LENGTH_MAX
-        });
-        if is_late {
-            let since = *runner.waits_since.get_or_insert(now);
-            if clock.measures(now - since) > TOO_SLOW_AFTER {
-                let connection = runner.session.as_ref().map(|session| session.connection);
-                runner.waits_since = None;
-                self.primary_event(host, connection, Event::DropSecondary { reason: DropReason::TooSlow });
-            }
-            self.consider(host);
-            return;
-        }
-        runner.waits_since = None;
-        let (before, is_held) = (runner.state, runner.is_held);
-        self.check_lag(host);
-        let state = self.history.step(before, has_output);
-        let Some(runner) = self.runner(host) else { return };
-        runner.state = state;
-        if has_output {
-            if is_held {
-                runner.waiting.push_back(Waiting { state, epoch: None });
-                if let Some(session) = &mut runner.session {
-                    session.output_waits = true;
-                }
-            } else {
-                self.release(host, state);
-            }
-        }
-        self.consider(host);
-    }
-
-    /// Takes a checkpoint if it is time, and there is room.
-    pub fn consider(&mut self, host: usize) {
-        let (now, clock) = (self.now, self.hosts[host].clock);
-        let Some(runner) = self.runner(host) else { return };
-        let Some(session) = &runner.session else { return };
-        if session.has_log {
-            return self.consider_log(host);
-        }
-        let wants_log = self.wants_log;
-        let Some(session) = self.session(host) else { return };
-        let is_due = wants_log || session.output_waits || clock.measures(now - session.epoch_since) >= EPOCH_LENGTH_MAX;
-        let has_room = session.outgoing.is_empty() && session.in_flight.len() < IN_FLIGHT_MAX;
-        let is_mirroring = session.is_mirroring;
-        let is_handing_over = self.runner(host).is_some_and(|runner| runner.hand_over.is_some());
-        if is_mirroring && !is_handing_over && is_due && has_room {
-            self.take_checkpoint(host);
-        }
-    }
-
-    fn take_checkpoint(&mut self, host: usize) {
-        let (now, then_log) = (self.now, self.wants_log);
-        let mut duration = self.random.between(50, 2000) * MICROSECOND;
-        if self.slow_sender_until > now {
-            duration += self.random.between(0, self.slow_sender_extra);
-        }
-        let Some(runner) = self.runner(host) else { return };
-        runner.epoch += 1;
-        let (epoch, state) = (runner.epoch, runner.state);
-        for waiting in runner.waiting.iter_mut().rev().take_while(|waiting| waiting.epoch.is_none()) {
-            waiting.epoch = Some(epoch);
-        }
-        let Some(session) = &mut runner.session else { return };
-        session.in_flight.push_back(epoch);
-        session.output_waits = false;
-        session.epoch_since = now;
-        let base = std::mem::replace(&mut session.base, state);
-        session.has_log = then_log;
-        self.send_in_turn(host, Message::Checkpoint { epoch, heartbeat: 0, base, state, then_log }, duration);
-        if then_log {
-            self.coverage.note(Occurrence::LogBegan);
-            self.moment(Moment::ModeChanged);
-        }
-        if self.mutation == Some(Mutation::ReleaseOnCapture) {
-            self.release_through(host, epoch);
-        }
-    }
-
     // The session.
 
     /// Sends a message behind those that wait, which takes `duration`.
@@ -319,12 +219,12 @@ impl World {
     }
 
     fn first_was_sent(&mut self, host: usize, connection: ConnectionId) {
-        let now = self.now;
+        let now = self.clock(host);
         let Some(session) = self.session(host) else { return };
         let Some(mut message) = session.outgoing.pop_front() else { return };
-        if let Message::Checkpoint { heartbeat, .. } = &mut message {
-            session.heartbeats.push(now);
-            *heartbeat = session.heartbeats.len() as u64;
+        if let Message::Checkpoint { epoch, heartbeat, .. } = &mut message {
+            session.epochs.sent(*epoch);
+            *heartbeat = session.heartbeats.number_next(now);
         }
         self.send(connection, Side::Primary, message);
         if self.mutation == Some(Mutation::EntitleBeforeFirstAck)
@@ -382,7 +282,7 @@ impl World {
     }
 
     fn open_session(&mut self, host: usize, connection: ConnectionId) {
-        let now = self.now;
+        let (now, sent_at, suspicion) = (self.clock(host), self.now, self.plan.suspicion());
         let peer = self.network.end(connection, Side::Secondary).process;
         let copied = self.random.between(MILLISECOND, self.plan.copy_duration_max);
         let secondary = self.homes[peer.0 as usize];
@@ -392,16 +292,14 @@ impl World {
             connection,
             secondary,
             peer,
-            heartbeats: Vec::new(),
-            last_heard: now,
-            is_mirroring: false,
-            in_flight: Default::default(),
+            heartbeats: Heartbeats::new(suspicion),
+            silence: Silence::new(suspicion, now),
+            epochs: Epochs::default(),
             output_waits: false,
-            epoch_since: now,
+            segment_since: now,
             outgoing: Default::default(),
-            sent_at: now,
+            sent_at,
             base: runner.state,
-            has_log: false,
             unexecuted: Default::default(),
         });
         self.start_timer(host, 0, Timer::Heartbeat(connection));
@@ -417,35 +315,34 @@ impl World {
         let Some(secondary) = self.session(host).map(|session| session.secondary) else { return };
         let secondary = self.hosts[secondary].name.clone();
         self.primary_event(host, Some(connection), Event::SyncFinished { secondary });
-        let now = self.now;
+        let now = self.clock(host);
         if let Some(runner) = self.runner(host)
             && let Some(session) = &mut runner.session
         {
-            session.is_mirroring = true;
-            session.epoch_since = now;
+            runner.patience = Patience::new(TOO_SLOW_AFTER);
+            session.epochs.begin(now);
             session.base = runner.state;
             self.take_checkpoint(host);
         }
     }
 
     pub fn primary_timer(&mut self, host: usize, timer: Timer) {
-        let (now, clock, suspicion) = (self.now, self.hosts[host].clock, self.plan.suspicion);
+        let (now, suspicion) = (self.clock(host), self.plan.suspicion());
         match timer {
             Timer::Guest => self.guest_acts(host),
             Timer::Heartbeat(connection) if self.has_session(host, connection) => {
                 if let Some(session) = self.session(host) {
-                    session.heartbeats.push(now);
-                    let number = session.heartbeats.len() as u64;
+                    let number = session.heartbeats.number_next(now);
                     self.send(connection, Side::Primary, Message::Heartbeat(number));
-                    self.start_timer(host, suspicion / HEARTBEATS_PER_SUSPICION, timer);
+                    self.start_timer(host, nanoseconds(heartbeat_interval(suspicion)), timer);
                 }
             }
-            Timer::Silence(connection) if self.has_session(host, connection) => {
-                let silence = self.session(host).map_or(0, |session| clock.measures(now - session.last_heard));
-                if silence > suspicion {
-                    self.end_session(host, connection, LossReason::Silent);
-                } else {
-                    self.start_timer(host, suspicion / SILENCE_CHECKS_PER_SUSPICION, timer);
+            Timer::Silence(connection) | Timer::LastLook(connection) if self.has_session(host, connection) => {
+                let Some(look) = self.session(host).map(|session| session.silence.look(now)) else { return };
+                match (look, timer) {
+                    (Look::For(wait), _) => self.start_timer(host, nanoseconds(wait), Timer::Silence(connection)),
+                    (Look::Last, Timer::Silence(_)) => self.start_timer(host, 0, Timer::LastLook(connection)),
+                    (Look::Last, _) => self.end_session(host, connection, LossReason::Silent),
                 }
             }
             Timer::Connect(connection) => {
@@ -458,19 +355,19 @@ impl World {
             }
             Timer::Copied(connection) => self.begin_mirroring(host, connection),
             Timer::Sent(connection) if self.has_session(host, connection) => self.first_was_sent(host, connection),
-            Timer::Checked { connection, epoch, fresh } => {
+            Timer::Checked { connection, epoch } => {
                 // What was committed may be released late: nothing is undone by that.
                 self.is_behind = true;
-                self.release_acknowledged(host, connection, epoch, fresh);
+                self.release_acknowledged(host, connection, epoch);
                 self.is_behind = false;
             }
             Timer::Retry => self.primary_event(host, None, Event::RetryDue),
-            Timer::Heartbeat(_) | Timer::Silence(_) | Timer::Sent(_) | Timer::Executed(_) => {}
+            Timer::Heartbeat(_) | Timer::Silence(_) | Timer::LastLook(_) | Timer::Sent(_) | Timer::Executed(_) => {}
         }
     }
 
     pub fn primary_receives(&mut self, host: usize, connection: ConnectionId, arrival: Arrival) {
-        let now = self.now;
+        let now = self.clock(host);
         if self.runner(host).is_some_and(|runner| runner.connecting == Some(connection)) {
             match arrival {
                 Arrival::Message(Message::Welcome) => self.open_session(host, connection),
@@ -489,7 +386,7 @@ impl World {
         match arrival {
             Arrival::Message(message) => {
                 if let Some(session) = self.session(host) {
-                    session.last_heard = now;
+                    session.silence.heard(now);
                 }
                 match message {
                     Message::Ack { epoch, heard, executed } => {
@@ -508,26 +405,18 @@ impl World {
     }
 
     fn acknowledged(&mut self, host: usize, connection: ConnectionId, epoch: Epoch, heard: u64) {
-        let (now, clock, suspicion) = (self.now, self.hosts[host].clock, self.plan.suspicion);
-        let accepts_stale = self.mutation == Some(Mutation::AcceptStaleAcks);
-        let leaves_stale = self.plan.leaves_stale_acks;
+        let (now, accepts_stale) = (self.clock(host), self.mutation == Some(Mutation::AcceptStaleAcks));
         let Some(session) = self.session(host) else { return };
-        let sent = heard.checked_sub(1).and_then(|index| session.heartbeats.get(usize::try_from(index).ok()?));
-        let is_fresh = sent.is_some_and(|&sent| clock.measures(now - sent) < suspicion * FRESH_EIGHTHS / 8);
-        let fresh = is_fresh || accepts_stale;
-        if !fresh && leaves_stale {
-            self.coverage.note(Occurrence::StaleAckLeft);
-            return;
+        if !session.heartbeats.is_fresh(heard, now) && !accepts_stale {
+            return self.coverage.note(Occurrence::StaleAck);
         }
-        let count = session.in_flight.len();
-        session.in_flight.retain(|&waiting| waiting > epoch);
-        if session.in_flight.len() == count {
-            return;
-        }
-        if !self.is_calm && self.random.chance(self.plan.stalls) {
-            self.stall(host, Timer::Checked { connection, epoch, fresh });
-        } else {
-            self.release_acknowledged(host, connection, epoch, fresh);
+        match session.epochs.acknowledged(epoch) {
+            Err(_) => self.end_session(host, connection, LossReason::Protocol),
+            Ok(committed) if committed.is_empty() => {}
+            Ok(_) if !self.is_calm && self.random.chance(self.plan.stalls) => {
+                self.stall(host, Timer::Checked { connection, epoch });
+            }
+            Ok(_) => self.release_acknowledged(host, connection, epoch),
         }
     }
 
@@ -542,13 +431,8 @@ impl World {
         self.wake_after(id, duration);
     }
 
-    fn release_acknowledged(&mut self, host: usize, connection: ConnectionId, epoch: Epoch, fresh: bool) {
-        self.primary_event(host, Some(connection), Event::Acknowledged { epoch, fresh });
-        let handed_over = self.runner(host).is_some_and(|runner| runner.hand_over.is_some_and(|last| last <= epoch));
-        if handed_over && self.has_session(host, connection) {
-            self.send(connection, Side::Primary, Message::HandOver);
-            self.primary_event(host, Some(connection), Event::HandOverSent);
-        }
+    fn release_acknowledged(&mut self, host: usize, connection: ConnectionId, epoch: Epoch) {
+        self.primary_event(host, Some(connection), Event::Acknowledged { epoch });
         self.consider(host);
     }
 
@@ -557,7 +441,7 @@ impl World {
     pub fn unprotect(&mut self, host: usize, reason: DropReason) {
         self.primary_event(host, None, Event::DropSecondary { reason });
         if let Some(connection) =
-            self.session(host).filter(|session| !session.is_mirroring).map(|session| session.connection)
+            self.session(host).filter(|session| !session.epochs.has_begun()).map(|session| session.connection)
         {
             self.end_session(host, connection, LossReason::Closed);
         }
@@ -570,13 +454,14 @@ impl World {
         }
         self.coverage.note(Occurrence::SwitchOver);
         self.tell(|world| format!("{}: hands over", world.name(host)));
-        if self.session(host).is_some_and(|session| session.has_log) {
+        let Some(runner) = self.runner(host) else { return };
+        runner.is_handing_over = true;
+        let last = runner.epoch.next();
+        self.primary_event(host, None, Event::SwitchOver { last });
+        if self.session(host).is_some_and(|session| session.epochs.follows_log()) {
             self.close_segment(host);
         } else {
             self.take_checkpoint(host);
-        }
-        if let Some(runner) = self.runner(host) {
-            runner.hand_over = Some(runner.epoch);
         }
         self.moment(Moment::HandOverBegun);
     }

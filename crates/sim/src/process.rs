@@ -1,12 +1,16 @@
 //! [`Process`]: a replica's process, which holds the protocol's state machine and what `replication::mirror` keeps around it.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use protocol::{Epoch, Event, Replica};
+use protocol::{Epoch, Epochs, Event, Heartbeats, MonotonicTime, Patience, Replica, Silence};
 
 use crate::history::StateId;
 use crate::network::{Arrival, ConnectionId, Message};
 use crate::time::Nanoseconds;
+
+/// Shorter than the product's, or no schedule would last so long.
+pub(crate) const TOO_SLOW_AFTER: Duration = Duration::from_millis(300);
 
 /// No two processes have the same, on whatever host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub(crate) enum Timer {
     Heartbeat(ConnectionId),
     /// See whether the other side is silent.
     Silence(ConnectionId),
+    /// The other side is silent, unless something lies there already.
+    LastLook(ConnectionId),
     /// The other side has not answered a greeting.
     Connect(ConnectionId),
     /// The first copy is over.
@@ -36,8 +42,8 @@ pub(crate) enum Timer {
     Sent(ConnectionId),
     /// A segment was executed.
     Executed(ConnectionId),
-    /// An ack can be acted on; whether it was fresh has been found out before.
-    Checked { connection: ConnectionId, epoch: Epoch, fresh: bool },
+    /// An ack can be acted on, which was found to be fresh before.
+    Checked { connection: ConnectionId, epoch: Epoch },
     /// The store is to be asked again.
     Retry,
 }
@@ -65,7 +71,7 @@ pub(crate) enum Body {
 pub(crate) struct Follower {
     pub connection: ConnectionId,
     pub heard: u64,
-    pub last_heard: Nanoseconds,
+    pub silence: Silence,
     pub acknowledged: Option<Epoch>,
     pub held: Option<Held>,
     /// Checkpoints whose output may not have left.
@@ -74,8 +80,10 @@ pub(crate) struct Follower {
     pub execution: Option<Execution>,
     /// It listens no more.
     pub parting: Option<Parting>,
-    /// What the protocol is to hear once the log received was executed.
-    pub after_run_out: Option<Event>,
+    /// The protocol is to hear when the log received was executed.
+    pub is_getting_ready: bool,
+    /// It said that it was ready, and was not: [`crate::Mutation::ClaimUnready`].
+    pub is_unready: bool,
 }
 
 /// A log that is being executed, in order.
@@ -112,9 +120,11 @@ pub(crate) struct Runner {
     pub waiting: VecDeque<Waiting>,
     pub session: Option<Session>,
     pub connecting: Option<ConnectionId>,
-    pub hand_over: Option<Epoch>,
-    /// Since when the guest waits for its secondary.
-    pub waits_since: Option<Nanoseconds>,
+    /// The guest stands still for a hand-over.
+    pub is_handing_over: bool,
+    /// When the guest was last found to wait for its secondary, if it has done nothing since.
+    pub waited_at: Option<MonotonicTime>,
+    pub patience: Patience,
     pub was_protected: bool,
 }
 
@@ -127,8 +137,9 @@ impl Runner {
             waiting: VecDeque::new(),
             session: None,
             connecting: None,
-            hand_over: None,
-            waits_since: None,
+            is_handing_over: false,
+            waited_at: None,
+            patience: Patience::new(TOO_SLOW_AFTER),
             was_protected: false,
         }
     }
@@ -147,20 +158,18 @@ pub(crate) struct Session {
     pub connection: ConnectionId,
     pub secondary: usize,
     pub peer: ProcessId,
-    /// When heartbeats were sent; the first has number 1.
-    pub heartbeats: Vec<Nanoseconds>,
-    pub last_heard: Nanoseconds,
-    pub is_mirroring: bool,
-    pub in_flight: VecDeque<Epoch>,
+    pub heartbeats: Heartbeats,
+    pub silence: Silence,
+    pub epochs: Epochs,
+    /// The guest has sent something since a segment of the log was closed.
     pub output_waits: bool,
-    pub epoch_since: Nanoseconds,
+    /// When the last segment was closed, or the last checkpoint captured.
+    pub segment_since: MonotonicTime,
     /// What waits to be sent, in order, and when the last of it will have been. The heartbeats of checkpoints are numbered then.
     pub outgoing: VecDeque<Message>,
     pub sent_at: Nanoseconds,
     /// The state at the last capture, or at the end of the last segment.
     pub base: StateId,
-    /// The secondary follows the log.
-    pub has_log: bool,
     /// Segments that the secondary has not said to have executed, and when they were closed.
-    pub unexecuted: VecDeque<(Epoch, Nanoseconds)>,
+    pub unexecuted: VecDeque<(Epoch, MonotonicTime)>,
 }

@@ -1,17 +1,18 @@
 //! What `replication::mirror`'s secondary does around the protocol.
 
-use protocol::{Claim, Command, Epoch, Event, LossReason, StopReason, Verdict};
+use protocol::{
+    Claim, Command, Epoch, Event, Look, LossReason, RETRY_INTERVAL, Silence, StopReason, Verdict, heartbeat_interval,
+};
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
-use crate::primary::{HEARTBEATS_PER_SUSPICION, SILENCE_CHECKS_PER_SUSPICION};
 use crate::process::{Body, Execution, Follower, Held, Parting, Runner, Timer};
 use crate::store::Request;
-use crate::time::MICROSECOND;
+use crate::time::{MICROSECOND, nanoseconds};
 use crate::violation::Violation;
-use crate::world::{Death, RETRY_INTERVAL, World};
+use crate::world::{Death, World};
 
 impl World {
     pub fn follower(&mut self, host: usize) -> Option<&mut Follower> {
@@ -27,20 +28,23 @@ impl World {
     }
 
     pub fn secondary_receives(&mut self, host: usize, connection: ConnectionId, arrival: Arrival) {
-        let now = self.now;
+        let now = self.clock(host);
+        let early = self.mutation == Some(Mutation::SuspectEarly);
+        let suspicion = if early { self.plan.suspicion() / 2 } else { self.plan.suspicion() };
         let Some(process) = &mut self.hosts[host].process else { return };
         if matches!(process.body, Body::Listening) {
             if arrival == Arrival::Message(Message::Hello) {
                 process.body = Body::Following(Box::new(Follower {
                     connection,
                     heard: 0,
-                    last_heard: now,
+                    silence: Silence::new(suspicion, now),
                     acknowledged: None,
                     held: None,
                     unreleased: Default::default(),
                     execution: None,
                     parting: None,
-                    after_run_out: None,
+                    is_getting_ready: false,
+                    is_unready: false,
                 }));
                 self.send(connection, Side::Secondary, Message::Welcome);
                 self.start_timer(host, 0, Timer::Heartbeat(connection));
@@ -58,7 +62,7 @@ impl World {
             self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Closed });
             return;
         };
-        follower.last_heard = now;
+        follower.silence.heard(now);
         match message {
             Message::Heartbeat(number) => follower.heard = number,
             Message::Checkpoint { epoch, heartbeat, base, state, then_log } => {
@@ -119,20 +123,20 @@ impl World {
     }
 
     pub fn secondary_timer(&mut self, host: usize, timer: Timer) {
-        let (now, clock, suspicion) = (self.now, self.hosts[host].clock, self.plan.suspicion);
+        let now = self.clock(host);
         match timer {
             Timer::Heartbeat(connection) if self.listener(host, connection).is_some() => {
                 self.send_ack(host);
-                self.start_timer(host, suspicion / HEARTBEATS_PER_SUSPICION, timer);
+                self.start_timer(host, nanoseconds(heartbeat_interval(self.plan.suspicion())), timer);
             }
-            Timer::Silence(connection) => {
+            Timer::Silence(connection) | Timer::LastLook(connection) => {
                 let Some(follower) = self.listener(host, connection) else { return };
-                let silence = clock.measures(now - follower.last_heard);
-                let allowed = if self.mutation == Some(Mutation::SuspectEarly) { suspicion / 2 } else { suspicion };
-                if silence > allowed {
-                    self.part(host, Parting::Silent, Event::PeerLost { reason: LossReason::Silent });
-                } else {
-                    self.start_timer(host, suspicion / SILENCE_CHECKS_PER_SUSPICION, timer);
+                match (follower.silence.look(now), timer) {
+                    (Look::For(wait), _) => self.start_timer(host, nanoseconds(wait), Timer::Silence(connection)),
+                    (Look::Last, Timer::Silence(_)) => self.start_timer(host, 0, Timer::LastLook(connection)),
+                    (Look::Last, _) => {
+                        self.part(host, Parting::Silent, Event::PeerLost { reason: LossReason::Silent });
+                    }
                 }
             }
             Timer::Retry => self.secondary_event(host, Event::RetryDue),
@@ -158,9 +162,7 @@ impl World {
             follower.parting = Some(parting);
         }
         self.moment(Moment::Lost);
-        if let Some(event) = self.after_run_out(host, event) {
-            self.secondary_event(host, event);
-        }
+        self.secondary_event(host, event);
     }
 
     pub fn secondary_event(&mut self, host: usize, event: Event) {
@@ -215,10 +217,11 @@ impl World {
             Command::CompareAndSwap { claim } => {
                 self.ask_store(host, Request::CompareAndSwap { claim, secondary: None });
             }
+            Command::GetReady => self.get_ready(host),
             Command::ReadClaim => self.ask_store(host, Request::Read),
             Command::StartRetryTimer => {
                 if self.mutation != Some(Mutation::DoNotRetry) {
-                    self.start_timer(host, RETRY_INTERVAL, Timer::Retry);
+                    self.start_timer(host, nanoseconds(RETRY_INTERVAL), Timer::Retry);
                 }
             }
             Command::TakeOver { from } => self.take_over(host, from),
@@ -227,6 +230,7 @@ impl World {
             | Command::Release { .. }
             | Command::OpenOutput
             | Command::TellEntitled { .. }
+            | Command::AskToTakeOver
             | Command::Resume => self.broken(Violation::Undone(self.name(host), format!("{command:?}"))),
         }
     }
@@ -249,6 +253,9 @@ impl World {
 
     fn take_over(&mut self, host: usize, from: Epoch) {
         let Some(follower) = self.follower(host) else { return };
+        if follower.is_unready {
+            return self.end_process(host, Death::Stopped, true);
+        }
         let (parting, unreleased) = (follower.parting, std::mem::take(&mut follower.unreleased));
         let (connection, Some(mut held)) = (follower.connection, follower.held) else { return };
         if let Some(execution) = follower.execution.take() {

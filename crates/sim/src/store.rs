@@ -43,14 +43,14 @@ impl Store {
     }
 
     pub fn entry(&self, generation: Generation) -> Option<&Entry> {
-        self.entries.get(usize::try_from(generation.checked_sub(1)?).ok()?)
+        self.entries.get(usize::try_from(generation.number().checked_sub(1)?).ok()?)
     }
 
     pub fn carry_out(&mut self, pending: &Pending) -> Event {
         let current = &self.current().claim;
         match &pending.request {
             Request::Read => Event::ClaimRead(current.clone()),
-            Request::CompareAndSwap { claim, secondary } if claim.generation == current.generation + 1 => {
+            Request::CompareAndSwap { claim, secondary } if claim.generation == current.generation.next() => {
                 self.entries.push(Entry { claim: claim.clone(), author: pending.from, secondary: *secondary });
                 Event::Arbitrated(Verdict::Won)
             }

@@ -1,5 +1,7 @@
 //! [`Violation`]: a promise of the protocol that was broken.
 
+use protocol::Generation;
+
 /// A promise of the protocol that was broken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -14,10 +16,10 @@ pub enum Violation {
     TwoRelease(String),
     /// Output passes at a replica that has not the store's consent.
     #[error("replica {0} goes on at generation {1}, which is not its own in the store")]
-    NoConsent(String, u64),
+    NoConsent(String, Generation),
     /// A secondary is told that it is entitled, and is not.
     #[error("replica {0} is told that the store names it at generation {1}, which it does not")]
-    NotNamed(String, u64),
+    NotNamed(String, Generation),
     /// A replica stopped for another one that does not exist.
     #[error("replica {0} stops for another one, but the store has given nobody else the right to go on")]
     StoppedForNobody(String),

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use protocol::{Claim, Replica, ReplicaId};
+use protocol::{Claim, Epoch, Generation, MonotonicTime, Replica, ReplicaId};
 
 use crate::coverage::{Coverage, Occurrence};
 use crate::faults::{FAULTS_END, Moment, Plan, Trigger};
@@ -23,8 +23,6 @@ const RECOVERY_MAX: Nanoseconds = 4_000 * MILLISECOND;
 const HAPPENINGS_MAX: u64 = 1_000_000;
 /// How often the host daemons look whether something is to be done.
 pub(crate) const DAEMON_INTERVAL: Nanoseconds = 20 * MILLISECOND;
-/// As `replication::mirror` waits before it asks the store again.
-pub(crate) const RETRY_INTERVAL: Nanoseconds = 200 * MILLISECOND;
 /// What a replica's host is called.
 const HOST_NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -75,6 +73,8 @@ pub(crate) struct Host {
     pub is_up: bool,
     pub process: Option<Process>,
     pub store_unreachable_until: Nanoseconds,
+    /// The VM could not be run here.
+    pub unready_until: Nanoseconds,
     /// The way to each host.
     pub blocked_until: [Nanoseconds; HOST_NAMES.len()],
 }
@@ -138,11 +138,12 @@ impl World {
                     is_up: true,
                     process: None,
                     store_unreachable_until: 0,
+                    unready_until: 0,
                     blocked_until: [0; HOST_NAMES.len()],
                 }
             })
             .collect();
-        let claim = Claim { generation: 1, primary: hosts[0].name.clone(), secondary: None };
+        let claim = Claim { generation: Generation::new(1), primary: hosts[0].name.clone(), secondary: None };
         let mut world = Self {
             now: 0,
             queue: BinaryHeap::with_capacity(64),
@@ -174,7 +175,7 @@ impl World {
         };
         world.wants_log = world.plan.is_lockstep;
         let replica = Replica::primary(world.hosts[0].name.clone(), claim);
-        world.start_process(0, replica, Body::Running(Box::new(Runner::new(FIRST_STATE, 0))));
+        world.start_process(0, replica, Body::Running(Box::new(Runner::new(FIRST_STATE, Epoch::NONE))));
         world.start_timer(0, 0, Timer::Guest);
         for host in 1..world.hosts.len() {
             world.start_secondary(host);
@@ -242,6 +243,11 @@ impl World {
         let number = self.next_number;
         self.next_number += 1;
         self.queue.push(Entry { at: self.now + delay, number, happening });
+    }
+
+    /// What the clock of `host` says.
+    pub fn clock(&self, host: usize) -> MonotonicTime {
+        self.hosts[host].clock.reads(self.now)
     }
 
     pub fn start_timer(&mut self, host: usize, duration: Nanoseconds, timer: Timer) {

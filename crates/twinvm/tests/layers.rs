@@ -31,8 +31,21 @@ const HOUSE: &[Crate] = &[
             &["bus", "msr", "state"],
             // One organism: `core` holds the state of every unit, and every unit works on `core`.
             &[
-                "apic", "block", "core", "cpuid", "decode", "flags", "int", "mem", "mmu", "op", "signature", "sse", "sys",
-                "width", "x87",
+                "apic",
+                "block",
+                "core",
+                "cpuid",
+                "decode",
+                "flags",
+                "int",
+                "mem",
+                "mmu",
+                "op",
+                "signature",
+                "sse",
+                "sys",
+                "width",
+                "x87",
             ],
             &["run"],
         ],
@@ -42,7 +55,8 @@ const HOUSE: &[Crate] = &[
         floor: 2,
         // `replica` is one of the two roles, and each of them makes it the other or ends it.
         layers: &[
-            &["mode", "replica_id"],
+            &["mode", "numbers", "replica_id", "time"],
+            &["epochs", "heartbeats", "patience", "silence"],
             &["claim"],
             &["arbiter"],
             &["command", "event"],
@@ -88,7 +102,7 @@ const HOUSE: &[Crate] = &[
             &["coverage", "mutation", "random", "time", "violation"],
             &["faults", "history", "network", "process", "store"],
             // The world is one; these are its parts.
-            &["daemons", "lockstep", "output", "primary", "secondary", "world"],
+            &["daemons", "guest", "lockstep", "output", "primary", "secondary", "world"],
             &["schedule"],
             &["soak"],
         ],

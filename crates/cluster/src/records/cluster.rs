@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::Claim;
+use protocol::{Claim, Generation};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -188,7 +188,7 @@ impl Cluster {
     pub fn create_vm(&self, vm: &VmRecord, primary: &HostName) -> Result<Claim, ClusterError> {
         let (record_key, claim_key) = (vm_key(&vm.name), claim_key(&vm.name));
         let record = encode(&record_key, vm)?;
-        let generation = self.store.list(&claim_key)?.revision.saturating_add(1);
+        let generation = Generation::new(self.store.list(&claim_key)?.revision).next();
         let claim = Claim { generation, primary: primary.replica(), secondary: None };
         let claim_record = encode(&claim_key, &ClaimRecord::first(claim.clone()))?;
         let compares = [Compare { key: &record_key, version: 0 }, Compare { key: &claim_key, version: 0 }];

@@ -1,6 +1,6 @@
 //! What holds whatever a replica is told, in any order: peers and drivers may be wrong.
 
-use super::super::{Claim, Command, DropReason, Event, LossReason, Replica, Verdict};
+use super::super::{Claim, Command, DropReason, Epoch, Event, Generation, LossReason, Replica, Verdict};
 use super::{claim, id};
 
 const RUNS: u64 = 20_000;
@@ -23,17 +23,18 @@ enum Owed {
     Swap(Claim),
     Claim,
     Retry,
+    Ready,
 }
 
 fn event(chance: &mut Chance, owed: &Owed) -> Event {
     let number = chance.below(6);
     match (chance.below(14), owed) {
         (0, _) => Event::SyncFinished { secondary: id(["a", "b", "c"][chance.below(3) as usize]) },
-        (1..=2, _) => Event::Acknowledged { epoch: number, fresh: chance.below(4) > 0 },
+        (1..=2, _) => Event::Acknowledged { epoch: Epoch::new(number) },
         (3, _) => Event::DropSecondary { reason: DropReason::Restart },
-        (4, _) => Event::HandOverSent,
-        (5..=6, _) => Event::CheckpointHeld { epoch: number },
-        (7, _) => Event::Entitled { generation: number },
+        (4, _) => Event::SwitchOver { last: Epoch::new(number) },
+        (5..=6, _) => Event::CheckpointHeld { epoch: Epoch::new(number) },
+        (7, _) => Event::Entitled { generation: Generation::new(number) },
         (8, _) => Event::HandOver,
         (9, _) => Event::PeerLost { reason: LossReason::Closed },
         (10, Owed::Swap(_) | Owed::Claim) => Event::StoreUnreachable,
@@ -41,6 +42,8 @@ fn event(chance: &mut Chance, owed: &Owed) -> Event {
         (_, Owed::Swap(_)) => Event::Arbitrated(Verdict::Won),
         (_, Owed::Claim) => Event::ClaimRead(claim(number, "a", Some("b"))),
         (_, Owed::Retry) => Event::RetryDue,
+        (10..=11, Owed::Ready) => Event::PeerLost { reason: LossReason::Failed },
+        (_, Owed::Ready) => Event::Ready,
         (_, Owed::Nothing) => Event::PeerLost { reason: LossReason::Silent },
     }
 }
@@ -55,9 +58,12 @@ struct Books {
 impl Books {
     fn enter(&mut self, event: &Event, commands: Vec<Command>) {
         match event {
-            Event::Arbitrated(_) | Event::ClaimRead(_) | Event::StoreUnreachable | Event::RetryDue => {
-                self.owed = Owed::Nothing
-            }
+            Event::Arbitrated(_)
+            | Event::ClaimRead(_)
+            | Event::StoreUnreachable
+            | Event::RetryDue
+            | Event::Ready
+            | Event::PeerLost { reason: LossReason::Failed } => self.owed = Owed::Nothing,
             _ => {}
         }
         for command in commands {
@@ -66,6 +72,7 @@ impl Books {
                 Command::CompareAndSwap { claim } => Owed::Swap(claim.clone()),
                 Command::ReadClaim => Owed::Claim,
                 Command::StartRetryTimer => Owed::Retry,
+                Command::GetReady => Owed::Ready,
                 _ => Owed::Nothing,
             };
             if asks != Owed::Nothing {
@@ -105,10 +112,11 @@ fn one_question_is_asked_at_a_time_and_nothing_after_the_end() {
 fn generations_and_epochs_at_their_end_do_not_overflow() {
     let mut primary = Replica::primary(id("a"), claim(u64::MAX, "a", None));
     primary.handle(Event::SyncFinished { secondary: id("b") });
-    let commands = primary.handle(Event::Acknowledged { epoch: u64::MAX, fresh: true });
-    assert!(commands.contains(&Command::Release { through: u64::MAX }));
+    let commands = primary.handle(Event::Acknowledged { epoch: Epoch::new(u64::MAX) });
+    assert!(commands.contains(&Command::Release { through: Epoch::new(u64::MAX) }));
     let mut secondary = Replica::secondary(id("b"));
-    secondary.handle(Event::CheckpointHeld { epoch: u64::MAX });
-    secondary.handle(Event::Entitled { generation: u64::MAX });
-    assert_eq!(secondary.handle(Event::PeerLost { reason: LossReason::Closed }).len(), 2);
+    secondary.handle(Event::CheckpointHeld { epoch: Epoch::new(u64::MAX) });
+    secondary.handle(Event::Entitled { generation: Generation::new(u64::MAX) });
+    secondary.handle(Event::PeerLost { reason: LossReason::Closed });
+    assert_eq!(secondary.handle(Event::Ready).len(), 2);
 }

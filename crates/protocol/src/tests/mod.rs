@@ -4,17 +4,17 @@ mod any_order;
 mod primary;
 mod secondary;
 
-use super::{Claim, Command, Event, Generation, LossReason, Replica, ReplicaId, Verdict};
+use super::{Claim, Command, Epoch, Event, Generation, LossReason, Replica, ReplicaId, Verdict};
 
 fn id(name: &str) -> ReplicaId {
     ReplicaId::new(name)
 }
 
-fn claim(generation: Generation, primary: &str, secondary: Option<&str>) -> Claim {
-    Claim { generation, primary: id(primary), secondary: secondary.map(id) }
+fn claim(generation: u64, primary: &str, secondary: Option<&str>) -> Claim {
+    Claim { generation: Generation::new(generation), primary: id(primary), secondary: secondary.map(id) }
 }
 
-fn ask(generation: Generation, primary: &str, secondary: Option<&str>) -> Command {
+fn ask(generation: u64, primary: &str, secondary: Option<&str>) -> Command {
     Command::CompareAndSwap { claim: claim(generation, primary, secondary) }
 }
 
@@ -35,11 +35,13 @@ fn assert_is_dead(replica: &mut Replica) {
     use super::DropReason;
     for event in [
         Event::SyncFinished { secondary: id("c") },
-        Event::Acknowledged { epoch: 100, fresh: true },
+        Event::Acknowledged { epoch: Epoch::new(100) },
         Event::DropSecondary { reason: DropReason::Off },
-        Event::HandOverSent,
-        Event::CheckpointHeld { epoch: 100 },
-        Event::Entitled { generation: 100 },
+        Event::SwitchOver { last: Epoch::new(100) },
+        Event::SwitchOverFailed,
+        Event::Ready,
+        Event::CheckpointHeld { epoch: Epoch::new(100) },
+        Event::Entitled { generation: Generation::new(100) },
         Event::HandOver,
         gone(),
         won(),

@@ -1,6 +1,8 @@
 //! The rules for the replica that runs the guest: `a`, whose secondary is `b`.
 
-use super::super::{Command, DropReason, Epoch, Event, LossReason, Protection, Reason, Replica, StopReason};
+use super::super::{
+    Command, DropReason, Epoch, Event, Generation, LossReason, Protection, Reason, Replica, StopReason,
+};
 use super::{ask, assert_is_dead, claim, gone, id, lost_to, won};
 
 fn alone() -> Replica {
@@ -15,25 +17,30 @@ fn joining() -> Replica {
 
 fn entitling() -> Replica {
     let mut replica = joining();
-    assert_eq!(replica.handle(ack(1)), [Command::Release { through: 1 }, ask(2, "a", Some("b"))]);
+    assert_eq!(replica.handle(ack(1)), [Command::Release { through: Epoch::new(1) }, ask(2, "a", Some("b"))]);
     replica
 }
 
 fn protected() -> Replica {
     let mut replica = entitling();
-    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: 2 }]);
+    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: Generation::new(2) }]);
     assert!(replica.status().is_protected());
     replica
 }
 
+fn switch_over(last: u64) -> Event {
+    Event::SwitchOver { last: Epoch::new(last) }
+}
+
 fn handing_over() -> Replica {
     let mut replica = protected();
-    assert_eq!(replica.handle(Event::HandOverSent), []);
+    assert_eq!(replica.handle(switch_over(2)), []);
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: Epoch::new(2) }, Command::AskToTakeOver]);
     replica
 }
 
-fn ack(epoch: Epoch) -> Event {
-    Event::Acknowledged { epoch, fresh: true }
+fn ack(epoch: u64) -> Event {
+    Event::Acknowledged { epoch: Epoch::new(epoch) }
 }
 
 fn alone_again() -> [Command; 2] {
@@ -57,25 +64,16 @@ fn output_waits_as_soon_as_the_first_copy_is_over() {
 #[test]
 fn output_leaves_only_on_the_ack_of_its_epoch() {
     let mut replica = protected();
-    assert_eq!(replica.handle(ack(2)), [Command::Release { through: 2 }]);
-    assert_eq!(replica.handle(ack(5)), [Command::Release { through: 5 }]);
-}
-
-#[test]
-fn a_stale_ack_releases_nothing_and_is_a_lost_peer() {
-    let stale = Event::Acknowledged { epoch: 2, fresh: false };
-    assert_eq!(protected().handle(stale.clone()), [Command::CloseChannel, ask(3, "a", None)]);
-    assert_eq!(entitling().handle(stale.clone()), [Command::CloseChannel]);
-    let mut replica = handing_over();
-    assert_eq!(replica.handle(stale), [Command::CloseChannel, ask(3, "a", None)]);
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: Epoch::new(2) }]);
+    assert_eq!(replica.handle(ack(5)), [Command::Release { through: Epoch::new(5) }]);
 }
 
 #[test]
 fn the_store_names_a_secondary_before_that_is_told_and_after_its_first_ack() {
     let mut replica = entitling();
     assert_eq!(replica.status().reason, Some(Reason::Entitling));
-    assert_eq!(replica.handle(ack(2)), [Command::Release { through: 2 }]);
-    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: 2 }]);
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: Epoch::new(2) }]);
+    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: Generation::new(2) }]);
     assert_eq!(replica.status().secondary, Some(id("b")));
 }
 
@@ -95,7 +93,7 @@ fn a_primary_that_lost_its_secondary_goes_on_only_after_it_has_won() {
     assert_eq!(replica.handle(ack(7)), [], "what comes late does not count");
     assert_eq!(replica.handle(gone()), [Command::CloseChannel], "and is not lost twice");
     assert_eq!(replica.handle(won()), alone_again());
-    assert_eq!(replica.status().generation, 3);
+    assert_eq!(replica.status().generation, Generation::new(3));
 }
 
 #[test]
@@ -151,7 +149,7 @@ fn a_secondary_that_an_unanswered_request_named_is_arbitrated() {
 fn a_dropped_secondary_serves_until_the_store_has_taken_note() {
     let mut replica = protected();
     assert_eq!(replica.handle(Event::DropSecondary { reason: DropReason::Off }), [ask(3, "a", None)]);
-    assert_eq!(replica.handle(ack(2)), [Command::Release { through: 2 }]);
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: Epoch::new(2) }]);
     assert_eq!(replica.handle(won()), [Command::CloseChannel, Command::OpenOutput, Command::Resume]);
     assert_eq!(replica.status().protection, Protection::Disabled);
 }
@@ -213,28 +211,43 @@ fn a_hand_over_that_the_user_gives_up_is_arbitrated() {
 }
 
 #[test]
-fn a_guest_paused_for_a_hand_over_runs_whatever_became_of_the_secondary_meanwhile() {
-    // Lost before it was asked.
-    assert!(alone().handle(Event::HandOverSent).contains(&Command::Resume));
-    assert!(joining().handle(Event::HandOverSent).contains(&Command::Resume));
-    let mut arbitrating = protected();
-    arbitrating.handle(gone());
-    assert_eq!(arbitrating.handle(Event::HandOverSent), []);
-    assert!(arbitrating.handle(won()).contains(&Command::Resume));
-    // Dropped before it was asked.
-    let mut dropping = protected();
-    dropping.handle(Event::DropSecondary { reason: DropReason::Off });
-    assert_eq!(dropping.handle(Event::HandOverSent), [Command::CloseChannel]);
-    assert!(dropping.handle(won()).contains(&Command::Resume));
+fn a_secondary_is_asked_to_take_over_once_it_holds_the_last_epoch() {
+    let mut replica = protected();
+    assert_eq!(replica.handle(switch_over(5)), []);
+    assert_eq!(replica.handle(ack(4)), [Command::Release { through: Epoch::new(4) }]);
+    assert!(replica.status().is_protected());
+    assert_eq!(replica.handle(ack(6)), [Command::Release { through: Epoch::new(6) }, Command::AskToTakeOver]);
+    assert_eq!(replica.status().reason, Some(Reason::HandOver));
 }
 
 #[test]
-fn a_secondary_asked_to_take_over_while_it_is_dropped_may_win() {
+fn a_guest_paused_for_a_hand_over_runs_if_nobody_could_take_over() {
+    let mut lost = protected();
+    lost.handle(gone());
+    let mut dropped = protected();
+    dropped.handle(Event::DropSecondary { reason: DropReason::Off });
+    for mut replica in [alone(), joining(), entitling(), lost, dropped] {
+        assert_eq!(replica.handle(switch_over(2)), [Command::Resume]);
+    }
+}
+
+#[test]
+fn a_guest_paused_for_a_hand_over_runs_if_the_secondary_is_not_asked() {
     let mut replica = protected();
-    replica.handle(Event::DropSecondary { reason: DropReason::Off });
-    replica.handle(Event::HandOverSent);
-    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::HandedOver }];
-    assert_eq!(replica.handle(lost_to(claim(3, "b", None))), stop);
+    replica.handle(switch_over(2));
+    assert_eq!(replica.handle(Event::SwitchOverFailed), [Command::Resume]);
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: Epoch::new(2) }]);
+    // Lost.
+    let mut replica = protected();
+    replica.handle(switch_over(2));
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel, ask(3, "a", None)]);
+    assert_eq!(replica.handle(won()), alone_again());
+    // Dropped: acks still count, so the guest need not wait for the store.
+    let mut replica = protected();
+    replica.handle(switch_over(2));
+    let drop = Event::DropSecondary { reason: DropReason::Off };
+    assert_eq!(replica.handle(drop), [Command::Resume, ask(3, "a", None)]);
+    assert_eq!(replica.handle(ack(2)), [Command::Release { through: Epoch::new(2) }]);
 }
 
 /// The claim named `b` for a replica that had run there before; its successor joined, read that claim, and took over what it held.
@@ -267,6 +280,6 @@ fn a_vm_is_protected_again_at_the_generations_that_follow() {
     replica.handle(gone());
     replica.handle(won());
     assert_eq!(replica.handle(Event::SyncFinished { secondary: id("c") }), [Command::HoldOutput]);
-    assert_eq!(replica.handle(ack(8)), [Command::Release { through: 8 }, ask(4, "a", Some("c"))]);
-    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: 4 }]);
+    assert_eq!(replica.handle(ack(8)), [Command::Release { through: Epoch::new(8) }, ask(4, "a", Some("c"))]);
+    assert_eq!(replica.handle(won()), [Command::TellEntitled { generation: Generation::new(4) }]);
 }

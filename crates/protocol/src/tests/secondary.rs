@@ -1,6 +1,6 @@
 //! The rules for the replica that can take over: `b`, whose primary is `a`.
 
-use super::super::{Command, Epoch, Event, LossReason, Protection, Reason, Replica, Role, StopReason};
+use super::super::{Command, Epoch, Event, Generation, LossReason, Protection, Reason, Replica, Role, StopReason};
 use super::{ask, assert_is_dead, claim, gone, id, lost_to, won};
 
 fn empty() -> Replica {
@@ -9,40 +9,46 @@ fn empty() -> Replica {
 
 fn following() -> Replica {
     let mut replica = empty();
-    assert_eq!(replica.handle(held(1)), [Command::Acknowledge { epoch: 1 }]);
+    assert_eq!(replica.handle(held(1)), [Command::Acknowledge { epoch: Epoch::new(1) }]);
     replica
 }
 
 fn entitled() -> Replica {
     let mut replica = following();
-    assert_eq!(replica.handle(Event::Entitled { generation: 2 }), []);
+    assert_eq!(replica.handle(Event::Entitled { generation: Generation::new(2) }), []);
     assert_eq!(replica.status().protection, Protection::Protected);
     replica
 }
 
-fn held(epoch: Epoch) -> Event {
-    Event::CheckpointHeld { epoch }
+fn held(epoch: u64) -> Event {
+    Event::CheckpointHeld { epoch: Epoch::new(epoch) }
 }
 
 fn stop(reason: StopReason) -> [Command; 2] {
     [Command::CloseChannel, Command::Stop { reason }]
 }
 
-fn take_over(from: Epoch) -> [Command; 2] {
-    [Command::CloseChannel, Command::TakeOver { from }]
+/// Tells the replica what ends its following, and that it is ready then.
+fn part(replica: &mut Replica, event: Event) -> Vec<Command> {
+    assert_eq!(replica.handle(event), [Command::GetReady]);
+    replica.handle(Event::Ready)
+}
+
+fn take_over(from: u64) -> [Command; 2] {
+    [Command::CloseChannel, Command::TakeOver { from: Epoch::new(from) }]
 }
 
 #[test]
 fn what_is_held_is_acknowledged() {
     let mut replica = entitled();
-    assert_eq!(replica.handle(held(2)), [Command::Acknowledge { epoch: 2 }]);
-    assert_eq!(replica.handle(held(4)), [Command::Acknowledge { epoch: 4 }]);
+    assert_eq!(replica.handle(held(2)), [Command::Acknowledge { epoch: Epoch::new(2) }]);
+    assert_eq!(replica.handle(held(4)), [Command::Acknowledge { epoch: Epoch::new(4) }]);
 }
 
 #[test]
 fn a_checkpoint_that_is_not_newer_breaks_the_protocol() {
     let mut replica = entitled();
-    assert_eq!(replica.handle(held(1)), [Command::CloseChannel, ask(3, "b", None)]);
+    assert_eq!(part(&mut replica, held(1)), [Command::CloseChannel, ask(3, "b", None)]);
 }
 
 #[test]
@@ -56,18 +62,24 @@ fn without_a_checkpoint_there_is_nothing_to_take_over() {
 fn an_entitled_secondary_takes_over_from_the_last_checkpoint_after_it_has_won() {
     let mut replica = entitled();
     replica.handle(held(2));
-    assert_eq!(replica.handle(gone()), [Command::CloseChannel, ask(3, "b", None)]);
+    assert_eq!(replica.handle(gone()), [Command::GetReady]);
     assert_eq!(replica.handle(held(3)), [], "from now on nothing is acknowledged");
     assert_eq!(replica.handle(gone()), [], "and the primary is not lost twice");
+    assert_eq!(replica.handle(Event::Ready), [Command::CloseChannel, ask(3, "b", None)]);
+    assert_eq!(replica.handle(held(3)), []);
+    assert_eq!(replica.handle(gone()), []);
     assert_eq!(replica.handle(won()), take_over(2));
     let status = replica.status();
-    assert_eq!((status.role, status.generation, status.reason), (Role::Primary, 3, Some(Reason::TookOver)));
+    assert_eq!(
+        (status.role, status.generation, status.reason),
+        (Role::Primary, Generation::new(3), Some(Reason::TookOver))
+    );
 }
 
 #[test]
 fn the_loser_stops_for_good() {
     let mut replica = entitled();
-    replica.handle(gone());
+    part(&mut replica, gone());
     assert_eq!(replica.handle(lost_to(claim(3, "a", None))), stop(StopReason::Superseded));
     assert_is_dead(&mut replica);
 }
@@ -75,7 +87,7 @@ fn the_loser_stops_for_good() {
 #[test]
 fn without_a_store_there_is_no_takeover_and_the_store_is_asked_again() {
     let mut replica = entitled();
-    replica.handle(Event::PeerLost { reason: LossReason::Silent });
+    part(&mut replica, Event::PeerLost { reason: LossReason::Silent });
     for _ in 0..3 {
         assert_eq!(replica.handle(Event::StoreUnreachable), [Command::CloseChannel, Command::StartRetryTimer]);
         assert_eq!(replica.status().reason, Some(Reason::StoreUnreachable));
@@ -87,7 +99,7 @@ fn without_a_store_there_is_no_takeover_and_the_store_is_asked_again() {
 #[test]
 fn a_claim_of_its_own_whose_answer_was_lost_counts_as_won() {
     let mut replica = entitled();
-    replica.handle(gone());
+    part(&mut replica, gone());
     replica.handle(Event::StoreUnreachable);
     replica.handle(Event::RetryDue);
     assert_eq!(replica.handle(lost_to(claim(3, "b", None))), take_over(1));
@@ -97,7 +109,7 @@ fn a_claim_of_its_own_whose_answer_was_lost_counts_as_won() {
 fn a_secondary_that_the_store_does_not_name_stops() {
     for current in [claim(1, "a", None), claim(2, "a", Some("c")), claim(2, "b", None)] {
         let mut replica = following();
-        assert_eq!(replica.handle(gone()), [Command::CloseChannel, Command::ReadClaim]);
+        assert_eq!(part(&mut replica, gone()), [Command::CloseChannel, Command::ReadClaim]);
         assert_eq!(replica.handle(Event::ClaimRead(current)), stop(StopReason::NotEntitled));
         assert_is_dead(&mut replica);
     }
@@ -106,7 +118,7 @@ fn a_secondary_that_the_store_does_not_name_stops() {
 #[test]
 fn a_secondary_that_was_not_told_in_time_finds_out_that_the_store_names_it() {
     let mut replica = following();
-    replica.handle(gone());
+    part(&mut replica, gone());
     assert_eq!(replica.handle(Event::ClaimRead(claim(6, "a", Some("b")))), [ask(7, "b", None)]);
     assert_eq!(replica.handle(won()), take_over(1));
 }
@@ -114,9 +126,13 @@ fn a_secondary_that_was_not_told_in_time_finds_out_that_the_store_names_it() {
 #[test]
 fn a_secondary_that_was_not_told_waits_for_the_store() {
     let mut replica = following();
-    replica.handle(gone());
+    part(&mut replica, gone());
     assert_eq!(replica.handle(Event::StoreUnreachable), [Command::StartRetryTimer]);
-    assert_eq!(replica.handle(Event::Entitled { generation: 2 }), [], "what comes late does not count");
+    assert_eq!(
+        replica.handle(Event::Entitled { generation: Generation::new(2) }),
+        [],
+        "what comes late does not count"
+    );
     assert_eq!(replica.handle(Event::RetryDue), [Command::ReadClaim]);
     assert_eq!(replica.handle(Event::ClaimRead(claim(1, "a", None))), stop(StopReason::NotEntitled));
 }
@@ -124,7 +140,7 @@ fn a_secondary_that_was_not_told_waits_for_the_store() {
 #[test]
 fn a_claim_that_changes_after_it_was_read_is_lost() {
     let mut replica = following();
-    replica.handle(gone());
+    part(&mut replica, gone());
     replica.handle(Event::ClaimRead(claim(2, "a", Some("b"))));
     assert_eq!(replica.handle(lost_to(claim(3, "a", None))), stop(StopReason::Superseded));
 }
@@ -132,7 +148,7 @@ fn a_claim_that_changes_after_it_was_read_is_lost() {
 #[test]
 fn the_connection_stays_open_during_a_hand_over_until_the_store_has_answered() {
     let mut replica = entitled();
-    assert_eq!(replica.handle(Event::HandOver), [ask(3, "b", None)]);
+    assert_eq!(part(&mut replica, Event::HandOver), [ask(3, "b", None)]);
     assert_eq!(replica.status().reason, Some(Reason::HandOver));
     assert_eq!(replica.handle(won()), take_over(1));
 }
@@ -140,22 +156,23 @@ fn the_connection_stays_open_during_a_hand_over_until_the_store_has_answered() {
 #[test]
 fn a_hand_over_that_the_primary_has_given_up_meanwhile_is_lost() {
     let mut replica = entitled();
-    replica.handle(Event::HandOver);
+    part(&mut replica, Event::HandOver);
     assert_eq!(replica.handle(lost_to(claim(3, "a", None))), stop(StopReason::Superseded));
 }
 
 #[test]
 fn a_hand_over_to_whom_the_store_does_not_name_breaks_the_protocol() {
     assert_eq!(empty().handle(Event::HandOver), stop(StopReason::NothingHeld));
-    assert_eq!(following().handle(Event::HandOver), [Command::CloseChannel, Command::ReadClaim]);
+    assert_eq!(part(&mut following(), Event::HandOver), [Command::CloseChannel, Command::ReadClaim]);
 }
 
 #[test]
 fn being_entitled_does_not_change() {
     let mut replica = entitled();
-    assert_eq!(replica.handle(Event::Entitled { generation: 2 }), []);
-    assert_eq!(replica.handle(Event::Entitled { generation: 5 }), [Command::CloseChannel, ask(3, "b", None)]);
-    assert_eq!(empty().handle(Event::Entitled { generation: 2 }), stop(StopReason::NothingHeld));
+    assert_eq!(replica.handle(Event::Entitled { generation: Generation::new(2) }), []);
+    let other = Event::Entitled { generation: Generation::new(5) };
+    assert_eq!(part(&mut replica, other), [Command::CloseChannel, ask(3, "b", None)]);
+    assert_eq!(empty().handle(Event::Entitled { generation: Generation::new(2) }), stop(StopReason::NothingHeld));
 }
 
 #[test]
@@ -166,11 +183,25 @@ fn a_secondary_that_has_failed_does_not_compete() {
 }
 
 #[test]
+fn a_secondary_asks_nobody_before_it_is_ready_and_never_if_it_cannot_be() {
+    for event in [gone(), Event::HandOver] {
+        for reason in [LossReason::Failed, LossReason::Diverged] {
+            let mut replica = entitled();
+            assert_eq!(replica.handle(event.clone()), [Command::GetReady]);
+            assert_eq!(replica.status().generation, Generation::new(2));
+            assert_eq!(replica.handle(Event::PeerLost { reason }), stop(StopReason::Failed));
+            assert_is_dead(&mut replica);
+        }
+    }
+    assert_eq!(entitled().handle(Event::Ready), [], "nobody has asked");
+}
+
+#[test]
 fn a_secondary_that_has_taken_over_can_be_protected() {
     let mut replica = entitled();
-    replica.handle(gone());
+    part(&mut replica, gone());
     replica.handle(won());
     assert_eq!(replica.handle(Event::SyncFinished { secondary: id("a") }), [Command::HoldOutput]);
-    let acknowledged = replica.handle(Event::Acknowledged { epoch: 2, fresh: true });
-    assert_eq!(acknowledged, [Command::Release { through: 2 }, ask(4, "b", Some("a"))]);
+    let acknowledged = replica.handle(Event::Acknowledged { epoch: Epoch::new(2) });
+    assert_eq!(acknowledged, [Command::Release { through: Epoch::new(2) }, ask(4, "b", Some("a"))]);
 }

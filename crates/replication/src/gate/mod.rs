@@ -38,6 +38,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use network::{FrameBackend, FrameOffload, InputPosition, MacAddr};
+use protocol::Epoch;
 
 pub use frame::{GatedFrame, InboundFrame};
 pub use queue::{GATE_BYTES_MAX, GATE_FRAMES_MAX};
@@ -107,14 +108,14 @@ impl OutputGate {
 
     /// Ends the epoch under way: its output waits for the commit of `epoch`. Returns copies, each card's frames in order,
     /// which share their bytes with what waits. To be called while the guest is paused.
-    pub fn close_epoch(&self, epoch: u64) -> Vec<GatedFrame> {
+    pub fn close_epoch(&self, epoch: Epoch) -> Vec<GatedFrame> {
         self.shared.queue().close_epoch(epoch)
     }
 
     /// The epochs up to `through` are committed: their output leaves. An epoch that was never closed, or was released
     /// before, does no harm: what is closed later waits all the same. Returns the epoch through which all output has left by now: a
     /// frame that finds no room in its network end leaves later.
-    pub fn release(&self, through: u64) -> u64 {
+    pub fn release(&self, through: Epoch) -> Epoch {
         self.shared.queue().release(through);
         self.shared.send_released();
         self.shared.queue().left_through(through)

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use network::{BackendError, FrameOffload};
+use protocol::Epoch;
 
 use super::frame::GatedFrame;
 use super::status::GateStatus;
@@ -20,7 +21,7 @@ enum Standing {
     /// Only for room in its backend.
     Released,
     /// For the commit of its epoch.
-    Closed(u64),
+    Closed(Epoch),
     /// For the end of the epoch under way.
     Current,
 }
@@ -31,7 +32,7 @@ pub(super) struct Waiting {
     pub frame: GatedFrame,
     standing: Standing,
     /// The epoch that it was part of, once that has ended.
-    epoch: Option<u64>,
+    epoch: Option<Epoch>,
     since: Instant,
 }
 
@@ -115,7 +116,7 @@ impl OutputQueue {
     }
 
     /// Ends the epoch under way, and returns copies of its frames.
-    pub fn close_epoch(&mut self, epoch: u64) -> Vec<GatedFrame> {
+    pub fn close_epoch(&mut self, epoch: Epoch) -> Vec<GatedFrame> {
         let mut closed = Vec::with_capacity(self.current);
         for queue in self.cards.values_mut() {
             let first =
@@ -130,7 +131,7 @@ impl OutputQueue {
     }
 
     /// The epochs up to `through` are committed.
-    pub fn release(&mut self, through: u64) {
+    pub fn release(&mut self, through: Epoch) {
         for queue in self.cards.values_mut() {
             for waiting in queue {
                 match waiting.standing {
@@ -144,12 +145,12 @@ impl OutputQueue {
     }
 
     /// The last epoch up to `through` of which all frames have left.
-    pub fn left_through(&self, through: u64) -> u64 {
+    pub fn left_through(&self, through: Epoch) -> Epoch {
         let oldest_of = |queue: &VecDeque<Waiting>| {
             queue.iter().take_while(|waiting| waiting.standing == Standing::Released).find_map(|waiting| waiting.epoch)
         };
         let oldest = self.cards.values().filter_map(oldest_of).min();
-        oldest.map_or(through, |oldest| through.min(oldest.saturating_sub(1)))
+        oldest.map_or(through, |oldest| through.min(oldest.before()))
     }
 
     /// Puts in a frame that needs no commit, before those that do. One for an unknown card, or without room, is

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use protocol::Epoch;
+
 use super::{GATE_BYTES_MAX, GATE_FRAMES_MAX, GatedFrame};
 
 /// Most bytes that are kept. A gate holds no more at a time than a fourth of it; the rest is for what has left and is not known to have.
@@ -14,13 +16,13 @@ const COUNT_MAX: usize = 4 * GATE_FRAMES_MAX;
 /// If a primary does not tell in time, what is oldest is forgotten: it has most likely left, and a network may lose frames.
 #[derive(Default)]
 pub(crate) struct UnreleasedOutput {
-    epochs: VecDeque<(u64, Vec<GatedFrame>)>,
+    epochs: VecDeque<(Epoch, Vec<GatedFrame>)>,
     frames: usize,
     bytes: usize,
 }
 
 impl UnreleasedOutput {
-    pub fn push(&mut self, epoch: u64, output: Vec<GatedFrame>) {
+    pub fn push(&mut self, epoch: Epoch, output: Vec<GatedFrame>) {
         self.frames += output.len();
         self.bytes += bytes_of(&output);
         self.epochs.push_back((epoch, output));
@@ -30,7 +32,7 @@ impl UnreleasedOutput {
     }
 
     /// What was output through `epoch` has left.
-    pub fn released(&mut self, through: u64) {
+    pub fn released(&mut self, through: Epoch) {
         while self.epochs.front().is_some_and(|&(epoch, _)| epoch <= through) {
             self.forget_oldest();
         }
@@ -77,10 +79,10 @@ mod tests {
     #[test]
     fn what_has_left_is_not_kept() {
         let mut unreleased = UnreleasedOutput::default();
-        (1..=4).for_each(|epoch| unreleased.push(epoch, frames(epoch as usize, 60)));
-        unreleased.released(2);
+        (1..=4).for_each(|epoch| unreleased.push(Epoch::new(epoch), frames(epoch as usize, 60)));
+        unreleased.released(Epoch::new(2));
         assert_eq!(unreleased.epochs(), 2);
-        unreleased.released(1);
+        unreleased.released(Epoch::new(1));
         assert_eq!(unreleased.into_frames().len(), 3 + 4);
     }
 
@@ -88,15 +90,19 @@ mod tests {
     fn a_primary_that_never_tells_what_has_left_costs_bounded_memory() {
         let mut unreleased = UnreleasedOutput::default();
         for epoch in 1..=200_000 {
-            unreleased.push(epoch, frames(1, 1500));
+            unreleased.push(Epoch::new(epoch), frames(1, 1500));
         }
         assert!(unreleased.bytes <= BYTES_MAX && unreleased.frames <= COUNT_MAX);
-        assert_eq!(unreleased.epochs.back().map(|&(epoch, _)| epoch), Some(200_000), "the newest ones are kept");
+        assert_eq!(
+            unreleased.epochs.back().map(|&(epoch, _)| epoch),
+            Some(Epoch::new(200_000)),
+            "the newest ones are kept"
+        );
         for epoch in 200_001..=400_000 {
-            unreleased.push(epoch, Vec::new());
+            unreleased.push(Epoch::new(epoch), Vec::new());
         }
         assert!(unreleased.epochs.len() <= COUNT_MAX);
-        unreleased.released(u64::MAX);
+        unreleased.released(Epoch::new(u64::MAX));
         assert_eq!((unreleased.frames, unreleased.bytes), (0, 0));
     }
 }

@@ -8,6 +8,7 @@ use machine::input::{FailedContent, Input, InputEvent};
 use machine::vm::{VmConfig, VmState};
 use memory::GuestRam;
 use network::InputPosition;
+use protocol::Epoch;
 
 use super::execution::{Execution, ExecutorError, ExecutorProgress};
 use super::log::{Entry, Segment};
@@ -58,7 +59,7 @@ struct Queue {
     has_ended: bool,
     has_failed: bool,
     unreleased: UnreleasedOutput,
-    released_through: u64,
+    released_through: Epoch,
 }
 
 impl Executor {
@@ -110,7 +111,7 @@ impl Executor {
     }
 
     /// The primary's output through `epoch` has left.
-    pub fn released(&self, epoch: u64) {
+    pub fn released(&self, epoch: Epoch) {
         let mut queue = self.shared.queue();
         queue.released_through = queue.released_through.max(epoch);
         queue.unreleased.released(epoch);

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use machine::digest::Digest;
 use network::InputPosition;
+use protocol::Epoch;
 use storage::disk::BaseIdentity;
 
 use super::log::{FORMAT_VERSION, LogError, SEGMENT_BYTES_MAX, Segment, SegmentReader};
@@ -31,7 +32,7 @@ const END_BYTES: usize = 8 + 16 + 4;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFileHead {
     /// The epoch after which the log begins.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// The instruction count at which the log begins: the snapshot's.
     pub instructions: u64,
     /// [`machine::engine::soft::host_signature`] of where it was written.
@@ -117,7 +118,7 @@ impl LogFileHead {
     fn encode(&self) -> io::Result<Vec<u8>> {
         let refuse = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
         let mut rest = Vec::new();
-        rest.extend(self.epoch.to_le_bytes());
+        rest.extend(self.epoch.number().to_le_bytes());
         rest.extend(self.instructions.to_le_bytes());
         rest.extend(self.host_signature.to_le_bytes());
         rest.extend(self.snapshot_digest);
@@ -179,7 +180,7 @@ impl LogFileHead {
     }
 
     fn decode(mut fields: Fields<'_>) -> Result<Self, LogFileError> {
-        let (epoch, instructions, host_signature) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let (epoch, instructions, host_signature) = (Epoch::new(fields.u64()?), fields.u64()?, fields.u64()?);
         let snapshot_digest = fields.array()?;
         let name_bytes = u16::from_le_bytes(fields.array()?).into();
         let snapshot = String::from_utf8(fields.take(name_bytes)?.to_vec());

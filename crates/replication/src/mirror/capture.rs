@@ -6,12 +6,11 @@ use machine::vm::{Vm, VmError, VmState};
 use memory::encoding::{CapturedPages, PageContent};
 use memory::{FrozenPages, Harvest};
 use network::InputPosition;
+use protocol::{Epoch, FtMode};
 
 use super::figures::CaptureTimes;
 use crate::disk::DiskWrite;
 use crate::gate::{GatedFrame, OutputGate};
-use protocol::Epoch;
-use protocol::FtMode;
 
 /// The pages of a checkpoint as they were in the pause.
 pub(super) enum Pages {
@@ -61,8 +60,6 @@ pub(super) struct Capture {
 pub(super) struct InFlight {
     /// The epoch that it ends.
     pub epoch: Epoch,
-    /// When the guest was paused.
-    pub captured_at: Instant,
     /// Dirty again if the secondary never says that it holds them.
     pub harvest: Harvest,
     /// How long the capture took.
@@ -100,7 +97,7 @@ pub(super) fn capture(
     let output = gate.close_epoch(epoch);
     let capture =
         Capture { epoch, pages, state, output, writes, inputs: gate.input_positions(), captured_unix_ns, then };
-    Ok((capture, InFlight { epoch, captured_at, harvest, times }))
+    Ok((capture, InFlight { epoch, harvest, times }))
 }
 
 pub(super) fn unix_now_ns() -> u64 {

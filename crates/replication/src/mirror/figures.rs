@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memory::encoding::{Encoding, EncodingCounts};
+use protocol::Epoch;
 use serde::{Deserialize, Serialize};
 
 use crate::lockstep::LockstepFigures;
@@ -120,7 +121,7 @@ pub(super) struct CaptureTimes {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// The last epoch that was captured.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// Epochs captured per second, lately.
     pub epochs_per_s: f64,
     /// Length of an epoch, in microseconds.
@@ -184,7 +185,7 @@ impl Meter {
 
     pub fn captured(
         &self,
-        epoch: u64,
+        epoch: Epoch,
         epoch_length: Duration,
         pause: Duration,
         times: &CaptureTimes,
@@ -289,7 +290,7 @@ mod tests {
         let meter = Meter::default();
         for (pages, pause_us) in [(0, 10), (99, 20), (800, 300), (1499, 400), (1500, 900), (1 << 40, 1000)] {
             let times = CaptureTimes::default();
-            meter.captured(1, Duration::ZERO, Duration::from_micros(pause_us), &times, pages);
+            meter.captured(Epoch::new(1), Duration::ZERO, Duration::from_micros(pause_us), &times, pages);
         }
         let classes = meter.figures().pauses_by_pages;
         let seen: Vec<_> =

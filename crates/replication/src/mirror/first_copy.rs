@@ -14,6 +14,7 @@ use std::time::Duration;
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
 use memory::{GuestRam, Harvest, PAGE_BYTES};
+use protocol::{FtMode, Look, LossReason, ReplicaId};
 
 use super::message::{
     ACK, Ack, DISK_WRITES, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome,
@@ -26,8 +27,6 @@ use super::sender::{SendError, SenderThread};
 use super::session::Session;
 use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
 use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, DiskWrite, SummaryReader};
-use protocol::FtMode;
-use protocol::{LossReason, ReplicaId};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -173,17 +172,14 @@ fn send(shared: &Arc<Shared>, session: &Arc<Session>, sender: Sender) {
 /// Takes what the secondary says.
 fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver, summary: &Postbox<Vec<u8>>) {
     let (reason, why) = loop {
-        // As in the secondary: one more look before the other one counts as silent.
-        let is_late = session.silence() > session.suspicion;
-        match receiver.recv(Some(if is_late { Duration::ZERO } else { session.suspicion / 4 })) {
+        let look = session.look();
+        match receiver.recv(Some(look.wait())) {
             Ok(Some(frame)) => {
                 session.heard();
                 match frame.kind {
                     ACK => match postcard::from_bytes::<Ack>(frame.payload) {
                         Ok(ack) => {
                             shared.executed(session, ack.executed, ack.digests);
-                            // A stale one releases nothing. From a secondary that is only slow a fresh one comes with its next
-                            // heartbeat; one that may have taken over has closed the channel, or falls silent.
                             if let Some(epoch) = ack.epoch
                                 && session.is_fresh(ack.heard)
                             {
@@ -211,7 +207,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                     kind => break (LossReason::Protocol, format!("the secondary sent a message of kind {kind}")),
                 }
             }
-            Ok(None) if is_late => {
+            Ok(None) if look == Look::Last => {
                 break (LossReason::Silent, "the secondary is silent".to_owned());
             }
             Ok(None) => {}

@@ -13,23 +13,24 @@ use machine::input::Input;
 use machine::vm::VmState;
 use memory::encoding;
 use network::{FrameOffload, InputPosition};
+use protocol::{
+    Command, Epoch, Event, FtMode, Generation, Look, LossReason, MonotonicTime, RETRY_INTERVAL, Silence, StopReason,
+    heartbeat_interval,
+};
 
-use super::RETRY_INTERVAL;
 use super::capture::unix_now_ns;
+use super::clock;
 use super::message::{
     ACK, Ack, BEGIN, CHECKPOINT, DISK_WRITES, DIVERGED, ENDED, ENTITLED, FAILED, HAND_OVER, HEARTBEAT, Hello, INBOUND,
     LOG, MIRROR, OUTPUT, PAGES, RELEASED, STATE, SUMMARY,
 };
 use super::secondary::{Secondary, SecondaryEnd, SecondaryParts, TakenOver};
-use super::session::HEARTBEATS_PER_SUSPICION;
 use super::staging::{Complete, InboundStore, Staging, StagingError};
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
 use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode_writes};
 use crate::gate::UnreleasedOutput;
 use crate::lockstep::log::SegmentReader;
 use crate::lockstep::{Divergence, Executor, ExecutorError, ExecutorProgress, write_evidence};
-use protocol::FtMode;
-use protocol::{Command, Epoch, Event, LossReason, StopReason};
 
 /// A checkpoint counts as under way for no longer than this. How long it was is the difference between two hosts' clocks, which
 /// may not agree.
@@ -87,9 +88,6 @@ struct Voice {
     executed: Arc<ExecutorProgress>,
 }
 
-/// No epoch: they begin with 1.
-const NO_EPOCH: u64 = 0;
-
 impl Voice {
     fn send(&self, kind: u8, payload: &[u8]) -> Result<(), ChannelError> {
         let mut sender: MutexGuard<'_, Sender> = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,9 +97,9 @@ impl Voice {
 
     /// Says what is held and heard: the ack of a checkpoint, and the secondary's heartbeat.
     fn ack(&self) -> Result<(), ChannelError> {
-        let epoch = self.epoch.load(Ordering::Acquire);
+        let epoch = Epoch::new(self.epoch.load(Ordering::Acquire));
         let ack = Ack {
-            epoch: (epoch != NO_EPOCH).then_some(epoch),
+            epoch: (epoch != Epoch::NONE).then_some(epoch),
             heard: self.heard.load(Ordering::Acquire),
             executed: self.executed.instructions(),
             digests: self.executed.digests(),
@@ -138,21 +136,22 @@ pub(super) struct Follower {
     /// Output of committed epochs that the primary has not said to have left.
     unreleased: UnreleasedOutput,
     inbound: InboundStore,
-    last_heard: Instant,
+    silence: Silence,
 }
 
 impl Follower {
     pub fn new(secondary: Secondary, hello: &Hello, sender: Sender, closer: Closer) -> Self {
         let voice = Voice {
             sender: Mutex::new(sender),
-            epoch: AtomicU64::new(NO_EPOCH),
+            epoch: AtomicU64::new(Epoch::NONE.number()),
             heard: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             executed: Arc::default(),
         };
+        let suspicion = Duration::from_millis(hello.suspicion_ms.into());
         Self {
             secondary,
-            suspicion: Duration::from_millis(hello.suspicion_ms.into()),
+            suspicion,
             voice: Arc::new(voice),
             primary_disks: hello.disks.clone(),
             closer,
@@ -160,14 +159,14 @@ impl Follower {
             held: None,
             unreleased: UnreleasedOutput::default(),
             inbound: InboundStore::default(),
-            last_heard: Instant::now(),
+            silence: Silence::new(suspicion, clock::now()),
         }
     }
 
     /// Follows until there is nothing to follow any more.
     pub fn follow(mut self, mut receiver: Receiver) -> SecondaryEnd {
         let (pulse, summary) = (self.voice.clone(), self.voice.clone());
-        let interval = self.suspicion / HEARTBEATS_PER_SUSPICION;
+        let interval = heartbeat_interval(self.suspicion);
         thread::spawn(move || pulse.beat(interval));
         let (disks, closer) = (self.secondary.parts.disks.clone(), self.closer.clone());
         let primary_disks = self.primary_disks.clone();
@@ -178,24 +177,12 @@ impl Follower {
                 closer.close();
             }
         });
-        let mut parting = self.listen(&mut receiver);
-        let lost_at = Instant::now();
+        let parting = self.listen(&mut receiver);
+        let lost_at = clock::now();
         // A primary that hands over goes on hearing from this replica, and waits.
         if !matches!(parting, Parting::HandOver) {
             self.voice.ended.store(true, Ordering::Release);
         }
-        // Before anybody is kept from going on: without its disks, this replica could not.
-        if !matches!(parting, Parting::Ended)
-            && let Err(error) = self.secondary.applier.drain()
-        {
-            parting = self.fail(format!("the disks cannot be written: {error}"));
-        }
-        if !matches!(parting, Parting::Ended)
-            && let Err(other) = self.run_out()
-        {
-            parting = other;
-        }
-        self.voice.ended.store(true, Ordering::Release);
         let (commands, loss, why) = match parting {
             Parting::Ended => {
                 self.closer.close();
@@ -228,16 +215,15 @@ impl Follower {
                     return parting;
                 }
             }
-            // Whoever was kept from running looks once more before it calls the other one silent.
-            let is_late = self.last_heard.elapsed() > self.suspicion;
-            match receiver.recv(Some(if is_late { Duration::ZERO } else { self.suspicion / 4 })) {
+            let look = self.silence.look(clock::now());
+            match receiver.recv(Some(look.wait())) {
                 Ok(Some(frame)) => {
-                    self.last_heard = Instant::now();
+                    self.silence.heard(clock::now());
                     if let Err(parting) = self.hear(&frame) {
                         return parting;
                     }
                 }
-                Ok(None) if is_late => {
+                Ok(None) if look == Look::Last => {
                     return Parting::Lost(LossReason::Silent, "it is silent".to_owned());
                 }
                 Ok(None) => {}
@@ -264,14 +250,14 @@ impl Follower {
             (HEARTBEAT, _) => self.voice.heard.store(number(payload)?, Ordering::Release),
             (INBOUND, _) => self.inbound.push(postcard::from_bytes(payload).map_err(Parting::protocol)?),
             (RELEASED, _) => {
-                let epoch = number(payload)?;
+                let epoch = Epoch::new(number(payload)?);
                 self.unreleased.released(epoch);
                 if let Some(Held { content: Content::Log { executor, .. }, .. }) = &self.held {
                     executor.released(epoch);
                 }
             }
             (ENTITLED, _) => {
-                let generation = number(payload)?;
+                let generation = Generation::new(number(payload)?);
                 let commands = parts.replica.handle(Event::Entitled { generation });
                 if !commands.is_empty() {
                     return Err(Parting::Contradicted(commands));
@@ -283,7 +269,7 @@ impl Follower {
             (ENDED, _) => return Err(Parting::Ended),
             (LOG, None) if has_log => self.hear_segment(payload)?,
             (MIRROR, None) if has_log => self.run_out()?,
-            (BEGIN, None) if !has_log => self.staging = Some(Staging::new(number(payload)?)),
+            (BEGIN, None) if !has_log => self.staging = Some(Staging::new(Epoch::new(number(payload)?))),
             // The first copy: once there is something to take over from, it may only be replaced as a whole.
             (DISK_WRITES, None) if self.held.is_none() => {
                 let writes = decode_writes(payload, &parts.disks).map_err(StagingError::from)?;
@@ -317,7 +303,7 @@ impl Follower {
     fn hold(&mut self, complete: Complete) -> Result<(), Parting> {
         let Complete { end, records, writes, state, output } = complete;
         let epoch = end.epoch;
-        if self.held.as_ref().is_some_and(|held| held.epoch >= epoch) || epoch == NO_EPOCH {
+        if self.held.as_ref().is_some_and(|held| held.epoch >= epoch) || epoch == Epoch::NONE {
             return Err(Parting::protocol("a checkpoint that is not newer than the last one"));
         }
         let commands = self.secondary.parts.replica.handle(Event::CheckpointHeld { epoch });
@@ -328,7 +314,7 @@ impl Follower {
         self.unreleased.push(epoch, output);
         let transit = Duration::from_nanos(unix_now_ns().saturating_sub(end.captured_unix_ns)).min(TRANSIT_MAX);
         self.voice.heard.store(end.heartbeat, Ordering::Release);
-        self.voice.epoch.store(epoch, Ordering::Release);
+        self.voice.epoch.store(epoch.number(), Ordering::Release);
         // A primary that does not take it any more is found out by the next `recv`.
         let _ = self.voice.ack();
         for records in &records {
@@ -379,7 +365,7 @@ impl Follower {
         if !matches!(commands[..], [Command::Acknowledge { .. }]) {
             return Err(Parting::Contradicted(commands));
         }
-        self.voice.epoch.store(epoch, Ordering::Release);
+        self.voice.epoch.store(epoch.number(), Ordering::Release);
         let unreleased_epochs = self.unreleased.epochs() + executor.unreleased_epochs();
         if has_output {
             // A primary that does not take it any more is found out by the next `recv`.
@@ -426,23 +412,54 @@ impl Follower {
         Parting::Lost(LossReason::Diverged, format!("divergence: {error}"))
     }
 
+    /// Gets ready to run the VM from what is held, before anybody is kept from going on: without its disks, or the end of the log, this
+    /// replica could not. Answers what the protocol is to hear; nothing if the guest turns out to be off.
+    fn get_ready(&mut self, why: &mut String) -> Option<Event> {
+        let drained = self.secondary.applier.drain();
+        let drained = drained.map_err(|error| self.fail(format!("the disks cannot be written: {error}")));
+        let reason = match drained.and_then(|()| self.run_out()) {
+            Ok(()) => {
+                self.voice.ended.store(true, Ordering::Release);
+                return Some(Event::Ready);
+            }
+            Err(Parting::Ended) => return None,
+            Err(Parting::Lost(reason, failure)) => {
+                *why = failure;
+                reason
+            }
+            // Said by a primary, which is not heard any more.
+            Err(Parting::Contradicted(_) | Parting::HandOver) => LossReason::Failed,
+        };
+        Some(Event::PeerLost { reason })
+    }
+
     /// Finds out who goes on.
     fn arbitrate(
         mut self,
         mut commands: Vec<Command>,
         loss: LossReason,
-        why: String,
-        lost_at: Instant,
+        mut why: String,
+        lost_at: MonotonicTime,
     ) -> SecondaryEnd {
-        let detection = lost_at.saturating_duration_since(self.last_heard);
-        let asked_at = Instant::now();
+        let detection = lost_at.since(self.silence.last_heard());
+        let mut asked_at = Instant::now();
         let mut events = VecDeque::new();
         loop {
             for command in std::mem::take(&mut commands) {
                 match command {
                     Command::CloseChannel => self.closer.close(),
+                    Command::GetReady => match self.get_ready(&mut why) {
+                        Some(event) => {
+                            events.push_back(event);
+                            asked_at = Instant::now();
+                        }
+                        None => {
+                            self.closer.close();
+                            return SecondaryEnd::Ended;
+                        }
+                    },
                     Command::CompareAndSwap { claim } => {
-                        let expected = claim.generation.saturating_sub(1);
+                        let expected = claim.generation.before();
                         events.push_back(match self.secondary.parts.arbiter.compare_and_swap(expected, &claim) {
                             Ok(verdict) => Event::Arbitrated(verdict),
                             Err(error) => {

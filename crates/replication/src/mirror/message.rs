@@ -32,8 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskDescription;
 use crate::gate::InboundFrame;
-use protocol::FtMode;
-use protocol::{Epoch, Generation, ReplicaId};
+use protocol::{Epoch, FtMode, Generation, ReplicaId};
 
 pub(super) const HELLO: u8 = 1;
 pub(super) const WELCOME: u8 = 2;

@@ -12,6 +12,7 @@
 //! | `first-copy` | brings a new secondary to the first checkpoint |
 
 mod capture;
+mod clock;
 mod figures;
 mod first_copy;
 mod follower;
@@ -24,7 +25,6 @@ mod progress;
 mod secondary;
 mod sender;
 mod session;
-mod slowness;
 mod staging;
 mod trigger;
 
@@ -38,8 +38,3 @@ pub use secondary::{
     Secondary, SecondaryEnd, SecondaryError, SecondaryHandle, SecondaryParts, SecondaryStatus, TakenOver,
 };
 pub use trigger::Trigger;
-
-use std::time::Duration;
-
-/// How long to wait before the cluster store is asked again.
-pub const RETRY_INTERVAL: Duration = Duration::from_millis(200);

@@ -14,20 +14,19 @@ use machine::engine::{CpuProfile, EngineKind};
 use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
+use protocol::{
+    Arbiter, Command, DropReason, Epoch, EpochBounds, Event, FtMode, Generation, Load, LossReason, Patience,
+    RETRY_INTERVAL, Reason, Replica, Status, StopReason, Verdict,
+};
 
 use super::figures::{Figures, Meter};
 use super::pause_queue::{PauseQueue, VmStopped};
 use super::progress::{Phase, Progress};
 use super::session::Session;
-use super::slowness::Slowness;
-use super::trigger::{EpochBounds, Load, Trigger};
-use super::{MirrorOptions, RETRY_INTERVAL};
+use super::trigger::Trigger;
+use super::{MirrorOptions, clock};
 use crate::disk::{DiskSet, DiskWrite};
 use crate::gate::{GateStatus, OutputGate};
-use protocol::FtMode;
-use protocol::{
-    Arbiter, Command, DropReason, Epoch, Event, Generation, LossReason, Reason, Replica, Status, StopReason, Verdict,
-};
 
 /// Buffers for captured pages that are kept for the next checkpoints.
 const BUFFERS_MAX: usize = 4;
@@ -115,7 +114,7 @@ pub(super) struct Shared {
     pub pause: PauseQueue,
     pub meter: Meter,
     buffers: Mutex<Vec<CapturedPages>>,
-    slowness: Mutex<Slowness>,
+    patience: Mutex<Patience>,
     next_session: AtomicU64,
     /// Secondaries that turned out not to be the same.
     divergences: AtomicU64,
@@ -129,8 +128,8 @@ struct Core {
     course: Course,
     stop: Option<StopReason>,
     plug_pulled: bool,
-    /// The guest is paused for a hand-over, whose last checkpoint is that of this epoch.
-    hand_over: Option<Epoch>,
+    /// The guest stands still for a hand-over.
+    is_handing_over: bool,
     failure: Option<String>,
 }
 
@@ -174,14 +173,16 @@ impl Primary {
             course: Course::Running,
             stop,
             plug_pulled: false,
-            hand_over: None,
+            is_handing_over: false,
             failure: None,
         };
         let bounds = EpochBounds {
             length_max: options.epoch_length_max,
             dirty_pages_max: options.dirty_pages_max,
             log_bytes_max: options.log_bytes_max,
+            lag_max: options.lag_max,
         };
+        let patience = Patience::new(options.too_slow_after);
         let shared = Shared {
             core: Mutex::new(core),
             changed: Condvar::new(),
@@ -199,7 +200,7 @@ impl Primary {
             pause: PauseQueue::new(),
             meter: Meter::default(),
             buffers: Mutex::default(),
-            slowness: Mutex::default(),
+            patience: Mutex::new(patience),
             next_session: AtomicU64::new(1),
             divergences: AtomicU64::new(0),
         };
@@ -238,7 +239,7 @@ impl Primary {
         self.shared.event(None, Event::DropSecondary { reason });
         // A secondary that has not joined yet is unknown to the protocol.
         let session = self.shared.core().session.clone();
-        if let Some(session) = session.filter(|session| !session.mirror().mirroring) {
+        if let Some(session) = session.filter(|session| !session.mirror().epochs.has_begun()) {
             self.shared.end_session(session.id, LossReason::Closed, "it was given up");
         }
     }
@@ -270,9 +271,7 @@ impl Primary {
         }
         core.mode = mode;
         drop(core);
-        if let Some(session) = session {
-            // The next checkpoint is due at once.
-            session.mirror().output_waits = true;
+        if session.is_some() {
             self.shared.control.pause();
         }
         Ok(())
@@ -304,7 +303,8 @@ impl Primary {
         drop(core);
         let gate = self.shared.gate.status();
         let mut figures = self.shared.meter.figures();
-        figures.lag_epochs = session.as_ref().map_or(0, |session| session.mirror().in_flight.len() as u64);
+        figures.lag_epochs =
+            session.as_ref().map_or(0, |session| session.mirror().epochs.checkpoints_in_flight() as u64);
         let divergences = self.shared.divergences.load(Ordering::Relaxed);
         figures.lockstep =
             session.as_ref().and_then(|session| session.log().as_ref().map(|log| log.progress.figures(divergences)));
@@ -363,7 +363,7 @@ impl Shared {
 
     /// Looks whether a checkpoint is due, from another thread than the VM's.
     pub fn consider(&self) -> Duration {
-        self.trigger.consider(&self.bounds, self.load())
+        self.trigger.consider(&self.bounds, self.wanted(), self.load())
     }
 
     /// Takes back the buffer of a checkpoint that was sent.
@@ -434,38 +434,19 @@ impl Shared {
 
     /// The secondary holds everything through `epoch`, says an ack that is fresh.
     pub fn acknowledged(self: &Arc<Self>, session: &Session, epoch: Epoch) {
-        let (mut held, mut segments) = (Vec::new(), Vec::new());
-        {
-            let mut mirror = session.mirror();
-            if epoch > mirror.sent_through {
-                drop(mirror);
-                self.end_session(session.id, LossReason::Protocol, "the secondary acknowledges what was not sent");
-                return;
-            }
-            while mirror.in_flight.front().is_some_and(|in_flight| in_flight.epoch <= epoch) {
-                held.extend(mirror.in_flight.pop_front());
-            }
-            while mirror.segments.front().is_some_and(|&(segment, _)| segment <= epoch) {
-                segments.extend(mirror.segments.pop_front());
-            }
-        }
-        if held.is_empty() && segments.is_empty() {
+        let acknowledged = session.mirror().acknowledged(epoch);
+        let (committed, held) = match acknowledged {
+            Ok(acknowledged) => acknowledged,
+            Err(error) => return self.end_session(session.id, LossReason::Protocol, &error.to_string()),
+        };
+        if committed.is_empty() {
             return;
         }
-        self.event(Some(session.id), Event::Acknowledged { epoch, fresh: true });
-        for in_flight in held {
-            self.meter.committed(in_flight.captured_at.elapsed());
-            in_flight.harvest.acknowledge();
-        }
-        for (_, closed_at) in segments {
-            self.meter.committed(closed_at.elapsed());
-        }
+        self.event(Some(session.id), Event::Acknowledged { epoch });
+        held.into_iter().for_each(|in_flight| in_flight.harvest.acknowledge());
+        let now = clock::now();
+        committed.iter().for_each(|committed| self.meter.committed(now.since(committed.ended_at)));
         session.progress().phase = Phase::Mirroring;
-        let handed_over = self.core().hand_over.is_some_and(|last| last <= epoch);
-        if handed_over {
-            session.outbox.push_urgent(super::message::HAND_OVER, Vec::new());
-            self.event(Some(session.id), Event::HandOverSent);
-        }
         self.consider();
     }
 
@@ -502,7 +483,7 @@ impl Shared {
                 // The machine need not stay for an answer that nobody waits for.
                 let (shared, arbiter) = (Arc::downgrade(self), self.arbiter.clone());
                 thread::spawn(move || {
-                    let expected = claim.generation.saturating_sub(1);
+                    let expected = claim.generation.before();
                     let answer = match arbiter.compare_and_swap(expected, &claim) {
                         Ok(verdict) => Event::Arbitrated(verdict),
                         Err(error) => {
@@ -511,7 +492,7 @@ impl Shared {
                         }
                     };
                     if let Event::Arbitrated(Verdict::Lost(claim)) = &answer {
-                        tracing::warn!(generation = claim.generation, primary = %claim.primary, "another replica goes on");
+                        tracing::warn!(generation = %claim.generation, primary = %claim.primary, "another replica goes on");
                     }
                     if let Some(shared) = shared.upgrade() {
                         shared.event(None, answer);
@@ -528,12 +509,17 @@ impl Shared {
                     }
                 });
             }
-            Command::Resume => core.hand_over = None,
+            Command::Resume => core.is_handing_over = false,
+            Command::AskToTakeOver => {
+                if let Some(session) = &core.session {
+                    session.ask_to_take_over();
+                }
+            }
             Command::Stop { reason } => {
                 core.stop = Some(reason);
                 self.control.pause();
             }
-            Command::Acknowledge { .. } | Command::ReadClaim | Command::TakeOver { .. } => {
+            Command::Acknowledge { .. } | Command::GetReady | Command::ReadClaim | Command::TakeOver { .. } => {
                 tracing::error!(?command, "a command for a secondary");
             }
         }

@@ -10,6 +10,7 @@ use machine::input::Input;
 use machine::vm::{VmConfig, VmState};
 use memory::{GuestRam, MemoryError};
 use network::InputPosition;
+use protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason};
 
 use super::MirrorOptions;
 use super::follower::Follower;
@@ -17,7 +18,6 @@ use super::message::{ExecutionFormat, HELLO, Hello, WELCOME, Welcome};
 use crate::channel::{ChannelError, Connection, Listener, Receiver, Sender};
 use crate::disk::{DiskApplier, DiskSet, DiskSyncError};
 use crate::gate::GatedFrame;
-use protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason};
 
 /// How long a primary that has connected may take to say what the VM is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);

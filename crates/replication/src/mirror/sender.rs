@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use memory::encoding::{CapturedPages, Encoding, PageEncoder};
 use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
+use protocol::heartbeat_interval;
 
 use super::capture::{Capture, Pages};
 use super::figures::Meter;
@@ -11,7 +12,7 @@ use super::message::{
     BEGIN, CHECKPOINT, CheckpointEnd, DISK_WRITES, HEARTBEAT, MIRROR, OUTPUT, PAGES, PIECE_BYTES_MAX, STATE,
 };
 use super::outbox::{Bulk, Next};
-use super::session::{HEARTBEATS_PER_SUSPICION, Session};
+use super::session::Session;
 use crate::channel::{ChannelError, Sender};
 use crate::disk::{DiskWrite, encode_writes};
 
@@ -87,7 +88,7 @@ impl<'a> SenderThread<'a> {
     }
 
     fn interval(&self) -> Duration {
-        self.session.suspicion / HEARTBEATS_PER_SUSPICION
+        heartbeat_interval(self.session.suspicion)
     }
 
     fn heartbeat_if_due(&mut self) -> Result<(), ChannelError> {
@@ -166,7 +167,7 @@ impl<'a> SenderThread<'a> {
     fn checkpoint(&mut self, mut capture: Capture) -> Result<(), SendError> {
         let before = *self.encoder.counts();
         let (mut sent, mut pages) = (0, 0);
-        self.sender.send(BEGIN, &[&capture.epoch.to_le_bytes()])?;
+        self.sender.send(BEGIN, &[&capture.epoch.number().to_le_bytes()])?;
         capture.pages.try_each(|page, content| {
             let encoding = self.encoder.encode(page, content, &mut self.records);
             pages += u64::from(encoding != Encoding::Unchanged);
@@ -193,11 +194,7 @@ impl<'a> SenderThread<'a> {
             inputs: capture.inputs,
             then: capture.then,
         };
-        {
-            let mut mirror = self.session.mirror();
-            // Segments may wait already behind this checkpoint.
-            mirror.sent_through = mirror.sent_through.max(end.epoch);
-        }
+        self.session.mirror().epochs.sent(end.epoch);
         self.sender.send(CHECKPOINT, &[&postcard::to_stdvec(&end)?])?;
         self.sender.flush()?;
         self.meter.sent(sent + state.len() as u64, &before, self.encoder.counts());

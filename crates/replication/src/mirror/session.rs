@@ -2,25 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use protocol::{Committed, Epoch, Epochs, Generation, Heartbeats, Look, NotSent, ReplicaId, Sending, Silence};
 
 use super::capture::InFlight;
-use super::message::{ENTITLED, INBOUND, Inbound, RELEASED};
+use super::clock;
+use super::message::{ENTITLED, HAND_OVER, INBOUND, Inbound, RELEASED};
 use super::outbox::Outbox;
 use super::progress::Progress;
 use crate::channel::Closer;
 use crate::gate::InboundFrame;
 use crate::lockstep::{EvidenceRing, LogProgress, LogRecorder};
-use protocol::{Epoch, Generation, ReplicaId};
-
-/// Heartbeats whose time of sending is remembered; older ones are stale whatever the suspicion time is.
-const HEARTBEATS_KEPT: usize = 4096;
-
-/// So much of the suspicion time a heartbeat counts as fresh: the rest is for clocks of hosts that do not run at the same rate.
-const FRESH_EIGHTHS: u32 = 7;
-
-/// Heartbeats per suspicion time.
-pub(super) const HEARTBEATS_PER_SUSPICION: u32 = 5;
 
 pub(super) struct Session {
     /// Tells this session's events from those of earlier ones.
@@ -35,24 +28,29 @@ pub(super) struct Session {
     progress: Mutex<Progress>,
     mirror: Mutex<MirrorState>,
     log: Mutex<Option<ActiveLog>>,
-    last_heard: Mutex<Instant>,
+    silence: Mutex<Silence>,
 }
 
 /// What the thread of the VM and those of the channel share about epochs.
 #[derive(Default)]
 pub(super) struct MirrorState {
-    /// Checkpoints are being taken.
-    pub mirroring: bool,
-    /// Captured and not acknowledged, oldest first.
-    pub in_flight: VecDeque<InFlight>,
-    /// Epochs that segments of the log have ended and that are not acknowledged, oldest first, and since when.
-    pub segments: VecDeque<(Epoch, Instant)>,
-    /// Last epoch whose checkpoint or segment was sent, or is being sent: no later one can be acknowledged.
-    pub sent_through: Epoch,
-    /// The guest sent something since the last capture, and it waits.
-    pub output_waits: bool,
-    /// When the epoch under way began.
-    pub epoch_since: Option<Instant>,
+    pub epochs: Epochs,
+    /// Of checkpoints that were captured and not acknowledged, oldest first.
+    in_flight: VecDeque<InFlight>,
+}
+
+impl MirrorState {
+    /// A checkpoint was captured, and `epochs` know it.
+    pub fn push(&mut self, in_flight: InFlight) {
+        self.in_flight.push_back(in_flight);
+    }
+
+    /// The secondary holds everything through `epoch`: which epochs it was not known to hold, and what is kept of their checkpoints.
+    pub fn acknowledged(&mut self, epoch: Epoch) -> Result<(Vec<Committed>, Vec<InFlight>), NotSent> {
+        let committed = self.epochs.acknowledged(epoch)?;
+        let count = self.in_flight.iter().take_while(|in_flight| in_flight.epoch <= epoch).count();
+        Ok((committed, self.in_flight.drain(..count).collect()))
+    }
 }
 
 /// The log of what the guest does, while that is what the secondary follows.
@@ -61,12 +59,6 @@ pub(super) struct ActiveLog {
     pub progress: LogProgress,
     /// States that the secondary has not compared with its own yet.
     pub evidence: EvidenceRing,
-}
-
-struct Heartbeats {
-    sent: VecDeque<Instant>,
-    /// Number of the first of `sent`.
-    first: u64,
 }
 
 impl Session {
@@ -78,11 +70,11 @@ impl Session {
             outbox: Outbox::default(),
             suspicion,
             closer,
-            heartbeats: Mutex::new(Heartbeats { sent: VecDeque::new(), first: 1 }),
+            heartbeats: Mutex::new(Heartbeats::new(suspicion)),
             progress: Mutex::default(),
             mirror: Mutex::default(),
             log: Mutex::default(),
-            last_heard: Mutex::new(Instant::now()),
+            silence: Mutex::new(Silence::new(suspicion, clock::now())),
         }
     }
 
@@ -105,42 +97,45 @@ impl Session {
 
     /// Numbers a message that counts as a heartbeat and is sent right away.
     pub fn number_heartbeat(&self) -> u64 {
-        let mut heartbeats = self.heartbeats();
-        heartbeats.sent.push_back(Instant::now());
-        if heartbeats.sent.len() > HEARTBEATS_KEPT {
-            heartbeats.sent.pop_front();
-            heartbeats.first += 1;
-        }
-        heartbeats.first + heartbeats.sent.len() as u64 - 1
+        self.heartbeats().number_next(clock::now())
     }
 
-    /// Whether the secondary, having heard this heartbeat, cannot have suspected the primary yet: it was sent clearly less than the
-    /// suspicion time ago. Zero, which no heartbeat has, is never fresh.
+    /// Whether an ack that names heartbeat `heard` counts.
     pub fn is_fresh(&self, heard: u64) -> bool {
-        let heartbeats = self.heartbeats();
-        let index = heard.checked_sub(heartbeats.first).and_then(|index| usize::try_from(index).ok());
-        index
-            .and_then(|index| heartbeats.sent.get(index))
-            .is_some_and(|sent| sent.elapsed() < self.suspicion * FRESH_EIGHTHS / 8)
+        self.heartbeats().is_fresh(heard, clock::now())
+    }
+
+    fn silence(&self) -> MutexGuard<'_, Silence> {
+        self.silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that the secondary lives.
     pub fn heard(&self) {
-        *self.last_heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.silence().heard(clock::now());
     }
 
-    /// For how long nothing has come.
-    pub fn silence(&self) -> Duration {
-        self.last_heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    /// How to look for its next message.
+    pub fn look(&self) -> Look {
+        self.silence().look(clock::now())
+    }
+
+    /// What takes what is sent to the secondary.
+    pub fn sending(&self) -> Sending {
+        let lag = self.log().as_ref().map_or(Duration::ZERO, |log| log.progress.lag());
+        Sending { is_idle: self.outbox.is_idle(), is_full: self.outbox.is_full(), lag }
     }
 
     pub fn tell_released(&self, through: Epoch) {
         // A secondary that does not hear of it sends a little too much again at takeover.
-        self.outbox.push_in_passing(RELEASED, through.to_le_bytes().to_vec());
+        self.outbox.push_in_passing(RELEASED, through.number().to_le_bytes().to_vec());
     }
 
     pub fn tell_entitled(&self, generation: Generation) {
-        self.outbox.push_urgent(ENTITLED, generation.to_le_bytes().to_vec());
+        self.outbox.push_urgent(ENTITLED, generation.number().to_le_bytes().to_vec());
+    }
+
+    pub fn ask_to_take_over(&self) {
+        self.outbox.push_urgent(HAND_OVER, Vec::new());
     }
 
     /// Passes a frame on that the guest has not seen yet.

@@ -6,11 +6,11 @@ use machine::vm::VmState;
 use memory::encoding;
 use memory::{GuestRam, PAGE_BYTES};
 use network::InputPosition;
+use protocol::Epoch;
 
 use super::message::{CheckpointEnd, Inbound};
 use crate::disk::{DiskSet, DiskSyncError, DiskWrite, decode_writes};
 use crate::gate::{GATE_FRAMES_MAX, GatedFrame, InboundFrame};
-use protocol::Epoch;
 
 /// Most bytes of serialized state, far beyond what any VM has.
 const STATE_BYTES_MAX: usize = 256 << 20;
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn page_records_without_content_cost_bounded_memory_too() {
         let ram = GuestRam::new(1 << 20).unwrap();
-        let mut staging = Staging::new(1);
+        let mut staging = Staging::new(Epoch::new(1));
         let end = (0..1_000_000).find_map(|_| staging.pages(&[], &ram).err());
         assert!(matches!(end, Some(StagingError::TooLong)), "{} pieces were staged", staging.records.len());
     }

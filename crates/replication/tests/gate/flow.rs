@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use network::{BackendError, FRAME_LEN_MAX, FrameBackend, FrameOffload, LinkState, MacAddr, SendOutcome};
+use protocol::Epoch;
 use replication::gate::{GATE_BYTES_MAX, GATE_FRAMES_MAX, GatedFrame};
 
 use crate::{TestEnd, counting_gate, frame, number_of, send, wakes};
@@ -26,16 +27,16 @@ fn a_full_gate_keeps_nothing_more_and_wakes_the_card_when_there_is_room() {
     assert_eq!(kept, GATE_BYTES_MAX / FRAME_LEN_MAX);
     // The end has room, but nobody is to be woken for that.
     assert!(!wakes(&*card, NOW));
-    gate.close_epoch(1);
-    gate.release(1);
+    gate.close_epoch(Epoch::new(1));
+    gate.release(Epoch::new(1));
     assert!(wakes(&*card, EVENTUALLY));
     assert_eq!(offer(&mut card), SendOutcome::Sent);
     assert!(!wakes(&*card, NOW));
     assert_eq!(end.content().sent.len(), kept);
 
     // The number of frames is bounded too, and opening makes room as well.
-    gate.close_epoch(2);
-    gate.release(2);
+    gate.close_epoch(Epoch::new(2));
+    gate.release(Epoch::new(2));
     let mut kept = 0;
     while send(&mut card, kept) {
         kept += 1;
@@ -56,8 +57,8 @@ fn released_frames_wait_for_room_in_the_end_without_a_thread_that_waits() {
     let mut card = gate.wrap(0, Box::new(ours)).unwrap();
     gate.hold();
     (0..FRAMES).for_each(|number| assert!(send(&mut card, number)));
-    gate.close_epoch(1);
-    gate.release(1);
+    gate.close_epoch(Epoch::new(1));
+    gate.release(Epoch::new(1));
     let waiting = gate.status().waiting_frames;
     assert!(waiting > 0 && waiting < FRAMES, "{waiting} wait");
     assert!(!wakes(&*card, NOW));
@@ -91,14 +92,14 @@ fn output_that_found_no_room_has_not_left() {
     gate.hold();
     for epoch in 1..=4 {
         assert!(send(&mut card, 2 * epoch) && send(&mut card, 2 * epoch + 1));
-        gate.close_epoch(epoch);
+        gate.close_epoch(Epoch::new(epoch));
     }
-    assert_eq!(gate.release(1), 1);
-    assert_eq!(gate.release(3), 1, "the second frame of epoch 2 waits");
+    assert_eq!(gate.release(Epoch::new(1)), Epoch::new(1));
+    assert_eq!(gate.release(Epoch::new(3)), Epoch::new(1), "the second frame of epoch 2 waits");
     end.content().room = 1;
-    assert_eq!(gate.release(3), 2);
+    assert_eq!(gate.release(Epoch::new(3)), Epoch::new(2));
     end.content().room = usize::MAX;
-    assert_eq!(gate.release(9), 9);
+    assert_eq!(gate.release(Epoch::new(9)), Epoch::new(9));
     assert_eq!(end.sent(), (2..=9).collect::<Vec<_>>());
 }
 
@@ -131,8 +132,8 @@ fn frames_for_an_end_that_is_gone_are_counted() {
     gate.hold();
     (0..5).for_each(|number| assert!(send(&mut card, number)));
     drop(theirs);
-    gate.close_epoch(1);
-    gate.release(1);
+    gate.close_epoch(Epoch::new(1));
+    gate.release(Epoch::new(1));
     assert_eq!((gate.status().dropped_frames, gate.status().waiting_frames), (5, 0));
     assert!(wakes(&*card, EVENTUALLY));
     assert!(matches!(card.recv(&mut [0; 100]), Err(BackendError::Disconnected)));
@@ -146,12 +147,12 @@ fn a_card_that_is_wrapped_again_goes_on_through_its_new_end() {
     let mut old = gate.wrap(0, Box::new(old_end.clone())).unwrap();
     gate.hold();
     assert!(send(&mut old, 1));
-    gate.close_epoch(1);
+    gate.close_epoch(Epoch::new(1));
     let mut new = gate.wrap(0, Box::new(new_end.clone())).unwrap();
     assert_eq!(old.link_state(), LinkState::Down);
     assert!(matches!(old.recv(&mut [0; 100]), Err(BackendError::Disconnected)));
     assert!(send(&mut new, 2));
-    gate.release(1);
+    gate.release(Epoch::new(1));
     gate.open();
     assert!(matches!(old.send(&frame(3), FrameOffload::default()), Err(BackendError::Disconnected)));
     assert_eq!((old_end.sent(), new_end.sent()), (vec![], vec![1, 2]));

@@ -10,6 +10,7 @@ use network::{
     BackendError, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, Received, SendOutcome,
 };
 use proptest::prelude::*;
+use protocol::Epoch;
 
 use crate::{TestEnd, counting_gate, frame, number_of, send};
 
@@ -107,12 +108,12 @@ proptest! {
                         }
                     }
                     let closed: Vec<_> =
-                        gate.close_epoch(epoch).iter().map(|frame| (frame.card(), number_of(frame.bytes()))).collect();
+                        gate.close_epoch(Epoch::new(epoch)).iter().map(|frame| (frame.card(), number_of(frame.bytes()))).collect();
                     prop_assert_eq!(closed, expected);
                 }
                 Step::Release { ahead } => {
                     let through = epoch.saturating_add_signed(ahead);
-                    gate.release(through);
+                    gate.release(Epoch::new(through));
                     for model in &mut models {
                         let waiting = &model.taken[model.allowed..];
                         model.allowed +=
@@ -214,8 +215,8 @@ fn commits_from_another_thread_let_out_their_epochs_and_no_more() {
     let releaser = thread::spawn(move || {
         for epoch in to_commit {
             committed.store(epoch * PER_EPOCH, Ordering::SeqCst);
-            releasing.release(epoch);
-            releasing.release(epoch);
+            releasing.release(Epoch::new(epoch));
+            releasing.release(Epoch::new(epoch));
         }
     });
     let inbound = end.clone();
@@ -228,7 +229,7 @@ fn commits_from_another_thread_let_out_their_epochs_and_no_more() {
         if send(&mut card, number + 1) {
             number += 1;
             if number % PER_EPOCH == 0 {
-                gate.close_epoch(number / PER_EPOCH);
+                gate.close_epoch(Epoch::new(number / PER_EPOCH));
                 closed.send(number / PER_EPOCH).unwrap();
             }
         }
@@ -283,20 +284,20 @@ fn cards_keep_their_own_order_and_waits_are_told_once_per_epoch() {
         for number in 0..9 {
             assert!(send(&mut cards[number as usize % 3], epoch * 10 + number));
         }
-        assert_eq!(gate.close_epoch(epoch).len(), 9);
+        assert_eq!(gate.close_epoch(Epoch::new(epoch)).len(), 9);
     }
     assert_eq!(waits.load(Ordering::SeqCst), 3);
-    assert!(gate.close_epoch(4).is_empty());
-    gate.release(2);
+    assert!(gate.close_epoch(Epoch::new(4)).is_empty());
+    gate.release(Epoch::new(2));
     assert_eq!(ends[&1].sent(), [11, 14, 17, 21, 24, 27]);
-    gate.release(1);
-    gate.release(u64::MAX);
+    gate.release(Epoch::new(1));
+    gate.release(Epoch::new(u64::MAX));
     assert_eq!(ends[&2].sent(), [12, 15, 18, 22, 25, 28, 32, 35, 38]);
     // An epoch that was released before it was closed waits for its own release.
     assert!(send(&mut cards[0], 50));
-    gate.close_epoch(5);
+    gate.close_epoch(Epoch::new(5));
     assert_eq!(ends[&0].sent().last(), Some(&36));
-    gate.release(5);
+    gate.release(Epoch::new(5));
     assert_eq!(ends[&0].sent().last(), Some(&50));
     let status = gate.status();
     assert_eq!((status.released_frames, status.passed_frames, status.oldest_wait_us), (28, 0, 0));

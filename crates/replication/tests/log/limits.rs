@@ -2,6 +2,7 @@
 
 use machine::input::{Input, InputEvent};
 use network::InputPosition;
+use protocol::Epoch;
 use replication::lockstep::log::{ENTRIES_MAX, Entry, LogError, SEGMENT_BYTES_MAX, Segment, SegmentReader};
 
 use super::samples::{EPOCH, INSTRUCTIONS, positions, repair_checksum};
@@ -20,7 +21,7 @@ fn segment(entries: &[u8]) -> Vec<u8> {
 }
 
 fn read(entries: &[u8], positions: &[InputPosition]) -> Result<Segment, LogError> {
-    SegmentReader::new(EPOCH, INSTRUCTIONS, positions).read(&segment(entries))
+    SegmentReader::new(Epoch::new(EPOCH), INSTRUCTIONS, positions).read(&segment(entries))
 }
 
 /// Bytes of the heap that a segment takes.
@@ -109,9 +110,9 @@ fn what_means_nothing_or_has_another_form_is_refused() {
 
 #[test]
 fn numbers_at_their_ends_are_refused_rather_than_wrapped_around() {
-    let mut last_epoch = SegmentReader::new(u64::MAX, 0, &[]);
-    let mut at_the_end = SegmentReader::new(0, u64::MAX, &[]);
-    let mut last_frame = SegmentReader::new(0, 0, &[InputPosition { end: 1, frames: u64::MAX }]);
+    let mut last_epoch = SegmentReader::new(Epoch::new(u64::MAX), 0, &[]);
+    let mut at_the_end = SegmentReader::new(Epoch::new(0), u64::MAX, &[]);
+    let mut last_frame = SegmentReader::new(Epoch::new(0), 0, &[InputPosition { end: 1, frames: u64::MAX }]);
     let chained = |epoch: u64, instructions: u64, content: &[u8]| {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&replication::lockstep::log::FORMAT_VERSION.to_le_bytes());

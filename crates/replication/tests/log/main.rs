@@ -6,6 +6,7 @@ mod samples;
 
 use machine::input::InputEvent;
 use proptest::prelude::*;
+use protocol::Epoch;
 use replication::lockstep::log::{
     ENTRIES_MAX, Entry, LogError, SEGMENT_BYTES_MAX, Segment, SegmentReader, SegmentWriter,
 };
@@ -13,11 +14,11 @@ use replication::lockstep::log::{
 use samples::{EPOCH, INSTRUCTIONS, positions};
 
 fn writer() -> SegmentWriter {
-    SegmentWriter::new(EPOCH, INSTRUCTIONS, &positions())
+    SegmentWriter::new(Epoch::new(EPOCH), INSTRUCTIONS, &positions())
 }
 
 fn reader() -> SegmentReader {
-    SegmentReader::new(EPOCH, INSTRUCTIONS, &positions())
+    SegmentReader::new(Epoch::new(EPOCH), INSTRUCTIONS, &positions())
 }
 
 fn encode(segments: &[Segment]) -> Vec<Vec<u8>> {
@@ -76,8 +77,14 @@ fn a_segment_that_is_damaged_missing_or_repeated_is_refused() {
             assert_eq!(at(other).read(bytes), Err(LogError::Checksum), "segment {number} in place of {other}");
         }
     }
-    assert_eq!(SegmentReader::new(EPOCH + 16, INSTRUCTIONS, &positions()).read(&encoded[0]), Err(LogError::Checksum));
-    assert_eq!(SegmentReader::new(EPOCH, INSTRUCTIONS + 1, &positions()).read(&encoded[0]), Err(LogError::Checksum));
+    assert_eq!(
+        SegmentReader::new(Epoch::new(EPOCH + 16), INSTRUCTIONS, &positions()).read(&encoded[0]),
+        Err(LogError::Checksum)
+    );
+    assert_eq!(
+        SegmentReader::new(Epoch::new(EPOCH), INSTRUCTIONS + 1, &positions()).read(&encoded[0]),
+        Err(LogError::Checksum)
+    );
 }
 
 #[test]

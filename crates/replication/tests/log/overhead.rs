@@ -3,6 +3,7 @@
 
 use machine::input::Input;
 use network::{Checksum, FrameOffload, Gso, InputPosition, Segmentation};
+use protocol::Epoch;
 use replication::lockstep::log::SegmentWriter;
 
 use super::samples::{EPOCH, INSTRUCTIONS, clock_step, positions, tcp_frame};
@@ -30,7 +31,7 @@ struct Totals {
 /// Requests one after the other. For each: its frames, at most one acknowledgement of the answer, and two steps of the clock; a segment
 /// for the frames, one for the answer, and one for the acknowledgement.
 fn requests(frame_lens: &[usize], offload: FrameOffload, is_acknowledged: bool) -> Totals {
-    let mut writer = SegmentWriter::new(EPOCH, INSTRUCTIONS, &positions());
+    let mut writer = SegmentWriter::new(Epoch::new(EPOCH), INSTRUCTIONS, &positions());
     let (mut totals, mut at, mut number) = (Totals::default(), INSTRUCTIONS, 0u32);
     let mut frame = |writer: &mut SegmentWriter, totals: &mut Totals, at, len: usize, offload| {
         let mut frame = tcp_frame(number, len, number / 1000);

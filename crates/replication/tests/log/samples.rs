@@ -3,6 +3,7 @@
 use machine::input::{FailedContent, Input, InputEvent};
 use network::{FrameOffload, InputPosition};
 use proptest::prelude::*;
+use protocol::Epoch;
 use replication::lockstep::log::{Entry, FORMAT_VERSION, Segment};
 
 pub const EPOCH: u64 = 30;
@@ -72,9 +73,14 @@ pub fn one_of_each() -> Vec<Segment> {
         Entry::Digest { instructions: INSTRUCTIONS + 200_000, digest: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100 },
     ];
     vec![
-        Segment { epoch: EPOCH + 1, reached: INSTRUCTIONS + 400, has_output: false, entries: first },
-        Segment { epoch: EPOCH + 2, reached: INSTRUCTIONS + 200_001, has_output: true, entries: second },
-        Segment { epoch: EPOCH + 3, reached: INSTRUCTIONS + 200_001, has_output: false, entries: Vec::new() },
+        Segment { epoch: Epoch::new(EPOCH + 1), reached: INSTRUCTIONS + 400, has_output: false, entries: first },
+        Segment { epoch: Epoch::new(EPOCH + 2), reached: INSTRUCTIONS + 200_001, has_output: true, entries: second },
+        Segment {
+            epoch: Epoch::new(EPOCH + 3),
+            reached: INSTRUCTIONS + 200_001,
+            has_output: false,
+            entries: Vec::new(),
+        },
     ]
 }
 
@@ -154,7 +160,7 @@ pub fn any_log() -> impl Strategy<Value = Vec<Segment>> {
             });
             let entries = entries.collect();
             instructions += rest;
-            Segment { epoch, reached: instructions, has_output, entries }
+            Segment { epoch: Epoch::new(epoch), reached: instructions, has_output, entries }
         };
         (EPOCH + 1..).zip(segments).map(segment).collect()
     })

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use guest::Console;
 use machine::engine::EngineKind::{self, Kvm, Soft};
 use machine::vm::Vm;
-use protocol::{Arbiter, Claim, DropReason, Generation, Reason, Replica, ReplicaId, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, DropReason, Epoch, Generation, Reason, Replica, ReplicaId, Unreachable, Verdict};
 use replication::channel::{self, Identity, Listener};
 use replication::disk::DiskSet;
 use replication::gate::OutputGate;
@@ -164,7 +164,7 @@ impl World {
         for host in HOSTS {
             channel::issue(&authority, host, &folder.path().join(host)).unwrap();
         }
-        let claim = Claim { generation: 1, primary: ReplicaId::new(HOSTS[0]), secondary: None };
+        let claim = Claim { generation: Generation::new(1), primary: ReplicaId::new(HOSTS[0]), secondary: None };
         Self { engine, folder, store: Store(Arc::new(Mutex::new(claim))), console: Console::default() }
     }
 
@@ -185,7 +185,7 @@ impl World {
         Arc::new(Reach { store: self.store.clone(), lost: lost.clone() })
     }
 
-    fn lead(&self, host: &'static str, replica: Replica, epoch: u64, mut vm: Vm) -> Leader {
+    fn lead(&self, host: &'static str, replica: Replica, epoch: Epoch, mut vm: Vm) -> Leader {
         let lost = Arc::<AtomicBool>::default();
         let trigger = Arc::new(Trigger::default());
         let waiting = trigger.clone();
@@ -211,7 +211,7 @@ impl World {
     fn boot(&self) -> Leader {
         let vm = guest::start(self.engine, rounds(self.engine), 1, &self.console);
         let claim = self.store.0.lock().unwrap().clone();
-        self.lead(HOSTS[0], Replica::primary(ReplicaId::new(HOSTS[0]), claim), 0, vm)
+        self.lead(HOSTS[0], Replica::primary(ReplicaId::new(HOSTS[0]), claim), Epoch::NONE, vm)
     }
 
     /// Protects the guest by a secondary on `host`, until that holds some checkpoints.
@@ -231,10 +231,10 @@ impl World {
         let handle = secondary.handle();
         let thread = thread::spawn(move || secondary.run());
         leader.primary.protect(ReplicaId::new(host), cable.address, &self.identity(leader.host)).unwrap();
-        let wanted = leader.primary.status().figures.epoch + 5;
+        let wanted = leader.primary.status().figures.epoch.number() + 5;
         wait("checkpoints", || {
             leader.primary.status().protocol.is_protected()
-                && handle.status().epoch.is_some_and(|epoch| epoch >= wanted)
+                && handle.status().epoch.is_some_and(|epoch| epoch.number() >= wanted)
         });
         Follower { host, cable, thread }
     }

@@ -12,13 +12,14 @@ use machine::engine::soft::{InputMode, host_signature};
 use machine::spec::VmSpec;
 use machine::vm::Vm;
 use network::InputPosition;
+use protocol::Epoch;
 use replication::lockstep::file::{LogEnd, LogFileHead, LogFileWriter, snapshot_digest};
 use replication::lockstep::log::SegmentWriter;
 use replication::lockstep::{ClosedSegment, LogRecorder, StateDigest, next_digest_at};
 use storage::disk::BaseIdentity;
 
 /// The epoch after which a recording begins.
-const EPOCH: u64 = 0;
+const EPOCH: Epoch = Epoch::NONE;
 
 /// A VM's life from one power-on to the next, or from when it was restored.
 pub struct Recording {

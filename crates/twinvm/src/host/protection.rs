@@ -120,7 +120,7 @@ impl Daemon {
     fn end_if_succeeded(&self, replica: &Arc<Replica>, vm: &KnownVm) {
         let operation = self.operation(&vm.name);
         let _locked = operation.lock();
-        let is_succeeded = |status: ReplicaStatus| status.generation < vm.claim.generation;
+        let is_succeeded = |status: ReplicaStatus| status.generation < vm.claim.generation.number();
         if replica.is_primary() && replica.status().is_some_and(is_succeeded) {
             tracing::warn!("VM {} was started on host {}: its replica here is ended", vm.name, vm.home());
             replica.process().kill();
@@ -138,7 +138,7 @@ impl Daemon {
         let contents = self.vm_folder(&vm.name).contents().ok_or("the VM's folder is incomplete on this host")?;
         let prepare = PrepareSecondary {
             primary: self.host().to_owned(),
-            generation: vm.claim.generation,
+            generation: vm.claim.generation.number(),
             spec: vm.record.spec.clone(),
             engine: replica.status().ok_or("the replica does not answer")?.engine,
             contents,

@@ -16,7 +16,7 @@ use machine::bus::lock;
 use machine::engine::EngineKind;
 use machine::probe::probe;
 use machine::spec::{VmSpec, to_toml};
-use protocol::{Arbiter, Claim, ReplicaId, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, Generation, ReplicaId, Unreachable, Verdict};
 
 use super::config::HostConfig;
 use crate::api::client::Target;
@@ -180,7 +180,7 @@ impl Registry {
         let name: VmName = spec.name.parse().map_err(ClusterError::from)?;
         let text = to_toml(spec).context("the spec cannot be written")?;
         let record = VmRecord::new(name, text, FtSettings::disabled(0, 0), 0);
-        let claim = Claim { generation: 0, primary: self.host.name.replica(), secondary: None };
+        let claim = Claim { generation: Generation::NONE, primary: self.host.name.replica(), secondary: None };
         self.admit_primary(&VmState { record, claim: ClaimRecord::first(claim) }, false)
     }
 
@@ -240,7 +240,7 @@ impl Registry {
     /// Makes this host the only one that may run the VM. Fails if the claim has changed since `vm` was read.
     pub fn claim_alone(&self, vm: &KnownVm) -> Result<(), ApiError> {
         let unreachable = |error: Unreachable| ApiError::unavailable(error.to_string());
-        let generation = vm.claim.generation.saturating_add(1);
+        let generation = vm.claim.generation.next();
         let claim = Claim { generation, primary: ReplicaId::new(self.host.name.as_str()), secondary: None };
         let arbiter = StoreArbiter::new(self.cluster.store().clone(), &vm.name);
         match arbiter.compare_and_swap(vm.claim.generation, &claim).map_err(unreachable)? {

@@ -38,7 +38,7 @@ impl Daemon {
         let operation = self.operation(name);
         let _locked = operation.lock();
         let vm = self.refuse_if_home(name)?;
-        if vm.home() != prepare.primary || vm.claim.generation != prepare.generation {
+        if vm.home() != prepare.primary || vm.claim.generation.number() != prepare.generation {
             // A replica that is here now may be the one that the VM depends on.
             return Err(ApiError::conflict(format!("the replicas of VM {name} have changed meanwhile")));
         }

@@ -128,7 +128,7 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         .find(|(name, _)| *name == host)
         .and_then(|(_, local)| local.notes.iter().find(|note| note.vm == vm.name));
     // Replicas were asked after the store: a primary knows of a secondary, or of its loss, that the claim did not name yet.
-    let secondary = match primary.filter(|primary| primary.generation > vm.claim.generation) {
+    let secondary = match primary.filter(|primary| primary.generation > vm.claim.generation.number()) {
         Some(primary) => primary.peer.clone().filter(|_| primary.protection.state == ProtectionState::Protected),
         None => vm.claim.secondary.as_ref().map(ToString::to_string),
     };
@@ -139,7 +139,7 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         cpus: vm.spec.cpus,
         memory_bytes: vm.spec.memory.bytes(),
         engine: primary.map(|status| status.engine),
-        generation: primary.map_or(0, |primary| primary.generation).max(vm.claim.generation),
+        generation: primary.map_or(0, |primary| primary.generation).max(vm.claim.generation.number()),
         ft: vm.ft(),
         lag_ms_max: vm.record.ft.lag_ms_max,
         protection: protection(vm, primary, note, &said.silent),
@@ -206,8 +206,7 @@ mod tests {
     use cluster::records::{FtSettings, VmRecord};
     use machine::engine::EngineKind;
     use machine::spec::VmSpec;
-    use protocol::FtMode;
-    use protocol::{Claim, ReplicaId};
+    use protocol::{Claim, FtMode, Generation, ReplicaId};
 
     use super::*;
     use crate::api::messages::FtWanted;
@@ -221,7 +220,7 @@ mod tests {
             name: "v".to_owned(),
             spec: VmSpec::parse(spec).unwrap(),
             record: VmRecord::new("v".parse().unwrap(), spec.to_owned(), wanted, 1),
-            claim: Claim { generation: 4, primary: ReplicaId::new("a"), secondary: None },
+            claim: Claim { generation: Generation::new(4), primary: ReplicaId::new("a"), secondary: None },
         }
     }
 

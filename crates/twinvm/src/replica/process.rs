@@ -18,14 +18,16 @@ use machine::spec::VmSpec;
 use machine::triple_fault::TripleFaults;
 use machine::vm::{Boot, Vm, VmConfig};
 use network::{Attach, InputPosition, Link, MacAddr};
-use protocol::FtMode;
-use protocol::{self, Arbiter, Claim, DropReason, Replica, ReplicaId, StopReason, Unreachable, Verdict};
+use protocol::{
+    self, Arbiter, Claim, DropReason, Epoch, FtMode, Generation, RETRY_INTERVAL, Replica, ReplicaId, StopReason,
+    Unreachable, Verdict,
+};
 use replication::channel::{Identity, Listener};
 use replication::disk::DiskSet;
 use replication::gate::OutputGate;
 use replication::mirror::{
-    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, RETRY_INTERVAL, Secondary, SecondaryEnd, SecondaryHandle,
-    SecondaryParts, TakenOver, Trigger,
+    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
+    TakenOver, Trigger,
 };
 use storage::disk::{DiskImage, DiskOptions};
 
@@ -160,7 +162,7 @@ impl Process {
     fn claim_alone(&self) -> Result<Claimed, Unreachable> {
         let mut current = self.arbiter.read()?;
         while current.primary == self.id() {
-            let claim = Claim { generation: current.generation.saturating_add(1), primary: self.id(), secondary: None };
+            let claim = Claim { generation: current.generation.next(), primary: self.id(), secondary: None };
             current = match self.arbiter.compare_and_swap(current.generation, &claim)? {
                 Verdict::Won => return Ok(Claimed::Alone(claim)),
                 // By this replica itself, perhaps: before a reset it may have asked a question that is only answered now.
@@ -201,15 +203,21 @@ impl Process {
         let parts = self.parts(&gate, &disks, claim.generation, &[])?;
         let mut vm = Vm::boot(config, &boot, parts, self.config.engine, InputMode::Live)?;
         let replica = Replica::primary(self.id(), claim);
-        let primary = self.primary(replica, 0, &vm, gate, trigger, disks.clone());
+        let primary = self.primary(replica, Epoch::NONE, &vm, gate, trigger, disks.clone());
         self.lead(&primary, &mut vm, disks)
     }
 
     /// Everything outside of the VM: `positions` say how far its machine has taken frames.
-    fn parts(&self, gate: &OutputGate, disks: &DiskSet, generation: u64, positions: &[InputPosition]) -> Result<Parts> {
+    fn parts(
+        &self,
+        gate: &OutputGate,
+        disks: &DiskSet,
+        generation: Generation,
+        positions: &[InputPosition],
+    ) -> Result<Parts> {
         let mut cards = Vec::new();
         for (number, (network, socket)) in self.spec.networks.iter().zip(&self.config.network_ends).enumerate() {
-            let attach = Attach { generation, resume: positions.get(number).copied() };
+            let attach = Attach { generation: generation.number(), resume: positions.get(number).copied() };
             let link = Link::connect(socket, &attach)?;
             let mac = network.mac().unwrap_or_else(|| MacAddr::for_vm(&self.spec.name, number as u32));
             let config = NetConfig { mac, mtu: link.mtu() };
@@ -226,7 +234,7 @@ impl Process {
     fn primary(
         &self,
         replica: Replica,
-        epoch: u64,
+        epoch: Epoch,
         vm: &Vm,
         gate: OutputGate,
         trigger: Arc<Trigger>,
@@ -336,7 +344,7 @@ impl Process {
         let primary = self.primary(replica, epoch, &vm, gate, trigger, disks.clone());
         let restore = restoring.elapsed();
         tracing::info!(
-            epoch,
+            %epoch,
             ?detection,
             ?arbitration,
             ?restore,

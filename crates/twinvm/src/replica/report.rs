@@ -1,7 +1,6 @@
 //! From what replication says of itself to what administrators read.
 
-use protocol::FtMode;
-use protocol::{self, DropReason, LossReason};
+use protocol::{self, DropReason, Epoch, FtMode, LossReason};
 use replication::mirror::{self, Phase, PrimaryStatus, SecondaryStatus};
 
 use super::status::{
@@ -57,7 +56,7 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         pause_us: pauses(&class.pause_us),
     });
     let figures = Figures {
-        epoch: status.figures.epoch,
+        epoch: status.figures.epoch.number(),
         epochs_per_s: status.figures.epochs_per_s,
         epoch_ms: epoch_us.p50 as f64 / 1e3,
         dirty_pages: status.figures.dirty_pages.p50,
@@ -111,7 +110,7 @@ pub fn primary(status: &PrimaryStatus) -> Report {
     }
     Report {
         role: Role::Primary,
-        generation: status.protocol.generation,
+        generation: status.protocol.generation.number(),
         mode: Some(status.mode),
         peer: status.secondary.clone(),
         sync,
@@ -126,10 +125,10 @@ fn pauses(quantiles: &mirror::Quantiles) -> PauseFigures {
 
 /// A replica that holds the VM.
 pub fn secondary(status: &SecondaryStatus) -> Report {
-    let figures = Figures { epoch: status.epoch.unwrap_or(0), ..Figures::default() };
+    let figures = Figures { epoch: status.epoch.unwrap_or(Epoch::NONE).number(), ..Figures::default() };
     Report {
         role: Role::Secondary,
-        generation: status.protocol.generation,
+        generation: status.protocol.generation.number(),
         mode: None,
         peer: status.primary.clone(),
         sync: None,
@@ -147,7 +146,7 @@ fn protection(status: &protocol::Status) -> Protection {
         protocol::Protection::NotRunning => ProtectionState::NotRunning,
     };
     let lost = |loss| match loss {
-        LossReason::Closed | LossReason::Silent | LossReason::Stale => Reason::LostConnection,
+        LossReason::Closed | LossReason::Silent => Reason::LostConnection,
         LossReason::Protocol => Reason::CheckpointError,
         LossReason::Failed => Reason::HardwareFailure,
         LossReason::Diverged => Reason::Divergence,

@@ -11,6 +11,7 @@ use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::vm::{Vm, VmState};
 use memory::{GuestRam, PAGE_BYTES};
+use protocol::Epoch;
 use replication::lockstep::log::{SegmentReader, SegmentWriter};
 use replication::lockstep::{ClosedSegment, LogRecorder, StateDigest, next_digest_at};
 
@@ -80,7 +81,7 @@ impl Pair {
                 // Nobody takes it any more if the two have diverged.
                 let _ = segments_in.send(segment.bytes);
             };
-            Arc::new(LogRecorder::new(SegmentWriter::new(0, start, &positions), start, Box::new(on_closed)))
+            Arc::new(LogRecorder::new(SegmentWriter::new(Epoch::NONE, start, &positions), start, Box::new(on_closed)))
         };
         let replayed_output = Output::default();
         let sink = Sink { link: Nowhere::new().unwrap(), output: replayed_output.clone() };
@@ -88,8 +89,13 @@ impl Pair {
         parts.entropy = Box::new(NoEntropy);
         let (console_before, replayed_console) = (guest.console().len(), Console::default());
         parts.console = Box::new(replayed_console.clone());
-        let replayer =
-            Replayer::new(guest.config(), &ram, state.clone(), parts, SegmentReader::new(0, start, &positions));
+        let replayer = Replayer::new(
+            guest.config(),
+            &ram,
+            state.clone(),
+            parts,
+            SegmentReader::new(Epoch::NONE, start, &positions),
+        );
         let replaying = thread::Builder::new().name("replay".into()).spawn(move || replayer.run(&segments, &samples));
         let replaying = replaying.unwrap();
 

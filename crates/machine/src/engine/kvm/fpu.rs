@@ -167,7 +167,7 @@ mod tests {
         let mut area = area(&FpuState::default());
         assert!(extended(&mut area, &[avx]).is_empty(), "as after reset");
         put_extended(&mut area, &[avx], std::slice::from_ref(&saved)).unwrap();
-        assert_eq!(extended(&mut area, &[avx]), [saved.clone()]);
+        assert_eq!(extended(&mut area, &[avx]), std::slice::from_ref(&saved));
         assert_eq!(neutral(&area), FpuState::default());
         for wrong in [
             XsaveComponent { number: 3, ..avx },

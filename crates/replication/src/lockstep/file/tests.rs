@@ -8,7 +8,7 @@ const RECORDS: usize = 4;
 
 fn head() -> LogFileHead {
     LogFileHead {
-        epoch: 0,
+        epoch: Epoch::NONE,
         instructions: 1000,
         host_signature: 0x0123_4567_89ab_cdef,
         snapshot: "shop-1.snapshot".to_owned(),
@@ -60,7 +60,7 @@ fn a_log_comes_back_as_written() {
     assert_eq!(records.len(), RECORDS);
     assert_eq!(records[3], LogRecord::End(end()));
     let LogRecord::Segment(second) = &records[1] else { panic!("{:?}", records[1]) };
-    assert_eq!((second.epoch, second.reached, second.entries.len()), (2, 3000, 3));
+    assert_eq!((second.epoch, second.reached, second.entries.len()), (Epoch::new(2), 3000, 3));
     assert_eq!(second.entries[2], Entry::Digest { instructions: 2500, digest: 77 });
 }
 

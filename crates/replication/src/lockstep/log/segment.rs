@@ -2,6 +2,7 @@
 
 use machine::input::Input;
 use network::InputPosition;
+use protocol::Epoch;
 
 use super::bytes::{Bytes, put_varint};
 use super::entry::History;
@@ -26,7 +27,7 @@ const FULL_ENTRIES: usize = ENTRIES_MAX / 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The epoch that it ends.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// The instruction count at which it ends: nothing that a later segment holds happens before.
     pub reached: u64,
     /// Output of the guest waits for this segment, or somebody else does.
@@ -49,7 +50,7 @@ pub enum LogError {
 /// Encodes the segments of a log, one after the other.
 #[derive(Debug)]
 pub struct SegmentWriter {
-    epoch: u64,
+    epoch: Epoch,
     /// Where the last segment ended.
     reached: u64,
     history: History,
@@ -62,7 +63,7 @@ pub struct SegmentWriter {
 impl SegmentWriter {
     /// A writer of the log that begins at `instructions`, in the segment after that of `epoch`, with each card's frames taken as far as
     /// `positions` say.
-    pub fn new(epoch: u64, instructions: u64, positions: &[InputPosition]) -> Self {
+    pub fn new(epoch: Epoch, instructions: u64, positions: &[InputPosition]) -> Self {
         Self {
             epoch,
             reached: instructions,
@@ -98,10 +99,10 @@ impl SegmentWriter {
     /// Ends the segment at `reached`, which is not before its last entry, and returns it encoded.
     pub fn finish(&mut self, reached: u64, has_output: bool) -> Vec<u8> {
         let reached = reached.max(self.history.instructions());
-        self.epoch = self.epoch.saturating_add(1);
+        self.epoch = self.epoch.next();
         let mut out = Vec::with_capacity(CHECKSUM_BYTES + 11 + self.entries.len());
         out.extend_from_slice(&[0; CHECKSUM_BYTES]);
-        out.push(self.epoch as u8 & EPOCH_MASK | if has_output { HAS_OUTPUT } else { 0 });
+        out.push(self.epoch.number() as u8 & EPOCH_MASK | if has_output { HAS_OUTPUT } else { 0 });
         put_varint(&mut out, reached.saturating_sub(self.reached));
         out.append(&mut self.entries);
         self.count = 0;
@@ -117,7 +118,7 @@ impl SegmentWriter {
 /// Decodes and checks the segments of a log, one after the other.
 #[derive(Debug)]
 pub struct SegmentReader {
-    epoch: u64,
+    epoch: Epoch,
     reached: u64,
     history: History,
     checksum: Checksum,
@@ -126,7 +127,7 @@ pub struct SegmentReader {
 impl SegmentReader {
     /// A reader of the log that begins at `instructions`, in the segment after that of `epoch`, with each card's frames taken as far as
     /// `positions` say.
-    pub fn new(epoch: u64, instructions: u64, positions: &[InputPosition]) -> Self {
+    pub fn new(epoch: Epoch, instructions: u64, positions: &[InputPosition]) -> Self {
         let history = History::new(instructions, positions);
         Self { epoch, reached: instructions, history, checksum: Checksum::new(epoch, instructions) }
     }
@@ -149,8 +150,11 @@ impl SegmentReader {
         if flags & !(EPOCH_MASK | HAS_OUTPUT) != 0 {
             return Err(LogError::Malformed("a segment has an unknown flag"));
         }
-        let epoch = self.epoch.checked_add(1).ok_or(LogError::Malformed("epochs have no end"))?;
-        if flags & EPOCH_MASK != epoch as u8 & EPOCH_MASK {
+        let epoch = self.epoch.next();
+        if epoch == self.epoch {
+            return Err(LogError::Malformed("epochs have no end"));
+        }
+        if flags & EPOCH_MASK != epoch.number() as u8 & EPOCH_MASK {
             return Err(LogError::Malformed("a segment is of another epoch"));
         }
         let reached = self.reached.checked_add(bytes.varint()?);
@@ -174,10 +178,10 @@ impl SegmentReader {
 struct Checksum(u32);
 
 impl Checksum {
-    fn new(epoch: u64, instructions: u64) -> Self {
+    fn new(epoch: Epoch, instructions: u64) -> Self {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&FORMAT_VERSION.to_le_bytes());
-        hasher.update(&epoch.to_le_bytes());
+        hasher.update(&epoch.number().to_le_bytes());
         hasher.update(&instructions.to_le_bytes());
         Self(hasher.finalize())
     }

@@ -7,6 +7,7 @@ mod guest;
 use std::sync::Mutex;
 
 use machine::engine::{CpuProfile, EngineKind};
+use protocol::{Arbiter, Claim, Replica, ReplicaId, Unreachable, Verdict};
 use storage::disk::{DiskImage, DiskOptions};
 use tempfile::TempDir;
 
@@ -16,7 +17,6 @@ use super::super::secondary::SecondaryParts;
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
 use crate::disk::{DiskOp, DiskWrite};
-use protocol::{Arbiter, Claim, Generation, Replica, ReplicaId, Unreachable, Verdict};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -51,7 +51,11 @@ impl World {
         for host in ["a", "b"] {
             channel::issue(&authority, host, &folder.path().join(host)).unwrap();
         }
-        let claim = Claim { generation: 2, primary: ReplicaId::new("a"), secondary: Some(ReplicaId::new("b")) };
+        let claim = Claim {
+            generation: Generation::new(2),
+            primary: ReplicaId::new("a"),
+            secondary: Some(ReplicaId::new("b")),
+        };
         Self { folder, store: Arc::new(Store(Mutex::new(claim))) }
     }
 
@@ -99,7 +103,7 @@ fn hello(disks: &DiskSet) -> Hello {
     Hello {
         config: guest::config(1),
         primary: ReplicaId::new("a"),
-        generation: 1,
+        generation: Generation::new(1),
         engine: EngineKind::Soft,
         profile: CpuProfile::in_order(),
         disks: disks.describe().unwrap(),
@@ -122,8 +126,8 @@ fn a_secondary_whose_disks_fail_does_not_take_the_vm_from_its_primary() {
         let world = World::new();
         let (mut follower, receiver, far) = world.follower();
         let replica = &mut follower.secondary.parts.replica;
-        replica.handle(Event::CheckpointHeld { epoch: 1 });
-        replica.handle(Event::Entitled { generation: 2 });
+        replica.handle(Event::CheckpointHeld { epoch: Epoch::new(1) });
+        replica.handle(Event::Entitled { generation: Generation::new(2) });
         follower.secondary.applier.push(writes_that_fail_in_the_end());
         let following = thread::spawn(move || follower.follow(receiver));
         let (mut sender, mut receiver, _closer) = far.split();
@@ -138,7 +142,7 @@ fn a_secondary_whose_disks_fail_does_not_take_the_vm_from_its_primary() {
         assert!(failed.contains("the disks cannot be written"), "{failed}");
         let SecondaryEnd::Stopped { reason, .. } = following.join().unwrap() else { panic!("it took over") };
         assert_eq!(reason, StopReason::Failed);
-        assert_eq!(world.store.0.lock().unwrap().generation, 2, "the primary goes on");
+        assert_eq!(world.store.0.lock().unwrap().generation, Generation::new(2), "the primary goes on");
     }
 }
 
@@ -152,7 +156,7 @@ fn what_is_held_is_replaced_by_whole_checkpoints_only() {
     let state = guest::start(EngineKind::Soft, 1, 1, &guest::Console::default()).save().unwrap();
     let (transit, held_since) = (Duration::ZERO, Instant::now());
     let content = Content::Checkpoint { state: Box::new(state), inputs: Vec::new() };
-    follower.held = Some(Held { epoch: 1, content, transit, held_since });
+    follower.held = Some(Held { epoch: Epoch::new(1), content, transit, held_since });
     for kind in [PAGES, DISK_WRITES] {
         let refused = follower.hear(&Frame { kind, payload: &[] });
         assert!(matches!(refused, Err(Parting::Lost(LossReason::Protocol, _))));

@@ -2,22 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use machine::engine::soft::InputMode;
 use machine::vm::{Vm, VmError};
 use network::InputPosition;
+use protocol::{Epoch, FtMode};
 
 use super::Shared;
 use crate::lockstep::log::SegmentWriter;
 use crate::lockstep::{
     ClosedSegment, EvidenceRing, LogProgress, LogRecorder, StateDigest, next_digest_at, write_evidence,
 };
+use crate::mirror::clock;
 use crate::mirror::message::LOG;
 use crate::mirror::outbox::Bulk;
 use crate::mirror::session::{ActiveLog, Session};
-use protocol::Epoch;
-use protocol::FtMode;
 
 impl Shared {
     /// What a new checkpoint is to be followed by.
@@ -26,8 +25,8 @@ impl Shared {
     }
 
     /// The secondary is behind by more than it may be, or does not take what there is to execute.
-    pub(super) fn is_behind(&self, session: &Session) -> bool {
-        session.outbox.is_full() || session.log().as_ref().is_some_and(|log| log.progress.lag() > self.options.lag_max)
+    fn is_behind(&self, session: &Session) -> bool {
+        session.sending().is_behind(&self.bounds)
     }
 
     /// Begins the log of a VM that is paused at the checkpoint which ends `epoch`, with frames taken as far as `positions` say.
@@ -70,15 +69,11 @@ impl Shared {
         if core.session.as_ref().is_none_or(|current| current.id != session.id) {
             return;
         }
-        core.epoch += 1;
+        core.epoch = core.epoch.next();
         let epoch = core.epoch;
         drop(core);
         self.gate.close_epoch(epoch);
-        {
-            let mut mirror = session.mirror();
-            mirror.segments.push_back((epoch, Instant::now()));
-            mirror.sent_through = epoch;
-        }
+        session.mirror().epochs.segment_closed(epoch, clock::now());
         if let Some(log) = session.log().as_mut() {
             log.progress.sent(reached, bytes.len(), inbound_bytes);
         }
@@ -144,7 +139,7 @@ impl Shared {
         if let Some(log) = session.log().take() {
             log.recorder.stop();
         }
-        session.mirror().epoch_since = Some(Instant::now());
+        session.mirror().epochs.log_ended(clock::now());
         session.outbox.push_bulk_at_once(Bulk::EndOfLog);
         Ok(())
     }

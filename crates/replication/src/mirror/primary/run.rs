@@ -7,18 +7,16 @@ use machine::engine::RunEnd;
 use machine::events::GuestEvent;
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
+use protocol::{Decision, DropReason, Epoch, Event, FtMode, Patience};
 
 use super::super::capture::capture;
+use super::super::clock;
 use super::super::message::ENDED;
 use super::super::outbox::Bulk;
 use super::super::progress::Phase;
 use super::super::session::Session;
-use super::super::slowness::Slowness;
-use super::super::trigger::Decision;
 use super::{Core, Course, PrimaryEnd, Shared, SwitchOverError};
 use crate::disk::DiskWrite;
-use protocol::FtMode;
-use protocol::{DropReason, Epoch, Event};
 
 /// How long the VM's thread waits for the secondary before it looks around again.
 const WAIT_INTERVAL: Duration = Duration::from_millis(2);
@@ -84,25 +82,24 @@ impl Shared {
 
     /// Whether the store is being asked who goes on: output waits, and there is nobody to acknowledge it.
     fn is_undecided(&self, core: &Core) -> bool {
-        let is_mirrored = core.session.as_ref().is_some_and(|session| session.mirror().mirroring);
+        let is_mirrored = core.session.as_ref().is_some_and(|session| session.mirror().epochs.has_begun());
         !is_mirrored && self.gate.status().held
     }
 
     /// What there is to do while the VM stands still.
     fn at_pause(self: &Arc<Self>, vm: &mut Vm) -> Result<(), VmError> {
-        let (mut waiting_since, mut handing_over_since) = (None, None);
+        let (mut waiting_since, mut has_handed_over) = (None, false);
         loop {
             self.pause.work(vm);
             let core = self.core();
             if core.stop.is_some() || core.plug_pulled {
                 return Ok(());
             }
-            if core.hand_over.is_some() {
+            if core.is_handing_over {
                 let session = core.session.as_ref().map(|session| session.id);
                 drop(self.wait(core));
-                let since = *handing_over_since.get_or_insert_with(Instant::now);
-                // One that says that it lives, but does not take over, would hold the guest for ever.
-                if session.is_some() && since.elapsed() > self.options.too_slow_after {
+                has_handed_over = true;
+                if session.is_some() && self.patience().hands_over(clock::now()) {
                     self.event(session, Event::DropSecondary { reason: DropReason::TooSlow });
                 }
                 continue;
@@ -124,39 +121,35 @@ impl Shared {
                         // What waits in the gate should not wait for this as well.
                         self.close_segment(vm, &session);
                     }
-                    let from = Instant::now();
+                    let from = clock::now();
                     waiting_since.get_or_insert(from);
                     drop(self.wait(self.core()));
-                    if self.slowness().waited(from, Instant::now(), self.options.too_slow_after) {
+                    if self.patience().waited(from, clock::now()) {
                         self.event(Some(session.id), Event::DropSecondary { reason: DropReason::TooSlow });
                     }
                 }
             }
         }
         if let Some(since) = waiting_since {
-            self.meter.throttled(since.elapsed());
+            self.meter.throttled(clock::now().since(since));
+        }
+        if has_handed_over {
+            self.patience().goes_on();
         }
         Ok(())
     }
 
     fn decide(&self, session: &Session) -> Decision {
-        let has_log = session.log().is_some();
-        match self.wanted() {
-            FtMode::Mirror if has_log => Decision::EndLog,
-            FtMode::Lockstep if has_log && self.is_behind(session) => Decision::Wait,
-            FtMode::Lockstep if has_log => Decision::Run,
-            FtMode::Mirror | FtMode::Lockstep => {
-                self.bounds.decide(&session.mirror(), self.load(), session.outbox.is_idle(), Instant::now())
-            }
-        }
+        let (wanted, sending) = (self.wanted(), session.sending());
+        session.mirror().epochs.decide(&self.bounds, wanted, self.load(), &sending, clock::now())
     }
 
     fn wait<'a>(&self, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         self.changed.wait_timeout(core, WAIT_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn slowness(&self) -> MutexGuard<'_, Slowness> {
-        self.slowness.lock().unwrap_or_else(PoisonError::into_inner)
+    fn patience(&self) -> MutexGuard<'_, Patience> {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn buffer(&self) -> CapturedPages {
@@ -165,23 +158,21 @@ impl Shared {
 
     /// Captures the paused VM and gives the checkpoint to the sender. In lockstep, the log follows it.
     fn take_checkpoint(self: &Arc<Self>, vm: &mut Vm, session: &Arc<Session>) -> Result<(), VmError> {
-        let paused_at = Instant::now();
+        let paused_at = clock::now();
         let Some((epoch, writes)) = self.begin_checkpoint(session) else { return Ok(()) };
         let then = self.wanted();
         let (checkpoint, in_flight) = capture(vm, epoch, then, &self.gate, writes, || self.buffer())?;
         let (dirty_pages, times) = (in_flight.harvest.len(), in_flight.times);
         let inputs = checkpoint.inputs.clone();
         let mut mirror = session.mirror();
-        mirror.output_waits = false;
-        mirror.in_flight.push_back(in_flight);
-        let since = mirror.epoch_since.replace(Instant::now());
+        mirror.push(in_flight);
+        let epoch_length = mirror.epochs.captured(epoch, then, paused_at, clock::now());
         drop(mirror);
         session.outbox.push_bulk_at_once(Bulk::Checkpoint(Box::new(checkpoint)));
-        let epoch_length = since.map_or(Duration::ZERO, |since| paused_at.saturating_duration_since(since));
         if then == FtMode::Lockstep {
             self.begin_log(vm, session, epoch, &inputs)?;
         }
-        self.meter.captured(epoch, epoch_length, paused_at.elapsed(), &times, dirty_pages);
+        self.meter.captured(epoch, epoch_length, clock::now().since(paused_at), &times, dirty_pages);
         Ok(())
     }
 
@@ -190,7 +181,7 @@ impl Shared {
         let mut core = self.core();
         // Checked and taken under one lock: the log may be a later session's in a moment.
         core.session.as_ref().filter(|current| current.id == session.id)?;
-        core.epoch += 1;
+        core.epoch = core.epoch.next();
         Some((core.epoch, self.disks.take_log()))
     }
 
@@ -205,9 +196,8 @@ impl Shared {
         self.forward_inputs(session);
         drop(core);
         self.meter.reset();
-        *self.slowness() = Slowness::default();
-        session.mirror().mirroring = true;
-        session.mirror().epoch_since = Some(Instant::now());
+        *self.patience() = Patience::new(self.options.too_slow_after);
+        session.mirror().epochs.begin(clock::now());
         session.progress().phase = Phase::FirstCheckpoint;
         self.take_checkpoint(vm, session)
     }
@@ -222,15 +212,18 @@ impl Shared {
         let mut core = self.core();
         let session = core.session.clone().filter(|_| core.replica.status().is_protected());
         let session = session.ok_or(SwitchOverError::NotProtected)?;
-        // Known before the checkpoint is sent: its ack may be here before this thread goes on.
-        core.hand_over = Some(core.epoch + 1);
+        core.is_handing_over = true;
+        let last = core.epoch.next();
         drop(core);
+        // Known before the checkpoint is sent: its ack may be here before this thread goes on. If the secondary is lost by now, the guest
+        // is let go on.
+        self.event(None, Event::SwitchOver { last });
         if session.log().is_some() {
             self.close_segment(vm, &session);
             return Ok(());
         }
         if let Err(error) = self.take_checkpoint(vm, &session) {
-            self.core().hand_over = None;
+            self.event(None, Event::SwitchOverFailed);
             return Err(error.into());
         }
         Ok(())

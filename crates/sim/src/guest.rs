@@ -1,0 +1,147 @@
+//! The guest on the primary, and the epochs that it runs in.
+
+use std::time::Duration;
+
+use protocol::{Decision, DropReason, EpochBounds, Event, FtMode, Load, Sending};
+
+use crate::coverage::Occurrence;
+use crate::faults::Moment;
+use crate::lockstep::LAG_MAX;
+use crate::mutation::Mutation;
+use crate::network::Message;
+use crate::process::{Timer, Waiting};
+use crate::time::MICROSECOND;
+use crate::world::World;
+
+/// As a VM's spec might say; the simulated guest writes neither memory nor disks.
+const BOUNDS: EpochBounds = EpochBounds {
+    length_max: Duration::from_millis(50),
+    dirty_pages_max: u64::MAX,
+    log_bytes_max: u64::MAX,
+    lag_max: LAG_MAX,
+};
+
+impl World {
+    pub fn guest_acts(&mut self, host: usize) {
+        let interval = self.random.between(500 * MICROSECOND, self.plan.guest_interval_max);
+        self.start_timer(host, interval, Timer::Guest);
+        let has_output = self.random.chance(70);
+        let Some(runner) = self.runner(host) else { return };
+        if runner.is_handing_over {
+            return self.hands_over(host);
+        }
+        match self.decide(host) {
+            Decision::Wait => return self.guest_waits(host),
+            Decision::Capture | Decision::EndLog => self.consider(host),
+            Decision::Run => {}
+        }
+        self.check_lag(host);
+        let Some(runner) = self.runner(host) else { return };
+        runner.waited_at = None;
+        let (before, is_held) = (runner.state, runner.is_held);
+        let state = self.history.step(before, has_output);
+        let Some(runner) = self.runner(host) else { return };
+        runner.state = state;
+        if has_output {
+            if is_held {
+                runner.waiting.push_back(Waiting { state, epoch: None });
+                if let Some(session) = &mut runner.session {
+                    session.epochs.output_waits();
+                    session.output_waits = true;
+                }
+            } else {
+                self.release(host, state);
+            }
+        }
+        self.consider(host);
+    }
+
+    /// The guest stands still, since its secondary is slow.
+    fn guest_waits(&mut self, host: usize) {
+        let now = self.clock(host);
+        let Some(runner) = self.runner(host) else { return };
+        let from = runner.waited_at.replace(now).unwrap_or(now);
+        let is_too_slow = runner.patience.waited(from, now);
+        if self.session(host).is_some_and(|session| session.epochs.follows_log()) {
+            self.coverage.note(Occurrence::LagWaited);
+        }
+        if is_too_slow {
+            self.gives_up(host);
+        }
+        // What waits in the gate should not wait for this as well.
+        self.consider_segment(host);
+    }
+
+    /// The guest stands still, since its secondary has been asked to take over.
+    fn hands_over(&mut self, host: usize) {
+        let now = self.clock(host);
+        let Some(runner) = self.runner(host) else { return };
+        if runner.patience.hands_over(now) && runner.session.is_some() {
+            self.coverage.note(Occurrence::HandOverTooSlow);
+            self.gives_up(host);
+        }
+    }
+
+    fn gives_up(&mut self, host: usize) {
+        let connection = self.session(host).map(|session| session.connection);
+        self.primary_event(host, connection, Event::DropSecondary { reason: DropReason::TooSlow });
+    }
+
+    fn sending(&mut self, host: usize) -> Option<Sending> {
+        let now = self.clock(host);
+        let session = self.session(host)?;
+        let lag = session.unexecuted.front().map_or(Duration::ZERO, |&(_, closed_at)| now.since(closed_at));
+        Some(Sending { is_idle: session.outgoing.is_empty(), is_full: false, lag })
+    }
+
+    fn decide(&mut self, host: usize) -> Decision {
+        let (now, waits) = (self.clock(host), self.mutation != Some(Mutation::DoNotWait));
+        let wanted = if self.wants_log { FtMode::Lockstep } else { FtMode::Mirror };
+        let Some(sending) = self.sending(host) else { return Decision::Run };
+        let Some(session) = self.session(host) else { return Decision::Run };
+        match session.epochs.decide(&BOUNDS, wanted, Load::default(), &sending, now) {
+            Decision::Wait if session.epochs.follows_log() && !waits => Decision::Run,
+            decision => decision,
+        }
+    }
+
+    /// Does what is due, if it is.
+    pub fn consider(&mut self, host: usize) {
+        if self.runner(host).is_none_or(|runner| runner.is_handing_over) {
+            return;
+        }
+        match self.decide(host) {
+            Decision::Capture => self.take_checkpoint(host),
+            Decision::EndLog => self.end_log(host),
+            Decision::Run | Decision::Wait => self.consider_segment(host),
+        }
+    }
+
+    pub fn take_checkpoint(&mut self, host: usize) {
+        let (now, then_log) = (self.clock(host), self.wants_log);
+        let mut duration = self.random.between(50, 2000) * MICROSECOND;
+        if self.slow_sender_until > self.now {
+            duration += self.random.between(0, self.slow_sender_extra);
+        }
+        let Some(runner) = self.runner(host) else { return };
+        runner.epoch = runner.epoch.next();
+        let (epoch, state) = (runner.epoch, runner.state);
+        for waiting in runner.waiting.iter_mut().rev().take_while(|waiting| waiting.epoch.is_none()) {
+            waiting.epoch = Some(epoch);
+        }
+        let Some(session) = &mut runner.session else { return };
+        let then = if then_log { FtMode::Lockstep } else { FtMode::Mirror };
+        session.epochs.captured(epoch, then, now, now);
+        session.output_waits = false;
+        session.segment_since = now;
+        let base = std::mem::replace(&mut session.base, state);
+        self.send_in_turn(host, Message::Checkpoint { epoch, heartbeat: 0, base, state, then_log }, duration);
+        if then_log {
+            self.coverage.note(Occurrence::LogBegan);
+            self.moment(Moment::ModeChanged);
+        }
+        if self.mutation == Some(Mutation::ReleaseOnCapture) {
+            self.release_through(host, epoch);
+        }
+    }
+}
