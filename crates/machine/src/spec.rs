@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use cpu::CpuLevel;
+use memory::{HugePages, MemoryBacking};
 use network::NetworkSpec;
 use serde::{Deserialize, Serialize};
 use storage::disk::DiskFormat;
@@ -43,6 +44,13 @@ pub struct VmSpec {
     pub cpus: u32,
     /// Memory, such as `512M` or `2G`; a whole number of MiB.
     pub memory: ByteSize,
+    /// What the host makes the memory of: `"off"`, `"transparent"` (pages of 2 MiB where it finds some) or `"hugetlbfs"` (its pool of huge
+    /// pages). A guest sees no difference.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub huge_pages: HugePages,
+    /// The NUMA node of the host whose memory is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<u32>,
     /// Which engine runs the vCPUs.
     #[serde(default)]
     pub engine: EngineChoice,
@@ -94,6 +102,10 @@ pub struct DiskSpec {
 
 fn one() -> u32 {
     1
+}
+
+fn is_off(huge_pages: &HugePages) -> bool {
+    *huge_pages == HugePages::Off
 }
 
 /// Why a spec was refused.
@@ -155,6 +167,11 @@ impl VmSpec {
         })?;
         spec.validate()?;
         Ok(spec)
+    }
+
+    /// What the host is to make the memory of.
+    pub fn backing(&self) -> MemoryBacking {
+        MemoryBacking { huge_pages: self.huge_pages, numa_node: self.numa_node }
     }
 
     /// Checks what parsing alone cannot, without looking at any file.
@@ -330,6 +347,8 @@ mod tests {
             ("unknown variant", "memory =", "cpu = \"x86-64-v9\"\nmemory ="),
             ("must be 1 to", "memory =", "cpus = 0\nmemory ="),
             ("must be 1 to", "memory =", "cpus = 65\nmemory ="),
+            ("unknown variant", "memory =", "huge_pages = \"on\"\nmemory ="),
+            ("line 3", "memory =", "numa_node = -1\nmemory ="),
             ("network", "mode = \"user\"", "mode = \"user\"\nmtu = 9"),
         ] {
             let text = GOOD.replacen(from, to, 1);
@@ -338,6 +357,15 @@ mod tests {
             assert!(message.contains(change), "{message}");
             assert!(!message.contains('\n'), "{message}");
         }
+    }
+
+    #[test]
+    fn memory_is_made_of_what_the_spec_says() {
+        assert_eq!(VmSpec::parse(GOOD).unwrap().backing(), MemoryBacking::default());
+        let text = GOOD.replacen("memory =", "huge_pages = \"transparent\"\nnuma_node = 1\nmemory =", 1);
+        let spec = VmSpec::parse(&text).unwrap();
+        assert_eq!(spec.backing(), MemoryBacking { huge_pages: HugePages::Transparent, numa_node: Some(1) });
+        assert_eq!(VmSpec::parse(&toml::to_string(&spec).unwrap()).unwrap(), spec);
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cpu::state::{SegmentState, TableState};
 use cpu::{CpuLevel, CpuProfile, ProcessorsState, VcpuState};
-use memory::{GuestRam, MemoryError};
+use memory::{GuestRam, MemoryBacking, MemoryError};
 use serde::{Deserialize, Serialize};
 
 use crate::acpi::AcpiError;
@@ -18,7 +18,7 @@ use crate::devices::ioapic::IoApicState;
 use crate::digest::{Digest, StateHasher};
 use crate::engine::kvm::KvmEngine;
 use crate::engine::soft::{InputMode, SoftEngine};
-use crate::engine::{Engine, EngineError, EngineKind, EngineState, RunEnd};
+use crate::engine::{DirtyLog, Engine, EngineError, EngineKind, EngineState, RunEnd};
 use crate::platform::{Parts, Platform, PlatformError, PlatformState};
 use crate::snapshot::format::{FormatError, SnapshotReader, SnapshotWriter};
 use crate::snapshot::memory::{read_memory, write_memory};
@@ -35,6 +35,17 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// How much of a processor it is given at power-on.
     pub cpu: CpuLevel,
+    /// What this host makes the memory of. That is no part of a VM: a snapshot does not say it, and replicas may differ in it.
+    #[serde(skip)]
+    pub backing: MemoryBacking,
+}
+
+impl VmConfig {
+    /// Whether a guest would find the same hardware.
+    pub fn is_same_hardware(&self, other: &Self) -> bool {
+        let without_backing = |config: &Self| Self { backing: MemoryBacking::default(), ..config.clone() };
+        without_backing(self) == without_backing(other)
+    }
 }
 
 /// What a VM starts with.
@@ -153,7 +164,7 @@ impl Vm {
         mode: InputMode,
     ) -> Result<Self, VmError> {
         check_cpus(engine, config.cpus)?;
-        let ram = GuestRam::new(config.memory_bytes)?;
+        let ram = GuestRam::with_backing(config.memory_bytes, &config.backing)?;
         let platform = Platform::new(&ram, unix_now_ns(), parts)?;
         let start = match boot {
             Boot::Linux { kernel, initrd, command_line } => {
@@ -237,6 +248,11 @@ impl Vm {
         state.map_or(TripleFault { vcpu, place: None }, |state| TripleFault::of(vcpu, state))
     }
 
+    /// How long the vCPUs took to stand still at the end of the last run.
+    pub fn stop_time(&self) -> Duration {
+        self.engine.stop_time()
+    }
+
     /// The state of the paused VM, without its memory.
     pub fn save(&mut self) -> Result<VmState, VmError> {
         // In pause order: the vCPUs are out of the guest already, then the devices, then pending interrupts.
@@ -279,6 +295,11 @@ impl Vm {
     /// harvested.
     pub fn collect_dirty(&mut self) -> Result<(), VmError> {
         Ok(self.engine.collect_dirty()?)
+    }
+
+    /// The log of what vCPUs write, where the engine keeps one outside of guest RAM.
+    pub fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
+        self.engine.dirty_log()
     }
 
     /// A digest of everything the paused VM is: state and memory. Equal digests mean equal VMs. Frames that wait for room in the
@@ -331,6 +352,11 @@ impl<R: Read> Snapshot<R> {
         Ok(Self { reader, head })
     }
 
+    /// Says what this host is to make the memory of.
+    pub fn set_backing(&mut self, backing: MemoryBacking) {
+        self.head.config.backing = backing;
+    }
+
     /// What the snapshot is of.
     pub fn head(&self) -> &SnapshotHead {
         &self.head
@@ -340,7 +366,7 @@ impl<R: Read> Snapshot<R> {
     /// created or replaced; nothing but those files is changed, and a caller that gives temporary names can still turn back.
     pub fn read(mut self, disk_file: impl Fn(usize) -> PathBuf) -> Result<SnapshotContent, VmError> {
         let state = self.reader.value(SECTION_STATE)?;
-        let ram = GuestRam::new(self.head.config.memory_bytes)?;
+        let ram = GuestRam::with_backing(self.head.config.memory_bytes, &self.head.config.backing)?;
         self.reader.section(SECTION_MEMORY, |section| read_memory(&ram, section))?;
         for number in 0..self.head.disks.len() {
             self.reader

@@ -293,7 +293,13 @@ impl ConsoleSink for Nobody {
 }
 
 fn config() -> VmConfig {
-    VmConfig { name: "disk".into(), cpus: 1, memory_bytes: MEMORY_BYTES, cpu: machine::engine::CpuLevel::Portable }
+    VmConfig {
+        name: "disk".into(),
+        cpus: 1,
+        memory_bytes: MEMORY_BYTES,
+        cpu: machine::engine::CpuLevel::Portable,
+        backing: memory::MemoryBacking::default(),
+    }
 }
 
 fn parts(disk: HostDisk, entropy_seed: u64) -> Parts {

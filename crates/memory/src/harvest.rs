@@ -47,7 +47,8 @@ impl Harvest {
     pub fn merge(&mut self, mut later: Self) {
         debug_assert!(Arc::ptr_eq(&self.tracker, &later.tracker));
         self.words.append(&mut later.words);
-        self.words.sort_unstable_by_key(|word| word.index);
+        // Two sorted runs, which a stable sort merges.
+        self.words.sort_by_key(|word| word.index);
         self.words.dedup_by(|next, kept| {
             let same = next.index == kept.index;
             if same {

@@ -8,16 +8,17 @@
 //! the [`Tracker`] of that RAM:
 //!
 //! * a soft vCPU marks a page when it fills a TLB entry that permits stores ([`GuestRam::mark_dirty_page`]); a KVM vCPU
-//!   is tracked by the kernel, whose log is merged with [`GuestRam::merge_dirty_words`];
+//!   is tracked by the kernel, whose log is merged with [`GuestRam::merge_dirty_words`] or [`GuestRam::mark_logged_page`];
 //! * devices and the loader write through the `vm-memory` view ([`GuestRam::dma`]) or through
 //!   [`GuestRam::write_bytes`], which mark as they write;
 //! * replica apply ([`encoding::apply`]) marks each page that it changes.
 //!
 //! [`GuestRam::harvest`] takes the set of dirty pages as a value that gives its bits back unless it is acknowledged, so
 //! that a checkpoint that failed to reach the secondary loses nothing. [`encoding`] makes the bytes of it that travel.
-//! Their contents are copied while the VM stands still ([`encoding::CapturedPages`]), or, if all writers are in this process, page by
-//! page while it goes on ([`GuestRam::freeze`]).
+//! Their contents are copied while the VM stands still, or shortly before ([`encoding::CapturedPages`]), or, if all writers are in this
+//! process, page by page while it goes on ([`GuestRam::freeze`]).
 
+mod backing;
 pub mod encoding;
 mod frozen;
 mod harvest;
@@ -28,6 +29,7 @@ mod tracker;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
+pub use backing::{HugePages, MemoryBacking};
 pub use frozen::FrozenPages;
 pub use harvest::Harvest;
 pub use layout::{HIGH_START, LOW_END, Layout, PAGE_BYTES, PAGE_SHIFT, Slot};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::backing::{HugePages, MemoryBacking};
 use crate::frozen::{FrozenPages, FrozenSet};
 use crate::harvest::Harvest;
 use crate::layout::{Layout, PAGE_BYTES, PAGE_SHIFT};
@@ -24,10 +25,12 @@ pub enum MemoryError {
     #[error("memory size of {0} bytes is not a multiple of 4096 between 4096 and 1 TiB")]
     Size(u64),
     /// The host refused the mapping.
-    #[error("cannot map {size_bytes} bytes of guest memory: {source}")]
+    #[error("cannot map {size_bytes} bytes of guest memory{}: {source}", made_of(backing))]
     Map {
         /// Bytes asked for.
         size_bytes: u64,
+        /// What it was to be made of.
+        backing: MemoryBacking,
         /// The host's error.
         source: std::io::Error,
     },
@@ -39,6 +42,14 @@ pub enum MemoryError {
         /// Bytes.
         len: u64,
     },
+}
+
+/// What may be the reason that the host refused.
+fn made_of(backing: &MemoryBacking) -> String {
+    let pool =
+        if backing.huge_pages == HugePages::Hugetlbfs { " from its pool of huge pages (vm.nr_hugepages)" } else { "" };
+    let node = backing.numa_node.map(|node| format!(" on NUMA node {node}")).unwrap_or_default();
+    format!("{pool}{node}")
 }
 
 /// Integers (and 128-bit vectors of them) that can be read from and written to guest memory, little-endian as x86 is.
@@ -88,11 +99,16 @@ impl GuestRam {
 
     /// Zeroed RAM of `size_bytes`: a multiple of 4096, at most [`GuestRam::SIZE_BYTES_MAX`]. No page is dirty.
     pub fn new(size_bytes: u64) -> Result<Self, MemoryError> {
+        Self::with_backing(size_bytes, &MemoryBacking::default())
+    }
+
+    /// As [`GuestRam::new`], made of what `backing` says.
+    pub fn with_backing(size_bytes: u64, backing: &MemoryBacking) -> Result<Self, MemoryError> {
         if size_bytes == 0 || !size_bytes.is_multiple_of(PAGE_BYTES) || size_bytes > Self::SIZE_BYTES_MAX {
             return Err(MemoryError::Size(size_bytes));
         }
-        let map_error = |source| MemoryError::Map { size_bytes, source };
-        let mapping = Arc::new(Mapping::new(size_bytes as usize).map_err(map_error)?);
+        let map_error = |source| MemoryError::Map { size_bytes, backing: *backing, source };
+        let mapping = Arc::new(Mapping::new(size_bytes as usize, backing).map_err(map_error)?);
         let tracker = Arc::new(Tracker::new(size_bytes >> PAGE_SHIFT));
         let frozen = Arc::new(FrozenSet::new(mapping.clone(), size_bytes >> PAGE_SHIFT));
         let layout = Layout::new(size_bytes);
@@ -217,6 +233,16 @@ impl GuestRam {
     /// Whether a page was written since the last acknowledged harvest.
     pub fn is_dirty(&self, page: u64) -> bool {
         self.tracker.is_dirty(page)
+    }
+
+    /// Marks a page that a kernel says a vCPU has written, as [`GuestRam::merge_dirty_words`] does with many.
+    pub fn mark_logged_page(&self, page: u64) {
+        self.tracker.mark_page(page);
+    }
+
+    /// Marks all pages: for whoever begins to keep track of writes and does not know of those before.
+    pub fn mark_all_dirty(&self) {
+        self.tracker.mark_all();
     }
 
     /// How many pages are dirty, as far as this process knows: all but those that are only in a kernel's dirty log. Cheap

@@ -1,8 +1,8 @@
 //! Which pages were written, and which hold decoded code.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use parking::Mutex;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
@@ -41,9 +41,12 @@ pub(crate) struct DirtyWord {
 #[derive(Debug)]
 pub struct Tracker {
     dirty: Vec<AtomicU64>,
+    /// Bit n of word m is set if word m * 64 + n of `dirty` may be other than 0: taking costs what is dirty, not what there is.
+    marked: Vec<AtomicU64>,
     /// Bits set in `dirty`.
     dirty_pages: AtomicU64,
-    code_lines: Vec<AtomicU64>,
+    /// A word a page, made when the first code is decoded here: an engine that decodes nothing pays nothing.
+    code_lines: OnceLock<Box<[AtomicU64]>>,
     code_written: AtomicBool,
     code_written_pages: Mutex<BTreeSet<u64>>,
     pages: u64,
@@ -51,11 +54,13 @@ pub struct Tracker {
 
 impl Tracker {
     pub(crate) fn new(pages: u64) -> Self {
-        let words = pages.div_ceil(64) as usize;
+        let zeros = |words: u64| (0..words).map(|_| AtomicU64::new(0)).collect();
+        let words = pages.div_ceil(64);
         Self {
-            dirty: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            dirty: zeros(words),
+            marked: zeros(words.div_ceil(64)),
             dirty_pages: AtomicU64::new(0),
-            code_lines: (0..pages).map(|_| AtomicU64::new(0)).collect(),
+            code_lines: OnceLock::new(),
             code_written: AtomicBool::new(false),
             code_written_pages: Mutex::default(),
             pages,
@@ -73,20 +78,37 @@ impl Tracker {
         if page >= self.pages {
             return;
         }
-        if let Some(word) = self.dirty.get((page / 64) as usize) {
+        let index = (page / 64) as usize;
+        if let Some(word) = self.dirty.get(index) {
             let bit = 1 << (page % 64);
             // A locked instruction costs more than a load, and a busy page is marked over and over.
             if word.load(Ordering::Relaxed) & bit == 0 {
-                self.set(word, bit);
+                self.set(index, bit);
             }
         }
     }
 
     /// Sets bits in a word of `dirty` and counts those that were clear.
+    ///
+    /// The word is written before `marked` is looked at, and [`Tracker::take`] clears `marked` before it looks at the word, all in one
+    /// order that every thread sees: so a bit that is set while others are taken is either taken as well or marked anew.
     #[inline]
-    fn set(&self, word: &AtomicU64, bits: u64) {
-        let fresh = bits & !word.fetch_or(bits, Ordering::AcqRel);
+    fn set(&self, index: usize, bits: u64) {
+        let (Some(word), Some(marked)) = (self.dirty.get(index), self.marked.get(index / 64)) else { return };
+        let fresh = bits & !word.fetch_or(bits, Ordering::SeqCst);
         self.dirty_pages.fetch_add(fresh.count_ones().into(), Ordering::Relaxed);
+        let mark = 1 << (index % 64);
+        if marked.load(Ordering::SeqCst) & mark == 0 {
+            marked.fetch_or(mark, Ordering::SeqCst);
+        }
+    }
+
+    /// Marks all pages.
+    pub(crate) fn mark_all(&self) {
+        for index in 0..self.dirty.len() {
+            let pages = (self.pages - index as u64 * 64).min(64);
+            self.set(index, u64::MAX >> (64 - pages));
+        }
     }
 
     /// How many pages are dirty.
@@ -99,6 +121,9 @@ impl Tracker {
         if len == 0 {
             return;
         }
+        // The write comes before the look at its page's bit: dirty pages are taken while devices write, and one that is seen set here and
+        // taken right then must be copied with this write.
+        fence(Ordering::SeqCst);
         let last = offset.saturating_add(len - 1);
         for page in offset >> PAGE_SHIFT..=(last >> PAGE_SHIFT).min(self.pages.saturating_sub(1)) {
             self.mark_page(page);
@@ -128,43 +153,58 @@ impl Tracker {
 
     /// Takes all dirty bits, leaving none: the words that are not 0, by ascending index.
     pub(crate) fn take(&self) -> Vec<DirtyWord> {
-        let mut taken = Vec::new();
         let mut pages = 0;
-        for (index, word) in self.dirty.iter().enumerate() {
-            // Most words are 0, and an exchange costs twenty times a load.
-            if word.load(Ordering::Relaxed) != 0 {
-                let bits = word.swap(0, Ordering::AcqRel);
-                pages += u64::from(bits.count_ones());
-                taken.push(DirtyWord { index, bits });
-            }
-        }
+        let words = self.take_marked().filter_map(|index| {
+            let bits = self.dirty.get(index)?.swap(0, Ordering::SeqCst);
+            pages += u64::from(bits.count_ones());
+            (bits != 0).then_some(DirtyWord { index, bits })
+        });
+        let taken = words.collect();
         self.dirty_pages.fetch_sub(pages, Ordering::Relaxed);
         taken
+    }
+
+    /// Takes the marks of words that may be other than 0: their indices, ascending.
+    fn take_marked(&self) -> impl Iterator<Item = usize> + '_ {
+        // Most groups are empty, and an exchange costs twenty times a load.
+        let groups = self.marked.iter().enumerate().filter(|(_, marked)| marked.load(Ordering::Relaxed) != 0);
+        groups.flat_map(|(group, marked)| {
+            let marks = marked.swap(0, Ordering::SeqCst);
+            std::iter::successors((marks != 0).then_some(marks), |&rest| {
+                let rest = rest & (rest - 1);
+                (rest != 0).then_some(rest)
+            })
+            .map(move |rest| group * 64 + rest.trailing_zeros() as usize)
+        })
     }
 
     /// Gives bits back that [`Tracker::take`] took.
     pub(crate) fn give_back(&self, words: &[DirtyWord]) {
         for &DirtyWord { index, bits } in words {
-            if let Some(word) = self.dirty.get(index) {
-                self.set(word, bits);
-            }
+            self.set(index, bits);
         }
     }
 
     /// The code lines of a page: bit n stands for the 64 bytes from offset n * 64.
     #[inline]
     pub(crate) fn code_lines(&self, page: u64) -> u64 {
-        self.code_lines.get(page as usize).map_or(0, |lines| lines.load(Ordering::Relaxed))
+        self.code_lines_of(page).map_or(0, |lines| lines.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn code_lines_of(&self, page: u64) -> Option<&AtomicU64> {
+        self.code_lines.get()?.get(page as usize)
     }
 
     pub(crate) fn add_code_lines(&self, page: u64, lines: u64) {
-        if let Some(word) = self.code_lines.get(page as usize) {
+        self.code_lines.get_or_init(|| (0..self.pages).map(|_| AtomicU64::new(0)).collect());
+        if let Some(word) = self.code_lines_of(page) {
             word.fetch_or(lines, Ordering::Relaxed);
         }
     }
 
     pub(crate) fn clear_code_lines(&self, page: u64) {
-        if let Some(word) = self.code_lines.get(page as usize) {
+        if let Some(word) = self.code_lines_of(page) {
             word.store(0, Ordering::Relaxed);
         }
     }
@@ -282,6 +322,59 @@ mod tests {
         tracker.mark_page(1 << 40);
         tracker.mark_page(3);
         assert_eq!(tracker.take(), [DirtyWord { index: 0, bits: 0b100 }]);
+    }
+
+    /// What a harvest costs must not grow with the size of a guest.
+    #[test]
+    fn taking_from_64_gib_looks_only_at_what_is_dirty() {
+        let tracker = Tracker::new((64 << 30) >> PAGE_SHIFT);
+        assert!(tracker.code_lines.get().is_none(), "no code was decoded, and 8 bytes a page are kept for it");
+        let pages = [0, 63, 64, 4_096, 5_000_000, (64 << 18) - 1];
+        pages.iter().for_each(|&page| tracker.mark_page(page));
+        assert!(tracker.marked.len() <= tracker.dirty.len().div_ceil(64));
+        assert_eq!(tracker.take_marked().count(), 5, "words looked at");
+    }
+
+    #[test]
+    fn all_pages_are_marked_and_none_beyond_the_end() {
+        let tracker = Tracker::new(130);
+        tracker.mark_all();
+        assert_eq!(tracker.dirty_pages(), 130);
+        let word = |index, bits| DirtyWord { index, bits };
+        assert_eq!(tracker.take(), [word(0, u64::MAX), word(1, u64::MAX), word(2, 0b11)]);
+    }
+
+    /// Pages are marked by one thread and taken by another: each mark is taken sooner or later.
+    #[test]
+    fn no_mark_is_lost_while_others_are_taken() {
+        const PAGES: u64 = 64 * 64 * 3;
+        const ROUNDS: u64 = 20;
+        let tracker = Tracker::new(PAGES);
+        let marking = AtomicBool::new(true);
+        let taken = std::thread::scope(|scope| {
+            let taker = scope.spawn(|| {
+                let mut taken = 0;
+                loop {
+                    let is_last = !marking.load(Ordering::Acquire);
+                    taken += tracker.take().iter().map(|word| u64::from(word.bits.count_ones())).sum::<u64>();
+                    if is_last {
+                        break taken;
+                    }
+                }
+            });
+            for _ in 0..ROUNDS {
+                for page in (0..PAGES).step_by(67) {
+                    tracker.mark_page(page);
+                    while tracker.is_dirty(page) {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+            marking.store(false, Ordering::Release);
+            taker.join().expect("it counts")
+        });
+        assert_eq!(taken, ROUNDS * PAGES.div_ceil(67));
+        assert_eq!(tracker.dirty_pages(), 0);
     }
 
     #[test]

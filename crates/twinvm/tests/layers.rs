@@ -22,7 +22,15 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "memory",
         floor: 1,
-        layers: &[&["layout", "mapping"], &["frozen"], &["tracker"], &["harvest"], &["ram"], &["encoding", "vector"]],
+        layers: &[
+            &["backing", "layout"],
+            &["mapping"],
+            &["frozen"],
+            &["tracker"],
+            &["harvest"],
+            &["ram"],
+            &["encoding", "vector"],
+        ],
     },
     Crate {
         name: "cpu",

@@ -8,6 +8,9 @@
 pub mod kvm;
 pub mod soft;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use cpu::ProcessorsState;
 pub use cpu::{CpuLevel, CpuOffer, CpuProfile};
 use serde::{Deserialize, Serialize};
@@ -164,6 +167,22 @@ pub enum EngineError {
     Io(#[from] std::io::Error),
 }
 
+/// What vCPUs write, logged by somebody else than this process, to be asked also while they run.
+///
+/// Dirty pages can be harvested while vCPUs run: [`DirtyLog::restart`], then [`memory::GuestRam::harvest`], and only then are the pages
+/// copied. What is written to one of them after `restart` is logged anew, so that a copy that missed it is replaced by a later one.
+pub trait DirtyLog: Send + Sync {
+    /// Marks the pages logged so far in guest RAM, so that [`memory::GuestRam::dirty_pages_estimate`] counts them. Cheap where the host
+    /// allows it.
+    fn observe(&self) -> Result<(), EngineError>;
+
+    /// Marks the pages logged so far in guest RAM and begins anew: the next write to any page is logged.
+    fn restart(&self) -> Result<(), EngineError>;
+
+    /// Keeps no log until one of the other calls, which counts all pages as written.
+    fn stop(&self) -> Result<(), EngineError>;
+}
+
 /// Runs the vCPUs of one VM.
 pub trait Engine: Send {
     /// Which engine this is.
@@ -173,15 +192,26 @@ pub trait Engine: Send {
     /// instructions in all have retired since power-on.
     fn run(&mut self, control: &Control, instructions_max: Option<u64>) -> Result<RunEnd, EngineError>;
 
+    /// How long the vCPUs took to stand still at the end of the last run: nothing where they run on the thread that asks.
+    fn stop_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// The state of a paused VM.
     fn save(&mut self) -> Result<EngineState, EngineError>;
 
     /// Completes the dirty pages of guest RAM with those that only the engine knows, and starts the next round of tracking.
-    /// To be called on a paused VM right before the pages are harvested.
+    /// To be called on a paused VM right before the pages are harvested. An engine may begin to keep track of writes with the first
+    /// call; then all pages count as written before it.
     fn collect_dirty(&mut self) -> Result<(), EngineError>;
 
     /// What the guest was told at power-on that its processors are.
     fn profile(&self) -> &CpuProfile;
+
+    /// The log of what vCPUs write, where that is not marked in guest RAM at once.
+    fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
+        None
+    }
 
     /// Instructions retired since power-on, where the engine counts them.
     fn instructions(&self) -> Option<u64>;

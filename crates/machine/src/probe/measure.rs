@@ -103,6 +103,7 @@ fn mips(engine: EngineKind, program: &[u8]) -> Result<f64, VmError> {
         cpus: 1,
         memory_bytes: MEMORY_BYTES,
         cpu: crate::engine::CpuLevel::Portable,
+        backing: memory::MemoryBacking::default(),
     };
     let boot = Boot::Flat { program, address: PROGRAM_ADDRESS, rsi: 0 };
     let parts = Parts {

@@ -37,8 +37,13 @@ fn program() -> Vec<u8> {
 }
 
 fn start(engine: EngineKind, pages: u64) -> Vm {
-    let config =
-        VmConfig { name: "cost".into(), cpus: 1, memory_bytes: MEMORY_BYTES, cpu: machine::engine::CpuLevel::Portable };
+    let config = VmConfig {
+        name: "cost".into(),
+        cpus: 1,
+        memory_bytes: MEMORY_BYTES,
+        cpu: machine::engine::CpuLevel::Portable,
+        backing: memory::MemoryBacking::default(),
+    };
     let (card, _) = network::pair().unwrap();
     let mut parts = parts(&Console::default());
     parts.cards.push((NetConfig { mac: network::MacAddr::for_vm("cost", 0), mtu: 1500 }, Box::new(card)));

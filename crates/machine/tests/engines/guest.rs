@@ -147,7 +147,13 @@ pub fn parts(console: &Console) -> Parts {
 }
 
 pub fn config(cpus: u32) -> VmConfig {
-    VmConfig { name: "bare".into(), cpus, memory_bytes: MEMORY_BYTES, cpu: machine::engine::CpuLevel::Portable }
+    VmConfig {
+        name: "bare".into(),
+        cpus,
+        memory_bytes: MEMORY_BYTES,
+        cpu: machine::engine::CpuLevel::Portable,
+        backing: memory::MemoryBacking::default(),
+    }
 }
 
 pub fn start(engine: EngineKind, rounds: u64, cpus: u32, console: &Console) -> Vm {

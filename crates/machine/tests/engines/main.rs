@@ -227,6 +227,7 @@ fn a_state_with_another_number_of_vcpus_is_refused() {
         cpus: 1,
         memory_bytes: guest::MEMORY_BYTES,
         cpu: machine::engine::CpuLevel::Portable,
+        backing: memory::MemoryBacking::default(),
     };
     let ram = vm.platform().ram().clone();
     let restored = machine::vm::Vm::restore(

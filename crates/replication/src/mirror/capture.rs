@@ -8,6 +8,7 @@ use memory::{FrozenPages, Harvest};
 use network::InputPosition;
 use protocol::{Epoch, FtMode};
 
+use super::early::EarlyCopies;
 use super::figures::CaptureTimes;
 use crate::disk::DiskWrite;
 use crate::gate::{GatedFrame, OutputGate};
@@ -66,13 +67,15 @@ pub(super) struct InFlight {
     pub times: CaptureTimes,
 }
 
-/// Captures a paused VM. `writes` is what it wrote to disks during the epoch, `buffer` gives a buffer for copies of pages, if they have to be made now.
+/// Captures a paused VM. `writes` is what it wrote to disks during the epoch, `early` are pages of the epoch that were copied before the pause,
+/// `buffer` gives a buffer for copies of pages, if they have to be made now and there is none yet.
 pub(super) fn capture(
     vm: &mut Vm,
     epoch: Epoch,
     then: FtMode,
     gate: &OutputGate,
     writes: Vec<DiskWrite>,
+    early: EarlyCopies,
     buffer: impl FnOnce() -> CapturedPages,
 ) -> Result<(Capture, InFlight), VmError> {
     let captured_at = Instant::now();
@@ -80,16 +83,23 @@ pub(super) fn capture(
     // In pause order: vCPUs and devices stand still already; what they did is collected before they are saved.
     vm.collect_dirty()?;
     let ram = vm.platform().ram();
-    let harvest = ram.harvest();
+    let last = ram.harvest();
     let tracking = captured_at.elapsed();
-    let frozen = if vm.engine().can_freeze_pages() { ram.freeze(harvest.pages()) } else { None };
+    let frozen = if vm.engine().can_freeze_pages() { ram.freeze(last.pages()) } else { None };
     let pages = match frozen {
         Some(frozen) => Pages::Frozen(frozen),
         None => {
-            let mut copies = buffer();
-            copies.capture(ram, harvest.pages());
+            let mut copies = if early.harvest.is_some() { early.pages } else { buffer() };
+            copies.append(ram, last.pages());
             Pages::Copied(copies)
         }
+    };
+    let harvest = match early.harvest {
+        Some(mut early) => {
+            early.merge(last);
+            early
+        }
+        None => last,
     };
     let pages_done = captured_at.elapsed();
     let state = vm.save()?;

@@ -86,9 +86,11 @@ impl Encodings {
 /// What a pause is made of, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PauseParts {
+    /// Until the vCPUs stood still.
+    pub stop_us: Quantiles,
     /// Finding the dirty pages, and beginning the next round of tracking.
     pub tracking_us: Quantiles,
-    /// Copying the pages.
+    /// Copying the pages that were not copied before.
     pub pages_us: Quantiles,
     /// Saving vCPUs and devices.
     pub state_us: Quantiles,
@@ -109,7 +111,16 @@ pub struct PauseClass {
     pub pause_us: Quantiles,
 }
 
-/// When the steps of a capture were done, counted from the pause.
+/// A pause for a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pause {
+    /// From when the vCPUs were told to stand still until they did.
+    pub stop: Duration,
+    /// From then on.
+    pub stood_still: Duration,
+}
+
+/// When the steps of a capture were done, counted from when the vCPUs stood still.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CaptureTimes {
     pub tracking: Duration,
@@ -166,6 +177,7 @@ struct Inner {
     epoch_us: Samples,
     dirty_pages: Samples,
     pause_us: Samples,
+    stop_us: Samples,
     tracking_us: Samples,
     pages_us: Samples,
     state_us: Samples,
@@ -183,18 +195,14 @@ impl Meter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn captured(
-        &self,
-        epoch: Epoch,
-        epoch_length: Duration,
-        pause: Duration,
-        times: &CaptureTimes,
-        dirty_pages: u64,
-    ) {
+    pub fn captured(&self, epoch: Epoch, epoch_length: Duration, pause: Pause, times: &CaptureTimes, dirty_pages: u64) {
+        let Pause { stop, stood_still } = pause;
+        let pause = stop + stood_still;
         let mut inner = self.inner();
         inner.figures.epoch = epoch;
         inner.epoch_us.add(micros(epoch_length));
         inner.pause_us.add(micros(pause));
+        inner.stop_us.add(micros(stop));
         inner.tracking_us.add(micros(times.tracking));
         inner.pages_us.add(micros(times.pages.saturating_sub(times.tracking)));
         inner.state_us.add(micros(times.state.saturating_sub(times.pages)));
@@ -248,6 +256,7 @@ impl Meter {
             dirty_pages: inner.dirty_pages.quantiles(),
             pause_us: inner.pause_us.quantiles(),
             pause_parts: PauseParts {
+                stop_us: inner.stop_us.quantiles(),
                 tracking_us: inner.tracking_us.quantiles(),
                 pages_us: inner.pages_us.quantiles(),
                 state_us: inner.state_us.quantiles(),
@@ -290,7 +299,8 @@ mod tests {
         let meter = Meter::default();
         for (pages, pause_us) in [(0, 10), (99, 20), (800, 300), (1499, 400), (1500, 900), (1 << 40, 1000)] {
             let times = CaptureTimes::default();
-            meter.captured(Epoch::new(1), Duration::ZERO, Duration::from_micros(pause_us), &times, pages);
+            let pause = Pause { stop: Duration::from_micros(1), stood_still: Duration::from_micros(pause_us - 1) };
+            meter.captured(Epoch::new(1), Duration::ZERO, pause, &times, pages);
         }
         let classes = meter.figures().pauses_by_pages;
         let seen: Vec<_> =

@@ -298,7 +298,7 @@ fn copy_memory(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), CopyE
         if !session.outbox.wait_until_sent() {
             return Err(CopyError::Closed);
         }
-        let left = shared.ram.dirty_pages_estimate();
+        let left = shared.dirty_pages();
         if round > 0 && (left <= PAGES_LEFT || left >= left_before) {
             break;
         }

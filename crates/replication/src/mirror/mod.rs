@@ -10,9 +10,11 @@
 //! | `mirror-send` | encodes and sends; heartbeats |
 //! | `mirror-acks` | receives acks, releases output |
 //! | `first-copy` | brings a new secondary to the first checkpoint |
+//! | `mirror-early` | on an engine that logs dirty pages, copies most of them before the guest is paused |
 
 mod capture;
 mod clock;
+mod early;
 mod figures;
 mod first_copy;
 mod follower;

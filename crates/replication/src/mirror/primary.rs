@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use machine::control::Control;
-use machine::engine::{CpuProfile, EngineKind};
+use machine::engine::{CpuProfile, DirtyLog, EngineKind};
 use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
@@ -19,6 +19,7 @@ use protocol::{
     RETRY_INTERVAL, Reason, Replica, Status, StopReason, Verdict,
 };
 
+use super::early::EarlyCopier;
 use super::figures::{Figures, Meter};
 use super::pause_queue::{PauseQueue, VmStopped};
 use super::progress::{Phase, Progress};
@@ -45,6 +46,8 @@ pub struct PrimaryParts {
     pub profile: CpuProfile,
     /// The VM's memory.
     pub ram: GuestRam,
+    /// The log of what its vCPUs write ([`Vm::dirty_log`]), where the engine keeps one.
+    pub dirty_log: Option<Arc<dyn DirtyLog>>,
     /// Every card's backend is wrapped by it.
     pub gate: OutputGate,
     /// What [`OutputGate`] calls when output waits.
@@ -104,6 +107,8 @@ pub(super) struct Shared {
     pub engine: EngineKind,
     pub profile: CpuProfile,
     pub ram: GuestRam,
+    /// For an engine that logs dirty pages, and whose pages cannot be frozen.
+    pub early: Option<Arc<EarlyCopier>>,
     pub gate: OutputGate,
     trigger: Arc<Trigger>,
     pub disks: DiskSet,
@@ -146,21 +151,10 @@ enum Course {
 impl Primary {
     /// A primary without a secondary. Its output passes.
     pub fn new(parts: PrimaryParts) -> Self {
-        let PrimaryParts {
-            replica,
-            epoch,
-            config,
-            engine,
-            profile,
-            ram,
-            gate,
-            trigger,
-            disks,
-            control,
-            arbiter,
-            options,
-        } = parts;
-        trigger.set_control(control.clone());
+        let PrimaryParts { replica, epoch, config, engine, profile, ram, dirty_log, gate, .. } = parts;
+        let PrimaryParts { trigger, disks, control, arbiter, options, .. } = parts;
+        let early = dirty_log.map(|log| Arc::new(EarlyCopier::new(log, ram.clone())));
+        trigger.set_vm(control.clone(), early.clone());
         let stop = match replica.status().reason {
             Some(Reason::Stopped(reason)) => Some(reason),
             _ => None,
@@ -190,6 +184,7 @@ impl Primary {
             engine,
             profile,
             ram,
+            early,
             gate,
             trigger,
             disks,
@@ -212,12 +207,34 @@ impl Primary {
     /// # Errors
     /// [`VmError`] if the VM cannot go on; the secondary, if there is one, takes over when this process ends.
     pub fn run(&self, vm: &mut Vm) -> Result<PrimaryEnd, VmError> {
-        let result = self.shared.run(vm);
+        let result = match &self.shared.early {
+            Some(early) => self.run_with_copier(vm, early),
+            None => self.shared.run(vm),
+        };
         self.shared.pause.close();
         let mut core = self.shared.core();
         core.course = Course::Over;
         self.shared.close_session(&mut core);
         result
+    }
+
+    fn run_with_copier(&self, vm: &mut Vm, early: &EarlyCopier) -> Result<PrimaryEnd, VmError> {
+        /// Ends the copier's thread also if the VM's panics: the scope waits for it.
+        struct EndCopier<'a>(&'a EarlyCopier);
+
+        impl Drop for EndCopier<'_> {
+            fn drop(&mut self) {
+                self.0.end();
+            }
+        }
+
+        let shared = &self.shared;
+        thread::scope(|scope| {
+            let _end = EndCopier(early);
+            let copy = || early.work(&shared.control, || shared.buffer());
+            thread::Builder::new().name("mirror-early".to_owned()).spawn_scoped(scope, copy).map_err(VmError::Io)?;
+            shared.run(vm)
+        })
     }
 
     /// Copies the VM to the replica that listens at `address` on host `secondary`, and protects it from then on. Returns when the two have
@@ -357,8 +374,16 @@ impl Shared {
         self.core().replica.status().generation
     }
 
+    /// Pages written and not captured or copied yet.
+    pub fn dirty_pages(&self) -> u64 {
+        match &self.early {
+            Some(early) => early.dirty_pages(),
+            None => self.ram.dirty_pages_estimate(),
+        }
+    }
+
     fn load(&self) -> Load {
-        Load { dirty_pages: self.ram.dirty_pages_estimate(), log_bytes: self.disks.log_bytes() }
+        Load { dirty_pages: self.dirty_pages(), log_bytes: self.disks.log_bytes() }
     }
 
     /// Looks whether a checkpoint is due, from another thread than the VM's.
@@ -367,7 +392,8 @@ impl Shared {
     }
 
     /// Takes back the buffer of a checkpoint that was sent.
-    pub fn recycle(&self, pages: CapturedPages) {
+    pub fn recycle(&self, mut pages: CapturedPages) {
+        pages.clear();
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         if buffers.len() < BUFFERS_MAX {
             buffers.push(pages);
@@ -427,6 +453,9 @@ impl Shared {
         self.gate.set_input_tap(None);
         if let Some(session) = core.session.take() {
             session.close();
+        }
+        if let Some(early) = &self.early {
+            early.stop();
         }
         self.disks.stop_log();
         self.changed.notify_all();

@@ -149,7 +149,7 @@ impl Secondary {
     /// # Errors
     /// [`SecondaryError`].
     pub fn new(parts: SecondaryParts) -> Result<Self, SecondaryError> {
-        let ram = GuestRam::new(parts.config.memory_bytes)?;
+        let ram = GuestRam::with_backing(parts.config.memory_bytes, &parts.config.backing)?;
         let applier = DiskApplier::start(parts.disks.clone(), APPLIER_BYTES_MAX)?;
         let status =
             SecondaryStatus { protocol: parts.replica.status(), primary: None, epoch: None, unreleased_epochs: 0 };
@@ -209,7 +209,7 @@ impl Secondary {
         if !SUSPICION_MS.contains(&hello.suspicion_ms) {
             return Some(format!("a suspicion time of {} ms makes no sense", hello.suspicion_ms));
         }
-        if hello.config != parts.config {
+        if !hello.config.is_same_hardware(&parts.config) {
             return Some(format!("it was set up for {:?}, not for {:?}", parts.config, hello.config));
         }
         if hello.engine != parts.engine {

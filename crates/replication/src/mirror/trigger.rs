@@ -7,6 +7,7 @@ use machine::control::Control;
 use protocol::{Decision, EpochBounds, FtMode, Load};
 
 use super::clock;
+use super::early::EarlyCopier;
 use super::session::Session;
 
 /// Pauses the VM when a checkpoint should be taken. Shared by the vCPUs' thread, where output comes up, and the channel's threads, where
@@ -19,12 +20,15 @@ pub struct Trigger {
 #[derive(Default)]
 struct Target {
     control: Option<Arc<Control>>,
+    /// Copies pages before a pause, for an engine that cannot have them copied after it.
+    early: Option<Arc<EarlyCopier>>,
     session: Option<Arc<Session>>,
 }
 
 impl Trigger {
-    pub(super) fn set_control(&self, control: Arc<Control>) {
-        self.target().control = Some(control);
+    pub(super) fn set_vm(&self, control: Arc<Control>, early: Option<Arc<EarlyCopier>>) {
+        let mut target = self.target();
+        (target.control, target.early) = (Some(control), early);
     }
 
     pub(super) fn set_session(&self, session: Option<Arc<Session>>) {
@@ -59,20 +63,36 @@ impl Trigger {
         }
         let sending = session.sending();
         let decision = session.mirror().epochs.decide(bounds, wanted, load, &sending, clock::now());
-        if decision != Decision::Run
-            && let Some(control) = &target.control
-        {
-            control.pause();
+        match decision {
+            Decision::Run => {}
+            Decision::Capture => target.pause_soon(),
+            // The guest has to stand still, the sooner the better.
+            Decision::Wait | Decision::EndLog => target.pause(),
         }
         POLL
     }
 
     fn pause_if_room(target: &Target, session: &Session) {
         let sending = session.sending();
-        if session.mirror().epochs.has_room(&sending)
-            && let Some(control) = &target.control
-        {
+        let has_room = session.mirror().epochs.has_room(&sending);
+        if has_room {
+            target.pause_soon();
+        }
+    }
+}
+
+impl Target {
+    fn pause(&self) {
+        if let Some(control) = &self.control {
             control.pause();
+        }
+    }
+
+    /// Pauses the VM for a checkpoint.
+    fn pause_soon(&self) {
+        match (&self.control, &self.early) {
+            (Some(control), Some(early)) => early.pause_soon(control),
+            _ => self.pause(),
         }
     }
 }

@@ -196,6 +196,7 @@ impl World {
             engine: vm.engine(),
             profile: vm.profile().clone(),
             ram: vm.platform().ram().clone(),
+            dirty_log: vm.dirty_log(),
             gate: OutputGate::new(Box::new(move || waiting.output_waits())),
             trigger,
             disks: DiskSet::new(Vec::new()),

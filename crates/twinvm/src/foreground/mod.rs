@@ -298,9 +298,10 @@ pub type OpenSnapshot = Snapshot<std::io::BufReader<File>>;
 /// Opens a snapshot file; returns it with the spec of the VM that it is of.
 pub fn open_snapshot(path: &Path) -> Result<(VmSpec, OpenSnapshot)> {
     let file = File::open(path).with_context(|| format!("cannot read snapshot {}", path.display()))?;
-    let snapshot =
+    let mut snapshot =
         Snapshot::open(std::io::BufReader::new(file)).with_context(|| format!("snapshot {}", path.display()))?;
     let spec = VmSpec::parse(&snapshot.head().spec)?;
+    snapshot.set_backing(spec.backing());
     if open::writable_disks(&spec) != snapshot.head().disks {
         bail!("snapshot {}: its disks are not those of its spec", path.display());
     }

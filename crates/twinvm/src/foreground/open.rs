@@ -37,7 +37,8 @@ pub fn config(spec: &VmSpec) -> Result<VmConfig> {
     if memory_bytes > host_bytes {
         bail!("memory = \"{}\": this host has {} MiB in all", spec.memory, host_bytes >> 20);
     }
-    Ok(VmConfig { name: spec.name.clone(), cpus: spec.cpus, memory_bytes, cpu: spec.cpu })
+    let backing = spec.backing();
+    Ok(VmConfig { name: spec.name.clone(), cpus: spec.cpus, memory_bytes, cpu: spec.cpu, backing })
 }
 
 /// Memory of this machine, in bytes.

@@ -247,6 +247,7 @@ impl Process {
             engine: vm.engine(),
             profile: vm.profile().clone(),
             ram: vm.platform().ram().clone(),
+            dirty_log: vm.dirty_log(),
             gate,
             trigger,
             disks,

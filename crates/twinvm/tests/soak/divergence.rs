@@ -103,8 +103,13 @@ fn a_difference_is_described_and_kept() {
     // next: mov rax, [rsi]; inc rax; mov [rsi], rax; jmp next
     const PROGRAM: [u8; 11] = [0x48, 0x8b, 0x06, 0x48, 0xff, 0xc0, 0x48, 0x89, 0x06, 0xeb, 0xf5];
     let sample = |change: u8| {
-        let config =
-            VmConfig { name: "test".into(), cpus: 1, memory_bytes: 16 << 20, cpu: machine::engine::CpuLevel::Portable };
+        let config = VmConfig {
+            name: "test".into(),
+            cpus: 1,
+            memory_bytes: 16 << 20,
+            cpu: machine::engine::CpuLevel::Portable,
+            backing: memory::MemoryBacking::default(),
+        };
         let parts = Parts {
             disks: Vec::new(),
             cards: Vec::new(),

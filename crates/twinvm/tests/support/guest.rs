@@ -82,6 +82,7 @@ impl Guest {
             cpus: self.cpus,
             memory_bytes: self.memory_bytes,
             cpu: machine::engine::CpuLevel::Portable,
+            backing: memory::MemoryBacking::default(),
         }
     }
 

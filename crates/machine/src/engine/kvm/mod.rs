@@ -2,6 +2,7 @@
 
 mod barrier;
 mod cpuid;
+mod dirty;
 mod fpu;
 mod ioctl;
 mod kick;
@@ -18,21 +19,18 @@ mod vcpu;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cpu::{CpuLevel, CpuOffer, CpuProfile, ProcessorsState};
-use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_MEM_LOG_DIRTY_PAGES, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
-use memory::{GuestRam, PAGE_SHIFT, Slot};
 
 use super::soft::InputMode;
-use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
+use super::{DirtyLog, Engine, EngineError, EngineKind, EngineState, RunEnd};
 use crate::control::Control;
 use crate::platform::{Platform, Ready};
 use barrier::Barrier;
+use dirty::{DirtyMethod, DirtyTracking};
 use pins::PinCarrier;
 use support::Support;
 use threads::VcpuThreads;
@@ -55,9 +53,10 @@ pub struct KvmEngine {
     // Dropped first: its threads use the rest.
     threads: VcpuThreads,
     kernel: Arc<KernelVm>,
-    slots: Vec<Slot>,
     support: Arc<Support>,
     profile: CpuProfile,
+    /// How long the vCPUs took to stand still the last time.
+    stop_time: Duration,
 }
 
 /// The VM as all of its threads know it.
@@ -66,6 +65,7 @@ struct KernelVm {
     pins: PinCarrier,
     platform: Arc<Platform>,
     barrier: Barrier,
+    dirty: DirtyTracking,
 }
 
 impl KernelVm {
@@ -92,6 +92,14 @@ impl KernelVm {
 impl KvmEngine {
     /// Creates the VM in the kernel, for `platform`, and starts it from `state`.
     pub fn new(platform: &Arc<Platform>, state: &EngineState) -> Result<Self, EngineError> {
+        Self::with_dirty_method(platform, state, DirtyMethod::set_up)
+    }
+
+    fn with_dirty_method(
+        platform: &Arc<Platform>,
+        state: &EngineState,
+        method: impl FnOnce(&Kvm, &VmFd, u64) -> DirtyMethod,
+    ) -> Result<Self, EngineError> {
         let ram = platform.ram();
         let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
         let support = Support::here(&kvm)?;
@@ -109,14 +117,13 @@ impl KvmEngine {
             vm.set_tss_address(TSS_ADDRESS).map_err(kvm_error("set the TSS address"))?;
         }
         vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
-        let slots = ram.layout().slots();
-        for (number, slot) in slots.iter().enumerate() {
-            add_slot(&vm, ram, number, slot)?;
-        }
+        let method = method(&kvm, &vm, ram.pages());
+        let dirty = DirtyTracking::new(&vm, ram, method)?;
         // The guest's paravirtual clock goes on from the machine's, whichever engine it came from.
         let clock = kvm_clock_data { clock: platform.clock().now_ns(), ..kvm_clock_data::default() };
         vm.set_clock(&clock).map_err(kvm_error("set the paravirtual clock"))?;
         let vcpus = create_vcpus(&vm, &support, &state.processors)?;
+        vcpus.iter().try_for_each(|vcpu| dirty.add_vcpu(vcpu.fd(), method))?;
         state::set_ioapic(&vm, &state.ioapic)?;
         // A notification wakes the thread that serves the devices, and its vCPU goes on at once.
         for notification in platform.notifications() {
@@ -129,10 +136,12 @@ impl KvmEngine {
             pins: PinCarrier::default(),
             platform: platform.clone(),
             barrier: Barrier::default(),
+            dirty,
         });
         kernel.carry_pins()?;
         let profile = state.processors.profile.clone();
-        Ok(Self { threads: VcpuThreads::start(vcpus, &kernel)?, kernel, slots, support, profile })
+        let threads = VcpuThreads::start(vcpus, &kernel)?;
+        Ok(Self { threads, kernel, support, profile, stop_time: Duration::ZERO })
     }
 
     /// Serves the devices until the run ends: what comes from outside, queues that the guest notified of, requests that have been done.
@@ -208,18 +217,18 @@ fn disable_performance_counters(vm: &VmFd) -> Result<(), EngineError> {
     vm.enable_cap(&capability).map_err(kvm_error("disable performance counters"))
 }
 
-#[allow(unsafe_code)]
-fn add_slot(vm: &VmFd, ram: &GuestRam, number: usize, slot: &Slot) -> Result<(), EngineError> {
-    let region = kvm_userspace_memory_region {
-        slot: number as u32,
-        flags: KVM_MEM_LOG_DIRTY_PAGES,
-        guest_phys_addr: slot.guest_address,
-        memory_size: slot.len_bytes,
-        userspace_addr: ram.host_address() + slot.offset,
-    };
-    // SAFETY: the range lies within the RAM mapping, which the platform keeps alive longer than the VM (`KernelVm`), and nobody
-    // holds references into it.
-    unsafe { vm.set_user_memory_region(region) }.map_err(kvm_error("give the VM its memory"))
+impl DirtyLog for KernelVm {
+    fn observe(&self) -> Result<(), EngineError> {
+        self.dirty.observe(&self.vm)
+    }
+
+    fn restart(&self) -> Result<(), EngineError> {
+        self.dirty.restart(&self.vm)
+    }
+
+    fn stop(&self) -> Result<(), EngineError> {
+        self.dirty.stop(&self.vm)
+    }
 }
 
 impl Engine for KvmEngine {
@@ -231,7 +240,9 @@ impl Engine for KvmEngine {
         let (platform, barrier) = (&*self.kernel.platform, &self.kernel.barrier);
         self.threads.release();
         let served = self.serve_devices(control);
+        let told_at = Instant::now();
         self.threads.gather();
+        self.stop_time = told_at.elapsed();
         platform.keep_notifications();
         platform.follow_host_clock();
         // The kernel's paravirtual clock and the one that devices follow have different sources on the host and drift apart. A VM
@@ -252,6 +263,10 @@ impl Engine for KvmEngine {
         Ok(end.unwrap_or(RunEnd::Paused))
     }
 
+    fn stop_time(&self) -> Duration {
+        self.stop_time
+    }
+
     fn save(&mut self) -> Result<EngineState, EngineError> {
         let vcpus: Vec<_> = self.threads.vcpus().collect();
         let mut states = vcpus.iter().map(|vcpu| vcpu.save()).collect::<Result<Vec<_>, _>>()?;
@@ -263,15 +278,11 @@ impl Engine for KvmEngine {
     }
 
     fn collect_dirty(&mut self) -> Result<(), EngineError> {
-        for (number, slot) in self.slots.iter().enumerate() {
-            let words = self
-                .kernel
-                .vm
-                .get_dirty_log(number as u32, slot.len_bytes as usize)
-                .map_err(kvm_error("read the dirty log"))?;
-            self.kernel.platform.ram().merge_dirty_words(slot.offset >> PAGE_SHIFT, &words);
-        }
-        Ok(())
+        self.kernel.restart()
+    }
+
+    fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
+        Some(self.kernel.clone())
     }
 
     fn profile(&self) -> &CpuProfile {

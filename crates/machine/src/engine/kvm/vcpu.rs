@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use cpu::msr::index;
 use cpu::{CpuProfile, VcpuState};
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::kick::ImmediateExit;
 use super::support::Support;
 use super::{KernelVm, cpuid, ioctl, kvm_error, msrs, state, tsc};
-use crate::engine::{EngineError, RunEnd};
+use crate::engine::{DirtyLog, EngineError, RunEnd};
 
 /// A vCPU. Its thread has it during a run, and whoever saves it between two.
 pub(super) struct Vcpu {
@@ -116,6 +117,8 @@ impl Vcpu {
                 kernel.end_run(Ok(RunEnd::Shutdown { vcpu: self.number as u32 }));
                 return Ok(Step::Stuck);
             }
+            // All of it is marked in guest RAM, and the ring has room again.
+            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => kernel.restart()?,
             VcpuExit::FailEntry(reason, cpu) => {
                 return Err(EngineError::KvmExit(format!("entry failed with reason {reason:#x} on host CPU {cpu}")));
             }

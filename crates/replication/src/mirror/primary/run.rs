@@ -11,6 +11,7 @@ use protocol::{Decision, DropReason, Epoch, Event, FtMode, Patience};
 
 use super::super::capture::capture;
 use super::super::clock;
+use super::super::figures::Pause;
 use super::super::message::ENDED;
 use super::super::outbox::Bulk;
 use super::super::progress::Phase;
@@ -152,7 +153,8 @@ impl Shared {
         self.patience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn buffer(&self) -> CapturedPages {
+    /// A buffer for copies of pages, empty.
+    pub(super) fn buffer(&self) -> CapturedPages {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
@@ -161,7 +163,8 @@ impl Shared {
         let paused_at = clock::now();
         let Some((epoch, writes)) = self.begin_checkpoint(session) else { return Ok(()) };
         let then = self.wanted();
-        let (checkpoint, in_flight) = capture(vm, epoch, then, &self.gate, writes, || self.buffer())?;
+        let early = self.early.as_ref().map(|early| early.take()).unwrap_or_default();
+        let (checkpoint, in_flight) = capture(vm, epoch, then, &self.gate, writes, early, || self.buffer())?;
         let (dirty_pages, times) = (in_flight.harvest.len(), in_flight.times);
         let inputs = checkpoint.inputs.clone();
         let mut mirror = session.mirror();
@@ -172,7 +175,8 @@ impl Shared {
         if then == FtMode::Lockstep {
             self.begin_log(vm, session, epoch, &inputs)?;
         }
-        self.meter.captured(epoch, epoch_length, clock::now().since(paused_at), &times, dirty_pages);
+        let pause = Pause { stop: vm.stop_time(), stood_still: clock::now().since(paused_at) };
+        self.meter.captured(epoch, epoch_length, pause, &times, dirty_pages);
         Ok(())
     }
 
@@ -197,6 +201,9 @@ impl Shared {
         drop(core);
         self.meter.reset();
         *self.patience() = Patience::new(self.options.too_slow_after);
+        if let Some(early) = &self.early {
+            early.begin();
+        }
         session.mirror().epochs.begin(clock::now());
         session.progress().phase = Phase::FirstCheckpoint;
         self.take_checkpoint(vm, session)

@@ -47,6 +47,7 @@ pub fn run(work: &Work) -> Result<Run> {
         cpus: 1,
         memory_bytes: MEMORY_BYTES,
         cpu: machine::engine::CpuLevel::Portable,
+        backing: memory::MemoryBacking::default(),
     };
     let boot = Boot::Linux { kernel: &work.kernel, initrd: Some(&work.initrd), command_line: &work.command_line };
     let mut vm = Vm::boot(config, &boot, parts, EngineKind::Soft, InputMode::Live)?;

@@ -2,6 +2,7 @@
 
 mod agent;
 mod disk;
+mod pause;
 mod report;
 mod scene;
 mod vmm;
@@ -46,6 +47,9 @@ pub struct KvmArguments {
     /// What both sides' guests get on their kernel command line beside the usual
     #[arg(long, value_name = "WORDS", default_value = "")]
     append: String,
+    /// Measure, in place of all that and without QEMU, how long a bare-metal guest that writes memory is paused for its checkpoints
+    #[arg(long, conflicts_with_all = ["prepare", "runs", "cpus", "append"])]
+    pause: bool,
     /// Only build the guest's image, for a machine without a network
     #[arg(long, conflicts_with = "json")]
     prepare: bool,
@@ -53,6 +57,9 @@ pub struct KvmArguments {
 
 pub fn run(arguments: &KvmArguments) -> Result<ExitCode> {
     interrupt::catch(|| {})?;
+    if arguments.pause {
+        return pause::run(Duration::from_secs(arguments.seconds.into()), arguments.json.as_deref());
+    }
     if arguments.prepare {
         scene::image()?;
         return Ok(ExitCode::SUCCESS);

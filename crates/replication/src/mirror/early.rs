@@ -1,0 +1,304 @@
+//! [`EarlyCopier`]: copies what a guest wrote early in an epoch while it goes on, so that its pause covers what it wrote last.
+//!
+//! This is for engines whose vCPUs nobody can stop at the first write to a page: what they wrote is copied before they go on, or while they
+//! do and then again if they write to it. Each round leaves what was written during the round before, and a round is faster than writing
+//! anew to pages that were protected for it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use machine::control::Control;
+use machine::engine::{DirtyLog, EngineError};
+use memory::encoding::CapturedPages;
+use memory::{GuestRam, Harvest};
+
+/// Pages that are left for the pause: about a tenth of a millisecond of copying.
+const PAGES_LEFT: u64 = 128;
+/// Rounds of copying, beyond which the rest is copied in the pause however much it is.
+const ROUNDS_MAX: u32 = 4;
+
+/// Copies of pages of the epoch under way.
+#[derive(Default)]
+pub(super) struct EarlyCopies {
+    /// The pages that were taken from the dirty ones. Those that were not copied, or were written to since, are dirty again.
+    pub harvest: Option<Harvest>,
+    /// The copies.
+    pub pages: CapturedPages,
+}
+
+#[derive(Default)]
+struct State {
+    /// Checkpoints are being taken.
+    is_active: bool,
+    copies: EarlyCopies,
+}
+
+/// What the copier's thread has to do.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Order {
+    /// Nothing.
+    #[default]
+    None,
+    /// To copy, and then to pause the guest.
+    Copy,
+    /// To end.
+    End,
+}
+
+/// Shared by the thread that copies, the VM's thread, which takes the copies, and those who find that a checkpoint is due.
+pub(super) struct EarlyCopier {
+    log: Arc<dyn DirtyLog>,
+    ram: GuestRam,
+    state: Mutex<State>,
+    /// Pages of the epoch that are not dirty any more, as they were harvested.
+    held: AtomicU64,
+    /// Somebody waits for `state`.
+    hurry: AtomicBool,
+    order: Mutex<Order>,
+    ordered: Condvar,
+}
+
+impl EarlyCopier {
+    /// A copier of `ram`, whose dirty pages are in `log`; it does nothing yet.
+    pub fn new(log: Arc<dyn DirtyLog>, ram: GuestRam) -> Self {
+        Self {
+            log,
+            ram,
+            state: Mutex::default(),
+            held: AtomicU64::new(0),
+            hurry: AtomicBool::new(false),
+            order: Mutex::default(),
+            ordered: Condvar::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, at once: the thread that copies leaves off.
+    fn hurried_state(&self) -> MutexGuard<'_, State> {
+        self.hurry.store(true, Ordering::Release);
+        let state = self.state();
+        self.hurry.store(false, Ordering::Release);
+        state
+    }
+
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on there are epochs.
+    pub fn begin(&self) {
+        self.hurried_state().is_active = true;
+    }
+
+    /// There are no epochs any more: what was copied is dirty again, and no log is kept.
+    pub fn stop(&self) {
+        let mut state = self.hurried_state();
+        state.is_active = false;
+        state.copies.harvest = None;
+        state.copies.pages.clear();
+        self.held.store(0, Ordering::Release);
+        if let Err(error) = self.log.stop() {
+            tracing::warn!(%error, "the log of dirty pages goes on");
+        }
+    }
+
+    /// Takes the copies, for the checkpoint that ends the epoch.
+    pub fn take(&self) -> EarlyCopies {
+        let mut state = self.hurried_state();
+        self.held.store(0, Ordering::Release);
+        std::mem::take(&mut state.copies)
+    }
+
+    /// How many pages were written in the epoch, as far as is known; some may be counted twice.
+    pub fn dirty_pages(&self) -> u64 {
+        // What fails here fails in the pause as well, where it is told.
+        let _ = self.log.observe();
+        self.ram.dirty_pages_estimate() + self.held.load(Ordering::Acquire)
+    }
+
+    /// Pauses the guest once little is left to copy then.
+    pub fn pause_soon(&self, control: &Control) {
+        let mut order = self.order();
+        if *order != Order::None {
+            return;
+        }
+        if self.log.observe().is_err() || self.ram.dirty_pages_estimate() <= PAGES_LEFT {
+            control.pause();
+            return;
+        }
+        *order = Order::Copy;
+        drop(order);
+        self.ordered.notify_one();
+    }
+
+    /// Ends [`EarlyCopier::work`].
+    pub fn end(&self) {
+        *self.order() = Order::End;
+        self.ordered.notify_one();
+    }
+
+    /// What the copier's thread does: copies and pauses the guest when it is told to. `buffer` gives a buffer for copies.
+    pub fn work(&self, control: &Control, buffer: impl Fn() -> CapturedPages) {
+        loop {
+            let mut order = self.order();
+            while *order == Order::None {
+                order = self.ordered.wait(order).unwrap_or_else(PoisonError::into_inner);
+            }
+            if *order == Order::End {
+                return;
+            }
+            drop(order);
+            if let Err(error) = self.copy_while_it_pays(&buffer) {
+                tracing::debug!(%error, "pages are copied in the pause");
+            }
+            let mut order = self.order();
+            if *order == Order::Copy {
+                *order = Order::None;
+            }
+            drop(order);
+            control.pause();
+        }
+    }
+
+    fn copy_while_it_pays(&self, buffer: &impl Fn() -> CapturedPages) -> Result<(), EngineError> {
+        let mut left_before = u64::MAX;
+        for _ in 0..ROUNDS_MAX {
+            let mut state = self.state();
+            if !state.is_active || self.hurry.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            self.log.observe()?;
+            let left = self.ram.dirty_pages_estimate();
+            if left <= PAGES_LEFT || left > left_before / 2 {
+                return Ok(());
+            }
+            left_before = left;
+            if state.copies.harvest.is_none() {
+                state.copies.pages = buffer();
+            }
+            self.copy_round(&mut state.copies)?;
+        }
+        Ok(())
+    }
+
+    /// Copies what is dirty.
+    fn copy_round(&self, copies: &mut EarlyCopies) -> Result<(), EngineError> {
+        // Protected first, then taken, then copied: whatever is written from here on makes its page dirty again.
+        self.log.restart()?;
+        let harvest = self.ram.harvest();
+        let pages: Vec<u64> = harvest.pages().collect();
+        self.held.fetch_add(harvest.len(), Ordering::AcqRel);
+        match &mut copies.harvest {
+            Some(earlier) => earlier.merge(harvest),
+            earlier => *earlier = Some(harvest),
+        }
+        let before = copies.pages.len();
+        let unhurried = pages.iter().copied().take_while(|_| !self.hurry.load(Ordering::Acquire));
+        copies.pages.append(&self.ram, unhurried);
+        let copied = copies.pages.len() - before;
+        pages.iter().skip(copied).for_each(|&page| self.ram.mark_logged_page(page));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memory::PAGE_BYTES;
+
+    use super::*;
+
+    const PAGES: u64 = 4096;
+
+    /// Stands for a kernel that has nothing to say: what is written here is known at once.
+    struct Log;
+
+    impl DirtyLog for Log {
+        fn observe(&self) -> Result<(), EngineError> {
+            Ok(())
+        }
+
+        fn restart(&self) -> Result<(), EngineError> {
+            Ok(())
+        }
+
+        fn stop(&self) -> Result<(), EngineError> {
+            Ok(())
+        }
+    }
+
+    fn write(ram: &GuestRam, page: u64, value: u8) {
+        assert!(ram.write_offset(page * PAGE_BYTES, &[value]));
+    }
+
+    fn copier() -> (EarlyCopier, GuestRam) {
+        let ram = GuestRam::new(PAGES * PAGE_BYTES).unwrap();
+        let copier = EarlyCopier::new(Arc::new(Log), ram.clone());
+        copier.begin();
+        (copier, ram)
+    }
+
+    #[test]
+    fn the_pause_is_left_with_what_was_written_last() {
+        let (copier, ram) = copier();
+        (0..1000).for_each(|page| write(&ram, page, 1));
+        copier.copy_while_it_pays(&CapturedPages::new).unwrap();
+        assert_eq!((ram.dirty_pages_estimate(), copier.dirty_pages()), (0, 1000));
+        [5, 2000].into_iter().for_each(|page| write(&ram, page, 2));
+        assert_eq!(copier.dirty_pages(), 1002);
+        let mut copies = copier.take();
+        let last = ram.harvest();
+        copies.pages.append(&ram, last.pages());
+        let pages: Vec<_> = copies.pages.iter().map(|(page, content)| (page, content[0])).collect();
+        assert_eq!(pages.len(), 1001);
+        assert!(pages.contains(&(5, 2)) && pages.contains(&(2000, 2)) && pages.contains(&(999, 1)));
+        // What no secondary has acknowledged is dirty again.
+        drop((copies, last));
+        assert_eq!(ram.dirty_pages_estimate(), 1001);
+        assert_eq!(copier.dirty_pages(), 1001);
+    }
+
+    #[test]
+    fn pages_that_there_was_no_time_for_stay_dirty() {
+        let (copier, ram) = copier();
+        (0..1000).for_each(|page| write(&ram, page, 1));
+        copier.hurry.store(true, Ordering::Release);
+        copier.copy_round(&mut copier.state().copies).unwrap();
+        assert_eq!(ram.dirty_pages_estimate(), 1000);
+        let copies = copier.take();
+        assert!(copies.pages.is_empty() && copies.harvest.is_some_and(|harvest| harvest.len() == 1000));
+    }
+
+    #[test]
+    fn what_was_copied_for_a_session_that_ended_is_dirty_again() {
+        let (copier, ram) = copier();
+        (0..1000).for_each(|page| write(&ram, page, 1));
+        copier.copy_while_it_pays(&CapturedPages::new).unwrap();
+        copier.stop();
+        assert_eq!((ram.dirty_pages_estimate(), copier.dirty_pages()), (1000, 1000));
+        copier.copy_while_it_pays(&CapturedPages::new).unwrap();
+        assert_eq!(ram.dirty_pages_estimate(), 1000, "nothing is copied while there are no epochs");
+    }
+
+    #[test]
+    fn little_is_left_to_the_pause_at_once_and_much_is_copied_before_it() {
+        let (copier, ram) = copier();
+        let control = Control::new().unwrap();
+        copier.pause_soon(&control);
+        assert!(*copier.order() == Order::None);
+        (0..=PAGES_LEFT).for_each(|page| write(&ram, page, 1));
+        copier.pause_soon(&control);
+        assert!(*copier.order() == Order::Copy);
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| copier.work(&control, CapturedPages::new));
+            while *copier.order() == Order::Copy {
+                std::thread::yield_now();
+            }
+            copier.end();
+            worker.join().unwrap();
+        });
+        assert_eq!(copier.take().pages.len() as u64, PAGES_LEFT + 1);
+    }
+}
