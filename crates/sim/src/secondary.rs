@@ -276,10 +276,10 @@ impl World {
             Some(Parting::HandOver) => Occurrence::TakeOverHandOver,
             Some(Parting::Otherwise) | None => Occurrence::TakeOverClosed,
         });
+        self.check_consent(host);
         if self.history.take_over(held.state).is_err() {
             return self.broken(Violation::OutputUndone(self.name(host)));
         }
-        self.check_consent(host);
         if parting == Some(Parting::Silent) {
             self.history.fence(primary);
         }
