@@ -61,11 +61,11 @@ pub struct KvmEngine {
 
 /// The VM as all of its threads know it.
 struct KernelVm {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     pins: PinCarrier,
     platform: Arc<Platform>,
     barrier: Barrier,
-    dirty: DirtyTracking,
+    dirty: Arc<DirtyTracking>,
 }
 
 impl KernelVm {
@@ -111,14 +111,14 @@ impl KvmEngine {
                 "the guest was started on the soft engine, and defends itself against no attack by speculation"
             );
         }
-        let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
+        let vm = Arc::new(kvm.create_vm().map_err(kvm_error("create a VM"))?);
         if vm.check_extension(Cap::SetTssAddr) {
             vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm_error("set the identity map"))?;
             vm.set_tss_address(TSS_ADDRESS).map_err(kvm_error("set the TSS address"))?;
         }
         vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
         let method = method(&kvm, &vm, ram.pages());
-        let dirty = DirtyTracking::new(&vm, ram, method)?;
+        let dirty = Arc::new(DirtyTracking::new(&vm, ram, method)?);
         // The guest's paravirtual clock goes on from the machine's, whichever engine it came from.
         let clock = kvm_clock_data { clock: platform.clock().now_ns(), ..kvm_clock_data::default() };
         vm.set_clock(&clock).map_err(kvm_error("set the paravirtual clock"))?;
@@ -217,20 +217,6 @@ fn disable_performance_counters(vm: &VmFd) -> Result<(), EngineError> {
     vm.enable_cap(&capability).map_err(kvm_error("disable performance counters"))
 }
 
-impl DirtyLog for KernelVm {
-    fn observe(&self) -> Result<(), EngineError> {
-        self.dirty.observe(&self.vm)
-    }
-
-    fn restart(&self) -> Result<(), EngineError> {
-        self.dirty.restart(&self.vm)
-    }
-
-    fn stop(&self) -> Result<(), EngineError> {
-        self.dirty.stop(&self.vm)
-    }
-}
-
 impl Engine for KvmEngine {
     fn kind(&self) -> EngineKind {
         EngineKind::Kvm
@@ -278,11 +264,11 @@ impl Engine for KvmEngine {
     }
 
     fn collect_dirty(&mut self) -> Result<(), EngineError> {
-        self.kernel.restart()
+        self.kernel.dirty.restart()
     }
 
     fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
-        Some(self.kernel.clone())
+        Some(self.kernel.dirty.clone())
     }
 
     fn profile(&self) -> &CpuProfile {

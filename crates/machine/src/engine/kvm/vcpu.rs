@@ -118,7 +118,7 @@ impl Vcpu {
                 return Ok(Step::Stuck);
             }
             // All of it is marked in guest RAM, and the ring has room again.
-            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => kernel.restart()?,
+            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => kernel.dirty.restart()?,
             VcpuExit::FailEntry(reason, cpu) => {
                 return Err(EngineError::KvmExit(format!("entry failed with reason {reason:#x} on host CPU {cpu}")));
             }

@@ -8,7 +8,7 @@
 
 mod ring;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
@@ -20,7 +20,7 @@ use memory::{GuestRam, PAGE_SHIFT, Slot};
 use self::ring::{DirtyRing, ENTRY_BYTES};
 use super::{ioctl, kvm_error};
 use crate::bus::lock;
-use crate::engine::EngineError;
+use crate::engine::{DirtyLog, EngineError};
 
 /// Fewest entries of a ring: well above those that the kernel keeps back for the hardware's own log (512 and 64).
 const ENTRIES_MIN: u64 = 4096;
@@ -82,7 +82,10 @@ fn has_hardware_virtualization() -> bool {
 /// The kernel's record of what vCPUs have written to one VM's memory.
 ///
 /// It is kept only while somebody asks for it: a VM whose writes are not recorded can have its memory mapped in large pages.
+///
+/// Whoever holds it keeps the VM's memory, and the VM in the kernel, but none of its devices.
 pub(super) struct DirtyTracking {
+    vm: Arc<VmFd>,
     ram: GuestRam,
     slots: Vec<Slot>,
     state: Mutex<State>,
@@ -96,25 +99,27 @@ struct State {
 
 enum Record {
     Rings {
+        /// One of each vCPU.
         rings: Vec<DirtyRing>,
         /// Entries were read whose pages are not protected again.
         unprotected: bool,
     },
     Bitmap {
+        /// As in [`DirtyMethod::Bitmap`].
         clears: bool,
     },
 }
 
 impl DirtyTracking {
     /// Gives `vm` its memory, `ram`, of which no writes are recorded yet.
-    pub fn new(vm: &VmFd, ram: &GuestRam, method: DirtyMethod) -> Result<Self, EngineError> {
+    pub fn new(vm: &Arc<VmFd>, ram: &GuestRam, method: DirtyMethod) -> Result<Self, EngineError> {
         let record = match method {
             DirtyMethod::Rings { .. } => Record::Rings { rings: Vec::new(), unprotected: false },
             DirtyMethod::Bitmap { clears } => Record::Bitmap { clears },
         };
         let state = Mutex::new(State { is_on: false, record });
-        let tracking = Self { ram: ram.clone(), slots: ram.layout().slots(), state };
-        tracking.set_slots(vm, 0)?;
+        let tracking = Self { vm: vm.clone(), ram: ram.clone(), slots: ram.layout().slots(), state };
+        tracking.set_slots(0)?;
         Ok(tracking)
     }
 
@@ -126,50 +131,8 @@ impl DirtyTracking {
         Ok(())
     }
 
-    /// Marks in guest RAM what was written. What is marked may go on being written to without notice, until it is
-    /// [protected](Self::restart). Cheap where there are rings, so that it can be called again and again while vCPUs run.
-    pub fn observe(&self, vm: &VmFd) -> Result<(), EngineError> {
-        let mut state = lock(&self.state);
-        if !state.is_on {
-            return self.switch_on(vm, &mut state);
-        }
-        match &mut state.record {
-            Record::Rings { rings, unprotected } => {
-                *unprotected |= self.read_rings(rings)?;
-                Ok(())
-            }
-            Record::Bitmap { .. } => self.read_bitmaps(vm, false),
-        }
-    }
-
-    /// Marks in guest RAM what was written, and protects it: from now on the first write to a page is recorded anew.
-    pub fn restart(&self, vm: &VmFd) -> Result<(), EngineError> {
-        let mut state = lock(&self.state);
-        if !state.is_on {
-            return self.switch_on(vm, &mut state);
-        }
-        match &mut state.record {
-            Record::Rings { rings, unprotected } => {
-                if self.read_rings(rings)? || *unprotected {
-                    ioctl::reset_dirty_rings(vm)?;
-                    rings.iter_mut().for_each(DirtyRing::was_reset);
-                    *unprotected = false;
-                }
-                Ok(())
-            }
-            Record::Bitmap { clears } => self.read_bitmaps(vm, *clears),
-        }
-    }
-
-    /// Records nothing any more, until the next call of [`DirtyTracking::observe`] or [`DirtyTracking::restart`], which says that all pages
-    /// were written.
-    pub fn stop(&self, vm: &VmFd) -> Result<(), EngineError> {
-        let mut state = lock(&self.state);
-        if std::mem::take(&mut state.is_on) { self.set_slots(vm, 0) } else { Ok(()) }
-    }
-
-    fn switch_on(&self, vm: &VmFd, state: &mut State) -> Result<(), EngineError> {
-        self.set_slots(vm, KVM_MEM_LOG_DIRTY_PAGES)?;
+    fn switch_on(&self, state: &mut State) -> Result<(), EngineError> {
+        self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
         state.is_on = true;
         // Marked after the kernel has begun: what was written before is among all pages, what is written now is recorded.
         self.ram.mark_all_dirty();
@@ -193,20 +156,20 @@ impl DirtyTracking {
         Ok(any)
     }
 
-    fn read_bitmaps(&self, vm: &VmFd, clear: bool) -> Result<(), EngineError> {
+    fn read_bitmaps(&self, clear: bool) -> Result<(), EngineError> {
         for (number, slot) in self.slots.iter().enumerate() {
-            let words =
-                vm.get_dirty_log(number as u32, slot.len_bytes as usize).map_err(kvm_error("read the dirty log"))?;
+            let words = self.vm.get_dirty_log(number as u32, slot.len_bytes as usize);
+            let words = words.map_err(kvm_error("read the dirty log"))?;
             self.ram.merge_dirty_words(slot.offset >> PAGE_SHIFT, &words);
             if clear && words.iter().any(|&word| word != 0) {
-                ioctl::clear_dirty_log(vm, number as u32, slot.len_bytes >> PAGE_SHIFT, &words)?;
+                ioctl::clear_dirty_log(&self.vm, number as u32, slot.len_bytes >> PAGE_SHIFT, &words)?;
             }
         }
         Ok(())
     }
 
     #[allow(unsafe_code)]
-    fn set_slots(&self, vm: &VmFd, flags: u32) -> Result<(), EngineError> {
+    fn set_slots(&self, flags: u32) -> Result<(), EngineError> {
         for (number, slot) in self.slots.iter().enumerate() {
             let region = kvm_userspace_memory_region {
                 slot: number as u32,
@@ -215,11 +178,52 @@ impl DirtyTracking {
                 memory_size: slot.len_bytes,
                 userspace_addr: self.ram.host_address() + slot.offset,
             };
-            // SAFETY: the range lies within the RAM mapping, which this and the platform keep alive longer than the VM, and nobody
+            // SAFETY: the range lies within the RAM mapping, which `ram` keeps alive as long as the VM in the kernel can be used, and nobody
             // holds references into it.
-            unsafe { vm.set_user_memory_region(region) }.map_err(kvm_error("give the VM its memory"))?;
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(kvm_error("give the VM its memory"))?;
         }
         Ok(())
+    }
+}
+
+impl DirtyLog for DirtyTracking {
+    /// What is marked may go on being written to without notice, until [`DirtyTracking::restart`] protects it. Where bitmaps
+    /// cannot be cleared apart from being read, this protects as well.
+    fn observe(&self) -> Result<(), EngineError> {
+        let mut state = lock(&self.state);
+        if !state.is_on {
+            return self.switch_on(&mut state);
+        }
+        match &mut state.record {
+            Record::Rings { rings, unprotected } => {
+                *unprotected |= self.read_rings(rings)?;
+                Ok(())
+            }
+            Record::Bitmap { .. } => self.read_bitmaps(false),
+        }
+    }
+
+    fn restart(&self) -> Result<(), EngineError> {
+        let mut state = lock(&self.state);
+        if !state.is_on {
+            return self.switch_on(&mut state);
+        }
+        match &mut state.record {
+            Record::Rings { rings, unprotected } => {
+                if self.read_rings(rings)? || *unprotected {
+                    ioctl::reset_dirty_rings(&self.vm)?;
+                    rings.iter_mut().for_each(DirtyRing::was_reset);
+                    *unprotected = false;
+                }
+                Ok(())
+            }
+            Record::Bitmap { clears } => self.read_bitmaps(*clears),
+        }
+    }
+
+    fn stop(&self) -> Result<(), EngineError> {
+        let mut state = lock(&self.state);
+        if std::mem::take(&mut state.is_on) { self.set_slots(0) } else { Ok(()) }
     }
 }
 
