@@ -41,6 +41,8 @@ enum Order {
     None,
     /// To copy, and then to pause the guest.
     Copy,
+    /// Nothing before the guest goes on: it was told to pause, and copying would hold the VM's thread up.
+    Pausing,
     /// To end.
     End,
 }
@@ -134,6 +136,14 @@ impl EarlyCopier {
         self.ordered.notify_one();
     }
 
+    /// The guest goes on after a pause.
+    pub fn goes_on(&self) {
+        let mut order = self.order();
+        if *order == Order::Pausing {
+            *order = Order::None;
+        }
+    }
+
     /// Ends [`EarlyCopier::work`].
     pub fn end(&self) {
         *self.order() = Order::End;
@@ -144,7 +154,7 @@ impl EarlyCopier {
     pub fn work(&self, control: &Control, buffer: impl Fn() -> CapturedPages) {
         loop {
             let mut order = self.order();
-            while *order == Order::None {
+            while matches!(*order, Order::None | Order::Pausing) {
                 order = self.ordered.wait(order).unwrap_or_else(PoisonError::into_inner);
             }
             if *order == Order::End {
@@ -156,7 +166,7 @@ impl EarlyCopier {
             }
             let mut order = self.order();
             if *order == Order::Copy {
-                *order = Order::None;
+                *order = Order::Pausing;
             }
             drop(order);
             control.pause();
@@ -300,5 +310,21 @@ mod tests {
             worker.join().unwrap();
         });
         assert_eq!(copier.take().pages.len() as u64, PAGES_LEFT + 1);
+    }
+
+    /// Between the copier's end and the pause more is written, and others ask for the same pause again.
+    #[test]
+    fn nothing_is_copied_while_the_guest_is_about_to_pause() {
+        let (copier, ram) = copier();
+        let control = Control::new().unwrap();
+        *copier.order() = Order::Pausing;
+        (0..=PAGES_LEFT).for_each(|page| write(&ram, page, 1));
+        copier.pause_soon(&control);
+        assert!(*copier.order() == Order::Pausing);
+        copier.goes_on();
+        copier.pause_soon(&control);
+        assert!(*copier.order() == Order::Copy);
+        copier.goes_on();
+        assert!(*copier.order() == Order::Copy, "a pause for something else takes no order away");
     }
 }

@@ -31,6 +31,9 @@ impl Shared {
             if let Some(end) = self.end(vm)? {
                 return Ok(end);
             }
+            if let Some(early) = &self.early {
+                early.goes_on();
+            }
             match vm.run(self.digest_due_at(vm))? {
                 RunEnd::Paused => {}
                 RunEnd::LimitReached => self.take_digest(vm)?,
