@@ -76,7 +76,11 @@ fn methods() -> [fn(&Kvm, &VmFd, u64) -> DirtyMethod; 3] {
 }
 
 fn engine(platform: &Arc<Platform>, vcpus: Vec<VcpuState>, method: fn(&Kvm, &VmFd, u64) -> DirtyMethod) -> KvmEngine {
-    let state = EngineState { processors: ProcessorsState::from_vcpus_at(vcpus, 0), ioapic: IoApicState::default() };
+    let mut processors = ProcessorsState::from_vcpus_at(vcpus, 0);
+    processors.profile = cpu_profile(CpuLevel::Portable).unwrap();
+    // The host's rate.
+    processors.tsc_hz = 0;
+    let state = EngineState { processors, ioapic: IoApicState::default() };
     KvmEngine::with_dirty_method(platform, &state, method).unwrap()
 }
 
