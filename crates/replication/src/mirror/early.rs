@@ -26,13 +26,6 @@ pub(super) struct EarlyCopies {
     pub pages: CapturedPages,
 }
 
-#[derive(Default)]
-struct State {
-    /// Checkpoints are being taken.
-    is_active: bool,
-    copies: EarlyCopies,
-}
-
 /// What the copier's thread has to do.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Order {
@@ -51,10 +44,12 @@ enum Order {
 pub(super) struct EarlyCopier {
     log: Arc<dyn DirtyLog>,
     ram: GuestRam,
-    state: Mutex<State>,
+    /// Checkpoints are being taken. Changed while `copies` is held.
+    is_active: AtomicBool,
+    copies: Mutex<EarlyCopies>,
     /// Pages of the epoch that are not dirty any more, as they were harvested.
     held: AtomicU64,
-    /// Somebody waits for `state`.
+    /// Somebody waits for `copies`.
     hurry: AtomicBool,
     order: Mutex<Order>,
     ordered: Condvar,
@@ -66,7 +61,8 @@ impl EarlyCopier {
         Self {
             log,
             ram,
-            state: Mutex::default(),
+            is_active: AtomicBool::new(false),
+            copies: Mutex::default(),
             held: AtomicU64::new(0),
             hurry: AtomicBool::new(false),
             order: Mutex::default(),
@@ -74,16 +70,20 @@ impl EarlyCopier {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn copies(&self) -> MutexGuard<'_, EarlyCopies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state, at once: the thread that copies leaves off.
-    fn hurried_state(&self) -> MutexGuard<'_, State> {
+    /// The copies, at once: the thread that copies leaves off.
+    fn hurried_copies(&self) -> MutexGuard<'_, EarlyCopies> {
         self.hurry.store(true, Ordering::Release);
-        let state = self.state();
+        let copies = self.copies();
         self.hurry.store(false, Ordering::Release);
-        state
+        copies
+    }
+
+    fn is_active(&self) -> bool {
+        self.is_active.load(Ordering::Acquire)
     }
 
     fn order(&self) -> MutexGuard<'_, Order> {
@@ -92,15 +92,16 @@ impl EarlyCopier {
 
     /// From now on there are epochs.
     pub fn begin(&self) {
-        self.hurried_state().is_active = true;
+        let _copies = self.hurried_copies();
+        self.is_active.store(true, Ordering::Release);
     }
 
     /// There are no epochs any more: what was copied is dirty again, and no log is kept.
     pub fn stop(&self) {
-        let mut state = self.hurried_state();
-        state.is_active = false;
-        state.copies.harvest = None;
-        state.copies.pages.clear();
+        let mut copies = self.hurried_copies();
+        self.is_active.store(false, Ordering::Release);
+        copies.harvest = None;
+        copies.pages.clear();
         self.held.store(0, Ordering::Release);
         if let Err(error) = self.log.stop() {
             tracing::warn!(%error, "the log of dirty pages goes on");
@@ -109,16 +110,22 @@ impl EarlyCopier {
 
     /// Takes the copies, for the checkpoint that ends the epoch.
     pub fn take(&self) -> EarlyCopies {
-        let mut state = self.hurried_state();
+        let mut copies = self.hurried_copies();
         self.held.store(0, Ordering::Release);
-        std::mem::take(&mut state.copies)
+        std::mem::take(&mut *copies)
     }
 
-    /// How many pages were written in the epoch, as far as is known; some may be counted twice.
+    /// How many pages were written in the epoch under way, as far as is known; some may be counted twice. Nobody asks the log while there
+    /// are no epochs: it would be kept from then on.
+    pub fn epoch_pages(&self) -> u64 {
+        if self.is_active() { self.dirty_pages() + self.held.load(Ordering::Acquire) } else { 0 }
+    }
+
+    /// How many pages are dirty, as far as is known.
     pub fn dirty_pages(&self) -> u64 {
         // What fails here fails in the pause as well, where it is told.
         let _ = self.log.observe();
-        self.ram.dirty_pages_estimate() + self.held.load(Ordering::Acquire)
+        self.ram.dirty_pages_estimate()
     }
 
     /// Pauses the guest once little is left to copy then.
@@ -127,7 +134,7 @@ impl EarlyCopier {
         if *order != Order::None {
             return;
         }
-        if self.log.observe().is_err() || self.ram.dirty_pages_estimate() <= PAGES_LEFT {
+        if !self.is_active() || self.dirty_pages() <= PAGES_LEFT {
             control.pause();
             return;
         }
@@ -176,8 +183,8 @@ impl EarlyCopier {
     fn copy_while_it_pays(&self, buffer: &impl Fn() -> CapturedPages) -> Result<(), EngineError> {
         let mut left_before = u64::MAX;
         for _ in 0..ROUNDS_MAX {
-            let mut state = self.state();
-            if !state.is_active || self.hurry.load(Ordering::Acquire) {
+            let mut copies = self.copies();
+            if !self.is_active() || self.hurry.load(Ordering::Acquire) {
                 return Ok(());
             }
             self.log.observe()?;
@@ -186,10 +193,10 @@ impl EarlyCopier {
                 return Ok(());
             }
             left_before = left;
-            if state.copies.harvest.is_none() {
-                state.copies.pages = buffer();
+            if copies.harvest.is_none() {
+                copies.pages = buffer();
             }
-            self.copy_round(&mut state.copies)?;
+            self.copy_round(&mut copies)?;
         }
         Ok(())
     }
@@ -255,9 +262,9 @@ mod tests {
         let (copier, ram) = copier();
         (0..1000).for_each(|page| write(&ram, page, 1));
         copier.copy_while_it_pays(&CapturedPages::new).unwrap();
-        assert_eq!((ram.dirty_pages_estimate(), copier.dirty_pages()), (0, 1000));
+        assert_eq!((ram.dirty_pages_estimate(), copier.epoch_pages()), (0, 1000));
         [5, 2000].into_iter().for_each(|page| write(&ram, page, 2));
-        assert_eq!(copier.dirty_pages(), 1002);
+        assert_eq!(copier.epoch_pages(), 1002);
         let mut copies = copier.take();
         let last = ram.harvest();
         copies.pages.append(&ram, last.pages());
@@ -267,7 +274,7 @@ mod tests {
         // What no secondary has acknowledged is dirty again.
         drop((copies, last));
         assert_eq!(ram.dirty_pages_estimate(), 1001);
-        assert_eq!(copier.dirty_pages(), 1001);
+        assert_eq!(copier.epoch_pages(), 1001);
     }
 
     #[test]
@@ -275,7 +282,7 @@ mod tests {
         let (copier, ram) = copier();
         (0..1000).for_each(|page| write(&ram, page, 1));
         copier.hurry.store(true, Ordering::Release);
-        copier.copy_round(&mut copier.state().copies).unwrap();
+        copier.copy_round(&mut copier.copies()).unwrap();
         assert_eq!(ram.dirty_pages_estimate(), 1000);
         let copies = copier.take();
         assert!(copies.pages.is_empty() && copies.harvest.is_some_and(|harvest| harvest.len() == 1000));
@@ -287,7 +294,7 @@ mod tests {
         (0..1000).for_each(|page| write(&ram, page, 1));
         copier.copy_while_it_pays(&CapturedPages::new).unwrap();
         copier.stop();
-        assert_eq!((ram.dirty_pages_estimate(), copier.dirty_pages()), (1000, 1000));
+        assert_eq!((ram.dirty_pages_estimate(), copier.epoch_pages()), (1000, 0));
         copier.copy_while_it_pays(&CapturedPages::new).unwrap();
         assert_eq!(ram.dirty_pages_estimate(), 1000, "nothing is copied while there are no epochs");
     }

@@ -374,16 +374,14 @@ impl Shared {
         self.core().replica.status().generation
     }
 
-    /// Pages written and not captured or copied yet.
+    /// Dirty pages, as far as is known.
     pub fn dirty_pages(&self) -> u64 {
-        match &self.early {
-            Some(early) => early.dirty_pages(),
-            None => self.ram.dirty_pages_estimate(),
-        }
+        self.early.as_ref().map_or_else(|| self.ram.dirty_pages_estimate(), |early| early.dirty_pages())
     }
 
     fn load(&self) -> Load {
-        Load { dirty_pages: self.dirty_pages(), log_bytes: self.disks.log_bytes() }
+        let pages = self.early.as_ref().map_or_else(|| self.ram.dirty_pages_estimate(), |early| early.epoch_pages());
+        Load { dirty_pages: pages, log_bytes: self.disks.log_bytes() }
     }
 
     /// Looks whether a checkpoint is due, from another thread than the VM's.
