@@ -22,7 +22,7 @@ pub(super) fn set_rate(fd: &VcpuFd, support: &Support, hz: u64) -> Result<(), En
 /// Lets all counters go on from a state. The first one is set; the others follow at the distance that they had, to the tick.
 pub(super) fn restore(vcpus: &[&VcpuFd], states: &[VcpuState], support: &Support) -> Result<(), EngineError> {
     let (Some((first, others)), Some(first_state)) = (vcpus.split_first(), states.first()) else { return Ok(()) };
-    msrs::set(first, &[(index::TSC, first_state.tsc)])?;
+    set(first, first_state.tsc, support)?;
     for (fd, state) in others.iter().zip(states.iter().skip(1)) {
         if support.has_tsc_offset {
             let distance = state.tsc.wrapping_sub(first_state.tsc);
@@ -33,6 +33,16 @@ pub(super) fn restore(vcpus: &[&VcpuFd], states: &[VcpuState], support: &Support
         }
     }
     Ok(())
+}
+
+/// Lets a counter go on from a value. A write to IA32_TSC would do, were it not that kernels before 6.7 take one within a second of the counter's
+/// creation for an attempt to synchronise it with that of 0 then, and leave it as it was.
+fn set(fd: &VcpuFd, tsc: u64, support: &Support) -> Result<(), EngineError> {
+    let now = msrs::get(fd, [index::TSC].into_iter())?.first().map(|&(_, now)| now);
+    match now.filter(|_| support.has_tsc_offset) {
+        Some(now) => ioctl::set_tsc_offset(fd, ioctl::tsc_offset(fd)?.wrapping_add(tsc.wrapping_sub(now))),
+        None => msrs::set(fd, &[(index::TSC, tsc)]),
+    }
 }
 
 /// Corrects counters that were read one after the other to what they are at one moment.

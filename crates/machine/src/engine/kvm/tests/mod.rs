@@ -80,3 +80,33 @@ fn a_shadow_comes_back_as_the_kind_it_was() {
         assert!(found == shadow || found.is_some() && shadow.is_some() && rflags != 2, "{shadow:?}: {found:?}");
     }
 }
+
+#[test]
+fn a_counter_of_a_vm_that_has_only_just_begun_does_not_go_back() {
+    for tsc in [1_000_000, 100_000_000, 900_000_000] {
+        let Some(fixture) = Fixture::with(&VcpuState { tsc, ..VcpuState::reset(0) }) else { return };
+        let found = fixture.vcpu.save().unwrap().tsc;
+        assert!(found >= tsc, "{tsc} went back to {found}");
+    }
+}
+
+#[test]
+fn counters_keep_their_distance_to_the_tick() {
+    const DISTANCE: u64 = 12_345;
+    let Ok(kvm) = Kvm::new() else { return };
+    let support = Support::here(&kvm).unwrap();
+    if !support.has_tsc_offset {
+        return;
+    }
+    let profile = Arc::new(profile::at_power_on(CpuLevel::Portable, &support).unwrap());
+    let vm = kvm.create_vm().unwrap();
+    vm.create_irq_chip().unwrap();
+    let vcpus = [0, 1, 2].map(|number| Vcpu::new(&support, &vm, number, 3, &profile, 0).unwrap());
+    let fds: Vec<_> = vcpus.iter().map(Vcpu::fd).collect();
+    let tsc = 0x0123_4567_89ab;
+    let saved = [tsc, tsc, tsc - DISTANCE].map(|tsc| VcpuState { tsc, ..VcpuState::reset(0) });
+    tsc::restore(&fds, &saved, &support).unwrap();
+    let mut again: Vec<_> = vcpus.iter().map(|vcpu| vcpu.save().unwrap()).collect();
+    tsc::align(&fds, &mut again, &support).unwrap();
+    assert_eq!([again[0].tsc - again[1].tsc, again[0].tsc - again[2].tsc], [0, DISTANCE]);
+}
