@@ -133,6 +133,11 @@ impl Platform {
         for slot in &self.virtio {
             has_more |= lock(&slot.device).serve_notified();
         }
+        // A frame that found no room outside goes when there is some, which only those hear of who ask.
+        for card in &self.cards {
+            let waits = lock(&card.device).device().has_waiting_tx();
+            card.transmit_waits.store(waits, Ordering::Release);
+        }
         has_more
     }
 
