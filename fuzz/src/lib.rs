@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use spec::DiskFormat;
 use machine::input::Input;
 use memory::encoding::{CapturedPages, PageEncoder, apply, check};
 use memory::{GuestRam, PAGE_BYTES};
@@ -12,7 +13,7 @@ use replication::disk::{
 };
 use replication::gate::{GatedFrame, InboundFrame};
 use replication::lockstep::log::{ENTRIES_MAX, Entry, FORMAT_VERSION, SegmentReader, SegmentWriter};
-use storage::disk::{DiskFormat, DiskImage, DiskOptions, create_raw};
+use storage::disk::{DiskImage, DiskOptions, create_raw};
 use tempfile::TempDir;
 
 /// Memory of the VM that page records are for, in bytes.

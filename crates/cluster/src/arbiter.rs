@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
+use spec::VmName;
 
-use crate::records::{ClaimRecord, ClusterError, VmName, claim_key, decode, encode};
+use crate::records::{ClaimRecord, ClusterError, claim_key, decode, encode};
 use crate::store::{Compare, Op, Outcome, Store};
 
 /// How often a claim is read again when its record has changed without its generation.

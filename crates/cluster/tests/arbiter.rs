@@ -9,9 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
-use cluster::records::{COPIES_MAX, Cluster, FtSettings, HostName, VmName, VmRecord};
+use cluster::records::{COPIES_MAX, Cluster, FtSettings, VmRecord};
 use cluster::store::{SqliteStore, Store};
-use protocol::{Arbiter, Claim, Generation, ReplicaId, Verdict};
+use protocol::{Arbiter, Claim, Generation, Verdict};
+use spec::{HostName, ReplicaId, VmName};
 
 fn host(name: &str) -> HostName {
     name.parse().unwrap()

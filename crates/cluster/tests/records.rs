@@ -5,12 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
-use cluster::records::{
-    Cluster, ClusterError, FtSettings, HostName, HostRecord, Lease, Power, UnknownFields, VmName, VmRecord,
-};
+use cluster::records::{Cluster, ClusterError, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord};
 use cluster::store::{Op, SqliteStore};
-use machine::engine::EngineKind;
 use protocol::{Arbiter, Claim, Generation};
+use spec::{EngineKind, HostName, VmName};
 use tempfile::TempDir;
 
 fn cluster() -> (TempDir, Cluster) {

@@ -34,7 +34,7 @@ mod x87;
 pub use crate::apic::{ApicMessage, DeliveryMode};
 pub use crate::bus::Bus;
 pub use crate::core::TSC_HZ;
-pub use crate::cpuid::{CpuLevel, CpuOffer, CpuProfile};
+pub use crate::cpuid::{CpuOffer, CpuProfile};
 pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, VCPUS_MAX};
 pub use crate::signature::float_signature;
 pub use crate::state::VcpuState;

@@ -15,6 +15,5 @@ pub mod map;
 pub mod platform;
 pub mod probe;
 pub mod snapshot;
-pub mod spec;
 pub mod triple_fault;
 pub mod vm;

@@ -50,8 +50,6 @@ pub const IO_APIC_LEN: u64 = 0x1000;
 pub const IO_APIC_ID: u8 = 0;
 /// The local APICs' registers (xAPIC mode), one page.
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
-/// Most vCPUs of a VM. Local APIC identifiers are 0 to `vcpus - 1`, valid in xAPIC and x2APIC mode alike.
-pub const VCPUS_MAX: u32 = 64;
 
 /// Window of virtio slot 0; slot n lies n * [`VIRTIO_MMIO_LEN`] above.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
@@ -62,6 +60,11 @@ pub const VIRTIO_SLOTS: usize = VIRTIO_GSIS.len();
 /// The global system interrupt of each virtio slot: those that no other device has. Pin 23 stays free.
 const VIRTIO_GSIS: [u32; 16] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22];
 
+// Local APIC identifiers are 0 to `vcpus - 1`, which have to be valid in xAPIC and x2APIC mode alike.
+const _: () = assert!(spec::VCPUS_MAX <= 0xff);
+// One slot is the entropy device's.
+const _: () = assert!(spec::DEVICES_MAX + 1 == VIRTIO_SLOTS);
+const _: () = assert!(spec::MEMORY_BYTES_MAX == memory::GuestRam::SIZE_BYTES_MAX);
 const _: () = assert!(VIRTIO_MMIO >= LOW_END && VIRTIO_MMIO + VIRTIO_MMIO_LEN * VIRTIO_SLOTS as u64 <= IO_APIC);
 
 /// Where a virtio device is attached.

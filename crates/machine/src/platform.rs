@@ -82,7 +82,7 @@ pub enum PlatformError {
     #[error(transparent)]
     Range(#[from] RangeTaken),
     /// More devices than slots.
-    #[error("more than {} disks and network cards", map::VIRTIO_SLOTS - 1)]
+    #[error("more than {} disks and network cards", spec::DEVICES_MAX)]
     TooManyDevices,
     /// The saved state is of a VM with other devices.
     #[error("the saved VM has {saved} {what}, this one has {found}")]

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cpu::state::{SegmentState, TableState};
-use cpu::{CpuLevel, CpuProfile, ProcessorsState, VcpuState};
-use memory::{GuestRam, MemoryBacking, MemoryError};
+use cpu::{CpuProfile, ProcessorsState, VcpuState};
+use memory::{GuestRam, MemoryError};
 use serde::{Deserialize, Serialize};
+use spec::{CpuLevel, EngineKind, MemoryBacking};
 
 use crate::acpi::AcpiError;
 use crate::boot::linux::LinuxBoot;
@@ -18,7 +19,7 @@ use crate::devices::ioapic::IoApicState;
 use crate::digest::{Digest, StateHasher};
 use crate::engine::kvm::KvmEngine;
 use crate::engine::soft::{InputMode, SoftEngine};
-use crate::engine::{DirtyLog, Engine, EngineError, EngineKind, EngineState, RunEnd};
+use crate::engine::{DirtyLog, Engine, EngineError, EngineState, RunEnd};
 use crate::platform::{Parts, Platform, PlatformError, PlatformState};
 use crate::snapshot::format::{FormatError, SnapshotReader, SnapshotWriter};
 use crate::snapshot::memory::{read_memory, write_memory};
@@ -380,7 +381,7 @@ impl<R: Read> Snapshot<R> {
 fn check_cpus(engine: EngineKind, cpus: u32) -> Result<(), VmError> {
     let cpus_max = match engine {
         EngineKind::Soft => SOFT_CPUS_MAX,
-        EngineKind::Kvm => crate::map::VCPUS_MAX,
+        EngineKind::Kvm => spec::VCPUS_MAX,
     };
     if (1..=cpus_max).contains(&cpus) { Ok(()) } else { Err(VmError::Cpus { engine, cpus, cpus_max }) }
 }

@@ -67,11 +67,11 @@ fn the_guest_finds_every_table() {
 #[test]
 fn the_largest_machine_fits_and_a_larger_one_is_refused() {
     let ram = GuestRam::new(64 << 20).unwrap();
-    let rsdp = write_tables(&ram, &config(map::VCPUS_MAX, map::VIRTIO_SLOTS)).unwrap();
+    let rsdp = write_tables(&ram, &config(spec::VCPUS_MAX, map::VIRTIO_SLOTS)).unwrap();
     walk(&ram, rsdp);
     let last_used = (rsdp..2 << 20).rev().find(|address| ram.load::<u8>(*address) != Some(0));
     assert!(last_used.unwrap() < map::ACPI_TABLES_END);
-    for vcpus in [0, map::VCPUS_MAX + 1] {
+    for vcpus in [0, spec::VCPUS_MAX + 1] {
         assert!(matches!(write_tables(&ram, &config(vcpus, 0)), Err(AcpiError::Vcpus(_))));
     }
     let mut far = config(1, 1);

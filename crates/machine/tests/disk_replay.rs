@@ -13,13 +13,14 @@ use machine::devices::virtio::rng::SeededEntropy;
 use machine::devices::virtio::testing::{Buffer, GuestDriver};
 use machine::digest::Digest;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineError, EngineKind, RunEnd};
+use machine::engine::{EngineError, RunEnd};
 use machine::events::GuestEvent;
 use machine::input::{FailedContent, Input, InputEvent, Journal};
 use machine::map;
 use machine::platform::{Parts, Platform};
 use machine::vm::{Boot, Vm, VmConfig, VmError, VmState};
 use memory::{GuestRam, PAGE_BYTES};
+use spec::EngineKind;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_mmio::*;
 
@@ -297,8 +298,8 @@ fn config() -> VmConfig {
         name: "disk".into(),
         cpus: 1,
         memory_bytes: MEMORY_BYTES,
-        cpu: machine::engine::CpuLevel::Portable,
-        backing: memory::MemoryBacking::default(),
+        cpu: spec::CpuLevel::Portable,
+        backing: spec::MemoryBacking::default(),
     }
 }
 

@@ -15,9 +15,10 @@ use machine::map;
 use machine::platform::{Parts, Platform};
 use memory::GuestRam;
 use network::{
-    BackendError, FrameBackend, FrameOffload, HEADER_LEN, InputPosition, LinkState, MacAddr, ReceiveOffloads, Received,
+    BackendError, FrameBackend, FrameOffload, HEADER_LEN, InputPosition, LinkState, ReceiveOffloads, Received,
     SendOutcome,
 };
+use spec::MacAddr;
 
 /// How long to wait for room that is there. Only a defect waits so long.
 const HUNG: Duration = Duration::from_secs(10);

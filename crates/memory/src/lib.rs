@@ -18,7 +18,6 @@
 //! Their contents are copied while the VM stands still, or shortly before ([`encoding::CapturedPages`]), or, if all writers are in this
 //! process, page by page while it goes on ([`GuestRam::freeze`]).
 
-mod backing;
 pub mod encoding;
 mod frozen;
 mod harvest;
@@ -29,7 +28,6 @@ mod tracker;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
-pub use backing::{HugePages, MemoryBacking};
 pub use frozen::FrozenPages;
 pub use harvest::Harvest;
 pub use layout::{HIGH_START, LOW_END, Layout, PAGE_BYTES, PAGE_SHIFT, Slot};

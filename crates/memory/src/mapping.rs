@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr::NonNull;
 
-use crate::backing::{HugePages, MemoryBacking};
+use spec::{HugePages, MemoryBacking};
 
 /// A shared, read-write mapping of a memfd, unmapped on drop.
 #[derive(Debug)]

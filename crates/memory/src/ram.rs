@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use spec::{HugePages, MemoryBacking};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::backing::{HugePages, MemoryBacking};
 use crate::frozen::{FrozenPages, FrozenSet};
 use crate::harvest::Harvest;
 use crate::layout::{Layout, PAGE_BYTES, PAGE_SHIFT};

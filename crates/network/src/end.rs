@@ -10,14 +10,13 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use spec::{MacAddr, NetworkError, NetworkSpec};
 use thiserror::Error;
 
 pub use control::{ControlError, EndStatus, keep, status, stop};
 pub use process::{EndProcess, SpawnError};
 pub use server::End;
 
-use crate::mac::MacAddr;
-use crate::spec::{NetworkSpec, SpecError};
 pub use crate::uplink::UplinkError;
 
 /// What a network end is told at its start; passed as JSON on its command line.
@@ -54,7 +53,7 @@ pub enum Lifetime {
 pub enum EndError {
     /// The network's description is wrong.
     #[error(transparent)]
-    Spec(#[from] SpecError),
+    Spec(#[from] NetworkError),
     /// The network cannot be set up.
     #[error(transparent)]
     Uplink(#[from] UplinkError),

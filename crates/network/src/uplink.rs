@@ -5,12 +5,12 @@ mod slirp;
 
 use std::io;
 
+use spec::PortForward;
 use thiserror::Error;
 
 pub(crate) use bridge::BridgePort;
 pub(crate) use slirp::UserNetwork;
 
-use crate::forward::PortForward;
 use crate::offload::{FrameOffload, OffloadError, ReceiveOffloads};
 use crate::queue::FrameQueue;
 

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use replication::disk::{DiskApplier, DiskOp, DiskSet, DiskSyncError, DiskWrite};
-use storage::disk::{DiskFormat, DiskImage, DiskOptions, create_qcow2, create_raw};
+use spec::DiskFormat;
+use storage::disk::{DiskImage, DiskOptions, create_qcow2, create_raw};
 
 const DISK_BYTES: u64 = 4 << 20;
 const FILE_BYTES_MAX: u64 = 1 << 20;

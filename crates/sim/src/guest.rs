@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use protocol::{Decision, DropReason, EpochBounds, Event, FtMode, Load, Sending};
+use protocol::{Decision, DropReason, EpochBounds, Event, Load, Sending};
+use spec::FtMode;
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;

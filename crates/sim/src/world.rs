@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use protocol::{Claim, Epoch, Generation, MonotonicTime, Replica, ReplicaId};
+use protocol::{Claim, Epoch, Generation, MonotonicTime, Replica};
+use spec::ReplicaId;
 
 use crate::coverage::{Coverage, Occurrence};
 use crate::faults::{FAULTS_END, Moment, Plan, Trigger};

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use proptest::prelude::*;
-use storage::disk::{Backing, DiskError, DiskFormat, DiskImage, DiskOptions, create_qcow2, create_raw};
+use spec::DiskFormat;
+use storage::disk::{Backing, DiskError, DiskImage, DiskOptions, create_qcow2, create_raw};
 
 /// Not a multiple of qcow2's clusters, so that their end is tested.
 const SIZE: u64 = 1_000_448;

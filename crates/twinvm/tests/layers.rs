@@ -20,10 +20,29 @@ struct Crate {
 
 const HOUSE: &[Crate] = &[
     Crate {
+        name: "spec",
+        floor: 0,
+        layers: &[
+            &[
+                "byte_size",
+                "cpu_level",
+                "disk_format",
+                "engine",
+                "forward",
+                "ft_mode",
+                "mac",
+                "memory_backing",
+                "replica_id",
+            ],
+            &["name", "network"],
+            &["vm"],
+        ],
+    },
+    Crate {
         name: "memory",
         floor: 1,
         layers: &[
-            &["backing", "layout"],
+            &["layout"],
             &["mapping"],
             &["frozen"],
             &["tracker"],
@@ -63,7 +82,7 @@ const HOUSE: &[Crate] = &[
         floor: 2,
         // `replica` is one of the two roles, and each of them makes it the other or ends it.
         layers: &[
-            &["mode", "numbers", "replica_id", "time"],
+            &["numbers", "time"],
             &["epochs", "heartbeats", "patience", "silence"],
             &["claim"],
             &["arbiter"],
@@ -78,8 +97,8 @@ const HOUSE: &[Crate] = &[
         name: "network",
         floor: 2,
         layers: &[
-            &["forward", "mac", "offload", "seqpacket"],
-            &["backend", "checksum", "packet", "spec"],
+            &["offload", "seqpacket"],
+            &["backend", "checksum", "packet"],
             &["coalesce", "retained", "wire"],
             &["link", "pair", "queue"],
             &["uplink"],
@@ -98,7 +117,7 @@ const HOUSE: &[Crate] = &[
             &["platform"],
             &["engine"],
             &["vm"],
-            &["probe", "spec"],
+            &["probe"],
         ],
     },
     Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate"], &["lockstep"], &["mirror"]] },

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use storage::disk::{DiskFormat, DiskImage, DiskOptions, create_qcow2, create_raw};
+use spec::DiskFormat;
+use storage::disk::{DiskImage, DiskOptions, create_qcow2, create_raw};
 use tempfile::TempDir;
 
 /// A folder with a spec in it, to which tests do harm.

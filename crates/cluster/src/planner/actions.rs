@@ -1,6 +1,8 @@
+use spec::{HostName, VmName};
+
 use super::placement::{NoPlace, place_secondary};
 use super::{Failures, WhyNot};
-use crate::records::{ClusterState, HostName, Power, VmName, VmState};
+use crate::records::{ClusterState, Power, VmState};
 
 /// How far apart attempts are when no host says when to try again, in ms.
 const LOOK_AGAIN_MS: u64 = 1_000;

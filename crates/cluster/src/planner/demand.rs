@@ -1,8 +1,6 @@
-use machine::engine::{EngineChoice, EngineKind};
-use machine::spec::{SpecError, VmSpec};
-use network::NetworkSpec;
+use spec::{EngineChoice, EngineKind, HostName, NetworkSpec, SpecError, VmName, VmSpec};
 
-use crate::records::{ClusterState, HostName, Power, VmName, VmRecord};
+use crate::records::{ClusterState, Power, VmRecord};
 
 /// What a replica of a VM needs of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]

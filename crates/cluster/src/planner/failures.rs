@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use crate::records::{HostName, VmName};
+use spec::{HostName, VmName};
 
 /// How long a host is left alone after it has failed once, in ms.
 pub const BACKOFF_MS_MIN: u64 = 1_000;

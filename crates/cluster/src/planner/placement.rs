@@ -1,12 +1,11 @@
 use std::cmp::Ordering;
 
-use machine::spec::SpecError;
-use protocol::ReplicaId;
+use spec::{HostName, ReplicaId, SpecError};
 use thiserror::Error;
 
 use super::demand::{Demand, reserved};
 use super::{Failures, WhyNot};
-use crate::records::{ClusterState, HostName, HostRecord, VmState};
+use crate::records::{ClusterState, HostRecord, VmState};
 
 /// Why there is no place for a replica.
 #[derive(Debug, Error)]

@@ -1,7 +1,5 @@
-use machine::engine::EngineKind;
+use spec::{EngineKind, HostName};
 use thiserror::Error;
-
-use crate::records::HostName;
 
 /// Why a replica cannot be placed on a host, as a sentence about the host.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

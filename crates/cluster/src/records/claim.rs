@@ -1,5 +1,6 @@
-use protocol::{Claim, ReplicaId};
+use protocol::Claim;
 use serde::{Deserialize, Serialize};
+use spec::ReplicaId;
 
 use super::UnknownFields;
 

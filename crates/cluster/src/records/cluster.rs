@@ -5,11 +5,9 @@ use std::time::Duration;
 use protocol::{Claim, Generation};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use spec::{HostName, VmName};
 
-use super::{
-    ClaimRecord, ClusterError, ClusterState, HostName, HostRecord, Unreadable, VmName, VmRecord, VmState, decode,
-    encode,
-};
+use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
 use crate::store::{Changes, Compare, Entry, Op, Outcome, Store};
 
 /// How often a record is read and written again when others change it in between.

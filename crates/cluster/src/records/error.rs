@@ -1,6 +1,6 @@
+use spec::{HostName, NameError, VmName};
 use thiserror::Error;
 
-use super::{HostName, NameError, VmName};
 use crate::store::StoreError;
 
 /// Why something could not be done with the cluster's records.

@@ -1,9 +1,9 @@
 use std::net::{IpAddr, SocketAddr};
 
-use machine::engine::EngineKind;
 use serde::{Deserialize, Serialize};
+use spec::{EngineKind, HostName};
 
-use super::{HostName, UnknownFields};
+use super::UnknownFields;
 
 /// What a host offers, and its lease: the host itself writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,6 @@ mod claim;
 mod cluster;
 mod error;
 mod host;
-mod name;
 mod state;
 mod vm;
 
@@ -21,7 +20,6 @@ pub use claim::{COPIES_MAX, ClaimRecord};
 pub use cluster::Cluster;
 pub use error::ClusterError;
 pub use host::{HostRecord, Lease};
-pub use name::{HostName, NameError, VmName};
 pub use state::{ClusterState, Unreadable, VmState};
 pub use vm::{FtSettings, Power, VmRecord};
 

@@ -1,7 +1,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use spec::{HostName, VmName};
 
-use super::{ClaimRecord, ClusterError, HostName, HostRecord, VmName, VmRecord};
+use super::{ClaimRecord, ClusterError, HostRecord, VmRecord};
 use crate::store::StoreError;
 use crate::store::VALUE_BYTES_MAX;
 

@@ -1,11 +1,9 @@
 use std::path::PathBuf;
 
-use machine::engine::EngineKind;
-use machine::spec::{SpecError, VmSpec};
-use protocol::FtMode;
 use serde::{Deserialize, Serialize};
+use spec::{EngineKind, FtMode, HostName, SpecError, VmName, VmSpec};
 
-use super::{HostName, UnknownFields, VmName};
+use super::UnknownFields;
 
 /// What a VM is, and what its administrator wants of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,12 +3,10 @@
 //! Sources: Intel SDM volume 2 (CPUID), AMD APM volume 3 appendix E, Linux `Documentation/virt/kvm/x86/cpuid.rst`.
 
 mod features;
-mod level;
 mod offer;
 mod profile;
 
 pub use features::{FeatureWord, Features, WORDS, bit, word};
-pub use level::CpuLevel;
 pub use offer::{CpuOffer, TscOffer, is_same_rate};
 pub use profile::{CpuProfile, XsaveComponent, vendor};
 

@@ -17,7 +17,7 @@ use crate::map::{self, VirtioSlot};
 /// What differs from VM to VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcpiConfig {
-    /// Number of vCPUs, 1 to [`map::VCPUS_MAX`]. Local APIC identifiers are 0 to `vcpus - 1`.
+    /// Number of vCPUs, 1 to [`spec::VCPUS_MAX`]. Local APIC identifiers are 0 to `vcpus - 1`.
     pub vcpus: u32,
     /// The virtio devices, in the order in which the guest shall find them.
     pub virtio: Vec<VirtioSlot>,
@@ -27,7 +27,7 @@ pub struct AcpiConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum AcpiError {
     /// No vCPU, or too many.
-    #[error("{0} vCPUs; a VM has 1 to {max}", max = map::VCPUS_MAX)]
+    #[error("{0} vCPUs; a VM has 1 to {max}", max = spec::VCPUS_MAX)]
     Vcpus(u32),
     /// More virtio devices than slots.
     #[error("{0} virtio devices; a VM has up to {max}", max = map::VIRTIO_SLOTS)]
@@ -57,7 +57,7 @@ pub fn write_tables(ram: &GuestRam, config: &AcpiConfig) -> Result<u64, AcpiErro
 
 /// The address of the tables, and the tables as one piece of memory with the RSDP first.
 fn build(config: &AcpiConfig) -> Result<(u64, Vec<u8>), AcpiError> {
-    if !(1..=map::VCPUS_MAX).contains(&config.vcpus) {
+    if !(1..=spec::VCPUS_MAX).contains(&config.vcpus) {
         return Err(AcpiError::Vcpus(config.vcpus));
     }
     if config.virtio.len() > map::VIRTIO_SLOTS {

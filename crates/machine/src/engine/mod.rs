@@ -12,57 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cpu::ProcessorsState;
-pub use cpu::{CpuLevel, CpuOffer, CpuProfile};
+pub use cpu::{CpuOffer, CpuProfile};
 use serde::{Deserialize, Serialize};
+use spec::{CpuLevel, EngineKind};
 
 use self::soft::InputMode;
 use crate::control::Control;
 use crate::devices::ioapic::IoApicState;
 use crate::events::GuestEvent;
-
-/// The engine a user asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EngineChoice {
-    /// Whichever is faster on this host, by measurement.
-    #[default]
-    Auto,
-    /// Hardware virtualization by /dev/kvm.
-    Kvm,
-    /// The software x86-64 processor.
-    Soft,
-}
-
-/// An engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EngineKind {
-    /// Hardware virtualization by /dev/kvm.
-    Kvm,
-    /// The software x86-64 processor.
-    Soft,
-}
-
-impl EngineKind {
-    /// Whether a page can be copied right before a vCPU writes to it for the first time since dirty pages were collected: then pages can
-    /// be frozen ([`memory::GuestRam::freeze`]) rather than copied while the VM stands still.
-    pub fn can_freeze_pages(self) -> bool {
-        match self {
-            Self::Soft => true,
-            // The kernel notes writes, and asks nobody.
-            Self::Kvm => false,
-        }
-    }
-}
-
-impl std::fmt::Display for EngineKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Kvm => "kvm",
-            Self::Soft => "soft",
-        })
-    }
-}
 
 /// Which processors an engine can be on this host.
 ///

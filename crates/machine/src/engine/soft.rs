@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cpu::{Bus, CpuConfig, CpuProfile, Exit, Processors, ProcessorsState};
+use spec::EngineKind;
 
-use super::{Engine, EngineError, EngineKind, EngineState, RunEnd};
+use super::{Engine, EngineError, EngineState, RunEnd};
 use crate::control::Control;
 use crate::devices::ioapic::IoApic;
 use crate::input::{Input, Journal, Recorder};

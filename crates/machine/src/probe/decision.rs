@@ -5,7 +5,7 @@
 //! times slower; one that emulates both is slow in both. So it is the *relation* that tells, and no absolute speed: a machine
 //! within an emulator is slow all over, and its KVM is still the better engine of the two.
 
-use crate::engine::EngineKind;
+use spec::EngineKind;
 
 /// Hardware runs both modes alike; noise and the cost of leaving the guest stay far below this factor, emulation far above it.
 const SLOWER_SUPERVISOR_MAX: f64 = 8.0;

@@ -3,11 +3,13 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use spec::EngineKind;
+
 use super::Speed;
 use crate::devices::serial::ConsoleSink;
 use crate::devices::virtio::rng::SeededEntropy;
 use crate::engine::soft::InputMode;
-use crate::engine::{EngineError, EngineKind, RunEnd};
+use crate::engine::{EngineError, RunEnd};
 use crate::map;
 use crate::platform::Parts;
 use crate::vm::{Boot, Vm, VmConfig, VmError};
@@ -102,8 +104,8 @@ fn mips(engine: EngineKind, program: &[u8]) -> Result<f64, VmError> {
         name: "probe".to_owned(),
         cpus: 1,
         memory_bytes: MEMORY_BYTES,
-        cpu: crate::engine::CpuLevel::Portable,
-        backing: memory::MemoryBacking::default(),
+        cpu: spec::CpuLevel::Portable,
+        backing: spec::MemoryBacking::default(),
     };
     let boot = Boot::Flat { program, address: PROGRAM_ADDRESS, rsi: 0 };
     let parts = Parts {

@@ -6,12 +6,11 @@ mod host;
 mod measure;
 
 use serde::Serialize;
+use spec::{EngineChoice, EngineKind};
 
 pub use decision::{Decision, Speed, decide};
 pub use features::{Feature, FeatureState, features};
 pub use host::{HostFacts, HugePages, KvmAccess, KvmFacts};
-
-use crate::engine::{EngineChoice, EngineKind};
 
 /// What one engine does on this host.
 #[derive(Clone, Debug, Serialize)]

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use machine::devices::virtio::net::NetConfig;
+use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineKind, RunEnd};
 use machine::vm::{Boot, Vm, VmConfig};
 use memory::encoding::{CapturedPages, PageEncoder};
+use spec::EngineKind;
 
 use crate::engines;
 use crate::guest::{Console, PROGRAM, parts};
@@ -41,12 +42,12 @@ fn start(engine: EngineKind, pages: u64) -> Vm {
         name: "cost".into(),
         cpus: 1,
         memory_bytes: MEMORY_BYTES,
-        cpu: machine::engine::CpuLevel::Portable,
-        backing: memory::MemoryBacking::default(),
+        cpu: spec::CpuLevel::Portable,
+        backing: spec::MemoryBacking::default(),
     };
     let (card, _) = network::pair().unwrap();
     let mut parts = parts(&Console::default());
-    parts.cards.push((NetConfig { mac: network::MacAddr::for_vm("cost", 0), mtu: 1500 }, Box::new(card)));
+    parts.cards.push((NetConfig { mac: spec::MacAddr::for_vm("cost", 0), mtu: 1500 }, Box::new(card)));
     let boot = Boot::Flat { program: &program(), address: PROGRAM, rsi: pages };
     Vm::boot(config, &boot, parts, engine, InputMode::Live).unwrap()
 }

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use machine::boot::BootState;
-use machine::engine::EngineKind::{self, Soft};
 use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::vm::{Boot, Vm};
 use memory::GuestRam;
+use spec::EngineKind::{self, Soft};
 
 use crate::engines;
 use crate::guest::{Console, DATA, PROGRAM, config, parts, restore};

@@ -8,12 +8,13 @@ use cpu::VcpuState;
 use iced_x86::code_asm::*;
 use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::rng::SeededEntropy;
+use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineKind, RunEnd};
 use machine::events::GuestEvent;
 use machine::platform::Parts;
 use machine::vm::{Boot, Vm, VmConfig, VmError, VmState};
 use memory::GuestRam;
+use spec::EngineKind;
 
 pub const MEMORY_BYTES: u64 = 8 << 20;
 pub const PROGRAM: u64 = 0x10_0000;
@@ -151,8 +152,8 @@ pub fn config(cpus: u32) -> VmConfig {
         name: "bare".into(),
         cpus,
         memory_bytes: MEMORY_BYTES,
-        cpu: machine::engine::CpuLevel::Portable,
-        backing: memory::MemoryBacking::default(),
+        cpu: spec::CpuLevel::Portable,
+        backing: spec::MemoryBacking::default(),
     }
 }
 

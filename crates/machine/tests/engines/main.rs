@@ -11,10 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use guest::{Console, expected, finish, start};
-use machine::engine::EngineKind::{self, Kvm, Soft};
-use machine::engine::{CpuLevel, RunEnd};
+use machine::engine::RunEnd;
 use machine::vm::{Snapshot, SnapshotHead, Vm, VmConfig};
 use memory::PAGE_BYTES;
+use spec::{
+    CpuLevel,
+    EngineKind::{self, Kvm, Soft},
+};
 
 /// Enough for some tenths of a second on the slowest KVM, and for several pauses.
 const ROUNDS: u64 = 20_000;
@@ -226,8 +229,8 @@ fn a_state_with_another_number_of_vcpus_is_refused() {
         name: "x".into(),
         cpus: 1,
         memory_bytes: guest::MEMORY_BYTES,
-        cpu: machine::engine::CpuLevel::Portable,
-        backing: memory::MemoryBacking::default(),
+        cpu: spec::CpuLevel::Portable,
+        backing: spec::MemoryBacking::default(),
     };
     let ram = vm.platform().ram().clone();
     let restored = machine::vm::Vm::restore(

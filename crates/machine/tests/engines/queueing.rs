@@ -9,13 +9,13 @@ use iced_x86::code_asm::*;
 use machine::bus::BusDevice;
 use machine::devices::virtio::rng::SeededEntropy;
 use machine::devices::virtio::testing::{Buffer, GuestDriver, HeldDisk, Posted};
-use machine::engine::EngineKind::{self, Kvm, Soft};
 use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::map;
 use machine::platform::{Parts, Platform};
 use machine::vm::{Boot, Vm};
 use memory::GuestRam;
+use spec::EngineKind::{self, Kvm, Soft};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 

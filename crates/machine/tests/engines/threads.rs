@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use iced_x86::code_asm::*;
 use machine::devices::serial::ConsoleSink;
 use machine::engine::EngineError;
-use machine::engine::EngineKind::{Kvm, Soft};
 use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::events::GuestEvent;
 use machine::map;
 use machine::vm::{Boot, Vm, VmError};
+use spec::EngineKind::{Kvm, Soft};
 
 use crate::engines;
 use crate::guest::{self, Console, DATA, PROGRAM, config, parts};

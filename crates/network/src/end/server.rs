@@ -7,13 +7,14 @@ use std::path::Path;
 use std::process;
 use std::time::{Duration, Instant};
 
+use spec::NetworkSpec;
+
 use super::control::EndStatus;
 use super::{EndConfig, EndError, Lifetime, system};
 use crate::backend::{Attach, BackendError, FRAME_LEN_MAX, SendOutcome};
 use crate::offload::{Checksum, ReceiveOffloads};
 use crate::queue::FrameQueue;
 use crate::seqpacket::{Incoming, SeqListener, SeqSocket};
-use crate::spec::NetworkSpec;
 use crate::uplink::{BridgePort, Uplink, UserNetwork};
 use crate::wire::{self, Attached, Message};
 

@@ -8,12 +8,12 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use spec::{BridgeSpec, MacAddr};
+
 use super::{Uplink, UplinkError};
 use crate::backend::FRAME_LEN_MAX;
-use crate::mac::MacAddr;
 use crate::offload::{FrameOffload, HEADER_LEN, OffloadError, ReceiveOffloads};
 use crate::queue::FrameQueue;
-use crate::spec::BridgeSpec;
 
 /// Frames read per call, so that the guest's side is looked after in between.
 const READ_BATCH: usize = 64;

@@ -12,13 +12,12 @@ use std::ptr;
 use std::slice;
 
 use libslirp_sys as sys;
+use spec::{Protocol, UserSpec};
 
 use super::{Uplink, UplinkError};
 use crate::checksum::complete;
-use crate::forward::Protocol;
 use crate::offload::{FrameOffload, OffloadError, ReceiveOffloads};
 use crate::queue::FrameQueue;
-use crate::spec::UserSpec;
 
 /// Version of `SlirpConfig` filled in here: up to `disable_dns`, without `disable_dhcp` and the callbacks of version 4,
 /// which the bindings lack.

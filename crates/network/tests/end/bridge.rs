@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use network::end::{self, EndConfig, Lifetime};
-use network::{BridgeSpec, NetworkSpec};
 use smoltcp::wire::Ipv4Cidr;
+use spec::{BridgeSpec, NetworkSpec};
 
 use crate::guest::{self, Guest};
 use crate::host::{TestEnd, echo_once, pattern, spawn, this_program};

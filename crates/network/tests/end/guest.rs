@@ -6,14 +6,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use network::{
-    BackendError, Checksum, FRAME_LEN_MAX, FrameBackend, FrameOffload, Gso, MacAddr, ReceiveOffloads, Segmentation,
-    SendOutcome,
+    BackendError, Checksum, FRAME_LEN_MAX, FrameBackend, FrameOffload, Gso, ReceiveOffloads, Segmentation, SendOutcome,
 };
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::time::Instant as GuestInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+use spec::MacAddr;
 
 pub const MAC: [u8; 6] = [0x02, 1, 2, 3, 4, 5];
 const MSS: u16 = 1460;

@@ -8,7 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use network::end::{EndConfig, EndProcess, Lifetime};
-use network::{Attach, Link, NetworkSpec, PortForward, Protocol, UserSpec};
+use network::{Attach, Link};
+use spec::{NetworkSpec, PortForward, Protocol, UserSpec};
 use tempfile::TempDir;
 
 use crate::guest;

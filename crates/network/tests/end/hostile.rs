@@ -5,9 +5,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use network::{
-    BackendError, Checksum, FrameBackend, FrameOffload, Gso, Link, Segmentation, SendOutcome, UserSpec, end,
-};
+use network::{BackendError, Checksum, FrameBackend, FrameOffload, Gso, Link, Segmentation, SendOutcome, end};
+use spec::UserSpec;
 
 use crate::guest::{Guest, MAC};
 use crate::host::TestEnd;

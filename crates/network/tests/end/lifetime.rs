@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use network::end::{self, EndConfig, EndProcess, Lifetime, SpawnError};
-use network::{Attach, Link, NetworkSpec, UserSpec};
+use network::{Attach, Link};
+use spec::{NetworkSpec, UserSpec};
 
 use crate::guest;
 use crate::host::{spawn, this_program, wait_until};

@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use network::end::{self, EndConfig, EndProcess, Lifetime};
-use network::{Attach, BackendError, FrameBackend, Link, LinkState, NetworkSpec, Protocol, UserSpec};
+use network::{Attach, BackendError, FrameBackend, Link, LinkState};
+use spec::{NetworkSpec, Protocol, UserSpec};
 
 use crate::guest::{self, Guest};
 use crate::host::{TestEnd, connect, forward, open_spec, pattern, this_program, wait_until};

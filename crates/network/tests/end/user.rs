@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use network::end::{self, Lifetime};
-use network::{NetworkSpec, Protocol, UserSpec};
 use smoltcp::socket::{tcp, udp};
+use spec::{NetworkSpec, Protocol, UserSpec};
 
 use crate::guest::Guest;
 use crate::host::{TestEnd, connect, echo_once, forward, open_spec, pattern, spawn};

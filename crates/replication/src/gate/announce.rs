@@ -1,6 +1,6 @@
 //! Telling a network where a VM is now.
 
-use network::MacAddr;
+use spec::MacAddr;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// RARP's EtherType (RFC 903).

@@ -37,8 +37,9 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use network::{FrameBackend, FrameOffload, InputPosition, MacAddr};
+use network::{FrameBackend, FrameOffload, InputPosition};
 use protocol::Epoch;
+use spec::MacAddr;
 
 pub use frame::{GatedFrame, InboundFrame};
 pub use queue::{GATE_BYTES_MAX, GATE_FRAMES_MAX};

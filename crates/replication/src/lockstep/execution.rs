@@ -8,12 +8,13 @@ use machine::devices::virtio::block::BlockBackend;
 use machine::devices::virtio::net::NetConfig;
 use machine::digest::Digest;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineError, EngineKind, RunEnd};
+use machine::engine::{EngineError, RunEnd};
 use machine::events::GuestEvent;
 use machine::input::Journal;
 use machine::platform::Parts;
 use machine::vm::{Vm, VmConfig, VmError, VmState};
 use memory::GuestRam;
+use spec::EngineKind;
 
 use super::digest::StateDigest;
 use super::log::Entry;

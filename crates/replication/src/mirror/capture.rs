@@ -6,7 +6,8 @@ use machine::vm::{Vm, VmError, VmState};
 use memory::encoding::{CapturedPages, PageContent};
 use memory::{FrozenPages, Harvest};
 use network::InputPosition;
-use protocol::{Epoch, FtMode};
+use protocol::Epoch;
+use spec::FtMode;
 
 use super::early::EarlyCopies;
 use super::figures::CaptureTimes;

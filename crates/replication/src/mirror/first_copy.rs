@@ -14,7 +14,8 @@ use std::time::Duration;
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
 use memory::{GuestRam, Harvest, PAGE_BYTES};
-use protocol::{FtMode, Look, LossReason, ReplicaId};
+use protocol::{Look, LossReason};
+use spec::{FtMode, ReplicaId};
 
 use super::message::{
     ACK, Ack, DISK_WRITES, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome,

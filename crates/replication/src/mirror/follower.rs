@@ -14,9 +14,10 @@ use machine::vm::VmState;
 use memory::encoding;
 use network::{FrameOffload, InputPosition};
 use protocol::{
-    Command, Epoch, Event, FtMode, Generation, Look, LossReason, MonotonicTime, RETRY_INTERVAL, Silence, StopReason,
+    Command, Epoch, Event, Generation, Look, LossReason, MonotonicTime, RETRY_INTERVAL, Silence, StopReason,
     heartbeat_interval,
 };
+use spec::FtMode;
 
 use super::capture::unix_now_ns;
 use super::clock;

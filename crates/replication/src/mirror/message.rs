@@ -25,14 +25,15 @@
 //!
 //! Structures are serialized with postcard; bare integers are little-endian.
 
-use machine::engine::{CpuProfile, EngineKind};
+use machine::engine::CpuProfile;
 use machine::vm::VmConfig;
 use network::InputPosition;
 use serde::{Deserialize, Serialize};
+use spec::{EngineKind, FtMode, ReplicaId};
 
 use crate::disk::DiskDescription;
 use crate::gate::InboundFrame;
-use protocol::{Epoch, FtMode, Generation, ReplicaId};
+use protocol::{Epoch, Generation};
 
 pub(super) const HELLO: u8 = 1;
 pub(super) const WELCOME: u8 = 2;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine::triple_fault::TripleFaults;
-use protocol::{FtMode, ReplicaId};
+use spec::{FtMode, ReplicaId};
 
 /// Times and bounds of a mirrored VM.
 #[derive(Clone, Debug)]

@@ -10,14 +10,15 @@ use std::thread;
 use std::time::Duration;
 
 use machine::control::Control;
-use machine::engine::{CpuProfile, DirtyLog, EngineKind};
+use machine::engine::{CpuProfile, DirtyLog};
 use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
 use protocol::{
-    Arbiter, Command, DropReason, Epoch, EpochBounds, Event, FtMode, Generation, Load, LossReason, Patience,
-    RETRY_INTERVAL, Reason, Replica, Status, StopReason, Verdict,
+    Arbiter, Command, DropReason, Epoch, EpochBounds, Event, Generation, Load, LossReason, Patience, RETRY_INTERVAL,
+    Reason, Replica, Status, StopReason, Verdict,
 };
+use spec::{EngineKind, FtMode};
 
 use super::early::EarlyCopier;
 use super::figures::{Figures, Meter};
@@ -244,7 +245,7 @@ impl Primary {
     /// [`super::ProtectError`].
     pub fn protect(
         &self,
-        secondary: protocol::ReplicaId,
+        secondary: spec::ReplicaId,
         address: SocketAddr,
         identity: &crate::channel::Identity,
     ) -> Result<(), super::ProtectError> {

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use machine::engine::EngineKind;
 use machine::input::Input;
 use machine::vm::{VmConfig, VmState};
 use memory::{GuestRam, MemoryError};
 use network::InputPosition;
 use protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason};
+use spec::EngineKind;
 
 use super::MirrorOptions;
 use super::follower::Follower;

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use protocol::{Committed, Epoch, Epochs, Generation, Heartbeats, Look, NotSent, ReplicaId, Sending, Silence};
+use protocol::{Committed, Epoch, Epochs, Generation, Heartbeats, Look, NotSent, Sending, Silence};
+use spec::ReplicaId;
 
 use super::capture::InFlight;
 use super::clock;

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use machine::control::Control;
-use protocol::{Decision, EpochBounds, FtMode, Load};
+use protocol::{Decision, EpochBounds, Load};
+use spec::FtMode;
 
 use super::clock;
 use super::early::EarlyCopier;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use replication::disk::{BLOCK_BYTES, DiskCopy, DiskSet, DiskSyncError, SummaryWriter};
-use storage::disk::{Backing, DiskFormat, create_qcow2, create_raw};
+use spec::DiskFormat;
+use storage::disk::{Backing, create_qcow2, create_raw};
 
 use crate::pair::{
     Images, Pair, SIZE, Step, assert_equal, copy_all, copy_piece, images, open, open_read_only, perform, perform_all,

@@ -1,7 +1,8 @@
 //! Flushes that are put off.
 
 use replication::disk::{DeferredFlushes, DiskOp, DiskSet, DiskWrite};
-use storage::disk::{DiskFormat, DiskImage, DiskOptions, create_qcow2, create_raw};
+use spec::DiskFormat;
+use storage::disk::{DiskImage, DiskOptions, create_qcow2, create_raw};
 
 const DISK_BYTES: u64 = 8 << 20;
 const PIECE_BYTES: u64 = 64 << 10;

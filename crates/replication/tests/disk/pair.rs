@@ -8,7 +8,8 @@ use replication::disk::{
     DiskCopy, DiskSet, DiskSummary, PIECE_BYTES_MAX, SUMMARY_PIECE_BYTES_MAX, SummaryReader, SummaryWriter,
     decode_writes, encode_writes,
 };
-use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2, create_raw};
+use spec::DiskFormat;
+use storage::disk::{Backing, DiskImage, DiskOptions, create_qcow2, create_raw};
 use tempfile::TempDir;
 
 /// Neither a multiple of the blocks that are copied nor of qcow2's clusters.

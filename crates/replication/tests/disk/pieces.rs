@@ -5,7 +5,8 @@ use replication::disk::{
     BLOCK_BYTES, DiskCopy, DiskOp, DiskSet, DiskSyncError, DiskWrite, PIECE_BYTES_MAX, SUMMARY_PIECE_BYTES_MAX,
     SummaryReader, SummaryWriter, WRITE_BYTES_MAX, decode_writes, encode_writes,
 };
-use storage::disk::{DiskFormat, create_raw};
+use spec::DiskFormat;
+use storage::disk::create_raw;
 
 use crate::pair::{Images, Pair, SIZE, Step, copy_all, open, open_read_only, perform_all, steps, whole};
 

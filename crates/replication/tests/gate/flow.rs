@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use network::{BackendError, FRAME_LEN_MAX, FrameBackend, FrameOffload, LinkState, MacAddr, SendOutcome};
+use network::{BackendError, FRAME_LEN_MAX, FrameBackend, FrameOffload, LinkState, SendOutcome};
 use protocol::Epoch;
 use replication::gate::{GATE_BYTES_MAX, GATE_FRAMES_MAX, GatedFrame};
+use spec::MacAddr;
 
 use crate::{TestEnd, counting_gate, frame, number_of, send, wakes};
 

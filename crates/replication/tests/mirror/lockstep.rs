@@ -1,8 +1,7 @@
 //! A guest whose secondary executes its log.
 
-use machine::engine::EngineKind::Soft;
-use protocol::FtMode;
 use replication::mirror::{PrimaryEnd, SecondaryEnd};
+use spec::{EngineKind::Soft, FtMode};
 
 use crate::{World, guest, rounds, wait};
 

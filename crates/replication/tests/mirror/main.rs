@@ -15,14 +15,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use guest::Console;
-use machine::engine::EngineKind::{self, Kvm, Soft};
 use machine::vm::Vm;
-use protocol::{Arbiter, Claim, DropReason, Epoch, Generation, Reason, Replica, ReplicaId, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, DropReason, Epoch, Generation, Reason, Replica, Unreachable, Verdict};
 use replication::channel::{self, Identity, Listener};
 use replication::disk::DiskSet;
 use replication::gate::OutputGate;
 use replication::mirror::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryParts, TakenOver, Trigger,
+};
+use spec::{
+    EngineKind::{self, Kvm, Soft},
+    ReplicaId,
 };
 
 /// Longer than anything takes.

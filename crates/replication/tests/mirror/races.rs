@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use machine::engine::EngineKind::Soft;
 use protocol::{DropReason, Reason, StopReason};
 use replication::mirror::{PrimaryEnd, SecondaryEnd};
+use spec::EngineKind::Soft;
 
 use crate::{World, guest, rounds, wait};
 

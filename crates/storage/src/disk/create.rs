@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use imago::qcow2::Qcow2;
 use imago::{FormatCreateBuilder, StorageOpenOptions};
+use spec::DiskFormat;
 
 use super::lock::lock;
-use super::{DiskError, DiskFormat, DiskImage, DiskOptions, check_size};
+use super::{DiskError, DiskImage, DiskOptions, check_size};
 use crate::file_lock::LockKind;
 
 /// What a new image is based on.

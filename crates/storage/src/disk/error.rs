@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::DiskFormat;
+use spec::DiskFormat;
 
 /// Why a disk image could not be opened, created, read or written. Each message is one line that names the image.
 #[derive(Debug, thiserror::Error)]

@@ -10,11 +10,13 @@ use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, ShallowMapping, StorageOpenOptions};
 use rustix::fs::SeekFrom as Find;
 use rustix::io::{Errno, ReadWriteFlags};
+use spec::DiskFormat;
 
+use super::format;
 use super::lock::open_locked;
 use super::qcow2_header::{self, Refusal};
 use super::qcow2_tables;
-use super::{Allocation, Backing, DiskError, DiskFormat, Extent, WriteBack, check_size};
+use super::{Allocation, Backing, DiskError, Extent, WriteBack, check_size};
 use crate::file_lock::FileLock;
 
 /// Longest chain of backing files.
@@ -62,7 +64,7 @@ impl DiskImage {
         let mut locks = vec![lock];
         let format = match options.format {
             Some(format) => format,
-            None => DiskFormat::guess(path, &reopen(path, false)?)?,
+            None => format::guess(path, &reopen(path, false)?)?,
         };
         let (access, backing) = open_format(path, file, format, options, &mut locks)?;
         let image = Self {

@@ -26,7 +26,6 @@ use std::path::Path;
 pub use create::{Backing, create_qcow2, create_raw};
 pub use error::DiskError;
 pub use extent::{Allocation, Extent};
-pub use format::DiskFormat;
 pub use identity::{BaseIdentity, ContentDigest};
 pub use image::{DiskImage, DiskOptions};
 pub use write_back::WriteBack;

@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use machine::engine::EngineKind;
-use protocol::FtMode;
 use serde::{Deserialize, Serialize};
+use spec::{EngineKind, FtMode};
 
 use crate::host::VmContents;
 use crate::replica::status::{Protection, ReplicaStatus};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use protocol::FtMode;
+use spec::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::output::{human_bits_per_s, human_bytes, print_json, print_line};

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use machine::spec::ByteSize;
 use serde_json::json;
+use spec::ByteSize;
 use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Progress, Stage};
 
 use super::output::{human_bytes, print_json, print_line, table};

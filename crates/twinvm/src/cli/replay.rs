@@ -14,11 +14,11 @@ use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::block::BlockBackend;
 use machine::engine::soft::host_signature;
 use machine::input::InputEvent;
-use machine::spec::VmSpec;
 use replication::lockstep::file::{LogEnd, LogFileError, LogFileHead, LogFileReader, LogRecord, snapshot_digest};
 use replication::lockstep::log::{Entry, Segment};
 use replication::lockstep::{Execution, ExecutorError, ExecutorProgress};
 use serde::Serialize;
+use spec::VmSpec;
 use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 use tempfile::TempDir;
 

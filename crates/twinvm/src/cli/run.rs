@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use machine::engine::{EngineChoice, EngineKind};
 use machine::probe::choose;
-use machine::spec::VmSpec;
+use spec::VmSpec;
+use spec::{EngineChoice, EngineKind};
 
 use crate::foreground::{self, Options, Start};
 

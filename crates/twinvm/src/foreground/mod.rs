@@ -17,13 +17,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use machine::control::Control;
 use machine::devices::serial::ConsoleSink;
+use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineKind, RunEnd};
 use machine::events::GuestEvent;
-use machine::spec::VmSpec;
 use machine::triple_fault::TripleFault;
 use machine::vm::{Boot, Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig};
 use replication::lockstep::file::LogEnd;
+use spec::EngineKind;
+use spec::VmSpec;
 use storage::disk::{DiskImage, DiskOptions};
 
 use crate::interrupt;
@@ -265,11 +266,8 @@ fn status(vm: &Vm, spec: &VmSpec, started: Instant) -> VmStatus {
 
 /// Writes a snapshot beside its final name and renames it into place, so that a full disk leaves no half of one.
 fn snapshot(vm: &mut Vm, spec: &VmSpec, path: &Path) -> Result<()> {
-    let head = SnapshotHead {
-        config: vm.config().clone(),
-        spec: machine::spec::to_toml(spec)?,
-        disks: open::writable_disks(spec),
-    };
+    let head =
+        SnapshotHead { config: vm.config().clone(), spec: spec::to_toml(spec)?, disks: open::writable_disks(spec) };
     let temporary = beside(path, "part");
     let written = File::create(&temporary)
         .with_context(|| format!("cannot create {}", temporary.display()))

@@ -11,11 +11,13 @@ use machine::devices::virtio::block::BlockBackend;
 use machine::devices::virtio::net::NetConfig;
 use machine::devices::virtio::rng::OsEntropy;
 use machine::platform::Parts;
-use machine::spec::{DiskSpec, VmSpec};
 use machine::vm::VmConfig;
 use network::end::{EndConfig, EndProcess, Lifetime};
-use network::{Attach, FrameBackend, Link, MacAddr};
-use storage::disk::{Backing, BaseIdentity, DiskFormat, DiskImage, DiskOptions, create_qcow2};
+use network::{Attach, FrameBackend, Link};
+use spec::DiskFormat;
+use spec::MacAddr;
+use spec::{DiskSpec, VmSpec};
+use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{Image, ImageStore};
 
 use crate::paths;

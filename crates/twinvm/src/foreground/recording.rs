@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use machine::bus::lock;
-use machine::engine::EngineKind;
 use machine::engine::soft::{InputMode, host_signature};
-use machine::spec::VmSpec;
 use machine::vm::Vm;
 use network::InputPosition;
 use protocol::Epoch;
 use replication::lockstep::file::{LogEnd, LogFileHead, LogFileWriter, snapshot_digest};
 use replication::lockstep::log::SegmentWriter;
 use replication::lockstep::{ClosedSegment, LogRecorder, StateDigest, next_digest_at};
+use spec::EngineKind;
+use spec::VmSpec;
 use storage::disk::BaseIdentity;
 
 /// The epoch after which a recording begins.

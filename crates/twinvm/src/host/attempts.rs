@@ -162,7 +162,7 @@ fn blame(protection: &Protection, during_sync: bool) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use machine::engine::EngineKind;
+    use spec::EngineKind;
 
     use super::*;
     use crate::replica::status::{Figures, Role};

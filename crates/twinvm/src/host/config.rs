@@ -5,9 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use cluster::records::HostName;
-use machine::spec::ByteSize;
 use serde::{Deserialize, Serialize};
+use spec::{ByteSize, HostName};
 
 use super::folder::HostFolder;
 use crate::replica::config::{epoch_ms_max_default, lag_ms_max_default, suspicion_ms_default};

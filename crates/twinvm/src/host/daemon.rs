@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use machine::bus::lock;
-use machine::engine::{EngineChoice, EngineKind};
-use protocol::FtMode;
 use replication::channel::Identity;
+use spec::{EngineChoice, EngineKind, FtMode};
 use storage::image::ImageStore;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -195,7 +194,7 @@ impl Daemon {
     }
 
     /// The sockets of a VM's network ends.
-    pub(super) fn end_sockets(&self, spec: &machine::spec::VmSpec) -> Vec<PathBuf> {
+    pub(super) fn end_sockets(&self, spec: &spec::VmSpec) -> Vec<PathBuf> {
         super::network_ends::sockets(spec, &self.config.store, &self.folder.vm(&spec.name))
     }
 

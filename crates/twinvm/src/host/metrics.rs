@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
-use protocol::FtMode;
+use spec::FtMode;
 use tokio::net::TcpListener;
 
 use super::daemon::Daemon;
@@ -406,8 +406,8 @@ impl Families<'_> {
 
 #[cfg(test)]
 mod tests {
-    use machine::engine::EngineKind;
     use replication::lockstep::LockstepFigures;
+    use spec::EngineKind;
 
     use super::*;
     use crate::api::messages::FtWanted;

@@ -12,9 +12,9 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use machine::bus::lock;
-use machine::spec::VmSpec;
 use network::end::{self, EndConfig, EndProcess, Lifetime};
-use network::{MacAddr, NetworkSpec};
+use spec::VmSpec;
+use spec::{MacAddr, NetworkSpec};
 
 use super::folder::{check_socket_path, private_folder};
 

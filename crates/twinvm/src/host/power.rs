@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use cluster::records::Power;
-use machine::spec::VmSpec;
+use spec::VmSpec;
 
 use super::daemon::Daemon;
 use super::folder::check_socket_path;
@@ -191,7 +191,7 @@ impl Daemon {
         let config = ReplicaConfig {
             vm: vm.name.clone(),
             host: self.host().to_owned(),
-            spec: machine::spec::to_toml(&local).context("the spec cannot be written")?,
+            spec: spec::to_toml(&local).context("the spec cannot be written")?,
             role: Role::Primary,
             engine,
             store: self.config.store.clone(),

@@ -6,9 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use axum::http::Method;
-use cluster::records::HostName;
-use machine::engine::EngineKind;
-use protocol::FtMode;
+use spec::{EngineKind, FtMode, HostName};
 
 use super::attempts::{Ended, Next};
 use super::daemon::Daemon;

@@ -8,15 +8,13 @@ use anyhow::{Context, Result, anyhow};
 use cluster::arbiter::StoreArbiter;
 use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
-    ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostName, HostRecord, Lease, VmName, VmRecord,
-    VmState,
+    ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, VmRecord, VmState,
 };
 use cluster::store::{SqliteStore, Store};
 use machine::bus::lock;
-use machine::engine::EngineKind;
 use machine::probe::probe;
-use machine::spec::{VmSpec, to_toml};
-use protocol::{Arbiter, Claim, Generation, ReplicaId, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
+use spec::{EngineKind, HostName, ReplicaId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
 use crate::api::client::Target;

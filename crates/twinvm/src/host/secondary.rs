@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use cluster::records::{ClusterError, VmName};
-use machine::engine::EngineKind;
-use machine::spec::VmSpec;
+use cluster::records::ClusterError;
+use spec::{EngineKind, VmName, VmSpec};
 
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;
@@ -63,7 +62,7 @@ impl Daemon {
         let config = ReplicaConfig {
             vm: name.to_owned(),
             host: self.host().to_owned(),
-            spec: machine::spec::to_toml(&folder.local_spec(&spec)?).context("the spec cannot be written")?,
+            spec: spec::to_toml(&folder.local_spec(&spec)?).context("the spec cannot be written")?,
             role: Role::Secondary,
             engine: prepare.engine,
             store: self.config.store.clone(),

@@ -144,7 +144,7 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         lag_ms_max: vm.record.ft.lag_ms_max,
         protection: protection(vm, primary, note, &said.silent),
         note: note.map(|note| note.text.clone()),
-        spec: machine::spec::to_toml(&vm.spec).unwrap_or_default(),
+        spec: spec::to_toml(&vm.spec).unwrap_or_default(),
         host,
         replicas,
     }
@@ -204,9 +204,10 @@ fn protection(
 #[cfg(test)]
 mod tests {
     use cluster::records::{FtSettings, VmRecord};
-    use machine::engine::EngineKind;
-    use machine::spec::VmSpec;
-    use protocol::{Claim, FtMode, Generation, ReplicaId};
+    use protocol::{Claim, Generation};
+    use spec::EngineKind;
+    use spec::VmSpec;
+    use spec::{FtMode, ReplicaId};
 
     use super::*;
     use crate::api::messages::FtWanted;

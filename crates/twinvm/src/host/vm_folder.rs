@@ -5,9 +5,10 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use machine::spec::{DiskSpec, VmSpec};
 use serde::{Deserialize, Serialize};
-use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2};
+use spec::DiskFormat;
+use spec::{DiskSpec, VmSpec};
+use storage::disk::{Backing, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{Image, ImageStore};
 
 use super::folder::private_folder;

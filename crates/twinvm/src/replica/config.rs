@@ -7,10 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use machine::engine::EngineKind;
-use machine::spec::VmSpec;
-use protocol::FtMode;
 use serde::{Deserialize, Serialize};
+use spec::{EngineKind, FtMode, VmSpec};
 
 use super::status::Role;
 

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use protocol::FtMode;
 use serde::{Deserialize, Serialize};
+use spec::FtMode;
 
 use super::status::ReplicaStatus;
 
@@ -278,7 +278,7 @@ mod tests {
                         host: "a".to_owned(),
                         pid: 7,
                         role: Role::Primary,
-                        engine: machine::engine::EngineKind::Soft,
+                        engine: spec::EngineKind::Soft,
                         mode: None,
                         generation: 1,
                         running_s: 0,

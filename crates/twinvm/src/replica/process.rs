@@ -14,13 +14,11 @@ use machine::devices::virtio::net::NetConfig;
 use machine::devices::virtio::rng::OsEntropy;
 use machine::engine::soft::InputMode;
 use machine::platform::Parts;
-use machine::spec::VmSpec;
 use machine::triple_fault::TripleFaults;
 use machine::vm::{Boot, Vm, VmConfig};
-use network::{Attach, InputPosition, Link, MacAddr};
+use network::{Attach, InputPosition, Link};
 use protocol::{
-    self, Arbiter, Claim, DropReason, Epoch, FtMode, Generation, RETRY_INTERVAL, Replica, ReplicaId, StopReason,
-    Unreachable, Verdict,
+    self, Arbiter, Claim, DropReason, Epoch, Generation, RETRY_INTERVAL, Replica, StopReason, Unreachable, Verdict,
 };
 use replication::channel::{Identity, Listener};
 use replication::disk::DiskSet;
@@ -29,6 +27,7 @@ use replication::mirror::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
     TakenOver, Trigger,
 };
+use spec::{FtMode, MacAddr, ReplicaId, VmSpec};
 use storage::disk::{DiskImage, DiskOptions};
 
 use super::config::ReplicaConfig;

@@ -1,7 +1,8 @@
 //! From what replication says of itself to what administrators read.
 
-use protocol::{self, DropReason, Epoch, FtMode, LossReason};
+use protocol::{self, DropReason, Epoch, LossReason};
 use replication::mirror::{self, Phase, PrimaryStatus, SecondaryStatus};
+use spec::FtMode;
 
 use super::status::{
     Figures, LatencyFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts, Protection, ProtectionState,

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use machine::engine::EngineKind;
-use protocol::FtMode;
 use replication::lockstep::LockstepFigures;
 use serde::{Deserialize, Serialize};
+use spec::{EngineKind, FtMode};
 
 /// What a replica is to its VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,13 +12,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use machine::digest::Digest;
-use machine::engine::EngineKind;
 use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::input::Journal;
 use machine::vm::{Vm, VmState};
 use memory::GuestRam;
 use redis::Commands;
+use spec::EngineKind;
 use support::guest::{Guest, Network};
 use support::replay::{Nowhere, copy_of};
 

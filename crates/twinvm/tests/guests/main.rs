@@ -7,7 +7,7 @@ mod vm;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use machine::engine::EngineKind;
+use spec::EngineKind;
 use support::guest::image;
 use support::{images, place};
 use vm::RunningVm;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use machine::engine::EngineKind;
+use spec::EngineKind;
 use tempfile::TempDir;
 
 use crate::support::guest::{free_port, images_dir};

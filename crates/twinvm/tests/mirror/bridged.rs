@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use network::end::{EndConfig, Lifetime};
-use network::{BridgeSpec, MacAddr, NetworkSpec};
+use spec::{BridgeSpec, MacAddr, NetworkSpec};
 
 use crate::client::{Client, wait_for_service};
 use crate::faults::{assert_survives, assert_whole};

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use cluster::records::{Cluster, FtSettings, VmRecord};
 use cluster::store::SqliteStore;
 use network::end::{EndConfig, EndProcess, Lifetime};
-use network::{MacAddr, NetworkSpec, PortForward, UserSpec};
 use serde_json::{Value, json};
-use storage::disk::{Backing, DiskFormat, create_qcow2};
+use spec::DiskFormat;
+use spec::{MacAddr, NetworkSpec, PortForward, UserSpec};
+use storage::disk::{Backing, create_qcow2};
 use storage::image::{Image, ImageSpec};
 use tempfile::TempDir;
 

@@ -90,10 +90,10 @@ fn state_differences(recorded: &Sample, replayed: &Sample) -> Vec<String> {
 
 #[test]
 fn a_difference_is_described_and_kept() {
-    use machine::engine::EngineKind;
     use machine::engine::soft::InputMode;
     use machine::platform::Parts;
     use machine::vm::{Boot, Vm, VmConfig};
+    use spec::EngineKind;
 
     use crate::replayer::NoEntropy;
     use crate::support::guest::Console;
@@ -107,8 +107,8 @@ fn a_difference_is_described_and_kept() {
             name: "test".into(),
             cpus: 1,
             memory_bytes: 16 << 20,
-            cpu: machine::engine::CpuLevel::Portable,
-            backing: memory::MemoryBacking::default(),
+            cpu: spec::CpuLevel::Portable,
+            backing: spec::MemoryBacking::default(),
         };
         let parts = Parts {
             disks: Vec::new(),

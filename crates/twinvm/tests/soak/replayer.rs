@@ -4,8 +4,8 @@ use std::io;
 use std::sync::mpsc::Receiver;
 
 use machine::devices::virtio::rng::EntropySource;
+use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineKind, RunEnd};
 use machine::events::GuestEvent;
 use machine::input::{Input, Journal};
 use machine::platform::Parts;
@@ -13,6 +13,7 @@ use machine::vm::{Vm, VmConfig, VmState};
 use memory::GuestRam;
 use replication::lockstep::StateDigest;
 use replication::lockstep::log::{Entry, SegmentReader};
+use spec::EngineKind;
 
 use crate::divergence::{Sample, describe, evidence_folder};
 use crate::pair::cpu_time_ns;

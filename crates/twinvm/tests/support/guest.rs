@@ -8,13 +8,13 @@ use std::time::Duration;
 use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::net::NetConfig;
 use machine::devices::virtio::rng::SeededEntropy;
-use machine::engine::EngineKind;
 use machine::engine::soft::InputMode;
 use machine::platform::Parts;
 use machine::vm::{Boot, Vm, VmConfig};
 use network::end::{EndConfig, EndProcess, Lifetime};
-use network::{Attach, FrameBackend, Link, MacAddr, NetworkSpec, PortForward, UserSpec};
-use storage::disk::{Backing, DiskFormat, DiskImage, DiskOptions, create_qcow2};
+use network::{Attach, FrameBackend, Link};
+use spec::{DiskFormat, EngineKind, MacAddr, NetworkSpec, PortForward, UserSpec};
+use storage::disk::{Backing, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, NoProgress};
 use tempfile::TempDir;
 
@@ -81,8 +81,8 @@ impl Guest {
             name: "test".into(),
             cpus: self.cpus,
             memory_bytes: self.memory_bytes,
-            cpu: machine::engine::CpuLevel::Portable,
-            backing: memory::MemoryBacking::default(),
+            cpu: spec::CpuLevel::Portable,
+            backing: spec::MemoryBacking::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Where tests with guests run: on this machine as it is, or in the nested machine (`../kvm_machine`), which says what is different there.
 
-use machine::engine::EngineKind;
+use spec::EngineKind;
 
 /// Names the engine that guests run on.
 pub const ENGINE: &str = "TWINVM_TEST_ENGINE";

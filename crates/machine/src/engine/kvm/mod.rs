@@ -21,12 +21,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpu::{CpuLevel, CpuOffer, CpuProfile, ProcessorsState};
+use cpu::{CpuOffer, CpuProfile, ProcessorsState};
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use spec::{CpuLevel, EngineKind};
 
 use super::soft::InputMode;
-use super::{DirtyLog, Engine, EngineError, EngineKind, EngineState, RunEnd};
+use super::{DirtyLog, Engine, EngineError, EngineState, RunEnd};
 use crate::control::Control;
 use crate::platform::{Platform, Ready};
 use barrier::Barrier;

@@ -1,7 +1,8 @@
 //! Which processor a VM gets at power-on.
 
+use cpu::CpuProfile;
 use cpu::cpuid::{CpuOffer, Features, TscOffer, XsaveComponent, bit, vendor, word};
-use cpu::{CpuLevel, CpuProfile};
+use spec::CpuLevel;
 
 use super::support::Support;
 use crate::engine::EngineError;

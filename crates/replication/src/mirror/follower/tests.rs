@@ -6,8 +6,9 @@ mod guest;
 
 use std::sync::Mutex;
 
-use machine::engine::{CpuProfile, EngineKind};
-use protocol::{Arbiter, Claim, Replica, ReplicaId, Unreachable, Verdict};
+use machine::engine::CpuProfile;
+use protocol::{Arbiter, Claim, Replica, Unreachable, Verdict};
+use spec::{EngineKind, ReplicaId};
 use storage::disk::{DiskImage, DiskOptions};
 use tempfile::TempDir;
 

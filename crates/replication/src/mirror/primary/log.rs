@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use machine::engine::soft::InputMode;
 use machine::vm::{Vm, VmError};
 use network::InputPosition;
-use protocol::{Epoch, FtMode};
+use protocol::Epoch;
+use spec::FtMode;
 
 use super::Shared;
 use crate::lockstep::log::SegmentWriter;

@@ -7,7 +7,8 @@ use machine::engine::RunEnd;
 use machine::events::GuestEvent;
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
-use protocol::{Decision, DropReason, Epoch, Event, FtMode, Patience};
+use protocol::{Decision, DropReason, Epoch, Event, Patience};
+use spec::FtMode;
 
 use super::super::capture::capture;
 use super::super::clock;

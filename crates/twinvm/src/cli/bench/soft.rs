@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail};
 use machine::bus::lock;
 use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::rng::OsEntropy;
+use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineKind, RunEnd};
 use machine::events::GuestEvent;
 use machine::platform::Parts;
 use machine::vm::{Boot, Vm, VmConfig};
+use spec::EngineKind;
 
 use super::cpu_time;
 use super::stopwatch::{Run, Stopwatch};
@@ -46,8 +47,8 @@ pub fn run(work: &Work) -> Result<Run> {
         name: "bench".to_owned(),
         cpus: 1,
         memory_bytes: MEMORY_BYTES,
-        cpu: machine::engine::CpuLevel::Portable,
-        backing: memory::MemoryBacking::default(),
+        cpu: spec::CpuLevel::Portable,
+        backing: spec::MemoryBacking::default(),
     };
     let boot = Boot::Linux { kernel: &work.kernel, initrd: Some(&work.initrd), command_line: &work.command_line };
     let mut vm = Vm::boot(config, &boot, parts, EngineKind::Soft, InputMode::Live)?;

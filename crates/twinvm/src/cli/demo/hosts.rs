@@ -11,8 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use machine::engine::EngineKind;
-use protocol::FtMode;
+use spec::{EngineKind, FtMode};
 use tempfile::TempDir;
 
 use super::process::{self, Kind};

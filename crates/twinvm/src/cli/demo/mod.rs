@@ -17,9 +17,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use machine::engine::{EngineChoice, EngineKind};
-use protocol::FtMode;
 use serde::Serialize;
+use spec::{EngineChoice, EngineKind, FtMode};
 use storage::image::ImageSpec;
 
 pub use failover::{Failover, Loss, survive, survive_a_kill};

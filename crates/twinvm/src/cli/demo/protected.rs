@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use protocol::FtMode;
+use spec::FtMode;
 
 use super::hosts::COUNTER;
 use super::report::{Report, Subject};

@@ -1,9 +1,8 @@
 //! What the demo found, for people and programs.
 
 use anyhow::Result;
-use machine::engine::EngineKind;
-use protocol::FtMode;
 use serde::Serialize;
+use spec::{EngineKind, FtMode};
 
 use super::failover::Failover;
 use crate::cli::output::{print_line, table};

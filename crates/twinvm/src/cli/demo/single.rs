@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use machine::devices::serial::ConsoleSink;
+use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
-use machine::engine::{EngineChoice, EngineKind, RunEnd};
 use machine::events::GuestEvent;
-use machine::spec::VmSpec;
 use machine::vm::{Boot, Vm};
 use redis::{Commands, Connection};
 use serde::Serialize;
+use spec::VmSpec;
+use spec::{EngineChoice, EngineKind};
 
 use super::{DemoArguments, IMAGE, build_image, free_port, is_stdout, write_json};
 use crate::cli::output::print_line;

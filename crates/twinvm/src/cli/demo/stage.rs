@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use machine::engine::EngineKind;
-use protocol::FtMode;
+use spec::{EngineKind, FtMode};
 
 use super::hosts::{COUNTER, Hosts, pause};
 use super::pins::Pins;

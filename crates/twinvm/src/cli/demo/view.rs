@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use protocol::FtMode;
+use spec::FtMode;
 
 use crate::replica::config::socket;
 use crate::replica::control::{self, Request};
@@ -61,7 +61,7 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use machine::engine::EngineKind;
+    use spec::EngineKind;
 
     use super::*;
     use crate::replica::status::{Figures, Protection};

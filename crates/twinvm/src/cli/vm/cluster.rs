@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use machine::spec::{VmSpec, to_toml};
+use spec::{VmSpec, to_toml};
 
 use super::VmArguments;
 use crate::api::messages::{CreateVm, RemoveVm, StartVm, StopVm, VmView};

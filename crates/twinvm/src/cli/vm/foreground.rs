@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use machine::engine::EngineChoice;
+use spec::EngineChoice;
 
 use crate::cli::output::{print_json, print_line};
 use crate::cli::run::HowArguments;

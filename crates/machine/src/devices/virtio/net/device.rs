@@ -1,7 +1,8 @@
 //! The network card.
 
 use memory::DmaMemory;
-use network::{FrameBackend, MacAddr, ReceiveOffloads};
+use network::{FrameBackend, ReceiveOffloads};
+use spec::MacAddr;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,

@@ -1,7 +1,8 @@
 //! Saved state of virtio-net.
 
-use network::{HEADER_LEN, MacAddr, OffloadError};
+use network::{HEADER_LEN, OffloadError};
 use serde::{Deserialize, Serialize};
+use spec::MacAddr;
 
 /// What is saved of a [`super::Net`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

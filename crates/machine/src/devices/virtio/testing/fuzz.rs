@@ -10,7 +10,8 @@
 use std::fmt::Debug;
 
 use memory::{DmaMemory, GuestRam, PAGE_BYTES};
-use network::{Checksum, FrameOffload, Gso, MacAddr, Segmentation};
+use network::{Checksum, FrameOffload, Gso, Segmentation};
+use spec::MacAddr;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use cpu::msr::index;
 use cpu::state::InterruptShadow;
-use cpu::{CpuLevel, CpuProfile, VcpuState};
+use cpu::{CpuProfile, VcpuState};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use spec::CpuLevel;
 
 use super::support::Support;
 use super::vcpu::Vcpu;

@@ -4,9 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use protocol::FtMode;
 use replication::lockstep::LockstepFigures;
 use serde::Serialize;
+use spec::FtMode;
 
 use super::report::ratio;
 use super::work::{DEPTH, Work};

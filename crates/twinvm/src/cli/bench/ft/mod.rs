@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use protocol::FtMode;
+use spec::FtMode;
 
 use self::measure::{Protected, Side};
 use self::report::{Measured, Report, Subject};

@@ -1,9 +1,8 @@
 //! What was found, for people and programs.
 
 use anyhow::Result;
-use machine::engine::EngineKind;
-use protocol::FtMode;
 use serde::Serialize;
+use spec::{EngineKind, FtMode};
 
 use super::checkpoints::CheckpointCost;
 use super::colo::{self, Colo};

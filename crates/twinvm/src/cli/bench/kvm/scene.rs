@@ -5,7 +5,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use storage::disk::{Backing, DiskFormat, create_qcow2};
+use spec::DiskFormat;
+use storage::disk::{Backing, create_qcow2};
 use storage::image::{ExtraFile, Image, ImageSpec};
 use tempfile::TempDir;
 

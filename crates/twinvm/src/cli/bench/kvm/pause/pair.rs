@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use machine::bus::lock;
-use machine::engine::EngineKind;
 use machine::vm::Vm;
-use protocol::{Arbiter, Claim, Epoch, Generation, Replica, ReplicaId, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, Epoch, Generation, Replica, Unreachable, Verdict};
 use replication::channel::{Identity, Listener, create_authority, issue};
 use replication::disk::DiskSet;
 use replication::gate::OutputGate;
 use replication::mirror::{Figures, MirrorOptions, Primary, PrimaryParts, Secondary, SecondaryParts, Trigger};
+use spec::{EngineKind, ReplicaId};
 
 use super::writer;
 use crate::interrupt;

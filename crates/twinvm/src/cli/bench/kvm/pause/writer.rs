@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::rng::OsEntropy;
 use machine::engine::soft::InputMode;
-use machine::engine::{CpuLevel, EngineKind};
 use machine::map;
 use machine::platform::Parts;
 use machine::vm::{Boot, Vm, VmConfig};
 use memory::{GuestRam, PAGE_BYTES};
+use spec::{CpuLevel, EngineKind};
 
 const MEMORY_BYTES: u64 = 256 << 20;
 const PROGRAM: u64 = map::HIGH_MEMORY;
@@ -90,7 +90,7 @@ pub fn config() -> VmConfig {
         cpus: 1,
         memory_bytes: MEMORY_BYTES,
         cpu: CpuLevel::Portable,
-        backing: memory::MemoryBacking::default(),
+        backing: spec::MemoryBacking::default(),
     }
 }
 

@@ -1,11 +1,14 @@
+//! Names of hosts and VMs.
+
 use std::borrow::Borrow;
 use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 
-use protocol::ReplicaId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::ReplicaId;
 
 /// Longest name, in bytes.
 const NAME_BYTES_MAX: usize = 63;
@@ -28,7 +31,7 @@ pub enum NameError {
 #[serde(try_from = "String", into = "String")]
 pub struct HostName(String);
 
-/// The name of a VM: what [`machine::spec::VmSpec::name`] may be.
+/// The name of a VM: what [`VmSpec::name`](crate::VmSpec::name) may be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VmName(String);

@@ -80,7 +80,7 @@ pub struct BridgeSpec {
 
 /// Why the description of a network was refused.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum SpecError {
+pub enum NetworkError {
     /// Not of the form 10.0.2.0/24.
     #[error("`{0}` is not an IPv4 network; write it as 10.0.2.0/24")]
     Subnet(String),
@@ -126,8 +126,8 @@ impl NetworkSpec {
     /// Checks what parsing alone cannot.
     ///
     /// # Errors
-    /// [`SpecError`].
-    pub fn validate(&self) -> Result<(), SpecError> {
+    /// [`NetworkError`].
+    pub fn validate(&self) -> Result<(), NetworkError> {
         match self {
             Self::User(user) => user.validate(),
             Self::Bridge(bridge) => {
@@ -139,11 +139,11 @@ impl NetworkSpec {
 }
 
 /// The kernel's rule (`dev_valid_name`), and no `%`, of which TUNSETIFF makes a number.
-fn check_interface_name(name: &str) -> Result<(), SpecError> {
+fn check_interface_name(name: &str) -> Result<(), NetworkError> {
     let fits = (1..=INTERFACE_NAME_LEN_MAX).contains(&name.len());
     let forbidden = |byte: u8| byte.is_ascii_whitespace() || matches!(byte, 0 | 0x0b | b'/' | b':' | b'%');
     if !fits || name == "." || name == ".." || name.bytes().any(forbidden) {
-        return Err(SpecError::InterfaceName(name.to_owned()));
+        return Err(NetworkError::InterfaceName(name.to_owned()));
     }
     Ok(())
 }
@@ -180,32 +180,32 @@ impl UserSpec {
         self.dns_addr.unwrap_or_else(|| self.subnet.nth(3))
     }
 
-    fn validate(&self) -> Result<(), SpecError> {
+    fn validate(&self) -> Result<(), NetworkError> {
         let subnet = self.subnet;
         if !(8..=27).contains(&subnet.prefix_len) {
-            return Err(SpecError::Prefix(subnet));
+            return Err(NetworkError::Prefix(subnet));
         }
         if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
-            return Err(SpecError::Mtu(self.mtu));
+            return Err(NetworkError::Mtu(self.mtu));
         }
         let (guest, host, dns) = (self.guest_addr(), self.host_addr(), self.dns_addr());
         let forwarded = self.forward.iter().filter_map(|forward| forward.guest_addr);
         let named = [("guest_addr", guest), ("host_addr", host), ("dns_addr", dns)];
         for (what, addr) in named.into_iter().chain(forwarded.map(|addr| ("forwarded guest address", addr))) {
             if !subnet.holds_machine(addr) {
-                return Err(SpecError::OutsideSubnet { what, addr, subnet });
+                return Err(NetworkError::OutsideSubnet { what, addr, subnet });
             }
         }
         if guest == host || host == dns || dns == guest {
-            return Err(SpecError::SameAddress);
+            return Err(NetworkError::SameAddress);
         }
         for (index, forward) in self.forward.iter().enumerate() {
             if forward.protocol == Protocol::Udp && forward.host_addr.is_loopback() && !self.host_loopback {
-                return Err(SpecError::UdpFromLoopback(*forward));
+                return Err(NetworkError::UdpFromLoopback(*forward));
             }
             let key = |forward: &PortForward| (forward.protocol, forward.host_addr, forward.host_port);
             if self.forward.iter().take(index).any(|earlier| key(earlier) == key(forward)) {
-                return Err(SpecError::ForwardedTwice(*forward));
+                return Err(NetworkError::ForwardedTwice(*forward));
             }
         }
         Ok(())
@@ -247,10 +247,10 @@ impl Ipv4Subnet {
 }
 
 impl FromStr for Ipv4Subnet {
-    type Err = SpecError;
+    type Err = NetworkError;
 
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let malformed = || SpecError::Subnet(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        let malformed = || NetworkError::Subnet(text.to_owned());
         let (network, prefix_len) = text.split_once('/').ok_or_else(malformed)?;
         let network: Ipv4Addr = network.parse().map_err(|_| malformed())?;
         let prefix_len: u8 = prefix_len.parse().map_err(|_| malformed())?;
@@ -267,9 +267,9 @@ impl fmt::Display for Ipv4Subnet {
 }
 
 impl TryFrom<String> for Ipv4Subnet {
-    type Error = SpecError;
+    type Error = NetworkError;
 
-    fn try_from(text: String) -> Result<Self, SpecError> {
+    fn try_from(text: String) -> Result<Self, NetworkError> {
         text.parse()
     }
 }

@@ -1,20 +1,19 @@
 //! The VM spec: what a TOML file says a VM is.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use cpu::CpuLevel;
-use memory::{HugePages, MemoryBacking};
-use network::NetworkSpec;
 use serde::{Deserialize, Serialize};
-use storage::disk::DiskFormat;
 
-use crate::engine::EngineChoice;
-use crate::map;
+use crate::{ByteSize, CpuLevel, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, VmName};
 
 /// Fewest bytes of memory a VM can have: below this Debian's kernel does not unpack.
 pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
+/// Most bytes of memory a VM can have.
+pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
+/// Most vCPUs of a VM.
+pub const VCPUS_MAX: u32 = 64;
+/// Most disks and network cards of a VM, together.
+pub const DEVICES_MAX: usize = 15;
 
 /// A VM, as its TOML file describes it. Relative paths are relative to that file.
 ///
@@ -177,20 +176,14 @@ impl VmSpec {
     /// Checks what parsing alone cannot, without looking at any file.
     pub fn validate(&self) -> Result<(), SpecError> {
         let invalid = |message: String| Err(SpecError::Invalid(message));
-        let name_fits = (1..=63).contains(&self.name.len())
-            && self.name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        if !name_fits {
-            return invalid(format!(
-                "name = {:?}: use 1 to 63 letters, digits, '-', '_' or '.', starting with a letter or digit",
-                self.name
-            ));
+        if let Err(error) = self.name.parse::<VmName>() {
+            return invalid(format!("name = {error}"));
         }
-        if !(1..=map::VCPUS_MAX).contains(&self.cpus) {
-            return invalid(format!("cpus = {}: must be 1 to {}", self.cpus, map::VCPUS_MAX));
+        if !(1..=VCPUS_MAX).contains(&self.cpus) {
+            return invalid(format!("cpus = {}: must be 1 to {}", self.cpus, VCPUS_MAX));
         }
         let memory = self.memory.bytes();
-        if !(MEMORY_BYTES_MIN..=memory::GuestRam::SIZE_BYTES_MAX).contains(&memory) || !memory.is_multiple_of(1 << 20) {
+        if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&memory) || !memory.is_multiple_of(1 << 20) {
             return invalid(format!("memory = \"{}\": must be a whole number of MiB from 64M to 1024G", self.memory));
         }
         if self.kernel.is_none() && self.image.is_none() {
@@ -209,9 +202,8 @@ impl VmSpec {
                 "record needs engine = \"soft\": with kvm nobody can tell when something reaches the guest".into(),
             );
         }
-        // One slot is the entropy device's.
-        if self.disks.len() + self.networks.len() >= map::VIRTIO_SLOTS {
-            return invalid(format!("{} disks and networks together at most", map::VIRTIO_SLOTS - 1));
+        if self.disks.len() + self.networks.len() > DEVICES_MAX {
+            return invalid(format!("{DEVICES_MAX} disks and networks together at most"));
         }
         for (index, disk) in self.disks.iter().enumerate() {
             if self
@@ -236,67 +228,6 @@ impl VmSpec {
 /// A spec as TOML.
 pub fn to_toml(spec: &VmSpec) -> Result<String, SpecError> {
     toml::to_string(spec).map_err(|error| SpecError::Invalid(error.to_string()))
-}
-
-/// A number of bytes, written with a binary unit: `512M`, `2G`, `65536K`, or plain bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(u64);
-
-impl ByteSize {
-    /// The size in bytes.
-    pub fn bytes(self) -> u64 {
-        self.0
-    }
-}
-
-impl From<u64> for ByteSize {
-    fn from(bytes: u64) -> Self {
-        Self(bytes)
-    }
-}
-
-impl FromStr for ByteSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("`{text}` is not a size; write it as 512M or 2G (units K, M, G, T are binary)");
-        let text = text.trim();
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match text.get(digits.len()..).unwrap_or_default() {
-            "" => 0,
-            "K" | "KiB" => 10,
-            "M" | "MiB" => 20,
-            "G" | "GiB" => 30,
-            "T" | "TiB" => 40,
-            _ => return Err(error()),
-        };
-        let number: u64 = digits.parse().map_err(|_| error())?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(error)
-    }
-}
-
-impl fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
-            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
-                return write!(f, "{}{unit}", self.0 >> shift);
-            }
-        }
-        write!(f, "{}", self.0)
-    }
-}
-
-impl Serialize for ByteSize {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
 }
 
 #[cfg(test)]
@@ -372,16 +303,5 @@ mod tests {
     fn the_same_disk_twice_is_refused() {
         let text = format!("{GOOD}\n[[disk]]\npath = \"root.qcow2\"\nformat = \"qcow2\"\n");
         assert!(VmSpec::parse(&text).unwrap_err().to_string().contains("twice"));
-    }
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [("512M", 512 << 20), ("2G", 2 << 30), ("0", 0), ("7", 7), ("3KiB", 3072)] {
-            assert_eq!(text.parse::<ByteSize>().unwrap().bytes(), bytes);
-        }
-        for text in ["", "M", "-1M", "1.5G", "1X", "99999999999T", "1 0M"] {
-            assert!(text.parse::<ByteSize>().is_err(), "{text}");
-        }
-        assert_eq!(ByteSize(1536 << 20).to_string(), "1536M");
     }
 }

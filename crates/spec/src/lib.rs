@@ -1,0 +1,29 @@
+//! What a VM is to be, as plain data that every floor speaks: the VM spec with its disks and network cards, names, units, engine and FT mode.
+//!
+//! Nothing here opens a device, a socket or a disk; the one file that is read is a spec ([`VmSpec::load`]).
+
+mod byte_size;
+mod cpu_level;
+mod disk_format;
+mod engine;
+mod forward;
+mod ft_mode;
+mod mac;
+mod memory_backing;
+mod name;
+mod network;
+mod replica_id;
+mod vm;
+
+pub use byte_size::ByteSize;
+pub use cpu_level::CpuLevel;
+pub use disk_format::DiskFormat;
+pub use engine::{EngineChoice, EngineKind};
+pub use forward::{ForwardError, PortForward, Protocol};
+pub use ft_mode::{FtMode, UnknownMode};
+pub use mac::{MacAddr, MacError};
+pub use memory_backing::{HugePages, MemoryBacking};
+pub use name::{HostName, NameError, VmName};
+pub use network::{BridgeSpec, Ipv4Subnet, NetworkError, NetworkSpec, UserSpec};
+pub use replica_id::ReplicaId;
+pub use vm::{DEVICES_MAX, DiskSpec, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, SpecError, VCPUS_MAX, VmSpec, to_toml};
