@@ -25,6 +25,10 @@ fn vm_name(name: &str) -> VmName {
     name.parse().unwrap()
 }
 
+fn lease(renewed_boot_ms: u64) -> Lease {
+    Lease { renewed_boot_ms, renewed_unix_ms: renewed_boot_ms, ttl_ms: 3_000 }
+}
+
 fn host(name: &str) -> HostRecord {
     HostRecord {
         name: host_name(name),
@@ -36,7 +40,7 @@ fn host(name: &str) -> HostRecord {
         engines: vec![EngineKind::Soft],
         networks: vec!["br0".to_owned()],
         datastores: Vec::new(),
-        lease: Lease { renewed_unix_ms: 1_000, ttl_ms: 3_000 },
+        lease: lease(1_000),
         version: "0.1.0".to_owned(),
         unknown: UnknownFields::default(),
     }
@@ -75,7 +79,7 @@ fn what_is_not_there_is_named() {
     let (_folder, cluster) = cluster();
     let (host, vm) = (host_name("a"), vm_name("v"));
     assert_eq!(cluster.host(&host), Err(ClusterError::NoHost(host.clone())));
-    assert_eq!(cluster.renew_lease(&host, 1), Err(ClusterError::NoHost(host.clone())));
+    assert_eq!(cluster.renew_lease(&host, lease(1)), Err(ClusterError::NoHost(host.clone())));
     assert_eq!(cluster.remove_host(&host), Err(ClusterError::NoHost(host)));
     assert_eq!(cluster.vm(&vm), Err(ClusterError::NoVm(vm.clone())));
     assert_eq!(cluster.claim(&vm), Err(ClusterError::NoVm(vm.clone())));
@@ -131,7 +135,7 @@ fn changes_at_the_same_time_are_all_kept() {
             thread::spawn(move || {
                 for round in 0..8 {
                     cluster.update_vm(&vm_name("v"), |vm| vm.ft.suspicion_ms += 1).unwrap();
-                    cluster.renew_lease(&host_name("a"), 10_000 + 10 * round + number).unwrap();
+                    cluster.renew_lease(&host_name("a"), lease(10_000 + 10 * round + number)).unwrap();
                 }
             })
         })
@@ -140,7 +144,7 @@ fn changes_at_the_same_time_are_all_kept() {
         writer.join().unwrap();
     }
     assert_eq!(cluster.vm(&vm_name("v")).unwrap().ft.suspicion_ms, 132);
-    assert!(cluster.host(&host_name("a")).unwrap().lease.renewed_unix_ms >= 10_070);
+    assert!(cluster.host(&host_name("a")).unwrap().lease.renewed_boot_ms >= 10_070);
 }
 
 #[test]
@@ -191,7 +195,7 @@ fn fields_of_a_newer_version_are_kept() {
         assert_ne!(old, new);
         write(&cluster, key, &new);
     }
-    cluster.renew_lease(&host_name("a"), 2_000).unwrap();
+    cluster.renew_lease(&host_name("a"), lease(2_000)).unwrap();
     cluster.update_vm(&vm_name("v"), |vm| vm.ft.enabled = true).unwrap();
     let next = Claim { generation: claim.generation.next(), ..claim.clone() };
     StoreArbiter::new(cluster.store().clone(), "v").compare_and_swap(claim.generation, &next).unwrap();
@@ -239,7 +243,7 @@ fn whoever_waits_for_changes_of_vms_is_not_woken_by_leases() {
     let (_folder, cluster) = cluster();
     cluster.put_host(&host("a")).unwrap();
     let since = cluster.state().unwrap().revision;
-    cluster.renew_lease(&host_name("a"), 2_000).unwrap();
+    cluster.renew_lease(&host_name("a"), lease(2_000)).unwrap();
     assert!(!cluster.wait_for_vm_change(since, Duration::from_millis(60)).unwrap());
     cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
     assert!(cluster.wait_for_vm_change(since, Duration::from_secs(60)).unwrap());

@@ -121,7 +121,7 @@ const HOUSE: &[Crate] = &[
         ],
     },
     Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate"], &["lockstep"], &["mirror"]] },
-    Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"]] },
+    Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"], &["controller"]] },
     Crate {
         name: "sim",
         floor: 6,

@@ -22,32 +22,32 @@ pub struct Failures {
 pub struct Failure {
     /// How many, each less than [`FORGIVEN_AFTER_MS`] after the one before.
     pub count: u32,
-    /// When the last one was, in ms since 1970.
-    pub last_unix_ms: u64,
+    /// When the last one was, in ms since the machine was booted.
+    pub last_ms: u64,
     /// What went wrong then.
     pub message: String,
 }
 
 impl Failure {
-    /// When to try again, in ms since 1970.
-    pub fn retry_unix_ms(&self) -> u64 {
+    /// When to try again, in ms since the machine was booted.
+    pub fn retry_ms(&self) -> u64 {
         let doublings = self.count.saturating_sub(1).min(32);
-        self.last_unix_ms.saturating_add((BACKOFF_MS_MIN << doublings).min(BACKOFF_MS_MAX))
+        self.last_ms.saturating_add((BACKOFF_MS_MIN << doublings).min(BACKOFF_MS_MAX))
     }
 
-    fn is_forgiven(&self, now_unix_ms: u64) -> bool {
-        now_unix_ms.saturating_sub(self.last_unix_ms) > FORGIVEN_AFTER_MS
+    fn is_forgiven(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.last_ms) > FORGIVEN_AFTER_MS
     }
 }
 
 impl Failures {
     /// Notes that `host` could not be made or kept as the secondary of `vm`.
-    pub fn note(&mut self, vm: &VmName, host: &HostName, message: &str, now_unix_ms: u64) {
-        self.failures.retain(|_, failure| !failure.is_forgiven(now_unix_ms));
+    pub fn note(&mut self, vm: &VmName, host: &HostName, message: &str, now_ms: u64) {
+        self.failures.retain(|_, failure| !failure.is_forgiven(now_ms));
         let key = (vm.clone(), host.clone());
         let count = self.failures.get(&key).map_or(0, |failure| failure.count);
         let message = message.to_owned();
-        let failure = Failure { count: count.saturating_add(1), last_unix_ms: now_unix_ms, message };
+        let failure = Failure { count: count.saturating_add(1), last_ms: now_ms, message };
         self.failures.insert(key, failure);
     }
 
@@ -57,8 +57,8 @@ impl Failures {
     }
 
     /// Those of a host with a VM, unless they are forgiven.
-    pub fn of(&self, vm: &VmName, host: &HostName, now_unix_ms: u64) -> Option<&Failure> {
+    pub fn of(&self, vm: &VmName, host: &HostName, now_ms: u64) -> Option<&Failure> {
         let failure = self.failures.get(&(vm.clone(), host.clone()))?;
-        (!failure.is_forgiven(now_unix_ms)).then_some(failure)
+        (!failure.is_forgiven(now_ms)).then_some(failure)
     }
 }

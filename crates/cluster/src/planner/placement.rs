@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use super::demand::{Demand, reserved};
 use super::{Failures, WhyNot};
-use crate::records::{ClusterState, HostRecord, VmState};
+use crate::records::{BootTime, ClusterState, HostRecord, VmState};
 
 /// Why there is no place for a replica.
 #[derive(Debug, Error)]
@@ -38,7 +38,7 @@ pub fn place_secondary(
     vm: &VmState,
     state: &ClusterState,
     failures: &Failures,
-    now_unix_ms: u64,
+    now: &BootTime,
 ) -> Result<HostName, NoPlace> {
     let demand = Demand::of(&vm.record)?;
     let claim = &vm.claim.claim;
@@ -47,21 +47,21 @@ pub fn place_secondary(
         if host.name.is(&claim.primary) {
             return Err(WhyNot::IsPrimary);
         }
-        check_host(host, &demand, vm, state, now_unix_ms)?;
+        check_host(host, &demand, vm, state, now)?;
         if demand.user_network && primary.is_none_or(|primary| primary.boot_id != host.boot_id) {
             return Err(WhyNot::OtherMachine);
         }
-        match failures.of(&vm.record.name, &host.name, now_unix_ms) {
-            Some(failure) if failure.retry_unix_ms() > now_unix_ms => Err(WhyNot::FailedLately {
+        match failures.of(&vm.record.name, &host.name, now.ms) {
+            Some(failure) if failure.retry_ms() > now.ms => Err(WhyNot::FailedLately {
                 count: failure.count,
                 message: failure.message.clone(),
-                retry_in_ms: failure.retry_unix_ms() - now_unix_ms,
+                retry_in_ms: failure.retry_ms() - now.ms,
             }),
             _ => Ok(()),
         }
     };
     let failed =
-        |host: &HostRecord| failures.of(&vm.record.name, &host.name, now_unix_ms).map_or(0, |failure| failure.count);
+        |host: &HostRecord| failures.of(&vm.record.name, &host.name, now.ms).map_or(0, |failure| failure.count);
     let copies: Vec<&ReplicaId> = claim.secondary.iter().chain(&vm.claim.copies).collect();
     best(state, check, |a, b| {
         failed(a)
@@ -77,7 +77,7 @@ pub fn place_secondary(
 ///
 /// # Errors
 /// [`NoPlace`], with a reason for each host.
-pub fn place_primary(vm: &VmState, state: &ClusterState, forced: bool, now_unix_ms: u64) -> Result<HostName, NoPlace> {
+pub fn place_primary(vm: &VmState, state: &ClusterState, forced: bool, now: &BootTime) -> Result<HostName, NoPlace> {
     let demand = Demand::of(&vm.record)?;
     let claim = &vm.claim.claim;
     let copies: Vec<&ReplicaId> =
@@ -86,7 +86,7 @@ pub fn place_primary(vm: &VmState, state: &ClusterState, forced: bool, now_unix_
         if age_of_copy(host, &copies) == copies.len() {
             return Err(WhyNot::NoDisks);
         }
-        check_host(host, &demand, vm, state, now_unix_ms)?;
+        check_host(host, &demand, vm, state, now)?;
         match HostName::try_from(claim.primary.as_str().to_owned()) {
             Ok(newest) if newest != host.name && !forced => Err(WhyNot::OlderDisks(newest)),
             _ => Ok(()),
@@ -121,14 +121,10 @@ fn check_host(
     demand: &Demand,
     vm: &VmState,
     state: &ClusterState,
-    now_unix_ms: u64,
+    now: &BootTime,
 ) -> Result<(), WhyNot> {
-    if !host.lease.is_alive(now_unix_ms) {
-        let renewed_unix_ms = host.lease.renewed_unix_ms;
-        return Err(match renewed_unix_ms.checked_sub(now_unix_ms) {
-            Some(ahead_ms) if ahead_ms > 0 => WhyNot::ClockAhead { ahead_ms },
-            _ => WhyNot::LeaseEnded { silent_ms: now_unix_ms.saturating_sub(renewed_unix_ms) },
-        });
+    if !host.is_alive(now) {
+        return Err(WhyNot::LeaseEnded { silent_ms: host.silent_ms(now) });
     }
     if let Some(engine) = demand.engine.filter(|engine| !host.engines.contains(engine)) {
         return Err(WhyNot::NoEngine(engine));

@@ -8,16 +8,10 @@ pub enum WhyNot {
     #[error("runs the VM itself")]
     IsPrimary,
     /// Its lease has ended.
-    #[error("has not been heard of for {}", span(*silent_ms))]
+    #[error("has not been heard of {}", silence(*silent_ms))]
     LeaseEnded {
-        /// Since when, in ms.
-        silent_ms: u64,
-    },
-    /// Its lease was renewed in the future.
-    #[error("has a clock that is {} ahead: set its time", span(*ahead_ms))]
-    ClockAhead {
-        /// By how much, in ms.
-        ahead_ms: u64,
+        /// For how long, in ms; none if a machine was booted since.
+        silent_ms: Option<u64>,
     },
     /// It does not have the VM's engine.
     #[error("cannot run engine {0}")]
@@ -62,6 +56,10 @@ pub enum WhyNot {
     /// It has never had a replica of the VM.
     #[error("has no copy of the VM's disks")]
     NoDisks,
+}
+
+fn silence(silent_ms: Option<u64>) -> String {
+    silent_ms.map_or_else(|| "since the machine was booted".to_owned(), |ms| format!("for {}", span(ms)))
 }
 
 /// A time span in words, rounded.

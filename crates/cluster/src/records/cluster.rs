@@ -7,7 +7,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spec::{HostName, VmName};
 
-use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
+use super::{
+    ClaimRecord, ClusterError, ClusterState, HostRecord, Lease, Unreadable, VmRecord, VmState, decode, encode,
+};
 use crate::store::{Changes, Compare, Entry, Op, Outcome, Store};
 
 /// How often a record is read and written again when others change it in between.
@@ -122,11 +124,11 @@ impl Cluster {
     ///
     /// # Errors
     /// [`ClusterError::NoHost`] if it was removed: it may register again.
-    pub fn renew_lease(&self, host: &HostName, now_unix_ms: u64) -> Result<(), ClusterError> {
+    pub fn renew_lease(&self, host: &HostName, lease: Lease) -> Result<(), ClusterError> {
         self.update(
             &host_key(host),
             || ClusterError::NoHost(host.clone()),
-            |record: &mut HostRecord| record.lease.renewed_unix_ms = now_unix_ms,
+            |record: &mut HostRecord| record.lease = lease,
         )?;
         Ok(())
     }

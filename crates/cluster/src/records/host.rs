@@ -38,20 +38,38 @@ pub struct HostRecord {
     pub unknown: UnknownFields,
 }
 
+impl HostRecord {
+    /// How long ago the host has renewed its lease, in ms; none if its machine, or the one of which this is the time, was booted again since.
+    pub fn silent_ms(&self, now: &BootTime) -> Option<u64> {
+        (self.boot_id == now.boot_id).then(|| now.ms.saturating_sub(self.lease.renewed_boot_ms))
+    }
+
+    /// Whether its lease is good.
+    pub fn is_alive(&self, now: &BootTime) -> bool {
+        self.silent_ms(now).is_some_and(|silent_ms| silent_ms <= self.lease.ttl_ms)
+    }
+}
+
 /// A host's sign of life. It guides planning only: no replica is ever stopped or taken over because of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// When the host renewed it, by its own clock, in ms since 1970.
+    /// When the host renewed it, in ms since its machine was booted ([`BootTime`]). The store that keeps leases so is a file, whose users are on
+    /// one machine; so nobody compares it with another machine's time.
+    #[serde(default)]
+    pub renewed_boot_ms: u64,
+    /// The same by the calendar, in ms since 1970: for people to read. Nothing is decided by it, as it may be set.
     pub renewed_unix_ms: u64,
-    /// For how long that is good, in ms.
+    /// For how long it is good, in ms.
     pub ttl_ms: u64,
 }
 
-impl Lease {
-    /// Whether it is good now. One that was renewed long in the future, by a clock that is wrong, is not.
-    pub fn is_alive(&self, now_unix_ms: u64) -> bool {
-        self.renewed_unix_ms.abs_diff(now_unix_ms) <= self.ttl_ms
-    }
+/// The time on one machine, suspended or not, which nobody sets. Times of different boots cannot be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootTime {
+    /// Which boot of which machine (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// Time since then, in ms.
+    pub ms: u64,
 }
 
 #[cfg(test)]
@@ -59,10 +77,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_ends_and_forgives_clocks_that_differ_a_little() {
-        let lease = Lease { renewed_unix_ms: 10_000, ttl_ms: 3_000 };
-        let alive: Vec<bool> =
-            [6_999, 7_000, 10_000, 13_000, 13_001, u64::MAX].iter().map(|&now| lease.is_alive(now)).collect();
-        assert_eq!(alive, [false, true, true, true, false, false]);
+    fn a_lease_ends_whatever_the_calendar_says_and_with_the_boot() {
+        let host = HostRecord {
+            name: "a".parse().unwrap(),
+            api_address: "127.0.0.1:1".parse().unwrap(),
+            replication_ip: "127.0.0.1".parse().unwrap(),
+            boot_id: "one".to_owned(),
+            cpus: 1,
+            memory_bytes: 1,
+            engines: Vec::new(),
+            networks: Vec::new(),
+            datastores: Vec::new(),
+            // The calendar was an hour ahead when it was written.
+            lease: Lease { renewed_boot_ms: 10_000, renewed_unix_ms: 3_610_000, ttl_ms: 3_000 },
+            version: String::new(),
+            unknown: UnknownFields::default(),
+        };
+        let at = |boot: &str, ms| host.is_alive(&BootTime { boot_id: boot.to_owned(), ms });
+        assert_eq!([10_000, 13_000, 13_001, u64::MAX].map(|ms| at("one", ms)), [true, true, false, false]);
+        assert!(!at("two", 10_000), "times of two boots were compared");
     }
 }

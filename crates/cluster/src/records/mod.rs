@@ -19,7 +19,7 @@ mod vm;
 pub use claim::{COPIES_MAX, ClaimRecord};
 pub use cluster::Cluster;
 pub use error::ClusterError;
-pub use host::{HostRecord, Lease};
+pub use host::{BootTime, HostRecord, Lease};
 pub use state::{ClusterState, Unreadable, VmState};
 pub use vm::{FtSettings, Power, VmRecord};
 

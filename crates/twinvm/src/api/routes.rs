@@ -103,6 +103,15 @@ async fn blocking<T: Serialize + Send + 'static>(
         .map(Json)
 }
 
+/// The same, in the owner of the VM that it changes.
+async fn owned<T: Serialize + Send + 'static>(
+    daemon: Arc<Daemon>,
+    vm: String,
+    work: impl FnOnce(&Arc<Daemon>) -> Result<T, ApiError> + Send + 'static,
+) -> Answer<T> {
+    blocking(daemon, move |daemon| daemon.owned(&vm, work)).await
+}
+
 async fn host(State(daemon): Shared) -> impl IntoResponse {
     Json(daemon.view())
 }
@@ -133,15 +142,15 @@ async fn create_vm(State(daemon): Shared, body: Result<Json<CreateVm>, JsonRejec
 }
 
 async fn remove_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<RemoveVm>) -> impl IntoResponse {
-    blocking(daemon, move |daemon| daemon.remove(&vm, body.0)).await
+    owned(daemon, vm.clone(), move |daemon| daemon.remove(&vm, body.0)).await
 }
 
 async fn start_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StartVm>) -> impl IntoResponse {
-    blocking(daemon, move |daemon| daemon.start_vm(&vm, body.0)).await
+    owned(daemon, vm.clone(), move |daemon| daemon.start_vm(&vm, body.0)).await
 }
 
 async fn stop_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StopVm>) -> impl IntoResponse {
-    blocking(daemon, move |daemon| daemon.stop_vm(&vm, body.0)).await
+    owned(daemon, vm.clone(), move |daemon| daemon.stop_vm(&vm, body.0)).await
 }
 
 async fn ft_price(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
@@ -168,11 +177,11 @@ async fn prepare_secondary(
     body: Result<Json<PrepareSecondary>, JsonRejection>,
 ) -> impl IntoResponse {
     let Json(prepare) = body.map_err(malformed)?;
-    blocking(daemon, move |daemon| daemon.prepare_secondary(&vm, &prepare)).await
+    owned(daemon, vm.clone(), move |daemon| daemon.prepare_secondary(&vm, &prepare)).await
 }
 
 async fn drop_secondary(State(daemon): Shared, Path(vm): Path<String>, body: Body<DropSecondary>) -> impl IntoResponse {
-    blocking(daemon, move |daemon| daemon.drop_secondary(&vm, body.0)).await
+    owned(daemon, vm.clone(), move |daemon| daemon.drop_secondary(&vm, body.0)).await
 }
 
 async fn boot_file(State(daemon): Shared, Path((vm, file)): Path<(String, String)>) -> Result<Vec<u8>, ApiError> {

@@ -54,6 +54,14 @@ pub struct HostConfig {
     /// this too.
     #[serde(default = "lag_ms_max_default")]
     pub lag_ms_max: u32,
+    /// Most first copies that this host sends at a time: 1 to 64. Further VMs wait for their turn.
+    #[serde(default = "first_copies_max_default")]
+    pub first_copies_max: usize,
+}
+
+/// Two: a first copy takes what bandwidth it gets, and one that waits for its disks leaves some to the other.
+pub fn first_copies_max_default() -> usize {
+    2
 }
 
 mod address_or_nothing {
@@ -116,6 +124,9 @@ impl HostConfig {
             if !range.contains(&value) {
                 bail!("{name} = {value}: must be {} to {}", range.start(), range.end());
             }
+        }
+        if !(1..=64).contains(&self.first_copies_max) {
+            bail!("first_copies_max = {}: must be 1 to 64", self.first_copies_max);
         }
         Ok(())
     }

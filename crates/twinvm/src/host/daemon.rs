@@ -1,19 +1,20 @@
 //! The host daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use cluster::controller::{Controller, Settings};
 use machine::bus::lock;
 use replication::channel::Identity;
-use spec::{EngineChoice, EngineKind, FtMode};
+use spec::{EngineChoice, EngineKind, FtMode, VmName};
 use storage::image::ImageStore;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -24,10 +25,13 @@ use super::config::HostConfig;
 use super::folder::{DaemonAddresses, HostFolder, private_folder};
 use super::metrics;
 use super::network_ends::NetworkEnds;
+use super::owner::Owners;
 use super::registry::{KnownVm, Registry};
 use super::replicas::Replica;
+use super::runtime::Undone;
 use super::vm_folder::VmFolder;
 use crate::api::client::Client;
+use crate::api::error::ApiError;
 use crate::api::messages::DaemonView;
 use crate::api::server;
 
@@ -50,8 +54,13 @@ pub struct Daemon {
     addresses: DaemonAddresses,
     client: Client,
     runtime: Handle,
-    /// One operation at a time on a VM.
-    operations: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    /// Whatever changes a VM's state on this host is done by its owner.
+    pub(super) owners: Owners,
+    pub(super) controller: Mutex<Controller>,
+    /// What the controller's last plan leaves undone.
+    pub(super) undone: Mutex<Undone>,
+    /// VMs whose guests were powered off here, which their records may not say yet.
+    pub(super) powered_off: Mutex<BTreeSet<VmName>>,
     admission: Mutex<()>,
     is_stopping: AtomicBool,
     is_store_reachable: AtomicBool,
@@ -103,16 +112,23 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
         metrics: metrics.as_ref().map(TcpListener::local_addr).transpose()?,
     };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let daemon = Arc::new(Daemon {
-        registry: Registry::open(&config, addresses.api)?,
+    let (registry, exe) = (Registry::open(&config, addresses.api)?, program()?);
+    let daemon = Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
+        registry,
         images: ImageStore::new(&config.images),
         ends: NetworkEnds::default(),
         replicas: Mutex::default(),
-        exe: program()?,
+        exe,
         addresses: addresses.clone(),
         client: Client::new(&identity),
         runtime: Handle::current(),
-        operations: Mutex::default(),
+        owners: Owners::new({
+            let daemon = daemon.clone();
+            move |vm| daemon.upgrade().is_some_and(|daemon| daemon.look_after(vm))
+        }),
+        controller: Mutex::new(Controller::new(Settings { first_copies_max: config.first_copies_max })),
+        undone: Mutex::default(),
+        powered_off: Mutex::default(),
         admission: Mutex::default(),
         is_stopping: AtomicBool::default(),
         is_store_reachable: AtomicBool::new(true),
@@ -123,6 +139,8 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     let keeper = daemon.clone();
     thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.keep_lease())?;
     daemon.adopt_replicas()?;
+    let decider = daemon.clone();
+    thread::Builder::new().name("controller".to_owned()).spawn(move || decider.run_controller())?;
     let connections = server::Connections::default();
     let served =
         tokio::spawn(server::serve(api, identity.server_config(), server::router(daemon.clone()), connections.clone()));
@@ -214,9 +232,17 @@ impl Daemon {
         }
     }
 
-    /// The lock that an operation on a VM holds from its checks to its end.
-    pub(super) fn operation(&self, vm: &str) -> Operation {
-        Operation(lock(&self.operations).entry(vm.to_owned()).or_default().clone())
+    /// Has the owner of a VM do something, and waits for the answer. A name that no VM can have has no owner: `work` is to refuse it.
+    pub fn owned<T: Send + 'static>(
+        self: &Arc<Self>,
+        vm: &str,
+        work: impl FnOnce(&Arc<Self>) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if vm.parse::<VmName>().is_err() {
+            return work(self);
+        }
+        let daemon = self.clone();
+        self.owners.run(vm, move || work(&daemon))?
     }
 
     /// The lock that is held from finding that there is room for a replica here until it takes that room.
@@ -250,24 +276,11 @@ impl Daemon {
             let renewed = self.registry.renew_lease();
             let was_reachable = self.is_store_reachable.swap(renewed.is_ok(), Ordering::AcqRel);
             match renewed {
-                Ok(()) if !was_reachable => {
-                    tracing::info!("the cluster store answers again");
-                    self.settle_power();
-                }
+                Ok(()) if !was_reachable => tracing::info!("the cluster store answers again"),
                 Err(error) if was_reachable => tracing::warn!("the lease cannot be renewed: {error}"),
                 _ => {}
             }
         }
-    }
-}
-
-/// The right to work on a VM, once locked.
-pub struct Operation(Arc<Mutex<()>>);
-
-impl Operation {
-    /// Waits for operations that are under way.
-    pub fn lock(&self) -> MutexGuard<'_, ()> {
-        lock(&self.0)
     }
 }
 

@@ -9,7 +9,7 @@ use cluster::store::SqliteStore;
 use replication::channel;
 
 use super::bundle::Bundle;
-use super::config::{HostConfig, check_host_name};
+use super::config::{HostConfig, check_host_name, first_copies_max_default};
 use super::folder::{HostFolder, new_private_folder, private_folder};
 use crate::paths;
 use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, LAG_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
@@ -73,6 +73,7 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         suspicion_ms: SUSPICION_MS_DEFAULT,
         epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
         lag_ms_max: LAG_MS_MAX_DEFAULT,
+        first_copies_max: first_copies_max_default(),
     };
     config.validate()?;
     // A store of another cluster would have two authorities.

@@ -9,10 +9,10 @@
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
 //! | `vm_folder`, `network_ends` | what a replica needs: disks, kernel, network ends |
 //! | `power`, `secondary`, `protection`, `views` | what the daemon does for VMs |
-//! | `attempts` | the search for a VM's secondary, as its state |
+//! | `owner` | the thread in which whatever changes a VM's state here happens |
+//! | `runtime` | reports to the controller, and carries out what it decides |
 //! | `metrics` | what Prometheus reads |
 
-mod attempts;
 mod bundle;
 pub mod config;
 mod daemon;
@@ -20,11 +20,13 @@ pub mod folder;
 pub mod init;
 mod metrics;
 mod network_ends;
+mod owner;
 mod power;
 mod process;
 mod protection;
 mod registry;
 mod replicas;
+mod runtime;
 mod secondary;
 mod views;
 mod vm_folder;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use cluster::records::Power;
-use spec::VmSpec;
+use machine::bus::lock;
+use spec::{VmName, VmSpec};
 
 use super::daemon::Daemon;
 use super::folder::check_socket_path;
@@ -75,9 +76,12 @@ impl Daemon {
             return Err(ApiError::bad_request("record: only a VM in the foreground can be recorded")
                 .hint("leave it out of the spec of a VM with a host, or run the VM with `twinvm run`"));
         }
+        let start = create.start;
+        self.owned(&spec.name.clone(), move |daemon| daemon.create_from(&spec, start))
+    }
+
+    fn create_from(self: &Arc<Self>, spec: &VmSpec, start: bool) -> Result<VmView, ApiError> {
         self.refuse_if_stopping()?;
-        let operation = self.operation(&spec.name);
-        let locked = operation.lock();
         if self.registry.vm(&spec.name)?.is_some() {
             let name = &spec.name;
             return Err(ApiError::conflict(format!("there is a VM named {name} already"))
@@ -85,19 +89,18 @@ impl Daemon {
         }
         let folder = self.vm_folder(&spec.name);
         check_socket_path(&socket(folder.path()))?;
-        for end in self.end_sockets(&spec) {
+        for end in self.end_sockets(spec) {
             check_socket_path(&end)?;
         }
-        self.registry.admit(&spec)?;
-        let kept = folder.create(&spec, &self.images).map_err(|error| ApiError::bad_request(format!("{error:#}")))?;
+        self.registry.admit(spec)?;
+        let kept = folder.create(spec, &self.images).map_err(|error| ApiError::bad_request(format!("{error:#}")))?;
         let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
         if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
             folder.remove_after_failure();
             return Err(error);
         }
         tracing::info!("VM {} created", spec.name);
-        drop(locked);
-        if !create.start {
+        if !start {
             return self.vm(&spec.name);
         }
         self.start_vm(&spec.name, StartVm::default()).map_err(|mut error| {
@@ -106,10 +109,8 @@ impl Daemon {
         })
     }
 
-    /// Removes a VM from every host that is alive, disks included.
+    /// Removes a VM from every host that is alive, disks included. For its owner.
     pub fn remove(&self, name: &str, how: RemoveVm) -> Result<(), ApiError> {
-        let operation = self.operation(name);
-        let _locked = operation.lock();
         let vm = self.known(name)?;
         if !how.force {
             self.require_home(&vm).map_err(|error| {
@@ -141,10 +142,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Starts a VM from its disks.
+    /// Starts a VM from its disks. For its owner.
     pub fn start_vm(self: &Arc<Self>, name: &str, how: StartVm) -> Result<VmView, ApiError> {
-        let operation = self.operation(name);
-        let _locked = operation.lock();
         self.refuse_if_stopping()?;
         let vm = self.known(name)?;
         if !how.from_stale_disks {
@@ -209,15 +208,16 @@ impl Daemon {
             self.vm_powered_off(name);
             ApiError::conflict(format!("VM {name} cannot be started: {error:#}"))
         })?;
+        if let Ok(name) = name.parse::<VmName>() {
+            lock(&self.powered_off).remove(&name);
+        }
         self.watch_replica(name.to_owned(), process, Some(status))?;
         tracing::info!("VM {name} started");
         self.vm(name)
     }
 
-    /// Presses a VM's power button, or pulls the plug.
+    /// Presses a VM's power button, or pulls the plug. For its owner.
     pub fn stop_vm(&self, name: &str, how: StopVm) -> Result<VmView, ApiError> {
-        let operation = self.operation(name);
-        let _locked = operation.lock();
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {
@@ -261,21 +261,23 @@ impl Daemon {
         ApiError { status, problem }
     }
 
-    /// A VM that is at home here has ended by itself or by request, not by a fault.
+    /// A VM has ended here by itself or by request, not by a fault. If that cannot be noted now, the controller sees to it later.
     pub(super) fn vm_powered_off(&self, name: &str) {
-        let ended = self.known(name).and_then(|vm| {
-            if vm.home() == self.host() {
-                self.registry.update(name, |record| {
-                    record.power = Power::Off;
-                    record.syncing_to = None;
-                })?;
-                self.ends.stop(&self.end_sockets(&vm.spec));
-            }
-            Ok(())
-        });
-        if let Err(error) = ended {
+        let noted = self.known(name).and_then(|vm| if vm.home() == self.host() { self.power_off(&vm) } else { Ok(()) });
+        if let Err(error) = noted {
             tracing::warn!("VM {name} is off, which cannot be noted yet: {error}");
+            self.find_powered_off(std::iter::once(name.to_owned()));
         }
+    }
+
+    /// Notes that a VM that is at home here is off, and ends what it needed.
+    pub(super) fn power_off(&self, vm: &KnownVm) -> Result<(), ApiError> {
+        self.registry.update(&vm.name, |record| {
+            record.power = Power::Off;
+            record.syncing_to = None;
+        })?;
+        self.ends.stop(&self.end_sockets(&vm.spec));
+        Ok(())
     }
 
     /// Connects to a VM's console: the connection, and what has been written since.
@@ -304,7 +306,7 @@ impl Daemon {
     }
 
     /// Ends the daemon, and its VMs if asked to.
-    pub fn stop_host(&self, how: StopHost) -> Result<(), ApiError> {
+    pub fn stop_host(self: &Arc<Self>, how: StopHost) -> Result<(), ApiError> {
         self.begin_to_stop();
         if how.with_vms {
             self.stop_vms();
@@ -313,17 +315,25 @@ impl Daemon {
         Ok(())
     }
 
-    fn stop_vms(&self) {
+    fn stop_vms(self: &Arc<Self>) {
         let (mut primaries, secondaries): (Vec<_>, Vec<_>) =
             self.all_replicas().into_iter().partition(|replica| replica.is_primary());
         for replica in secondaries {
-            let operation = self.operation(&replica.vm);
-            let _locked = operation.lock();
-            // It may have taken over meanwhile.
-            if replica.is_primary() {
-                primaries.push(replica.clone());
-            } else {
-                self.retire(&replica, REQUEST_TIMEOUT);
+            let retired = self.owned(&replica.vm.clone(), {
+                let replica = replica.clone();
+                move |daemon| {
+                    // It may have taken over meanwhile.
+                    let is_secondary = !replica.is_primary();
+                    if is_secondary {
+                        daemon.retire(&replica, REQUEST_TIMEOUT);
+                    }
+                    Ok(is_secondary)
+                }
+            });
+            match retired {
+                Ok(true) => {}
+                Ok(false) => primaries.push(replica),
+                Err(error) => tracing::warn!("VM {}: {error}", replica.vm),
             }
         }
         for replica in &primaries {
@@ -339,7 +349,7 @@ impl Daemon {
                 replica.end(PLUG_TIMEOUT);
             }
         }
-        // The watching threads still have to note that the VMs are off.
+        // The VMs' owners still have to note that the VMs are off.
         let deadline = Instant::now() + REQUEST_TIMEOUT;
         while !self.all_replicas().is_empty() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));

@@ -1,154 +1,32 @@
-//! Fault tolerance of the VMs that run here: what administrators ask for, and the search for a secondary.
+//! Fault tolerance of the VMs that run here: what administrators ask for.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
+use cluster::controller::Idle;
+use machine::bus::lock;
 use spec::{EngineKind, FtMode, HostName};
 
-use super::attempts::{Ended, Next};
 use super::daemon::Daemon;
 use super::registry::KnownVm;
 use super::replicas::Replica;
 use crate::api::client::Target;
 use crate::api::error::ApiError;
-use crate::api::messages::{DropSecondary, FtAction, FtOptions, FtPrice, PrepareSecondary, PreparedSecondary, VmView};
+use crate::api::messages::{DropSecondary, FtAction, FtOptions, FtPrice, VmView};
 use crate::replica::control::{Request, UnprotectReason};
-use crate::replica::status::{ProtectionState, ReplicaEnd, ReplicaStatus};
+use crate::replica::status::ProtectionState;
 
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long another host may take to prepare a secondary. It may have to fetch a kernel.
-const PREPARE_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a primary may take to let its secondary go.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long another host may take to end a secondary.
 const DROP_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Daemon {
-    /// Looks for a secondary if the primary here should have one and has none.
-    pub(super) fn consider_protection(self: &Arc<Self>, replica: &Arc<Replica>, status: &ReplicaStatus) {
-        match replica.attempts.observe(status) {
-            Next::Wait => {}
-            Next::Begin => self.begin_attempt(replica),
-            // From now on the claim reserves the secondary's resources.
-            Next::Protected => self.reserve(&replica.vm, None),
-            Next::Lost { host, message } => {
-                tracing::info!("VM {}: host {host} is not its secondary: {}", replica.vm, status.protection);
-                if let Some(message) = message {
-                    self.registry.note_failure(&replica.vm, &host, &message);
-                }
-                self.reserve(&replica.vm, None);
-            }
-        }
-    }
-
-    fn begin_attempt(self: &Arc<Self>, replica: &Arc<Replica>) {
-        let (daemon, seeker) = (self.clone(), replica.clone());
-        let spawned = thread::Builder::new().name(format!("protect {}", replica.vm)).spawn(move || {
-            let ended = daemon.find_secondary(&seeker).unwrap_or_else(|text| {
-                tracing::debug!("VM {}: no secondary: {text}", seeker.vm);
-                Ended::Failed(text)
-            });
-            seeker.attempts.end(ended);
-        });
-        if let Err(error) = spawned {
-            replica.attempts.end(Ended::Failed(format!("cannot start a thread: {error}")));
-        }
-    }
-
-    /// Reserves what the secondary needs on the host that is being given its first copy, or nothing any more; the reservation of
-    /// a suspended secondary stays.
-    pub(super) fn reserve(&self, vm: &str, host: Option<&HostName>) {
-        let reserved = self.registry.update(vm, |record| {
-            if !record.ft.suspended {
-                record.syncing_to = host.cloned();
-            }
-        });
-        // Without the store there is no planning either.
-        if let Err(error) = reserved {
-            tracing::debug!("VM {vm}: {error}");
-        }
-    }
-
-    /// One attempt: plans, lets the chosen host prepare, and tells the primary.
-    fn find_secondary(&self, replica: &Arc<Replica>) -> Result<Ended, String> {
-        let text = |error: ApiError| error.problem.error;
-        let vm = self.known(&replica.vm).map_err(text)?;
-        if vm.home() != self.host() {
-            self.end_if_succeeded(replica, &vm);
-            return Ok(Ended::NotWanted);
-        }
-        if !vm.record.ft.is_wanted() || self.is_stopping() {
-            return Ok(Ended::NotWanted);
-        }
-        let host = self.registry.plan_secondary(&vm.name).map_err(text)??;
-        self.reserve(&vm.name, Some(&host));
-        let told = self.prepare_at(&vm, replica, &host).and_then(|(target, address)| {
-            let told = self.tell_primary(replica, &target, address);
-            if !matches!(told, Ok(Ended::Told(_))) {
-                let keeps_disks = self.known(&vm.name).is_ok_and(|vm| vm.record.ft.enabled);
-                self.drop_secondary_at(&target, &vm.name, !keeps_disks);
-            }
-            told
-        });
-        if !matches!(told, Ok(Ended::Told(_))) {
-            self.reserve(&vm.name, None);
-        }
-        told.inspect_err(|error| self.registry.note_failure(&vm.name, &host, error))
-    }
-
-    /// Tells the primary of the secondary that waits for it, unless what is wanted has changed while that was prepared.
-    fn tell_primary(&self, replica: &Arc<Replica>, target: &Target, address: SocketAddr) -> Result<Ended, String> {
-        // Whoever turns protection off meanwhile either finds a primary that was told, or is found here.
-        let operation = self.operation(&replica.vm);
-        let _locked = operation.lock();
-        let is_current = self.replica(&replica.vm).is_some_and(|current| Arc::ptr_eq(&current, replica));
-        let vm = self.known(&replica.vm).map_err(|error| error.problem.error)?;
-        if !is_current || !vm.record.ft.is_wanted() {
-            return Ok(Ended::NotWanted);
-        }
-        let request = Request::Protect { secondary: target.host.clone(), address, mode: Some(vm.record.ft.mode) };
-        replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| format!("{error:#}"))?;
-        Ok(Ended::Told(target.host.clone()))
-    }
-
-    /// A primary that lost its claim while no secondary bound it, as when its VM was started elsewhere in the belief that this
-    /// host was gone, does not notice by itself: it is ended.
-    fn end_if_succeeded(&self, replica: &Arc<Replica>, vm: &KnownVm) {
-        let operation = self.operation(&vm.name);
-        let _locked = operation.lock();
-        let is_succeeded = |status: ReplicaStatus| status.generation < vm.claim.generation.number();
-        if replica.is_primary() && replica.status().is_some_and(is_succeeded) {
-            tracing::warn!("VM {} was started on host {}: its replica here is ended", vm.name, vm.home());
-            replica.process().kill();
-            let message = format!("the VM was started on host {}", vm.home());
-            if let Err(error) = (ReplicaEnd::LostArbitration { message }).leave(&self.folder.vm(&vm.name)) {
-                tracing::warn!("VM {}: {error:#}", vm.name);
-            }
-        }
-    }
-
-    /// Lets a host prepare a secondary; where it listens then.
-    fn prepare_at(&self, vm: &KnownVm, replica: &Replica, host: &HostName) -> Result<(Target, SocketAddr), String> {
-        let target = self.registry.alive_host(host).map_err(|error| error.problem.error)?;
-        let target = target.ok_or_else(|| format!("host {host} is not alive any more"))?;
-        let contents = self.vm_folder(&vm.name).contents().ok_or("the VM's folder is incomplete on this host")?;
-        let prepare = PrepareSecondary {
-            primary: self.host().to_owned(),
-            generation: vm.claim.generation.number(),
-            spec: vm.record.spec.clone(),
-            engine: replica.status().ok_or("the replica does not answer")?.engine,
-            contents,
-        };
-        let path = format!("/v1/secondaries/{}", vm.name);
-        let prepared: PreparedSecondary = self
-            .wait_for(self.client().call(&target, Method::PUT, &path, Some(&prepare), PREPARE_TIMEOUT))
-            .map_err(|error| error.to_string())?;
-        Ok((target, prepared.address))
-    }
-
-    fn drop_secondary_at(&self, target: &Target, vm: &str, remove_disks: bool) {
+    pub(super) fn drop_secondary_at(&self, target: &Target, vm: &str, remove_disks: bool) {
         let path = format!("/v1/secondaries/{vm}");
         let drop = DropSecondary { remove_disks };
         let dropped: Result<serde_json::Value, _> =
@@ -166,11 +44,17 @@ impl Daemon {
         Ok(())
     }
 
+    /// The host that would hold the secondary of a VM; or why there is none.
+    fn plan_secondary(&self, vm: &str) -> Result<Result<HostName, String>, ApiError> {
+        let failures = lock(&self.controller).failures().clone();
+        self.registry.plan_secondary(vm, &failures)
+    }
+
     /// What protection of a VM costs.
     pub fn ft_price(&self, vm: &str) -> Result<FtPrice, ApiError> {
         let vm = self.known(vm)?;
         let contents = self.vm_folder(&vm.name).contents();
-        let (secondary, obstacle) = match self.registry.plan_secondary(&vm.name)? {
+        let (secondary, obstacle) = match self.plan_secondary(&vm.name)? {
             Ok(host) => (Some(host.to_string()), None),
             Err(obstacle) => (None, Some(obstacle)),
         };
@@ -185,11 +69,25 @@ impl Daemon {
         })
     }
 
-    /// Does what an administrator asks for. Returns when it has begun; the view shows how it goes on.
+    /// Does what an administrator asks for. A VM that is to go without a secondary has none any more when this returns; the rest has begun, and
+    /// the view shows how it goes on.
     pub fn ft(self: &Arc<Self>, name: &str, action: FtAction, options: FtOptions) -> Result<VmView, ApiError> {
         let mode = mode_of(action, options)?;
-        let operation = self.operation(name);
-        let _locked = operation.lock();
+        let vm = name.to_owned();
+        self.owned(name, move |daemon| daemon.begin_ft(&vm, action, mode))?;
+        match action {
+            FtAction::Off => {
+                self.wait_until_alone(name, &Idle::Disabled)?;
+                self.drop_secondaries(name, true)?;
+            }
+            FtAction::Suspend => self.wait_until_alone(name, &Idle::Suspended)?,
+            _ => {}
+        }
+        self.vm(name)
+    }
+
+    /// Writes down what is wanted, which the controller sees to; what is no state but happens once is done here.
+    fn begin_ft(&self, name: &str, action: FtAction, mode: Option<FtMode>) -> Result<(), ApiError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let replica = self.replica(name).filter(|replica| replica.is_primary());
@@ -200,36 +98,26 @@ impl Daemon {
         if let Some(mode) = mode {
             self.refuse_mode(&vm, replica.as_deref(), mode)?;
         }
+        if action == FtAction::On
+            && !vm.record.ft.enabled
+            && let Err(obstacle) = self.plan_secondary(name)?
+        {
+            return Err(ApiError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
+                .hint("see the hosts with `twinvm host list`"));
+        }
+        if let Some(mode) = mode {
+            self.change_mode(&vm, replica.as_deref(), mode)?;
+        }
         match action {
-            FtAction::On => {
-                if !vm.record.ft.enabled
-                    && let Err(obstacle) = self.registry.plan_secondary(name)?
-                {
-                    return Err(ApiError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
-                        .hint("see the hosts with `twinvm host list`"));
-                }
-                if let Some(mode) = mode {
-                    self.change_mode(&vm, replica.as_deref(), mode)?;
-                }
-                self.want(&vm, true, false)?;
-            }
-            FtAction::Mode => {
-                if let Some(mode) = mode {
-                    self.change_mode(&vm, replica.as_deref(), mode)?;
-                }
-            }
-            FtAction::Resume => self.want(&vm, true, false)?,
+            FtAction::On | FtAction::Resume => self.want(&vm, true, false)?,
+            FtAction::Mode => {}
+            FtAction::Suspend => self.want(&vm, true, true)?,
             FtAction::Off => {
                 self.want(&vm, false, false)?;
                 if replica.is_none() && vm.claim.secondary.is_some() {
                     // It may be about to take over: the claim decides.
                     self.registry.claim_alone(&vm)?;
                 }
-                self.let_go(name, replica.as_deref(), UnprotectReason::Off)?;
-            }
-            FtAction::Suspend => {
-                self.want(&vm, true, true)?;
-                self.let_go(name, replica.as_deref(), UnprotectReason::Suspend)?;
             }
             FtAction::RestartSecondary => {
                 let replica = running(name, replica.as_deref())?;
@@ -250,11 +138,30 @@ impl Daemon {
                 protected(&vm, replica.as_deref())?.ask(&Request::Switchover, REQUEST_TIMEOUT)?;
             }
         }
-        self.registry.forget_failures(name);
-        if let Some(replica) = &replica {
-            replica.attempts.hurry();
+        lock(&self.controller).hurry(&vm.record.name);
+        Ok(())
+    }
+
+    /// Waits until the primary here, if there is one, has no secondary, as the controller says by having nothing else to do.
+    fn wait_until_alone(&self, name: &str, wanted: &Idle) -> Result<(), ApiError> {
+        let deadline = Instant::now() + LET_GO_TIMEOUT;
+        loop {
+            let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else { return Ok(()) };
+            let has_peer = replica.status().is_some_and(|status| status.peer.is_some());
+            let idle = lock(&self.undone).idle(name).cloned();
+            match &idle {
+                Some(idle) if idle == wanted => return Ok(()),
+                // A host prepares a secondary that the primary will not be told of.
+                Some(Idle::UnderWay) if !has_peer => return Ok(()),
+                _ => {}
+            }
+            if Instant::now() > deadline {
+                let why = idle.map_or_else(|| "it does not say why".to_owned(), |idle| idle.to_string());
+                return Err(ApiError::conflict(format!("VM {name} has not let its secondary go yet: {why}"))
+                    .hint(format!("it goes on trying: see `twinvm ft status {name}`")));
+            }
+            thread::sleep(Duration::from_millis(10));
         }
-        self.vm(name)
     }
 
     /// Refuses a mode that what executes the VM, or will, does not have.
@@ -303,10 +210,26 @@ impl Daemon {
         })
     }
 
-    /// Lets the secondary go, at both ends. The primary is told first: the end of the secondary is no loss to it then.
-    fn let_go(&self, vm: &str, replica: Option<&Replica>, reason: UnprotectReason) -> Result<(), ApiError> {
+    /// Lets the secondary go, at both ends. The primary is told first: the end of the secondary is no loss to it then. The secondary is ended when
+    /// the claim does not name it any more: before that it may be about to take over, with the newest disks.
+    pub(super) fn let_go(&self, vm: &str, replica: Option<&Replica>, reason: UnprotectReason) -> Result<(), ApiError> {
         if let Some(replica) = replica {
             replica.ask(&Request::Unprotect { reason }, REQUEST_TIMEOUT)?;
+        }
+        let deadline = Instant::now() + LET_GO_TIMEOUT;
+        loop {
+            let known = self.known(vm)?;
+            if known.home() != self.host() {
+                return Err(ApiError::conflict(format!("VM {vm} was taken over by host {} meanwhile", known.home()))
+                    .hint("try again"));
+            }
+            let Some(secondary) = known.claim.secondary else { break };
+            if Instant::now() > deadline {
+                return Err(ApiError::conflict(format!(
+                    "it is not decided yet whether host {secondary} takes VM {vm} over"
+                )));
+            }
+            thread::sleep(Duration::from_millis(10));
         }
         self.drop_secondaries(vm, reason == UnprotectReason::Off)
     }

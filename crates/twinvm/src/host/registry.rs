@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use cluster::arbiter::StoreArbiter;
 use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
-    ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, VmRecord, VmState,
+    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, VmRecord, VmState,
 };
 use cluster::store::{SqliteStore, Store};
-use machine::bus::lock;
 use machine::probe::probe;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
 use spec::{EngineKind, HostName, ReplicaId, VmName, VmSpec, to_toml};
@@ -63,7 +63,6 @@ pub struct Registry {
     cluster: Cluster,
     host: HostRecord,
     alive_before_unix_ms: Option<u64>,
-    failures: Mutex<Failures>,
 }
 
 impl Registry {
@@ -84,14 +83,14 @@ impl Registry {
             engines: engines(),
             networks: config.networks.clone(),
             datastores: config.datastores.clone(),
-            lease: Lease { renewed_unix_ms: unix_ms_now(), ttl_ms: LEASE_TTL_MS },
+            lease: lease(LEASE_TTL_MS),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             unknown: Default::default(),
         };
         let cluster = Cluster::new(store);
         let alive_before_unix_ms = cluster.host(&host.name).ok().map(|before| before.lease.renewed_unix_ms);
         cluster.put_host(&host).context("cannot register the host")?;
-        Ok(Self { cluster, host, alive_before_unix_ms, failures: Mutex::default() })
+        Ok(Self { cluster, host, alive_before_unix_ms })
     }
 
     /// When the daemon before this one last renewed the lease, in ms since 1970.
@@ -101,14 +100,13 @@ impl Registry {
 
     /// Gives the lease up: from now on the host is not asked for anything.
     pub fn end_lease(&self) -> Result<(), ApiError> {
-        let lease = Lease { renewed_unix_ms: unix_ms_now(), ttl_ms: 0 };
-        Ok(self.cluster.put_host(&HostRecord { lease, ..self.host.clone() })?)
+        Ok(self.cluster.put_host(&HostRecord { lease: lease(0), ..self.host.clone() })?)
     }
 
     /// Removes another host that is not alive and holds no replica.
     pub fn remove_host(&self, name: &str) -> Result<(), ApiError> {
         let host: HostName = name.parse().map_err(ClusterError::from)?;
-        if self.cluster.host(&host)?.lease.is_alive(unix_ms_now()) {
+        if self.cluster.host(&host)?.is_alive(&self.now()) {
             return Err(ApiError::conflict(format!("host {host} is alive"))
                 .hint(format!("stop its daemon first with `twinvm host stop` on host {host}")));
         }
@@ -117,19 +115,31 @@ impl Registry {
 
     /// Renews the host's lease. A host that was removed meanwhile registers again.
     pub fn renew_lease(&self) -> Result<(), ApiError> {
-        let now = unix_ms_now();
-        match self.cluster.renew_lease(&self.host.name, now) {
-            Err(ClusterError::NoHost(_)) => {
-                let lease = Lease { renewed_unix_ms: now, ..self.host.lease };
-                Ok(self.cluster.put_host(&HostRecord { lease, ..self.host.clone() })?)
-            }
+        let lease = lease(LEASE_TTL_MS);
+        match self.cluster.renew_lease(&self.host.name, lease) {
+            Err(ClusterError::NoHost(_)) => Ok(self.cluster.put_host(&HostRecord { lease, ..self.host.clone() })?),
             other => Ok(other?),
         }
+    }
+
+    /// The time by which leases and back-offs are counted.
+    pub fn now(&self) -> BootTime {
+        BootTime { boot_id: self.host.boot_id.clone(), ms: boot_ms_now() }
     }
 
     /// The host's preferred engine.
     pub fn preferred_engine(&self) -> EngineKind {
         self.host.engines.first().copied().unwrap_or(EngineKind::Soft)
+    }
+
+    /// This host's name.
+    pub fn host_name(&self) -> &HostName {
+        &self.host.name
+    }
+
+    /// Waits until records or claims of VMs have changed after revision `since`, up to `timeout`; whether something may have changed.
+    pub fn wait_for_vm_change(&self, since: u64, timeout: Duration) -> Result<bool, ApiError> {
+        Ok(self.cluster.wait_for_vm_change(since, timeout)?)
     }
 
     /// Everything, as of now.
@@ -139,7 +149,7 @@ impl Registry {
 
     /// All hosts whose lease is good.
     pub fn alive_hosts(&self) -> Result<Vec<Target>, ApiError> {
-        Ok(alive_hosts(&self.state()?))
+        Ok(alive_hosts(&self.state()?, &self.now()))
     }
 
     /// Where a host's API listens; none if its lease has ended.
@@ -196,7 +206,7 @@ impl Registry {
             hosts: state.hosts.iter().filter(|host| host.name == self.host.name).cloned().collect(),
             ..state
         };
-        place_primary(vm, &here, forced, unix_ms_now())
+        place_primary(vm, &here, forced, &self.now())
             .map(drop)
             .map_err(|error| ApiError::conflict(format!("VM {} cannot run here: host {error}", vm.record.name)))
     }
@@ -217,7 +227,7 @@ impl Registry {
             }
         }
         state.hosts.retain(|host| host.name == *here || host.name.is(&vm.claim.claim.primary));
-        match no_place(place_secondary(&vm, &state, &Failures::default(), unix_ms_now()), &vm) {
+        match no_place(place_secondary(&vm, &state, &Failures::default(), &self.now()), &vm) {
             Ok(_) => Ok(()),
             Err(why) => Err(ApiError::conflict(why)),
         }
@@ -252,25 +262,11 @@ impl Registry {
     }
 
     /// The host that is to hold the secondary of a VM; or why there is none.
-    pub fn plan_secondary(&self, name: &str) -> Result<Result<HostName, String>, ApiError> {
+    pub fn plan_secondary(&self, name: &str, failures: &Failures) -> Result<Result<HostName, String>, ApiError> {
         let state = self.state()?;
         let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
         let vm = vm.ok_or_else(|| ApiError::not_found(format!("there is no VM named {name}")))?;
-        Ok(no_place(place_secondary(vm, &state, &lock(&self.failures), unix_ms_now()), vm))
-    }
-
-    /// Notes that a host could not be made or kept as the secondary of a VM, so that others are tried first.
-    pub fn note_failure(&self, name: &str, host: &str, message: &str) {
-        if let (Ok(name), Ok(host)) = (name.parse(), host.parse()) {
-            lock(&self.failures).note(&name, &host, message, unix_ms_now());
-        }
-    }
-
-    /// Forgets the failures of hosts with a VM: somebody asks for another attempt.
-    pub fn forget_failures(&self, name: &str) {
-        if let Ok(name) = name.parse() {
-            lock(&self.failures).forget(&name);
-        }
+        Ok(no_place(place_secondary(vm, &state, failures, &self.now()), vm))
     }
 }
 
@@ -288,9 +284,8 @@ fn no_place(placed: Result<HostName, NoPlace>, vm: &VmState) -> Result<HostName,
 }
 
 /// Hosts whose lease is good.
-pub fn alive_hosts(state: &ClusterState) -> Vec<Target> {
-    let now = unix_ms_now();
-    let alive = state.hosts.iter().filter(|host| host.lease.is_alive(now));
+pub fn alive_hosts(state: &ClusterState, now: &BootTime) -> Vec<Target> {
+    let alive = state.hosts.iter().filter(|host| host.is_alive(now));
     alive.map(|host| Target { host: host.name.to_string(), address: host.api_address }).collect()
 }
 
@@ -323,6 +318,18 @@ fn engines() -> Vec<EngineKind> {
     let others = report.engines.iter().filter(|engine| engine.mips.is_some() && engine.engine != report.auto);
     engines.extend(others.map(|engine| engine.engine));
     engines
+}
+
+/// A lease that is renewed now.
+fn lease(ttl_ms: u64) -> Lease {
+    Lease { renewed_boot_ms: boot_ms_now(), renewed_unix_ms: unix_ms_now(), ttl_ms }
+}
+
+/// Time since the machine was booted, in ms.
+fn boot_ms_now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let [seconds, nanoseconds] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
 }
 
 /// Which boot of which machine this is.

@@ -11,7 +11,6 @@ use anyhow::{Context, Result};
 use cluster::records::Power;
 use machine::bus::lock;
 
-use super::attempts::Attempts;
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;
 use crate::api::messages::{LocalVms, VmNote};
@@ -19,12 +18,8 @@ use crate::replica::config::socket;
 use crate::replica::control::{self, Request};
 use crate::replica::status::{ReplicaEnd, ReplicaStatus, Role, unix_ms_now};
 
-/// How often a replica is asked how it is.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How long its answer may take.
+/// How long a replica may take to answer how it is.
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a secondary may wait for its primary before it is given up.
-const UNCLAIMED_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it may take to answer for somebody who looks at it now.
 const FRESH_TIMEOUT: Duration = Duration::from_millis(500);
 /// A replica that has not answered for so long is said not to answer.
@@ -39,8 +34,8 @@ pub struct Replica {
     socket: PathBuf,
     process: Mutex<ReplicaProcess>,
     answer: Mutex<Answer>,
-    /// The search for its secondary, while it is the primary.
-    pub attempts: Attempts,
+    /// Since when no primary is connected to this secondary.
+    unclaimed_since: Mutex<Instant>,
 }
 
 /// What a replica said last, and when.
@@ -79,6 +74,11 @@ impl Replica {
     /// For how long it has not answered, if that is worth a word.
     fn silence(&self) -> Option<Duration> {
         Some(lock(&self.answer).at.elapsed()).filter(|silence| *silence > SILENCE_MAX)
+    }
+
+    /// For how long no primary has been connected to this secondary.
+    pub fn unclaimed_for(&self) -> Duration {
+        lock(&self.unclaimed_since).elapsed()
     }
 
     /// Its process.
@@ -130,7 +130,11 @@ impl Daemon {
                 }
             }
         }
-        self.settle_power();
+        let is_off = |folder: &Path| {
+            matches!(ReplicaEnd::left_in(folder), Some(ReplicaEnd::PoweredOff | ReplicaEnd::PlugPulled))
+        };
+        let ended = self.vm_folders()?.into_iter().filter(|(vm, folder)| self.replica(vm).is_none() && is_off(folder));
+        self.find_powered_off(ended.map(|(vm, _)| vm));
         Ok(())
     }
 
@@ -148,18 +152,17 @@ impl Daemon {
         vm: String,
         process: ReplicaProcess,
         status: Option<ReplicaStatus>,
-    ) -> Result<Arc<Replica>> {
+    ) -> Result<()> {
         let replica = Arc::new(Replica {
             vm: vm.clone(),
             socket: socket(&self.folder.vm(&vm)),
             process: Mutex::new(process),
             answer: Mutex::new(Answer { status, at: Instant::now() }),
-            attempts: Attempts::default(),
+            unclaimed_since: Mutex::new(Instant::now()),
         });
-        lock(&self.replicas).insert(vm.clone(), replica.clone());
-        let (daemon, watched) = (self.clone(), replica.clone());
-        thread::Builder::new().name(format!("vm {vm}")).spawn(move || daemon.watch(&watched))?;
-        Ok(replica)
+        lock(&self.replicas).insert(vm.clone(), replica);
+        // The owner looks after it from now on, and there is one if it is not the caller.
+        self.owners.post(&vm, || ())
     }
 
     /// The replica of a VM here, if one runs.
@@ -182,37 +185,30 @@ impl Daemon {
         is_known
     }
 
-    /// Ends a replica that has no place any more, for the holder of the VM's operation lock. Its end has no consequences: the
-    /// VM is not off.
+    /// Ends a replica that has no place any more, for the VM's owner. Its end has no consequences: the VM is not off.
     pub(super) fn retire(&self, replica: &Arc<Replica>, patience: Duration) {
         replica.end(patience);
         self.forget_replica(replica);
     }
 
-    fn watch(self: &Arc<Self>, replica: &Arc<Replica>) {
-        let mut unclaimed_since = Instant::now();
-        while !replica.is_gone() {
-            // A replica that does not answer is stopped or very busy: what it said last stands until it is gone.
-            if let Ok(status) = replica.ask(&Request::Status, POLL_TIMEOUT) {
-                match status.role {
-                    Role::Primary => self.consider_protection(replica, &status),
-                    Role::Secondary if status.peer.is_some() => unclaimed_since = Instant::now(),
-                    Role::Secondary if unclaimed_since.elapsed() > UNCLAIMED_TIMEOUT => {
-                        tracing::info!("VM {}: no primary came to this secondary", replica.vm);
-                        replica.end(POLL_TIMEOUT);
-                    }
-                    Role::Secondary => {}
-                }
-            }
-            thread::sleep(POLL_INTERVAL);
+    /// What the owner of a VM does now and then; whether there is a replica of it here.
+    pub(super) fn look_after(&self, vm: &str) -> bool {
+        let Some(replica) = self.replica(vm) else { return false };
+        if replica.is_gone() {
+            self.settle(&replica);
+            return true;
         }
-        let operation = self.operation(&replica.vm);
-        let _locked = operation.lock();
-        self.settle(replica);
+        // A replica that does not answer is stopped or very busy: what it said last stands until it is gone.
+        if let Ok(status) = replica.ask(&Request::Status, POLL_TIMEOUT)
+            && status.peer.is_some()
+        {
+            *lock(&replica.unclaimed_since) = Instant::now();
+        }
+        true
     }
 
-    /// Draws the consequences of a replica's end, for the holder of the VM's operation lock. Whoever comes second finds it
-    /// done: what was started in its place is not touched.
+    /// Draws the consequences of a replica's end, for the VM's owner. Whoever comes second finds it done: what was started in its place is not
+    /// touched.
     pub(super) fn settle(&self, replica: &Arc<Replica>) {
         if !self.forget_replica(replica) {
             return;
@@ -225,26 +221,8 @@ impl Daemon {
             end
         });
         tracing::info!("VM {}: replica ended: {end}", replica.vm);
-        if replica.is_primary() {
-            match end {
-                ReplicaEnd::PoweredOff | ReplicaEnd::PlugPulled => self.vm_powered_off(&replica.vm),
-                _ => self.reserve(&replica.vm, None),
-            }
-        }
-    }
-
-    /// Notes in the cluster store which VMs were powered off here while it, or this host's daemon, was away.
-    pub(super) fn settle_power(&self) {
-        for (vm, folder) in self.vm_folders().unwrap_or_default() {
-            if !matches!(ReplicaEnd::left_in(&folder), Some(ReplicaEnd::PoweredOff | ReplicaEnd::PlugPulled)) {
-                continue;
-            }
-            let operation = self.operation(&vm);
-            let _locked = operation.lock();
-            let is_on = || self.known(&vm).is_ok_and(|vm| vm.record.power == Power::On);
-            if self.replica(&vm).is_none() && is_on() {
-                self.vm_powered_off(&vm);
-            }
+        if replica.is_primary() && matches!(end, ReplicaEnd::PoweredOff | ReplicaEnd::PlugPulled) {
+            self.vm_powered_off(&replica.vm);
         }
     }
 
@@ -259,7 +237,7 @@ impl Daemon {
             }
             running.insert(replica.vm.clone());
             local.replicas.extend(replica.fresh_status());
-            local.notes.extend(note_of(&replica));
+            local.notes.extend(self.note_of(&replica));
         }
         for (vm, folder) in self.vm_folders().unwrap_or_default() {
             if !running.contains(&vm) {
@@ -267,6 +245,18 @@ impl Daemon {
             }
         }
         local
+    }
+
+    /// What there is to say about a replica that runs: it does not answer, or no secondary is found for it.
+    fn note_of(&self, replica: &Replica) -> Option<VmNote> {
+        let vm = replica.vm.clone();
+        if let Some(silence) = replica.silence() {
+            let silent_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+            let text = "the replica's process runs but does not answer".to_owned();
+            return Some(VmNote { vm, text, since_unix_ms: unix_ms_now().saturating_sub(silent_ms) });
+        }
+        let (text, since_unix_ms) = lock(&self.undone).obstacle(&vm)?;
+        Some(VmNote { vm, text, since_unix_ms })
     }
 }
 
@@ -277,18 +267,6 @@ fn leave_end(end: &ReplicaEnd, folder: &Path, at: Option<SystemTime>) -> Result<
         File::options().write(true).open(folder.join(END_FILE))?.set_modified(at)?;
     }
     Ok(())
-}
-
-/// What there is to say about a replica that runs: it does not answer, or no secondary is found for it.
-fn note_of(replica: &Replica) -> Option<VmNote> {
-    let vm = replica.vm.clone();
-    if let Some(silence) = replica.silence() {
-        let silent_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
-        let text = "the replica's process runs but does not answer".to_owned();
-        return Some(VmNote { vm, text, since_unix_ms: unix_ms_now().saturating_sub(silent_ms) });
-    }
-    let (text, since_unix_ms) = replica.attempts.obstacle()?;
-    Some(VmNote { vm, text, since_unix_ms })
 }
 
 /// How the last replica of a VM here ended.

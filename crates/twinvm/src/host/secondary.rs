@@ -23,7 +23,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(3);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(50);
 
 impl Daemon {
-    /// Starts a secondary here, in place of whatever replica of the VM there is.
+    /// Starts a secondary here, in place of whatever replica of the VM there is. For the VM's owner.
     pub fn prepare_secondary(
         self: &Arc<Self>,
         name: &str,
@@ -34,8 +34,6 @@ impl Daemon {
             return Err(ApiError::bad_request(format!("the spec is of VM {}, not {name}", spec.name)));
         }
         self.refuse_if_stopping()?;
-        let operation = self.operation(name);
-        let _locked = operation.lock();
         let vm = self.refuse_if_home(name)?;
         if vm.home() != prepare.primary || vm.claim.generation.number() != prepare.generation {
             // A replica that is here now may be the one that the VM depends on.
@@ -87,15 +85,18 @@ impl Daemon {
         Ok(PreparedSecondary { address })
     }
 
-    /// Ends the secondary here, if there is one. Its disks can be removed too, but never those that the VM starts from.
+    /// Ends the secondary here, if there is one, unless the VM's claim names it: then it may be about to take over, or has. Its disks can be removed
+    /// too. For the VM's owner.
     pub fn drop_secondary(&self, name: &str, how: DropSecondary) -> Result<(), ApiError> {
         // The VM may be gone from the store already: the name has to be one that a VM can have, as it becomes a path.
         name.parse::<VmName>().map_err(ClusterError::from)?;
-        let operation = self.operation(name);
-        let _locked = operation.lock();
         if self.registry.vm(name)?.is_some() {
-            self.refuse_if_home(name)?;
+            let vm = self.refuse_if_home(name)?;
+            if vm.claim.secondary.as_ref().is_some_and(|secondary| secondary.as_str() == self.host()) {
+                return Err(ApiError::conflict(format!("host {} is the secondary of VM {name}", self.host())));
+            }
         }
+        // A claim that does not name a replica never does so again without this host being asked to prepare one.
         if let Some(replica) = self.replica(name) {
             self.retire(&replica, END_TIMEOUT);
         }

@@ -20,7 +20,7 @@ impl Daemon {
     /// All hosts.
     pub fn hosts(&self) -> Result<Vec<HostView>, ApiError> {
         let state = self.registry.state()?;
-        let now = unix_ms_now();
+        let now = self.registry.now();
         let view = |host: &HostRecord| {
             let reserved = reserved(&state, &host.name, None);
             let vms = |has: &dyn Fn(&VmState) -> bool| -> Vec<String> {
@@ -29,8 +29,10 @@ impl Daemon {
             HostView {
                 name: host.name.to_string(),
                 api: host.api_address.to_string(),
-                alive: host.lease.is_alive(now),
-                lease_age_ms: now.saturating_sub(host.lease.renewed_unix_ms),
+                alive: host.is_alive(&now),
+                lease_age_ms: host
+                    .silent_ms(&now)
+                    .unwrap_or_else(|| unix_ms_now().saturating_sub(host.lease.renewed_unix_ms)),
                 memory_bytes: host.memory_bytes,
                 memory_reserved_bytes: reserved.memory_bytes,
                 cpus: host.cpus,
@@ -69,7 +71,7 @@ impl Daemon {
     /// What each host that is alive says about VMs, this one included. All are asked at once; one that does not answer in
     /// time has said nothing.
     fn what_hosts_say(&self, state: &ClusterState) -> Said {
-        let alive = alive_hosts(state);
+        let alive = alive_hosts(state, &self.registry.now());
         let mut answers = vec![(self.host().to_owned(), self.local_vms())];
         let mut calls = tokio::task::JoinSet::new();
         let handle = self.runtime();

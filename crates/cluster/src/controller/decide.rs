@@ -1,0 +1,292 @@
+//! [`Controller`]: what decides.
+
+use std::collections::BTreeMap;
+
+use spec::{HostName, VmName};
+
+use super::action::{Action, Outcome, Plan, Planned, Why};
+use super::idle::Idle;
+use super::report::{HostReport, ReplicaReport, ReplicaState};
+use super::search::{Phase, Search};
+use crate::planner::{Failures, NoPlace, place_secondary};
+use crate::records::{BootTime, ClusterState, Power, VmState};
+
+/// How long a secondary may wait for its primary before it is given up, in ms.
+const UNCLAIMED_MS_MAX: u64 = 60_000;
+
+/// What an administrator sets for a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Most first copies that the host sends at a time, at least 1: what is left of a cluster that has lost a host would be busy with nothing
+    /// else otherwise.
+    pub first_copies_max: usize,
+}
+
+/// Decides what one host does about its VMs.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    settings: Settings,
+    searches: BTreeMap<VmName, Search>,
+    failures: Failures,
+}
+
+/// A VM that could be given a secondary now.
+struct Candidate<'a> {
+    vm: &'a VmState,
+    alone_since_ms: u64,
+}
+
+impl Controller {
+    /// One that remembers nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, searches: BTreeMap::new(), failures: Failures::default() }
+    }
+
+    /// Hosts that have failed as secondaries lately.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// What the host is to do now. `wanted` is the cluster's state, `seen` what the host sees, observed before `wanted` was read or after.
+    pub fn decide(&mut self, wanted: &ClusterState, seen: &HostReport, now: &BootTime) -> Plan {
+        let is_at_home = |vm: &VmState| seen.host.is(&vm.claim.claim.primary);
+        let is_here = |vm: &VmName| seen.replicas.contains_key(vm) || wanted.vm(vm).is_some_and(is_at_home);
+        self.searches.retain(|vm, search| search.is_busy || is_here(vm));
+        let is_primary = |vm: &VmName| {
+            seen.replicas.get(vm).is_some_and(|replica| !matches!(replica.state, ReplicaState::Secondary { .. }))
+        };
+        for (vm, search) in &mut self.searches {
+            // Whatever was sent by a primary that is gone is not sent any more.
+            if !search.is_busy && !is_primary(vm) {
+                search.let_go();
+            }
+        }
+        let mut plan = Plan::default();
+        let mut candidates = Vec::new();
+        for (name, replica) in &seen.replicas {
+            let vm = wanted.vm(name);
+            if let Some(vm) = vm
+                && !matches!(replica.state, ReplicaState::Secondary { .. } | ReplicaState::Booting)
+            {
+                self.observe(vm, replica, now.ms);
+            }
+            let search = self.searches.entry(name.clone()).or_default();
+            match consider(vm, name, replica, search, seen, now.ms) {
+                Considered::Act(action, why) => {
+                    search.is_busy = true;
+                    plan.actions.push(Planned { vm: name.clone(), action, why });
+                }
+                Considered::Nothing(idle) => drop(plan.idle.insert(name.clone(), idle)),
+                Considered::NeedsSecondary(vm) => {
+                    candidates.push(Candidate { vm, alone_since_ms: search.alone_since_ms() });
+                }
+            }
+        }
+        self.give_secondaries(candidates, wanted, now, &mut plan);
+        self.settle_absent(wanted, seen, now.ms, &mut plan);
+        plan.actions.sort_by(|a, b| a.vm.cmp(&b.vm));
+        plan
+    }
+
+    /// Takes note of how an action has ended.
+    pub fn note(&mut self, vm: &VmName, action: &Action, outcome: &Outcome, now_ms: u64) {
+        let search = self.searches.entry(vm.clone()).or_default();
+        search.is_busy = false;
+        match (action, outcome) {
+            (Action::Protect { .. }, Outcome::Done) => search.told(now_ms),
+            (Action::Protect { .. }, Outcome::NotWanted) => search.given_up(None, now_ms),
+            (Action::Protect { secondary }, Outcome::Failed(message)) => {
+                search.given_up(Some(message.clone()), now_ms);
+                self.failures.note(vm, secondary, message, now_ms);
+            }
+            (Action::Unprotect, Outcome::Done) => search.let_go(),
+            (_, Outcome::Failed(message)) => search.given_up(Some(message.clone()), now_ms),
+            (_, Outcome::Done | Outcome::NotWanted) => {}
+        }
+    }
+
+    /// Somebody asks for another attempt with a VM: what has failed is forgotten.
+    pub fn hurry(&mut self, vm: &VmName) {
+        self.failures.forget(vm);
+        if let Some(search) = self.searches.get_mut(vm) {
+            search.hurry();
+        }
+    }
+
+    fn observe(&mut self, vm: &VmState, replica: &ReplicaReport, now_ms: u64) {
+        let name = &vm.record.name;
+        let lost = self.searches.entry(name.clone()).or_default().observe(&replica.state, now_ms);
+        if let Some(lost) = lost
+            && let Some(message) = lost.blame
+        {
+            self.failures.note(name, &lost.host, &message, now_ms);
+        }
+    }
+
+    /// Gives the places for first copies that are free to the VMs that have been without a secondary for longest.
+    fn give_secondaries(
+        &mut self,
+        mut candidates: Vec<Candidate<'_>>,
+        wanted: &ClusterState,
+        now: &BootTime,
+        plan: &mut Plan,
+    ) {
+        let mut under_way = self.searches.values().filter(|search| search.is_copying()).count();
+        candidates.sort_by(|a, b| {
+            a.alone_since_ms.cmp(&b.alone_since_ms).then_with(|| a.vm.record.name.cmp(&b.vm.record.name))
+        });
+        let mut state = wanted.clone();
+        let mut ahead = 0;
+        for Candidate { vm, .. } in candidates {
+            let name = &vm.record.name;
+            if under_way >= self.settings.first_copies_max.max(1) {
+                plan.idle.insert(name.clone(), Idle::Queued { ahead, under_way });
+                ahead += 1;
+                continue;
+            }
+            match place_secondary(vm, &state, &self.failures, now) {
+                Ok(secondary) => {
+                    under_way += 1;
+                    reserve(&mut state, name, &secondary);
+                    let search = self.searches.entry(name.clone()).or_default();
+                    search.phase = Phase::Preparing(secondary.clone());
+                    search.is_busy = true;
+                    let action = Action::Protect { secondary };
+                    plan.actions.push(Planned { vm: name.clone(), action, why: Why::NeedsSecondary });
+                }
+                Err(error) => drop(plan.idle.insert(name.clone(), no_place(vm, error))),
+            }
+        }
+    }
+
+    /// VMs that are at home here and do not run: what the end of their replicas has left to be written down.
+    fn settle_absent(&mut self, wanted: &ClusterState, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
+        for vm in &wanted.vms {
+            let name = &vm.record.name;
+            if !seen.host.is(&vm.claim.claim.primary) || seen.replicas.contains_key(name) {
+                continue;
+            }
+            let (action, why) = if seen.powered_off.contains(name) && vm.record.power == Power::On {
+                (Action::NotePowerOff, Why::PoweredOff)
+            } else if vm.record.syncing_to.is_some() && !vm.record.ft.suspended {
+                (Action::ReleaseReservation, Why::NoCopyUnderWay)
+            } else {
+                continue;
+            };
+            let search = self.searches.entry(name.clone()).or_default();
+            if !search.is_busy && search.too_early(now_ms).is_none() {
+                search.is_busy = true;
+                plan.actions.push(Planned { vm: name.clone(), action, why });
+            }
+        }
+    }
+}
+
+/// What comes of looking at one replica.
+enum Considered<'a> {
+    Act(Action, Why),
+    Nothing(Idle),
+    NeedsSecondary(&'a VmState),
+}
+
+fn consider<'a>(
+    vm: Option<&'a VmState>,
+    name: &VmName,
+    replica: &ReplicaReport,
+    search: &Search,
+    seen: &HostReport,
+    now_ms: u64,
+) -> Considered<'a> {
+    if search.is_busy {
+        return Considered::Nothing(Idle::UnderWay);
+    }
+    if let ReplicaState::Secondary { unclaimed_ms } = replica.state {
+        if unclaimed_ms > UNCLAIMED_MS_MAX {
+            return Considered::Act(Action::EndReplica, Why::NoPrimaryCame);
+        }
+        return Considered::Nothing(Idle::Secondary);
+    }
+    let Some(vm) = vm else {
+        return Considered::Nothing(Idle::Unreadable(format!("no record of VM {name} can be read")));
+    };
+    if replica.state == ReplicaState::Booting {
+        return Considered::Nothing(Idle::Booting);
+    }
+    let claim = &vm.claim.claim;
+    if !seen.host.is(&claim.primary) {
+        let by = claim.primary.clone();
+        let is_alone = matches!(replica.state, ReplicaState::Alone { .. });
+        return match replica.generation < claim.generation {
+            // Nobody tells a primary without a secondary.
+            true if is_alone => Considered::Act(Action::EndReplica, Why::Superseded { by }),
+            // It is handing over, or learns of it by its secondary.
+            true => Considered::Nothing(Idle::Superseded { by }),
+            // A primary that has just won is ahead of what was read.
+            false => Considered::Nothing(Idle::StoreIsBehind),
+        };
+    }
+    consider_primary(vm, replica, search, seen, now_ms)
+}
+
+/// Of the replica that runs the VM.
+fn consider_primary<'a>(
+    vm: &'a VmState,
+    replica: &ReplicaReport,
+    search: &Search,
+    seen: &HostReport,
+    now_ms: u64,
+) -> Considered<'a> {
+    let ft = &vm.record.ft;
+    // What is reserved for a suspended secondary stays.
+    let is_reserved = vm.record.syncing_to.is_some() && !ft.suspended;
+    let too_early = search.too_early(now_ms).map(|message| Considered::Nothing(Idle::RetrySoon { message }));
+    match &replica.state {
+        _ if !ft.is_wanted() && search.has_secondary(&replica.state) => {
+            let why = if ft.enabled { Why::ProtectionSuspended } else { Why::ProtectionOff };
+            too_early.unwrap_or(Considered::Act(Action::Unprotect, why))
+        }
+        ReplicaState::Protected { .. } if is_reserved => {
+            too_early.unwrap_or(Considered::Act(Action::ReleaseReservation, Why::CopyComplete))
+        }
+        ReplicaState::Protected { by } => Considered::Nothing(Idle::Protected { by: by.clone() }),
+        ReplicaState::Syncing { to } => Considered::Nothing(Idle::Syncing { to: to.clone() }),
+        _ => {
+            if let Phase::Told { host, .. } = &search.phase
+                && ft.is_wanted()
+            {
+                return Considered::Nothing(Idle::Connecting { to: host.clone() });
+            }
+            if is_reserved {
+                return too_early.unwrap_or(Considered::Act(Action::ReleaseReservation, Why::NoCopyUnderWay));
+            }
+            if !ft.is_wanted() {
+                return Considered::Nothing(if ft.enabled { Idle::Suspended } else { Idle::Disabled });
+            }
+            if seen.is_stopping {
+                return Considered::Nothing(Idle::HostStopping);
+            }
+            if vm.record.power == Power::Off {
+                return Considered::Nothing(Idle::PoweringOff);
+            }
+            too_early.unwrap_or(Considered::NeedsSecondary(vm))
+        }
+    }
+}
+
+/// Reserves in `state` what was just promised, so that the next VM is not promised the same.
+fn reserve(state: &mut ClusterState, vm: &VmName, secondary: &HostName) {
+    if let Some(vm) = state.vms.iter_mut().find(|other| other.record.name == *vm) {
+        vm.record.syncing_to = Some(secondary.clone());
+    }
+}
+
+fn no_place(vm: &VmState, error: NoPlace) -> Idle {
+    match error {
+        NoPlace::Spec(error) => Idle::Unreadable(error.to_string()),
+        // That the primary's host cannot be the secondary's is no news.
+        NoPlace::Hosts(mut refusals) => {
+            refusals.retain(|(host, _)| !host.is(&vm.claim.claim.primary));
+            Idle::NoHost(refusals)
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! What a host does next about its VMs: what is wanted and what is seen go in, actions come out, with the reason for each and for
+//! each thing not done. Pure: no I/O, no clock, no threads.
+//!
+//! What is wanted are the records that the API writes ([`ClusterState`](crate::records::ClusterState)); what is seen is the
+//! [`HostReport`] of the host that asks. The [`Controller`] adds what it remembers: which actions are under way, and which hosts have
+//! failed as secondaries. Nothing breaks when that is forgotten, as by a daemon that is killed: the next one finds what is there and
+//! goes on from it.
+//!
+//! | type | is |
+//! | --- | --- |
+//! | [`HostReport`], [`ReplicaReport`] | what is seen |
+//! | [`Controller`] | what decides |
+//! | [`Plan`], [`Planned`], [`Action`] | what is to be done, and why |
+//! | [`Idle`] | why nothing is done about a VM |
+//! | [`Outcome`] | how an action that took its time has ended |
+//!
+//! Plans are advice, as the planner's are: two hosts may decide at once from states that differ, and the compare-and-swap on a VM's claim
+//! or the host that is asked to hold a replica has the last word. So whoever carries an action out reads the claim again where an
+//! action on an old state would do harm.
+
+mod action;
+mod decide;
+mod idle;
+mod report;
+mod search;
+
+pub use action::{Action, Outcome, Plan, Planned, Why};
+pub use decide::{Controller, Settings};
+pub use idle::Idle;
+pub use report::{HostReport, Loss, LossCause, ReplicaReport, ReplicaState};

@@ -1,0 +1,87 @@
+//! What a host sees of itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use protocol::Generation;
+use spec::{HostName, VmName};
+
+/// What one host sees of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostReport {
+    /// The host.
+    pub host: HostName,
+    /// Whether its daemon is about to end: it takes nothing on.
+    pub is_stopping: bool,
+    /// The replicas whose processes run here.
+    pub replicas: BTreeMap<VmName, ReplicaReport>,
+    /// VMs of which no replica runs here, and whose last one here ended because the guest was powered off.
+    pub powered_off: BTreeSet<VmName>,
+}
+
+/// What a host sees of one replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaReport {
+    /// The generation that the replica acts in; 0 if it does not know.
+    pub generation: Generation,
+    /// What it is, and how that goes.
+    pub state: ReplicaState,
+}
+
+/// What a replica is, and how that goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaState {
+    /// It has not said yet what it is, or its VM is being started.
+    Booting,
+    /// A primary without a secondary.
+    Alone {
+        /// How it lost the secondary that it had or was to have, if it had one.
+        loss: Option<Loss>,
+    },
+    /// A primary whose first copy is under way.
+    Syncing {
+        /// The host that is given the copy.
+        to: HostName,
+    },
+    /// A primary whose VM survives the loss of this host.
+    Protected {
+        /// The secondary's host.
+        by: HostName,
+    },
+    /// A secondary.
+    Secondary {
+        /// For how long no primary has been connected to it, in ms.
+        unclaimed_ms: u64,
+    },
+}
+
+/// How a primary lost its secondary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// What kind of loss it was.
+    pub cause: LossCause,
+    /// More, in words.
+    pub text: String,
+}
+
+/// Kinds of loss, by what they say about the secondary's host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossCause {
+    /// Somebody asked for it: nothing.
+    Request,
+    /// It fell silent. One that was killed or cut off after a good while is as good as any when it answers again; one that never became a
+    /// secondary may fall silent again.
+    Silence,
+    /// It failed, or could not keep up, and may do so again.
+    Fault,
+}
+
+impl LossCause {
+    /// Whether it is held against the host; `during_sync`: it had not become a secondary yet.
+    pub(super) fn is_blamed(self, during_sync: bool) -> bool {
+        match self {
+            Self::Request => false,
+            Self::Silence => during_sync,
+            Self::Fault => true,
+        }
+    }
+}

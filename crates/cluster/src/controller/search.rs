@@ -1,0 +1,131 @@
+//! What the controller remembers about one VM.
+
+use spec::HostName;
+
+use super::report::{Loss, ReplicaState};
+
+/// How long a primary that was told of its secondary may go on saying that it has none, in ms.
+const CONNECT_GRACE_MS: u64 = 5_000;
+/// Time from an attempt that failed to the next one, in ms. Which hosts are left alone for longer is the planner's decision.
+const RETRY_MS: u64 = 500;
+
+/// What is remembered about a VM with a replica on the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Search {
+    pub(super) phase: Phase,
+    /// An action is being carried out.
+    pub(super) is_busy: bool,
+    /// No attempt before this time, and why the last one failed.
+    retry: Option<(u64, String)>,
+    /// Since when it has no secondary, in ms.
+    alone_since_ms: Option<u64>,
+}
+
+/// Where the search for the secondary is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// There is none.
+    #[default]
+    Alone,
+    /// A host prepares one.
+    Preparing(HostName),
+    /// The primary was told.
+    Told {
+        host: HostName,
+        at_ms: u64,
+    },
+    Syncing(HostName),
+    Protected(HostName),
+}
+
+/// A host that was to be the secondary's, or was, and is so no more.
+pub(super) struct Lost {
+    pub(super) host: HostName,
+    /// What is held against it, if anything is.
+    pub(super) blame: Option<String>,
+}
+
+impl Search {
+    /// Takes note of what the primary says. Answers whether a secondary is lost by that.
+    pub(super) fn observe(&mut self, seen: &ReplicaState, now_ms: u64) -> Option<Lost> {
+        match seen {
+            ReplicaState::Protected { by } => {
+                *self = Self { phase: Phase::Protected(by.clone()), is_busy: self.is_busy, ..Self::default() };
+                None
+            }
+            ReplicaState::Syncing { to } => {
+                if !matches!(self.phase, Phase::Preparing(_)) {
+                    self.phase = Phase::Syncing(to.clone());
+                    self.retry = None;
+                }
+                None
+            }
+            ReplicaState::Alone { loss } => {
+                self.alone_since_ms.get_or_insert(now_ms);
+                self.lost(loss.as_ref(), now_ms)
+            }
+            ReplicaState::Booting | ReplicaState::Secondary { .. } => None,
+        }
+    }
+
+    fn lost(&mut self, loss: Option<&Loss>, now_ms: u64) -> Option<Lost> {
+        let (host, during_sync) = match &self.phase {
+            Phase::Alone | Phase::Preparing(_) => return None,
+            Phase::Told { at_ms, .. } if now_ms.saturating_sub(*at_ms) < CONNECT_GRACE_MS => return None,
+            Phase::Told { host, .. } | Phase::Syncing(host) => (host.clone(), true),
+            Phase::Protected(host) => (host.clone(), false),
+        };
+        self.phase = Phase::Alone;
+        let blame = match loss {
+            Some(loss) => loss.cause.is_blamed(during_sync).then(|| loss.text.clone()),
+            None => during_sync.then(|| "the primary did not connect to it".to_owned()),
+        };
+        Some(Lost { host, blame })
+    }
+
+    /// Whether there is a secondary to be let go: the primary has one, or was told of one.
+    pub(super) fn has_secondary(&self, seen: &ReplicaState) -> bool {
+        matches!(seen, ReplicaState::Syncing { .. } | ReplicaState::Protected { .. })
+            || matches!(self.phase, Phase::Told { .. })
+    }
+
+    /// The primary was told to let its secondary go.
+    pub(super) fn let_go(&mut self) {
+        self.phase = Phase::Alone;
+    }
+
+    /// Whether a first copy of this VM takes one of the places for them.
+    pub(super) fn is_copying(&self) -> bool {
+        matches!(self.phase, Phase::Preparing(_) | Phase::Told { .. } | Phase::Syncing(_))
+    }
+
+    /// Why there was no attempt that succeeded, while it is too early for the next one.
+    pub(super) fn too_early(&self, now_ms: u64) -> Option<String> {
+        self.retry.as_ref().filter(|(at_ms, _)| now_ms < *at_ms).map(|(_, message)| message.clone())
+    }
+
+    /// Since when there is no secondary, in ms.
+    pub(super) fn alone_since_ms(&self) -> u64 {
+        self.alone_since_ms.unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn told(&mut self, now_ms: u64) {
+        if let Phase::Preparing(host) = &self.phase {
+            self.phase = Phase::Told { host: host.clone(), at_ms: now_ms };
+            self.retry = None;
+        }
+    }
+
+    /// The attempt has ended without a secondary; `message` if it failed.
+    pub(super) fn given_up(&mut self, message: Option<String>, now_ms: u64) {
+        if matches!(self.phase, Phase::Preparing(_)) {
+            self.phase = Phase::Alone;
+        }
+        self.retry = message.map(|message| (now_ms.saturating_add(RETRY_MS), message));
+    }
+
+    /// The next attempt may begin at once.
+    pub(super) fn hurry(&mut self) {
+        self.retry = None;
+    }
+}

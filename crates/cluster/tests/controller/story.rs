@@ -1,0 +1,285 @@
+//! A story in TOML: hosts, VMs, and what happens step by step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cluster::controller::{
+    Action, Controller, HostReport, Loss, LossCause, Outcome, Plan, ReplicaReport, ReplicaState, Settings,
+};
+use cluster::records::{BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Power, VmRecord, VmState};
+use protocol::{Claim, Generation};
+use serde::Deserialize;
+use spec::{EngineKind, HostName, ReplicaId, VmName};
+
+const BOOT: &str = "boot";
+const LEASE_TTL_MS: u64 = 3_000;
+
+/// The story of host `a`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Story {
+    #[serde(default = "one")]
+    first_copies_max: usize,
+    /// Hosts, all of them renewing their leases.
+    hosts: Vec<Host>,
+    vms: Vec<Vm>,
+    #[serde(rename = "step")]
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Host {
+    name: HostName,
+    #[serde(default = "much")]
+    memory_mib: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Vm {
+    name: VmName,
+    #[serde(default = "gibibyte")]
+    memory_mib: u64,
+    #[serde(default = "here")]
+    primary: String,
+    secondary: Option<String>,
+    #[serde(default = "first")]
+    generation: u64,
+    syncing_to: Option<HostName>,
+    #[serde(default)]
+    off: bool,
+    #[serde(default)]
+    ft: Ft,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Ft {
+    #[default]
+    On,
+    Off,
+    Suspended,
+}
+
+/// What has changed, is seen and is expected; what a step does not say is as in the step before.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    /// In ms since the boot.
+    at: u64,
+    /// How actions have ended: VM, action as its text begins, outcome (`done`, `not wanted`, or why it failed).
+    #[serde(default)]
+    ended: Vec<(VmName, String)>,
+    /// Somebody asks for another attempt with these VMs.
+    #[serde(default)]
+    hurry: Vec<VmName>,
+    /// Changes of fault tolerance.
+    #[serde(default)]
+    ft: BTreeMap<VmName, Ft>,
+    /// Changes of claims: primary, secondary (`-`: none), generation.
+    #[serde(default)]
+    claims: BTreeMap<VmName, (String, String, u64)>,
+    /// Changes of reservations for first copies (`-`: none).
+    #[serde(default)]
+    syncing_to: BTreeMap<VmName, String>,
+    /// Hosts that do not renew their leases any more.
+    #[serde(default)]
+    silent: Vec<HostName>,
+    #[serde(default)]
+    stopping: bool,
+    #[serde(default)]
+    powered_off: BTreeSet<VmName>,
+    /// The replicas here, if that changes.
+    seen: Option<BTreeMap<VmName, Seen>>,
+    /// Actions and reasons, then why nothing is done about the other VMs.
+    expect: Vec<String>,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Seen {
+    is: Is,
+    #[serde(default = "first")]
+    generation: u64,
+    peer: Option<HostName>,
+    #[serde(default)]
+    unclaimed_ms: u64,
+    loss: Option<Cause>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Is {
+    Booting,
+    Alone,
+    Syncing,
+    Protected,
+    Secondary,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Cause {
+    Request,
+    Silence,
+    Fault,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn first() -> u64 {
+    1
+}
+
+fn much() -> u64 {
+    1 << 16
+}
+
+fn gibibyte() -> u64 {
+    1 << 10
+}
+
+fn here() -> String {
+    "a".to_owned()
+}
+
+impl Story {
+    /// For each step what is expected and what the controller decides.
+    pub fn tell(&self) -> Vec<(Vec<String>, Vec<String>)> {
+        let mut controller = Controller::new(Settings { first_copies_max: self.first_copies_max });
+        let mut state = ClusterState {
+            hosts: self.hosts.iter().map(Host::record).collect(),
+            vms: self.vms.iter().map(Vm::state).collect(),
+            ..ClusterState::default()
+        };
+        let mut seen = BTreeMap::new();
+        let mut silent: BTreeSet<HostName> = BTreeSet::new();
+        let mut under_way: BTreeMap<VmName, Action> = BTreeMap::new();
+        let mut told = Vec::new();
+        for step in &self.steps {
+            for (vm, outcome) in &step.ended {
+                let action = under_way.remove(vm).unwrap_or_else(|| panic!("nothing is under way for {vm}"));
+                controller.note(vm, &action, &outcome_of(outcome), step.at);
+            }
+            step.hurry.iter().for_each(|vm| controller.hurry(vm));
+            step.change(&mut state);
+            silent.extend(step.silent.iter().cloned());
+            for host in state.hosts.iter_mut().filter(|host| !silent.contains(&host.name)) {
+                host.lease.renewed_boot_ms = step.at;
+            }
+            if let Some(now) = &step.seen {
+                seen = now.iter().map(|(vm, seen)| (vm.clone(), seen.report())).collect();
+            }
+            let report = HostReport {
+                host: "a".parse().unwrap(),
+                is_stopping: step.stopping,
+                replicas: seen.clone(),
+                powered_off: step.powered_off.clone(),
+            };
+            let plan = controller.decide(&state, &report, &BootTime { boot_id: BOOT.to_owned(), ms: step.at });
+            under_way.extend(plan.actions.iter().map(|planned| (planned.vm.clone(), planned.action.clone())));
+            told.push((step.expect.clone(), words(&plan)));
+        }
+        told
+    }
+}
+
+fn words(plan: &Plan) -> Vec<String> {
+    let idle = plan.idle.iter().map(|(vm, idle)| format!("{vm}: nothing ({idle})"));
+    plan.actions.iter().map(ToString::to_string).chain(idle).collect()
+}
+
+fn outcome_of(text: &str) -> Outcome {
+    match text {
+        "done" => Outcome::Done,
+        "not wanted" => Outcome::NotWanted,
+        why => Outcome::Failed(why.to_owned()),
+    }
+}
+
+impl Step {
+    fn change(&self, state: &mut ClusterState) {
+        for vm in &mut state.vms {
+            let name = &vm.record.name;
+            if let Some(ft) = self.ft.get(name) {
+                set_ft(&mut vm.record.ft, *ft);
+            }
+            if let Some((primary, secondary, generation)) = self.claims.get(name) {
+                vm.claim.claim = claim(primary, Some(secondary).filter(|host| *host != "-"), *generation);
+            }
+            if let Some(host) = self.syncing_to.get(name) {
+                vm.record.syncing_to = host.parse().ok();
+            }
+        }
+    }
+}
+
+impl Host {
+    fn record(&self) -> HostRecord {
+        HostRecord {
+            name: self.name.clone(),
+            api_address: "127.0.0.1:1".parse().unwrap(),
+            replication_ip: "127.0.0.1".parse().unwrap(),
+            boot_id: BOOT.to_owned(),
+            cpus: 64,
+            memory_bytes: self.memory_mib << 20,
+            engines: vec![EngineKind::Soft],
+            networks: Vec::new(),
+            datastores: Vec::new(),
+            lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_TTL_MS },
+            version: String::new(),
+            unknown: Default::default(),
+        }
+    }
+}
+
+impl Vm {
+    fn state(&self) -> VmState {
+        let spec = format!("name = \"{}\"\nmemory = \"{}M\"\nkernel = \"k\"\n", self.name, self.memory_mib);
+        let mut record = VmRecord::new(self.name.clone(), spec, FtSettings::disabled(100, 50), 0);
+        record.power = if self.off { Power::Off } else { Power::On };
+        record.syncing_to = self.syncing_to.clone();
+        set_ft(&mut record.ft, self.ft);
+        VmState { record, claim: ClaimRecord::first(claim(&self.primary, self.secondary.as_ref(), self.generation)) }
+    }
+}
+
+fn set_ft(settings: &mut FtSettings, ft: Ft) {
+    (settings.enabled, settings.suspended) = match ft {
+        Ft::On => (true, false),
+        Ft::Off => (false, false),
+        Ft::Suspended => (true, true),
+    };
+}
+
+fn claim(primary: &str, secondary: Option<&String>, generation: u64) -> Claim {
+    Claim {
+        generation: Generation::new(generation),
+        primary: ReplicaId::new(primary),
+        secondary: secondary.map(ReplicaId::new),
+    }
+}
+
+impl Seen {
+    fn report(&self) -> ReplicaReport {
+        let peer = || self.peer.clone().expect("a peer");
+        let loss = |cause| {
+            let cause = match cause {
+                Cause::Request => LossCause::Request,
+                Cause::Silence => LossCause::Silence,
+                Cause::Fault => LossCause::Fault,
+            };
+            Loss { cause, text: format!("{cause:?}").to_lowercase() }
+        };
+        let state = match self.is {
+            Is::Booting => ReplicaState::Booting,
+            Is::Alone => ReplicaState::Alone { loss: self.loss.map(loss) },
+            Is::Syncing => ReplicaState::Syncing { to: peer() },
+            Is::Protected => ReplicaState::Protected { by: peer() },
+            Is::Secondary => ReplicaState::Secondary { unclaimed_ms: self.unclaimed_ms },
+        };
+        ReplicaReport { generation: Generation::new(self.generation), state }
+    }
+}

@@ -1,0 +1,336 @@
+//! Carrying out what the controller decides, and reporting to it what is seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use axum::http::Method;
+use cluster::controller::{
+    Action, HostReport, Idle, Loss, LossCause, Outcome, Plan, Planned, ReplicaReport, ReplicaState,
+};
+use cluster::records::{ClusterState, Power};
+use machine::bus::lock;
+use protocol::Generation;
+use spec::{HostName, VmName};
+
+use super::daemon::Daemon;
+use super::registry::KnownVm;
+use super::replicas::Replica;
+use crate::api::client::Target;
+use crate::api::error::ApiError;
+use crate::api::messages::{PrepareSecondary, PreparedSecondary};
+use crate::replica::control::{Request, UnprotectReason};
+use crate::replica::status::{Protection, ProtectionState, Reason, ReplicaEnd, ReplicaStatus, Role, unix_ms_now};
+
+/// How often the controller decides, though nothing may have changed.
+const DECIDE_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the store is read, though no VM's record or claim may have changed: leases change.
+const READ_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a replica may take to answer a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a replica may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long another host may take to prepare a secondary. It may have to fetch a kernel.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What the controller's last plan leaves undone, for whoever looks at a VM.
+#[derive(Default)]
+pub struct Undone {
+    idle: BTreeMap<VmName, Idle>,
+    /// What keeps VMs from being protected, and since when, in ms since 1970.
+    obstacles: BTreeMap<VmName, (String, u64)>,
+}
+
+impl Undone {
+    /// Why nothing is done about a VM.
+    pub fn idle(&self, vm: &str) -> Option<&Idle> {
+        self.idle.get(vm)
+    }
+
+    /// What keeps a VM from being protected, and since when, in ms since 1970.
+    pub fn obstacle(&self, vm: &str) -> Option<(String, u64)> {
+        self.obstacles.get(vm).cloned()
+    }
+
+    fn note(&mut self, plan: Plan) {
+        let is_going_on = |idle: &Idle| matches!(idle, Idle::UnderWay | Idle::Connecting { .. });
+        let mut obstacles = BTreeMap::new();
+        for (vm, before) in &self.obstacles {
+            // An attempt does not make it a new obstacle if it fails.
+            let is_planned = plan.actions.iter().any(|planned| planned.vm == *vm);
+            if is_planned || plan.idle.get(vm).is_some_and(is_going_on) {
+                obstacles.insert(vm.clone(), before.clone());
+            }
+        }
+        for (vm, idle) in &plan.idle {
+            if let Some(text) = idle.obstacle() {
+                let since = self.obstacles.get(vm).map_or_else(unix_ms_now, |(_, since)| *since);
+                obstacles.insert(vm.clone(), (text, since));
+            }
+        }
+        *self = Self { idle: plan.idle, obstacles };
+    }
+}
+
+impl Daemon {
+    /// Decides and has done what was decided, as long as the process lives.
+    pub(super) fn run_controller(self: &Arc<Self>) {
+        let mut known: Option<(ClusterState, Instant)> = None;
+        loop {
+            match self.wait_for_state(&mut known) {
+                Ok(()) => {}
+                // Plans are made from what was known last; what they need of the store fails, and is tried again.
+                Err(error) => {
+                    tracing::debug!("the controller cannot read the cluster store: {error}");
+                    thread::sleep(DECIDE_INTERVAL);
+                }
+            }
+            if let Some((state, _)) = &known {
+                self.decide(state);
+            }
+        }
+    }
+
+    /// Waits until it is time to decide, and reads the state if it may have changed.
+    fn wait_for_state(&self, known: &mut Option<(ClusterState, Instant)>) -> Result<(), ApiError> {
+        let is_old = match known {
+            None => true,
+            Some((state, read_at)) => {
+                let has_changed = self.registry.wait_for_vm_change(state.revision, DECIDE_INTERVAL)?;
+                has_changed || read_at.elapsed() > READ_INTERVAL
+            }
+        };
+        if is_old {
+            *known = Some((self.registry.state()?, Instant::now()));
+        }
+        Ok(())
+    }
+
+    fn decide(self: &Arc<Self>, state: &ClusterState) {
+        let replicas = self.all_replicas();
+        let report = self.report(&replicas);
+        let plan = lock(&self.controller).decide(state, &report, &self.registry.now());
+        for planned in plan.actions.clone() {
+            tracing::debug!("VM {planned}");
+            let replica = replicas.iter().find(|replica| replica.vm == *planned.vm).cloned();
+            self.carry_out(planned, replica);
+        }
+        lock(&self.undone).note(plan);
+    }
+
+    fn report(&self, replicas: &[Arc<Replica>]) -> HostReport {
+        let reports = replicas.iter().filter_map(|replica| {
+            let name: VmName = replica.vm.parse().ok()?;
+            Some((name, replica_report(replica)))
+        });
+        HostReport {
+            host: self.registry.host_name().clone(),
+            is_stopping: self.is_stopping(),
+            replicas: reports.collect(),
+            powered_off: lock(&self.powered_off).clone(),
+        }
+    }
+
+    /// Has an action carried out; its outcome is told to the controller.
+    fn carry_out(self: &Arc<Self>, planned: Planned, replica: Option<Arc<Replica>>) {
+        let Planned { vm, action, why } = planned;
+        let (daemon, name, done) = (self.clone(), vm.clone(), action.clone());
+        let work = move || {
+            let outcome = daemon.act(&name, &done, replica.as_ref()).unwrap_or_else(|text| {
+                tracing::debug!("VM {name}: {done} ({why}): {text}");
+                Outcome::Failed(text)
+            });
+            lock(&daemon.controller).note(&name, &done, &outcome, daemon.registry.now().ms);
+        };
+        let started = match &action {
+            // It waits for another host, which may take long.
+            Action::Protect { .. } => {
+                let thread = thread::Builder::new().name(format!("protect {vm}"));
+                thread.spawn(work).map(drop).map_err(anyhow::Error::from)
+            }
+            _ => self.owners.post(&vm, work),
+        };
+        if let Err(error) = started {
+            let outcome = Outcome::Failed(format!("{error:#}"));
+            lock(&self.controller).note(&vm, &action, &outcome, self.registry.now().ms);
+        }
+    }
+
+    fn act(self: &Arc<Self>, vm: &VmName, action: &Action, replica: Option<&Arc<Replica>>) -> Result<Outcome, String> {
+        let text = |error: ApiError| error.problem.error;
+        match (action, replica) {
+            (Action::NotePowerOff, _) => self.note_power_off(vm).map_err(text),
+            (Action::ReleaseReservation, _) => {
+                self.reserve(vm, None).map_err(text)?;
+                Ok(Outcome::Done)
+            }
+            (Action::Protect { secondary }, Some(replica)) => self.protect(replica, secondary),
+            (Action::Unprotect, Some(replica)) => self.unprotect(vm, replica).map_err(text),
+            (Action::EndReplica, Some(replica)) => self.end_displaced(vm, replica).map_err(text),
+            (Action::Protect { .. } | Action::Unprotect | Action::EndReplica, None) => Ok(Outcome::NotWanted),
+        }
+    }
+
+    /// Reserves what the secondary needs on the host that is being given its first copy, or nothing any more; the reservation of
+    /// a suspended secondary stays.
+    fn reserve(&self, vm: &str, host: Option<&HostName>) -> Result<(), ApiError> {
+        self.registry.update(vm, |record| {
+            if !record.ft.suspended {
+                record.syncing_to = host.cloned();
+            }
+        })
+    }
+
+    /// Reserves, lets the host prepare a secondary, and tells the primary.
+    fn protect(self: &Arc<Self>, replica: &Arc<Replica>, host: &HostName) -> Result<Outcome, String> {
+        let text = |error: ApiError| error.problem.error;
+        let vm = self.known(&replica.vm).map_err(text)?;
+        if vm.home() != self.host() || !vm.record.ft.is_wanted() || self.is_stopping() {
+            return Ok(Outcome::NotWanted);
+        }
+        self.reserve(&vm.name, Some(host)).map_err(text)?;
+        let (target, address) = self.prepare_at(&vm, replica, host)?;
+        let told = self.tell_primary(replica, &target, address);
+        if told != Ok(Outcome::Done) {
+            let keeps_disks = self.known(&vm.name).is_ok_and(|vm| vm.record.ft.enabled);
+            self.drop_secondary_at(&target, &vm.name, !keeps_disks);
+        }
+        told
+    }
+
+    /// Lets a host prepare a secondary; where it listens then.
+    fn prepare_at(&self, vm: &KnownVm, replica: &Replica, host: &HostName) -> Result<(Target, SocketAddr), String> {
+        let target = self.registry.alive_host(host).map_err(|error| error.problem.error)?;
+        let target = target.ok_or_else(|| format!("host {host} is not alive any more"))?;
+        let contents = self.vm_folder(&vm.name).contents().ok_or("the VM's folder is incomplete on this host")?;
+        let prepare = PrepareSecondary {
+            primary: self.host().to_owned(),
+            generation: vm.claim.generation.number(),
+            spec: vm.record.spec.clone(),
+            engine: replica.status().ok_or("the replica does not answer")?.engine,
+            contents,
+        };
+        let path = format!("/v1/secondaries/{}", vm.name);
+        let prepared: PreparedSecondary = self
+            .wait_for(self.client().call(&target, Method::PUT, &path, Some(&prepare), PREPARE_TIMEOUT))
+            .map_err(|error| error.to_string())?;
+        Ok((target, prepared.address))
+    }
+
+    /// Tells the primary of the secondary that waits for it, unless what is wanted has changed while that was prepared.
+    fn tell_primary(
+        self: &Arc<Self>,
+        replica: &Arc<Replica>,
+        target: &Target,
+        address: SocketAddr,
+    ) -> Result<Outcome, String> {
+        let (daemon, replica, host) = (self.clone(), replica.clone(), target.host.clone());
+        // Whoever turns protection off meanwhile either finds a primary that was told, or is found here.
+        let told = self.owners.run(&replica.vm.clone(), move || {
+            let is_current = daemon.replica(&replica.vm).is_some_and(|current| Arc::ptr_eq(&current, &replica));
+            let vm = daemon.known(&replica.vm).map_err(|error| error.problem.error)?;
+            if !is_current || !vm.record.ft.is_wanted() {
+                return Ok(Outcome::NotWanted);
+            }
+            let request = Request::Protect { secondary: host, address, mode: Some(vm.record.ft.mode) };
+            replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| format!("{error:#}"))?;
+            Ok(Outcome::Done)
+        });
+        told.unwrap_or_else(|error| Err(format!("{error:#}")))
+    }
+
+    fn unprotect(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, ApiError> {
+        let known = self.known(vm)?;
+        if known.record.ft.is_wanted() || known.home() != self.host() {
+            return Ok(Outcome::NotWanted);
+        }
+        let reason = if known.record.ft.enabled { UnprotectReason::Suspend } else { UnprotectReason::Off };
+        self.let_go(vm, Some(replica), reason)?;
+        Ok(Outcome::Done)
+    }
+
+    /// Ends a replica that has no place any more: a secondary that no primary came to, or a primary that lost its claim while no secondary bound
+    /// it, as when its VM was started elsewhere in the belief that this host was gone, which it does not notice by itself.
+    fn end_displaced(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, ApiError> {
+        if !replica.is_primary() {
+            tracing::info!("VM {vm}: no primary came to this secondary");
+            replica.end(END_TIMEOUT);
+            return Ok(Outcome::Done);
+        }
+        let known = self.known(vm)?;
+        let is_succeeded = |status: ReplicaStatus| status.generation < known.claim.generation.number();
+        if known.home() == self.host() || !replica.status().is_some_and(is_succeeded) {
+            return Ok(Outcome::NotWanted);
+        }
+        tracing::warn!("VM {vm} was started on host {}: its replica here is ended", known.home());
+        replica.process().kill();
+        let message = format!("the VM was started on host {}", known.home());
+        (ReplicaEnd::LostArbitration { message }).leave(&self.folder.vm(vm))?;
+        Ok(Outcome::Done)
+    }
+
+    fn note_power_off(&self, vm: &VmName) -> Result<Outcome, ApiError> {
+        if self.replica(vm).is_some() {
+            return Ok(Outcome::NotWanted);
+        }
+        let known = self.known(vm)?;
+        if known.home() == self.host() && known.record.power == Power::On {
+            self.power_off(&known)?;
+        }
+        lock(&self.powered_off).remove(vm);
+        Ok(Outcome::Done)
+    }
+
+    /// VMs whose guests were powered off here while the store, or this host's daemon, was away.
+    pub(super) fn find_powered_off(&self, ended: impl Iterator<Item = String>) {
+        let found: BTreeSet<VmName> = ended.filter_map(|vm| vm.parse().ok()).collect();
+        lock(&self.powered_off).extend(found);
+    }
+}
+
+/// What is seen of a replica.
+fn replica_report(replica: &Replica) -> ReplicaReport {
+    let Some(status) = replica.status() else {
+        return ReplicaReport { generation: Generation::NONE, state: ReplicaState::Booting };
+    };
+    let state = match status.role {
+        Role::Secondary => ReplicaState::Secondary {
+            unclaimed_ms: u64::try_from(replica.unclaimed_for().as_millis()).unwrap_or(u64::MAX),
+        },
+        Role::Primary => primary_state(&status),
+    };
+    ReplicaReport { generation: Generation::new(status.generation), state }
+}
+
+fn primary_state(status: &ReplicaStatus) -> ReplicaState {
+    let peer = status.peer.as_ref().and_then(|peer| peer.parse::<HostName>().ok());
+    match (status.protection.state, peer) {
+        (ProtectionState::Protected, Some(by)) => ReplicaState::Protected { by },
+        (ProtectionState::Starting, Some(to)) => ReplicaState::Syncing { to },
+        // The VM itself is being started or ends.
+        (ProtectionState::Protected | ProtectionState::Starting | ProtectionState::NotRunning, _) => {
+            ReplicaState::Booting
+        }
+        (ProtectionState::NeedSecondary | ProtectionState::Disabled, _) => {
+            ReplicaState::Alone { loss: loss(&status.protection) }
+        }
+    }
+}
+
+fn loss(protection: &Protection) -> Option<Loss> {
+    let reason = protection.reason?;
+    let cause = match reason {
+        Reason::UserAction | Reason::NoHost => LossCause::Request,
+        Reason::LostConnection | Reason::Initializing => LossCause::Silence,
+        Reason::Divergence | Reason::HardwareFailure | Reason::CheckpointError | Reason::SecondaryTooSlow => {
+            LossCause::Fault
+        }
+    };
+    let text = match &protection.detail {
+        Some(detail) => format!("{reason}: {detail}"),
+        None => reason.to_string(),
+    };
+    Some(Loss { cause, text })
+}
