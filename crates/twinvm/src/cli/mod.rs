@@ -8,6 +8,8 @@ mod engine;
 mod ft;
 mod host;
 mod image;
+mod log_file;
+mod log_limit;
 mod logging;
 mod net_end;
 mod output;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::logging;
-use crate::replica::config::ReplicaConfig;
+use crate::replica::config::{ReplicaConfig, log};
 use crate::replica::process::Process;
 use crate::replica::status::ReplicaEnd;
 
@@ -22,9 +22,9 @@ pub struct ReplicaArguments {
 }
 
 pub fn run(arguments: &ReplicaArguments) -> Result<ExitCode> {
-    logging::start();
     let config = ReplicaConfig::load(&arguments.config)?;
     let folder = config.folder.clone();
+    logging::start_in(&log(&folder));
     ReplicaEnd::clear(&folder);
     let end = survive_full_quota().and_then(|()| Arc::new(Process::new(config)?).run());
     let end = end.unwrap_or_else(|error| ReplicaEnd::Failed { message: format!("{error:#}") });

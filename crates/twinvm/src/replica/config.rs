@@ -114,6 +114,11 @@ pub fn socket(folder: &Path) -> PathBuf {
     folder.join("replica.sock")
 }
 
+/// The log of the replica whose VM folder this is.
+pub fn log(folder: &Path) -> PathBuf {
+    folder.join("replica.log")
+}
+
 /// The configuration file of the replica whose VM folder this is.
 pub fn file(folder: &Path) -> PathBuf {
     folder.join("replica.json")
