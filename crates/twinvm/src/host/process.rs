@@ -4,7 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
 use crate::replica::config::{self, ReplicaConfig};
 use crate::replica::control::{self, Request};
@@ -24,6 +26,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a killed process may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the replica that an earlier daemon has started may take until it listens.
+const ADOPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What of a log is shown when a replica did not start, in bytes.
 const LOG_TAIL_BYTES: u64 = 2000;
 
@@ -45,7 +49,10 @@ impl ReplicaProcess {
         config.save(&file)?;
         ReplicaEnd::clear(&config.folder);
         let log = log_file(&config.folder);
-        let log = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&log);
+        let log = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&log).and_then(|_| {
+            // At the end, whoever writes: the replica starts a new file when this one is full.
+            OpenOptions::new().append(true).open(&log)
+        });
         let log = log.context("cannot write the replica's log")?;
         let child = Command::new(exe)
             .arg("replica")
@@ -83,13 +90,26 @@ impl ReplicaProcess {
     }
 
     /// Finds the process of a replica that an earlier daemon has started, even if that daemon was killed before it could note
-    /// the process.
+    /// the process. It is this user's, was started for this folder, and is who listens at the folder's socket: a command line alone anybody can
+    /// have.
     pub fn adopt(folder: &Path) -> Option<Self> {
-        if find(folder).is_none() {
-            let pid = search(folder)?;
-            fs::write(pid_file(folder), pid.to_string()).ok()?;
+        let deadline = Instant::now() + ADOPT_TIMEOUT;
+        loop {
+            let noted = noted_pid(folder).filter(|&pid| is_replica(pid, folder));
+            let pid = noted.or_else(|| search(folder))?;
+            if listens(pid, folder) {
+                if noted.is_none() {
+                    fs::write(pid_file(folder), pid.to_string()).ok()?;
+                }
+                return find(folder).map(|_| Self { folder: folder.to_owned(), child: None, exit: None });
+            }
+            if Instant::now() > deadline {
+                tracing::warn!("{}: process {pid} looks like its replica, and is not", folder.display());
+                return None;
+            }
+            // It may have been started a moment ago.
+            thread::sleep(Duration::from_millis(50));
         }
-        find(folder).map(|_| Self { folder: folder.to_owned(), child: None, exit: None })
     }
 
     /// Whether a replica was ever started from this folder.
@@ -170,15 +190,25 @@ fn pid_file(folder: &Path) -> PathBuf {
 }
 
 fn log_file(folder: &Path) -> PathBuf {
-    folder.join("replica.log")
+    config::log(folder)
 }
 
 /// The running process of the replica in this folder. Process ids are used again: a process with another command line is
 /// not it. The descriptor refers to the process that was checked, whatever happens to its id.
 fn find(folder: &Path) -> Option<OwnedFd> {
-    let pid: i32 = fs::read_to_string(pid_file(folder)).ok()?.trim().parse().ok()?;
+    let pid = noted_pid(folder)?;
     let process = pidfd_open(Pid::from_raw(pid).filter(|_| pid > 0)?, PidfdFlags::empty()).ok()?;
     is_replica(pid, folder).then_some(process)
+}
+
+fn noted_pid(folder: &Path) -> Option<i32> {
+    fs::read_to_string(pid_file(folder)).ok()?.trim().parse().ok()
+}
+
+/// Whether this process listens at the folder's socket. That holds for one that was stopped as well.
+fn listens(pid: i32, folder: &Path) -> bool {
+    let peer = UnixStream::connect(config::socket(folder)).ok().and_then(|stream| socket_peercred(&stream).ok());
+    peer.is_some_and(|peer| peer.pid.as_raw_nonzero().get() == pid && peer.uid == geteuid())
 }
 
 /// Looks for it among all processes.
@@ -189,6 +219,10 @@ fn search(folder: &Path) -> Option<i32> {
 }
 
 fn is_replica(pid: i32, folder: &Path) -> bool {
+    let is_own = fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == geteuid().as_raw());
+    if !is_own {
+        return false;
+    }
     let Ok(command_line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let mut arguments = command_line.split(|&byte| byte == 0).skip(1);
     let file = config::file(folder);
@@ -211,6 +245,38 @@ fn log_tail(folder: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// Listens at the socket that its second argument's folder has.
+    const LISTENS: &str = "use IO::Socket::UNIX; my $folder = $ARGV[1] =~ s{/[^/]*$}{}r; \
+                           my $socket = IO::Socket::UNIX->new(Local => \"$folder/$ARGV[2]\", Listen => 9) or die; <STDIN>;";
+
+    /// A process with the command line of a replica that does something else.
+    fn impostor(folder: &Path, script: &str) -> Child {
+        fs::write(folder.join("replica"), script).unwrap();
+        let socket = config::socket(folder);
+        Command::new("/usr/bin/perl")
+            .current_dir(folder)
+            .args(["replica", "--config"])
+            .arg(config::file(folder))
+            .arg(socket.file_name().unwrap())
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_process_that_only_looks_like_the_replica_is_not_adopted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = impostor(folder.path(), "<STDIN>;");
+        fs::write(pid_file(folder.path()), child.id().to_string()).unwrap();
+        assert!(ReplicaProcess::adopt(folder.path()).is_none(), "nobody listens at the folder's socket");
+        // Somebody else does.
+        let _socket = std::os::unix::net::UnixListener::bind(config::socket(folder.path())).unwrap();
+        assert!(ReplicaProcess::adopt(folder.path()).is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     #[test]
     fn only_the_process_that_was_started_is_taken_for_the_replica() {
         let folder = tempfile::tempdir().unwrap();
@@ -218,15 +284,7 @@ mod tests {
         // The number is this test's: its command line is another.
         fs::write(pid_file(folder.path()), std::process::id().to_string()).unwrap();
         assert!(ReplicaProcess::adopt(folder.path()).is_none());
-        fs::write(folder.path().join("replica"), "read line").unwrap();
-        let child = Command::new("/bin/sh")
-            .current_dir(folder.path())
-            .args(["replica", "--config"])
-            .arg(config::file(folder.path()))
-            .stdin(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .unwrap();
+        let child = impostor(folder.path(), LISTENS);
         // An earlier daemon was killed before it could note the process.
         let mut adopted = ReplicaProcess::adopt(folder.path()).unwrap();
         assert_eq!(fs::read_to_string(pid_file(folder.path())).unwrap(), child.id().to_string());
