@@ -41,6 +41,8 @@ fn host(name: &str) -> HostRecord {
         networks: vec!["br0".to_owned()],
         datastores: Vec::new(),
         lease: lease(1_000),
+        instance: String::new(),
+        folder: Default::default(),
         version: "0.1.0".to_owned(),
         unknown: UnknownFields::default(),
     }
@@ -61,8 +63,8 @@ fn text(cluster: &Cluster, key: &str) -> String {
 #[test]
 fn what_is_written_is_read() {
     let (_folder, cluster) = cluster();
-    cluster.put_host(&host("b")).unwrap();
-    cluster.put_host(&host("a")).unwrap();
+    cluster.register_host(&host("b"), None).unwrap();
+    cluster.register_host(&host("a"), None).unwrap();
     let claim = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
     assert_eq!(cluster.hosts().unwrap(), [host("a"), host("b")]);
     assert_eq!(cluster.host(&host_name("b")).unwrap(), host("b"));
@@ -79,7 +81,7 @@ fn what_is_not_there_is_named() {
     let (_folder, cluster) = cluster();
     let (host, vm) = (host_name("a"), vm_name("v"));
     assert_eq!(cluster.host(&host), Err(ClusterError::NoHost(host.clone())));
-    assert_eq!(cluster.renew_lease(&host, lease(1)), Err(ClusterError::NoHost(host.clone())));
+    assert_eq!(cluster.renew_lease(&host, "", lease(1)), Err(ClusterError::NoHost(host.clone())));
     assert_eq!(cluster.remove_host(&host), Err(ClusterError::NoHost(host)));
     assert_eq!(cluster.vm(&vm), Err(ClusterError::NoVm(vm.clone())));
     assert_eq!(cluster.claim(&vm), Err(ClusterError::NoVm(vm.clone())));
@@ -128,14 +130,14 @@ fn a_vm_that_gets_the_name_of_a_deleted_one_gets_none_of_its_generations() {
 fn changes_at_the_same_time_are_all_kept() {
     let (_folder, cluster) = cluster();
     cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
-    cluster.put_host(&host("a")).unwrap();
+    cluster.register_host(&host("a"), None).unwrap();
     let writers: Vec<_> = (0..4u64)
         .map(|number| {
             let cluster = cluster.clone();
             thread::spawn(move || {
                 for round in 0..8 {
                     cluster.update_vm(&vm_name("v"), |vm| vm.ft.suspicion_ms += 1).unwrap();
-                    cluster.renew_lease(&host_name("a"), lease(10_000 + 10 * round + number)).unwrap();
+                    cluster.renew_lease(&host_name("a"), "", lease(10_000 + 10 * round + number)).unwrap();
                 }
             })
         })
@@ -163,8 +165,8 @@ fn a_vm_cannot_be_renamed_by_a_change_of_its_record() {
 fn a_host_that_has_a_replica_is_not_removed() {
     let (_folder, cluster) = cluster();
     let (a, b) = (host_name("a"), host_name("b"));
-    cluster.put_host(&host("a")).unwrap();
-    cluster.put_host(&host("b")).unwrap();
+    cluster.register_host(&host("a"), None).unwrap();
+    cluster.register_host(&host("b"), None).unwrap();
     let first = cluster.create_vm(&vm("v"), &a).unwrap();
     let arbiter = StoreArbiter::new(cluster.store().clone(), "v");
     let protected = Claim { generation: first.generation.next(), secondary: Some(b.replica()), ..first.clone() };
@@ -182,7 +184,7 @@ fn a_host_that_has_a_replica_is_not_removed() {
 #[test]
 fn fields_of_a_newer_version_are_kept() {
     let (_folder, cluster) = cluster();
-    cluster.put_host(&host("a")).unwrap();
+    cluster.register_host(&host("a"), None).unwrap();
     let claim = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
     for (key, from, to) in [
         ("hosts/a", "{\"name\"", "{\"rack\":{\"row\":7},\"name\""),
@@ -195,7 +197,7 @@ fn fields_of_a_newer_version_are_kept() {
         assert_ne!(old, new);
         write(&cluster, key, &new);
     }
-    cluster.renew_lease(&host_name("a"), lease(2_000)).unwrap();
+    cluster.renew_lease(&host_name("a"), "", lease(2_000)).unwrap();
     cluster.update_vm(&vm_name("v"), |vm| vm.ft.enabled = true).unwrap();
     let next = Claim { generation: claim.generation.next(), ..claim.clone() };
     StoreArbiter::new(cluster.store().clone(), "v").compare_and_swap(claim.generation, &next).unwrap();
@@ -212,7 +214,7 @@ fn a_record_that_cannot_be_read_hides_no_other() {
     for name in ["good", "newer", "garbage", "other", "claimless"] {
         cluster.create_vm(&vm(name), &host_name("a")).unwrap();
     }
-    cluster.put_host(&host("a")).unwrap();
+    cluster.register_host(&host("a"), None).unwrap();
     let newer = text(&cluster, "vms/newer").replace("\"mirror\"", "\"a mode of later versions\"");
     write(&cluster, "vms/newer", &newer);
     write(&cluster, "vms/garbage/claim", "\u{0}");
@@ -241,9 +243,9 @@ fn a_record_that_cannot_be_read_hides_no_other() {
 #[test]
 fn whoever_waits_for_changes_of_vms_is_not_woken_by_leases() {
     let (_folder, cluster) = cluster();
-    cluster.put_host(&host("a")).unwrap();
+    cluster.register_host(&host("a"), None).unwrap();
     let since = cluster.state().unwrap().revision;
-    cluster.renew_lease(&host_name("a"), lease(2_000)).unwrap();
+    cluster.renew_lease(&host_name("a"), "", lease(2_000)).unwrap();
     assert!(!cluster.wait_for_vm_change(since, Duration::from_millis(60)).unwrap());
     cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
     assert!(cluster.wait_for_vm_change(since, Duration::from_secs(60)).unwrap());
@@ -256,4 +258,37 @@ fn a_record_that_is_too_large_is_refused() {
     let refused = cluster.create_vm(&large, &host_name("a")).unwrap_err();
     assert!(refused.to_string().contains("at most 1048576"), "{refused}");
     assert_eq!(cluster.vms().unwrap(), []);
+}
+
+#[test]
+fn a_host_is_registered_by_one_instance_at_a_time() {
+    let (_folder, cluster) = cluster();
+    let instance = |instance: &str| HostRecord { instance: instance.to_owned(), ..host("a") };
+    let refused = Err(ClusterError::OtherInstance(host_name("a")));
+    cluster.register_host(&instance("1"), None).unwrap();
+    cluster.register_host(&instance("1"), None).unwrap();
+    assert_eq!(cluster.register_host(&instance("2"), None), refused);
+    assert_eq!(cluster.register_host(&instance("2"), Some("0")), refused);
+    cluster.register_host(&instance("2"), Some("1")).unwrap();
+    assert_eq!(cluster.renew_lease(&host_name("a"), "1", lease(5)), refused, "the one that was succeeded goes on");
+    cluster.renew_lease(&host_name("a"), "2", lease(5)).unwrap();
+    assert_eq!(cluster.host(&host_name("a")).unwrap().lease, lease(5));
+}
+
+#[test]
+fn hosts_in_a_store_of_their_own_are_part_of_the_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = |name: &str| Arc::new(SqliteStore::create(&folder.path().join(name)).unwrap());
+    let (vms, hosts) = (store("cluster.db"), store("hosts.db"));
+    let cluster = Cluster::with_hosts_in(vms.clone(), hosts.clone());
+    cluster.register_host(&host("a"), None).unwrap();
+    let revision = vms.list("").unwrap().revision;
+    cluster.renew_lease(&host_name("a"), "", lease(2_000)).unwrap();
+    assert_eq!(vms.list("").unwrap().revision, revision, "a lease was renewed in the store of the claims");
+    cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    let state = cluster.state().unwrap();
+    assert_eq!((state.hosts.len(), state.vms.len(), state.unreadable.len()), (1, 1, 0));
+    assert!(cluster.remove_host(&host_name("a")).is_err(), "it has a VM");
+    cluster.delete_vm(&vm_name("v")).unwrap();
+    cluster.remove_host(&host_name("a")).unwrap();
 }

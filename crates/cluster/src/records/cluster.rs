@@ -39,12 +39,20 @@ pub(crate) fn claim_key(vm: &VmName) -> String {
 #[derive(Clone)]
 pub struct Cluster {
     store: Arc<dyn Store>,
+    /// Where hosts are.
+    hosts: Arc<dyn Store>,
 }
 
 impl Cluster {
     /// The cluster that a store describes.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { hosts: store.clone(), store }
+    }
+
+    /// The cluster whose hosts are in a store of their own, where locks are held for each write, as in a file: a process that is stopped while it
+    /// renews a lease, which each host does all the time, must not keep replicas from arbitration.
+    pub fn with_hosts_in(store: Arc<dyn Store>, hosts: Arc<dyn Store>) -> Self {
+        Self { store, hosts }
     }
 
     /// The store.
@@ -58,7 +66,8 @@ impl Cluster {
         let mut state = ClusterState { revision: listing.revision, ..ClusterState::default() };
         let mut records: BTreeMap<String, VmRecord> = BTreeMap::new();
         let mut claims: BTreeMap<String, ClaimRecord> = BTreeMap::new();
-        for (key, entry) in listing.entries {
+        let others = listing.entries.into_iter().filter(|(key, _)| !key.starts_with(HOSTS));
+        for (key, entry) in self.hosts.list(HOSTS)?.entries.into_iter().chain(others) {
             let read = if let Some(name) = key.strip_prefix(HOSTS) {
                 decode_named(&key, name, &entry, |host: &HostRecord| &host.name).map(|host| state.hosts.push(host))
             } else if let Some(name) = key.strip_prefix(VMS).and_then(|rest| rest.strip_suffix(CLAIM)) {
@@ -108,29 +117,52 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::NoHost`] if there is none of that name.
     pub fn host(&self, name: &HostName) -> Result<HostRecord, ClusterError> {
-        let read = self.read(&host_key(name))?;
+        let read = read_from(&*self.hosts, &host_key(name))?;
         read.map(|(host, _)| host).ok_or_else(|| ClusterError::NoHost(name.clone()))
     }
 
-    /// Registers a host, or overwrites its record. Only the host itself does that.
-    pub fn put_host(&self, host: &HostRecord) -> Result<(), ClusterError> {
-        let key = host_key(&host.name);
-        let value = encode(&key, host)?;
-        self.store.transact(&[], &[Op::Put { key: &key, value: &value }])?;
-        Ok(())
-    }
-
-    /// Renews a host's lease.
+    /// Registers a host in place of an instance of it that has ended, if there was one. A record that cannot be read is overwritten. Only the host
+    /// itself does that.
     ///
     /// # Errors
-    /// [`ClusterError::NoHost`] if it was removed: it may register again.
-    pub fn renew_lease(&self, host: &HostName, lease: Lease) -> Result<(), ClusterError> {
-        self.update(
-            &host_key(host),
-            || ClusterError::NoHost(host.clone()),
-            |record: &mut HostRecord| record.lease = lease,
-        )?;
-        Ok(())
+    /// [`ClusterError::OtherInstance`] if neither that instance nor this one is registered, but another one.
+    pub fn register_host(&self, host: &HostRecord, ended: Option<&str>) -> Result<(), ClusterError> {
+        let key = host_key(&host.name);
+        let value = encode(&key, host)?;
+        for _ in 0..ATTEMPTS_MAX {
+            let entry = self.hosts.get(&key)?;
+            let found = entry.as_ref().and_then(|entry| decode::<HostRecord>(&key, &entry.value).ok());
+            if found.is_some_and(|found| found.instance != host.instance && Some(&*found.instance) != ended) {
+                return Err(ClusterError::OtherInstance(host.name.clone()));
+            }
+            let compare = Compare { key: &key, version: entry.map_or(0, |entry| entry.version) };
+            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &[Op::Put { key: &key, value: &value }])? {
+                return Ok(());
+            }
+        }
+        Err(ClusterError::Contended(key))
+    }
+
+    /// Renews the lease of a host that is served by `instance`.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoHost`] if it was removed: it may register again. [`ClusterError::OtherInstance`] if another daemon has registered with its
+    /// identity.
+    pub fn renew_lease(&self, host: &HostName, instance: &str, lease: Lease) -> Result<(), ClusterError> {
+        let key = host_key(host);
+        for _ in 0..ATTEMPTS_MAX {
+            let (mut record, version): (HostRecord, u64) =
+                read_from(&*self.hosts, &key)?.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
+            if record.instance != instance {
+                return Err(ClusterError::OtherInstance(host.clone()));
+            }
+            record.lease = lease;
+            let (compare, value) = (Compare { key: &key, version }, encode(&key, &record)?);
+            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &[Op::Put { key: &key, value: &value }])? {
+                return Ok(());
+            }
+        }
+        Err(ClusterError::Contended(key))
     }
 
     /// Removes a host.
@@ -146,9 +178,9 @@ impl Cluster {
         }
         let key = host_key(host);
         for _ in 0..ATTEMPTS_MAX {
-            let entry = self.store.get(&key)?.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
+            let entry = self.hosts.get(&key)?.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
             let compare = Compare { key: &key, version: entry.version };
-            if let Outcome::Done { .. } = self.store.transact(&[compare], &[Op::Delete { key: &key }])? {
+            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &[Op::Delete { key: &key }])? {
                 return Ok(());
             }
         }
@@ -231,8 +263,7 @@ impl Cluster {
     }
 
     fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, u64)>, ClusterError> {
-        let entry = self.store.get(key)?;
-        entry.map(|entry| Ok((decode(key, &entry.value)?, entry.version))).transpose()
+        read_from(&*self.store, key)
     }
 
     /// Reads, changes and writes a record until nobody else has changed it in between.
@@ -253,6 +284,12 @@ impl Cluster {
         }
         Err(ClusterError::Contended(key.to_owned()))
     }
+}
+
+/// A record and its version.
+fn read_from<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<(T, u64)>, ClusterError> {
+    let entry = store.get(key)?;
+    entry.map(|entry| Ok((decode(key, &entry.value)?, entry.version))).transpose()
 }
 
 /// Reads a record that says its own name, which must be that of its key.

@@ -21,6 +21,9 @@ pub enum ClusterError {
     /// A VM of that name is there already.
     #[error("there is a VM {0} already")]
     VmExists(VmName),
+    /// Another daemon has registered with the identity of this one.
+    #[error("host {0} is served by another daemon, which was started later with the same keys")]
+    OtherInstance(HostName),
     /// A host cannot be removed while a VM needs it.
     #[error("host {host} has a replica of VM {vm}: move or remove the VM first")]
     HostInUse {

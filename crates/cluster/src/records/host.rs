@@ -1,4 +1,5 @@
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, HostName};
@@ -33,6 +34,12 @@ pub struct HostRecord {
     pub lease: Lease,
     /// Version of the program that it runs.
     pub version: String,
+    /// Which run of its daemon wrote this, by an identifier that is new at each start: two daemons with one identity must not both serve it.
+    #[serde(default)]
+    pub instance: String,
+    /// The folder that the daemon serves. Of two daemons with one folder on one machine, the second finds it locked.
+    #[serde(default)]
+    pub folder: PathBuf,
     /// What a newer version has added.
     #[serde(flatten)]
     pub unknown: UnknownFields,
@@ -91,6 +98,8 @@ mod tests {
             // The calendar was an hour ahead when it was written.
             lease: Lease { renewed_boot_ms: 10_000, renewed_unix_ms: 3_610_000, ttl_ms: 3_000 },
             version: String::new(),
+            instance: String::new(),
+            folder: PathBuf::new(),
             unknown: UnknownFields::default(),
         };
         let at = |boot: &str, ms| host.is_alive(&BootTime { boot_id: boot.to_owned(), ms });

@@ -230,6 +230,8 @@ impl Host {
             datastores: Vec::new(),
             lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_TTL_MS },
             version: String::new(),
+            instance: String::new(),
+            folder: Default::default(),
             unknown: Default::default(),
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cluster::controller::{Controller, Settings};
+use cluster::records::ClusterError;
 use machine::bus::lock;
 use replication::channel::Identity;
 use spec::{EngineChoice, EngineKind, FtMode, VmName};
@@ -112,7 +113,7 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
         metrics: metrics.as_ref().map(TcpListener::local_addr).transpose()?,
     };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (registry, exe) = (Registry::open(&config, addresses.api)?, program()?);
+    let (registry, exe) = (Registry::open(&config, folder.path(), addresses.api)?, program()?);
     let daemon = Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
         registry,
         images: ImageStore::new(&config.images),
@@ -138,6 +139,8 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     });
     let keeper = daemon.clone();
     thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.keep_lease())?;
+    let watcher = daemon.clone();
+    thread::Builder::new().name("store".to_owned()).spawn(move || watcher.watch_store())?;
     daemon.adopt_replicas()?;
     let decider = daemon.clone();
     thread::Builder::new().name("controller".to_owned()).spawn(move || decider.run_controller())?;
@@ -271,13 +274,32 @@ impl Daemon {
     }
 
     fn keep_lease(&self) {
+        let mut was_renewed = true;
         loop {
             thread::sleep(LEASE_RENEWAL);
             let renewed = self.registry.renew_lease();
-            let was_reachable = self.is_store_reachable.swap(renewed.is_ok(), Ordering::AcqRel);
-            match renewed {
+            match &renewed {
+                Err(error @ ClusterError::OtherInstance(_)) => {
+                    tracing::error!("{error}: this one ends");
+                    self.begin_to_stop();
+                    return self.request_stop();
+                }
+                Err(error) if was_renewed => tracing::warn!("the lease cannot be renewed: {error}"),
+                _ => {}
+            }
+            was_renewed = renewed.is_ok();
+        }
+    }
+
+    /// Looks whether the cluster store can be written to. Apart from leases, which are in a file of their own and must not wait for this.
+    fn watch_store(&self) {
+        loop {
+            thread::sleep(LEASE_RENEWAL);
+            let writable = self.registry.check_writable();
+            let was_reachable = self.is_store_reachable.swap(writable.is_ok(), Ordering::AcqRel);
+            match writable {
                 Ok(()) if !was_reachable => tracing::info!("the cluster store answers again"),
-                Err(error) if was_reachable => tracing::warn!("the lease cannot be renewed: {error}"),
+                Err(error) if was_reachable => tracing::warn!("{error}"),
                 _ => {}
             }
         }

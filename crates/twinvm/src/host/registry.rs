@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use cluster::arbiter::StoreArbiter;
 use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
@@ -24,6 +26,8 @@ use crate::replica::status::unix_ms_now;
 
 /// How long a host counts as alive after it has renewed its lease, in ms.
 const LEASE_TTL_MS: u64 = 3_000;
+/// How often it is looked whether another daemon renews the lease of this host.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// vCPUs that VMs may have for each processor of the machine, unless configured.
 const CPUS_PER_PROCESSOR: usize = 4;
 
@@ -67,14 +71,18 @@ pub struct Registry {
 
 impl Registry {
     /// Opens the store and registers the host, whose API listens at `api`. Measures the engines, which takes a moment.
-    pub fn open(config: &HostConfig, api: SocketAddr) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If another daemon serves the host already, elsewhere.
+    pub fn open(config: &HostConfig, folder: &Path, api: SocketAddr) -> Result<Self> {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store)?);
+        let hosts: Arc<dyn Store> = Arc::new(SqliteStore::create(&hosts_store(&config.store))?);
         let cpus = std::thread::available_parallelism().map_or(1, |count| count.get()) * CPUS_PER_PROCESSOR;
         let host = HostRecord {
             name: config.name.parse()?,
             api_address: api,
             replication_ip: config.replication_ip(),
-            boot_id: boot_id()?,
+            boot_id: read_id("/proc/sys/kernel/random/boot_id")?,
             cpus: config.cpus.unwrap_or(u32::try_from(cpus)?),
             memory_bytes: match config.memory {
                 Some(memory) => memory.bytes(),
@@ -85,11 +93,18 @@ impl Registry {
             datastores: config.datastores.clone(),
             lease: lease(LEASE_TTL_MS),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: read_id("/proc/sys/kernel/random/uuid")?,
+            folder: std::path::absolute(folder)?,
             unknown: Default::default(),
         };
-        let cluster = Cluster::new(store);
-        let alive_before_unix_ms = cluster.host(&host.name).ok().map(|before| before.lease.renewed_unix_ms);
-        cluster.put_host(&host).context("cannot register the host")?;
+        let cluster = Cluster::with_hosts_in(store, hosts);
+        let before = cluster.host(&host.name).ok();
+        if let Some(before) = &before {
+            wait_until_ended(&cluster, before, &host)?;
+        }
+        let ended = before.as_ref().map(|before| before.instance.as_str());
+        cluster.register_host(&host, ended).context("cannot register the host")?;
+        let alive_before_unix_ms = before.map(|before| before.lease.renewed_unix_ms);
         Ok(Self { cluster, host, alive_before_unix_ms })
     }
 
@@ -99,8 +114,8 @@ impl Registry {
     }
 
     /// Gives the lease up: from now on the host is not asked for anything.
-    pub fn end_lease(&self) -> Result<(), ApiError> {
-        Ok(self.cluster.put_host(&HostRecord { lease: lease(0), ..self.host.clone() })?)
+    pub fn end_lease(&self) -> Result<(), ClusterError> {
+        self.cluster.renew_lease(&self.host.name, &self.host.instance, lease(0))
     }
 
     /// Removes another host that is not alive and holds no replica.
@@ -114,12 +129,23 @@ impl Registry {
     }
 
     /// Renews the host's lease. A host that was removed meanwhile registers again.
-    pub fn renew_lease(&self) -> Result<(), ApiError> {
+    ///
+    /// # Errors
+    /// [`ClusterError::OtherInstance`] if another daemon serves the host now: this one must not go on.
+    pub fn renew_lease(&self) -> Result<(), ClusterError> {
         let lease = lease(LEASE_TTL_MS);
-        match self.cluster.renew_lease(&self.host.name, lease) {
-            Err(ClusterError::NoHost(_)) => Ok(self.cluster.put_host(&HostRecord { lease, ..self.host.clone() })?),
-            other => Ok(other?),
+        match self.cluster.renew_lease(&self.host.name, &self.host.instance, lease) {
+            Err(ClusterError::NoHost(_)) => {
+                self.cluster.register_host(&HostRecord { lease, ..self.host.clone() }, None)
+            }
+            other => other,
         }
+    }
+
+    /// Whether the store can be written to.
+    pub fn check_writable(&self) -> Result<(), ClusterError> {
+        self.cluster.store().transact(&[], &[])?;
+        Ok(())
     }
 
     /// The time by which leases and back-offs are counted.
@@ -305,7 +331,9 @@ impl From<ClusterError> for ApiError {
             ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
             ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
             ClusterError::VmExists(_) => Self::conflict(message).hint("choose another name"),
-            ClusterError::HostInUse { .. } | ClusterError::Contended(_) => Self::conflict(message),
+            ClusterError::HostInUse { .. } | ClusterError::Contended(_) | ClusterError::OtherInstance(_) => {
+                Self::conflict(message)
+            }
             ClusterError::Unreadable { .. } => anyhow!(message).into(),
         }
     }
@@ -332,8 +360,40 @@ fn boot_ms_now() -> u64 {
     seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
 }
 
-/// Which boot of which machine this is.
-fn boot_id() -> Result<String> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the machine's boot id")?;
+/// An identifier that the kernel gives.
+fn read_id(path: &str) -> Result<String> {
+    let id = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     Ok(id.trim().to_owned())
+}
+
+/// Where the hosts of a cluster are whose store is the file `store`.
+fn hosts_store(store: &Path) -> PathBuf {
+    let mut path = store.to_owned().into_os_string();
+    path.push(".hosts");
+    path.into()
+}
+
+/// Makes sure that the instance of a host that was registered before this one has ended. One with the same folder on the same machine has, as the
+/// folder is locked. Of any other it is awaited that it renews its lease, or that the lease ends.
+fn wait_until_ended(cluster: &Cluster, before: &HostRecord, host: &HostRecord) -> Result<()> {
+    if (&before.boot_id, &before.folder) == (&host.boot_id, &host.folder) {
+        return Ok(());
+    }
+    let mut found = before.clone();
+    while found.is_alive(&BootTime { boot_id: host.boot_id.clone(), ms: boot_ms_now() }) {
+        if found.lease != before.lease || found.instance != before.instance {
+            bail!(
+                "host {} runs already, from folder {}: give this one keys of its own with `twinvm host issue`",
+                host.name,
+                found.folder.display()
+            );
+        }
+        thread::sleep(LOOK_INTERVAL);
+        match cluster.host(&host.name) {
+            Ok(now) => found = now,
+            Err(ClusterError::NoHost(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }

@@ -126,3 +126,53 @@ fn without_the_store_commands_say_so_and_protection_stands() {
     assert_eq!((&after["generation"], &after["host"]), (&before["generation"], &before["host"]));
     assert_eq!(client.stop().error, None);
 }
+
+/// Two daemons with one identity would both answer for its VMs.
+#[test]
+fn a_second_daemon_with_the_keys_of_a_host_is_refused() {
+    let mut world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    // The keys serve a second host, in another folder.
+    copy_folder(&world.path("a"), &world.path("twin"), &["vms", "daemon.json", "lock"]);
+    std::fs::create_dir(world.path("twin").join("vms")).unwrap();
+    let error = world.refused("twin", &["host", "start"]);
+    assert!(error.contains("host a runs already, from folder") && error.contains("host issue"), "{error}");
+    assert_eq!(world.status("b")["host"], "a");
+    // The same folder is another matter: its daemon was killed, and the next one does not wait.
+    world.kill_daemon("a");
+    world.start("a");
+    assert_eq!(world.status("a")["running"], true);
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path, without: &[&str]) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (name, to) = (entry.file_name(), to.join(entry.file_name()));
+        if without.iter().any(|left_out| name == *left_out) {
+            continue;
+        }
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to, without);
+        } else if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// Leases are renewed all the time: a daemon that is stopped meanwhile keeps the lock of their file.
+#[test]
+fn a_takeover_does_not_wait_for_whoever_holds_the_lock_of_leases() {
+    let mut world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let client = Client::start(world.address());
+    client.wait_for_progress(10);
+    let connection = rusqlite::Connection::open(world.path("cluster.db.hosts")).unwrap();
+    connection.busy_timeout(HUNG).unwrap();
+    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    world.kill_host("a");
+    client.wait_for_progress(30);
+    connection.execute_batch("ROLLBACK").unwrap();
+    world.wait("b", "the takeover to show", |status| status["host"] == "b");
+    assert_eq!(client.stop().error, None);
+}
