@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{Cluster, ClusterError, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord};
-use cluster::store::{Op, SqliteStore};
+use cluster::store::{Op, SqliteStore, Store};
 use protocol::{Arbiter, Claim, Generation};
 use spec::{EngineKind, HostName, VmName};
 use tempfile::TempDir;

@@ -50,13 +50,13 @@ impl Search {
     pub(super) fn observe(&mut self, seen: &ReplicaState, now_ms: u64) -> Option<Lost> {
         match seen {
             ReplicaState::Protected { by } => {
-                *self = Self { phase: Phase::Protected(by.clone()), is_busy: self.is_busy, ..Self::default() };
+                self.phase = Phase::Protected(by.clone());
+                self.alone_since_ms = None;
                 None
             }
             ReplicaState::Syncing { to } => {
                 if !matches!(self.phase, Phase::Preparing(_)) {
                     self.phase = Phase::Syncing(to.clone());
-                    self.retry = None;
                 }
                 None
             }

@@ -67,7 +67,7 @@ enum Ft {
 struct Step {
     /// In ms since the boot.
     at: u64,
-    /// How actions have ended: VM, action as its text begins, outcome (`done`, `not wanted`, or why it failed).
+    /// How actions have ended: VM, and `done`, `not wanted`, or why it failed.
     #[serde(default)]
     ended: Vec<(VmName, String)>,
     /// Somebody asks for another attempt with these VMs.
@@ -96,7 +96,7 @@ struct Step {
 }
 
 #[derive(Clone, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 struct Seen {
     is: Is,
     #[serde(default = "first")]

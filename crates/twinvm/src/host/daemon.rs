@@ -113,37 +113,8 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
         metrics: metrics.as_ref().map(TcpListener::local_addr).transpose()?,
     };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (registry, exe) = (Registry::open(&config, folder.path(), addresses.api)?, program()?);
-    let daemon = Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
-        registry,
-        images: ImageStore::new(&config.images),
-        ends: NetworkEnds::default(),
-        replicas: Mutex::default(),
-        exe,
-        addresses: addresses.clone(),
-        client: Client::new(&identity),
-        runtime: Handle::current(),
-        owners: Owners::new({
-            let daemon = daemon.clone();
-            move |vm| daemon.upgrade().is_some_and(|daemon| daemon.look_after(vm))
-        }),
-        controller: Mutex::new(Controller::new(Settings { first_copies_max: config.first_copies_max })),
-        undone: Mutex::default(),
-        powered_off: Mutex::default(),
-        admission: Mutex::default(),
-        is_stopping: AtomicBool::default(),
-        is_store_reachable: AtomicBool::new(true),
-        stop: Notify::new(),
-        folder: folder.clone(),
-        config,
-    });
-    let keeper = daemon.clone();
-    thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.keep_lease())?;
-    let watcher = daemon.clone();
-    thread::Builder::new().name("store".to_owned()).spawn(move || watcher.watch_store())?;
-    daemon.adopt_replicas()?;
-    let decider = daemon.clone();
-    thread::Builder::new().name("controller".to_owned()).spawn(move || decider.run_controller())?;
+    let daemon = make(folder, config, &identity, &addresses)?;
+    daemon.start_threads()?;
     let connections = server::Connections::default();
     let served =
         tokio::spawn(server::serve(api, identity.server_config(), server::router(daemon.clone()), connections.clone()));
@@ -171,7 +142,51 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     Ok(())
 }
 
+fn make(
+    folder: &HostFolder,
+    config: HostConfig,
+    identity: &Identity,
+    addresses: &DaemonAddresses,
+) -> Result<Arc<Daemon>> {
+    let (registry, exe) = (Registry::open(&config, folder.path(), addresses.api)?, program()?);
+    Ok(Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
+        registry,
+        images: ImageStore::new(&config.images),
+        ends: NetworkEnds::default(),
+        replicas: Mutex::default(),
+        exe,
+        addresses: addresses.clone(),
+        client: Client::new(identity),
+        runtime: Handle::current(),
+        owners: Owners::new({
+            let daemon = daemon.clone();
+            move |vm: &str| daemon.upgrade().is_some_and(|daemon| daemon.look_after(vm))
+        }),
+        controller: Mutex::new(Controller::new(Settings { first_copies_max: config.first_copies_max })),
+        undone: Mutex::default(),
+        powered_off: Mutex::default(),
+        admission: Mutex::default(),
+        is_stopping: AtomicBool::default(),
+        is_store_reachable: AtomicBool::new(true),
+        stop: Notify::new(),
+        folder: folder.clone(),
+        config,
+    }))
+}
+
 impl Daemon {
+    /// Starts what the daemon does by itself.
+    fn start_threads(self: &Arc<Self>) -> Result<()> {
+        let spawn = |name: &str, work: fn(&Arc<Self>)| {
+            let daemon = self.clone();
+            thread::Builder::new().name(name.to_owned()).spawn(move || work(&daemon)).map(drop)
+        };
+        spawn("lease", |daemon| daemon.keep_lease())?;
+        spawn("store", |daemon| daemon.watch_store())?;
+        self.adopt_replicas()?;
+        Ok(spawn("controller", Self::run_controller)?)
+    }
+
     /// What it says of itself.
     pub fn view(&self) -> DaemonView {
         DaemonView {

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use cluster::records::Power;
-use machine::bus::lock;
-use spec::{VmName, VmSpec};
+use spec::VmSpec;
 
 use super::daemon::Daemon;
 use super::folder::check_socket_path;
@@ -208,9 +207,6 @@ impl Daemon {
             self.vm_powered_off(name);
             ApiError::conflict(format!("VM {name} cannot be started: {error:#}"))
         })?;
-        if let Ok(name) = name.parse::<VmName>() {
-            lock(&self.powered_off).remove(&name);
-        }
         self.watch_replica(name.to_owned(), process, Some(status))?;
         tracing::info!("VM {name} started");
         self.vm(name)

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use cluster::records::Power;
 use machine::bus::lock;
+use spec::VmName;
 
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;
@@ -160,6 +160,9 @@ impl Daemon {
             answer: Mutex::new(Answer { status, at: Instant::now() }),
             unclaimed_since: Mutex::new(Instant::now()),
         });
+        if let Ok(name) = vm.parse::<VmName>() {
+            lock(&self.powered_off).remove(&name);
+        }
         lock(&self.replicas).insert(vm.clone(), replica);
         // The owner looks after it from now on, and there is one if it is not the caller.
         self.owners.post(&vm, || ())

@@ -247,7 +247,7 @@ impl Daemon {
             return Ok(Outcome::NotWanted);
         }
         let reason = if known.record.ft.enabled { UnprotectReason::Suspend } else { UnprotectReason::Off };
-        self.let_go(vm, Some(replica), reason)?;
+        self.let_go(vm, Some(&**replica), reason)?;
         Ok(Outcome::Done)
     }
 

@@ -151,8 +151,12 @@ impl VmFolder {
             bail!("the spec has {} disks, not {}", spec.disks.len(), contents.disk_bytes.len());
         }
         if self.contents().is_none_or(|found| found.created_unix_ms != contents.created_unix_ms) {
-            // Another VM's, or one that was not filled to the end.
-            self.remove()?;
+            if self.contents_file().exists() {
+                self.set_aside()?;
+            } else {
+                // It was not filled to the end, so nobody has ever run a VM from it.
+                self.remove()?;
+            }
         }
         private_folder(&self.path)?;
         for (number, (disk, &size_bytes)) in spec.disks.iter().zip(&contents.disk_bytes).enumerate() {
@@ -166,6 +170,21 @@ impl VmFolder {
             }
         }
         self.write_contents(contents)
+    }
+
+    /// Moves the folder of another VM of this name out of the way: one of an older cluster, or one that was removed while this host was away.
+    /// Nobody here can tell whether its disks are the only ones.
+    fn set_aside(&self) -> Result<()> {
+        let (Some(folders), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            bail!("{} is not the folder of a VM", self.path.display());
+        };
+        let place = folders.with_file_name("set-aside");
+        private_folder(&place)?;
+        let mut target = place.join(name).into_os_string();
+        target.push(format!("-{}", unix_ms_now()));
+        fs::rename(&self.path, &target).with_context(|| format!("cannot move {} away", self.path.display()))?;
+        tracing::warn!("{} was that of another VM: it is {} now", self.path.display(), target.display());
+        Ok(())
     }
 
     fn prepare_disk(&self, number: usize, disk: &DiskSpec, size_bytes: u64, images: &ImageStore) -> Result<()> {
@@ -337,7 +356,8 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let images = ImageStore::new(temporary.path().join("images"));
         let spec = spec(temporary.path());
-        let folder = VmFolder::new(temporary.path().join("vm"));
+        let folder = VmFolder::new(temporary.path().join("vms/vm"));
+        fs::create_dir(temporary.path().join("vms")).unwrap();
         let disk = folder.path().join("disk0.qcow2");
         let contents = |created_unix_ms, size| VmContents { created_unix_ms, disk_bytes: vec![size] };
         let fetched = std::cell::Cell::new(0);
@@ -359,8 +379,13 @@ mod tests {
         fs::write(&disk, b"garbage").unwrap();
         prepare(&contents(1, 8 << 20)).unwrap();
         assert_eq!(fetched.get(), 1);
+        let before = identity();
         prepare(&contents(2, 8 << 20)).unwrap();
         assert_eq!(fetched.get(), 2, "the kernel of an earlier VM was kept");
+        // The disks of that VM may be the only ones.
+        let set_aside: Vec<_> = fs::read_dir(temporary.path().join("set-aside")).unwrap().map(Result::unwrap).collect();
+        assert_eq!(set_aside.len(), 1);
+        assert_eq!(fs::metadata(set_aside[0].path().join("disk0.qcow2")).unwrap().ino(), before);
         assert!(prepare(&VmContents { created_unix_ms: 2, disk_bytes: vec![] }).is_err());
         folder.remove().unwrap();
         assert!(folder.local_spec(&spec).unwrap_err().to_string().contains("no copy"));

@@ -11,7 +11,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
-use crate::world::World;
+use crate::client::Client;
+use crate::world::{VM, World};
 
 fn address(world: &World, host: &str) -> SocketAddr {
     let daemon = std::fs::read_to_string(world.path(host).join("daemon.json")).unwrap();
@@ -19,10 +20,19 @@ fn address(world: &World, host: &str) -> SocketAddr {
     daemon["api"].as_str().unwrap().parse().unwrap()
 }
 
-/// Sends a request, and returns everything that comes back.
+/// Sends a request to host a, and returns everything that comes back.
 fn exchange(config: Arc<ClientConfig>, address: SocketAddr, request: &[u8]) -> Result<String, std::io::Error> {
-    let connection =
-        ClientConnection::new(config, ServerName::try_from("a").unwrap()).map_err(std::io::Error::other)?;
+    exchange_with("a", config, address, request)
+}
+
+fn exchange_with(
+    host: &str,
+    config: Arc<ClientConfig>,
+    address: SocketAddr,
+    request: &[u8],
+) -> Result<String, std::io::Error> {
+    let name = ServerName::try_from(host.to_owned()).unwrap();
+    let connection = ClientConnection::new(config, name).map_err(std::io::Error::other)?;
     let mut stream = StreamOwned::new(connection, TcpStream::connect(address)?);
     stream.write_all(request)?;
     let mut answer = Vec::new();
@@ -145,4 +155,23 @@ fn malformed_requests_are_refused_in_json() {
     let answer = exchange(identity.client_config(), address, b"\x00\x01\x02\r\n\r\n").unwrap_or_default();
     assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
     assert_eq!(world.json("a", &["host", "list"]).as_array().unwrap().len(), 1, "the daemon is as before");
+}
+
+/// As when protection is turned off in the moment of a takeover: whichever replica the claim names may be the one with the newest disks.
+#[test]
+fn a_replica_that_the_claim_names_is_not_ended_by_request() {
+    let mut world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let redis = Client::start(world.address());
+    let identity = Identity::load(&world.path("a").join("keys")).unwrap();
+    let path = format!("/v1/secondaries/{VM}");
+    let drop = request("DELETE", &path, "Content-Type: application/json\r\n", "{\"remove_disks\":true}");
+    for host in ["a", "b"] {
+        let answer = exchange_with(host, identity.client_config(), address(&world, host), &drop).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 409 "), "{host}: {answer}");
+    }
+    world.kill_host("a");
+    redis.wait_for_progress(30);
+    assert_eq!(redis.stop().error, None);
 }
