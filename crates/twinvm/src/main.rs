@@ -1,6 +1,5 @@
 //! `twinvm`: keeps a virtual machine running when the machine under it dies.
 
-mod api;
 mod cli;
 mod foreground;
 mod host;

@@ -123,6 +123,11 @@ const HOUSE: &[Crate] = &[
     Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate"], &["lockstep"], &["mirror"]] },
     Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"], &["controller"]] },
     Crate {
+        name: "api",
+        floor: 5,
+        layers: &[&["problem", "time"], &["figures"], &["status"], &["messages"], &["client"]],
+    },
+    Crate {
         name: "sim",
         floor: 6,
         layers: &[
@@ -137,7 +142,7 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "twinvm",
         floor: 6,
-        layers: &[&["interrupt", "load", "paths"], &["foreground"], &["replica"], &["api", "host"], &["cli"]],
+        layers: &[&["interrupt", "load", "paths"], &["foreground"], &["replica"], &["host"], &["cli"]],
     },
 ];
 

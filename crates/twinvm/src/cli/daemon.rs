@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use api::client::{CallError, Client, Target};
 use axum::http::Method;
 use clap::Args;
 use replication::channel::Identity;
@@ -12,7 +13,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
-use crate::api::client::{CallError, Client, Target};
 use crate::host::config::HostConfig;
 use crate::host::folder::HostFolder;
 
@@ -68,7 +68,7 @@ impl DaemonConnection {
         Ok(Self {
             folder: folder.clone(),
             target: Target { host: config.name, address },
-            client: Client::new(&identity),
+            client: Client::new(identity.client_config()),
             runtime: runtime.context("cannot start the runtime")?,
         })
     }

@@ -6,15 +6,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use api::figures::Figures;
+use api::messages::{FtAction, FtOptions, FtPrice, VmView};
+use api::status::ProtectionState;
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use spec::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::output::{human_bits_per_s, human_bytes, print_json, print_line};
-use crate::api::messages::{FtAction, FtOptions, FtPrice, VmView};
 use crate::interrupt;
-use crate::replica::status::{Figures, ProtectionState};
 
 /// What most actions take.
 const NO_OPTIONS: FtOptions = FtOptions { mode: None };
@@ -359,7 +360,7 @@ fn checkpoints(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use replication::lockstep::LockstepFigures;
+    use api::figures::LockstepFigures;
 
     use super::*;
 

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use api::messages::{HostView, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::daemon::{DaemonArguments, path_segment};
 use super::logging;
 use super::output::{human_bytes, print_json, print_line, table};
-use crate::api::messages::{HostView, StopHost};
 use crate::host::config::{API_PORT, METRICS_PORT, parse_address_or_nothing};
 use crate::host::init::{InitOptions, Keys, init, issue};
 use crate::host::run as run_daemon;
@@ -215,7 +215,7 @@ fn show(arguments: &ShowArguments) -> Result<()> {
     let daemon = arguments.daemon.daemon()?;
     let name = match &arguments.name {
         Some(name) => name.clone(),
-        None => daemon.get::<crate::api::messages::DaemonView>("/v1/host")?.host,
+        None => daemon.get::<api::messages::DaemonView>("/v1/host")?.host,
     };
     let hosts: Vec<HostView> = daemon.get("/v1/hosts")?;
     let host = hosts.iter().find(|host| host.name == name);

@@ -11,8 +11,8 @@ use clap::Args;
 
 use super::logging;
 use crate::replica::config::{ReplicaConfig, log};
+use crate::replica::end::ReplicaEnd;
 use crate::replica::process::Process;
-use crate::replica::status::ReplicaEnd;
 
 #[derive(Args)]
 pub struct ReplicaArguments {

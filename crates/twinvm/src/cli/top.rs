@@ -7,14 +7,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use api::figures::Figures;
+use api::messages::VmView;
+use api::status::{ProtectionState, ReplicaStatus};
 use clap::Args;
 use spec::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
-use crate::api::messages::VmView;
 use crate::interrupt;
-use crate::replica::status::{Figures, ProtectionState, ReplicaStatus};
 
 /// Time from one table to the next.
 const REFRESH: Duration = Duration::from_secs(1);

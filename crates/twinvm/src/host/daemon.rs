@@ -11,6 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use api::client::Client;
+use api::messages::DaemonView;
 use cluster::controller::{Controller, Settings};
 use cluster::records::ClusterError;
 use machine::bus::lock;
@@ -23,18 +25,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use super::config::HostConfig;
+use super::error::HostError;
 use super::folder::{DaemonAddresses, HostFolder, private_folder};
 use super::metrics;
 use super::network_ends::NetworkEnds;
 use super::owner::Owners;
 use super::registry::{KnownVm, Registry};
 use super::replicas::Replica;
+use super::rest::server;
 use super::runtime::Undone;
 use super::vm_folder::VmFolder;
-use crate::api::client::Client;
-use crate::api::error::ApiError;
-use crate::api::messages::DaemonView;
-use crate::api::server;
 
 /// How often the lease is renewed.
 const LEASE_RENEWAL: Duration = Duration::from_millis(500);
@@ -156,7 +156,7 @@ fn make(
         replicas: Mutex::default(),
         exe,
         addresses: addresses.clone(),
-        client: Client::new(identity),
+        client: Client::new(identity.client_config()),
         runtime: Handle::current(),
         owners: Owners::new({
             let daemon = daemon.clone();
@@ -254,8 +254,8 @@ impl Daemon {
     pub fn owned<T: Send + 'static>(
         self: &Arc<Self>,
         vm: &str,
-        work: impl FnOnce(&Arc<Self>) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
+        work: impl FnOnce(&Arc<Self>) -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, HostError> {
         if vm.parse::<VmName>().is_err() {
             return work(self);
         }

@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use api::figures::Figures;
+use api::messages::VmView;
+use api::status::{ProtectionState, ReplicaStatus};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -18,8 +21,6 @@ use spec::FtMode;
 use tokio::net::TcpListener;
 
 use super::daemon::Daemon;
-use crate::api::messages::VmView;
-use crate::replica::status::{Figures, ProtectionState, ReplicaStatus};
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -406,12 +407,13 @@ impl Families<'_> {
 
 #[cfg(test)]
 mod tests {
-    use replication::lockstep::LockstepFigures;
+    use api::figures::LockstepFigures;
     use spec::EngineKind;
 
     use super::*;
-    use crate::api::messages::FtWanted;
-    use crate::replica::status::{PauseFigures, Protection, Role};
+    use api::figures::PauseFigures;
+    use api::messages::FtWanted;
+    use api::status::{Protection, Role};
 
     #[test]
     fn every_figure_has_a_name_with_its_unit() {

@@ -16,6 +16,7 @@
 mod bundle;
 pub mod config;
 mod daemon;
+mod error;
 pub mod folder;
 pub mod init;
 mod metrics;
@@ -26,10 +27,10 @@ mod process;
 mod protection;
 mod registry;
 mod replicas;
+mod rest;
 mod runtime;
 mod secondary;
 mod views;
 mod vm_folder;
 
 pub use daemon::{Daemon, run};
-pub use vm_folder::VmContents;

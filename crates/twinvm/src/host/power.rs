@@ -8,20 +8,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use api::client::Target;
+use api::messages::{CreateVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
+use api::status::Role;
+use api::time::unix_ms_now;
 use cluster::records::Power;
 use spec::VmSpec;
 
 use super::daemon::Daemon;
+use super::error::HostError;
 use super::folder::check_socket_path;
 use super::process::ReplicaProcess;
 use super::registry::KnownVm;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
-use crate::api::client::Target;
-use crate::api::error::ApiError;
-use crate::api::messages::{CreateVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
 use crate::replica::config::{ReplicaConfig, socket};
 use crate::replica::control::{self, Request};
-use crate::replica::status::{ReplicaEnd, Role, unix_ms_now};
+use crate::replica::end::ReplicaEnd;
 
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,14 +34,14 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Daemon {
     /// What the cluster store says about a VM.
-    pub(super) fn known(&self, vm: &str) -> Result<KnownVm, ApiError> {
+    pub(super) fn known(&self, vm: &str) -> Result<KnownVm, HostError> {
         self.registry
             .vm(vm)?
-            .ok_or_else(|| ApiError::not_found(format!("there is no VM named {vm}")).hint("see `twinvm vm list`"))
+            .ok_or_else(|| HostError::not_found(format!("there is no VM named {vm}")).hint("see `twinvm vm list`"))
     }
 
     /// The host that answers for a VM, if that is another one and it is alive.
-    pub fn home_elsewhere(&self, vm: &str) -> Result<Option<Target>, ApiError> {
+    pub fn home_elsewhere(&self, vm: &str) -> Result<Option<Target>, HostError> {
         if self.replica(vm).is_some_and(|replica| replica.is_primary()) {
             return Ok(None);
         }
@@ -48,42 +50,42 @@ impl Daemon {
     }
 
     /// Refuses what only the VM's home can do.
-    pub(super) fn require_home(&self, vm: &KnownVm) -> Result<(), ApiError> {
+    pub(super) fn require_home(&self, vm: &KnownVm) -> Result<(), HostError> {
         if vm.home() == self.host() {
             return Ok(());
         }
         let (home, name) = (vm.home(), &vm.name);
         Err(match self.registry.alive_host(home)? {
-            None => ApiError::unavailable(format!("host {home}, which holds VM {name}, is not alive"))
+            None => HostError::unavailable(format!("host {home}, which holds VM {name}, is not alive"))
                 .hint(format!("start its daemon with `twinvm host start` on host {home}; see `twinvm host list`")),
-            Some(_) => ApiError::unavailable(format!("VM {name} has just moved to host {home}")).hint("try again"),
+            Some(_) => HostError::unavailable(format!("VM {name} has just moved to host {home}")).hint("try again"),
         })
     }
 
     /// Refuses new replicas on a host that stops.
-    pub(super) fn refuse_if_stopping(&self) -> Result<(), ApiError> {
+    pub(super) fn refuse_if_stopping(&self) -> Result<(), HostError> {
         if !self.is_stopping() {
             return Ok(());
         }
-        Err(ApiError::unavailable(format!("host {} is being stopped", self.host())).hint("use another host"))
+        Err(HostError::unavailable(format!("host {} is being stopped", self.host())).hint("use another host"))
     }
 
     /// Makes a VM on this host.
-    pub fn create(self: &Arc<Self>, create: &CreateVm) -> Result<VmView, ApiError> {
-        let spec = VmSpec::parse(&create.spec).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    pub fn create(self: &Arc<Self>, create: &CreateVm) -> Result<VmView, HostError> {
+        let spec = VmSpec::parse(&create.spec).map_err(|error| HostError::bad_request(error.to_string()))?;
         if spec.record.is_some() {
-            return Err(ApiError::bad_request("record: only a VM in the foreground can be recorded")
+            return Err(HostError::bad_request("record: only a VM in the foreground can be recorded")
                 .hint("leave it out of the spec of a VM with a host, or run the VM with `twinvm run`"));
         }
         let start = create.start;
         self.owned(&spec.name.clone(), move |daemon| daemon.create_from(&spec, start))
     }
 
-    fn create_from(self: &Arc<Self>, spec: &VmSpec, start: bool) -> Result<VmView, ApiError> {
+    fn create_from(self: &Arc<Self>, spec: &VmSpec, start: bool) -> Result<VmView, HostError> {
         self.refuse_if_stopping()?;
         if self.registry.vm(&spec.name)?.is_some() {
             let name = &spec.name;
-            return Err(ApiError::conflict(format!("there is a VM named {name} already"))
+            return Err(HostError::conflict(format!("there is a VM named {name} already"))
                 .hint(format!("choose another name, or remove that VM with `twinvm vm rm {name}`")));
         }
         let folder = self.vm_folder(&spec.name);
@@ -92,7 +94,7 @@ impl Daemon {
             check_socket_path(&end)?;
         }
         self.registry.admit(spec)?;
-        let kept = folder.create(spec, &self.images).map_err(|error| ApiError::bad_request(format!("{error:#}")))?;
+        let kept = folder.create(spec, &self.images).map_err(|error| HostError::bad_request(format!("{error:#}")))?;
         let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
         if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
             folder.remove_after_failure();
@@ -109,24 +111,24 @@ impl Daemon {
     }
 
     /// Removes a VM from every host that is alive, disks included. For its owner.
-    pub fn remove(&self, name: &str, how: RemoveVm) -> Result<(), ApiError> {
+    pub fn remove(&self, name: &str, how: RemoveVm) -> Result<(), HostError> {
         let vm = self.known(name)?;
         if !how.force {
             self.require_home(&vm).map_err(|error| {
-                let ApiError { status, mut problem } = error;
+                let HostError { kind, mut problem } = error;
                 problem.hint = problem.hint.map(|hint| {
                     format!(
                         "{hint}; if it is gone for good, remove the VM all the same with `twinvm vm rm {name} --force`"
                     )
                 });
-                ApiError { status, problem }
+                HostError { kind, problem }
             })?;
         }
         if let Some(replica) = self.replica(name) {
             if replica.is_gone() {
                 self.settle(&replica);
             } else if vm.home() == self.host() {
-                return Err(ApiError::conflict(format!("VM {name} runs"))
+                return Err(HostError::conflict(format!("VM {name} runs"))
                     .hint(format!("stop it first with `twinvm vm stop {name}`")));
             } else {
                 self.retire(&replica, REQUEST_TIMEOUT);
@@ -142,7 +144,7 @@ impl Daemon {
     }
 
     /// Starts a VM from its disks. For its owner.
-    pub fn start_vm(self: &Arc<Self>, name: &str, how: StartVm) -> Result<VmView, ApiError> {
+    pub fn start_vm(self: &Arc<Self>, name: &str, how: StartVm) -> Result<VmView, HostError> {
         self.refuse_if_stopping()?;
         let vm = self.known(name)?;
         if !how.from_stale_disks {
@@ -154,10 +156,10 @@ impl Daemon {
             } else if vm.home() == self.host() {
                 // Also one that says nothing yet, or is just taking over: what it said last may be out of date, the claim is not.
                 return Err(
-                    ApiError::conflict(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
+                    HostError::conflict(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
                 );
             } else if replica.status().is_some_and(|status| status.role == Role::Secondary && status.peer.is_some()) {
-                return Err(ApiError::conflict(format!(
+                return Err(HostError::conflict(format!(
                     "this host holds the secondary of VM {name}, connected to its primary on host {}",
                     vm.home()
                 ))
@@ -168,14 +170,14 @@ impl Daemon {
             }
         }
         let folder = self.vm_folder(name);
-        let local = folder.local_spec(&vm.spec).map_err(|error| ApiError::conflict(format!("{error:#}")))?;
+        let local = folder.local_spec(&vm.spec).map_err(|error| HostError::conflict(format!("{error:#}")))?;
         // Until the claim is this host's, another VM could be given the same memory.
         let admission = self.admission();
         self.registry.admit_start(&vm, how.from_stale_disks)?;
         let network_ends = self.end_sockets(&vm.spec);
         self.ends
             .ensure(&self.exe, &vm.spec, &network_ends)
-            .map_err(|error| ApiError::conflict(format!("VM {name}: {error:#}")))?;
+            .map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;
         let engine = self.engine_of(&vm);
         self.registry.update(name, |record| {
             record.power = Power::On;
@@ -205,7 +207,7 @@ impl Daemon {
         let started = ReplicaProcess::start(&self.exe, &config);
         let (process, status) = started.map_err(|error| {
             self.vm_powered_off(name);
-            ApiError::conflict(format!("VM {name} cannot be started: {error:#}"))
+            HostError::conflict(format!("VM {name} cannot be started: {error:#}"))
         })?;
         self.watch_replica(name.to_owned(), process, Some(status))?;
         tracing::info!("VM {name} started");
@@ -213,12 +215,12 @@ impl Daemon {
     }
 
     /// Presses a VM's power button, or pulls the plug. For its owner.
-    pub fn stop_vm(&self, name: &str, how: StopVm) -> Result<VmView, ApiError> {
+    pub fn stop_vm(&self, name: &str, how: StopVm) -> Result<VmView, HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {
             return Err(
-                ApiError::conflict(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
+                HostError::conflict(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
             );
         };
         let asked = replica.ask(&Request::Stop { force: how.force }, REQUEST_TIMEOUT);
@@ -234,7 +236,7 @@ impl Daemon {
                 ReplicaEnd::PlugPulled.leave(&self.folder.vm(name))?;
             }
             (_, Some(secondary)) => {
-                return Err(ApiError::conflict(format!(
+                return Err(HostError::conflict(format!(
                     "VM {name} does not answer, and host {secondary} may take it over"
                 ))
                 .hint("try again"));
@@ -244,17 +246,17 @@ impl Daemon {
         self.vm(name)
     }
 
-    fn advise_stale_disks(&self, name: &str, error: ApiError) -> ApiError {
+    fn advise_stale_disks(&self, name: &str, error: HostError) -> HostError {
         if self.vm_folder(name).contents().is_none() {
             return error;
         }
-        let ApiError { status, mut problem } = error;
+        let HostError { kind, mut problem } = error;
         let hint = problem.hint.take().unwrap_or_default();
         problem.hint = Some(format!(
             "{hint}. If that host is off and does not come back: `twinvm vm start {name} --from-stale-disks` on this host starts \
              from its older copy of the disks, and what was written since is lost"
         ));
-        ApiError { status, problem }
+        HostError { kind, problem }
     }
 
     /// A VM has ended here by itself or by request, not by a fault. If that cannot be noted now, the controller sees to it later.
@@ -267,7 +269,7 @@ impl Daemon {
     }
 
     /// Notes that a VM that is at home here is off, and ends what it needed.
-    pub(super) fn power_off(&self, vm: &KnownVm) -> Result<(), ApiError> {
+    pub(super) fn power_off(&self, vm: &KnownVm) -> Result<(), HostError> {
         self.registry.update(&vm.name, |record| {
             record.power = Power::Off;
             record.syncing_to = None;
@@ -277,23 +279,23 @@ impl Daemon {
     }
 
     /// Connects to a VM's console: the connection, and what has been written since.
-    pub fn console(&self, name: &str) -> Result<(UnixStream, Vec<u8>), ApiError> {
+    pub fn console(&self, name: &str) -> Result<(UnixStream, Vec<u8>), HostError> {
         let vm = self.known(name)?;
         if self.replica(name).is_none_or(|replica| !replica.is_primary()) {
             self.require_home(&vm)?;
-            return Err(ApiError::conflict(format!("VM {name} does not run"))
+            return Err(HostError::conflict(format!("VM {name} does not run"))
                 .hint(format!("start it with `twinvm vm start {name}`")));
         }
         Ok(control::console(&socket(&self.folder.vm(name)), REQUEST_TIMEOUT)?)
     }
 
     /// The kernel or the initial RAM disk of a VM here.
-    pub fn boot_file(&self, name: &str, file: &str) -> Result<Vec<u8>, ApiError> {
+    pub fn boot_file(&self, name: &str, file: &str) -> Result<Vec<u8>, HostError> {
         let folder = self.vm_folder(&self.known(name)?.name);
         let path = match file {
             "kernel" => folder.kernel(),
             "initrd" => folder.initrd(),
-            _ => return Err(ApiError::not_found(format!("a VM has no boot file named {file}"))),
+            _ => return Err(HostError::not_found(format!("a VM has no boot file named {file}"))),
         };
         let mut bytes = Vec::new();
         let read = File::open(&path).and_then(|file| file.take(BOOT_FILE_BYTES_MAX).read_to_end(&mut bytes));
@@ -302,7 +304,7 @@ impl Daemon {
     }
 
     /// Ends the daemon, and its VMs if asked to.
-    pub fn stop_host(self: &Arc<Self>, how: StopHost) -> Result<(), ApiError> {
+    pub fn stop_host(self: &Arc<Self>, how: StopHost) -> Result<(), HostError> {
         self.begin_to_stop();
         if how.with_vms {
             self.stop_vms();

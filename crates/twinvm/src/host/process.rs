@@ -13,12 +13,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use api::status::{ReplicaStatus, Role};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
 use crate::replica::config::{self, ReplicaConfig};
 use crate::replica::control::{self, Request};
-use crate::replica::status::{ReplicaEnd, ReplicaStatus, Role};
+use crate::replica::end::ReplicaEnd;
 
 /// How long a status may take.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);

@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use api::client::Target;
+use api::messages::{DropSecondary, FtAction, FtOptions, FtPrice, VmView};
+use api::status::ProtectionState;
 use axum::http::Method;
 use cluster::controller::Idle;
 use machine::bus::lock;
 use spec::{EngineKind, FtMode, HostName};
 
 use super::daemon::Daemon;
+use super::error::HostError;
 use super::registry::KnownVm;
 use super::replicas::Replica;
-use crate::api::client::Target;
-use crate::api::error::ApiError;
-use crate::api::messages::{DropSecondary, FtAction, FtOptions, FtPrice, VmView};
 use crate::replica::control::{Request, UnprotectReason};
-use crate::replica::status::ProtectionState;
 
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ impl Daemon {
     }
 
     /// Ends the secondary wherever one may be.
-    pub(super) fn drop_secondaries(&self, vm: &str, remove_disks: bool) -> Result<(), ApiError> {
+    pub(super) fn drop_secondaries(&self, vm: &str, remove_disks: bool) -> Result<(), HostError> {
         for target in self.registry.alive_hosts()?.iter().filter(|target| target.host != self.host()) {
             self.drop_secondary_at(target, vm, remove_disks);
         }
@@ -45,13 +45,13 @@ impl Daemon {
     }
 
     /// The host that would hold the secondary of a VM; or why there is none.
-    fn plan_secondary(&self, vm: &str) -> Result<Result<HostName, String>, ApiError> {
+    fn plan_secondary(&self, vm: &str) -> Result<Result<HostName, String>, HostError> {
         let failures = lock(&self.controller).failures().clone();
         self.registry.plan_secondary(vm, &failures)
     }
 
     /// What protection of a VM costs.
-    pub fn ft_price(&self, vm: &str) -> Result<FtPrice, ApiError> {
+    pub fn ft_price(&self, vm: &str) -> Result<FtPrice, HostError> {
         let vm = self.known(vm)?;
         let contents = self.vm_folder(&vm.name).contents();
         let (secondary, obstacle) = match self.plan_secondary(&vm.name)? {
@@ -71,7 +71,7 @@ impl Daemon {
 
     /// Does what an administrator asks for. A VM that is to go without a secondary has none any more when this returns; the rest has begun, and
     /// the view shows how it goes on.
-    pub fn ft(self: &Arc<Self>, name: &str, action: FtAction, options: FtOptions) -> Result<VmView, ApiError> {
+    pub fn ft(self: &Arc<Self>, name: &str, action: FtAction, options: FtOptions) -> Result<VmView, HostError> {
         let mode = mode_of(action, options)?;
         let vm = name.to_owned();
         self.owned(name, move |daemon| daemon.begin_ft(&vm, action, mode))?;
@@ -87,12 +87,12 @@ impl Daemon {
     }
 
     /// Writes down what is wanted, which the controller sees to; what is no state but happens once is done here.
-    fn begin_ft(&self, name: &str, action: FtAction, mode: Option<FtMode>) -> Result<(), ApiError> {
+    fn begin_ft(&self, name: &str, action: FtAction, mode: Option<FtMode>) -> Result<(), HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let replica = self.replica(name).filter(|replica| replica.is_primary());
         if !vm.record.ft.enabled && !matches!(action, FtAction::On | FtAction::Off | FtAction::Mode) {
-            return Err(ApiError::conflict(format!("fault tolerance of VM {name} is off"))
+            return Err(HostError::conflict(format!("fault tolerance of VM {name} is off"))
                 .hint(format!("turn it on with `twinvm ft on {name}`")));
         }
         if let Some(mode) = mode {
@@ -102,7 +102,7 @@ impl Daemon {
             && !vm.record.ft.enabled
             && let Err(obstacle) = self.plan_secondary(name)?
         {
-            return Err(ApiError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
+            return Err(HostError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
                 .hint("see the hosts with `twinvm host list`"));
         }
         if let Some(mode) = mode {
@@ -143,7 +143,7 @@ impl Daemon {
     }
 
     /// Waits until the primary here, if there is one, has no secondary, as the controller says by having nothing else to do.
-    fn wait_until_alone(&self, name: &str, wanted: &Idle) -> Result<(), ApiError> {
+    fn wait_until_alone(&self, name: &str, wanted: &Idle) -> Result<(), HostError> {
         let deadline = Instant::now() + LET_GO_TIMEOUT;
         loop {
             let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else { return Ok(()) };
@@ -157,7 +157,7 @@ impl Daemon {
             }
             if Instant::now() > deadline {
                 let why = idle.map_or_else(|| "it does not say why".to_owned(), |idle| idle.to_string());
-                return Err(ApiError::conflict(format!("VM {name} has not let its secondary go yet: {why}"))
+                return Err(HostError::conflict(format!("VM {name} has not let its secondary go yet: {why}"))
                     .hint(format!("it goes on trying: see `twinvm ft status {name}`")));
             }
             thread::sleep(Duration::from_millis(10));
@@ -165,14 +165,14 @@ impl Daemon {
     }
 
     /// Refuses a mode that what executes the VM, or will, does not have.
-    fn refuse_mode(&self, vm: &KnownVm, replica: Option<&Replica>, mode: FtMode) -> Result<(), ApiError> {
+    fn refuse_mode(&self, vm: &KnownVm, replica: Option<&Replica>, mode: FtMode) -> Result<(), HostError> {
         let running = replica.and_then(Replica::status).map(|status| status.engine);
         let (engine, verb) = match running {
             Some(engine) => (engine, "runs"),
             None => (self.engine_of(vm), "would run"),
         };
         if mode == FtMode::Lockstep && engine != EngineKind::Soft {
-            return Err(ApiError::conflict(format!(
+            return Err(HostError::conflict(format!(
                 "lockstep needs the soft engine, and VM {} {verb} on {engine}",
                 vm.name
             ))
@@ -182,7 +182,7 @@ impl Daemon {
     }
 
     /// Records the mode, and has it changed at once where the VM runs. If that fails, nothing has changed.
-    fn change_mode(&self, vm: &KnownVm, replica: Option<&Replica>, mode: FtMode) -> Result<(), ApiError> {
+    fn change_mode(&self, vm: &KnownVm, replica: Option<&Replica>, mode: FtMode) -> Result<(), HostError> {
         let record = |mode| self.registry.update(&vm.name, |record| record.ft.mode = mode);
         if vm.record.ft.mode != mode {
             record(mode)?;
@@ -192,12 +192,12 @@ impl Daemon {
             if let Err(error) = record(vm.record.ft.mode) {
                 tracing::warn!("VM {}: its FT mode is recorded as {mode}, and was not changed: {error}", vm.name);
             }
-            return Err(ApiError::conflict(format!("the FT mode of VM {} was not changed: {error:#}", vm.name)));
+            return Err(HostError::conflict(format!("the FT mode of VM {} was not changed: {error:#}", vm.name)));
         }
         Ok(())
     }
 
-    fn want(&self, vm: &KnownVm, enabled: bool, suspended: bool) -> Result<(), ApiError> {
+    fn want(&self, vm: &KnownVm, enabled: bool, suspended: bool) -> Result<(), HostError> {
         if (vm.record.ft.enabled, vm.record.ft.suspended) == (enabled, suspended) {
             return Ok(());
         }
@@ -212,7 +212,7 @@ impl Daemon {
 
     /// Lets the secondary go, at both ends. The primary is told first: the end of the secondary is no loss to it then. The secondary is ended when
     /// the claim does not name it any more: before that it may be about to take over, with the newest disks.
-    pub(super) fn let_go(&self, vm: &str, replica: Option<&Replica>, reason: UnprotectReason) -> Result<(), ApiError> {
+    pub(super) fn let_go(&self, vm: &str, replica: Option<&Replica>, reason: UnprotectReason) -> Result<(), HostError> {
         if let Some(replica) = replica {
             replica.ask(&Request::Unprotect { reason }, REQUEST_TIMEOUT)?;
         }
@@ -220,12 +220,12 @@ impl Daemon {
         loop {
             let known = self.known(vm)?;
             if known.home() != self.host() {
-                return Err(ApiError::conflict(format!("VM {vm} was taken over by host {} meanwhile", known.home()))
+                return Err(HostError::conflict(format!("VM {vm} was taken over by host {} meanwhile", known.home()))
                     .hint("try again"));
             }
             let Some(secondary) = known.claim.secondary else { break };
             if Instant::now() > deadline {
-                return Err(ApiError::conflict(format!(
+                return Err(HostError::conflict(format!(
                     "it is not decided yet whether host {secondary} takes VM {vm} over"
                 )));
             }
@@ -236,23 +236,23 @@ impl Daemon {
 }
 
 /// The mode that an action is to bring about, if any.
-fn mode_of(action: FtAction, options: FtOptions) -> Result<Option<FtMode>, ApiError> {
+fn mode_of(action: FtAction, options: FtOptions) -> Result<Option<FtMode>, HostError> {
     match (action, options.mode) {
-        (FtAction::Mode, None) => Err(ApiError::bad_request("the body does not say which `mode`, mirror or lockstep")),
+        (FtAction::Mode, None) => Err(HostError::bad_request("the body does not say which `mode`, mirror or lockstep")),
         (FtAction::On | FtAction::Mode, mode) => Ok(mode),
         (_, None) => Ok(None),
-        (_, Some(_)) => Err(ApiError::bad_request(format!("`{}` takes no mode", action.label()))),
+        (_, Some(_)) => Err(HostError::bad_request(format!("`{}` takes no mode", action.label()))),
     }
 }
 
-fn running<'a>(vm: &str, replica: Option<&'a Replica>) -> Result<&'a Replica, ApiError> {
+fn running<'a>(vm: &str, replica: Option<&'a Replica>) -> Result<&'a Replica, HostError> {
     replica.ok_or_else(|| {
-        ApiError::conflict(format!("VM {vm} does not run")).hint(format!("start it with `twinvm vm start {vm}`"))
+        HostError::conflict(format!("VM {vm} does not run")).hint(format!("start it with `twinvm vm start {vm}`"))
     })
 }
 
 /// A replica whose end its VM survives.
-fn protected<'a>(vm: &KnownVm, replica: Option<&'a Replica>) -> Result<&'a Replica, ApiError> {
+fn protected<'a>(vm: &KnownVm, replica: Option<&'a Replica>) -> Result<&'a Replica, HostError> {
     let replica = running(&vm.name, replica)?;
     if vm.record.ft.suspended {
         return Err(suspended(&vm.name));
@@ -260,13 +260,13 @@ fn protected<'a>(vm: &KnownVm, replica: Option<&'a Replica>) -> Result<&'a Repli
     // Asked now: what it said last may be out of date.
     let status = replica.ask(&Request::Status, REQUEST_TIMEOUT)?;
     if status.protection.state != ProtectionState::Protected {
-        return Err(ApiError::conflict(format!("VM {}: {}", vm.name, status.protection))
+        return Err(HostError::conflict(format!("VM {}: {}", vm.name, status.protection))
             .hint(format!("wait until `twinvm ft status {}` says Protected", vm.name)));
     }
     Ok(replica)
 }
 
-fn suspended(vm: &str) -> ApiError {
-    ApiError::conflict(format!("fault tolerance of VM {vm} is suspended"))
+fn suspended(vm: &str) -> HostError {
+    HostError::conflict(format!("fault tolerance of VM {vm} is suspended"))
         .hint(format!("resume it with `twinvm ft resume {vm}`"))
 }

@@ -8,6 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use api::client::Target;
+use api::messages::FtWanted;
+use api::time::unix_ms_now;
 use cluster::arbiter::StoreArbiter;
 use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
@@ -19,10 +22,7 @@ use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
 use spec::{EngineKind, HostName, ReplicaId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
-use crate::api::client::Target;
-use crate::api::error::ApiError;
-use crate::api::messages::FtWanted;
-use crate::replica::status::unix_ms_now;
+use super::error::HostError;
 
 /// How long a host counts as alive after it has renewed its lease, in ms.
 const LEASE_TTL_MS: u64 = 3_000;
@@ -45,7 +45,7 @@ pub struct KnownVm {
 }
 
 impl KnownVm {
-    fn new(state: VmState) -> Result<Self, ApiError> {
+    fn new(state: VmState) -> Result<Self, HostError> {
         let spec = state.record.vm_spec().map_err(|error| anyhow!("VM {}: {error}", state.record.name))?;
         Ok(Self { name: state.record.name.to_string(), spec, record: state.record, claim: state.claim.claim })
     }
@@ -119,10 +119,10 @@ impl Registry {
     }
 
     /// Removes another host that is not alive and holds no replica.
-    pub fn remove_host(&self, name: &str) -> Result<(), ApiError> {
+    pub fn remove_host(&self, name: &str) -> Result<(), HostError> {
         let host: HostName = name.parse().map_err(ClusterError::from)?;
         if self.cluster.host(&host)?.is_alive(&self.now()) {
-            return Err(ApiError::conflict(format!("host {host} is alive"))
+            return Err(HostError::conflict(format!("host {host} is alive"))
                 .hint(format!("stop its daemon first with `twinvm host stop` on host {host}")));
         }
         Ok(self.cluster.remove_host(&host)?)
@@ -164,27 +164,27 @@ impl Registry {
     }
 
     /// Waits until records or claims of VMs have changed after revision `since`, up to `timeout`; whether something may have changed.
-    pub fn wait_for_vm_change(&self, since: u64, timeout: Duration) -> Result<bool, ApiError> {
+    pub fn wait_for_vm_change(&self, since: u64, timeout: Duration) -> Result<bool, HostError> {
         Ok(self.cluster.wait_for_vm_change(since, timeout)?)
     }
 
     /// Everything, as of now.
-    pub fn state(&self) -> Result<ClusterState, ApiError> {
+    pub fn state(&self) -> Result<ClusterState, HostError> {
         Ok(self.cluster.state()?)
     }
 
     /// All hosts whose lease is good.
-    pub fn alive_hosts(&self) -> Result<Vec<Target>, ApiError> {
+    pub fn alive_hosts(&self) -> Result<Vec<Target>, HostError> {
         Ok(alive_hosts(&self.state()?, &self.now()))
     }
 
     /// Where a host's API listens; none if its lease has ended.
-    pub fn alive_host(&self, name: &str) -> Result<Option<Target>, ApiError> {
+    pub fn alive_host(&self, name: &str) -> Result<Option<Target>, HostError> {
         Ok(self.alive_hosts()?.into_iter().find(|target| target.host == name))
     }
 
     /// The VM of that name, if there is one.
-    pub fn vm(&self, name: &str) -> Result<Option<KnownVm>, ApiError> {
+    pub fn vm(&self, name: &str) -> Result<Option<KnownVm>, HostError> {
         // A name that no VM can have is none's.
         let Ok(name) = name.parse::<VmName>() else { return Ok(None) };
         let record = match self.cluster.vm(&name) {
@@ -198,7 +198,7 @@ impl Registry {
     }
 
     /// Keeps a new VM, whose disks are on this host. Refused if it can never run here.
-    pub fn add_vm(&self, spec: &VmSpec, config: &HostConfig, created_unix_ms: u64) -> Result<(), ApiError> {
+    pub fn add_vm(&self, spec: &VmSpec, config: &HostConfig, created_unix_ms: u64) -> Result<(), HostError> {
         let ft = FtSettings {
             lag_ms_max: config.lag_ms_max,
             ..FtSettings::disabled(config.suspicion_ms, config.epoch_ms_max)
@@ -210,7 +210,7 @@ impl Registry {
     }
 
     /// Whether this host can run a VM that is not there yet; if not, why.
-    pub fn admit(&self, spec: &VmSpec) -> Result<(), ApiError> {
+    pub fn admit(&self, spec: &VmSpec) -> Result<(), HostError> {
         let name: VmName = spec.name.parse().map_err(ClusterError::from)?;
         let text = to_toml(spec).context("the spec cannot be written")?;
         let record = VmRecord::new(name, text, FtSettings::disabled(0, 0), 0);
@@ -219,13 +219,13 @@ impl Registry {
     }
 
     /// Whether this host can start a VM; if not, why. `from_stale_disks` allows it though another host had the VM last.
-    pub fn admit_start(&self, vm: &KnownVm, from_stale_disks: bool) -> Result<(), ApiError> {
+    pub fn admit_start(&self, vm: &KnownVm, from_stale_disks: bool) -> Result<(), HostError> {
         let name: VmName = vm.name.parse().map_err(ClusterError::from)?;
         let claim = self.cluster.claim(&name)?;
         self.admit_primary(&VmState { record: vm.record.clone(), claim }, from_stale_disks)
     }
 
-    fn admit_primary(&self, vm: &VmState, forced: bool) -> Result<(), ApiError> {
+    fn admit_primary(&self, vm: &VmState, forced: bool) -> Result<(), HostError> {
         let state = self.state()?;
         // Only this host is asked about.
         let here = ClusterState {
@@ -234,15 +234,15 @@ impl Registry {
         };
         place_primary(vm, &here, forced, &self.now())
             .map(drop)
-            .map_err(|error| ApiError::conflict(format!("VM {} cannot run here: host {error}", vm.record.name)))
+            .map_err(|error| HostError::conflict(format!("VM {} cannot run here: host {error}", vm.record.name)))
     }
 
     /// Whether this host can hold the secondary of a VM beside the VMs `held` of which replicas run here; if not, why. What
     /// other primaries merely plan to have here does not count: they are told the same.
-    pub fn admit_secondary(&self, name: &str, held: &[String]) -> Result<(), ApiError> {
+    pub fn admit_secondary(&self, name: &str, held: &[String]) -> Result<(), HostError> {
         let mut state = self.state()?;
         let vm = state.vms.iter().find(|vm| *vm.record.name == *name).cloned();
-        let vm = vm.ok_or_else(|| ApiError::not_found(format!("there is no VM named {name}")))?;
+        let vm = vm.ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
         let here = &self.host.name;
         for other in &mut state.vms {
             let is_held = held.iter().any(|held| *other.record.name == **held);
@@ -255,32 +255,32 @@ impl Registry {
         state.hosts.retain(|host| host.name == *here || host.name.is(&vm.claim.claim.primary));
         match no_place(place_secondary(&vm, &state, &Failures::default(), &self.now()), &vm) {
             Ok(_) => Ok(()),
-            Err(why) => Err(ApiError::conflict(why)),
+            Err(why) => Err(HostError::conflict(why)),
         }
     }
 
     /// Removes a VM.
-    pub fn remove_vm(&self, vm: &KnownVm) -> Result<(), ApiError> {
+    pub fn remove_vm(&self, vm: &KnownVm) -> Result<(), HostError> {
         Ok(self.cluster.delete_vm(&vm.record.name)?)
     }
 
     /// Changes what is wanted of a VM.
-    pub fn update(&self, name: &str, change: impl FnMut(&mut VmRecord)) -> Result<(), ApiError> {
+    pub fn update(&self, name: &str, change: impl FnMut(&mut VmRecord)) -> Result<(), HostError> {
         let name: VmName = name.parse().map_err(ClusterError::from)?;
         self.cluster.update_vm(&name, change)?;
         Ok(())
     }
 
     /// Makes this host the only one that may run the VM. Fails if the claim has changed since `vm` was read.
-    pub fn claim_alone(&self, vm: &KnownVm) -> Result<(), ApiError> {
-        let unreachable = |error: Unreachable| ApiError::unavailable(error.to_string());
+    pub fn claim_alone(&self, vm: &KnownVm) -> Result<(), HostError> {
+        let unreachable = |error: Unreachable| HostError::unavailable(error.to_string());
         let generation = vm.claim.generation.next();
         let claim = Claim { generation, primary: ReplicaId::new(self.host.name.as_str()), secondary: None };
         let arbiter = StoreArbiter::new(self.cluster.store().clone(), &vm.name);
         match arbiter.compare_and_swap(vm.claim.generation, &claim).map_err(unreachable)? {
             Verdict::Won => Ok(()),
             Verdict::Lost(current) if current == claim => Ok(()),
-            Verdict::Lost(current) => Err(ApiError::conflict(format!(
+            Verdict::Lost(current) => Err(HostError::conflict(format!(
                 "VM {} was started or taken over by host {} meanwhile",
                 vm.name, current.primary
             ))),
@@ -288,10 +288,10 @@ impl Registry {
     }
 
     /// The host that is to hold the secondary of a VM; or why there is none.
-    pub fn plan_secondary(&self, name: &str, failures: &Failures) -> Result<Result<HostName, String>, ApiError> {
+    pub fn plan_secondary(&self, name: &str, failures: &Failures) -> Result<Result<HostName, String>, HostError> {
         let state = self.state()?;
         let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
-        let vm = vm.ok_or_else(|| ApiError::not_found(format!("there is no VM named {name}")))?;
+        let vm = vm.ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
         Ok(no_place(place_secondary(vm, &state, failures, &self.now()), vm))
     }
 }
@@ -321,7 +321,7 @@ pub fn known_vms(state: ClusterState) -> Vec<KnownVm> {
     state.vms.into_iter().filter_map(known).collect()
 }
 
-impl From<ClusterError> for ApiError {
+impl From<ClusterError> for HostError {
     fn from(error: ClusterError) -> Self {
         let message = error.to_string();
         match error {

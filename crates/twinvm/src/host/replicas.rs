@@ -8,15 +8,17 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use api::messages::{LocalVms, VmNote};
+use api::status::{ReplicaStatus, Role};
+use api::time::unix_ms_now;
 use machine::bus::lock;
 use spec::VmName;
 
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;
-use crate::api::messages::{LocalVms, VmNote};
 use crate::replica::config::socket;
 use crate::replica::control::{self, Request};
-use crate::replica::status::{ReplicaEnd, ReplicaStatus, Role, unix_ms_now};
+use crate::replica::end::ReplicaEnd;
 
 /// How long a replica may take to answer how it is.
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);

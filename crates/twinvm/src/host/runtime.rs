@@ -6,6 +6,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use api::client::Target;
+use api::messages::{PrepareSecondary, PreparedSecondary};
+use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
+use api::time::unix_ms_now;
 use axum::http::Method;
 use cluster::controller::{
     Action, HostReport, Idle, Loss, LossCause, Outcome, Plan, Planned, ReplicaReport, ReplicaState,
@@ -16,13 +20,11 @@ use protocol::Generation;
 use spec::{HostName, VmName};
 
 use super::daemon::Daemon;
+use super::error::HostError;
 use super::registry::KnownVm;
 use super::replicas::Replica;
-use crate::api::client::Target;
-use crate::api::error::ApiError;
-use crate::api::messages::{PrepareSecondary, PreparedSecondary};
 use crate::replica::control::{Request, UnprotectReason};
-use crate::replica::status::{Protection, ProtectionState, Reason, ReplicaEnd, ReplicaStatus, Role, unix_ms_now};
+use crate::replica::end::ReplicaEnd;
 
 /// How often the controller decides, though nothing may have changed.
 const DECIDE_INTERVAL: Duration = Duration::from_millis(100);
@@ -94,7 +96,7 @@ impl Daemon {
     }
 
     /// Waits until it is time to decide, and reads the state if it may have changed.
-    fn wait_for_state(&self, known: &mut Option<(ClusterState, Instant)>) -> Result<(), ApiError> {
+    fn wait_for_state(&self, known: &mut Option<(ClusterState, Instant)>) -> Result<(), HostError> {
         let is_old = match known {
             None => true,
             Some((state, read_at)) => {
@@ -159,7 +161,7 @@ impl Daemon {
     }
 
     fn act(self: &Arc<Self>, vm: &VmName, action: &Action, replica: Option<&Arc<Replica>>) -> Result<Outcome, String> {
-        let text = |error: ApiError| error.problem.error;
+        let text = |error: HostError| error.problem.error;
         match (action, replica) {
             (Action::NotePowerOff, _) => self.note_power_off(vm).map_err(text),
             (Action::ReleaseReservation, _) => {
@@ -175,7 +177,7 @@ impl Daemon {
 
     /// Reserves what the secondary needs on the host that is being given its first copy, or nothing any more; the reservation of
     /// a suspended secondary stays.
-    fn reserve(&self, vm: &str, host: Option<&HostName>) -> Result<(), ApiError> {
+    fn reserve(&self, vm: &str, host: Option<&HostName>) -> Result<(), HostError> {
         self.registry.update(vm, |record| {
             if !record.ft.suspended {
                 record.syncing_to = host.cloned();
@@ -185,7 +187,7 @@ impl Daemon {
 
     /// Reserves, lets the host prepare a secondary, and tells the primary.
     fn protect(self: &Arc<Self>, replica: &Arc<Replica>, host: &HostName) -> Result<Outcome, String> {
-        let text = |error: ApiError| error.problem.error;
+        let text = |error: HostError| error.problem.error;
         let vm = self.known(&replica.vm).map_err(text)?;
         if vm.home() != self.host() || !vm.record.ft.is_wanted() || self.is_stopping() {
             return Ok(Outcome::NotWanted);
@@ -241,7 +243,7 @@ impl Daemon {
         told.unwrap_or_else(|error| Err(format!("{error:#}")))
     }
 
-    fn unprotect(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, ApiError> {
+    fn unprotect(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, HostError> {
         let known = self.known(vm)?;
         if known.record.ft.is_wanted() || known.home() != self.host() {
             return Ok(Outcome::NotWanted);
@@ -253,7 +255,7 @@ impl Daemon {
 
     /// Ends a replica that has no place any more: a secondary that no primary came to, or a primary that lost its claim while no secondary bound
     /// it, as when its VM was started elsewhere in the belief that this host was gone, which it does not notice by itself.
-    fn end_displaced(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, ApiError> {
+    fn end_displaced(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, HostError> {
         if !replica.is_primary() {
             tracing::info!("VM {vm}: no primary came to this secondary");
             replica.end(END_TIMEOUT);
@@ -271,7 +273,7 @@ impl Daemon {
         Ok(Outcome::Done)
     }
 
-    fn note_power_off(&self, vm: &VmName) -> Result<Outcome, ApiError> {
+    fn note_power_off(&self, vm: &VmName) -> Result<Outcome, HostError> {
         if self.replica(vm).is_some() {
             return Ok(Outcome::NotWanted);
         }

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use api::messages::{DropSecondary, PrepareSecondary, PreparedSecondary};
+use api::status::Role;
 use cluster::records::ClusterError;
 use spec::{EngineKind, VmName, VmSpec};
 
 use super::daemon::Daemon;
+use super::error::HostError;
 use super::process::ReplicaProcess;
 use super::registry::KnownVm;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
-use crate::api::error::ApiError;
-use crate::api::messages::{DropSecondary, PrepareSecondary, PreparedSecondary};
 use crate::replica::config::ReplicaConfig;
-use crate::replica::status::Role;
 
 /// How long a replica may take to end when it was asked to.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,19 +28,19 @@ impl Daemon {
         self: &Arc<Self>,
         name: &str,
         prepare: &PrepareSecondary,
-    ) -> Result<PreparedSecondary, ApiError> {
-        let spec = VmSpec::parse(&prepare.spec).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    ) -> Result<PreparedSecondary, HostError> {
+        let spec = VmSpec::parse(&prepare.spec).map_err(|error| HostError::bad_request(error.to_string()))?;
         if spec.name != name {
-            return Err(ApiError::bad_request(format!("the spec is of VM {}, not {name}", spec.name)));
+            return Err(HostError::bad_request(format!("the spec is of VM {}, not {name}", spec.name)));
         }
         self.refuse_if_stopping()?;
         let vm = self.refuse_if_home(name)?;
         if vm.home() != prepare.primary || vm.claim.generation.number() != prepare.generation {
             // A replica that is here now may be the one that the VM depends on.
-            return Err(ApiError::conflict(format!("the replicas of VM {name} have changed meanwhile")));
+            return Err(HostError::conflict(format!("the replicas of VM {name} have changed meanwhile")));
         }
         if prepare.engine == EngineKind::Kvm && File::options().read(true).write(true).open("/dev/kvm").is_err() {
-            return Err(ApiError::conflict("the VM runs on the kvm engine, and /dev/kvm cannot be used here"));
+            return Err(HostError::conflict("the VM runs on the kvm engine, and /dev/kvm cannot be used here"));
         }
         if let Some(replica) = self.replica(name) {
             // Also a primary that was succeeded and does not know it yet, being stopped or cut off.
@@ -87,13 +87,13 @@ impl Daemon {
 
     /// Ends the secondary here, if there is one, unless the VM's claim names it: then it may be about to take over, or has. Its disks can be removed
     /// too. For the VM's owner.
-    pub fn drop_secondary(&self, name: &str, how: DropSecondary) -> Result<(), ApiError> {
+    pub fn drop_secondary(&self, name: &str, how: DropSecondary) -> Result<(), HostError> {
         // The VM may be gone from the store already: the name has to be one that a VM can have, as it becomes a path.
         name.parse::<VmName>().map_err(ClusterError::from)?;
         if self.registry.vm(name)?.is_some() {
             let vm = self.refuse_if_home(name)?;
             if vm.claim.secondary.as_ref().is_some_and(|secondary| secondary.as_str() == self.host()) {
-                return Err(ApiError::conflict(format!("host {} is the secondary of VM {name}", self.host())));
+                return Err(HostError::conflict(format!("host {} is the secondary of VM {name}", self.host())));
             }
         }
         // A claim that does not name a replica never does so again without this host being asked to prepare one.
@@ -106,10 +106,10 @@ impl Daemon {
         Ok(())
     }
 
-    fn refuse_if_home(&self, name: &str) -> Result<KnownVm, ApiError> {
+    fn refuse_if_home(&self, name: &str) -> Result<KnownVm, HostError> {
         let vm = self.known(name)?;
         if vm.home() == self.host() {
-            return Err(ApiError::conflict(format!("host {} is the primary of VM {name}", self.host())));
+            return Err(HostError::conflict(format!("host {} is the primary of VM {name}", self.host())));
         }
         Ok(vm)
     }

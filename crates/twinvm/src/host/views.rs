@@ -2,23 +2,24 @@
 
 use std::time::Duration;
 
+use api::client::CallError;
+use api::messages::{HostView, LocalVms, VmNote, VmView};
+use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
+use api::time::unix_ms_now;
 use axum::http::Method;
 use cluster::planner::reserved;
 use cluster::records::{ClusterState, HostRecord, Power, VmState};
 
 use super::daemon::Daemon;
+use super::error::HostError;
 use super::registry::{KnownVm, alive_hosts, known_vms};
-use crate::api::client::CallError;
-use crate::api::error::ApiError;
-use crate::api::messages::{HostView, LocalVms, VmNote, VmView};
-use crate::replica::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role, unix_ms_now};
 
 /// How long another host may take to say what runs there.
 const LOCAL_VMS_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Daemon {
     /// All hosts.
-    pub fn hosts(&self) -> Result<Vec<HostView>, ApiError> {
+    pub fn hosts(&self) -> Result<Vec<HostView>, HostError> {
         let state = self.registry.state()?;
         let now = self.registry.now();
         let view = |host: &HostRecord| {
@@ -48,20 +49,20 @@ impl Daemon {
     }
 
     /// All VMs.
-    pub fn vms(&self) -> Result<Vec<VmView>, ApiError> {
+    pub fn vms(&self) -> Result<Vec<VmView>, HostError> {
         let state = self.registry.state()?;
         let said = self.what_hosts_say(&state);
         Ok(known_vms(state).iter().map(|vm| view(vm, &said)).collect())
     }
 
     /// One VM.
-    pub fn vm(&self, name: &str) -> Result<VmView, ApiError> {
+    pub fn vm(&self, name: &str) -> Result<VmView, HostError> {
         let vm = self.known(name)?;
         Ok(view(&vm, &self.what_hosts_say(&self.registry.state()?)))
     }
 
     /// The VMs that are at home here, as far as this host knows by itself. The store has to be asked which those are.
-    pub(super) fn vms_at_home(&self, local: &LocalVms) -> Result<Vec<VmView>, ApiError> {
+    pub(super) fn vms_at_home(&self, local: &LocalVms) -> Result<Vec<VmView>, HostError> {
         let mut known = known_vms(self.registry.state()?);
         known.retain(|vm| vm.home() == self.host());
         let said = Said { answers: vec![(self.host().to_owned(), local.clone())], silent: Vec::new() };
@@ -212,8 +213,8 @@ mod tests {
     use spec::{FtMode, ReplicaId};
 
     use super::*;
-    use crate::api::messages::FtWanted;
-    use crate::replica::status::Figures;
+    use api::figures::Figures;
+    use api::messages::FtWanted;
 
     fn vm(ft: FtWanted) -> KnownVm {
         let spec = "name = \"v\"\nmemory = \"128M\"\nkernel = \"k\"\n";

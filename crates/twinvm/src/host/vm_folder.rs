@@ -5,29 +5,19 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::{Deserialize, Serialize};
+use api::messages::VmContents;
+use api::time::unix_ms_now;
 use spec::DiskFormat;
 use spec::{DiskSpec, VmSpec};
 use storage::disk::{Backing, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{Image, ImageStore};
 
 use super::folder::private_folder;
-use crate::replica::status::unix_ms_now;
 
 /// Largest kernel or initial RAM disk, in bytes.
 pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
 /// Disks are copied in pieces of this size; those of zeros only become holes.
 const COPY_BYTES: usize = 1 << 20;
-
-/// What a VM's folder holds; kept in it as `vm.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VmContents {
-    /// When the VM was created, in ms since 1970: tells it from an earlier one of the same name.
-    pub created_unix_ms: u64,
-    /// The size of each disk, in bytes.
-    pub disk_bytes: Vec<u64>,
-}
 
 /// A VM's folder. It holds everything that the VM needs on this host but read-only disks, which stay where they are.
 #[derive(Clone, Debug)]

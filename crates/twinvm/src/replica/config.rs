@@ -7,10 +7,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use api::status::Role;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, VmSpec};
-
-use super::status::Role;
 
 /// How long a replica hears nothing from its peer before it suspects that the peer is gone, unless configured.
 pub const SUSPICION_MS_DEFAULT: u32 = 100;
@@ -33,7 +32,7 @@ pub struct ReplicaConfig {
     /// The VM spec as TOML, with this host's own files: kernel, initrd, command line and the copies of the disks are named by
     /// absolute path, images are not named.
     pub spec: String,
-    /// What the replica starts as. It may change: see [`super::status::ReplicaStatus::role`].
+    /// What the replica starts as. It may change: see [`api::status::ReplicaStatus::role`].
     pub role: Role,
     /// What executes vCPUs. Both replicas of a VM have the same.
     pub engine: EngineKind,

@@ -11,10 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use api::status::ReplicaStatus;
 use serde::{Deserialize, Serialize};
 use spec::FtMode;
-
-use super::status::ReplicaStatus;
 
 /// Longest request or answer, in bytes.
 const LINE_BYTES_MAX: usize = 64 << 10;
@@ -261,8 +260,9 @@ fn read_line(mut connection: &UnixStream, deadline: Instant) -> Result<(Vec<u8>,
 
 #[cfg(test)]
 mod tests {
-    use super::super::status::{Figures, Protection, ProtectionState, Role};
     use super::*;
+    use api::figures::Figures;
+    use api::status::{Protection, ProtectionState, Role};
 
     const HUNG: Duration = Duration::from_secs(60);
 

@@ -3,7 +3,7 @@
 pub mod config;
 mod console;
 pub mod control;
+pub mod end;
 mod ends;
 pub mod process;
 mod report;
-pub mod status;

@@ -8,6 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use api::figures::{LastTripleFault, Takeover};
+use api::status::{ReplicaStatus, Role};
+use api::time::unix_ms_now;
 use cluster::arbiter::StoreArbiter;
 use cluster::store::SqliteStore;
 use machine::devices::virtio::net::NetConfig;
@@ -33,9 +36,9 @@ use storage::disk::{DiskImage, DiskOptions};
 use super::config::ReplicaConfig;
 use super::console::Console;
 use super::control::{Answer, ControlServer, Handler, Request, UnprotectReason};
+use super::end::ReplicaEnd;
 use super::ends::EndKeeper;
 use super::report;
-use super::status::{LastTripleFault, ReplicaEnd, ReplicaStatus, Role, Takeover, unix_ms_now};
 use crate::foreground::open;
 
 /// What the process is at the moment.
@@ -374,7 +377,7 @@ impl Process {
             Acting::Primary(primary) => report::primary(&primary.status()),
             Acting::Secondary(secondary) => report::secondary(&secondary.status()),
         };
-        let figures = super::status::Figures {
+        let figures = api::figures::Figures {
             failovers: shared.failovers,
             last_takeover: shared.last_takeover,
             triple_faults: self.triple_faults.count(),

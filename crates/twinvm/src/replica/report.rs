@@ -1,13 +1,10 @@
 //! From what replication says of itself to what administrators read.
 
+use api::figures::{Figures, LatencyFigures, LockstepFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts};
+use api::status::{Protection, ProtectionState, Reason, Role, SyncPhase, SyncProgress};
 use protocol::{self, DropReason, Epoch, LossReason};
 use replication::mirror::{self, Phase, PrimaryStatus, SecondaryStatus};
 use spec::FtMode;
-
-use super::status::{
-    Figures, LatencyFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts, Protection, ProtectionState,
-    Reason, Role, SyncPhase, SyncProgress,
-};
 
 /// What a replica says, as far as its replication knows.
 pub struct Report {
@@ -87,7 +84,7 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         waiting_bytes: status.gate.waiting_bytes,
         throttled: status.figures.throttled,
         throttled_ms: status.figures.throttled_us as f64 / 1e3,
-        lockstep: status.figures.lockstep,
+        lockstep: status.figures.lockstep.map(lockstep),
         ..Figures::default()
     };
     let progress = status.progress.filter(|progress| progress.phase != Phase::Mirroring);
@@ -164,4 +161,16 @@ fn protection(status: &protocol::Status) -> Protection {
         | protocol::Reason::Stopped(_) => Reason::UserAction,
     });
     Protection { detail: status.reason.map(|reason| reason.to_string()), ..Protection::now(state, reason) }
+}
+fn lockstep(figures: replication::lockstep::LockstepFigures) -> LockstepFigures {
+    LockstepFigures {
+        lag_instructions: figures.lag_instructions,
+        lag_ms: figures.lag_ms,
+        log_bytes: figures.log_bytes,
+        log_bits_per_s: figures.log_bits_per_s,
+        inbound_bytes: figures.inbound_bytes,
+        segments: figures.segments,
+        digests: figures.digests,
+        divergences: figures.divergences,
+    }
 }

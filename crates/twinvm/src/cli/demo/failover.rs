@@ -4,11 +4,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use api::figures::Takeover;
 use serde::Serialize;
 
 use super::stage::Stage;
 use crate::load::{Counter, Load};
-use crate::replica::status::Takeover;
 
 /// The client runs undisturbed for a random time of this range before a kill.
 const CALM_MS: std::ops::Range<u64> = 300..1000;

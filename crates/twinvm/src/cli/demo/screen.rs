@@ -3,12 +3,12 @@
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
+use api::status::{Protection, SyncPhase, SyncProgress};
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::view::View;
 use crate::cli::output::print_line;
 use crate::load::{Counter, Histogram, Load};
-use crate::replica::status::{Protection, SyncPhase, SyncProgress};
 
 /// How often the lines change.
 const REFRESH: Duration = Duration::from_millis(200);

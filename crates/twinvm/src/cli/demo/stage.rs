@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use api::status::ProtectionState;
 use spec::{EngineKind, FtMode};
 
 use super::hosts::{COUNTER, Hosts, pause};
@@ -11,7 +12,6 @@ use super::pins::Pins;
 use super::screen::Screen;
 use super::view::View;
 use crate::load::{Connection, Counter, Load, LoadOptions};
-use crate::replica::status::ProtectionState;
 
 /// How long the guest may take to answer: a bound that only a hung guest meets.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use api::status::{ProtectionState, ReplicaStatus, Role, SyncProgress};
 use spec::FtMode;
 
 use crate::replica::config::socket;
 use crate::replica::control::{self, Request};
-use crate::replica::status::{ProtectionState, ReplicaStatus, Role, SyncProgress};
 
 /// How long a replica may take to answer: one that is busy is left out this time.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -64,7 +64,8 @@ mod tests {
     use spec::EngineKind;
 
     use super::*;
-    use crate::replica::status::{Figures, Protection};
+    use api::figures::Figures;
+    use api::status::Protection;
 
     fn replica(host: &str, role: Role, generation: u64, state: ProtectionState, peer: Option<&str>) -> ReplicaStatus {
         ReplicaStatus {

@@ -4,11 +4,11 @@ use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use api::messages::{CreateVm, RemoveVm, StartVm, StopVm, VmView};
 use clap::Args;
 use spec::{VmSpec, to_toml};
 
 use super::VmArguments;
-use crate::api::messages::{CreateVm, RemoveVm, StartVm, StopVm, VmView};
 use crate::cli::console;
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use crate::cli::output::{human_bytes, print_json, print_line};

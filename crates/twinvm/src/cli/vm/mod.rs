@@ -6,11 +6,11 @@ mod foreground;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use api::messages::VmView;
 use clap::{Args, Subcommand};
 
 use super::daemon::DaemonArguments;
 use super::output::{human_bytes, print_json, print_line, table};
-use crate::api::messages::VmView;
 use crate::foreground::requests::{VmStatus, running};
 
 #[derive(Subcommand)]

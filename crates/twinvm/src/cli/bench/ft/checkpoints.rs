@@ -1,12 +1,12 @@
 //! What protection by checkpoints costs, of all runs.
 
+use api::figures::Figures;
 use serde::Serialize;
 
 use super::colo;
 use super::measure::{Bytes, Checkpoints, Cost, LoadFigures, Protected};
 use super::report::{Quantiles, Row, percent, ratio, us};
 use crate::cli::bench::report::median;
-use crate::replica::status::Figures;
 
 /// What checkpoints cost.
 #[derive(Debug, Serialize)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use replication::lockstep::LockstepFigures;
+use api::figures::{Figures, LockstepFigures, PauseClass};
 use serde::Serialize;
 use spec::FtMode;
 
@@ -12,7 +12,6 @@ use super::report::ratio;
 use super::work::{DEPTH, Work};
 use crate::cli::demo::Stage;
 use crate::load::{Counter, Histogram, Load, Outcome, Workload};
-use crate::replica::status::{Figures, PauseClass};
 
 /// Changed pages for each checkpoint at which pauses are measured.
 const PAGES_WANTED: u64 = 1000;

@@ -287,7 +287,7 @@ impl Report {
             }
         }
         let takeovers: Vec<_> = self.each.failovers.iter().filter_map(|failover| failover.takeover).collect();
-        let part = |value: fn(&crate::replica::status::Takeover) -> f64| {
+        let part = |value: fn(&api::figures::Takeover) -> f64| {
             median(takeovers.iter().map(value).collect()).unwrap_or_default()
         };
         if !takeovers.is_empty() {
@@ -348,7 +348,7 @@ mod tests {
 
     use super::super::measure::{Bytes, Checkpoints, Cost, Execution, Log};
     use super::*;
-    use crate::replica::status::{Figures, PauseClass};
+    use api::figures::{Figures, PauseClass};
 
     fn side(cpu_s: f64, pipelined_requests_per_s: f64, latency_ms: u64) -> Side {
         let mut latencies = Histogram::default();

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use api::client::CONSOLE_PROTOCOL;
+use api::messages::{
+    CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, StartVm, StopHost, StopVm,
+};
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
@@ -14,13 +18,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::client::CONSOLE_PROTOCOL;
-use super::error::ApiError;
 use super::forward::to_home_of_vm;
-use super::messages::{
-    CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, StartVm, StopHost, StopVm,
-};
+use super::refusal::Refusal;
 use crate::host::Daemon;
+use crate::host::error::HostError;
 
 /// Largest body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -28,7 +29,7 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const REFUSAL_BYTES_MAX: usize = 4096;
 
 type Shared = State<Arc<Daemon>>;
-type Answer<T> = Result<Json<T>, ApiError>;
+type Answer<T> = Result<Json<T>, Refusal>;
 
 /// All routes.
 pub fn router(daemon: Arc<Daemon>) -> Router {
@@ -51,8 +52,10 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/replicas", get(replicas))
         .route("/v1/secondaries/{vm}", put(prepare_secondary).delete(drop_secondary))
         .merge(at_home)
-        .fallback(|| async { ApiError::not_found("there is nothing at this path") })
-        .method_not_allowed_fallback(|| async { ApiError::method_not_allowed("this path does not know the method") })
+        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .method_not_allowed_fallback(|| async {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not know the method")
+        })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::map_response(as_problem))
         .with_state(daemon)
@@ -62,12 +65,12 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
 struct Body<T>(T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
-    type Rejection = ApiError;
+    type Rejection = Refusal;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         let bytes = Bytes::from_request(request, state)
             .await
-            .map_err(|error| ApiError { status: error.status(), ..ApiError::bad_request(error.body_text()) })?;
+            .map_err(|error| Refusal::new(error.status(), error.body_text()))?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
@@ -85,29 +88,30 @@ async fn as_problem(response: Response) -> Response {
     let text = axum::body::to_bytes(response.into_body(), REFUSAL_BYTES_MAX).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let error = if text.trim().is_empty() { status.to_string() } else { text.trim().to_owned() };
-    ApiError { status, ..ApiError::bad_request(error) }.into_response()
+    Refusal::new(status, error).into_response()
 }
 
-fn malformed(rejection: JsonRejection) -> ApiError {
-    ApiError { status: rejection.status(), ..ApiError::bad_request(rejection.body_text()) }
+fn malformed(rejection: JsonRejection) -> Refusal {
+    Refusal::new(rejection.status(), rejection.body_text())
 }
 
 /// Runs what may wait for disks, processes or the store on a thread of its own.
 async fn blocking<T: Serialize + Send + 'static>(
     daemon: Arc<Daemon>,
-    work: impl FnOnce(&Arc<Daemon>) -> Result<T, ApiError> + Send + 'static,
+    work: impl FnOnce(&Arc<Daemon>) -> Result<T, HostError> + Send + 'static,
 ) -> Answer<T> {
     tokio::task::spawn_blocking(move || work(&daemon))
         .await
         .unwrap_or_else(|error| Err(anyhow::anyhow!("the request was not finished: {error}").into()))
         .map(Json)
+        .map_err(Refusal::from)
 }
 
 /// The same, in the owner of the VM that it changes.
 async fn owned<T: Serialize + Send + 'static>(
     daemon: Arc<Daemon>,
     vm: String,
-    work: impl FnOnce(&Arc<Daemon>) -> Result<T, ApiError> + Send + 'static,
+    work: impl FnOnce(&Arc<Daemon>) -> Result<T, HostError> + Send + 'static,
 ) -> Answer<T> {
     blocking(daemon, move |daemon| daemon.owned(&vm, work)).await
 }
@@ -163,7 +167,7 @@ async fn ft(
     body: Body<FtOptions>,
 ) -> impl IntoResponse {
     let action: FtAction = serde_json::from_value(action.clone().into())
-        .map_err(|_| ApiError::not_found(format!("`{action}` is nothing that can be done about fault tolerance")))?;
+        .map_err(|_| HostError::not_found(format!("`{action}` is nothing that can be done about fault tolerance")))?;
     blocking(daemon, move |daemon| daemon.ft(&vm, action, body.0)).await
 }
 
@@ -184,20 +188,22 @@ async fn drop_secondary(State(daemon): Shared, Path(vm): Path<String>, body: Bod
     owned(daemon, vm.clone(), move |daemon| daemon.drop_secondary(&vm, body.0)).await
 }
 
-async fn boot_file(State(daemon): Shared, Path((vm, file)): Path<(String, String)>) -> Result<Vec<u8>, ApiError> {
+async fn boot_file(State(daemon): Shared, Path((vm, file)): Path<(String, String)>) -> Result<Vec<u8>, Refusal> {
     tokio::task::spawn_blocking(move || daemon.boot_file(&vm, &file))
         .await
         .unwrap_or_else(|error| Err(anyhow::anyhow!("the file was not read: {error}").into()))
+        .map_err(Refusal::from)
 }
 
 /// Joins the client's connection to the replica's console socket.
-async fn console(State(daemon): Shared, Path(vm): Path<String>, request: Request) -> Result<Response, ApiError> {
+async fn console(State(daemon): Shared, Path(vm): Path<String>, request: Request) -> Result<Response, Refusal> {
     let wanted = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == CONSOLE_PROTOCOL);
     if !wanted {
-        return Err(ApiError::bad_request(format!("a console needs the header `Upgrade: {CONSOLE_PROTOCOL}`")));
+        return Err(HostError::bad_request(format!("a console needs the header `Upgrade: {CONSOLE_PROTOCOL}`")).into());
     }
     let connected = tokio::task::spawn_blocking(move || daemon.console(&vm)).await;
-    let (stream, early) = connected.unwrap_or_else(|error| Err(anyhow::anyhow!("no console: {error}").into()))?;
+    let (stream, early) =
+        connected.unwrap_or_else(|error| Err(HostError::from(anyhow::anyhow!("no console: {error}"))))?;
     stream.set_nonblocking(true).map_err(anyhow::Error::from)?;
     let mut guest = UnixStream::from_std(stream).map_err(anyhow::Error::from)?;
     tokio::spawn(async move {

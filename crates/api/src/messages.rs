@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode};
 
-use crate::host::VmContents;
-use crate::replica::status::{Protection, ReplicaStatus};
+use crate::status::{Protection, ReplicaStatus};
 
 /// A host, as the cluster knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -187,6 +186,16 @@ pub struct FtOptions {
     /// The mode that is wanted: [`FtAction::Mode`] needs it, [`FtAction::On`] leaves what is recorded without it, others refuse it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<FtMode>,
+}
+
+/// What a VM's folder holds; kept in it as `vm.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmContents {
+    /// When the VM was created, in ms since 1970: tells it from an earlier one of the same name.
+    pub created_unix_ms: u64,
+    /// The size of each disk, in bytes.
+    pub disk_bytes: Vec<u64>,
 }
 
 /// Asks a host to prepare a secondary.

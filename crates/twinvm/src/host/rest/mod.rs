@@ -1,4 +1,4 @@
-//! The REST API of the host daemon: JSON over HTTP/1.1 over mutual TLS.
+//! Serving the REST API: JSON over HTTP/1.1 over mutual TLS. HTTP statuses are here and nowhere below.
 //!
 //! | method and path | does |
 //! | --- | --- |
@@ -16,11 +16,9 @@
 //! | `GET /v1/vms/{vm}/boot/{file}` | between hosts: `kernel` and `initrd` of a VM here |
 //!
 //! Whoever has a certificate of the cluster may do everything. Requests about a VM that runs elsewhere are passed on to its
-//! host. What fails is answered with a status of 4xx or 5xx and [`error::Problem`].
+//! host. What fails is answered with a status of 4xx or 5xx and [`api::Problem`].
 
-pub mod client;
-pub mod error;
 mod forward;
-pub mod messages;
+mod refusal;
 mod routes;
 pub mod server;

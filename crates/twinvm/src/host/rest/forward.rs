@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::client::{CallError, Target, in_time};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
@@ -10,8 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 
-use super::client::{CallError, Target, in_time};
-use super::error::ApiError;
+use super::refusal::Refusal;
 use crate::host::Daemon;
 
 /// How long the other host may take. Commands wait a little longer, so that they learn which host does not answer.
@@ -34,9 +34,9 @@ pub async fn to_home_of_vm(State(daemon): State<Arc<Daemon>>, request: Request, 
         Ok(Ok(None)) => next.run(request).await,
         Ok(Ok(Some(target))) => match in_time(&target, pass_on(&daemon, &target, request), ANSWER_TIMEOUT).await {
             Ok(response) => response,
-            Err(error) => host_error(&target, error).into_response(),
+            Err(error) => Refusal::of_call(&target, error).into_response(),
         },
-        Ok(Err(error)) => error.into_response(),
+        Ok(Err(error)) => Refusal::from(error).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
@@ -66,13 +66,4 @@ fn clone_head(head: &axum::http::request::Parts) -> axum::http::request::Parts {
     passed.uri = head.uri.clone();
     passed.headers = head.headers.clone();
     passed
-}
-
-/// A call to another host that failed, as this host's answer.
-pub fn host_error(target: &Target, error: CallError) -> ApiError {
-    match error {
-        CallError::Refused { status, problem } => ApiError { status, problem },
-        other => ApiError::unavailable(other.to_string())
-            .hint(format!("see whether host {} is alive with `twinvm host list`", target.host)),
-    }
 }

@@ -12,7 +12,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use replication::channel::Identity;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
@@ -21,7 +20,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::error::Problem;
+use crate::Problem;
 
 /// How long connecting and the TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -72,13 +71,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that is `identity`.
-    pub fn new(identity: &Identity) -> Self {
-        Self::with_config(identity.client_config())
-    }
-
-    /// A client with this TLS configuration.
-    pub fn with_config(config: Arc<ClientConfig>) -> Self {
+    /// A client with this TLS configuration, which holds its certificate.
+    pub fn new(config: Arc<ClientConfig>) -> Self {
         Self { config }
     }
 

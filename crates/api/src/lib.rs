@@ -1,0 +1,19 @@
+//! The REST API of the host daemon, as its users see it: JSON over HTTP/1.1 over mutual TLS. What requests and answers hold, and a client. There
+//! is no VM in here, so that tools can use it.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`messages`] | what requests and answers hold |
+//! | [`status`], [`figures`] | what a replica says of itself, as part of the answers |
+//! | [`Problem`] | what a request that fails is answered with |
+//! | [`time`] | the time, as answers hold it |
+//! | [`client`] | the client, for commands and for daemons among themselves |
+
+pub mod client;
+pub mod figures;
+pub mod messages;
+mod problem;
+pub mod status;
+pub mod time;
+
+pub use problem::Problem;

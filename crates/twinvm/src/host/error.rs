@@ -1,0 +1,112 @@
+//! [`HostError`]: why the daemon does not do something.
+
+use std::fmt;
+
+use api::Problem;
+
+/// What kind of reason there is not to do something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// What was asked makes no sense.
+    BadRequest,
+    /// What was asked about is not there.
+    NotFound,
+    /// It cannot be done in this state.
+    Conflict,
+    /// Another host or the cluster store does not answer.
+    Unavailable,
+    /// Something unforeseen.
+    Internal,
+}
+
+/// Why the daemon does not do something, in words for whoever asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostError {
+    /// The kind of reason.
+    pub kind: Kind,
+    /// The reason, and what to do about it.
+    pub problem: Problem,
+}
+
+impl HostError {
+    fn new(kind: Kind, error: impl Into<String>) -> Self {
+        Self { kind, problem: Problem { error: error.into(), hint: None } }
+    }
+
+    /// What was asked makes no sense.
+    pub fn bad_request(error: impl Into<String>) -> Self {
+        Self::new(Kind::BadRequest, error)
+    }
+
+    /// What was asked about is not there.
+    pub fn not_found(error: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, error)
+    }
+
+    /// It cannot be done in this state.
+    pub fn conflict(error: impl Into<String>) -> Self {
+        Self::new(Kind::Conflict, error)
+    }
+
+    /// Another host or the cluster store does not answer.
+    pub fn unavailable(error: impl Into<String>) -> Self {
+        Self::new(Kind::Unavailable, error)
+    }
+
+    /// What to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.problem.hint = Some(hint.into());
+        self
+    }
+}
+
+impl std::error::Error for HostError {}
+
+impl fmt::Display for HostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.problem.fmt(f)
+    }
+}
+
+/// Everything unforeseen is the server's fault; what was foreseen keeps its kind through `?` and `context`.
+impl From<anyhow::Error> for HostError {
+    fn from(error: anyhow::Error) -> Self {
+        match error.downcast_ref::<Self>() {
+            Some(known) => Self { problem: Problem { error: format!("{error:#}"), hint: None }, ..known.clone() }
+                .keep_hint_of(known),
+            None => Self::new(Kind::Internal, format!("{error:#}")),
+        }
+    }
+}
+
+impl HostError {
+    /// The message of `self` may end in that of `known` with its hint: the hint goes back to its own field.
+    fn keep_hint_of(mut self, known: &Self) -> Self {
+        if let Some(hint) = &known.problem.hint {
+            let ending = format!("; {hint}");
+            if let Some(error) = self.problem.error.strip_suffix(&ending) {
+                self.problem.error = error.to_owned();
+            }
+            self.problem.hint = Some(hint.clone());
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_foreseen_error_keeps_its_kind_and_hint_under_context() {
+        let error = Err::<(), _>(HostError::not_found("no VM named x").hint("see `twinvm vm list`")).context("start");
+        let error = HostError::from(error.unwrap_err());
+        assert_eq!(error.kind, Kind::NotFound);
+        assert_eq!(error.problem.error, "start: no VM named x");
+        assert_eq!(error.problem.hint.as_deref(), Some("see `twinvm vm list`"));
+        let other = HostError::from(anyhow::anyhow!("disk on fire"));
+        assert_eq!((other.kind, other.to_string().as_str()), (Kind::Internal, "disk on fire"));
+    }
+}
