@@ -145,7 +145,7 @@ impl Processors {
         self.instructions
     }
 
-    /// The machine's time-stamp counter: ticks at [`TSC_HZ`](crate::TSC_HZ).
+    /// The machine's time-stamp counter: ticks at [`TSC_HZ`].
     pub fn tsc(&self) -> u64 {
         tsc_at(self.instructions, self.clock_steps)
     }

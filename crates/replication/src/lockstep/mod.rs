@@ -10,7 +10,7 @@
 //! | `progress` | [`LogProgress`]: how far the secondary is behind |
 //! | `execution` | [`Execution`]: executes the log, step by step |
 //! | `executor` | [`Executor`]: executes the log on the secondary, as it comes |
-//! | [`file`] | the log as a file, which can be replayed later |
+//! | [`mod@file`] | the log as a file, which can be replayed later |
 //! | `digest` | [`StateDigest`]: by which the two find out whether they are still the same |
 //! | `evidence` | what is kept when they are not |
 
