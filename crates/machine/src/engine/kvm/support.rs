@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use cpu::cpuid::{CpuOffer, Features, TscOffer, WORDS, XsaveComponent, bit};
 use cpu::msr::index;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use super::{ioctl, kvm_error};
 use crate::engine::EngineError;
@@ -66,12 +66,18 @@ impl Support {
         };
         Ok(Self {
             has_xcrs,
-            has_tsc_offset: ioctl::tsc_offset(&vcpu).is_ok(),
+            has_tsc_offset: takes_tsc_offset(&vcpu),
             signature: entry(&cpuid, 1, 0).map_or(0, |entry| entry.eax),
             tsc_hz,
             offer,
         })
     }
+}
+
+/// Tries it out on a vCPU that is for nothing else: a KVM that emulates processors may take an offset and leave the counter to the host's.
+fn takes_tsc_offset(vcpu: &VcpuFd) -> bool {
+    const TRIED: u64 = 1 << 20;
+    ioctl::set_tsc_offset(vcpu, TRIED).is_ok() && ioctl::tsc_offset(vcpu).is_ok_and(|offset| offset == TRIED)
 }
 
 fn entry(cpuid: &CpuId, leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {
