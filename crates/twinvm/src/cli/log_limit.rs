@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use machine::bus::lock;
 use tracing::Metadata;
@@ -12,11 +12,11 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::OptionalWriter;
 
 /// Lines of one kind that are written in a row.
-const BURST: f64 = 20.0;
-/// Lines of one kind that are written in a second after that.
-const LINES_PER_S: f64 = 1.0;
+const BURST: u32 = 20;
+/// How long after that it takes until the next line of the kind is written.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Writes to `W`, but of each place in the program that traces something only [`BURST`] lines in a row and [`LINES_PER_S`] after that: a guest can
+/// Writes to `W`, but of each place in the program that traces something only [`BURST`] lines in a row and one each [`LINE_INTERVAL`] after that: a guest can
 /// cause some of them as often as it likes. How many were left out is said before the next one.
 pub struct Limited<W> {
     inner: W,
@@ -52,26 +52,30 @@ impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Limited<W> {
 
 /// What may still be written of one kind.
 struct Budget {
-    lines: f64,
+    /// Time that has been saved up; a line costs [`LINE_INTERVAL`].
+    saved: Duration,
     at: Instant,
     left_out: u64,
 }
 
 impl Budget {
+    /// Most that is saved up.
+    const SAVED_MAX: Duration = LINE_INTERVAL.saturating_mul(BURST);
+
     fn full(now: Instant) -> Self {
-        Self { lines: BURST, at: now, left_out: 0 }
+        Self { saved: Self::SAVED_MAX, at: now, left_out: 0 }
     }
 
     /// Whether a line may be written; how many were left out before it.
     fn spend(&mut self, now: Instant) -> Option<u64> {
-        let passed_s = now.saturating_duration_since(self.at).as_secs_f64();
-        self.lines = (self.lines + passed_s * LINES_PER_S).min(BURST);
+        let passed = now.saturating_duration_since(self.at);
+        self.saved = self.saved.saturating_add(passed).min(Self::SAVED_MAX);
         self.at = now;
-        if self.lines < 1.0 {
+        let Some(saved) = self.saved.checked_sub(LINE_INTERVAL) else {
             self.left_out = self.left_out.saturating_add(1);
             return None;
-        }
-        self.lines -= 1.0;
+        };
+        self.saved = saved;
         Some(std::mem::take(&mut self.left_out))
     }
 }
@@ -79,7 +83,6 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -90,7 +93,7 @@ mod tests {
         let written = (0..10_000u64).filter(|ms| budget.spend(start + Duration::from_millis(*ms)).is_some()).count();
         assert_eq!(written, 29);
         // After a quiet time, a burst again; it says first what was left out.
-        assert_eq!(budget.spend(start + Duration::from_secs(60)), Some(10_000 - 29));
+        assert_eq!(budget.spend(start + Duration::from_secs(60)), Some(999));
         let burst = (0..100).filter(|_| budget.spend(start + Duration::from_secs(60)).is_some()).count();
         assert_eq!(burst, 19);
     }

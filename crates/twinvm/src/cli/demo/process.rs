@@ -120,6 +120,11 @@ mod tests {
         };
         let mut inside = start(&folder.path().join("vms/v/replica.json"));
         let mut outside = start(Path::new("/elsewhere/replica.json"));
+        // Whoever spawns goes on before the new program has its arguments: in that moment its command line is empty.
+        let deadline = Instant::now() + GONE_TIMEOUT;
+        while in_folder(folder.path()).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert_eq!(in_folder(folder.path()).iter().map(|process| process.kind).collect::<Vec<_>>(), [Kind::Replica]);
         kill_all(folder.path());
         assert!(!inside.wait().unwrap().success());
