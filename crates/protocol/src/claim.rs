@@ -1,8 +1,10 @@
 //! [`Claim`]: which replicas may run a VM.
 
+use spec::ReplicaId;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Generation, ReplicaId};
+use super::Generation;
 
 /// The cluster store's record of one VM: who is primary, and who may take over from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,9 +1,11 @@
 //! [`Epochs`]: when an epoch ends, and which of those that have ended the secondary has acknowledged.
 
+use spec::FtMode;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Epoch, FtMode, MonotonicTime};
+use super::{Epoch, MonotonicTime};
 
 /// Most checkpoints that are captured and not acknowledged: bounds what either side holds in memory.
 const IN_FLIGHT_MAX: usize = 3;

@@ -1,10 +1,12 @@
 //! [`Event`]: what a replica is told.
 
+use spec::ReplicaId;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Claim, Epoch, Generation, ReplicaId, Verdict};
+use super::{Claim, Epoch, Generation, Verdict};
 
 /// What has happened. Events of a connection that was closed must not reach the replica any more: threads that still hold one of its
 /// messages drop it.

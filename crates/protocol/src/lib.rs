@@ -27,8 +27,6 @@ mod status;
 mod tests;
 mod time;
 
-use spec::{FtMode, ReplicaId};
-
 pub use arbiter::{Arbiter, Unreachable, Verdict};
 pub use claim::Claim;
 pub use command::{Command, RETRY_INTERVAL, StopReason};

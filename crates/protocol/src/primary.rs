@@ -1,12 +1,12 @@
 //! [`Primary`]: the rules for the replica that runs the guest.
 
+use spec::ReplicaId;
+
 use std::mem;
 
 use super::question::{Answer, Question};
 use super::replica::State;
-use super::{
-    Claim, Command, DropReason, Epoch, Event, LossReason, Protection, Reason, ReplicaId, Role, Status, StopReason,
-};
+use super::{Claim, Command, DropReason, Epoch, Event, LossReason, Protection, Reason, Role, Status, StopReason};
 
 /// The replica that runs the guest.
 #[derive(Clone, Debug)]

@@ -1,6 +1,8 @@
 //! [`Question`]: a compare-and-swap until it is answered.
 
-use super::{Claim, Command, Event, ReplicaId, Verdict};
+use spec::ReplicaId;
+
+use super::{Claim, Command, Event, Verdict};
 
 /// A change of the claim that was asked for and is not decided. A replica asks one question at a time.
 #[derive(Clone, Debug)]

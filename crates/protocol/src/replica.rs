@@ -1,8 +1,10 @@
 //! [`Replica`]: one replica of a VM.
 
+use spec::ReplicaId;
+
 use super::primary::Primary;
 use super::secondary::Secondary;
-use super::{Claim, Command, Event, Generation, Protection, Reason, ReplicaId, Role, Status, StopReason};
+use super::{Claim, Command, Event, Generation, Protection, Reason, Role, Status, StopReason};
 
 /// One replica of a VM, as far as the protocol goes. It is told what happened and says what to do; see the [module](super).
 #[derive(Clone, Debug)]

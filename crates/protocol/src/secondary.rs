@@ -1,11 +1,11 @@
 //! [`Secondary`]: the rules for the replica that can take over.
 
+use spec::ReplicaId;
+
 use super::primary::Primary;
 use super::question::{Answer, Question};
 use super::replica::State;
-use super::{
-    Claim, Command, Epoch, Event, Generation, LossReason, Protection, Reason, ReplicaId, Role, Status, StopReason,
-};
+use super::{Claim, Command, Epoch, Event, Generation, LossReason, Protection, Reason, Role, Status, StopReason};
 
 /// The replica that holds what it needs to go on, once it does.
 #[derive(Clone, Debug)]

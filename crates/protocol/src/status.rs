@@ -1,10 +1,12 @@
 //! [`Status`]: what a replica says of itself.
 
+use spec::ReplicaId;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DropReason, Generation, LossReason, ReplicaId, StopReason};
+use super::{DropReason, Generation, LossReason, StopReason};
 
 /// What a replica says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,9 @@ mod any_order;
 mod primary;
 mod secondary;
 
-use super::{Claim, Command, Epoch, Event, Generation, LossReason, Replica, ReplicaId, Verdict};
+use spec::ReplicaId;
+
+use super::{Claim, Command, Epoch, Event, Generation, LossReason, Replica, Verdict};
 
 fn id(name: &str) -> ReplicaId {
     ReplicaId::new(name)
