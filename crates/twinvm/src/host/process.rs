@@ -254,7 +254,7 @@ mod tests {
     fn impostor(folder: &Path, script: &str) -> Child {
         fs::write(folder.join("replica"), script).unwrap();
         let socket = config::socket(folder);
-        Command::new("/usr/bin/perl")
+        let child = Command::new("/usr/bin/perl")
             .current_dir(folder)
             .args(["replica", "--config"])
             .arg(config::file(folder))
@@ -262,7 +262,12 @@ mod tests {
             .stdin(Stdio::piped())
             .process_group(0)
             .spawn()
-            .unwrap()
+            .unwrap();
+        // Whoever spawns goes on before the new program has its arguments: in that moment its command line is empty.
+        while fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().is_empty() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        child
     }
 
     #[test]
