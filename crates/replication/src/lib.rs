@@ -6,10 +6,10 @@
 //! | [`gate`] | where output waits for its commit, and what passes inbound frames on |
 //! | [`disk`] | a replica's copy of each disk: the log of writes, the first copy |
 //! | [`lockstep`] | replication by the log of inputs: its format, recorder and executor |
-//! | [`mirror`] | replication by checkpoints |
+//! | [`driver`] | the threads, sockets and buffers around the decisions of `protocol`, in both modes |
 
 pub mod channel;
 pub mod disk;
+pub mod driver;
 pub mod gate;
 pub mod lockstep;
-pub mod mirror;

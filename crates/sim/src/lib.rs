@@ -1,7 +1,7 @@
 //! Seeded simulation of the replication protocol under faults.
 //!
 //! A schedule is a life of a VM on two or three hosts, of which everything follows from a seed: delays, clocks, what goes wrong and when. The
-//! replicas decide by the shipped crate [`protocol`]; what `replication::mirror` does to carry it out is imitated, with time that is simulated.
+//! replicas decide by the shipped crate [`protocol`]; what `replication::driver` does to carry it out is imitated, with time that is simulated.
 //! After every step the promises of the protocol must hold ([`Violation`]); and once nothing goes wrong any more, the VM must get protected
 //! again. [`Mutation`]s are mistakes made on purpose, to see that they are found.
 //!

@@ -1,4 +1,4 @@
-//! What `replication::mirror` does in lockstep: the log in place of checkpoints, and its execution.
+//! What `replication::driver` does in lockstep: the log in place of checkpoints, and its execution.
 
 use std::time::Duration;
 

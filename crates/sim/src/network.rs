@@ -11,7 +11,7 @@ use crate::time::Nanoseconds;
 
 pub(crate) type ConnectionId = usize;
 
-/// What the replicas say to each other, as in `replication::mirror`.
+/// What the replicas say to each other, as in `replication::driver`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     Hello,

@@ -1,4 +1,4 @@
-//! What `replication::mirror`'s primary does around the protocol.
+//! What `replication::driver`'s primary does around the protocol.
 
 use protocol::{
     Command, DropReason, Epoch, Epochs, Event, Generation, Heartbeats, Look, LossReason, Patience, Protection,
@@ -35,7 +35,7 @@ impl World {
 
     // Protocol.
 
-    /// As `mirror::Primary`: events of a session that has ended do not count.
+    /// As `driver::Primary`: events of a session that has ended do not count.
     pub fn primary_event(&mut self, host: usize, session: Option<ConnectionId>, event: Event) {
         let current = self.session(host).map(|session| session.connection);
         if session.is_some() && session != current {

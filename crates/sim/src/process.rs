@@ -1,4 +1,4 @@
-//! [`Process`]: a replica's process, which holds the protocol's state machine and what `replication::mirror` keeps around it.
+//! [`Process`]: a replica's process, which holds the protocol's state machine and what `replication::driver` keeps around it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -66,7 +66,7 @@ pub(crate) enum Body {
     Running(Box<Runner>),
 }
 
-/// As `replication::mirror`'s of this name.
+/// As `replication::driver`'s of this name.
 #[derive(Debug)]
 pub(crate) struct Follower {
     pub connection: ConnectionId,
@@ -110,7 +110,7 @@ pub(crate) struct Held {
     pub state: StateId,
 }
 
-/// A primary, as `replication::mirror`'s of this name.
+/// A primary, as `replication::driver`'s of this name.
 #[derive(Debug)]
 pub(crate) struct Runner {
     pub state: StateId,

@@ -1,4 +1,4 @@
-//! What `replication::mirror`'s secondary does around the protocol.
+//! What `replication::driver`'s secondary does around the protocol.
 
 use protocol::{
     Claim, Command, Epoch, Event, Look, LossReason, RETRY_INTERVAL, Silence, StopReason, Verdict, heartbeat_interval,

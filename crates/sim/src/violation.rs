@@ -35,7 +35,7 @@ pub enum Violation {
     /// A hand-over did not come about, and the guest stays paused.
     #[error("replica {0} is alone, and its guest stands still for a hand-over")]
     StandsStill(String),
-    /// The driver in `replication::mirror` would not carry out what the protocol commanded.
+    /// The driver in `replication::driver` would not carry out what the protocol commanded.
     #[error("replica {0} is commanded {1}, which is not done there")]
     Undone(String, String),
     /// Nobody runs the VM, or nobody protects it, long after the last fault.

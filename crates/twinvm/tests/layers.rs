@@ -120,7 +120,7 @@ const HOUSE: &[Crate] = &[
             &["probe"],
         ],
     },
-    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate"], &["lockstep"], &["mirror"]] },
+    Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate"], &["lockstep"], &["driver"]] },
     Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"], &["controller"]] },
     Crate {
         name: "api",

@@ -1,6 +1,6 @@
 //! A guest whose secondary executes its log.
 
-use replication::mirror::{PrimaryEnd, SecondaryEnd};
+use replication::driver::{PrimaryEnd, SecondaryEnd};
 use spec::{EngineKind::Soft, FtMode};
 
 use crate::{World, guest, rounds, wait};

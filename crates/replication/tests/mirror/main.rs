@@ -19,10 +19,10 @@ use machine::vm::Vm;
 use protocol::{Arbiter, Claim, DropReason, Epoch, Generation, Reason, Replica, Unreachable, Verdict};
 use replication::channel::{self, Identity, Listener};
 use replication::disk::DiskSet;
-use replication::gate::OutputGate;
-use replication::mirror::{
+use replication::driver::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryParts, TakenOver, Trigger,
 };
+use replication::gate::OutputGate;
 use spec::{
     EngineKind::{self, Kvm, Soft},
     ReplicaId,

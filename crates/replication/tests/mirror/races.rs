@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use protocol::{DropReason, Reason, StopReason};
-use replication::mirror::{PrimaryEnd, SecondaryEnd};
+use replication::driver::{PrimaryEnd, SecondaryEnd};
 use spec::EngineKind::Soft;
 
 use crate::{World, guest, rounds, wait};

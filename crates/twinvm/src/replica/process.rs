@@ -25,11 +25,11 @@ use protocol::{
 };
 use replication::channel::{Identity, Listener};
 use replication::disk::DiskSet;
-use replication::gate::OutputGate;
-use replication::mirror::{
+use replication::driver::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
     TakenOver, Trigger,
 };
+use replication::gate::OutputGate;
 use spec::{FtMode, MacAddr, ReplicaId, VmSpec};
 use storage::disk::{DiskImage, DiskOptions};
 

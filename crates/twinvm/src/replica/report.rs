@@ -3,7 +3,7 @@
 use api::figures::{Figures, LatencyFigures, LockstepFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts};
 use api::status::{Protection, ProtectionState, Reason, Role, SyncPhase, SyncProgress};
 use protocol::{self, DropReason, Epoch, LossReason};
-use replication::mirror::{self, Phase, PrimaryStatus, SecondaryStatus};
+use replication::driver::{self, Phase, PrimaryStatus, SecondaryStatus};
 use spec::FtMode;
 
 /// What a replica says, as far as its replication knows.
@@ -45,7 +45,7 @@ pub fn starting(role: Role) -> Report {
 
 /// A replica that runs the VM.
 pub fn primary(status: &PrimaryStatus) -> Report {
-    let mirror::Figures { pause_us, pause_parts, encodings, epoch_us, .. } = &status.figures;
+    let driver::Figures { pause_us, pause_parts, encodings, epoch_us, .. } = &status.figures;
     let classes = status.figures.pauses_by_pages.iter().map(|class| PauseClass {
         pages_min: class.pages_min,
         pages_max: class.pages_max,
@@ -117,7 +117,7 @@ pub fn primary(status: &PrimaryStatus) -> Report {
     }
 }
 
-fn pauses(quantiles: &mirror::Quantiles) -> PauseFigures {
+fn pauses(quantiles: &driver::Quantiles) -> PauseFigures {
     PauseFigures { p50: quantiles.p50 as f64, p99: quantiles.p99 as f64, last: quantiles.last as f64 }
 }
 

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use replication::mirror::{Figures, Quantiles};
+use replication::driver::{Figures, Quantiles};
 use serde::Serialize;
 
 use self::writer::Pace;

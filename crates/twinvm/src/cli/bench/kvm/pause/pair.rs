@@ -11,8 +11,8 @@ use machine::vm::Vm;
 use protocol::{Arbiter, Claim, Epoch, Generation, Replica, Unreachable, Verdict};
 use replication::channel::{Identity, Listener, create_authority, issue};
 use replication::disk::DiskSet;
+use replication::driver::{Figures, MirrorOptions, Primary, PrimaryParts, Secondary, SecondaryParts, Trigger};
 use replication::gate::OutputGate;
-use replication::mirror::{Figures, MirrorOptions, Primary, PrimaryParts, Secondary, SecondaryParts, Trigger};
 use spec::{EngineKind, ReplicaId};
 
 use super::writer;

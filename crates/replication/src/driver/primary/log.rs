@@ -10,14 +10,14 @@ use protocol::Epoch;
 use spec::FtMode;
 
 use super::Shared;
+use crate::driver::clock;
+use crate::driver::message::LOG;
+use crate::driver::outbox::Bulk;
+use crate::driver::session::{ActiveLog, Session};
 use crate::lockstep::log::SegmentWriter;
 use crate::lockstep::{
     ClosedSegment, EvidenceRing, LogProgress, LogRecorder, StateDigest, next_digest_at, write_evidence,
 };
-use crate::mirror::clock;
-use crate::mirror::message::LOG;
-use crate::mirror::outbox::Bulk;
-use crate::mirror::session::{ActiveLog, Session};
 
 impl Shared {
     /// What a new checkpoint is to be followed by.

@@ -1,6 +1,6 @@
-//! Replication by checkpoints.
+//! What carries out the decisions of the crate `protocol`, in both FT modes: threads, sockets and buffers.
 //!
-//! The primary runs the guest in epochs. An epoch ends when output waits, when its time is up, or when too much was written; the guest
+//! In mirror mode the primary runs the guest in epochs. An epoch ends when output waits, when its time is up, or when too much was written; the guest
 //! is paused, what the epoch changed is captured, and the guest runs on while the capture is encoded and sent. The secondary
 //! acknowledges a checkpoint when all of it lies checked in its memory; that is the commit which opens the gate for the epoch's output.
 //!
