@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use iced_x86::{Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::case::{Case, FLAGS_COMPARED};
 use crate::host::Host;
@@ -76,21 +76,31 @@ impl Comparison {
     }
 
     /// FOP, FIP and FDP. A host that shows them only while an exception is pending keeps them as ours when it is the last computing
-    /// instruction that has raised it: nothing that changes them can run before the exception is delivered.
+    /// instruction that has raised it: nothing that changes them can run before the exception is delivered. What such a host has restored
+    /// counts unless it may have saved it before: an image has its selectors in the upper half of the pointers, and no pointers without an
+    /// exception.
     fn same_pointers(self, case: &Case, native: &Outcome, ours: &Outcome) -> bool {
         let same = |range: Range<usize>| native.registers.fx[range.clone()] == ours.registers.fx[range];
         if self.host.keeps_pointers {
             return same(OPCODE.start..OPERAND.end);
         }
-        let executed = case.index_of(native.registers.rip).filter(|_| case.straight).unwrap_or(0);
-        let x87 = case.instructions[..executed].iter().rev().find(|instruction| is_x87(instruction.mnemonic()));
-        match x87.filter(|instruction| is_computing(instruction.mnemonic())) {
-            Some(instruction) if native.registers.fx[STATUS.start] & ERROR_SUMMARY != 0 => {
-                let has_operand = instruction.op0_kind() == OpKind::Memory;
-                same(OPCODE) && same(INSTRUCTION) && (same(OPERAND) || !has_operand)
-            }
-            _ => true,
+        if native.registers.fx[STATUS.start] & ERROR_SUMMARY == 0 {
+            return true;
         }
+        let executed = case.index_of(native.registers.rip).filter(|_| case.straight).unwrap_or(0);
+        let changes = |instruction: &&Instruction| is_x87(instruction.mnemonic()) || restores(instruction.mnemonic());
+        let executed = &case.instructions[..executed];
+        let Some(last) = executed.iter().rev().find(changes) else { return true };
+        if restores(last.mnemonic()) {
+            if executed.iter().any(|instruction| saves(instruction.mnemonic())) {
+                return true;
+            }
+            let but_selector =
+                |pointer: Range<usize>| same(pointer.start..pointer.start + 4) && same(pointer.start + 6..pointer.end);
+            return same(OPCODE) && but_selector(INSTRUCTION) && but_selector(OPERAND);
+        }
+        let has_operand = last.op0_kind() == OpKind::Memory;
+        !is_computing(last.mnemonic()) || same(OPCODE) && same(INSTRUCTION) && (same(OPERAND) || !has_operand)
     }
 }
 
@@ -101,6 +111,17 @@ const XMM: usize = 160;
 fn is_x87(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     is_computing(mnemonic) || matches!(mnemonic, Fldcw | Fnclex | Fninit | Fnstenv | Fldenv | Fnsave | Frstor)
+}
+
+/// Whether this instruction may take x87's state from an image that FXSAVE or XSAVE could have written.
+fn restores(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Fxrstor | Mnemonic::Fxrstor64 | Mnemonic::Xrstor | Mnemonic::Xrstor64)
+}
+
+/// Whether this instruction writes such an image.
+fn saves(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(mnemonic, Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64)
 }
 
 /// Flags that the case has left undefined. OF after a shift by CL is defined where CL is one.

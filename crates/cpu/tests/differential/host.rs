@@ -11,9 +11,11 @@
 //! | MXCSR_MASK | bits 0 to 15 | whatever the processor supports (SDM volume 1, section 11.6.6) |
 //!
 //! The software processor has what CPUID tells its guests: the first column. On other hosts these fields are compared where both columns
-//! say the same: FIP in environments; all three while the exception of the last instruction is pending.
+//! say the same: FIP in environments; all three while the exception of the last instruction is pending. After an image was restored that the
+//! host may have saved itself they are not compared, since the image has selectors in it, or no pointers.
 //!
-//! That nothing else differs was checked on AMD's family 25, model 17: a model of this processor with the second column's FOP, FDP,
+//! That nothing else differs was checked on AMD's family 25, model 17: a million cases of each family of x87 and of `save_restore` and
+//! `mixture` there agree. A model of this processor with the second column's FOP, FDP,
 //! FCS and FDS, run in place of the native side, differed from ours in the very same cases of a million of `x87_control` as the real
 //! one did, for each instruction form. A variant in which FINCSTP and FFREE leave FIP alone did not, nor one whose 16-bit FLDENV
 //! keeps the upper half of FIP.

@@ -4,8 +4,8 @@
 //! A case is up to eight instructions of one family and everything they start from, all drawn from one seed.
 //!
 //! ```sh
-//! TWINVM_DIFFERENTIAL_CASES=5000000 cargo test --release -p cpu --test differential -- --nocapture
-//! TWINVM_DIFFERENTIAL_SEED=17 cargo test --release -p cpu --test differential -- --nocapture shift
+//! TWINVM_DIFFERENTIAL_CASES=5000000 cargo test --profile checked -p cpu --test differential -- --nocapture
+//! TWINVM_DIFFERENTIAL_SEED=17 cargo test --profile checked -p cpu --test differential -- --nocapture shift
 //! ```
 //! `TWINVM_DIFFERENTIAL_FIRST_SEED` starts the seeds elsewhere than at 0. A failure prints its seed, the state
 //! it started from, the instructions up to the first that differs, and the differences.
