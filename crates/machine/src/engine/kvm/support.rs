@@ -49,7 +49,8 @@ impl Support {
         let tsc_hz =
             u64::from(vcpu.get_tsc_khz().map_err(kvm_error("read the rate of the time-stamp counter"))?) * 1000;
         let has_xcrs = kvm.check_extension(Cap::Xcrs);
-        let mut features = features(&cpuid).with(bit::X2APIC).with(bit::HYPERVISOR);
+        let vendor = vendor(&cpuid);
+        let mut features = offered(vendor, features(&cpuid)).with(bit::X2APIC).with(bit::HYPERVISOR);
         if !has_xcrs {
             features = features.without(bit::XSAVE);
         }
@@ -57,9 +58,9 @@ impl Support {
             features = features.with(bit::TSC_DEADLINE);
         }
         let offer = CpuOffer {
-            vendor: Some(vendor(&cpuid)),
+            vendor: Some(vendor),
             features,
-            arch_capabilities: arch_capabilities(kvm),
+            arch_capabilities: if features.has(bit::ARCH_CAPABILITIES) { arch_capabilities(kvm) } else { 0 },
             physical_bits: entry(&cpuid, 0x8000_0008, 0).map_or(36, |entry| entry.eax as u8),
             xsave: if features.has(bit::XSAVE) { xsave(&cpuid) } else { Vec::new() },
             tsc: if kvm.check_extension(Cap::TscControl) { TscOffer::Scaled } else { TscOffer::Fixed(tsc_hz) },
@@ -91,6 +92,12 @@ fn features(cpuid: &CpuId) -> Features {
         Some((number, bits))
     });
     words.fold(Features::default(), Features::with)
+}
+
+/// What of the features that KVM supports a maker's processors can have. KVM supports IA32_ARCH_CAPABILITIES on all of them, but it is a
+/// register of Intel's: on AMD's a guest could take promises from it that no such processor makes, and some kernels refuse to set it there.
+fn offered(vendor: [u8; 12], supported: Features) -> Features {
+    if vendor == cpu::cpuid::vendor::INTEL { supported } else { supported.without(bit::ARCH_CAPABILITIES) }
 }
 
 fn vendor(cpuid: &CpuId) -> [u8; 12] {
@@ -127,4 +134,20 @@ fn xsave(cpuid: &CpuId) -> Vec<XsaveComponent> {
         (is_user_state && component.bytes > 0 && end <= XSAVE_BYTES_MAX).then_some(component)
     });
     components.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use cpu::cpuid::vendor;
+
+    use super::*;
+
+    #[test]
+    fn the_register_of_intels_capabilities_is_offered_on_intels_processors_only() {
+        let supported = Features::PORTABLE.with(bit::ARCH_CAPABILITIES);
+        assert!(offered(vendor::INTEL, supported).has(bit::ARCH_CAPABILITIES));
+        for maker in [vendor::AMD, vendor::HYGON] {
+            assert_eq!(offered(maker, supported), Features::PORTABLE.without(bit::ARCH_CAPABILITIES));
+        }
+    }
 }
