@@ -1,4 +1,4 @@
-# `make` alone lists what there is to make. Everything is compiled once, with the release profile.
+# `make` alone lists what there is to make. Tests have a profile of their own, with assertions and overflow checks.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -11,6 +11,7 @@ export PATH := $(TWINVM_HOME)/tools:$(PATH):/usr/sbin:/sbin
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TWINVM := $(TARGET)/release/twinvm
 CARGO_FLAGS := --release --locked --workspace
+TEST_FLAGS := --profile checked --locked
 # How much `make soak` does: cases of each family of instructions, requests to a recorded guest, damaged kernels, simulated lives of
 # a VM under faults, primaries killed under one client, and seconds of guest time under load that a second VM repeats.
 DIFFERENTIAL_CASES ?= 5000000
@@ -50,20 +51,20 @@ build: setup-build ## Compile twinvm
 	cargo build $(CARGO_FLAGS)
 
 test: setup ## Run all tests, those with guests included
-	cargo test $(CARGO_FLAGS) --no-fail-fast
+	cargo test $(TEST_FLAGS) --workspace --no-fail-fast
 
 test-kvm: setup-kvm ## Run the tests of the KVM engine, in a machine that has virtualization hardware (TEST=NAME for some of them)
-	cargo test $(CARGO_FLAGS) --test kvm_machine -- --include-ignored $(TEST)
+	cargo test $(TEST_FLAGS) --workspace --test kvm_machine -- --include-ignored $(TEST)
 
 soak: setup setup-peer ## Run the randomized tests at their full counts, and those that take long (hours)
-	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test --release --locked -p cpu --test differential -- --nocapture
-	TWINVM_DETERMINISM_REQUESTS=$(DETERMINISM_REQUESTS) cargo test --release --locked -p twinvm --test determinism -- --nocapture
-	TWINVM_SOAK_GUEST_S=$(SOAK_GUEST_S) cargo test --release --locked -p twinvm --test soak -- --nocapture
-	TWINVM_MUTATIONS=$(MUTATIONS) cargo test --release --locked -p machine --test boot_linux
-	cargo test --release --locked -p storage --test image_build -- --ignored
-	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test --release --locked -p sim --test schedules every_schedule -- --nocapture
-	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test --release --locked -p twinvm --test mirror a_killed_primary -- --nocapture
-	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test --release --locked -p twinvm --test lockstep a_killed_primary -- --nocapture
+	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test $(TEST_FLAGS) -p cpu --test differential -- --nocapture
+	TWINVM_DETERMINISM_REQUESTS=$(DETERMINISM_REQUESTS) cargo test $(TEST_FLAGS) -p twinvm --test determinism -- --nocapture
+	TWINVM_SOAK_GUEST_S=$(SOAK_GUEST_S) cargo test $(TEST_FLAGS) -p twinvm --test soak -- --nocapture
+	TWINVM_MUTATIONS=$(MUTATIONS) cargo test $(TEST_FLAGS) -p machine --test boot_linux
+	cargo test $(TEST_FLAGS) -p storage --test image_build -- --ignored
+	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test $(TEST_FLAGS) -p sim --test schedules every_schedule -- --nocapture
+	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test mirror a_killed_primary -- --nocapture
+	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test lockstep a_killed_primary -- --nocapture
 
 demo: setup-image build ## Kill the host under a protected Redis, again and again (KILLS=20; MODE=lockstep, MODE=none for a plain VM)
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)

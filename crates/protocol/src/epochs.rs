@@ -199,9 +199,9 @@ impl Epochs {
             FtMode::Mirror | FtMode::Lockstep => {
                 let age = now.since(self.since);
                 let over = |times: u32| {
-                    age >= bounds.length_max * times
-                        || load.dirty_pages > bounds.dirty_pages_max * u64::from(times)
-                        || load.log_bytes > bounds.log_bytes_max * u64::from(times)
+                    age >= bounds.length_max.saturating_mul(times)
+                        || load.dirty_pages > bounds.dirty_pages_max.saturating_mul(times.into())
+                        || load.log_bytes > bounds.log_bytes_max.saturating_mul(times.into())
                 };
                 // The log begins with a checkpoint.
                 let is_due = self.output_waits || wanted == FtMode::Lockstep || over(1);

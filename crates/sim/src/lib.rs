@@ -6,9 +6,9 @@
 //! again. [`Mutation`]s are mistakes made on purpose, to see that they are found.
 //!
 //! ```text
-//! cargo test --release -p sim                                              # many schedules, all mutations
-//! TWINVM_SIM_SCHEDULES=5000000 cargo test --release -p sim schedule        # a soak; TWINVM_SIM_FIRST_SEED says where to begin
-//! TWINVM_SIM_SEED=7 cargo test --release -p sim replay -- --nocapture      # one schedule, and all that happens in it
+//! cargo test --profile checked -p sim                                              # many schedules, all mutations
+//! TWINVM_SIM_SCHEDULES=5000000 cargo test --profile checked -p sim schedule        # a soak; TWINVM_SIM_FIRST_SEED says where to begin
+//! TWINVM_SIM_SEED=7 cargo test --profile checked -p sim replay -- --nocapture      # one schedule, and all that happens in it
 //! ```
 
 mod coverage;

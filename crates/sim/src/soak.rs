@@ -38,7 +38,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seed, violation } = self;
         writeln!(f, "schedule {seed}: {violation}")?;
-        write!(f, "replay it with: TWINVM_SIM_SEED={seed} cargo test --release -p sim replay -- --nocapture")
+        write!(f, "replay it with: TWINVM_SIM_SEED={seed} cargo test --profile checked -p sim replay -- --nocapture")
     }
 }
 

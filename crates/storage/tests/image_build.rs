@@ -1,5 +1,5 @@
 //! Real builds: they need a Debian mirror, so they run only when asked for
-//! (`cargo test --release -p storage --test image_build -- --ignored`). The boots need `qemu-system-x86_64`.
+//! (`cargo test --profile checked -p storage --test image_build -- --ignored`). The boots need `qemu-system-x86_64`.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -251,7 +251,7 @@ fn a_capture_copies_and_leaves_out_what_is_not_there() {
     assert!(captured.is_empty() && captured.capacity() >= 3);
     for pages in [vec![1, 5, PAGES, u64::MAX, 63], vec![5], vec![]] {
         for &page in &pages {
-            ram.write_offset(page.saturating_mul(PAGE_BYTES), &[page as u8 + 1; PAGE]);
+            ram.write_offset(page.saturating_mul(PAGE_BYTES), &[(page as u8).wrapping_add(1); PAGE]);
         }
         captured.capture(&ram, pages.iter().copied());
         ram.write_offset(5 * PAGE_BYTES, &[0; PAGE]);

@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+/// The profile that this test was compiled with: benchmarks are not measured with the checks of tests.
+const PROFILE: &str = if cfg!(debug_assertions) { "checked" } else { "release" };
+
 /// Binaries by package and target.
 pub struct Binaries(BTreeMap<(String, String), PathBuf>);
 
@@ -21,7 +24,7 @@ impl Binaries {
             }
         }
         let output = command
-            .args(["test", "--release", "--locked", "--workspace", "--no-run", "--message-format=json"])
+            .args(["test", "--profile", PROFILE, "--locked", "--workspace", "--no-run", "--message-format=json"])
             .args(targets.iter().flat_map(|target| ["--test", target]))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stderr(Stdio::inherit())
