@@ -35,39 +35,41 @@ pub struct Arguments {
 const EXAMPLES: &str = "\
 Examples:
   twinvm image build redis --package redis-server   Build a Debian guest with Redis
-  twinvm run redis.toml                             Boot the VM that redis.toml describes (Ctrl-] leaves)
-  twinvm vm snapshot redis redis.snap               Save the running VM, memory included
-  twinvm vm restore redis.snap                      Continue it
-  twinvm engine probe                               What this host offers, and which engine `auto` takes";
+  twinvm vm create shop.toml --start                Create the VM that shop.toml describes, and start it
+  twinvm ft on shop                                 Protect it: a secondary on another host takes over at once
+  twinvm ft status shop                             Whether it is protected; if not, why and since when
+  twinvm run shop.toml                              Or try it here, without hosts (Ctrl-] leaves)
+
+Hosts are made by `twinvm host init`; its --help says how.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Boot a VM in the foreground, its serial console on the terminal
-    Run(run::RunArguments),
-    /// Execute a recorded VM again, to its end or to any instruction
-    Replay(replay::ReplayArguments),
     /// Make hosts of a cluster, and run their daemons
     #[command(subcommand)]
     Host(host::HostCommand),
+    /// Create, start, stop, list, save and restore VMs
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
     /// Protect VMs against the loss of their host
     #[command(subcommand)]
     Ft(ft::FtCommand),
     /// Show live figures of replication
     Top(top::TopArguments),
-    /// Create, start, stop, list, save and restore VMs
-    #[command(subcommand)]
-    Vm(vm::VmCommand),
     /// Build and manage guest images made from Debian's packages
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Boot a VM in the foreground, its serial console on the terminal
+    Run(run::RunArguments),
+    /// Execute a recorded VM again, to its end or to any instruction
+    Replay(replay::ReplayArguments),
     /// Show what executes vCPUs on this host
     #[command(subcommand)]
     Engine(engine::EngineCommand),
+    /// Protect a Redis in a Debian guest, and kill its host again and again
+    Demo(demo::DemoArguments),
     /// Measure twinvm beside its peers
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// Protect a Redis in a Debian guest, and kill its host again and again
-    Demo(demo::DemoArguments),
     #[command(hide = true)]
     NetEnd(net_end::NetEndArguments),
     #[command(hide = true)]
