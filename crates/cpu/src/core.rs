@@ -3,14 +3,17 @@
 use memory::GuestRam;
 
 use crate::apic::Apic;
-use crate::block::Mode;
-use crate::bus::Bus;
-use crate::flags::{LazyFlags, bit};
-use crate::mmu::Tlb;
-use crate::op::{BLOCK_BASE, Fault, Op, Stop, ZERO, ea, vector};
-use crate::sse::Sse;
-use crate::sys::System;
-use crate::x87::X87;
+use crate::stop::{Fault, Stop, vector};
+use crate::tlb::Tlb;
+use crate::unit::{LazyFlags, Mode, Sse, System, X87, bit};
+
+use crate::width::GeneralRegisters;
+
+/// Index in [`Cpu::gpr`] of a register that is always zero: the base or index that an address does not have.
+pub(crate) const ZERO: u8 = 16;
+/// Index in [`Cpu::gpr`] of the virtual address of the running block's first byte. RIP-relative addresses and branch
+/// targets are relative to it, so that one block serves every virtual address its page is mapped at.
+pub(crate) const BLOCK_BASE: u8 = 17;
 
 /// One virtual processor.
 ///
@@ -18,7 +21,7 @@ use crate::x87::X87;
 #[repr(C)]
 pub struct Cpu {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, then [`ZERO`] and [`BLOCK_BASE`].
-    pub(crate) gpr: [u64; 18],
+    pub(crate) gpr: GeneralRegisters,
     /// Exact between blocks and after an op that returned [`Stop::Branch`]; stale within a block.
     pub(crate) rip: u64,
     pub(crate) flags: LazyFlags,
@@ -34,7 +37,7 @@ pub struct Cpu {
     pub(crate) code_bits: u8,
     /// The running instruction is the only one of its run: it may reach devices and overwrite code. See [`Stop::Alone`].
     pub(crate) alone: bool,
-    /// What decides, besides the bytes, how code decodes. See [`crate::block::Mode`].
+    /// What decides, besides the bytes, how code decodes. See [`crate::unit::Mode`].
     pub(crate) mode: Mode,
     /// Base of CS, 0 in 64-bit mode.
     pub(crate) code_base: u64,
@@ -66,65 +69,6 @@ impl Cpu {
         self.rflags_rest = value & !bit::ARITHMETIC | bit::FIXED;
     }
 
-    /// RIP of the instruction that `op` is.
-    #[inline(always)]
-    pub(crate) fn rip_of(&self, op: &Op) -> u64 {
-        self.gpr[usize::from(BLOCK_BASE)].wrapping_add(op.offset.into())
-    }
-
-    /// RIP of the instruction after `op`.
-    #[inline(always)]
-    pub(crate) fn next_rip(&self, op: &Op) -> u64 {
-        self.gpr[usize::from(BLOCK_BASE)].wrapping_add(op.next_offset())
-    }
-
-    /// The offset part of the memory operand's address (what LEA computes before truncation to its operand).
-    #[inline(always)]
-    pub(crate) fn effective_offset(&self, op: &Op) -> u64 {
-        let offset =
-            self.register(op.base).wrapping_add(self.register(op.index) << (op.scale & 3)).wrapping_add(op.disp);
-        if op.ea & (ea::ADDRESS_32 | ea::ADDRESS_16) == 0 {
-            offset
-        } else if op.ea & ea::ADDRESS_32 != 0 {
-            offset & 0xffff_ffff
-        } else {
-            offset & 0xffff
-        }
-    }
-
-    /// The linear address of the memory operand.
-    #[inline(always)]
-    pub(crate) fn linear(&self, op: &Op) -> u64 {
-        if op.ea == 0 {
-            return self
-                .register(op.base)
-                .wrapping_add(self.register(op.index) << (op.scale & 3))
-                .wrapping_add(op.disp);
-        }
-        self.linear_of(op, self.effective_offset(op))
-    }
-
-    /// The linear address of an offset in the segment of `op`'s memory operand.
-    #[inline]
-    pub(crate) fn linear_of(&self, op: &Op, offset: u64) -> u64 {
-        let mut linear = offset;
-        if op.ea & ea::SEGMENT != 0 {
-            linear = linear.wrapping_add(self.system.segment_base(op.ea & ea::SEGMENT_NUMBER));
-        }
-        if op.ea & ea::LINEAR_32 != 0 { linear & 0xffff_ffff } else { linear }
-    }
-
-    /// [`Cpu::gpr`] by index; the register file is small and indices come from the decoder, so the bound never bites.
-    #[inline(always)]
-    fn register(&self, index: u8) -> u64 {
-        self.gpr[usize::from(index.min(BLOCK_BASE))]
-    }
-
-    /// The machine's time-stamp counter when `op` starts (without this processor's own offset).
-    pub(crate) fn machine_tsc(&self, op: &Op) -> u64 {
-        tsc_at(self.count + u64::from(op.number), self.clock_steps)
-    }
-
     /// Records an exception; return the result from the handler with `Err`.
     #[cold]
     pub(crate) fn raise(&mut self, vector: u8, error_code: Option<u32>) -> Stop {
@@ -145,9 +89,6 @@ impl Cpu {
     }
 }
 
-/// Ticks of the time-stamp counter a second.
-pub const TSC_HZ: u64 = 1_000_000_000;
-
 /// The time-stamp counter after `count` instructions.
 pub(crate) const fn tsc_at(count: u64, clock_steps: u64) -> u64 {
     (count / INSTRUCTIONS_PER_TICK).wrapping_add(clock_steps)
@@ -155,10 +96,5 @@ pub(crate) const fn tsc_at(count: u64, clock_steps: u64) -> u64 {
 
 /// Instructions that one tick of the time-stamp counter stands for.
 pub(crate) const INSTRUCTIONS_PER_TICK: u64 = 4;
-
-/// The handler of what this processor does not have.
-pub(crate) fn undefined(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    Err(cpu.undefined_opcode())
-}
 
 const _: () = assert!(ZERO as usize == 16 && BLOCK_BASE as usize == 17);

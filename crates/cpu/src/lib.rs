@@ -7,7 +7,7 @@
 //! `decode` turns an `iced_x86::Instruction` into an [`op::Op`]: a handler and its operands, resolved once. Ops of
 //! a straight run of code form a block, cached by physical address (`block`). A block runs by calling its handlers
 //! one after the other; a handler returns `Err(Stop)` only when the run cannot simply go on to the next op. RIP is not
-//! kept per instruction: it is the block's base plus the op's offset. Arithmetic flags are lazy (`flags`). Loads and
+//! kept per instruction: it is the block's base plus the op's offset. Arithmetic flags are lazy (`unit::flags`). Loads and
 //! stores go through a software TLB whose writable entries imply that the page is marked dirty and holds no decoded code
 //! (`mem`, `mmu`).
 
@@ -17,7 +17,7 @@ mod bus;
 mod core;
 pub mod cpuid;
 mod decode;
-mod flags;
+mod digest;
 mod int;
 mod mem;
 mod mmu;
@@ -27,14 +27,16 @@ mod run;
 mod signature;
 mod sse;
 pub mod state;
+mod stop;
 mod sys;
+mod tlb;
+mod unit;
 mod width;
 mod x87;
 
 pub use crate::apic::{ApicMessage, DeliveryMode};
 pub use crate::bus::Bus;
-pub use crate::core::TSC_HZ;
-pub use crate::cpuid::{CpuOffer, CpuProfile};
+pub use crate::cpuid::{CpuOffer, CpuProfile, TSC_HZ};
 pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, VCPUS_MAX};
 pub use crate::signature::float_signature;
 pub use crate::state::VcpuState;

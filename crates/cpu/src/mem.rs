@@ -9,7 +9,8 @@ use memory::Scalar;
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Op, Stop};
+use crate::op::Op;
+use crate::stop::Stop;
 
 const PAGE_OFFSET: u64 = memory::PAGE_BYTES - 1;
 

@@ -1,5 +1,6 @@
 //! What this host's floating-point units compute, as a number.
 
+use crate::digest::Digest;
 use crate::{sse, x87};
 
 /// A digest of what this host's floating-point units, x87 and SSE, make of a fixed set of operands.
@@ -15,24 +16,7 @@ pub fn float_signature() -> u64 {
     let mut digest = Digest::new();
     x87::sign(&mut digest);
     sse::sign(&mut digest);
-    digest.state
-}
-
-/// FNV-1a, 64 bits.
-pub(crate) struct Digest {
-    state: u64,
-}
-
-impl Digest {
-    fn new() -> Self {
-        Self { state: 0xcbf2_9ce4_8422_2325 }
-    }
-
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.state = (self.state ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-        }
-    }
+    digest.value()
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use memory::Scalar;
 
-use crate::core::Cpu;
+/// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, and two that are used for addresses only.
+pub(crate) type GeneralRegisters = [u64; 18];
 
 /// An operand width: `u8`, `u16`, `u32` or `u64`.
 pub(crate) trait Width: Scalar + Copy + Eq + Ord + Default + 'static {
@@ -17,10 +18,10 @@ pub(crate) trait Width: Scalar + Copy + Eq + Ord + Default + 'static {
     fn to_u64(self) -> u64;
     /// Sign-extends.
     fn sign_extended(self) -> u64;
-    /// Reads a general register by its slot in an op (see [`crate::op::Op`]).
-    fn read(cpu: &Cpu, slot: u8) -> Self;
+    /// Reads a general register by its slot in an op (see `op::Op`).
+    fn read(registers: &GeneralRegisters, slot: u8) -> Self;
     /// Writes a general register: 32-bit writes clear the upper half, 8 and 16-bit writes keep the rest.
-    fn write(self, cpu: &mut Cpu, slot: u8);
+    fn write(self, registers: &mut GeneralRegisters, slot: u8);
 
     /// The sign bit.
     #[inline(always)]
@@ -48,14 +49,14 @@ impl Width for u8 {
     }
 
     #[inline(always)]
-    fn read(cpu: &Cpu, slot: u8) -> Self {
-        (cpu.gpr[usize::from(slot & 15)] >> ((slot & 16) >> 1)) as Self
+    fn read(registers: &GeneralRegisters, slot: u8) -> Self {
+        (registers[usize::from(slot & 15)] >> ((slot & 16) >> 1)) as Self
     }
 
     #[inline(always)]
-    fn write(self, cpu: &mut Cpu, slot: u8) {
+    fn write(self, registers: &mut GeneralRegisters, slot: u8) {
         let shift = (slot & 16) >> 1;
-        let register = &mut cpu.gpr[usize::from(slot & 15)];
+        let register = &mut registers[usize::from(slot & 15)];
         *register = *register & !(0xff << shift) | u64::from(self) << shift;
     }
 }
@@ -82,13 +83,13 @@ macro_rules! wide {
             }
 
             #[inline(always)]
-            fn read(cpu: &Cpu, slot: u8) -> Self {
-                cpu.gpr[usize::from(slot & 15)] as Self
+            fn read(registers: &GeneralRegisters, slot: u8) -> Self {
+                registers[usize::from(slot & 15)] as Self
             }
 
             #[inline(always)]
-            fn write(self, cpu: &mut Cpu, slot: u8) {
-                let register = &mut cpu.gpr[usize::from(slot & 15)];
+            fn write(self, registers: &mut GeneralRegisters, slot: u8) {
+                let register = &mut registers[usize::from(slot & 15)];
                 *register = *register & $keep | u64::from(self);
             }
         }

@@ -45,7 +45,7 @@ pub(super) mod base {
     pub const BOOTSTRAP: u64 = 1 << 8;
     pub const X2APIC: u64 = 1 << 10;
     pub const ENABLED: u64 = 1 << 11;
-    pub const ADDRESS: u64 = ((1 << crate::mmu::PHYSICAL_BITS) - 1) & !0xfff;
+    pub const ADDRESS: u64 = ((1 << crate::cpuid::PHYSICAL_BITS) - 1) & !0xfff;
 }
 
 /// The interrupt mask of local vector table entries.

@@ -3,10 +3,10 @@
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 use memory::{GuestRam, PAGE_BYTES};
 
-use crate::block::Mode;
-use crate::decode::{LEN_MAX, Site, lower};
-use crate::op::Op;
+use crate::decode::{LEN_MAX, lower};
+use crate::op::{Op, Site};
 use crate::sys;
+use crate::unit::Mode;
 
 /// Most instructions of a block.
 const OPS_MAX: usize = 64;

@@ -2,9 +2,9 @@
 
 use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
 
-use crate::block::Mode;
 use crate::block::crossing::Crossings;
 use crate::op::Op;
+use crate::unit::Mode;
 
 /// Most ops kept; when there are more, everything is forgotten.
 const OPS_MAX: usize = 1 << 20;

@@ -2,8 +2,8 @@
 
 use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
 
-use crate::block::Mode;
 use crate::op::Op;
+use crate::unit::Mode;
 
 /// Entries, a power of two.
 const ENTRIES: usize = 256;

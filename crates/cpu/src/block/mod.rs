@@ -3,8 +3,6 @@
 mod build;
 mod cache;
 mod crossing;
-mod mode;
 
 pub(crate) use build::{Built, build, build_across_pages};
 pub(crate) use cache::BlockCache;
-pub(crate) use mode::Mode;

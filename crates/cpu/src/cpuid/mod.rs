@@ -10,7 +10,11 @@ pub use features::{FeatureWord, Features, WORDS, bit, word};
 pub use offer::{CpuOffer, TscOffer, is_same_rate};
 pub use profile::{CpuProfile, XsaveComponent, vendor};
 
-use crate::TSC_HZ;
+/// Ticks of the time-stamp counter a second.
+pub const TSC_HZ: u64 = 1_000_000_000;
+
+/// Physical address bits of the soft engine's processor.
+pub(crate) const PHYSICAL_BITS: u32 = 40;
 
 /// CPUID.1:ECX bit that mirrors CR4.OSXSAVE. Tables leave it clear.
 pub const OSXSAVE: u32 = 1 << 27;

@@ -40,9 +40,9 @@ impl CpuOffer {
             vendor: None,
             features: Features::PORTABLE.or(Features::MITIGATIONS).with(bit::TSC_DEADLINE),
             arch_capabilities: !WEAKNESSES,
-            physical_bits: crate::mmu::PHYSICAL_BITS as u8,
+            physical_bits: crate::cpuid::PHYSICAL_BITS as u8,
             xsave: Vec::new(),
-            tsc: TscOffer::Fixed(crate::TSC_HZ),
+            tsc: TscOffer::Fixed(crate::cpuid::TSC_HZ),
         }
     }
 

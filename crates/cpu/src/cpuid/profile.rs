@@ -59,7 +59,7 @@ impl CpuProfile {
             signature: IN_ORDER_SIGNATURE,
             features: Features::PORTABLE,
             arch_capabilities: 0,
-            physical_bits: crate::mmu::PHYSICAL_BITS as u8,
+            physical_bits: crate::cpuid::PHYSICAL_BITS as u8,
             xsave: Vec::new(),
             tsc_hz: None,
         }

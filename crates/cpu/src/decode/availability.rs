@@ -3,10 +3,11 @@
 
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
-use crate::block::Mode;
 use crate::bus::Bus;
-use crate::core::{Cpu, undefined};
-use crate::op::{Handler, Op, Stop, vector};
+use crate::core::Cpu;
+use crate::op::{Handler, Op, undefined};
+use crate::stop::{Stop, vector};
+use crate::unit::Mode;
 
 /// The handler that raises #UD or #NM in place of an instruction, if control registers bar it.
 pub(super) fn barred(instruction: &Instruction, mode: Mode) -> Option<Handler> {

@@ -1,39 +1,30 @@
 //! From bytes to ops: `iced_x86` decodes, the families of instructions lower to handlers.
 
 mod availability;
-mod operand;
+#[cfg(test)]
+mod tests;
 
 use iced_x86::Instruction;
 
-use crate::block::Mode;
 use crate::bus::Bus;
-use crate::core::{Cpu, undefined};
-use crate::op::{Op, Stop, ZERO};
+use crate::core::Cpu;
+use crate::op::{Handler, Op, Site};
+use crate::stop::Stop;
+use crate::unit::Mode;
 use crate::{int, sse, sys, x87};
-
-pub(crate) use operand::{Site, slot};
 
 /// Longest instruction, in bytes.
 pub(crate) const LEN_MAX: usize = 15;
 
+/// The handler of an instruction of a family, with the op's operands filled in; `None` for an instruction of another family.
+type Lower = fn(&Instruction, Site, &mut Op) -> Option<Handler>;
+
+/// The families. No instruction belongs to two of them, so that their order does not matter but for speed.
+const FAMILIES: [Lower; 4] = [int::lower, sse::lower, x87::lower, sys::lower];
+
 /// Lowers one instruction of a block.
 pub(crate) fn lower(instruction: &Instruction, site: Site, mode: Mode) -> Op {
-    let mut op = Op {
-        run: undefined,
-        imm: 0,
-        disp: 0,
-        base: ZERO,
-        index: ZERO,
-        scale: 0,
-        ea: 0,
-        dst: 0,
-        src: 0,
-        third: 0,
-        len: instruction.len() as u8,
-        offset: site.offset,
-        number: 0,
-        branch: 0,
-    };
+    let mut op = Op::new(instruction, site.offset);
     if instruction.is_invalid() && instruction.len() >= LEN_MAX {
         op.run = too_long;
         return op;
@@ -43,11 +34,9 @@ pub(crate) fn lower(instruction: &Instruction, site: Site, mode: Mode) -> Op {
         return op;
     }
     site.set_memory_operand(instruction, &mut op);
-    op.run = int::lower(instruction, site, &mut op)
-        .or_else(|| sse::lower(instruction, site, &mut op))
-        .or_else(|| x87::lower(instruction, site, &mut op))
-        .or_else(|| sys::lower(instruction, site, &mut op))
-        .unwrap_or(undefined);
+    if let Some(handler) = FAMILIES.iter().find_map(|lower| lower(instruction, site, &mut op)) {
+        op.run = handler;
+    }
     op
 }
 

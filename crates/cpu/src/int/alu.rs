@@ -5,8 +5,9 @@ use iced_x86::{Instruction, Mnemonic};
 use super::place::{Dst, Flat, Imm, Memory, Place, Shape, Source, Src, bits, by_width, set_operands, shape};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::LazyFlags;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::LazyFlags;
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {

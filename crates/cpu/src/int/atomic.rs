@@ -7,7 +7,8 @@ use iced_x86::{Instruction, Mnemonic};
 use super::place::{Dst, Memory, Place, RAX, RBX, RCX, RDX, Shape, bits, by_width, set_operands, shape};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
@@ -31,10 +32,10 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
 /// XADD: the source takes the destination's old value first, so that `xadd r, r` doubles it.
 fn xadd<W: Width, D: Place>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     D::modify::<W>(cpu, op, bus, |cpu, before| {
-        let right = W::read(cpu, op.src);
+        let right = W::read(&cpu.gpr, op.src);
         let sum = W::from_u64(before.to_u64().wrapping_add(right.to_u64()));
         cpu.flags.set_add(before, right, sum);
-        before.write(cpu, op.src);
+        before.write(&mut cpu.gpr, op.src);
         sum
     })
 }
@@ -47,29 +48,29 @@ fn compare<W: Width>(cpu: &mut Cpu, expected: W, found: W) -> bool {
 
 /// CMPXCHG on a register: only one of destination and accumulator is written (which shows in the upper half of 64 bits).
 fn cmpxchg_register<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    let before = W::read(cpu, op.dst);
-    if compare(cpu, W::read(cpu, RAX), before) {
-        W::read(cpu, op.src).write(cpu, op.dst);
+    let before = W::read(&cpu.gpr, op.dst);
+    if compare(cpu, W::read(&cpu.gpr, RAX), before) {
+        W::read(&cpu.gpr, op.src).write(&mut cpu.gpr, op.dst);
     } else {
-        before.write(cpu, RAX);
+        before.write(&mut cpu.gpr, RAX);
     }
     Ok(())
 }
 
 /// CMPXCHG on memory, which is written (and must be writable) whether or not the comparison succeeds.
 fn cmpxchg_memory<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    let desired = W::read(cpu, op.src);
+    let desired = W::read(&cpu.gpr, op.src);
     cpu.modify(cpu.linear(op), bus, |cpu, before: W| {
-        if compare(cpu, W::read(cpu, RAX), before) {
+        if compare(cpu, W::read(&cpu.gpr, RAX), before) {
             return desired;
         }
-        before.write(cpu, RAX);
+        before.write(&mut cpu.gpr, RAX);
         before
     })
 }
 
 fn cmpxchg8b(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    let pair = |cpu: &Cpu, high, low| u64::from(u32::read(cpu, high)) << 32 | u64::from(u32::read(cpu, low));
+    let pair = |cpu: &Cpu, high, low| u64::from(u32::read(&cpu.gpr, high)) << 32 | u64::from(u32::read(&cpu.gpr, low));
     let expected = pair(cpu, RDX, RAX);
     let desired = pair(cpu, RCX, RBX);
     cpu.modify(cpu.linear(op), bus, |cpu, before: u64| {
@@ -77,8 +78,8 @@ fn cmpxchg8b(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
         if before == expected {
             return desired;
         }
-        (before as u32).write(cpu, RAX);
-        ((before >> 32) as u32).write(cpu, RDX);
+        (before as u32).write(&mut cpu.gpr, RAX);
+        ((before >> 32) as u32).write(&mut cpu.gpr, RDX);
         before
     })
 }
@@ -88,7 +89,8 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     if linear & 15 != 0 {
         return Err(cpu.general_protection(0));
     }
-    let pair = |cpu: &Cpu, high, low| u128::from(u64::read(cpu, high)) << 64 | u128::from(u64::read(cpu, low));
+    let pair =
+        |cpu: &Cpu, high, low| u128::from(u64::read(&cpu.gpr, high)) << 64 | u128::from(u64::read(&cpu.gpr, low));
     let expected = pair(cpu, RDX, RAX);
     let desired = pair(cpu, RCX, RBX);
     cpu.modify(linear, bus, |cpu, before: u128| {
@@ -96,8 +98,8 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
         if before == expected {
             return desired;
         }
-        (before as u64).write(cpu, RAX);
-        ((before >> 64) as u64).write(cpu, RDX);
+        (before as u64).write(&mut cpu.gpr, RAX);
+        ((before >> 64) as u64).write(&mut cpu.gpr, RDX);
         before
     })
 }

@@ -5,8 +5,9 @@ use iced_x86::{Instruction, Mnemonic};
 use super::place::{Dst, Imm, Memory, Place, Shape, Source, Src, bits, by_wide_width, set_operands, shape};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::bit;
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
@@ -132,7 +133,7 @@ fn bit_test<W: Width, C: BitChange, D: Place, S: Source>(
 
 /// A bit string in memory: the register is a signed bit offset from the operand's address.
 fn bit_test_string<W: Width, C: BitChange>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    let number = W::read(cpu, op.src).sign_extended();
+    let number = W::read(&cpu.gpr, op.src).sign_extended();
     let words = number as i64 >> W::BITS.trailing_zeros();
     let at_word = Op { disp: op.disp.wrapping_add((words as u64).wrapping_mul(W::BYTES)), ..*op };
     let linear = cpu.linear(&at_word);
@@ -148,7 +149,7 @@ fn bit_test_string<W: Width, C: BitChange>(cpu: &mut Cpu, op: &Op, bus: &mut dyn
 fn bsf<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let value = S::get::<W>(cpu, op, bus)?;
     if value != W::default() {
-        W::from_u64(value.to_u64().trailing_zeros().into()).write(cpu, op.dst);
+        W::from_u64(value.to_u64().trailing_zeros().into()).write(&mut cpu.gpr, op.dst);
     }
     cpu.flags.set_result(value, false, false);
     Ok(())
@@ -158,7 +159,7 @@ fn bsf<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result
 fn bsr<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let value = S::get::<W>(cpu, op, bus)?;
     if value != W::default() {
-        W::from_u64(u64::from(63 - value.to_u64().leading_zeros())).write(cpu, op.dst);
+        W::from_u64(u64::from(63 - value.to_u64().leading_zeros())).write(&mut cpu.gpr, op.dst);
     }
     cpu.flags.set_result(value, false, false);
     Ok(())
@@ -166,19 +167,19 @@ fn bsr<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result
 
 fn popcnt<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let value = S::get::<W>(cpu, op, bus)?;
-    W::from_u64(value.to_u64().count_ones().into()).write(cpu, op.dst);
+    W::from_u64(value.to_u64().count_ones().into()).write(&mut cpu.gpr, op.dst);
     cpu.flags.set_bits(if value == W::default() { bit::ZF } else { 0 });
     Ok(())
 }
 
 /// BSWAP; of 16 bits (undefined) it gives zero, as processors do.
 fn bswap<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    let value = W::read(cpu, op.dst).to_u64();
+    let value = W::read(&cpu.gpr, op.dst).to_u64();
     let swapped = match W::BITS {
         16 => 0,
         bits => value.swap_bytes() >> (64 - bits),
     };
-    W::from_u64(swapped).write(cpu, op.dst);
+    W::from_u64(swapped).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
@@ -186,11 +187,11 @@ fn bswap<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Sto
 /// cleared.
 fn crc32<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let value = S::get::<W>(cpu, op, bus)?.to_u64();
-    let crc = value.to_le_bytes().iter().take(W::BYTES as usize).fold(u32::read(cpu, op.dst), |crc, byte| {
+    let crc = value.to_le_bytes().iter().take(W::BYTES as usize).fold(u32::read(&cpu.gpr, op.dst), |crc, byte| {
         let index = crc as u8 ^ byte;
         crc >> 8 ^ CRC32C[usize::from(index)]
     });
-    crc.write(cpu, op.dst);
+    crc.write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 

@@ -10,10 +10,10 @@ use super::place::{
 };
 use super::stack::{Stack, by_stack, is_canonical, push, top};
 use crate::bus::Bus;
-use crate::core::Cpu;
-use crate::decode::Site;
-use crate::flags::LazyFlags;
-use crate::op::{BLOCK_BASE, Handler, Op, Stop};
+use crate::core::{BLOCK_BASE, Cpu};
+use crate::op::{Handler, Op, Site};
+use crate::stop::Stop;
+use crate::unit::LazyFlags;
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Option<Handler> {
@@ -157,9 +157,9 @@ fn jump_if<const CC: u8, W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -
 /// RCX, ECX or CX, by [`Op::third`].
 fn counter(cpu: &Cpu, op: &Op) -> u64 {
     match op.third {
-        16 => u16::read(cpu, RCX).into(),
-        32 => u32::read(cpu, RCX).into(),
-        _ => u64::read(cpu, RCX),
+        16 => u16::read(&cpu.gpr, RCX).into(),
+        32 => u32::read(&cpu.gpr, RCX).into(),
+        _ => u64::read(&cpu.gpr, RCX),
     }
 }
 
@@ -208,9 +208,9 @@ fn loop_while<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<()
     };
     let rip = if counts && goes_on { checked(cpu, relative::<W>(cpu, op))? } else { fall_through::<W>(cpu, op) };
     match op.third {
-        16 => (left as u16).write(cpu, RCX),
-        32 => (left as u32).write(cpu, RCX),
-        _ => left.write(cpu, RCX),
+        16 => (left as u16).write(&mut cpu.gpr, RCX),
+        32 => (left as u32).write(&mut cpu.gpr, RCX),
+        _ => left.write(&mut cpu.gpr, RCX),
     }
     cpu.rip = rip;
     Err(Stop::Branch)

@@ -5,7 +5,8 @@ use iced_x86::{Instruction, Mnemonic};
 use super::place::{Flat, Memory, RAX, RDX, Shape, Source, Src, bits, set_operands, shape};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
@@ -70,19 +71,19 @@ fn by_widths<E: Extension, S: Source>(to: u32, from: u32) -> Handler {
 
 fn extend<W: Width, N: Width, E: Extension, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let value = S::get::<N>(cpu, op, bus)?;
-    W::from_u64(E::apply(value)).write(cpu, op.dst);
+    W::from_u64(E::apply(value)).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
 /// CBW, CWDE, CDQE: the A register's lower half fills it.
 fn extend_a<N: Width, W: Width>(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    W::from_u64(N::read(cpu, RAX).sign_extended()).write(cpu, RAX);
+    W::from_u64(N::read(&cpu.gpr, RAX).sign_extended()).write(&mut cpu.gpr, RAX);
     Ok(())
 }
 
 /// CWD, CDQ, CQO: the D register becomes the A register's sign.
 fn spread_sign<W: Width>(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    let sign = if W::read(cpu, RAX).sign() { u64::MAX } else { 0 };
-    W::from_u64(sign).write(cpu, RDX);
+    let sign = if W::read(&cpu.gpr, RAX).sign() { u64::MAX } else { 0 };
+    W::from_u64(sign).write(&mut cpu.gpr, RDX);
     Ok(())
 }

@@ -21,8 +21,7 @@ mod tests;
 
 use iced_x86::Instruction;
 
-use crate::decode::Site;
-use crate::op::{Handler, Op};
+use crate::op::{Handler, Op, Site};
 
 /// The handler of an instruction of this family, with `op`'s operands filled in.
 pub(crate) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Option<Handler> {

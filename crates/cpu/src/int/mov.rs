@@ -7,9 +7,9 @@ use super::place::{
     condition_code, set_operands, shape,
 };
 use crate::bus::Bus;
-use crate::core::Cpu;
-use crate::decode::slot;
-use crate::op::{Handler, Op, Stop, ZERO};
+use crate::core::{Cpu, ZERO};
+use crate::op::{Handler, Op, slot};
+use crate::stop::Stop;
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
@@ -94,12 +94,12 @@ fn mov<W: Width, D: Place, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus)
 }
 
 fn lea<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    W::from_u64(cpu.effective_offset(op)).write(cpu, op.dst);
+    W::from_u64(cpu.effective_offset(op)).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
 fn lea_flat<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    W::from_u64(cpu.gpr[usize::from(op.base & 15)].wrapping_add(op.disp)).write(cpu, op.dst);
+    W::from_u64(cpu.gpr[usize::from(op.base & 15)].wrapping_add(op.disp)).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
@@ -118,17 +118,17 @@ fn lower_xchg(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
 
 fn xchg<W: Width, D: Place>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     D::modify::<W>(cpu, op, bus, |cpu, before| {
-        let value = W::read(cpu, op.src);
-        before.write(cpu, op.src);
+        let value = W::read(&cpu.gpr, op.src);
+        before.write(&mut cpu.gpr, op.src);
         value
     })
 }
 
 fn xlat(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    let entry = u64::from(u8::read(cpu, RAX));
+    let entry = u64::from(u8::read(&cpu.gpr, RAX));
     let with_entry = Op { disp: op.disp.wrapping_add(entry), ..*op };
     let value: u8 = cpu.load_operand(&with_entry, bus)?;
-    value.write(cpu, RAX);
+    value.write(&mut cpu.gpr, RAX);
     Ok(())
 }
 
@@ -148,8 +148,8 @@ fn lower_cmov(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
 /// CMOVcc: the source is read, and a 32-bit destination's upper half cleared, whether or not the condition holds.
 fn move_if<const CC: u8, W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let value = S::get::<W>(cpu, op, bus)?;
-    let value = if cpu.flags.condition::<CC>() { value } else { W::read(cpu, op.dst) };
-    value.write(cpu, op.dst);
+    let value = if cpu.flags.condition::<CC>() { value } else { W::read(&cpu.gpr, op.dst) };
+    value.write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 

@@ -7,7 +7,8 @@ use super::place::{
 };
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop, vector};
+use crate::op::{Handler, Op};
+use crate::stop::{Stop, vector};
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
@@ -50,24 +51,24 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
 #[inline(always)]
 fn read_pair<W: Width>(cpu: &Cpu) -> u128 {
     if W::BITS == 8 {
-        return u16::read(cpu, RAX).into();
+        return u16::read(&cpu.gpr, RAX).into();
     }
-    u128::from(W::read(cpu, RDX).to_u64()) << W::BITS | u128::from(W::read(cpu, RAX).to_u64())
+    u128::from(W::read(&cpu.gpr, RDX).to_u64()) << W::BITS | u128::from(W::read(&cpu.gpr, RAX).to_u64())
 }
 
 #[inline(always)]
 fn write_pair<W: Width>(cpu: &mut Cpu, high: W, low: W) {
     if W::BITS == 8 {
-        ((high.to_u64() << 8 | low.to_u64()) as u16).write(cpu, RAX);
+        ((high.to_u64() << 8 | low.to_u64()) as u16).write(&mut cpu.gpr, RAX);
     } else {
-        low.write(cpu, RAX);
-        high.write(cpu, RDX);
+        low.write(&mut cpu.gpr, RAX);
+        high.write(&mut cpu.gpr, RDX);
     }
 }
 
 fn mul<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let right = S::get::<W>(cpu, op, bus)?;
-    let product = u128::from(W::read(cpu, RAX).to_u64()) * u128::from(right.to_u64());
+    let product = u128::from(W::read(&cpu.gpr, RAX).to_u64()) * u128::from(right.to_u64());
     let (high, low) = (W::from_u64((product >> W::BITS) as u64), W::from_u64(product as u64));
     write_pair(cpu, high, low);
     let overflow = high != W::default();
@@ -77,7 +78,7 @@ fn mul<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result
 
 fn imul_wide<W: Width, S: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let right = S::get::<W>(cpu, op, bus)?;
-    let left = W::read(cpu, RAX);
+    let left = W::read(&cpu.gpr, RAX);
     let product = i128::from(left.sign_extended() as i64) * i128::from(right.sign_extended() as i64);
     let (high, low) = (W::from_u64((product >> W::BITS) as u64), W::from_u64(product as u64));
     write_pair(cpu, high, low);
@@ -92,7 +93,7 @@ fn imul<W: Width, L: Source, R: Source>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bu
     let (product, beyond_64) = left.overflowing_mul(right);
     let result = W::from_u64(product as u64);
     let overflow = beyond_64 || product != result.sign_extended() as i64;
-    result.write(cpu, op.dst);
+    result.write(&mut cpu.gpr, op.dst);
     cpu.flags.set_result(result, overflow, overflow);
     Ok(())
 }

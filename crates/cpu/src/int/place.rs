@@ -6,9 +6,9 @@
 use iced_x86::{Instruction, OpKind};
 
 use crate::bus::Bus;
-use crate::core::Cpu;
-use crate::decode::slot;
-use crate::op::{Op, Stop, ZERO};
+use crate::core::{Cpu, ZERO};
+use crate::op::{Op, slot};
+use crate::stop::Stop;
 use crate::width::Width;
 
 /// An operand that can be read.
@@ -45,14 +45,14 @@ pub(super) struct Memory;
 impl Source for Dst {
     #[inline(always)]
     fn get<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<W, Stop> {
-        Ok(W::read(cpu, op.dst))
+        Ok(W::read(&cpu.gpr, op.dst))
     }
 }
 
 impl Place for Dst {
     #[inline(always)]
     fn set<W: Width>(cpu: &mut Cpu, op: &Op, value: W, _bus: &mut dyn Bus) -> Result<(), Stop> {
-        value.write(cpu, op.dst);
+        value.write(&mut cpu.gpr, op.dst);
         Ok(())
     }
 
@@ -63,8 +63,8 @@ impl Place for Dst {
         _bus: &mut dyn Bus,
         change: impl FnOnce(&mut Cpu, W) -> W,
     ) -> Result<(), Stop> {
-        let before = W::read(cpu, op.dst);
-        change(cpu, before).write(cpu, op.dst);
+        let before = W::read(&cpu.gpr, op.dst);
+        change(cpu, before).write(&mut cpu.gpr, op.dst);
         Ok(())
     }
 }
@@ -72,7 +72,7 @@ impl Place for Dst {
 impl Source for Src {
     #[inline(always)]
     fn get<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<W, Stop> {
-        Ok(W::read(cpu, op.src))
+        Ok(W::read(&cpu.gpr, op.src))
     }
 }
 
@@ -86,7 +86,7 @@ impl Source for Imm {
 impl Source for Cl {
     #[inline(always)]
     fn get<W: Width>(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<W, Stop> {
-        Ok(W::read(cpu, RCX))
+        Ok(W::read(&cpu.gpr, RCX))
     }
 }
 

@@ -9,9 +9,9 @@ use iced_x86::{Instruction, Mnemonic};
 use super::place::{Cl, Dst, Imm, Memory, Place, Shape, Source, bits, by_wide_width, by_width, set_operands, shape};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::decode::slot;
-use crate::flags::LazyFlags;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op, slot};
+use crate::stop::Stop;
+use crate::unit::LazyFlags;
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
@@ -174,8 +174,8 @@ fn shift<W: Width, S: Shift, D: Place, C: Source>(cpu: &mut Cpu, op: &Op, bus: &
 
 /// The frequent form: [`Op::imm`] is a masked count that is not zero.
 fn shift_register_by_constant<W: Width, S: Shift>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    let value = W::read(cpu, op.dst);
-    S::apply(&mut cpu.flags, value, op.imm as u32).write(cpu, op.dst);
+    let value = W::read(&cpu.gpr, op.dst);
+    S::apply(&mut cpu.flags, value, op.imm as u32).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
@@ -245,7 +245,7 @@ fn double_shift<W: Width, S: DoubleShift, D: Place, C: Source>(
 ) -> Result<(), Stop> {
     let count = masked::<W>(C::get::<u8>(cpu, op, bus)?);
     D::modify::<W>(cpu, op, bus, |cpu, value| {
-        let other = W::read(cpu, op.src);
+        let other = W::read(&cpu.gpr, op.src);
         if count == 0 { value } else { S::apply(&mut cpu.flags, value, other, count) }
     })
 }
@@ -253,7 +253,7 @@ fn double_shift<W: Width, S: DoubleShift, D: Place, C: Source>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flags::bit;
+    use crate::unit::bit;
 
     fn run<S: Shift, W: Width>(value: W, count: u32, flags: u64) -> (W, u64) {
         let mut lazy = LazyFlags::from_bits(flags);

@@ -5,9 +5,9 @@ use iced_x86::{Code, Instruction, Mnemonic};
 use super::place::{Dst, Imm, Memory, Place, RAX, RBP, RSP, Shape, Source, set_operands, shape};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::decode::{Site, slot};
-use crate::flags::bit;
-use crate::op::{Handler, Op, Stop, vector};
+use crate::op::{Handler, Op, Site, slot};
+use crate::stop::{Stop, vector};
+use crate::unit::bit;
 use crate::width::Width;
 
 /// Number of SS among the segments.
@@ -71,9 +71,9 @@ impl Stack for Legacy {
 
     fn set_top(cpu: &mut Cpu, offset: u64) {
         if has_big_stack(cpu) {
-            (offset as u32).write(cpu, RSP);
+            (offset as u32).write(&mut cpu.gpr, RSP);
         } else {
-            (offset as u16).write(cpu, RSP);
+            (offset as u16).write(&mut cpu.gpr, RSP);
         }
     }
 }
@@ -191,7 +191,7 @@ fn push_selector<W: Width, K: Stack>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) 
 fn pop_register<W: Width, K: Stack>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let value = top::<W, K>(cpu, bus)?;
     K::adjust(cpu, W::BYTES);
-    value.write(cpu, op.dst);
+    value.write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
@@ -218,7 +218,7 @@ fn with_stack_restored(cpu: &mut Cpu, steps: impl FnOnce(&mut Cpu) -> Result<(),
 }
 
 fn push_all<W: Width, K: Stack>(cpu: &mut Cpu, _op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    let values: [W; 8] = std::array::from_fn(|number| W::read(cpu, number as u8));
+    let values: [W; 8] = std::array::from_fn(|number| W::read(&cpu.gpr, number as u8));
     with_stack_restored(cpu, |cpu| values.into_iter().try_for_each(|value| push::<W, K>(cpu, value, bus)))
 }
 
@@ -233,7 +233,7 @@ fn pop_all<W: Width, K: Stack>(cpu: &mut Cpu, _op: &Op, bus: &mut dyn Bus) -> Re
     })?;
     for (number, value) in (RAX..).zip(values) {
         if number != RSP {
-            value.write(cpu, number);
+            value.write(&mut cpu.gpr, number);
         }
     }
     Ok(())
@@ -286,7 +286,7 @@ fn enter<W: Width, K: Stack>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Resul
         let linear = K::linear(cpu, size);
         cpu.probe_write(linear, W::BYTES, bus).map_err(|stop| as_stack_fault(cpu, stop, linear))?;
         K::adjust(cpu, size);
-        W::from_u64(frame).write(cpu, RBP);
+        W::from_u64(frame).write(&mut cpu.gpr, RBP);
         Ok(())
     })
 }
@@ -296,6 +296,6 @@ fn leave<W: Width, K: Stack>(cpu: &mut Cpu, _op: &Op, bus: &mut dyn Bus) -> Resu
     let linear = K::linear_at(cpu, frame);
     let outer: W = cpu.load(linear, bus).map_err(|stop| as_stack_fault(cpu, stop, linear))?;
     K::set_top(cpu, frame.wrapping_add(W::BYTES));
-    outer.write(cpu, RBP);
+    outer.write(&mut cpu.gpr, RBP);
     Ok(())
 }

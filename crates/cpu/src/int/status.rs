@@ -4,9 +4,10 @@ use iced_x86::{Instruction, Mnemonic};
 
 use super::place::AH;
 use crate::bus::Bus;
-use crate::core::{Cpu, undefined};
-use crate::flags::bit;
-use crate::op::{Handler, Op, Stop};
+use crate::core::Cpu;
+use crate::op::{Handler, Op, undefined};
+use crate::stop::Stop;
+use crate::unit::bit;
 use crate::width::Width;
 
 pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
@@ -86,13 +87,13 @@ fn std(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
 }
 
 fn lahf(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    ((cpu.flags.bits() | bit::FIXED) as u8).write(cpu, AH);
+    ((cpu.flags.bits() | bit::FIXED) as u8).write(&mut cpu.gpr, AH);
     Ok(())
 }
 
 /// SAHF: all of the six but OF.
 fn sahf(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    let image = u64::from(u8::read(cpu, AH)) & bit::ARITHMETIC;
+    let image = u64::from(u8::read(&cpu.gpr, AH)) & bit::ARITHMETIC;
     let overflow = cpu.flags.bits() & bit::OF;
     cpu.flags.set_bits(image | overflow);
     Ok(())

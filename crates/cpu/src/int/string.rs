@@ -10,8 +10,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use super::place::{RAX, RCX, RDI, RSI};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
-use crate::op::{Handler, Op, Stop, ea};
+use crate::op::{Handler, Op, ea};
+use crate::stop::Stop;
+use crate::unit::bit;
 use crate::width::Width;
 
 use memory::PAGE_BYTES;
@@ -150,11 +151,11 @@ impl<W: Width> Kind for Stos<W> {
 
     #[inline(always)]
     fn element(cpu: &mut Cpu, at: &Addresses, bus: &mut dyn Bus) -> Result<(), Stop> {
-        cpu.store(at.destination, W::read(cpu, RAX), bus)
+        cpu.store(at.destination, W::read(&cpu.gpr, RAX), bus)
     }
 
     fn bulk(cpu: &mut Cpu, at: &Addresses, count: u64) -> bool {
-        let value = W::read(cpu, RAX);
+        let value = W::read(&cpu.gpr, RAX);
         writable(cpu, at.destination).is_some_and(|to| cpu.ram.fill_premarked(to, value, count))
     }
 }
@@ -168,7 +169,7 @@ impl<W: Width> Kind for Lods<W> {
     #[inline(always)]
     fn element(cpu: &mut Cpu, at: &Addresses, bus: &mut dyn Bus) -> Result<(), Stop> {
         let value: W = cpu.load(at.source, bus)?;
-        value.write(cpu, RAX);
+        value.write(&mut cpu.gpr, RAX);
         Ok(())
     }
 }
@@ -182,7 +183,7 @@ impl<W: Width> Kind for Scas<W> {
     #[inline(always)]
     fn element(cpu: &mut Cpu, at: &Addresses, bus: &mut dyn Bus) -> Result<(), Stop> {
         let right: W = cpu.load(at.destination, bus)?;
-        let left = W::read(cpu, RAX);
+        let left = W::read(&cpu.gpr, RAX);
         compare(cpu, left, right);
         Ok(())
     }
@@ -234,9 +235,9 @@ fn offset_mask(op: &Op) -> u64 {
 #[inline(always)]
 fn write_register(cpu: &mut Cpu, op: &Op, slot: u8, value: u64) {
     match op.ea & (ea::ADDRESS_32 | ea::ADDRESS_16) {
-        0 => value.write(cpu, slot),
-        ea::ADDRESS_32 => (value as u32).write(cpu, slot),
-        _ => (value as u16).write(cpu, slot),
+        0 => value.write(&mut cpu.gpr, slot),
+        ea::ADDRESS_32 => (value as u32).write(&mut cpu.gpr, slot),
+        _ => (value as u16).write(&mut cpu.gpr, slot),
     }
 }
 

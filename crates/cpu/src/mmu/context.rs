@@ -1,9 +1,9 @@
 //! Which address space is current, and forgetting translations.
 
 use crate::core::Cpu;
-use crate::flags::bit;
-use crate::mmu::{TABLE_SUPERVISOR, TABLE_SUPERVISOR_AC, TABLE_USER};
-use crate::sys::control::cr4;
+use crate::tlb::{TABLE_SUPERVISOR, TABLE_SUPERVISOR_AC, TABLE_USER};
+use crate::unit::bit;
+use crate::unit::control::cr4;
 
 impl Cpu {
     /// Chooses the TLB table: after a change of CPL or RFLAGS.AC.

@@ -2,7 +2,7 @@
 
 use crate::core::Cpu;
 use crate::mmu::{Access, Place};
-use crate::op::Stop;
+use crate::stop::Stop;
 use memory::PAGE_BYTES;
 
 impl Cpu {

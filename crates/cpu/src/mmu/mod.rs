@@ -13,10 +13,7 @@
 mod context;
 mod fetch;
 mod slow;
-mod tlb;
 mod translate;
 mod walk;
 
-pub(crate) use tlb::{Entry, TABLE_SUPERVISOR, TABLE_SUPERVISOR_AC, TABLE_USER, Tlb};
 pub(crate) use translate::{Access, Place};
-pub(crate) use walk::PHYSICAL_BITS;

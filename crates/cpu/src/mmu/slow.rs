@@ -4,8 +4,9 @@ use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT, Scalar};
 
 use crate::bus::Bus;
 use crate::core::{Cpu, tsc_at};
-use crate::mmu::{Access, Place, TABLE_SUPERVISOR};
-use crate::op::Stop;
+use crate::mmu::{Access, Place};
+use crate::stop::Stop;
+use crate::tlb::TABLE_SUPERVISOR;
 
 const PAGE_OFFSET: u64 = PAGE_BYTES - 1;
 

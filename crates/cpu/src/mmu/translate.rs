@@ -1,9 +1,10 @@
 //! From linear addresses to places in RAM or device memory.
 
 use crate::core::Cpu;
-use crate::mmu::{Entry, TABLE_SUPERVISOR};
-use crate::op::{Fault, Op, Stop, ea, vector};
-use crate::sys::control::cr0;
+use crate::op::{Op, ea};
+use crate::stop::{Fault, Stop, vector};
+use crate::tlb::{Entry, TABLE_SUPERVISOR};
+use crate::unit::control::cr0;
 use memory::PAGE_BYTES;
 
 /// What an access does, and on whose behalf.

@@ -1,12 +1,10 @@
 //! The page-table walk (Intel SDM volume 3, chapter 4).
 
 use crate::core::Cpu;
-use crate::flags::bit;
+use crate::cpuid::PHYSICAL_BITS;
 use crate::mmu::translate::Access;
-use crate::sys::control::{cr0, cr4, efer};
-
-/// Physical address bits that CPUID reports.
-pub(crate) const PHYSICAL_BITS: u32 = 40;
+use crate::unit::bit;
+use crate::unit::control::{cr0, cr4, efer};
 
 /// Bits of a page-table entry.
 mod pte {

@@ -5,19 +5,15 @@ use std::sync::Arc;
 use memory::GuestRam;
 
 use crate::apic::Apic;
-use crate::block::Mode;
 use crate::core::Cpu;
 use crate::cpuid::CpuProfile;
-use crate::flags::LazyFlags;
-use crate::mmu::{TABLE_SUPERVISOR, Tlb};
-use crate::op::Fault;
-use crate::run::processors::CpuConfig;
+use crate::run::config::CpuConfig;
 use crate::run::state::StateError;
-use crate::sse::Sse;
 use crate::state::{FpuState, VcpuState};
-use crate::sys::control::{cr0, cr4, efer, xcr0};
-use crate::sys::{Msrs, Segment, System, attribute, number};
-use crate::x87::{Register80, X87};
+use crate::stop::Fault;
+use crate::tlb::{TABLE_SUPERVISOR, Tlb};
+use crate::unit::control::{cr0, cr4, efer, xcr0};
+use crate::unit::{LazyFlags, Mode, Msrs, Register80, Segment, Sse, System, X87, attribute, number};
 
 /// Where and when a processor is made.
 pub(super) struct Place<'a> {
@@ -203,7 +199,7 @@ impl Cpu {
             16
         };
         self.code_base = if self.code_bits == 64 { 0 } else { code.base };
-        self.mode = Mode::of(self);
+        self.mode = Mode::of(&self.system, self.code_bits, self.rflags_rest);
         self.update_tlb_table();
     }
 }

@@ -4,8 +4,9 @@ use memory::PAGE_BYTES;
 
 use crate::block::BlockCache;
 use crate::bus::Bus;
-use crate::core::Cpu;
-use crate::op::{BLOCK_BASE, Op, Stop};
+use crate::core::{BLOCK_BASE, Cpu};
+use crate::op::Op;
+use crate::stop::Stop;
 
 /// Why [`execute`] returned. [`Cpu::rip`] and [`Cpu::count`] are exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use memory::GuestRam;
 
 use crate::block::BlockCache;
-use crate::core::{Cpu, TSC_HZ, tsc_at};
-use crate::cpuid::{CpuOffer, CpuProfile};
+use crate::core::{Cpu, tsc_at};
+use crate::cpuid::{CpuOffer, CpuProfile, TSC_HZ};
+use crate::run::config::CpuConfig;
 use crate::run::convert::Place;
 use crate::run::state::{ProcessorsState, StateError};
 
@@ -15,21 +16,6 @@ pub const VCPUS_MAX: usize = 64;
 
 /// Most instructions a state can have behind it: centuries, with room to count on.
 const INSTRUCTIONS_MAX: u64 = 1 << 62;
-
-/// What of a machine's processors is fixed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CpuConfig {
-    /// Wall-clock time of power-on, when the time-stamp counter was 0, in nanoseconds since the Unix epoch.
-    pub power_on_unix_ns: u64,
-    /// Instructions that a processor executes before the next one's turn.
-    pub turn_instructions: u64,
-}
-
-impl Default for CpuConfig {
-    fn default() -> Self {
-        Self { power_on_unix_ns: 0, turn_instructions: 20_000 }
-    }
-}
 
 /// Why [`Processors::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Processors;
-use crate::flags::bit;
 use crate::state::FpuState;
+use crate::unit::bit;
 
 /// The registers that unprivileged code uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

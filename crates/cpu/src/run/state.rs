@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::apic::Apic;
-use crate::core::{TSC_HZ, tsc_at};
-use crate::cpuid::CpuProfile;
+use crate::core::tsc_at;
+use crate::cpuid::{CpuProfile, TSC_HZ};
 use crate::state::VcpuState;
 
 /// All processors of a machine, and whose turn it is.

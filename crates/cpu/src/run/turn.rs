@@ -9,11 +9,11 @@ use memory::PAGE_BYTES;
 use crate::block::{Built, build, build_across_pages};
 use crate::bus::Bus;
 use crate::core::{Cpu, INSTRUCTIONS_PER_TICK, tsc_at};
-use crate::flags::bit;
-use crate::op::{Fault, Stop, vector};
 use crate::run::execute::{Leave, execute, run_ops};
 use crate::run::processors::{Exit, Processors};
 use crate::state::{PendingEvent, RunState};
+use crate::stop::{Fault, Stop, vector};
+use crate::unit::bit;
 
 /// DR6: the single-step trap.
 const DR6_SINGLE_STEP: u64 = 1 << 14;

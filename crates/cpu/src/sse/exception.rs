@@ -1,8 +1,9 @@
 //! SIMD floating-point exceptions (Intel SDM volume 1, section 11.5).
 
 use crate::core::Cpu;
-use crate::op::{Stop, vector};
-use crate::sys::control::cr4;
+use crate::stop::{Stop, vector};
+use crate::unit::Sse;
+use crate::unit::control::cr4;
 
 use super::native::{HOST_CONTROL, Operation};
 
@@ -39,7 +40,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn float_special<O: Operation>(&mut self, left: O::Left, right: O::Right) -> Result<O::Output, Stop> {
-        let control = self.sse.mxcsr & super::Sse::MXCSR_MASK & !STATUS;
+        let control = self.sse.mxcsr & Sse::MXCSR_MASK & !STATUS;
         let unmasked = !control >> MASK_SHIFT & STATUS;
         let mut mxcsr = control | MASKS;
         if unmasked & UNDERFLOW != 0 {

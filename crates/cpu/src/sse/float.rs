@@ -6,7 +6,8 @@ use iced_x86::Code;
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
 use crate::width::Width;
 
 use super::approximate::{reciprocal, reciprocal_root};
@@ -253,7 +254,7 @@ fn to_general<S: Source, O: Operation<Left = (), Right = __m128i, Output = u64>>
     bus: &mut dyn Bus,
 ) -> Result<(), Stop> {
     let source = S::read(cpu, op, bus)?;
-    cpu.float::<O>((), source)?.write(cpu, op.dst);
+    cpu.float::<O>((), source)?.write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
@@ -262,7 +263,7 @@ fn from_general<W: Width, O: Operation<Left = __m128i, Right = u64, Output = __m
     op: &Op,
     bus: &mut dyn Bus,
 ) -> Result<(), Stop> {
-    let source = if MEMORY { cpu.load_operand::<W>(op, bus)? } else { W::read(cpu, op.src) };
+    let source = if MEMORY { cpu.load_operand::<W>(op, bus)? } else { W::read(&cpu.gpr, op.src) };
     let result = cpu.float::<O>(cpu.sse.get(op.dst), source.to_u64())?;
     cpu.sse.set(op.dst, result);
     Ok(())

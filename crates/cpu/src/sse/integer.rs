@@ -6,8 +6,9 @@ use iced_x86::Code;
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::bit;
 
 use super::operand::{Aligned, Memory16, Memory32, Memory64, Source, Xmm};
 use super::vector::*;

@@ -9,7 +9,8 @@ use iced_x86::Code;
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
 use crate::width::Width;
 
 use super::operand::{Memory32, Memory64, Mm, Source};
@@ -214,7 +215,7 @@ fn store<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop
 
 fn from_general<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
-    let value = from_low(W::read(cpu, op.src).to_u64());
+    let value = from_low(W::read(&cpu.gpr, op.src).to_u64());
     cpu.set_mm(op.dst, value);
     Ok(())
 }
@@ -222,14 +223,14 @@ fn from_general<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<
 #[inline(always)]
 fn to_general(cpu: &mut Cpu, op: &Op, operation: impl Fn(__m128i, u64) -> u64) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
-    operation(cpu.mm(op.src), op.imm).write(cpu, op.dst);
+    operation(cpu.mm(op.src), op.imm).write(&mut cpu.gpr, op.dst);
     cpu.x87.enter_mmx();
     Ok(())
 }
 
 fn insert_word<const MEMORY: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.check_x87_pending()?;
-    let word = if MEMORY { cpu.load_operand(op, bus)? } else { u16::read(cpu, op.src) };
+    let word = if MEMORY { cpu.load_operand(op, bus)? } else { u16::read(&cpu.gpr, op.src) };
     let shift = (op.imm & 3) * 16;
     let value = low(cpu.mm(op.dst)) & !(0xffff << shift) | u64::from(word) << shift;
     cpu.set_mm(op.dst, from_low(value));

@@ -39,8 +39,7 @@ mod tests;
 
 use iced_x86::{Instruction, OpKind};
 
-use crate::decode::{Site, slot};
-use crate::op::{Handler, Op};
+use crate::op::{Handler, Op, Site, slot};
 
 pub(crate) use signature::sign;
 
@@ -72,22 +71,4 @@ pub(crate) fn lower(instruction: &Instruction, _site: Site, op: &mut Op) -> Opti
         .or_else(|| string::lower(code, memory))?;
     *op = filled;
     Some(handler)
-}
-
-/// XMM registers and MXCSR.
-#[repr(C)]
-#[derive(Clone, Debug)]
-pub(crate) struct Sse {
-    pub xmm: [u128; 16],
-    pub mxcsr: u32,
-}
-
-impl Sse {
-    /// Bits of MXCSR that may be set (FXSAVE's MXCSR_MASK).
-    pub(crate) const MXCSR_MASK: u32 = 0xffff;
-
-    /// As after reset.
-    pub(crate) fn new() -> Self {
-        Self { xmm: [0; 16], mxcsr: 0x1f80 }
-    }
 }

@@ -8,12 +8,13 @@ use iced_x86::Code;
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
 use crate::width::Width;
 
-use super::Sse;
 use super::operand::{Aligned, Memory32, Memory64, Source, Unaligned, Xmm};
 use super::vector::*;
+use crate::unit::Sse;
 
 /// RDI in [`Cpu::gpr`].
 const RDI: u8 = 7;
@@ -165,14 +166,14 @@ fn store_high(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
 }
 
 fn from_general<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    let value = from_low(W::read(cpu, op.src).to_u64());
+    let value = from_low(W::read(&cpu.gpr, op.src).to_u64());
     cpu.sse.set(op.dst, value);
     Ok(())
 }
 
 #[inline(always)]
 fn to_general(cpu: &mut Cpu, op: &Op, operation: impl Fn(__m128i) -> u64) -> Result<(), Stop> {
-    operation(cpu.sse.get(op.src)).write(cpu, op.dst);
+    operation(cpu.sse.get(op.src)).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 

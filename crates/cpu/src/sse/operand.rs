@@ -4,11 +4,12 @@ use std::arch::x86_64::__m128i;
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Op, Stop};
-use crate::x87::Register80;
+use crate::op::Op;
+use crate::stop::Stop;
+use crate::unit::Register80;
 
-use super::Sse;
 use super::vector::{from_low, load, low, store};
+use crate::unit::Sse;
 
 /// A kind of source operand, zero-extended to 128 bits.
 pub(super) trait Source {

@@ -9,7 +9,8 @@ use iced_x86::Code;
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
 use crate::width::Width;
 
 use super::operand::{Aligned, Memory32, Source, Xmm};
@@ -235,7 +236,7 @@ fn position<W: Width>(imm: u64) -> u64 {
 }
 
 fn insert<W: Width, const MEMORY: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
-    let element = if MEMORY { cpu.load_operand::<W>(op, bus)? } else { W::read(cpu, op.src) };
+    let element = if MEMORY { cpu.load_operand::<W>(op, bus)? } else { W::read(&cpu.gpr, op.src) };
     let position = position::<W>(op.imm);
     let ones = u128::MAX >> (128 - W::BITS) << position;
     let value = bits(cpu.sse.get(op.dst)) & !ones | u128::from(element.to_u64()) << position;
@@ -248,6 +249,6 @@ fn extract<W: Width, const MEMORY: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dyn B
     if MEMORY {
         return cpu.store_operand(op, element, bus);
     }
-    element.to_u64().write(cpu, op.dst);
+    element.to_u64().write(&mut cpu.gpr, op.dst);
     Ok(())
 }

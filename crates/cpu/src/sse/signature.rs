@@ -4,7 +4,7 @@ use std::arch::x86_64::__m128i;
 
 use super::native::*;
 use super::vector::{bits, vector};
-use crate::signature::Digest;
+use crate::digest::Digest;
 
 /// All exceptions masked: every rounding, denormals as zeros, results flushed to zero, and both.
 const CONTROLS: [u32; 7] = [0x1f80, 0x3f80, 0x5f80, 0x7f80, 0x1fc0, 0x9f80, 0x9fc0];

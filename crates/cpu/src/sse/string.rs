@@ -4,8 +4,9 @@ use iced_x86::Code;
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::bit;
 use crate::width::Width;
 
 use super::operand::{Source, Unaligned, Xmm};
@@ -40,7 +41,7 @@ fn compare<S: Source, L: Lengths, const INDEX: bool>(cpu: &mut Cpu, op: &Op, bus
     let right = Text::new(bits(right), control, L::of(cpu, RDX));
     let matches = control.polarize(control.aggregate(&left, &right), &right);
     if INDEX {
-        control.index(matches).write(cpu, RCX);
+        control.index(matches).write(&mut cpu.gpr, RCX);
     } else {
         cpu.sse.set(0, vector(control.mask(matches)));
     }
@@ -71,7 +72,7 @@ impl Lengths for Implicit {
 
 impl<W: Width> Lengths for Explicit<W> {
     fn of(cpu: &Cpu, register: u8) -> Option<u64> {
-        Some((W::read(cpu, register).sign_extended() as i64).unsigned_abs())
+        Some((W::read(&cpu.gpr, register).sign_extended() as i64).unsigned_abs())
     }
 }
 

@@ -2,10 +2,9 @@ use iced_x86::{Code, CpuidFeature, Instruction, OpKind, Register};
 use memory::GuestRam;
 
 use crate::bus::Bus;
-use crate::decode::Site;
-use crate::op::{Op, ZERO};
+use crate::op::{Op, Site};
 use crate::state::VcpuState;
-use crate::sys::control::cr4;
+use crate::unit::control::cr4;
 use crate::{CpuConfig, Processors, ProcessorsState, Registers};
 
 const CODE: u64 = 0x1000;
@@ -62,22 +61,7 @@ fn every_instruction_of_the_extensions_is_lowered() {
 }
 
 fn lower(instruction: &Instruction) -> bool {
-    let mut op = Op {
-        run: crate::core::undefined,
-        imm: 0,
-        disp: 0,
-        base: ZERO,
-        index: ZERO,
-        scale: 0,
-        ea: 0,
-        dst: 0,
-        src: 0,
-        third: 0,
-        len: 4,
-        offset: 0,
-        number: 0,
-        branch: 0,
-    };
+    let mut op = Op::new(instruction, 0);
     super::lower(instruction, Site { block_rip: 0, offset: 0, code_bits: 64 }, &mut op).is_some()
 }
 

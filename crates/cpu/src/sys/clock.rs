@@ -1,7 +1,7 @@
 //! KVM's paravirtual clock (Linux `Documentation/virt/kvm/x86/msr.rst`).
 
-use crate::TSC_HZ;
 use crate::core::Cpu;
+use crate::cpuid::TSC_HZ;
 use crate::msr::index;
 
 const NANOSECONDS: u64 = 1_000_000_000;

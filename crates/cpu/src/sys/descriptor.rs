@@ -3,9 +3,9 @@
 use crate::bus::Bus;
 use crate::core::Cpu;
 use crate::mmu::Access;
-use crate::op::{Stop, vector};
-use crate::sys::control::efer;
-use crate::sys::segment::{Segment, attribute, number};
+use crate::stop::{Stop, vector};
+use crate::unit::control::efer;
+use crate::unit::segment::{Segment, attribute, number};
 
 /// The requested privilege level of a selector.
 pub(super) fn rpl(selector: u16) -> u8 {

@@ -2,12 +2,12 @@
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
 use crate::mmu::Access;
-use crate::op::{Fault, Stop, vector};
+use crate::stop::{Fault, Stop, vector};
 use crate::sys::descriptor::{error_code, is_null};
-use crate::sys::segment::{Segment, attribute, number};
 use crate::sys::task::TaskStack;
+use crate::unit::bit;
+use crate::unit::segment::{Segment, attribute, number};
 
 /// Error-code bit: the event did not come from the program.
 const EXTERNAL: u32 = 1 << 0;

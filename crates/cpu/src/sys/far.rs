@@ -7,13 +7,13 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::decode::Site;
-use crate::flags::bit;
 use crate::mmu::Access;
-use crate::op::{Handler, Op, Stop, vector};
+use crate::op::{Handler, Op, Site};
+use crate::stop::{Stop, vector};
 use crate::sys::descriptor::{Entry, rpl};
 use crate::sys::event::{Event, Source};
-use crate::sys::segment::{Segment, attribute, number};
+use crate::unit::bit;
+use crate::unit::segment::{Segment, attribute, number};
 
 /// [`Op::third`]: operand bytes 2, 4 or 8.
 pub(super) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Option<Handler> {

@@ -5,12 +5,12 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::bus::Bus;
 use crate::core::Cpu;
 use crate::cpuid::{self, Processor};
-use crate::decode::{Site, slot};
-use crate::flags::bit;
 use crate::mmu::Access;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op, Site, slot};
 use crate::state::InterruptShadow;
-use crate::sys::control::cr4;
+use crate::stop::Stop;
+use crate::unit::bit;
+use crate::unit::control::cr4;
 use crate::width::Width;
 
 /// Numbers of the segment registers that have base registers in 64-bit mode.
@@ -111,13 +111,13 @@ fn require_base_instructions(cpu: &mut Cpu) -> Result<(), Stop> {
 
 fn read_base<W: Width, const SEGMENT: usize>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     require_base_instructions(cpu)?;
-    W::from_u64(cpu.system.segments[SEGMENT].base).write(cpu, op.dst);
+    W::from_u64(cpu.system.segments[SEGMENT].base).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
 fn write_base<W: Width, const SEGMENT: usize>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     require_base_instructions(cpu)?;
-    let base = W::read(cpu, op.dst).to_u64();
+    let base = W::read(&cpu.gpr, op.dst).to_u64();
     if !cpu.is_canonical(base) {
         return Err(cpu.general_protection(0));
     }
@@ -139,7 +139,8 @@ fn invalidate_context(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), S
     cpu.read_linear(linear, &mut bytes, Access::Read, bus)?;
     let descriptor = u128::from_le_bytes(bytes);
     let (context, address) = (descriptor as u64, (descriptor >> 64) as u64);
-    let kind = if cpu.code_bits == 64 { cpu.gpr[usize::from(op.dst & 15)] } else { u64::from(u32::read(cpu, op.dst)) };
+    let kind =
+        if cpu.code_bits == 64 { cpu.gpr[usize::from(op.dst & 15)] } else { u64::from(u32::read(&cpu.gpr, op.dst)) };
     let disabled = cpu.system.cr4 & cr4::PCIDE == 0;
     if kind > 3 || kind < 2 && (context > 0xfff || disabled && context != 0) || kind == 0 && !cpu.is_canonical(address)
     {

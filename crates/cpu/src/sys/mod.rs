@@ -1,31 +1,22 @@
 //! System instructions and state.
 
 mod clock;
-pub(crate) mod control;
 mod descriptor;
 mod event;
 mod far;
 mod misc;
 mod msr;
-mod msrs;
 mod operand;
 mod ports;
 mod registers;
-mod segment;
 mod selectors;
 mod syscall;
-mod system;
 mod tables;
 mod task;
 
 use iced_x86::Instruction;
 
-use crate::decode::Site;
-use crate::op::{Handler, Op};
-
-pub(crate) use msrs::Msrs;
-pub(crate) use segment::{Segment, attribute, number};
-pub(crate) use system::System;
+use crate::op::{Handler, Op, Site};
 
 /// The handler of an instruction of this family, with `op`'s operands filled in.
 pub(crate) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Option<Handler> {

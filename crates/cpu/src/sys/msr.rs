@@ -5,7 +5,8 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::bus::Bus;
 use crate::core::Cpu;
 use crate::msr::{MCE_BANKS, MTRR_VARIABLE_RANGES, index};
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
 
 /// Microcode revision that IA32_BIOS_SIGN_ID reports in its upper half.
 const MICROCODE_REVISION: u64 = 1 << 32;

@@ -4,8 +4,8 @@ use iced_x86::{Instruction, OpKind};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::decode::slot;
-use crate::op::{Op, Stop};
+use crate::op::{Op, slot};
+use crate::stop::Stop;
 use crate::width::Width;
 
 /// [`Op::third`] of an instruction whose r/m operand is memory.
@@ -22,7 +22,7 @@ pub(super) fn set_rm(instruction: &Instruction, number: u32, op: &mut Op) {
 
 /// Reads the r/m operand.
 pub(super) fn read_rm<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<W, Stop> {
-    if op.third == MEMORY { cpu.load_operand(op, bus) } else { Ok(W::read(cpu, op.src)) }
+    if op.third == MEMORY { cpu.load_operand(op, bus) } else { Ok(W::read(&cpu.gpr, op.src)) }
 }
 
 /// Writes the r/m operand: memory gets 16 bits (selectors, the machine status word), a register its width.
@@ -30,7 +30,7 @@ pub(super) fn write_selector<W: Width>(cpu: &mut Cpu, op: &Op, value: W, bus: &m
     if op.third == MEMORY {
         return cpu.store_operand(op, value.to_u64() as u16, bus);
     }
-    value.write(cpu, op.src);
+    value.write(&mut cpu.gpr, op.src);
     Ok(())
 }
 

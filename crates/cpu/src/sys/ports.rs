@@ -4,9 +4,10 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
 use crate::mmu::Access;
-use crate::op::{Handler, Op, Stop, ea};
+use crate::op::{Handler, Op, ea};
+use crate::stop::Stop;
+use crate::unit::bit;
 use crate::width::Width;
 
 /// Index registers by number.
@@ -59,14 +60,14 @@ fn port(cpu: &Cpu, op: &Op) -> u16 {
 fn input<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let port = port(cpu, op);
     cpu.require_ports(port, W::BYTES as u16, bus)?;
-    read_port::<W>(cpu, op, port, bus).write(cpu, 0);
+    read_port::<W>(cpu, op, port, bus).write(&mut cpu.gpr, 0);
     Err(Stop::Sync)
 }
 
 fn output<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     let port = port(cpu, op);
     cpu.require_ports(port, W::BYTES as u16, bus)?;
-    write_port(cpu, op, port, W::read(cpu, 0), bus);
+    write_port(cpu, op, port, W::read(&cpu.gpr, 0), bus);
     Err(Stop::Sync)
 }
 

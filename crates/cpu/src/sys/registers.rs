@@ -4,13 +4,13 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::decode::{Site, slot};
-use crate::mmu::PHYSICAL_BITS;
-use crate::op::{Handler, Op, Stop};
-use crate::sys::control::{cr0, cr4, efer, xcr0};
+use crate::cpuid::PHYSICAL_BITS;
+use crate::op::{Handler, Op, Site, slot};
+use crate::stop::Stop;
 use crate::sys::operand::{read_rm, set_rm, write_selector};
-use crate::sys::segment::{attribute, number};
 use crate::sys::selectors::require_user_mode_information;
+use crate::unit::control::{cr0, cr4, efer, xcr0};
+use crate::unit::segment::{attribute, number};
 use crate::width::Width;
 
 /// Do not forget the translations of the context that CR3 selects.
@@ -67,7 +67,7 @@ fn read_control<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<
         _ => return Err(cpu.undefined_opcode()),
     };
     cpu.require_supervisor()?;
-    W::from_u64(value).write(cpu, op.dst);
+    W::from_u64(value).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
@@ -76,7 +76,7 @@ fn write_control<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result
         return Err(cpu.undefined_opcode());
     }
     cpu.require_supervisor()?;
-    let value = W::read(cpu, op.src).to_u64();
+    let value = W::read(&cpu.gpr, op.src).to_u64();
     match op.dst {
         0 => cpu.set_cr0(value)?,
         2 => cpu.system.cr2 = value,
@@ -113,7 +113,7 @@ fn store_machine_status<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> 
     write_selector(cpu, op, W::from_u64(cpu.system.cr0), bus)
 }
 
-/// DR4 and DR5 are other names of DR6 and DR7 unless CR4.DE is set. Their place in [`crate::sys::System::debug`].
+/// DR4 and DR5 are other names of DR6 and DR7 unless CR4.DE is set. Their place in [`crate::unit::System::debug`].
 fn debug_register(cpu: &mut Cpu, number: u8) -> Result<usize, Stop> {
     match number {
         0..4 => Ok(number.into()),
@@ -127,14 +127,14 @@ fn debug_register(cpu: &mut Cpu, number: u8) -> Result<usize, Stop> {
 fn read_debug<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     let register = debug_register(cpu, op.src)?;
     cpu.require_supervisor()?;
-    W::from_u64(cpu.system.debug[register]).write(cpu, op.dst);
+    W::from_u64(cpu.system.debug[register]).write(&mut cpu.gpr, op.dst);
     Ok(())
 }
 
 fn write_debug<W: Width>(cpu: &mut Cpu, op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     let register = debug_register(cpu, op.dst)?;
     cpu.require_supervisor()?;
-    let value = W::read(cpu, op.src).to_u64();
+    let value = W::read(&cpu.gpr, op.src).to_u64();
     let value = match register {
         4 | 5 if value >> 32 != 0 => return Err(cpu.general_protection(0)),
         4 => value & 0xe00f | 0xffff_0ff0,

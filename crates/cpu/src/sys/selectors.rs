@@ -4,14 +4,14 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::decode::{Site, slot};
 use crate::mmu::Access;
-use crate::op::{Handler, Op, Stop, vector};
+use crate::op::{Handler, Op, Site, slot};
 use crate::state::InterruptShadow;
-use crate::sys::control::cr4;
+use crate::stop::{Stop, vector};
 use crate::sys::descriptor::{error_code, is_null, rpl};
 use crate::sys::operand::{read_rm, set_rm, write_selector};
-use crate::sys::segment::{Segment, attribute, number};
+use crate::unit::control::cr4;
+use crate::unit::segment::{Segment, attribute, number};
 use crate::width::Width;
 
 /// Types of system descriptors.
@@ -157,7 +157,7 @@ fn load_far<W: Width>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), S
     cpu.read_linear(linear, bytes.get_mut(..len + 2).unwrap_or_default(), Access::Read, bus)?;
     let raw = bytes.iter().rev().fold(0u128, |raw, &byte| raw << 8 | u128::from(byte));
     cpu.load_segment(op.imm as usize, (raw >> W::BITS) as u16, bus)?;
-    W::from_u64(raw as u64).write(cpu, op.dst);
+    W::from_u64(raw as u64).write(&mut cpu.gpr, op.dst);
     if op.imm as usize == number::SS {
         cpu.update_mode();
         return Err(Stop::Sync);
@@ -280,7 +280,7 @@ fn examine<W: Width, const LIMIT: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bu
     });
     if let Some(segment) = segment {
         let rights = u64::from(segment.attributes) << 8;
-        W::from_u64(if LIMIT { segment.limit.into() } else { rights }).write(cpu, op.dst);
+        W::from_u64(if LIMIT { segment.limit.into() } else { rights }).write(&mut cpu.gpr, op.dst);
     }
     cpu.flags.set_zf_keep_others(segment.is_some());
     Ok(())
@@ -288,7 +288,7 @@ fn examine<W: Width, const LIMIT: bool>(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bu
 
 fn adjust_privilege(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
     require_protected(cpu)?;
-    let wanted = u16::read(cpu, op.dst) & 3;
+    let wanted = u16::read(&cpu.gpr, op.dst) & 3;
     let selector = read_rm::<u16>(cpu, op, bus)?;
     let raise = selector & 3 < wanted;
     if raise {

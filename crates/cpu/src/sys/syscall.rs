@@ -7,10 +7,11 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
-use crate::op::{Handler, Op, Stop};
-use crate::sys::control::efer;
-use crate::sys::segment::{Segment, attribute, number};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::bit;
+use crate::unit::control::efer;
+use crate::unit::segment::{Segment, attribute, number};
 
 pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
     Some(match instruction.mnemonic() {

@@ -4,10 +4,10 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::decode::Site;
 use crate::mmu::Access;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op, Site};
 use crate::state::TableState;
+use crate::stop::Stop;
 use crate::sys::selectors::require_user_mode_information;
 
 pub(super) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Option<Handler> {

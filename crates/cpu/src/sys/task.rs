@@ -2,11 +2,11 @@
 
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
-use crate::op::{Stop, vector};
+use crate::stop::{Stop, vector};
 use crate::sys::descriptor::error_code;
 use crate::sys::event::Event;
-use crate::sys::segment::attribute;
+use crate::unit::bit;
+use crate::unit::segment::attribute;
 
 /// Offset of RSP0 in a 64-bit TSS; RSP1 and RSP2 follow.
 const RSP0: u32 = 4;

@@ -4,10 +4,11 @@ use iced_x86::Code;
 
 use super::native::{self, Add, Arithmetic, Binary, Computed, Divide, DivideReversed, Multiply, Pushing, Subtract};
 use super::native::{SubtractReversed, Unary};
-use super::unit::{Register80, status};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::x87::{Register80, status};
 
 pub(super) fn lower(code: Code) -> Option<Handler> {
     Some(match code {

@@ -3,11 +3,12 @@
 use iced_x86::Code;
 
 use super::native;
-use super::unit::{Register80, status};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::bit;
+use crate::unit::x87::{Register80, status};
 
 /// Condition codes of a comparison.
 const RESULT: u16 = status::C0 | status::C2 | status::C3;

@@ -1,7 +1,7 @@
 //! FLD1, FLDL2T, FLDL2E, FLDPI, FLDLG2, FLDLN2, FLDZ: rounded as the control word says, from the exact numbers (Intel SDM volume 2,
 //! FLD1; AMD APM volume 5).
 
-use super::unit::{Register80, control};
+use crate::unit::x87::{Register80, control};
 
 /// A positive constant: its value rounded towards zero, and whether the nearest register value is the next one.
 #[derive(Clone, Copy, Debug)]

@@ -2,10 +2,11 @@
 
 use iced_x86::Code;
 
-use super::unit::{X87, status};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::x87::{X87, status};
 
 const RAX: u8 = 0;
 

@@ -3,13 +3,14 @@
 
 use iced_x86::Code;
 
-use super::unit::{Register80, X87};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::flags::bit;
 use crate::mmu::Access;
-use crate::op::{Handler, Op, Stop};
-use crate::sys::control::cr0;
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::bit;
+use crate::unit::control::cr0;
+use crate::unit::x87::{Register80, X87};
 
 /// Bytes of an environment with 16-bit and with 32-bit operands.
 const SHORT: usize = 14;

@@ -29,28 +29,26 @@ mod control;
 mod environment;
 mod nan;
 mod native;
+mod operation;
 mod save;
 mod signature;
 #[cfg(test)]
 mod tests;
 mod transcendental;
 mod transfer;
-mod unit;
 
 use iced_x86::{Instruction, OpKind, Register};
 
-use crate::decode::{Site, slot};
-use crate::op::{Handler, Op};
+use crate::op::{Handler, Op, Site, slot};
 
 pub(crate) use signature::sign;
-pub(crate) use unit::{Register80, X87};
 
 /// The handler of an instruction of this family, with `op`'s operands filled in: `dst` is the number of the stack register other than
 /// ST(0), if there is one; `third` tells whether there is a memory operand.
 pub(crate) fn lower(instruction: &Instruction, _site: Site, op: &mut Op) -> Option<Handler> {
     let registers = (0..instruction.op_count()).map(|operand| instruction.op_register(operand));
     op.dst = registers.filter(|register| is_stack(*register)).map(slot).max().unwrap_or(0);
-    op.third = if instruction.op0_kind() == OpKind::Memory { unit::MEMORY } else { 0 };
+    op.third = if instruction.op0_kind() == OpKind::Memory { operation::MEMORY } else { 0 };
     let code = instruction.code();
     arithmetic::lower(code)
         .or_else(|| transfer::lower(code))

@@ -1,7 +1,7 @@
 //! Which of two NaN operands a result is.
 
 use super::native::Computed;
-use super::unit::Register80;
+use crate::unit::x87::Register80;
 
 /// The bit that tells a quiet NaN from a signaling one.
 const QUIET: u64 = 1 << 62;

@@ -12,7 +12,7 @@
 
 use std::arch::asm;
 
-use super::unit::{Register80, control};
+use crate::unit::x87::{Register80, control};
 
 /// The control word after FNINIT, which the ABI prescribes.
 static HOST_CONTROL: u16 = 0x37f;

@@ -3,12 +3,13 @@
 
 use iced_x86::Code;
 
-use super::unit::{Register80, X87, control};
 use crate::bus::Bus;
 use crate::core::Cpu;
 use crate::mmu::Access;
-use crate::op::{Handler, Op, Stop};
-use crate::sse::Sse;
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::Sse;
+use crate::unit::x87::{Register80, X87, control};
 
 /// Bytes from the control word to the last XMM register; those behind are left to the program.
 const LEGACY_LEN: usize = 416;

@@ -1,8 +1,8 @@
 //! The x87 part of [`float_signature`](crate::float_signature).
 
 use super::native::{self, Add, Arithmetic, Binary, Computed, Divide, Multiply, Pushing, Subtract, Unary};
-use super::unit::{Register80, control, status};
-use crate::signature::Digest;
+use crate::digest::Digest;
+use crate::unit::x87::{Register80, control, status};
 
 /// Operations, and the condition codes that the processor takes from them beside C1.
 const UNARY: [(Unary, u16); 5] = [

@@ -3,7 +3,7 @@
 use std::arch::asm;
 
 use super::native::{self, Arithmetic, Divide};
-use super::unit::{Register80, X87, control, status};
+use crate::unit::x87::{Register80, X87, control, status};
 
 const ONE: Register80 = Register80 { significand: 1 << 63, sign_exponent: 16383 };
 const ZERO: Register80 = Register80 { significand: 0, sign_exponent: 0 };

@@ -7,10 +7,11 @@ use iced_x86::Code;
 
 use super::arithmetic::{popping, pushing, unary};
 use super::native::{self, Unary};
-use super::unit::{Register80, status};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::x87::{Register80, status};
 
 pub(super) fn lower(code: Code) -> Option<Handler> {
     Some(match code {

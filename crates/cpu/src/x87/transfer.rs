@@ -6,10 +6,11 @@ use memory::Scalar;
 
 use super::constant::{self, Constant};
 use super::native::{self, Computed, Stored};
-use super::unit::{Register80, status};
 use crate::bus::Bus;
 use crate::core::Cpu;
-use crate::op::{Handler, Op, Stop};
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::unit::x87::{Register80, status};
 
 pub(super) fn lower(code: Code) -> Option<Handler> {
     Some(match code {

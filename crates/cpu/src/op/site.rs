@@ -2,7 +2,9 @@
 
 use iced_x86::{Instruction, Register};
 
-use crate::op::{BLOCK_BASE, Op, ZERO, ea};
+use crate::core::{BLOCK_BASE, ZERO};
+
+use crate::op::{Op, ea};
 
 /// Where an instruction stands in its block.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,4 @@
-//! [`X87`]: the registers of the x87 unit, its stack, its exceptions, and what MMX instructions share of it.
-
-use crate::bus::Bus;
-use crate::core::Cpu;
-use crate::op::{Op, Stop, vector};
+//! [`X87`]: the registers of the x87 unit and its stack, and what MMX instructions share of it.
 
 /// One 80-bit register. MMX registers are the significands.
 #[repr(C)]
@@ -17,12 +13,12 @@ impl Register80 {
     /// The quiet NaN that masked invalid operations produce.
     pub(crate) const INDEFINITE: Self = Self { significand: 3 << 62, sign_exponent: 0xffff };
 
-    pub(super) fn from_u128(bits: u128) -> Self {
+    pub(crate) fn from_u128(bits: u128) -> Self {
         Self { significand: bits as u64, sign_exponent: (bits >> 64) as u16 }
     }
 
     /// Exact: 64 bits of significand hold every integer.
-    pub(super) fn from_integer(value: i64) -> Self {
+    pub(crate) fn from_integer(value: i64) -> Self {
         if value == 0 {
             return Self::default();
         }
@@ -32,11 +28,11 @@ impl Register80 {
         Self { significand: magnitude << shift, sign_exponent: sign | (16383 + 63 - shift as u16) }
     }
 
-    pub(super) fn is_nan(self) -> bool {
+    pub(crate) fn is_nan(self) -> bool {
         self.sign_exponent & 0x7fff == 0x7fff && self.significand << 1 != 0
     }
 
-    pub(super) fn is_negative(self) -> bool {
+    pub(crate) fn is_negative(self) -> bool {
         self.sign_exponent >> 15 == 1
     }
 }
@@ -119,7 +115,7 @@ impl X87 {
         self.valid = 0xff;
     }
 
-    pub(super) fn top(&self) -> usize {
+    pub(crate) fn top(&self) -> usize {
         usize::from(self.status >> status::TOP_SHIFT & 7)
     }
 
@@ -128,119 +124,66 @@ impl X87 {
     }
 
     /// ST(index).
-    pub(super) fn get(&self, index: u8) -> Register80 {
+    pub(crate) fn get(&self, index: u8) -> Register80 {
         self.registers[self.physical(index)]
     }
 
     /// ST(index), unless it is empty.
-    pub(super) fn value(&self, index: u8) -> Option<Register80> {
+    pub(crate) fn value(&self, index: u8) -> Option<Register80> {
         let physical = self.physical(index);
         (self.valid >> physical & 1 == 1).then(|| self.registers[physical])
     }
 
-    pub(super) fn set(&mut self, index: u8, value: Register80) {
+    pub(crate) fn set(&mut self, index: u8, value: Register80) {
         let physical = self.physical(index);
         self.registers[physical] = value;
         self.valid |= 1 << physical;
     }
 
     /// Makes ST(index) empty.
-    pub(super) fn free(&mut self, index: u8) {
+    pub(crate) fn free(&mut self, index: u8) {
         self.valid &= !(1 << self.physical(index));
     }
 
     /// Moves TOP up (towards the stack's bottom) by one, as a pop does, or down by one (`by` = 7).
-    pub(super) fn rotate(&mut self, by: u16) {
+    pub(crate) fn rotate(&mut self, by: u16) {
         let top = (self.status >> status::TOP_SHIFT).wrapping_add(by) & 7;
         self.status = self.status & !status::TOP | top << status::TOP_SHIFT;
     }
 
-    pub(super) fn pop(&mut self) {
+    pub(crate) fn pop(&mut self) {
         self.free(0);
         self.rotate(1);
     }
 
     /// The caller has checked that there is room.
-    pub(super) fn push(&mut self, value: Register80) {
+    pub(crate) fn push(&mut self, value: Register80) {
         self.rotate(7);
         self.set(0, value);
     }
 
-    pub(super) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.valid >> self.physical(7) & 1 == 0
     }
 
-    pub(super) fn set_condition(&mut self, mask: u16, bits: u16) {
+    pub(crate) fn set_condition(&mut self, mask: u16, bits: u16) {
         self.status = self.status & !mask | bits & mask;
     }
 
     /// Whether one of these exceptions is raised and not masked.
-    pub(super) fn is_unmasked(&self, exceptions: u16) -> bool {
+    pub(crate) fn is_unmasked(&self, exceptions: u16) -> bool {
         exceptions & !self.control & status::EXCEPTIONS != 0
     }
 
     /// Derives ES and B from exceptions and masks.
-    pub(super) fn update_summary(&mut self) {
+    pub(crate) fn update_summary(&mut self) {
         let summary = status::ERROR_SUMMARY | status::BUSY;
         let bits = if self.is_unmasked(self.status) { summary } else { 0 };
         self.set_condition(summary, bits);
     }
 
-    pub(super) fn set_control(&mut self, value: u16) {
+    pub(crate) fn set_control(&mut self, value: u16) {
         self.control = value & control::WRITABLE | control::FIXED;
         self.update_summary();
-    }
-}
-
-/// [`Op::third`] of instructions with a memory operand.
-pub(super) const MEMORY: u8 = 1;
-
-impl Cpu {
-    /// Raises #MF when an unmasked x87 exception is pending: the first thing that waiting x87 instructions and all MMX
-    /// instructions do.
-    #[inline(always)]
-    pub(crate) fn check_x87_pending(&mut self) -> Result<(), Stop> {
-        if self.x87.status & status::ERROR_SUMMARY == 0 { Ok(()) } else { Err(self.raise(vector::MF, None)) }
-    }
-
-    /// Ends an instruction that computes: notes where it was, and adds its exceptions; if one of them is not masked, #MF follows at the
-    /// next instruction that waits.
-    #[inline(always)]
-    pub(super) fn finish_x87(&mut self, op: &Op, exceptions: u16, bus: &mut dyn Bus) {
-        self.x87.last_instruction = self.rip_of(op);
-        self.x87.status |= exceptions & (status::EXCEPTIONS | status::STACK_FAULT);
-        if self.x87.is_unmasked(self.x87.status) {
-            self.note_unmasked(op, exceptions, bus);
-        }
-    }
-
-    #[cold]
-    fn note_unmasked(&mut self, op: &Op, exceptions: u16, bus: &mut dyn Bus) {
-        self.x87.update_summary();
-        if !self.x87.is_unmasked(exceptions) {
-            return;
-        }
-        if op.third == MEMORY {
-            self.x87.last_operand = self.effective_offset(op);
-        }
-        // The opcode is not kept in ops: read it again. The instruction has just been fetched, so this works.
-        let mut previous = 0;
-        for offset in 0..op.len {
-            let linear = self.code_base.wrapping_add(self.rip_of(op)).wrapping_add(offset.into());
-            let Ok(byte) = self.load::<u8>(linear, bus) else { return };
-            if previous & 0xf8 == 0xd8 {
-                self.x87.last_opcode = (previous & 7) << 8 | u16::from(byte);
-                return;
-            }
-            previous = byte.into();
-        }
-    }
-
-    /// Whether an instruction may go on after a stack fault: C1 tells overflow from underflow. `false`: invalid operations are not masked.
-    #[cold]
-    pub(super) fn stack_fault(&mut self, overflow: bool) -> (bool, u16) {
-        self.x87.set_condition(status::C1, if overflow { status::C1 } else { 0 });
-        let exceptions = status::INVALID | status::STACK_FAULT;
-        (!self.x87.is_unmasked(exceptions), exceptions)
     }
 }

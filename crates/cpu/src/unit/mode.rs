@@ -1,8 +1,8 @@
 //! [`Mode`]: what decides, besides the bytes, how code decodes.
 
-use crate::core::Cpu;
-use crate::flags::bit;
-use crate::sys::control::{cr0, cr4};
+use crate::unit::control::{cr0, cr4};
+use crate::unit::flags::bit;
+use crate::unit::system::System;
 
 /// What decides, besides the bytes, how code decodes: part of a block's identity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,18 +22,17 @@ impl Mode {
     /// Bits of [`Mode::bits`].
     pub(crate) const BITS: u32 = 9;
 
-    /// The mode a processor is in.
-    pub(crate) fn of(cpu: &Cpu) -> Self {
-        let system = &cpu.system;
+    /// The mode of a processor with this state: `code_bits` (16, 32 or 64) of the current code segment, `rflags` with VM at least.
+    pub(crate) fn of(system: &System, code_bits: u8, rflags: u64) -> Self {
         let stack_32 = system.segments[2].attributes & 1 << 14 != 0;
-        let mut mode = match cpu.code_bits {
+        let mut mode = match code_bits {
             64 => Self::CODE_64,
             16 => Self::CODE_16,
             _ => 0,
         };
         for (holds, bit) in [
-            (stack_32 && cpu.code_bits != 64, Self::STACK_32),
-            (system.cr0 & cr0::PE != 0 && cpu.rflags_rest & bit::VM == 0, Self::PROTECTED),
+            (stack_32 && code_bits != 64, Self::STACK_32),
+            (system.cr0 & cr0::PE != 0 && rflags & bit::VM == 0, Self::PROTECTED),
             (system.cr0 & cr0::EM != 0, Self::FPU_EMULATED),
             (system.cr0 & cr0::TS != 0, Self::TASK_SWITCHED),
             (system.cr0 & cr0::MP != 0, Self::MONITOR),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::cpuid::CpuProfile;
 use crate::state::{InterruptShadow, PendingEvent, RunState, TableState};
-use crate::sys::Msrs;
-use crate::sys::segment::Segment;
+use crate::unit::msrs::Msrs;
+use crate::unit::segment::Segment;
 
 /// Segments, control and model-specific registers, interrupt state.
 #[repr(C)]
