@@ -24,7 +24,6 @@ pub(super) fn lower(instruction: &Instruction, site: Site, op: &mut Op) -> Optio
         Mnemonic::Clac => set_access_check::<false>,
         Mnemonic::Stac => set_access_check::<true>,
         Mnemonic::Hlt => halt,
-        Mnemonic::Pause => pause,
         Mnemonic::Swapgs if site.code_bits == 64 => swap_gs,
         Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase => {
             op.dst = slot(instruction.op0_register());
@@ -92,10 +91,6 @@ fn set_access_check<const SUSPENDED: bool>(cpu: &mut Cpu, _op: &Op, _bus: &mut d
 fn halt(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
     cpu.require_supervisor()?;
     Err(Stop::Halt)
-}
-
-fn pause(_cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
-    Err(Stop::Pause)
 }
 
 fn swap_gs(cpu: &mut Cpu, _op: &Op, _bus: &mut dyn Bus) -> Result<(), Stop> {
