@@ -52,13 +52,16 @@ impl Segment {
         }
     }
 
+    /// A register that holds no usable segment holds none that is present either, as KVM has it.
     pub(crate) fn to_state(self) -> SegmentState {
+        let unusable = self.attributes & attribute::UNUSABLE != 0;
+        let absent = if unusable { attribute::PRESENT } else { 0 };
         SegmentState {
             selector: self.selector,
             base: self.base,
             limit: self.limit,
-            attributes: self.attributes & attribute::DESCRIPTOR,
-            unusable: self.attributes & attribute::UNUSABLE != 0,
+            attributes: self.attributes & attribute::DESCRIPTOR & !absent,
+            unusable,
         }
     }
 

@@ -187,7 +187,7 @@ fn neutral_segment(segment: kvm_segment) -> SegmentState {
         attributes: u16::from(segment.type_ & 15)
             | bit(segment.s, 4)
             | u16::from(segment.dpl & 3) << 5
-            | bit(segment.present, 7)
+            | bit(if segment.unusable == 0 { segment.present } else { 0 }, 7)
             | bit(segment.avl, 12)
             | bit(segment.l, 13)
             | bit(segment.db, 14)
