@@ -19,6 +19,8 @@ use crate::support::guest::images_dir;
 pub const FOLDER: &str = "TWINVM_BENCH_KVM";
 /// The variable that says how often each side is measured.
 const RUNS: &str = "TWINVM_BENCH_RUNS";
+/// The variable that names the parts of `twinvm bench kvm` that are measured; nothing else is then.
+const ONLY: &str = "TWINVM_BENCH_ONLY";
 /// How long a benchmark may take before it counts as hung.
 const LIMIT: Duration = Duration::from_secs(7200);
 
@@ -26,11 +28,11 @@ const LIMIT: Duration = Duration::from_secs(7200);
 /// machine is too slow for the usual 100 ms.
 const BENCHES: [(&str, &str); 2] =
     [("twinvm bench kvm", "kvm.json"), ("twinvm bench ft --engine kvm --suspicion 5000", "ft-kvm.json")];
-/// What builds the guests' images.
-const PREPARE: [&[&str]; 2] =
-    [&["bench", "kvm", "--prepare"], &["image", "build", "demo-redis", "--package", "redis-server"]];
-/// Their names.
-const IMAGES: [&str; 2] = ["bench-kvm", "demo-redis"];
+/// What builds the image of each one's guest, and the image's name.
+const IMAGES: [(&[&str], &str); 2] = [
+    (&["bench", "kvm", "--prepare"], "bench-kvm"),
+    (&["image", "build", "demo-redis", "--package", "redis-server"], "demo-redis"),
+];
 
 /// Measures, and leaves the figures in `folder`.
 ///
@@ -40,11 +42,14 @@ pub fn run(folder: &Path) -> Result<(), String> {
     let at = |error: std::io::Error| format!("{}: {error}", folder.display());
     fs::create_dir_all(folder).map_err(at)?;
     let made = TempDir::new_in(images_dir().parent().unwrap()).unwrap();
-    let job = job::disk(&BTreeMap::new(), &images(), made.path());
+    let only = std::env::var(ONLY).unwrap_or_default();
+    let count = if only.is_empty() { BENCHES.len() } else { 1 };
+    let job = job::disk(&BTreeMap::new(), &images(count), made.path());
     let runs = std::env::var(RUNS).unwrap_or_else(|_| "1".to_owned());
     let mut machine = Machine::boot(Emulator::Qemu, &Disks { root: root::with_peer(), job })?;
-    for (command, file) in BENCHES {
-        let command = format!("{command} --runs {runs} --json -");
+    let options = if only.is_empty() { String::new() } else { format!(" --only {only}") };
+    for (command, file) in BENCHES.iter().take(count) {
+        let command = format!("{command}{options} --runs {runs} --json -");
         println!("in the nested machine: {command}");
         let outcome = machine.run(&command, LIMIT)?;
         let figures = outcome.output.lines().rev().find(|line| line.starts_with('{'));
@@ -57,13 +62,14 @@ pub fn run(folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The guests' images, built with the twinvm that is measured.
-fn images() -> [Image; 2] {
-    for arguments in PREPARE {
+/// The images of the first `count` guests, built with the twinvm that is measured.
+fn images(count: usize) -> Vec<Image> {
+    let store = ImageStore::new(images_dir());
+    let image = |(arguments, name): &(&[&str], &str)| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinvm"));
         command.args(arguments).env("TWINVM_HOME", images_dir().parent().unwrap());
         assert!(command.status().unwrap().success(), "{command:?}");
-    }
-    let store = ImageStore::new(images_dir());
-    IMAGES.map(|name| store.get(name).unwrap())
+        store.get(name).unwrap()
+    };
+    IMAGES.iter().take(count).map(image).collect()
 }

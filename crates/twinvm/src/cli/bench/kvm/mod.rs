@@ -13,12 +13,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use self::report::{Each, Report, Subject};
 use self::scene::Scene;
 use self::vmm::Vmm;
-use self::work::{Run, measure};
+use self::work::{Part, Run, measure};
 use super::qemu;
 use super::report::host_cpu;
 use crate::cli::demo::{is_stdout, write_json};
@@ -41,6 +41,9 @@ pub struct KvmArguments {
     /// How long each load runs, in s
     #[arg(long, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
+    /// Measure only these parts, beside the boot, which every run begins with; separated by commas
+    #[arg(long, value_name = "PARTS", value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
     /// vCPUs of the guest
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
@@ -48,7 +51,7 @@ pub struct KvmArguments {
     #[arg(long, value_name = "WORDS", default_value = "")]
     append: String,
     /// Measure, in place of all that and without QEMU, how long a bare-metal guest that writes memory is paused for its checkpoints
-    #[arg(long, conflicts_with_all = ["prepare", "runs", "cpus", "append"])]
+    #[arg(long, conflicts_with_all = ["prepare", "runs", "only", "cpus", "append"])]
     pause: bool,
     /// Only build the guest's image, for a machine without a network
     #[arg(long, conflicts_with = "json")]
@@ -70,11 +73,12 @@ pub fn run(arguments: &KvmArguments) -> Result<ExitCode> {
     let is_stdout_taken = is_stdout(arguments.json.as_deref());
     let scene = Scene::prepare(arguments.cpus, &arguments.append)?;
     let duration = Duration::from_secs(arguments.seconds.into());
+    let parts = if arguments.only.is_empty() { Part::value_variants() } else { &arguments.only };
     let mut each = Each::default();
     for number in 1..=arguments.runs {
         for (vmm, runs) in [(Vmm::Twinvm, &mut each.ours), (Vmm::Qemu, &mut each.peer)] {
             eprintln!("run {number} of {}: {vmm}", arguments.runs);
-            runs.push(one(&scene, vmm, duration).with_context(|| format!("on {vmm}"))?);
+            runs.push(one(&scene, vmm, parts, duration).with_context(|| format!("on {vmm}"))?);
         }
     }
     let subject = Subject {
@@ -96,7 +100,8 @@ pub fn run(arguments: &KvmArguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn one(scene: &Scene, vmm: Vmm, duration: Duration) -> Result<Run> {
+fn one(scene: &Scene, vmm: Vmm, parts: &[Part], duration: Duration) -> Result<Run> {
     let guest = vmm.boot(scene)?;
-    measure(&guest, duration).with_context(|| format!("the end of the guest's console:\n{}", guest.console_tail()))
+    measure(&guest, parts, duration)
+        .with_context(|| format!("the end of the guest's console:\n{}", guest.console_tail()))
 }

@@ -15,26 +15,26 @@ struct Figure {
     key: &'static str,
     /// For people, with the unit.
     what: &'static str,
-    value: fn(&Run) -> f64,
+    value: fn(&Run) -> Option<f64>,
     /// Whether less of it is better.
     is_time: bool,
 }
 
-const fn time(key: &'static str, what: &'static str, value: fn(&Run) -> f64) -> Figure {
+const fn time(key: &'static str, what: &'static str, value: fn(&Run) -> Option<f64>) -> Figure {
     Figure { key, what, value, is_time: true }
 }
 
-const fn rate(key: &'static str, what: &'static str, value: fn(&Run) -> f64) -> Figure {
+const fn rate(key: &'static str, what: &'static str, value: fn(&Run) -> Option<f64>) -> Figure {
     Figure { key, what, value, is_time: false }
 }
 
 const FIGURES: [Figure; 11] = [
-    time("boot", "boot to ready, s", |run| run.boot_s),
+    time("boot", "boot to ready, s", |run| Some(run.boot_s)),
     time("cpu_loop", "shell loop, s", |run| run.cpu_loop_s),
     rate("redis_single", "Redis, one at a time, requests/s", |run| run.redis_single_per_s),
     rate("redis_pipelined", "Redis, 64 under way, requests/s", |run| run.redis_pipelined_per_s),
-    rate("network_in", "network into the guest, MB/s", |run| run.network_in_bytes_per_s / 1e6),
-    rate("network_out", "network out of the guest, MB/s", |run| run.network_out_bytes_per_s / 1e6),
+    rate("network_in", "network into the guest, MB/s", |run| run.network_in_bytes_per_s.map(|rate| rate / 1e6)),
+    rate("network_out", "network out of the guest, MB/s", |run| run.network_out_bytes_per_s.map(|rate| rate / 1e6)),
     rate("disk_sequential_read", "disk, 256 KiB reads in order, 1/s", |run| run.disk_sequential_reads_per_s),
     rate("disk_sequential_write", "disk, 256 KiB writes in order, 1/s", |run| run.disk_sequential_writes_per_s),
     rate("disk_random_read", "disk, 4 KiB reads anywhere, 1/s", |run| run.disk_random_reads_per_s),
@@ -94,7 +94,7 @@ impl Report {
     /// The report of some runs.
     pub fn new(runs: u32, seconds: u32, each: Each, subject: Subject) -> Self {
         let medians = |runs: &[Run]| -> BTreeMap<&'static str, Option<f64>> {
-            let of = |figure: &Figure| (figure.key, median(runs.iter().map(figure.value).collect()));
+            let of = |figure: &Figure| (figure.key, median(runs.iter().filter_map(figure.value).collect()));
             FIGURES.iter().map(of).collect()
         };
         let (ours, peer) = (medians(&each.ours), medians(&each.peer));
@@ -119,11 +119,14 @@ impl Report {
         ))?;
         let mut rows = table(&["WORK", "TWINVM", "QEMU", "SPEED"]);
         for Figure { key, what, .. } in &FIGURES {
-            let [ours, peer] = [&self.ours, &self.peer].map(|side| number(side.get(key).copied().flatten()));
+            let [ours, peer] = [&self.ours, &self.peer].map(|side| side.get(key).copied().flatten());
+            if ours.or(peer).is_none() {
+                continue;
+            }
             rows.add_row([
                 (*what).to_owned(),
-                ours,
-                peer,
+                number(ours),
+                number(peer),
                 number(self.ratios.get(&format!("ratio_{key}")).copied().flatten()),
             ]);
         }
@@ -152,16 +155,10 @@ mod tests {
     fn run(boot_s: f64, redis_single_per_s: f64) -> Run {
         Run {
             boot_s,
-            cpu_loop_s: 1.0,
-            redis_single_per_s,
-            redis_pipelined_per_s: 1.0,
-            network_in_bytes_per_s: 1.0,
-            network_out_bytes_per_s: 1.0,
-            disk_sequential_reads_per_s: 1.0,
-            disk_sequential_writes_per_s: 1.0,
-            disk_random_reads_per_s: 1.0,
-            disk_random_writes_per_s: 0.0,
-            disk_synced_writes_per_s: 1.0,
+            cpu_loop_s: Some(1.0),
+            redis_single_per_s: Some(redis_single_per_s),
+            disk_random_writes_per_s: Some(0.0),
+            ..Run::default()
         }
     }
 
@@ -181,7 +178,8 @@ mod tests {
         assert_eq!(report["ratio_boot"], 0.5);
         assert_eq!(report["ratio_redis_single"], 1.5);
         assert_eq!(report["ratio_cpu_loop"], 1.0);
-        assert!(report["ratio_disk_random_write"].is_null());
+        assert!(report["ratio_disk_random_write"].is_null(), "the peer did nothing");
+        assert!(report["ratio_network_in"].is_null() && report["ours"]["network_in"].is_null(), "not measured");
         assert_eq!(report["ours"]["boot"], 2.0);
         let ratios = report.as_object().unwrap().keys().filter(|key| key.starts_with("ratio_")).count();
         assert_eq!(ratios, FIGURES.len());
