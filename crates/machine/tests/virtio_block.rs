@@ -1,8 +1,8 @@
 //! virtio-blk as a guest's driver sees it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use machine::devices::virtio::block::{Block, BlockBackend, BlockRestoreError};
+use machine::devices::virtio::block::{Block, BlockBackend, BlockRestoreError, ImageDisk};
 use machine::devices::virtio::mmio::DeviceStatus;
 use machine::devices::virtio::testing::{Buffer, GuestDriver, MemoryDisk};
 use machine::devices::virtio::{MmioState, MmioTransport, QueueError};
@@ -170,14 +170,14 @@ fn disk_images_of_both_formats_keep_what_a_guest_wrote() {
         let path = folder.path().join(name);
         if name.ends_with("raw") { create_raw(&path, 1 << 20) } else { create_qcow2(&path, 1 << 20, None) }.unwrap();
         let open = || DiskImage::open(&path, DiskOptions::default()).unwrap();
-        let mut rig = Rig::with_backend(Box::new(Mutex::new(open())), MemoryDisk::default(), ALL);
+        let mut rig = Rig::with_backend(Box::new(ImageDisk::new(open())), MemoryDisk::default(), ALL);
         let data = pattern(200 << 10, 3);
         assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 7, &data, 0).0, OK);
         assert_eq!(rig.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &range(8, 2, 0), 0).0, OK);
         assert_eq!(rig.request(VIRTIO_BLK_T_DISCARD, 0, &range(20, 1, 0), 0).0, OK);
         assert_eq!(rig.request(VIRTIO_BLK_T_FLUSH, 0, &[], 0).0, OK);
         drop(rig);
-        let mut rig = Rig::with_backend(Box::new(Mutex::new(open())), MemoryDisk::default(), ALL);
+        let mut rig = Rig::with_backend(Box::new(ImageDisk::new(open())), MemoryDisk::default(), ALL);
         let mut expected = data;
         expected[512..3 * 512].fill(0);
         expected[13 * 512..14 * 512].fill(0);

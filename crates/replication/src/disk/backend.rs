@@ -82,11 +82,15 @@ impl BlockBackend for LoggedDisk {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        Ok(self.disk()?.lock().read_at(offset, buf)?)
+        let disk = self.disk()?;
+        Ok(match disk.raw() {
+            Some(raw) => raw.read_at(offset, buf),
+            None => disk.lock().read_at(offset, buf),
+        }?)
     }
 
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> bool {
-        self.disk().is_ok_and(|disk| disk.try_lock().is_some_and(|image| image.read_cached(offset, buf)))
+        self.disk().is_ok_and(|disk| disk.raw().is_some_and(|raw| raw.read_cached(offset, buf)))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -7,7 +7,7 @@ use std::thread;
 
 use machine::bus::lock;
 use machine::devices::virtio::block::BlockBackend;
-use storage::disk::{Backing, BaseIdentity, DiskImage};
+use storage::disk::{Backing, BaseIdentity, DiskImage, RawFile};
 
 use super::backend::LoggedDisk;
 use super::codec::decode_writes;
@@ -42,6 +42,8 @@ pub(super) struct Disk {
     pub size_bytes: u64,
     pub read_only: bool,
     image: Mutex<DiskImage>,
+    /// Content that can be read without the lock.
+    raw: Option<Arc<RawFile>>,
     /// Threads that wait for the image on behalf of a guest.
     hurried: AtomicU32,
 }
@@ -53,6 +55,7 @@ impl DiskSet {
             number,
             size_bytes: image.size_bytes(),
             read_only: image.is_read_only(),
+            raw: image.raw_file().cloned(),
             image: Mutex::new(image),
             hurried: AtomicU32::new(0),
         });
@@ -251,9 +254,10 @@ impl Disk {
         image
     }
 
-    /// The image, if nobody has it now.
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, DiskImage>> {
-        self.image.try_lock().ok()
+    /// What reads the content beside whoever has the image, if the format allows that. It must not be written by: the log has to have
+    /// changes in their order.
+    pub fn raw(&self) -> Option<&RawFile> {
+        self.raw.as_deref()
     }
 
     /// The image, for something that a guest must not wait for: who locks it again and again would leave others few chances.

@@ -1,22 +1,23 @@
 //! An open disk image.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, ShallowMapping, StorageOpenOptions};
 use rustix::fs::SeekFrom as Find;
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 use spec::DiskFormat;
 
 use super::format;
 use super::lock::open_locked;
 use super::qcow2_header::{self, Refusal};
 use super::qcow2_tables;
-use super::{Allocation, Backing, DiskError, Extent, WriteBack, check_size};
+use super::{Allocation, Backing, DiskError, Extent, RawFile, WriteBack, check_size};
 use crate::file_lock::FileLock;
 
 /// Longest chain of backing files.
@@ -48,6 +49,8 @@ pub struct DiskImage {
     tables_changed: bool,
     /// What a qcow2 image is based on.
     backing: Option<Backing>,
+    /// The content of a raw image that is used through the host's page cache.
+    raw: Option<Arc<RawFile>>,
     // Dropped in this order: closing the image may write to it.
     access: Format,
     /// The image's file, then those it is based on.
@@ -67,16 +70,22 @@ impl DiskImage {
             None => format::guess(path, &reopen(path, false)?)?,
         };
         let (access, backing) = open_format(path, file, format, options, &mut locks)?;
-        let image = Self {
+        let mut image = Self {
             path: path.to_path_buf(),
             format,
             read_only: options.read_only,
             tables_changed: false,
             backing,
+            raw: None,
             access,
             locks,
         };
         check_size(path, image.size_bytes())?;
+        if let Some(own) = image.locks.first().filter(|_| format == DiskFormat::Raw && !options.direct) {
+            let file = own.file().try_clone().map_err(|e| image.io("open", e))?;
+            let raw = RawFile::new(image.path.clone(), file, image.size_bytes(), options.read_only);
+            image.raw = Some(Arc::new(raw));
+        }
         Ok(image)
     }
 
@@ -152,11 +161,19 @@ impl DiskImage {
         self.locks.iter().map(FileLock::file)
     }
 
+    /// What reads and writes the content without this image, if its format and the way it was opened allow that.
+    pub fn raw_file(&self) -> Option<&Arc<RawFile>> {
+        self.raw.as_ref()
+    }
+
     /// Fills `buffer` from `offset` on.
     ///
     /// # Errors
     /// [`DiskError::OutOfRange`], [`DiskError::Io`].
     pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        if let Some(raw) = &self.raw {
+            return raw.read_at(offset, buffer);
+        }
         self.check_range(offset, buffer.len() as u64)?;
         self.access.read(buffer, offset).map_err(|e| self.io("read", e))
     }
@@ -164,13 +181,7 @@ impl DiskImage {
     /// Fills `buffer` from `offset` on if the host can do that without a wait, as it has the content in its page cache. False if it cannot,
     /// or nobody can tell: then the buffer's content is undefined, and [`Self::read_at`] does it, or finds out why not.
     pub fn read_cached(&self, offset: u64, buffer: &mut [u8]) -> bool {
-        if self.format != DiskFormat::Raw || self.check_range(offset, buffer.len() as u64).is_err() {
-            return false;
-        }
-        let Some(file) = self.files().next() else { return false };
-        let length = buffer.len();
-        let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
-        read.is_ok_and(|read| read == length)
+        self.raw.as_ref().is_some_and(|raw| raw.read_cached(offset, buffer))
     }
 
     /// Writes `data` at `offset`. It survives a power failure only after the next [`Self::flush`].
@@ -178,6 +189,9 @@ impl DiskImage {
     /// # Errors
     /// [`DiskError::OutOfRange`], [`DiskError::ReadOnly`], [`DiskError::Io`].
     pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        if let Some(raw) = &self.raw {
+            return raw.write_at(offset, data);
+        }
         self.check_writable(offset, data.len() as u64)?;
         self.tables_changed = self.tables_changed || !self.is_mapped(offset, data.len() as u64);
         self.access.write(data, offset).map_err(|e| self.io("write", e))

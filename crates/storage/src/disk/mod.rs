@@ -19,6 +19,7 @@ mod image;
 mod lock;
 mod qcow2_header;
 mod qcow2_tables;
+mod raw_file;
 mod write_back;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ pub use error::DiskError;
 pub use extent::{Allocation, Extent};
 pub use identity::{BaseIdentity, ContentDigest};
 pub use image::{DiskImage, DiskOptions};
+pub use raw_file::RawFile;
 pub use write_back::WriteBack;
 
 /// Smallest unit of a disk in bytes; sizes are multiples of it.

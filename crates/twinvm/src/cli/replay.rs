@@ -4,14 +4,14 @@ use std::fs::{self, File};
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use indicatif::HumanCount;
 use machine::devices::serial::ConsoleSink;
-use machine::devices::virtio::block::BlockBackend;
+use machine::devices::virtio::block::{BlockBackend, ImageDisk};
 use machine::engine::soft::host_signature;
 use machine::input::InputEvent;
 use replication::lockstep::file::{LogEnd, LogFileError, LogFileHead, LogFileReader, LogRecord, snapshot_digest};
@@ -274,7 +274,7 @@ fn begin(
                 what.display()
             );
         }
-        disks.push(Box::new(Mutex::new(image)));
+        disks.push(Box::new(ImageDisk::new(image)));
     }
     let execution = Execution::new(config, &content.ram, content.state, disks, console, progress).map_err(explain)?;
     Ok((execution, folder))

@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow, bail};
 use machine::devices::serial::ConsoleSink;
-use machine::devices::virtio::block::BlockBackend;
+use machine::devices::virtio::block::{BlockBackend, ImageDisk};
 use machine::devices::virtio::net::NetConfig;
 use machine::devices::virtio::rng::OsEntropy;
 use machine::platform::Parts;
@@ -127,7 +126,7 @@ pub fn parts(spec: &VmSpec, ends: &Ends, console: Box<dyn ConsoleSink>) -> Resul
 /// Connects disks that are open, and everything else.
 pub fn connect(disks: Vec<DiskImage>, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Parts> {
     Ok(Parts {
-        disks: disks.into_iter().map(|disk| Box::new(Mutex::new(disk)) as Box<dyn BlockBackend>).collect(),
+        disks: disks.into_iter().map(|disk| Box::new(ImageDisk::new(disk)) as Box<dyn BlockBackend>).collect(),
         cards: ends.connect()?,
         console,
         entropy: Box::new(OsEntropy::open().context("cannot open /dev/urandom")?),

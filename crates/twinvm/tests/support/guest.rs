@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use machine::devices::serial::ConsoleSink;
+use machine::devices::virtio::block::ImageDisk;
 use machine::devices::virtio::net::NetConfig;
 use machine::devices::virtio::rng::SeededEntropy;
 use machine::engine::soft::InputMode;
@@ -99,7 +100,7 @@ impl Guest {
     pub fn parts(&self, disk: &Path, link: Box<dyn FrameBackend>, entropy_bytes: u64) -> Parts {
         let options = DiskOptions { format: Some(DiskFormat::Qcow2), ..DiskOptions::default() };
         Parts {
-            disks: vec![Box::new(Mutex::new(DiskImage::open(disk, options).unwrap()))],
+            disks: vec![Box::new(ImageDisk::new(DiskImage::open(disk, options).unwrap()))],
             cards: vec![(NetConfig { mac: MacAddr::for_vm("test", 0), mtu: 1500 }, link)],
             console: Box::new(self.console.clone()),
             entropy: Box::new(SeededEntropy::new(7, entropy_bytes)),

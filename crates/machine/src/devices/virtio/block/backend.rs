@@ -1,9 +1,9 @@
 //! What a disk needs of its image.
 
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use storage::disk::DiskImage;
+use storage::disk::{DiskImage, RawFile};
 
 use crate::bus::lock;
 
@@ -59,39 +59,59 @@ pub trait BlockBackend: Send + Sync {
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()>;
 }
 
-impl BlockBackend for Mutex<DiskImage> {
+/// An image that nothing stands in front of.
+pub struct ImageDisk {
+    image: Mutex<DiskImage>,
+    /// Content that is read and written without the lock.
+    raw: Option<Arc<RawFile>>,
+}
+
+impl ImageDisk {
+    /// The disk that `image` holds.
+    pub fn new(image: DiskImage) -> Self {
+        Self { raw: image.raw_file().cloned(), image: Mutex::new(image) }
+    }
+}
+
+impl BlockBackend for ImageDisk {
     fn size_bytes(&self) -> u64 {
-        lock(self).size_bytes()
+        lock(&self.image).size_bytes()
     }
 
     fn is_read_only(&self) -> bool {
-        lock(self).is_read_only()
+        lock(&self.image).is_read_only()
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        Ok(lock(self).read_at(offset, buf)?)
+        Ok(match &self.raw {
+            Some(raw) => raw.read_at(offset, buf),
+            None => lock(&self.image).read_at(offset, buf),
+        }?)
     }
 
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> bool {
-        self.try_lock().is_ok_and(|image| image.read_cached(offset, buf))
+        self.raw.as_ref().is_some_and(|raw| raw.read_cached(offset, buf))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        Ok(lock(self).write_at(offset, data)?)
+        Ok(match &self.raw {
+            Some(raw) => raw.write_at(offset, data),
+            None => lock(&self.image).write_at(offset, data),
+        }?)
     }
 
     fn flush(&self) -> io::Result<()> {
-        let write_back = lock(self).write_back()?;
+        let write_back = lock(&self.image).write_back()?;
         // Most of the time is spent here, without the lock.
         write_back.run()?;
-        if write_back.is_flush() { Ok(()) } else { Ok(lock(self).flush()?) }
+        if write_back.is_flush() { Ok(()) } else { Ok(lock(&self.image).flush()?) }
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        Ok(lock(self).discard(offset, len)?)
+        Ok(lock(&self.image).discard(offset, len)?)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
-        Ok(lock(self).write_zeroes(offset, len, may_unmap)?)
+        Ok(lock(&self.image).write_zeroes(offset, len, may_unmap)?)
     }
 }

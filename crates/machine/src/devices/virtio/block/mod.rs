@@ -11,6 +11,7 @@
 //!   Those under way when the VM is paused are part of its state, and are done again by whoever goes on from there.
 
 mod backend;
+mod buffers;
 mod checked;
 mod device;
 mod metrics;
@@ -22,7 +23,7 @@ mod state;
 mod synchronous;
 mod workers;
 
-pub use backend::BlockBackend;
+pub use backend::{BlockBackend, ImageDisk};
 pub use device::{Block, ID_LEN};
 pub use metrics::BlockMetrics;
 pub use recorded::DiskFailure;

@@ -13,6 +13,7 @@ use std::io;
 
 use memory::DmaMemory;
 
+use super::buffers::Buffers;
 use super::checked::{CheckedRequest, Geometry, answer, data_bytes};
 use super::metrics::BlockMetrics;
 use super::operation::{Operation, OperationKind};
@@ -40,7 +41,9 @@ pub(super) struct InFlight {
 /// A request that was done, and how that ended.
 pub(super) struct Finished {
     in_flight: InFlight,
-    result: io::Result<Vec<u8>>,
+    result: io::Result<()>,
+    /// What was read, or written.
+    data: Vec<u8>,
 }
 
 /// What taking and answering requests needs of the device.
@@ -68,6 +71,7 @@ pub(super) struct Queued {
     cached_bytes: u64,
     /// Kept for their allocations.
     spare: Vec<Chain>,
+    buffers: Buffers,
 }
 
 impl Queued {
@@ -81,6 +85,7 @@ impl Queued {
             is_stalled: false,
             cached_bytes: 0,
             spare: Vec::new(),
+            buffers: Buffers::default(),
         }
     }
 
@@ -139,19 +144,19 @@ impl Queued {
             let result = context.geometry.write_id(&chain, context.memory, len).map(|()| len);
             return self.answer_one(chain, &result, queue, context);
         }
-        let prepared = checked.and_then(|request| Ok((prepare(&request, &chain, context.memory)?, request)));
-        let (kind, request) = match prepared {
+        let prepared = checked.and_then(|request| {
+            let mut data = self.buffers.take(data_len(&request)?);
+            Ok((prepare(&request, &chain, context.memory, &mut data)?, data, request))
+        });
+        let (kind, mut data, request) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return self.answer_one(chain, &Err(error), queue, context),
         };
-        if let OperationKind::Read { offset, len } = kind
-            && let Some(data) = self.read_cached(offset, len)
+        if let OperationKind::Read { offset } = kind
+            && self.read_cached(offset, &mut data)
         {
-            return self.answer(
-                Finished { in_flight: InFlight { chain, request, bytes: 0 }, result: Ok(data) },
-                queue,
-                context,
-            );
+            let in_flight = InFlight { chain, request, bytes: 0 };
+            return self.answer(Finished { in_flight, result: Ok(()), data }, queue, context);
         }
         let bytes = chain.readable_bytes().saturating_add(chain.writable_bytes());
         let then_flush = context.write_through && request.is_written_through();
@@ -159,18 +164,17 @@ impl Queued {
         self.next_tag += 1;
         self.bytes = self.bytes.saturating_add(bytes);
         self.in_flight.insert(tag, InFlight { chain, request, bytes });
-        self.workers.submit(tag, Operation { kind, then_flush });
+        self.workers.submit(tag, Operation { kind, data, then_flush });
         Ok(())
     }
 
-    /// What a read gets that need not wait for the host.
-    fn read_cached(&mut self, offset: u64, len: usize) -> Option<Vec<u8>> {
-        if len > CACHED_READ_BYTES_MAX || self.cached_bytes > CACHED_BYTES_MAX {
-            return None;
+    /// Does a read that need not wait for the host; false if it has to.
+    fn read_cached(&mut self, offset: u64, data: &mut [u8]) -> bool {
+        if data.len() > CACHED_READ_BYTES_MAX || self.cached_bytes > CACHED_BYTES_MAX {
+            return false;
         }
-        self.cached_bytes += len as u64;
-        let mut data = vec![0; len];
-        self.workers.read_cached(offset, &mut data).then_some(data)
+        self.cached_bytes += data.len() as u64;
+        self.workers.read_cached(offset, data)
     }
 
     /// What was done since the last call and is to be answered, and whether requests may have been left in the queue for which there is
@@ -181,9 +185,12 @@ impl Queued {
             match self.in_flight.remove(&done.tag) {
                 Some(in_flight) => {
                     self.bytes = self.bytes.saturating_sub(in_flight.bytes);
-                    finished.push(Finished { in_flight, result: done.result });
+                    finished.push(Finished { in_flight, result: done.result, data: done.data });
                 }
-                None => self.abandoned = self.abandoned.saturating_sub(1),
+                None => {
+                    self.buffers.give(done.data);
+                    self.abandoned = self.abandoned.saturating_sub(1);
+                }
             }
         }
         (finished, self.is_stalled && self.abandoned == 0)
@@ -196,12 +203,14 @@ impl Queued {
         queue: &mut VirtQueue,
         context: &mut Context<'_>,
     ) -> Result<(), QueueError> {
-        let Finished { in_flight: InFlight { chain, request, .. }, result } = finished;
-        let result = result.map_err(RequestError::Backend).and_then(|data| {
-            chain.write(context.memory, 0, &data).map_err(|_| RequestError::Refused)?;
+        let Finished { in_flight: InFlight { chain, request, .. }, result, data } = finished;
+        let result = result.map_err(RequestError::Backend).and_then(|()| {
+            let read = if matches!(request, CheckedRequest::Read { .. }) { &data[..] } else { &[] };
+            chain.write(context.memory, 0, read).map_err(|_| RequestError::Refused)?;
             request.count(context.metrics);
-            Ok(data.len() as u64)
+            Ok(read.len() as u64)
         });
+        self.buffers.give(data);
         self.answer_one(chain, &result, queue, context)
     }
 
@@ -219,16 +228,28 @@ impl Queued {
     }
 }
 
-/// What a request asks for, and the bytes that it writes as they are now.
-fn prepare(request: &CheckedRequest, chain: &Chain, memory: &DmaMemory) -> Result<OperationKind, RequestError> {
-    Ok(match request {
-        CheckedRequest::Read { offset, len } => {
-            OperationKind::Read { offset: *offset, len: usize::try_from(*len).map_err(|_| RequestError::Refused)? }
+/// Bytes that a request reads or writes.
+fn data_len(request: &CheckedRequest) -> Result<usize, RequestError> {
+    match request {
+        CheckedRequest::Read { len, .. } | CheckedRequest::Write { len, .. } => {
+            usize::try_from(*len).map_err(|_| RequestError::Refused)
         }
-        CheckedRequest::Write { offset, len } => {
-            let mut data = vec![0; usize::try_from(*len).map_err(|_| RequestError::Refused)?];
-            chain.read(memory, HEADER_LEN as u64, &mut data).map_err(|_| RequestError::Refused)?;
-            OperationKind::Write { offset: *offset, data }
+        _ => Ok(0),
+    }
+}
+
+/// What a request asks for, and in `data` the bytes that it writes as they are now.
+fn prepare(
+    request: &CheckedRequest,
+    chain: &Chain,
+    memory: &DmaMemory,
+    data: &mut [u8],
+) -> Result<OperationKind, RequestError> {
+    Ok(match request {
+        CheckedRequest::Read { offset, .. } => OperationKind::Read { offset: *offset },
+        CheckedRequest::Write { offset, .. } => {
+            chain.read(memory, HEADER_LEN as u64, data).map_err(|_| RequestError::Refused)?;
+            OperationKind::Write { offset: *offset }
         }
         CheckedRequest::Flush => OperationKind::Flush,
         CheckedRequest::Discard(ranges) => OperationKind::Discard(ranges.clone()),

@@ -20,10 +20,12 @@ struct Job {
     operation: Operation,
 }
 
-/// The end of an operation: its data if it was a read.
+/// The end of an operation.
 pub(super) struct Done {
     pub tag: u64,
-    pub result: io::Result<Vec<u8>>,
+    pub result: io::Result<()>,
+    /// [`Operation::data`].
+    pub data: Vec<u8>,
 }
 
 /// The threads of one disk, started when they are needed. Dropping this waits for the operations that have begun, and forgets the others.
@@ -75,8 +77,12 @@ impl Workers {
         let mut jobs = lock(&self.shared.jobs);
         jobs.waiting.push_back(Job { tag, operation });
         let needs_thread = jobs.waiting.len() > jobs.idle_threads && self.threads.len() < THREADS_MAX;
+        let has_idle = jobs.idle_threads > 0;
         drop(jobs);
-        self.shared.work.notify_one();
+        // A thread that is not idle looks for more by itself; to wake nobody is a system call all the same.
+        if has_idle {
+            self.shared.work.notify_one();
+        }
         if needs_thread {
             self.add_thread();
         }
@@ -90,7 +96,8 @@ impl Workers {
             Err(error) if self.threads.is_empty() => {
                 let waiting = mem::take(&mut lock(&self.shared.jobs).waiting);
                 for job in waiting {
-                    self.shared.end(job.tag, Err(io::Error::new(error.kind(), "no thread for the disk")));
+                    let result = Err(io::Error::new(error.kind(), "no thread for the disk"));
+                    self.shared.end(Done { tag: job.tag, result, data: job.operation.data });
                 }
             }
             Err(error) => tracing::warn!(%error, "a disk gets fewer threads than it could use"),
@@ -133,9 +140,9 @@ impl Drop for Workers {
 
 impl Shared {
     fn work(&self) {
-        while let Some(Job { tag, operation }) = self.next() {
+        while let Some(Job { tag, mut operation }) = self.next() {
             let result = operation.perform(&*self.backend);
-            self.end(tag, result);
+            self.end(Done { tag, result, data: operation.data });
             let mut jobs = lock(&self.jobs);
             jobs.running -= 1;
             if jobs.running == 0 && jobs.waiting.is_empty() {
@@ -161,10 +168,16 @@ impl Shared {
         }
     }
 
-    fn end(&self, tag: u64, result: io::Result<Vec<u8>>) {
-        lock(&self.jobs).done.push(Done { tag, result });
-        // A full counter is readable as well.
-        let _ = self.ended.write(1);
+    fn end(&self, done: Done) {
+        let mut jobs = lock(&self.jobs);
+        let is_first = jobs.done.is_empty();
+        jobs.done.push(done);
+        drop(jobs);
+        // Whoever takes the first one takes the others as well.
+        if is_first {
+            // A full counter is readable as well.
+            let _ = self.ended.write(1);
+        }
     }
 }
 

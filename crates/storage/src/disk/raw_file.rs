@@ -1,0 +1,78 @@
+//! The content of a raw image, which is its file's.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::{Errno, ReadWriteFlags};
+
+use super::DiskError;
+
+/// Reads and writes a raw image by any number of threads at the same time, beside the image: there are no tables that could be found in the
+/// middle of a change.
+#[derive(Debug)]
+pub struct RawFile {
+    path: PathBuf,
+    file: File,
+    size_bytes: u64,
+    read_only: bool,
+    /// The file system cannot say whether a read takes a wait.
+    never_cached: AtomicBool,
+}
+
+impl RawFile {
+    pub(super) fn new(path: PathBuf, file: File, size_bytes: u64, read_only: bool) -> Self {
+        Self { path, file, size_bytes, read_only, never_cached: AtomicBool::new(false) }
+    }
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// [`DiskError::OutOfRange`], [`DiskError::Io`].
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        self.check_range(offset, buffer.len())?;
+        self.file.read_exact_at(buffer, offset).map_err(|source| self.io("read", source))
+    }
+
+    /// Fills `buffer` from `offset` on if the host can do that without a wait, as it has the content in its page cache. False if it cannot,
+    /// or cannot tell: then the buffer's content is undefined.
+    pub fn read_cached(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        if self.never_cached.load(Ordering::Relaxed) || self.check_range(offset, buffer.len()).is_err() {
+            return false;
+        }
+        let length = buffer.len();
+        match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) => read == length,
+            Err(error) => {
+                self.never_cached.fetch_or(error == Errno::OPNOTSUPP, Ordering::Relaxed);
+                false
+            }
+        }
+    }
+
+    /// Writes `data` at `offset`. It survives a power failure only after the image's next flush.
+    ///
+    /// # Errors
+    /// [`DiskError::OutOfRange`], [`DiskError::ReadOnly`], [`DiskError::Io`].
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        if self.read_only {
+            return Err(DiskError::ReadOnly { path: self.path.clone() });
+        }
+        self.check_range(offset, data.len())?;
+        self.file.write_all_at(data, offset).map_err(|source| self.io("write", source))
+    }
+
+    fn check_range(&self, offset: u64, length: usize) -> Result<(), DiskError> {
+        let (length, size_bytes) = (length as u64, self.size_bytes);
+        match offset.checked_add(length) {
+            Some(end) if end <= size_bytes => Ok(()),
+            _ => Err(DiskError::OutOfRange { path: self.path.clone(), offset, length, size_bytes }),
+        }
+    }
+
+    fn io(&self, action: &'static str, source: io::Error) -> DiskError {
+        DiskError::Io { path: self.path.clone(), action, source }
+    }
+}
