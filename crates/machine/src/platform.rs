@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use memory::GuestRam;
 use network::{BackendError, FRAME_LEN_MAX, FrameBackend};
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
 use crate::acpi::AcpiConfig;
 use crate::bus::{Bus, BusDevice, RangeTaken, Shared, lock, shared};
@@ -456,7 +455,7 @@ impl Builder {
         self.mmio.insert(slot.base, slot.len, transport.clone())?;
         self.virtio.push(VirtioSlot {
             device: transport.clone(),
-            notify_address: slot.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY),
+            base: slot.base,
             queues: D::QUEUE_SIZES_MAX.len() as u32,
         });
         Ok(transport)

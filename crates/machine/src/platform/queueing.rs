@@ -2,16 +2,18 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_QUEUE_NOTIFY};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Platform;
 use crate::bus::{Shared, lock};
 use crate::control::{Control, descriptor};
-use crate::devices::virtio::NotifiedDevice;
+use crate::devices::virtio::{Interrupt, NotifiedDevice, RegisterPages};
 
 /// A write of the guest that needs no answer: it makes `event` readable in place of reaching the device.
 pub struct Notification {
@@ -31,6 +33,9 @@ pub(super) struct Queueing {
     notifications: Vec<Notification>,
     /// For each disk, what is readable when requests of it have been done.
     ended: Vec<EventFd>,
+    /// Address of each `InterruptACK` register, and what is acknowledged there.
+    interrupts: Vec<(u64, Arc<Interrupt>)>,
+    registers: Option<RegisterPages>,
 }
 
 /// What there is to do.
@@ -50,15 +55,20 @@ impl Platform {
     /// The host's.
     pub fn queue_requests(&mut self) -> io::Result<()> {
         let mut queueing = Queueing::default();
+        let registers = RegisterPages::new(self.virtio.len());
         for (device, slot) in self.virtio.iter().enumerate() {
+            let interrupt = lock(&slot.device).detach(registers.page(device));
+            queueing.interrupts.push((slot.base + u64::from(VIRTIO_MMIO_INTERRUPT_ACK), interrupt));
+            let address = slot.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
             for queue in 0..slot.queues {
                 let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-                queueing.notifications.push(Notification { address: slot.notify_address, queue, event, device });
+                queueing.notifications.push(Notification { address, queue, event, device });
             }
         }
         for disk in &self.disks {
             queueing.ended.push(lock(disk).device_mut().queue_requests()?);
         }
+        queueing.registers = Some(registers);
         self.queueing = queueing;
         Ok(())
     }
@@ -66,6 +76,22 @@ impl Platform {
     /// The writes that need not reach a device by a vCPU.
     pub fn notifications(&self) -> &[Notification] {
         &self.queueing.notifications
+    }
+
+    /// What all registers of virtio devices read as, from [`crate::map::VIRTIO_MMIO`] on.
+    pub fn registers(&self) -> Option<&RegisterPages> {
+        self.queueing.registers.as_ref()
+    }
+
+    /// The guest writes device memory: if that acknowledges an interrupt it is done here, without a wait for the device, which may be at work.
+    /// False if it is something else, for [`Platform::mmio_write`].
+    pub fn acknowledge_interrupt(&self, address: u64, data: &[u8]) -> bool {
+        let Ok(bits) = data.try_into().map(u32::from_le_bytes) else { return false };
+        let interrupt = self.queueing.interrupts.iter().find(|(register, _)| *register == address);
+        if let Some((_, interrupt)) = interrupt {
+            interrupt.acknowledge(bits);
+        }
+        interrupt.is_some()
     }
 
     /// Does what the VM had under way when it was saved: requests to disks, and queues that were notified of. To be called before the
@@ -90,7 +116,7 @@ impl Platform {
     /// # Errors
     /// The host's.
     pub fn wait_for_work(&self, control: &Control, timeout: Option<Duration>) -> io::Result<Ready> {
-        let Queueing { notifications, ended } = &self.queueing;
+        let Queueing { notifications, ended, .. } = &self.queueing;
         let mut fds = Vec::with_capacity(notifications.len() + ended.len() + 2 + self.cards.len());
         let events = notifications.iter().map(|notification| &notification.event).chain(ended);
         fds.extend(events.map(|event| PollFd::from_borrowed_fd(descriptor(event), PollFlags::IN)));
@@ -169,7 +195,10 @@ pub(super) fn timespec(timeout: Duration) -> Timespec {
 /// A virtio device's place on the bus.
 pub(super) struct VirtioSlot {
     pub device: Shared<dyn NotifiedDevice>,
-    /// Address of its `QueueNotify` register.
-    pub notify_address: u64,
+    /// Address of its first register.
+    pub base: u64,
     pub queues: u32,
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use machine::vm::{Boot, Vm};
 use memory::GuestRam;
 use spec::EngineKind::{self, Kvm, Soft};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT};
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_QUEUE_NOTIFY};
 
 use super::guest::{Console, config};
 
@@ -55,6 +55,31 @@ fn program() -> Vec<u8> {
     a.assemble(PROGRAM).unwrap()
 }
 
+/// Reads the device's first register, notifies it, waits for its interrupt by looking at the status, acknowledges it and looks again; leaves
+/// what it read behind [`COUNTER`], and counts for ever.
+fn reader() -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    let (mut wait, mut again) = (a.create_label(), a.create_label());
+    let register = |register: u32| rdi + register as i32;
+    a.mov(rdi, map::VIRTIO_MMIO).unwrap();
+    a.mov(rsi, COUNTER).unwrap();
+    a.mov(eax, dword_ptr(rdi)).unwrap();
+    a.mov(dword_ptr(rsi + 8), eax).unwrap();
+    a.mov(dword_ptr(register(VIRTIO_MMIO_QUEUE_NOTIFY)), 0).unwrap();
+    a.set_label(&mut wait).unwrap();
+    a.mov(eax, dword_ptr(register(VIRTIO_MMIO_INTERRUPT_STATUS))).unwrap();
+    a.test(eax, eax).unwrap();
+    a.jz(wait).unwrap();
+    a.mov(dword_ptr(rsi + 12), eax).unwrap();
+    a.mov(dword_ptr(register(VIRTIO_MMIO_INTERRUPT_ACK)), eax).unwrap();
+    a.mov(eax, dword_ptr(register(VIRTIO_MMIO_INTERRUPT_STATUS))).unwrap();
+    a.mov(dword_ptr(rsi + 16), eax).unwrap();
+    a.set_label(&mut again).unwrap();
+    a.inc(qword_ptr(rsi)).unwrap();
+    a.jmp(again).unwrap();
+    a.assemble(PROGRAM).unwrap()
+}
+
 fn parts(disk: &HeldDisk) -> Parts {
     Parts {
         disks: vec![Box::new(disk.clone())],
@@ -65,8 +90,8 @@ fn parts(disk: &HeldDisk) -> Parts {
 }
 
 /// A VM that is about to notify its disk of a write and a flush.
-fn start(disk: &HeldDisk) -> (Vm, GuestDriver, [Posted; 2]) {
-    let boot = Boot::Flat { program: &program(), address: PROGRAM, rsi: 0 };
+fn start(disk: &HeldDisk, program: &[u8]) -> (Vm, GuestDriver, [Posted; 2]) {
+    let boot = Boot::Flat { program, address: PROGRAM, rsi: 0 };
     let vm = Vm::boot(config(1), &boot, parts(disk), Kvm, InputMode::Live).unwrap();
     let mut driver = GuestDriver::new(vm.platform().ram());
     driver.start(&mut Window(vm.platform()), 1 << VIRTIO_BLK_F_FLUSH, 16);
@@ -120,7 +145,7 @@ fn a_flush_that_hangs_holds_up_neither_the_vcpu_nor_a_pause() {
     }
     let disk = HeldDisk::new(DISK_BYTES);
     disk.hold(false, true);
-    let (mut vm, _driver, [write, flush]) = start(&disk);
+    let (mut vm, _driver, [write, flush]) = start(&disk, &program());
     let watched = write.clone();
     let pause = run_until(&mut vm, move |ram| status(ram, &watched) == 0);
     assert!(pause < PAUSE_MAX, "{pause:?}");
@@ -152,7 +177,7 @@ fn what_a_disk_had_under_way_is_done_where_the_vm_goes_on() {
 fn go_on(engine: EngineKind) {
     let disk = HeldDisk::new(DISK_BYTES);
     disk.hold(true, true);
-    let (mut vm, _driver, [write, flush]) = start(&disk);
+    let (mut vm, _driver, [write, flush]) = start(&disk, &program());
     let held = disk.clone();
     run_until(&mut vm, move |_| {
         held.wait_for_held(2);
@@ -165,5 +190,22 @@ fn go_on(engine: EngineKind) {
     let mut vm_there = Vm::restore(config(1), &ram, state, parts(&other), engine, InputMode::Live).unwrap();
     run_until(&mut vm_there, move |ram| status(ram, &write) == 0 && status(ram, &flush) == 0);
     assert_eq!(other.disk.content().bytes[..512], [7; 512], "{engine}");
+    disk.hold(false, false);
+}
+
+#[test]
+fn a_guest_that_reads_the_interrupts_status_sees_it_come_and_go() {
+    if !has_kvm() {
+        return;
+    }
+    let disk = HeldDisk::new(DISK_BYTES);
+    // Its answer would be another interrupt.
+    disk.hold(false, true);
+    let (mut vm, _driver, _) = start(&disk, &reader());
+    run_until(&mut vm, |ram| counter(ram) > 0);
+    let word = |offset: u64| vm.platform().ram().load::<u32>(COUNTER + offset).unwrap();
+    assert_eq!(word(8).to_le_bytes(), *b"virt");
+    assert_eq!((word(12), word(16)), (1, 0), "status before and after it was acknowledged");
+    assert_eq!(vm.platform().pins().levels(), 0);
     disk.hold(false, false);
 }

@@ -9,6 +9,7 @@ mod kick;
 mod msrs;
 mod pins;
 mod profile;
+mod registers;
 mod state;
 mod support;
 #[cfg(test)]
@@ -120,6 +121,9 @@ impl KvmEngine {
         vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
         let method = method(&kvm, &vm, ram.pages());
         let dirty = Arc::new(DirtyTracking::new(&vm, ram, method)?);
+        if let Some(registers) = platform.registers() {
+            registers::show(&vm, ram.layout().slots().len(), registers)?;
+        }
         // The guest's paravirtual clock goes on from the machine's, whichever engine it came from.
         let clock = kvm_clock_data { clock: platform.clock().now_ns(), ..kvm_clock_data::default() };
         vm.set_clock(&clock).map_err(kvm_error("set the paravirtual clock"))?;

@@ -111,7 +111,11 @@ impl Vcpu {
                 _ => data.iter().for_each(|byte| platform.port_write(port, &[*byte])),
             },
             VcpuExit::MmioRead(address, data) => platform.mmio_read(address, data),
-            VcpuExit::MmioWrite(address, data) => platform.mmio_write(address, data),
+            VcpuExit::MmioWrite(address, data) => {
+                if !platform.acknowledge_interrupt(address, data) {
+                    platform.mmio_write(address, data);
+                }
+            }
             VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr | VcpuExit::TprAccess => {}
             VcpuExit::Shutdown => {
                 kernel.end_run(Ok(RunEnd::Shutdown { vcpu: self.number as u32 }));

@@ -1,7 +1,11 @@
 //! The memory-mapped transport, register layout version 2 (virtio 1.2, section 4.2).
 
+mod interrupt;
+mod registers;
 mod state;
 mod status;
+
+use std::sync::Arc;
 
 use memory::DmaMemory;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -13,6 +17,8 @@ use super::queue::{QueueError, QueueSetup, QueueState, RingPositions, VirtQueue}
 use crate::bus::BusDevice;
 use crate::irq::IrqPin;
 
+pub use interrupt::Interrupt;
+pub use registers::{RegisterPage, RegisterPages};
 pub use state::{MmioState, RestoreError, TransportState};
 pub use status::{DeviceStatus, Phase};
 
@@ -47,9 +53,8 @@ impl QueueSlot {
 pub struct MmioTransport<D> {
     device: D,
     memory: DmaMemory,
-    pin: IrqPin,
+    interrupt: Arc<Interrupt>,
     status: DeviceStatus,
-    interrupt_status: u32,
     config_generation: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -59,6 +64,8 @@ pub struct MmioTransport<D> {
     unfinished_queues: u32,
     notified_queues: u32,
     fault: Option<QueueError>,
+    /// Where the registers are shown to the guest, if they are: the device is then served by another thread than the vCPUs'.
+    shown: Option<RegisterPage>,
 }
 
 impl<D: VirtioDevice> MmioTransport<D> {
@@ -67,9 +74,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
         Self {
             device,
             memory,
-            pin,
+            interrupt: Arc::new(Interrupt::new(pin, 0)),
             status: DeviceStatus::default(),
-            interrupt_status: 0,
             config_generation: 0,
             device_features_sel: 0,
             driver_features_sel: 0,
@@ -79,6 +85,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             unfinished_queues: 0,
             notified_queues: 0,
             fault: None,
+            shown: None,
         }
     }
 
@@ -110,13 +117,13 @@ impl<D: VirtioDevice> MmioTransport<D> {
         };
         let queues = state.queues.iter().zip(D::QUEUE_SIZES_MAX).enumerate().map(restore_queue);
         let queues = queues.collect::<Result<_, _>>()?;
-        pin.set(state.interrupt_status != 0);
+        let interrupt = Arc::new(Interrupt::new(pin, state.interrupt_status));
+        interrupt.carry();
         Ok(Self {
             device,
             memory,
-            pin,
+            interrupt,
             status: state.status,
-            interrupt_status: state.interrupt_status,
             config_generation: state.config_generation,
             device_features_sel: state.device_features_sel,
             driver_features_sel: state.driver_features_sel,
@@ -126,6 +133,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             unfinished_queues: state.unfinished_queues,
             notified_queues: state.notified_queues,
             fault: None,
+            shown: None,
         })
     }
 
@@ -143,7 +151,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 driver_features: self.driver_features,
                 queue_sel: self.queue_sel,
                 status: self.status,
-                interrupt_status: self.interrupt_status,
+                interrupt_status: self.interrupt.status(),
                 config_generation: self.config_generation,
                 unfinished_queues: self.unfinished_queues,
                 notified_queues: self.notified_queues,
@@ -203,6 +211,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
     /// Tells the driver that the configuration space has changed.
     pub(super) fn config_changed(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
+        self.show();
         if self.status.has(DeviceStatus::DRIVER_OK) {
             self.raise(VIRTIO_MMIO_INT_CONFIG);
         }
@@ -221,13 +230,11 @@ impl<D: VirtioDevice> MmioTransport<D> {
     }
 
     fn raise(&mut self, bits: u32) {
-        self.interrupt_status |= bits;
-        self.pin.set(true);
+        self.interrupt.raise(bits);
     }
 
     fn acknowledge(&mut self, bits: u32) {
-        self.interrupt_status &= !bits;
-        self.pin.set(self.interrupt_status != 0);
+        self.interrupt.acknowledge(bits);
         let unfinished = std::mem::take(&mut self.unfinished_queues);
         for index in (0..self.queues.len()).filter(|index| unfinished >> index & 1 != 0) {
             self.process(index);
@@ -238,6 +245,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         tracing::warn!(device_id = D::DEVICE_ID, %error, "virtio device needs a reset");
         self.fault = Some(error);
         self.status.insert(DeviceStatus::NEEDS_RESET);
+        self.show();
         // Virtio 1.2, 2.1.2: a live driver is told by a configuration change.
         if self.status.has(DeviceStatus::DRIVER_OK) {
             self.raise(VIRTIO_MMIO_INT_CONFIG);
@@ -249,8 +257,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
     pub fn reset(&mut self) {
         self.device.reset();
         self.status = DeviceStatus::default();
-        self.interrupt_status = 0;
-        self.pin.set(false);
+        self.interrupt.acknowledge(u32::MAX);
         self.device_features_sel = 0;
         self.driver_features_sel = 0;
         self.driver_features = 0;
@@ -259,6 +266,24 @@ impl<D: VirtioDevice> MmioTransport<D> {
         self.unfinished_queues = 0;
         self.notified_queues = 0;
         self.fault = None;
+        self.show();
+    }
+
+    /// Writes to the page that the guest reads what the registers read as. Of the configuration space one word changes at most, so a
+    /// driver cannot find a mixture.
+    fn show(&self) {
+        let Some(page) = &self.shown else { return };
+        for register in (0..VIRTIO_MMIO_CONFIG).step_by(4) {
+            // The interrupt's status is shown by itself.
+            if register != VIRTIO_MMIO_INTERRUPT_STATUS {
+                page.store(register, self.read_register(register));
+            }
+        }
+        for (offset, bytes) in (VIRTIO_MMIO_CONFIG..).step_by(4).zip(self.device.config().chunks(4)) {
+            let mut word = [0; 4];
+            word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            page.store(offset, u32::from_le_bytes(word));
+        }
     }
 
     fn offered_features(&self) -> u64 {
@@ -321,7 +346,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             VIRTIO_MMIO_QUEUE_READY => {
                 self.queues.get(self.queue_sel as usize).map_or(0, |slot| u32::from(slot.queue.is_some()))
             }
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
             VIRTIO_MMIO_STATUS => u32::from(self.status.bits()),
             VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation,
             _ => ABSENT,
@@ -339,8 +364,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
             // A size beyond 16 bits is as bad as 0, and becomes it.
             VIRTIO_MMIO_QUEUE_NUM => self.set_up_queue(|setup| setup.size = u16::try_from(value).unwrap_or(0)),
             VIRTIO_MMIO_QUEUE_READY => self.write_queue_ready(value),
-            VIRTIO_MMIO_QUEUE_NOTIFY => self.process(value as usize),
-            VIRTIO_MMIO_INTERRUPT_ACK => self.acknowledge(value),
+            VIRTIO_MMIO_QUEUE_NOTIFY => return self.process(value as usize),
+            VIRTIO_MMIO_INTERRUPT_ACK => return self.acknowledge(value),
             VIRTIO_MMIO_STATUS => self.write_status(value),
             VIRTIO_MMIO_QUEUE_DESC_LOW => self.set_up_queue(|setup| set_half(&mut setup.descriptor_table, 0, value)),
             VIRTIO_MMIO_QUEUE_DESC_HIGH => self.set_up_queue(|setup| set_half(&mut setup.descriptor_table, 1, value)),
@@ -350,6 +375,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             VIRTIO_MMIO_QUEUE_USED_HIGH => self.set_up_queue(|setup| set_half(&mut setup.device_area, 1, value)),
             _ => {}
         }
+        self.show();
     }
 }
 
@@ -372,6 +398,10 @@ fn set_half(value: &mut u64, selector: u32, bits: u32) {
 
 /// A device whose queues are looked at by another thread than that of the vCPU that notifies of them.
 pub trait NotifiedDevice: Send {
+    /// From now on this is such a device. What its registers read as is in `page` too, and its interrupt can be acknowledged by what is
+    /// returned, without the device.
+    fn detach(&mut self, page: RegisterPage) -> Arc<Interrupt>;
+
     /// The driver has notified of a queue: [`NotifiedDevice::serve_notified`] looks at it.
     fn notified(&mut self, queue: u32);
 
@@ -380,6 +410,15 @@ pub trait NotifiedDevice: Send {
 }
 
 impl<D: VirtioDevice> NotifiedDevice for MmioTransport<D> {
+    fn detach(&mut self, page: RegisterPage) -> Arc<Interrupt> {
+        // There will be no acknowledgement that reaches the device.
+        self.notified_queues |= std::mem::take(&mut self.unfinished_queues);
+        self.interrupt.show(page.clone());
+        self.shown = Some(page);
+        self.show();
+        self.interrupt.clone()
+    }
+
     fn notified(&mut self, queue: u32) {
         self.notified_queues |= 1_u32.checked_shl(queue).unwrap_or(0);
     }
