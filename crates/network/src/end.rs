@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use spec::{MacAddr, NetworkError, NetworkSpec};
 use thiserror::Error;
 
-pub use control::{ControlError, EndStatus, keep, status, stop};
+pub use control::{ControlError, EndStatus, dial, keep, keep_over, status, stop};
 pub use process::{EndProcess, SpawnError};
 pub use server::End;
 
@@ -85,9 +85,27 @@ pub enum EndError {
 /// # Errors
 /// [`EndError`].
 pub fn run(config: &EndConfig, socket: &Path) -> Result<(), EndError> {
+    run_confined(config, socket, || Ok(()))
+}
+
+/// The same with `confine` called when everything is open, before anything is read: the process may be unable to open any more then. A socket
+/// that it cannot remove in the end is removed by [`stop`], and by the next end.
+///
+/// # Errors
+/// [`EndError`].
+pub fn run_confined(
+    config: &EndConfig,
+    socket: &Path,
+    confine: impl FnOnce() -> io::Result<()>,
+) -> Result<(), EndError> {
     let started = system::termination()
         .map_err(|source| EndError::System { action: "blocking signals", source })
-        .and_then(|termination| Ok((termination, End::new(config, socket)?)));
+        .and_then(|termination| Ok((termination, End::new(config, socket)?)))
+        .and_then(|started| {
+            system::raise_descriptor_limit();
+            confine().map_err(|source| EndError::System { action: "confining the process", source })?;
+            Ok(started)
+        });
     // Whoever spawned this may be gone or not care; then nobody reads it.
     let report = match &started {
         Ok(_) => "ready".to_owned(),
@@ -95,7 +113,6 @@ pub fn run(config: &EndConfig, socket: &Path) -> Result<(), EndError> {
     };
     let _ = writeln!(io::stdout(), "{report}");
     let (termination, end) = started?;
-    system::raise_descriptor_limit();
     let stdin = io::stdin();
     let parent = (config.lifetime == Lifetime::WithParent).then(|| stdin.as_fd());
     end.run(Some(termination.as_fd()), parent)

@@ -1,7 +1,7 @@
 //! The VM's side of its connection to a network end.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,7 +62,19 @@ impl Link {
     /// [`LinkError`]; [`LinkError::Refused`] if the end has seen a higher generation.
     pub fn connect(path: &Path, attach: &Attach) -> Result<Self, LinkError> {
         let unreachable = |source| LinkError::Unreachable { path: path.to_owned(), source };
-        let socket = SeqSocket::connect(path, ANSWER_TIMEOUT).map_err(unreachable)?;
+        Self::attach(SeqSocket::connect(path, ANSWER_TIMEOUT).map_err(unreachable)?, path, attach)
+    }
+
+    /// The same over a connection to `path` that another process has made ([`crate::end::dial`]).
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn over(connection: OwnedFd, path: &Path, attach: &Attach) -> Result<Self, LinkError> {
+        Self::attach(SeqSocket::from_fd(connection), path, attach)
+    }
+
+    fn attach(socket: SeqSocket, path: &Path, attach: &Attach) -> Result<Self, LinkError> {
+        let unreachable = |source| LinkError::Unreachable { path: path.to_owned(), source };
         socket.send_waiting(&wire::attach_message(attach)).map_err(unreachable)?;
         let mut answer = [0; ANSWER_LEN_MAX];
         let answer = match socket.recv_waiting(&mut answer).map_err(unreachable)? {

@@ -50,6 +50,16 @@ impl SeqSocket {
         Ok(socket)
     }
 
+    /// A connection that another process has made by [`Self::connect`].
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// For another process.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
     fn with_buffers(fd: OwnedFd) -> Self {
         // Less room than asked for only costs speed.
         // SAFETY: the option's value is a `c_int`, of which pointer and length are given.
@@ -247,7 +257,7 @@ impl Drop for SeqListener {
 }
 
 /// Whether `path` is a socket that nobody listens at.
-fn is_abandoned(path: &Path) -> bool {
+pub(crate) fn is_abandoned(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
     let refused =
         |result: io::Result<SeqSocket>| result.is_err_and(|error| error.raw_os_error() == Some(libc::ECONNREFUSED));

@@ -1,13 +1,15 @@
 //! What can be asked of a running network end, from any process of the same user.
 
+use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::seqpacket::{Incoming, SeqSocket};
+use crate::seqpacket::{Incoming, SeqSocket, is_abandoned};
 use crate::wire::{KEEP, STATUS, STATUS_REPLY, STOP};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,8 +88,31 @@ pub fn keep(socket: &Path) -> Result<EndStatus, ControlError> {
     ask(socket, KEEP)
 }
 
+/// Connects to the end that listens at `socket`, for a process that may not: [`keep_over`] and [`crate::Link::over`] go on with it.
+///
+/// # Errors
+/// [`ControlError::Unreachable`].
+pub fn dial(socket: &Path) -> Result<OwnedFd, ControlError> {
+    let unreachable = |source| ControlError::Unreachable { path: socket.to_owned(), source };
+    SeqSocket::connect(socket, ANSWER_TIMEOUT).map(SeqSocket::into_fd).map_err(unreachable)
+}
+
+/// As [`keep`], over a connection to the end that listens at `socket`.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn keep_over(connection: OwnedFd, socket: &Path) -> Result<EndStatus, ControlError> {
+    let connection = SeqSocket::from_fd(connection);
+    let unreachable = |source| ControlError::Unreachable { path: socket.to_owned(), source };
+    connection.send_waiting(&[KEEP]).map_err(unreachable)?;
+    answer(&connection, socket)
+}
+
 fn ask(socket: &Path, kind: u8) -> Result<EndStatus, ControlError> {
-    let connection = request(socket, kind)?;
+    answer(&request(socket, kind)?, socket)
+}
+
+fn answer(connection: &SeqSocket, socket: &Path) -> Result<EndStatus, ControlError> {
     let mut answer = [0; ANSWER_LEN_MAX];
     let len = match connection.recv_waiting(&mut answer) {
         Ok(Incoming::Message { len, truncated: false }) => len,
@@ -108,7 +133,13 @@ pub fn stop(socket: &Path) -> Result<(), ControlError> {
     let connection = request(socket, STOP)?;
     // It closes the connection as the last thing it does.
     match connection.recv_waiting(&mut [0; 1]) {
-        Ok(Incoming::Closed) => Ok(()),
+        Ok(Incoming::Closed) => {
+            // One that is confined cannot remove it itself.
+            if is_abandoned(socket) {
+                let _ = fs::remove_file(socket);
+            }
+            Ok(())
+        }
         _ => Err(ControlError::NoAnswer { path: socket.to_owned() }),
     }
 }

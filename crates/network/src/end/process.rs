@@ -1,5 +1,6 @@
 //! Starting a network end as a process of its own.
 
+use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use super::{ControlError, EndConfig, Lifetime, control, system};
+use crate::seqpacket::is_abandoned;
 
 /// How long an end may take to become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -139,8 +141,14 @@ impl EndProcess {
 
 impl Drop for EndProcess {
     fn drop(&mut self) {
-        if self.lifeline.take().is_some() && self.wait(EXIT_TIMEOUT).is_none() {
-            self.kill();
+        if self.lifeline.take().is_some() {
+            if self.wait(EXIT_TIMEOUT).is_none() {
+                self.kill();
+            }
+            // One that is confined cannot remove it itself.
+            if is_abandoned(&self.socket) {
+                let _ = fs::remove_file(&self.socket);
+            }
         }
     }
 }

@@ -83,6 +83,13 @@ impl BaseIdentity {
         let options = DiskOptions { format: Some(backing.format), read_only: true, direct: false };
         content_digest(&mut DiskImage::open(&backing.path, options)?).map(Self::Content)
     }
+
+    /// The file that keeps the digest of an image.
+    pub fn kept_at(image: &Path) -> Option<PathBuf> {
+        let mut name = image.file_name()?.to_os_string();
+        name.push(".identity");
+        Some(image.with_file_name(name))
+    }
 }
 
 /// The digest of what an image shows that is open read-only.
@@ -91,11 +98,7 @@ fn content_digest(image: &mut DiskImage) -> Result<ContentDigest, DiskError> {
     let path = image.path().to_path_buf();
     let files = files.map_err(|source| DiskError::Io { path, action: "look at", source })?;
     let stamps = stamps(&files);
-    let kept_at = image.path().file_name().map(|name| {
-        let mut name = name.to_os_string();
-        name.push(".identity");
-        image.path().with_file_name(name)
-    });
+    let kept_at = BaseIdentity::kept_at(image.path());
     let kept_at = kept_at.zip(stamps);
     if let Some((path, stamps)) = &kept_at
         && let Some(digest) = load(path, stamps)
