@@ -24,10 +24,16 @@ use crate::Problem;
 
 /// How long connecting and the TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a host may take to connect a client to a console.
+const CONSOLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// The name of the protocol that a console's connection is upgraded to.
 pub const CONSOLE_PROTOCOL: &str = "twinvm-console";
+/// With a redirection (307): the name of the host to ask, which its certificate must bear.
+pub const HOME_HEADER: &str = "x-twinvm-host";
+/// Marks a request that a host has sent on to another one, which answers it itself.
+pub const SENT_ON_HEADER: &str = "x-twinvm-sent-on";
 
 /// A daemon to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,20 +91,9 @@ impl Client {
         body: Option<&(impl Serialize + Sync)>,
         timeout: Duration,
     ) -> Result<T, CallError> {
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, &target.host);
-        let body = match body {
-            Some(body) => {
-                request = request.header(header::CONTENT_TYPE, "application/json");
-                Body::from(serde_json::to_vec(body).map_err(|error| CallError::Local(error.to_string()))?)
-            }
-            None => Body::empty(),
-        };
-        let request = request.body(body).map_err(|error| CallError::Local(error.to_string()))?;
-        let exchange = async {
-            let response = self.send(target, request).await?;
-            accepted(target, response, ANSWER_BYTES_MAX).await
-        };
-        let bytes = in_time(target, exchange, timeout).await?;
+        let body = body.map(serde_json::to_vec).transpose().map_err(|error| CallError::Local(error.to_string()))?;
+        let question = Question { method, path, body: body.map(Bytes::from), upgrade: None };
+        let bytes = self.exchange(target, &question, ANSWER_BYTES_MAX, timeout).await?;
         serde_json::from_slice(&bytes)
             .map_err(|error| unreachable(target, format!("its answer makes no sense: {error}")))
     }
@@ -111,25 +106,41 @@ impl Client {
         bytes_max: usize,
         timeout: Duration,
     ) -> Result<Bytes, CallError> {
-        let request = Request::builder().uri(path).header(header::HOST, &target.host).body(Body::empty());
-        let request = request.map_err(|error| CallError::Local(error.to_string()))?;
-        let exchange = async {
-            let response = self.send(target, request).await?;
-            accepted(target, response, bytes_max).await
-        };
-        in_time(target, exchange, timeout).await
+        let question = Question { method: Method::GET, path, body: None, upgrade: None };
+        self.exchange(target, &question, bytes_max, timeout).await
+    }
+
+    /// Asks a host, or the one to which it sends the client on, and returns the body of the answer.
+    async fn exchange(
+        &self,
+        target: &Target,
+        question: &Question<'_>,
+        bytes_max: usize,
+        timeout: Duration,
+    ) -> Result<Bytes, CallError> {
+        let (target, response) = self.ask(target, question, timeout).await?;
+        in_time(&target, accepted(&target, response, bytes_max), timeout).await
+    }
+
+    /// Asks a host, or the one to which it sends the client on; which it was, and its answer, whose body is still to come.
+    async fn ask(
+        &self,
+        target: &Target,
+        question: &Question<'_>,
+        timeout: Duration,
+    ) -> Result<(Target, Response<Incoming>), CallError> {
+        let response = in_time(target, self.send(target, question.to(target, false)?), timeout).await?;
+        let Some(home) = sent_on(target, &response)? else { return Ok((target.clone(), response)) };
+        let response = in_time(&home, self.send(&home, question.to(&home, true)?), timeout).await?;
+        Ok((home, response))
     }
 
     /// Connects to the console of a VM.
     pub async fn console(&self, target: &Target, vm: &str) -> Result<Upgraded, CallError> {
-        let request = Request::builder()
-            .uri(format!("/v1/vms/{vm}/console"))
-            .header(header::HOST, &target.host)
-            .header(header::CONNECTION, "upgrade")
-            .header(header::UPGRADE, CONSOLE_PROTOCOL)
-            .body(Body::empty())
-            .map_err(|error| CallError::Local(error.to_string()))?;
-        let response = self.send(target, request).await?;
+        let path = format!("/v1/vms/{vm}/console");
+        let question = Question { method: Method::GET, path: &path, body: None, upgrade: Some(CONSOLE_PROTOCOL) };
+        let (target, response) = self.ask(target, &question, CONSOLE_TIMEOUT).await?;
+        let target = &target;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             accepted(target, response, ANSWER_BYTES_MAX).await?;
             return Err(unreachable(target, "it does not know consoles"));
@@ -138,7 +149,7 @@ impl Client {
     }
 
     /// Sends a request on a new connection; the answer's body is still to come.
-    pub async fn send(&self, target: &Target, request: Request<Body>) -> Result<Response<Incoming>, CallError> {
+    async fn send(&self, target: &Target, request: Request<Body>) -> Result<Response<Incoming>, CallError> {
         let connected = async {
             let tcp = TcpStream::connect(target.address).await?;
             tcp.set_nodelay(true)?;
@@ -157,8 +168,55 @@ impl Client {
     }
 }
 
+/// What is asked, of whichever host.
+struct Question<'a> {
+    method: Method,
+    path: &'a str,
+    /// JSON.
+    body: Option<Bytes>,
+    /// The protocol that the connection is to be upgraded to.
+    upgrade: Option<&'static str>,
+}
+
+impl Question<'_> {
+    /// The request, for one host.
+    fn to(&self, target: &Target, is_sent_on: bool) -> Result<Request<Body>, CallError> {
+        let mut request =
+            Request::builder().method(self.method.clone()).uri(self.path).header(header::HOST, &target.host);
+        if is_sent_on {
+            request = request.header(SENT_ON_HEADER, "1");
+        }
+        if let Some(protocol) = self.upgrade {
+            request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, protocol);
+        }
+        let body = match &self.body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                Body::from(body.clone())
+            }
+            None => Body::empty(),
+        };
+        request.body(body).map_err(|error| CallError::Local(error.to_string()))
+    }
+}
+
+/// The host to which an answer sends the client on. Whoever it names has to prove that it is that host: a host that lies gains nothing.
+fn sent_on(target: &Target, response: &Response<Incoming>) -> Result<Option<Target>, CallError> {
+    if response.status() != StatusCode::TEMPORARY_REDIRECT {
+        return Ok(None);
+    }
+    let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let address = text("location")
+        .and_then(|location| location.strip_prefix("https://")?.split('/').next())
+        .and_then(|address| address.parse().ok());
+    match (text(HOME_HEADER), address) {
+        (Some(host), Some(address)) => Ok(Some(Target { host: host.to_owned(), address })),
+        _ => Err(unreachable(target, "it sends the client on and does not say where to")),
+    }
+}
+
 /// What a call to a host that may hang comes to.
-pub async fn in_time<T>(
+async fn in_time<T>(
     target: &Target,
     call: impl Future<Output = Result<T, CallError>>,
     timeout: Duration,

@@ -1,5 +1,6 @@
 //! What the API's requests and answers hold.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -198,6 +199,25 @@ pub struct VmContents {
     pub disk_bytes: Vec<u64>,
 }
 
+/// With what one of the two replicas of a VM proves to the other who it is: keys for one session, under an authority of its own. Each part is PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionKeys {
+    /// The certificate of the session's authority.
+    pub authority: String,
+    /// The replica's certificate, in the name of its host.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+}
+
+/// It holds a key: nobody needs to see that.
+impl fmt::Debug for SessionKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionKeys").finish_non_exhaustive()
+    }
+}
+
 /// Asks a host to prepare a secondary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -212,6 +232,8 @@ pub struct PrepareSecondary {
     pub engine: EngineKind,
     /// What the primary's folder holds.
     pub contents: VmContents,
+    /// The secondary's keys.
+    pub session: SessionKeys,
 }
 
 /// A secondary that waits for its primary.
@@ -274,4 +296,7 @@ pub struct DaemonView {
     pub metrics: Option<SocketAddr>,
     /// The cluster store.
     pub store: PathBuf,
+    /// What this host's kernel offers to confine replicas and network ends.
+    #[serde(default)]
+    pub sandbox: String,
 }

@@ -7,6 +7,7 @@ mod interrupt;
 mod load;
 mod paths;
 mod replica;
+mod sandbox;
 
 use std::process::ExitCode;
 

@@ -132,7 +132,7 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "twinvm",
         floor: 6,
-        layers: &[&["interrupt", "load", "paths"], &["foreground"], &["replica"], &["host"], &["cli"]],
+        layers: &[&["interrupt", "load", "paths", "sandbox"], &["foreground"], &["replica"], &["host"], &["cli"]],
     },
 ];
 

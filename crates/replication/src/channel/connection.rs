@@ -58,13 +58,33 @@ pub fn connect(
     expected_host: &str,
     timeout: Duration,
 ) -> Result<Connection, ChannelError> {
+    let begun = Instant::now();
+    let socket = dial(address, timeout)?;
+    connect_over(socket, identity, expected_host, timeout.saturating_sub(begun.elapsed()))
+}
+
+/// Opens a connection that [`connect_over`] goes on with, perhaps in another process, which may not make any.
+///
+/// # Errors
+/// If nobody listens there, or it takes longer than `timeout`.
+pub fn dial(address: SocketAddr, timeout: Duration) -> Result<TcpStream, ChannelError> {
+    TcpStream::connect_timeout(&address, timeout).map_err(|error| ChannelError::Connect { address, error })
+}
+
+/// Makes a connection to the host `expected_host` of one that has been opened.
+///
+/// # Errors
+/// If it is another host or none of this cluster, or it takes longer than `timeout`.
+pub fn connect_over(
+    socket: TcpStream,
+    identity: &Identity,
+    expected_host: &str,
+    timeout: Duration,
+) -> Result<Connection, ChannelError> {
     let name = ServerName::try_from(expected_host.to_owned());
     let name = name.map_err(|_| ChannelError::Name(expected_host.to_owned()))?;
-    let begun = Instant::now();
-    let socket =
-        TcpStream::connect_timeout(&address, timeout).map_err(|error| ChannelError::Connect { address, error })?;
     let tls = ClientConnection::new(identity.client_config(), name)?;
-    Connection::new(socket, tls.into(), timeout.saturating_sub(begun.elapsed()))
+    Connection::new(socket, tls.into(), timeout)
 }
 
 /// A connection to a host of this cluster.

@@ -98,8 +98,8 @@ pub enum IdentityError {
         /// What is wrong.
         reason: String,
     },
-    /// The name cannot be that of a host.
-    #[error("`{0}` cannot be the name of a host: use letters, digits, dots and hyphens")]
+    /// The name cannot be that of a host, or of an operator.
+    #[error("`{0}` cannot be the name of a host or an operator: use letters, digits and hyphens")]
     Name(String),
     /// The keys cannot be made.
     #[error("the keys cannot be made: {0}")]

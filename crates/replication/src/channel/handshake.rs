@@ -8,7 +8,7 @@ use rustls::Connection as Tls;
 
 use super::VERSION;
 use super::error::ChannelError;
-use super::identity::host_name;
+use super::peer::Peer;
 
 /// What the version follows.
 const MAGIC: &[u8; 6] = b"twinvm";
@@ -68,7 +68,11 @@ fn shake(tls: &mut Tls, socket: &mut Bounded<'_>) -> Result<String, ChannelError
         other => return Err(ChannelError::Version(other)),
     }
     let certificate = tls.peer_certificates().and_then(|chain| chain.first());
-    certificate.and_then(host_name).ok_or(ChannelError::Nameless)
+    match certificate.and_then(Peer::of) {
+        Some(Peer::Host(host)) => Ok(host),
+        // An operator has nothing to do here.
+        Some(Peer::Operator(_)) | None => Err(ChannelError::Nameless),
+    }
 }
 
 /// `complete_io` wraps TLS's errors in those of the system.

@@ -1,5 +1,6 @@
 //! The files that hold keys and certificates.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -15,6 +16,31 @@ pub(super) const AUTHORITY_KEY: &str = "ca.key";
 pub(super) const HOST: &str = "host.pem";
 /// A host's key.
 pub(super) const HOST_KEY: &str = "host.key";
+
+/// A certificate with its key, and the certificate of the authority that vouches for others: each as PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PemKeys {
+    /// The authority's certificate.
+    pub authority: String,
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+}
+
+impl PemKeys {
+    /// All of it in one text: the certificate, its key, the authority's certificate.
+    pub fn to_text(&self) -> String {
+        [&self.certificate, &self.key, &self.authority].map(|part| part.trim_end().to_owned() + "\n").concat()
+    }
+}
+
+/// It holds a key: nobody needs to see that.
+impl fmt::Debug for PemKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PemKeys").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
 
 /// What was written so far; all of it is removed again unless the whole succeeds.
 pub(super) struct NewFiles<'a> {

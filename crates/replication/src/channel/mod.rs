@@ -14,8 +14,8 @@
 //! the protocol ([`VERSION`]).
 //!
 //! Nothing here has a default that is not secure: without an [`Identity`], keys made by the cluster's authority
-//! ([`create_authority`], [`issue`]), there is no connection. Certificates do not expire and are not revoked: a host that must not
-//! be trusted any more is shut out by making a new authority.
+//! ([`create_authority`], [`issue`]) or for one session ([`session_keys`]), there is no connection. Certificates do not expire and are not
+//! revoked: a host or an operator who must not be trusted any more is shut out by making a new authority.
 
 mod authority;
 mod connection;
@@ -24,14 +24,17 @@ mod frame;
 mod handshake;
 mod identity;
 mod keys;
+mod peer;
 mod receiver;
 mod sender;
 
-pub use authority::{create_authority, issue};
-pub use connection::{Closer, Connection, Listener, connect};
+pub use authority::{create_authority, issue, issue_operator, session_keys};
+pub use connection::{Closer, Connection, Listener, connect, connect_over, dial};
 pub use error::{ChannelError, IdentityError};
 pub use frame::{Frame, PAYLOAD_BYTES_MAX};
 pub use identity::Identity;
+pub use keys::PemKeys;
+pub use peer::Peer;
 pub use receiver::Receiver;
 pub use sender::Sender;
 

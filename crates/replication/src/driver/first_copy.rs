@@ -5,7 +5,7 @@
 //! less; what is left is the first checkpoint. Nothing of this counts before that one is complete.
 
 use std::iter;
-use std::net::SocketAddr;
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver as Inbox, SyncSender as Postbox, sync_channel};
 use std::thread;
@@ -30,7 +30,7 @@ use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
 use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, DiskWrite, SummaryReader};
 
 /// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the secondary may take to say whether it can hold the VM.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rounds of copying memory, beyond which the rest goes with the first checkpoint however much it is.
@@ -96,10 +96,10 @@ enum CopyError {
 pub(super) fn start(
     shared: &Arc<Shared>,
     secondary: ReplicaId,
-    address: SocketAddr,
+    socket: TcpStream,
     identity: &Identity,
 ) -> Result<(), ProtectError> {
-    let connection = channel::connect(address, identity, secondary.as_str(), CONNECT_TIMEOUT)?;
+    let connection = channel::connect_over(socket, identity, secondary.as_str(), CONNECT_TIMEOUT)?;
     let (mut sender, mut receiver, closer) = connection.split();
     let hello = Hello {
         config: shared.config.clone(),

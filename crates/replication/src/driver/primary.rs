@@ -249,7 +249,21 @@ impl Primary {
         address: SocketAddr,
         identity: &crate::channel::Identity,
     ) -> Result<(), super::ProtectError> {
-        super::first_copy::start(&self.shared, secondary, address, identity)
+        let socket = crate::channel::dial(address, super::first_copy::CONNECT_TIMEOUT)?;
+        self.protect_over(secondary, socket, identity)
+    }
+
+    /// The same over a connection that has been opened, for a process that may not open any.
+    ///
+    /// # Errors
+    /// [`super::ProtectError`].
+    pub fn protect_over(
+        &self,
+        secondary: spec::ReplicaId,
+        socket: std::net::TcpStream,
+        identity: &crate::channel::Identity,
+    ) -> Result<(), super::ProtectError> {
+        super::first_copy::start(&self.shared, secondary, socket, identity)
     }
 
     /// Gives the secondary up, and lets output pass once the store has taken note.

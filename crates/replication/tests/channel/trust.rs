@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use replication::channel::{self, ChannelError, Identity, IdentityError};
+use replication::channel::{self, ChannelError, Identity, IdentityError, Peer};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
@@ -164,5 +164,57 @@ fn existing_keys_are_not_overwritten_and_failures_leave_nothing_behind() {
             matches!(channel::issue(&authority, name, &keys.path("none")), Err(IdentityError::Name(_))),
             "{name:?}"
         );
+    }
+}
+
+/// Operators are vouched for by the same authority, and are no replicas.
+#[test]
+fn an_operator_of_the_cluster_is_not_taken_for_a_host() {
+    let keys = Keys::new();
+    let file = keys.path("alice.pem");
+    let operator = channel::issue_operator(&keys.path("authority"), "alice").unwrap();
+    fs::write(&file, operator.to_text()).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let alice = Identity::load_operator(&file).unwrap();
+    assert_eq!(alice.peer(), &Peer::Operator("alice".to_owned()));
+    let [accepted, _] = meet(&keys.identity("b"), &alice, "b");
+    assert!(matches!(accepted, Err(ChannelError::Nameless)), "{accepted:?}");
+    // Nor does it serve as one.
+    let [_, connected] = meet(&alice, &keys.identity("a"), "alice.operator.twinvm.invalid");
+    assert!(matches!(connected, Err(ChannelError::Tls(_))), "{connected:?}");
+    for name in ["alice.operator.twinvm.invalid", "a.OPERATOR.twinvm.invalid"] {
+        let issued = channel::issue(&keys.path("authority"), name, &keys.path("none"));
+        assert!(matches!(issued, Err(IdentityError::Name(_))), "a host named {name}");
+    }
+    for name in ["", "a.b", "a b"] {
+        assert!(channel::issue_operator(&keys.path("authority"), name).is_err(), "an operator named {name:?}");
+    }
+    // A host's keys are not an operator's, and the other way round.
+    let folder = keys.folder("c");
+    fs::write(
+        &file,
+        [
+            fs::read(folder.join("host.pem")).unwrap(),
+            fs::read(folder.join("host.key")).unwrap(),
+            fs::read(folder.join("ca.pem")).unwrap(),
+        ]
+        .concat(),
+    )
+    .unwrap();
+    assert!(Identity::load_operator(&file).is_err());
+}
+
+/// The keys of a session are of no use beyond it.
+#[test]
+fn keys_of_a_session_are_good_for_that_session_only() {
+    let keys = Keys::new();
+    let [a, b] = channel::session_keys(["a", "b"]).unwrap().map(|keys| Identity::from_keys(&keys).unwrap());
+    let [other, _] = channel::session_keys(["a", "b"]).unwrap().map(|keys| Identity::from_keys(&keys).unwrap());
+    let [accepted, connected] = meet(&b, &a, "b");
+    assert_eq!((accepted.unwrap(), connected.unwrap()), ("a".to_owned(), "b".to_owned()));
+    let [host_a, host_b] = ["a", "b"].map(|host| keys.identity(host));
+    for (listens, connects) in [(&b, &host_a), (&b, &other), (&host_b, &a)] {
+        let [accepted, connected] = meet(listens, connects, "b");
+        assert!(accepted.is_err() && connected.is_err());
     }
 }

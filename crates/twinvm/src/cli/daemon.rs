@@ -1,20 +1,20 @@
 //! Commands' connection to the daemon of the host on this machine.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use api::client::{CallError, Client, Target};
 use axum::http::Method;
 use clap::Args;
-use replication::channel::Identity;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
 use crate::host::config::HostConfig;
 use crate::host::folder::HostFolder;
+use crate::host::operator;
 
 /// How long the daemon may take. Starting a VM can take a minute, stopping a host with its VMs two.
 const TIMEOUT: Duration = Duration::from_secs(180);
@@ -25,6 +25,9 @@ pub struct DaemonArguments {
     /// Folder of the host whose daemon is asked [default: $TWINVM_HOST_DIR, else `host` in the data folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Keys of the operator who asks [default: $TWINVM_OPERATOR, else operator.pem in the host's folder]
+    #[arg(long, value_name = "FILE")]
+    operator: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -38,7 +41,7 @@ impl DaemonArguments {
 
     /// Prepares to talk to the daemon.
     pub fn daemon(&self) -> Result<DaemonConnection> {
-        DaemonConnection::new(&self.folder()?)
+        DaemonConnection::new(&self.folder()?, self.operator.as_deref())
     }
 
     /// The same if there is a host at all: without one, only VMs in the foreground matter.
@@ -47,7 +50,7 @@ impl DaemonArguments {
         if self.dir.is_none() && !folder.config().exists() {
             return Ok(None);
         }
-        DaemonConnection::new(&folder).map(Some)
+        DaemonConnection::new(&folder, self.operator.as_deref()).map(Some)
     }
 }
 
@@ -60,9 +63,9 @@ pub struct DaemonConnection {
 }
 
 impl DaemonConnection {
-    fn new(folder: &HostFolder) -> Result<Self> {
+    fn new(folder: &HostFolder, operator: Option<&Path>) -> Result<Self> {
         let config = HostConfig::load(folder)?;
-        let identity = Identity::load(&folder.keys()).context("the host's keys cannot be used")?;
+        let identity = operator::identity(folder, operator)?;
         let address = folder.addresses().map_or(config.listen, |addresses| addresses.api);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         Ok(Self {
@@ -103,6 +106,9 @@ impl DaemonConnection {
         F: Future<Output = Result<T, CallError>>,
     {
         self.runtime.block_on(work(&self.client, &self.target)).map_err(|error| match error {
+            CallError::Unreachable { host, address, reason } if host != self.target.host => anyhow!(
+                "host {host}, where the VM is at home, does not answer at {address} ({reason}); see whether it is alive with `twinvm host list`"
+            ),
             CallError::Unreachable { host, address, reason } => anyhow!(
                 "the daemon of host {host} does not answer at {address} ({reason}); start it with `twinvm host start --dir {}`",
                 self.folder.path().display()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use api::messages::{HostView, StopHost};
+use api::messages::{DaemonView, HostView, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -24,6 +24,9 @@ The first host makes the cluster and signs the keys of the others:
   a$ twinvm host init --new-cluster --name a --listen 192.0.2.1:7441
   a$ twinvm host issue b --out b.bundle
   b$ twinvm host init --bundle b.bundle --listen 192.0.2.2:7441    (b.bundle copied there by a safe way)
+Commands on the first host act as operator `admin` (operator.pem in the host's folder); on others they need the keys of an operator:
+  a$ twinvm operator issue alice --out alice.pem
+  b$ twinvm vm list --operator alice.pem
 Three hosts on one machine, to try things out:
   twinvm host init --new-cluster --name a --dir hosts/a --listen 127.0.0.1:7441
   twinvm host issue b --dir hosts/a --out b.bundle
@@ -32,7 +35,8 @@ What was decided is in host.toml in the host's folder, and can be changed there 
     Init(InitArguments),
     /// Make the keys of a further host, on the host that has made the cluster
     #[command(after_help = "\
-The bundle holds the new host's private key: whoever has it is that host. Remove it when it has been used.")]
+The bundle holds the new host's private key: whoever has it is that host. It does not entitle to what operators do. Remove it when it has
+been used.")]
     Issue(IssueArguments),
     /// Run the host's daemon, until SIGTERM or Ctrl-C; VMs go on without it
     #[command(after_help = "\
@@ -79,6 +83,9 @@ pub struct InitArguments {
     /// folder]
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
+    /// A folder below which VM specs may name kernels and disks, beside the images and `files` in the host's folder (may be repeated)
+    #[arg(long = "vm-folder", value_name = "DIR")]
+    vm_folders: Vec<PathBuf>,
     /// A bridge that VMs can be connected to (may be repeated)
     #[arg(long = "network", value_name = "BRIDGE")]
     networks: Vec<String>,
@@ -175,6 +182,7 @@ fn init_host(arguments: InitArguments) -> Result<()> {
         listen: arguments.listen,
         metrics,
         store: arguments.store,
+        vm_folders: arguments.vm_folders,
         networks: arguments.networks,
     };
     let config = init(&folder, &options)?;
@@ -213,10 +221,8 @@ fn state(host: &HostView) -> &'static str {
 
 fn show(arguments: &ShowArguments) -> Result<()> {
     let daemon = arguments.daemon.daemon()?;
-    let name = match &arguments.name {
-        Some(name) => name.clone(),
-        None => daemon.get::<api::messages::DaemonView>("/v1/host")?.host,
-    };
+    let asked: DaemonView = daemon.get("/v1/host")?;
+    let name = arguments.name.clone().unwrap_or_else(|| asked.host.clone());
     let hosts: Vec<HostView> = daemon.get("/v1/hosts")?;
     let host = hosts.iter().find(|host| host.name == name);
     let host = host.ok_or_else(|| anyhow::anyhow!("there is no host named {name}; see `twinvm host list`"))?;
@@ -239,6 +245,9 @@ fn show(arguments: &ShowArguments) -> Result<()> {
         ("secondaries", host.secondaries.join(" ")),
     ] {
         print_line(format!("{:13}{value}", format!("{what}:")).trim_end())?;
+    }
+    if name == asked.host {
+        print_line(&format!("{:13}{}", "sandbox:", asked.sandbox))?;
     }
     Ok(())
 }

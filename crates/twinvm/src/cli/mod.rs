@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod broker;
 mod console;
 mod daemon;
 mod demo;
@@ -12,6 +13,7 @@ mod log_file;
 mod log_limit;
 mod logging;
 mod net_end;
+mod operator;
 mod output;
 mod replay;
 mod replica;
@@ -53,6 +55,9 @@ enum Command {
     /// Protect VMs against the loss of their host
     #[command(subcommand)]
     Ft(ft::FtCommand),
+    /// Make the keys of those who may administer a cluster
+    #[command(subcommand)]
+    Operator(operator::OperatorCommand),
     /// Show live figures of replication
     Top(top::TopArguments),
     /// Build and manage guest images made from Debian's packages
@@ -73,6 +78,8 @@ enum Command {
     #[command(hide = true)]
     NetEnd(net_end::NetEndArguments),
     #[command(hide = true)]
+    Broker(broker::BrokerArguments),
+    #[command(hide = true)]
     Replica(replica::ReplicaArguments),
 }
 
@@ -87,9 +94,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Bench(command) => bench::run(command),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Host(command) => host::run(command),
+        Command::Operator(command) => operator::run(command),
         Command::Ft(command) => ft::run(command),
         Command::Top(arguments) => top::run(&arguments),
         Command::NetEnd(arguments) => net_end::run(arguments),
+        Command::Broker(arguments) => broker::run(&arguments),
         Command::Replica(arguments) => replica::run(&arguments),
     }
 }

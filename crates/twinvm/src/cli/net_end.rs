@@ -1,11 +1,16 @@
 //! `twinvm net-end`: the network end's process, started by `twinvm` itself.
 
+use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use network::end::EndConfig;
+use spec::NetworkSpec;
+
+use crate::sandbox::{Confinement, Kind};
 
 #[derive(Args)]
 pub struct NetEndArguments {
@@ -19,6 +24,29 @@ pub struct NetEndArguments {
 
 pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
     let config: EndConfig = serde_json::from_str(&arguments.config).context("--config")?;
-    network::end::run(&config, &arguments.socket)?;
+    let kind = match config.network {
+        NetworkSpec::User(_) => Kind::UserEnd,
+        NetworkSpec::Bridge(_) => Kind::BridgeEnd,
+    };
+    network::end::run_confined(&config, &arguments.socket, || {
+        let enforced = confinement(kind).enter().map_err(|error| io::Error::other(format!("{error:#}")))?;
+        if !enforced.is_full() {
+            eprintln!("twinvm: the sandbox is incomplete: {enforced}");
+        }
+        Ok(())
+    })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// An end has its sockets and its TAP device open. In user mode it asks the machine's name servers, whose addresses may change.
+fn confinement(kind: Kind) -> Confinement {
+    let mut readable = vec![PathBuf::from("/dev/null")];
+    if kind == Kind::UserEnd {
+        let file = PathBuf::from("/etc/resolv.conf");
+        // What manages it may replace it in a folder of its own.
+        let managed = fs::canonicalize(&file).ok().and_then(|real| real.parent().map(PathBuf::from));
+        readable.extend(managed.filter(|folder| folder.starts_with("/run")));
+        readable.push(file);
+    }
+    Confinement { kind, readable, writable: Vec::new() }
 }

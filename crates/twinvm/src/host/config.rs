@@ -31,6 +31,10 @@ pub struct HostConfig {
     pub store: PathBuf,
     /// The folder of guest images.
     pub images: PathBuf,
+    /// Folders below which VM specs may name files, beside the images and `files` in the host's folder. Who can write there can give a VM any file
+    /// that is there.
+    #[serde(default)]
+    pub vm_folders: Vec<PathBuf>,
     /// Bridges that VMs on this host can be connected to.
     #[serde(default)]
     pub networks: Vec<String>,
@@ -116,6 +120,9 @@ impl HostConfig {
         if self.listen.ip().is_unspecified() {
             bail!("listen = \"{}\": name the address at which other hosts reach this one", self.listen);
         }
+        if let Some(relative) = self.vm_folders.iter().find(|folder| !folder.is_absolute()) {
+            bail!("vm_folders: {} is not an absolute path", relative.display());
+        }
         for (name, value, range) in [
             ("suspicion_ms", self.suspicion_ms, 20..=10_000),
             ("epoch_ms_max", self.epoch_ms_max, 1..=10_000),
@@ -174,6 +181,7 @@ mod tests {
             ("127.0.0.1:7441", "nowhere", "line 2"),
             ("metrics = \"\"", "metrics = \"x\"", "such as 127.0.0.1"),
             ("images", "colour = 1\nimages", "unknown field"),
+            ("images", "vm_folders = [\"x\"]\nimages", "not an absolute path"),
             ("images", "suspicion_ms = 1\nimages", "20 to 10000"),
             ("images", "lag_ms_max = 9\nimages", "10 to 10000"),
         ] {

@@ -34,7 +34,9 @@ use super::registry::{KnownVm, Registry};
 use super::replicas::Replica;
 use super::rest::server;
 use super::runtime::Undone;
+use super::vm_files::VmFiles;
 use super::vm_folder::VmFolder;
+use crate::sandbox::Enforced;
 
 /// How often the lease is renewed.
 const LEASE_RENEWAL: Duration = Duration::from_millis(500);
@@ -47,6 +49,7 @@ pub struct Daemon {
     pub(super) config: HostConfig,
     pub(super) registry: Registry,
     pub(super) images: ImageStore,
+    pub(super) vm_files: VmFiles,
     pub(super) ends: NetworkEnds,
     /// The replicas that run on this host, by VM.
     pub(super) replicas: Mutex<BTreeMap<String, Arc<Replica>>>,
@@ -89,11 +92,11 @@ pub fn run(folder: &HostFolder) -> Result<()> {
 
 async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     let identity = Identity::load(&folder.keys()).context("the host's keys cannot be used")?;
-    if identity.host() != config.name {
+    if identity.peer().host() != Some(&config.name) {
         bail!(
-            "the certificate in {} is for host {}, not for {}",
+            "the certificate in {} is for {}, not for host {}",
             folder.keys().display(),
-            identity.host(),
+            identity.peer(),
             config.name
         );
     }
@@ -125,6 +128,9 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     let line = serde_json::json!({ "ready": daemon.config.name, "api": addresses.api, "metrics": addresses.metrics });
     // Whoever started the daemon need not read it.
     let _ = writeln!(std::io::stdout(), "{line}");
+    if !Enforced::by_kernel().is_full() {
+        tracing::warn!("replicas and network ends are confined only in part: {}", Enforced::by_kernel());
+    }
     tracing::info!("host {} answers at {}", daemon.config.name, addresses.api);
     tokio::select! {
         _ = terminate.recv() => {}
@@ -152,6 +158,7 @@ fn make(
     Ok(Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
         registry,
         images: ImageStore::new(&config.images),
+        vm_files: VmFiles::of(folder, &config),
         ends: NetworkEnds::default(),
         replicas: Mutex::default(),
         exe,
@@ -196,6 +203,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             metrics: self.addresses.metrics,
             store: self.config.store.clone(),
+            sandbox: Enforced::by_kernel().to_string(),
         }
     }
 

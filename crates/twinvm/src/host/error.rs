@@ -9,6 +9,8 @@ use api::Problem;
 pub enum Kind {
     /// What was asked makes no sense.
     BadRequest,
+    /// Whoever asks is not entitled to it.
+    Forbidden,
     /// What was asked about is not there.
     NotFound,
     /// It cannot be done in this state.
@@ -36,6 +38,11 @@ impl HostError {
     /// What was asked makes no sense.
     pub fn bad_request(error: impl Into<String>) -> Self {
         Self::new(Kind::BadRequest, error)
+    }
+
+    /// Whoever asks is not entitled to it.
+    pub fn forbidden(error: impl Into<String>) -> Self {
+        Self::new(Kind::Forbidden, error)
     }
 
     /// What was asked about is not there.

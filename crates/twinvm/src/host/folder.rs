@@ -21,6 +21,8 @@ const SOCKET_PATH_LEN_MAX: usize = 107;
 /// | `host.toml` | the host's configuration |
 /// | `keys/` | its certificate and key, and the certificate of the cluster's authority |
 /// | `authority/` | on the host that made the cluster: the key that signs certificates |
+/// | `operator.pem` | on the host that made the cluster: the keys with which commands act as an operator |
+/// | `files/` | files that VM specs may name, beside those in other folders that `host.toml` allows |
 /// | `vms/NAME/` | a replica of a VM: its disks, kernel, control socket, log |
 /// | `daemon.lock` | locked while the daemon runs |
 /// | `daemon.json` | where the running daemon listens |
@@ -69,6 +71,16 @@ impl HostFolder {
     /// The folder of the cluster's authority, if the cluster was made here.
     pub fn authority(&self) -> PathBuf {
         self.0.join("authority")
+    }
+
+    /// The keys of an operator, if commands on this host have some.
+    pub fn operator(&self) -> PathBuf {
+        self.0.join("operator.pem")
+    }
+
+    /// The folder of files that VM specs may name.
+    pub fn files(&self) -> PathBuf {
+        self.0.join("files")
     }
 
     /// The folder of all VMs.

@@ -11,6 +11,7 @@ use replication::channel;
 use super::bundle::Bundle;
 use super::config::{HostConfig, check_host_name, first_copies_max_default};
 use super::folder::{HostFolder, new_private_folder, private_folder};
+use super::operator;
 use crate::paths;
 use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, LAG_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
 
@@ -34,6 +35,8 @@ pub struct InitOptions {
     pub metrics: Option<SocketAddr>,
     /// The cluster store; from the bundle, or a new one in the host's folder, if none.
     pub store: Option<PathBuf>,
+    /// Folders below which VM specs may name files.
+    pub vm_folders: Vec<PathBuf>,
     /// Bridges that VMs can be connected to.
     pub networks: Vec<String>,
 }
@@ -66,6 +69,7 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         metrics: options.metrics,
         store,
         images: std::path::absolute(paths::images_dir()?)?,
+        vm_folders: options.vm_folders.iter().map(std::path::absolute).collect::<Result<_, _>>()?,
         networks: options.networks.clone(),
         datastores: Vec::new(),
         memory: None,
@@ -109,12 +113,17 @@ fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> R
     }
     // What cannot be used later is refused now.
     let identity = channel::Identity::load(&folder.keys()).context("the keys cannot be used")?;
-    if identity.host() != config.name {
-        bail!("the certificate is for host {}, not for {}", identity.host(), config.name);
+    if identity.peer().host() != Some(&config.name) {
+        bail!("the certificate is for {}, not for host {}", identity.peer(), config.name);
     }
     private_folder(&folder.vms())?;
+    private_folder(&folder.files())?;
     let path = folder.config();
-    fs::write(&path, config.to_toml()?).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(&path, config.to_toml()?).with_context(|| format!("cannot write {}", path.display()))?;
+    if bundle.is_none() {
+        operator::issue(folder, operator::FIRST, &folder.operator())?;
+    }
+    Ok(())
 }
 
 /// Makes the keys of a further host and writes them, packed, to `out`.

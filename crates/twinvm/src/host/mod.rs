@@ -3,11 +3,12 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `folder`, `config` | where things are, and `host.toml` |
-//! | `init`, `bundle` | making a host, and the keys of further ones |
+//! | `init`, `bundle`, `operator` | making a host, and the keys of further ones and of operators |
 //! | `registry` | the cluster store, as the daemon uses it |
 //! | `daemon` | the daemon: what it has, its start and end |
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
 //! | `vm_folder`, `network_ends` | what a replica needs: disks, kernel, network ends |
+//! | `vm_files` | which files of this host VM specs may name |
 //! | `power`, `secondary`, `protection`, `views` | what the daemon does for VMs |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
 //! | `runtime` | reports to the controller, and carries out what it decides |
@@ -21,6 +22,7 @@ pub mod folder;
 pub mod init;
 mod metrics;
 mod network_ends;
+pub mod operator;
 mod owner;
 mod power;
 mod process;
@@ -31,6 +33,7 @@ mod rest;
 mod runtime;
 mod secondary;
 mod views;
+mod vm_files;
 mod vm_folder;
 
 pub use daemon::{Daemon, run};

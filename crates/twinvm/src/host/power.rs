@@ -13,6 +13,7 @@ use api::messages::{CreateVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
 use api::status::Role;
 use api::time::unix_ms_now;
 use cluster::records::Power;
+use replication::channel::Peer;
 use spec::VmSpec;
 
 use super::daemon::Daemon;
@@ -94,7 +95,9 @@ impl Daemon {
             check_socket_path(&end)?;
         }
         self.registry.admit(spec)?;
-        let kept = folder.create(spec, &self.images).map_err(|error| HostError::bad_request(format!("{error:#}")))?;
+        let kept = folder
+            .create(spec, &self.images, &self.vm_files)
+            .map_err(|error| HostError::bad_request(format!("{error:#}")))?;
         let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
         if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
             folder.remove_after_failure();
@@ -170,7 +173,8 @@ impl Daemon {
             }
         }
         let folder = self.vm_folder(name);
-        let local = folder.local_spec(&vm.spec).map_err(|error| HostError::conflict(format!("{error:#}")))?;
+        let local =
+            folder.local_spec(&vm.spec, &self.vm_files).map_err(|error| HostError::conflict(format!("{error:#}")))?;
         // Until the claim is this host's, another VM could be given the same memory.
         let admission = self.admission();
         self.registry.admit_start(&vm, how.from_stale_disks)?;
@@ -195,7 +199,7 @@ impl Daemon {
             role: Role::Primary,
             engine,
             store: self.config.store.clone(),
-            identity: self.folder.keys(),
+            identity: None,
             folder: folder.path().to_owned(),
             network_ends,
             listen: None,
@@ -289,9 +293,15 @@ impl Daemon {
         Ok(control::console(&socket(&self.folder.vm(name)), REQUEST_TIMEOUT)?)
     }
 
-    /// The kernel or the initial RAM disk of a VM here.
-    pub fn boot_file(&self, name: &str, file: &str) -> Result<Vec<u8>, HostError> {
-        let folder = self.vm_folder(&self.known(name)?.name);
+    /// The kernel or the initial RAM disk of a VM here, for the host that holds its secondary or is to.
+    pub fn boot_file(&self, name: &str, client: &Peer, file: &str) -> Result<Vec<u8>, HostError> {
+        let vm = self.known(name)?;
+        let is_chosen = vm.record.syncing_to.as_deref().is_some_and(|host| client.host() == Some(host));
+        let is_secondary = vm.claim.secondary.as_ref().is_some_and(|host| client.host() == Some(host.as_str()));
+        if !is_chosen && !is_secondary {
+            return Err(HostError::forbidden(format!("{client} is not to hold a secondary of VM {name}")));
+        }
+        let folder = self.vm_folder(&vm.name);
         let path = match file {
             "kernel" => folder.kernel(),
             "initrd" => folder.initrd(),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use spec::{EngineKind, HostName, ReplicaId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
 use super::error::HostError;
+use crate::paths::hosts_store;
 
 /// How long a host counts as alive after it has renewed its lease, in ms.
 const LEASE_TTL_MS: u64 = 3_000;
@@ -364,13 +365,6 @@ fn boot_ms_now() -> u64 {
 fn read_id(path: &str) -> Result<String> {
     let id = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     Ok(id.trim().to_owned())
-}
-
-/// Where the hosts of a cluster are whose store is the file `store`.
-fn hosts_store(store: &Path) -> PathBuf {
-    let mut path = store.to_owned().into_os_string();
-    path.push(".hosts");
-    path.into()
 }
 
 /// Makes sure that the instance of a host that was registered before this one has ended. One with the same folder on the same machine has, as the

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api::client::Target;
-use api::messages::{PrepareSecondary, PreparedSecondary};
+use api::messages::{PrepareSecondary, PreparedSecondary, SessionKeys};
 use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use axum::http::Method;
@@ -17,6 +17,7 @@ use cluster::controller::{
 use cluster::records::{ClusterState, Power};
 use machine::bus::lock;
 use protocol::Generation;
+use replication::channel::{PemKeys, session_keys};
 use spec::{HostName, VmName};
 
 use super::daemon::Daemon;
@@ -193,8 +194,9 @@ impl Daemon {
             return Ok(Outcome::NotWanted);
         }
         self.reserve(&vm.name, Some(host)).map_err(text)?;
-        let (target, address) = self.prepare_at(&vm, replica, host)?;
-        let told = self.tell_primary(replica, &target, address);
+        let [ours, theirs] = session_keys([self.host(), host]).map_err(|error| error.to_string())?.map(session);
+        let (target, address) = self.prepare_at(&vm, replica, host, theirs)?;
+        let told = self.tell_primary(replica, &target, address, ours);
         if told != Ok(Outcome::Done) {
             let keeps_disks = self.known(&vm.name).is_ok_and(|vm| vm.record.ft.enabled);
             self.drop_secondary_at(&target, &vm.name, !keeps_disks);
@@ -203,7 +205,13 @@ impl Daemon {
     }
 
     /// Lets a host prepare a secondary; where it listens then.
-    fn prepare_at(&self, vm: &KnownVm, replica: &Replica, host: &HostName) -> Result<(Target, SocketAddr), String> {
+    fn prepare_at(
+        &self,
+        vm: &KnownVm,
+        replica: &Replica,
+        host: &HostName,
+        session: SessionKeys,
+    ) -> Result<(Target, SocketAddr), String> {
         let target = self.registry.alive_host(host).map_err(|error| error.problem.error)?;
         let target = target.ok_or_else(|| format!("host {host} is not alive any more"))?;
         let contents = self.vm_folder(&vm.name).contents().ok_or("the VM's folder is incomplete on this host")?;
@@ -213,6 +221,7 @@ impl Daemon {
             spec: vm.record.spec.clone(),
             engine: replica.status().ok_or("the replica does not answer")?.engine,
             contents,
+            session,
         };
         let path = format!("/v1/secondaries/{}", vm.name);
         let prepared: PreparedSecondary = self
@@ -227,6 +236,7 @@ impl Daemon {
         replica: &Arc<Replica>,
         target: &Target,
         address: SocketAddr,
+        session: SessionKeys,
     ) -> Result<Outcome, String> {
         let (daemon, replica, host) = (self.clone(), replica.clone(), target.host.clone());
         // Whoever turns protection off meanwhile either finds a primary that was told, or is found here.
@@ -236,7 +246,8 @@ impl Daemon {
             if !is_current || !vm.record.ft.is_wanted() {
                 return Ok(Outcome::NotWanted);
             }
-            let request = Request::Protect { secondary: host, address, mode: Some(vm.record.ft.mode) };
+            let mode = Some(vm.record.ft.mode);
+            let request = Request::Protect { secondary: host, address, mode, session: Some(session) };
             replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| format!("{error:#}"))?;
             Ok(Outcome::Done)
         });
@@ -290,6 +301,11 @@ impl Daemon {
         let found: BTreeSet<VmName> = ended.filter_map(|vm| vm.parse().ok()).collect();
         lock(&self.powered_off).extend(found);
     }
+}
+
+fn session(keys: PemKeys) -> SessionKeys {
+    let PemKeys { authority, certificate, key } = keys;
+    SessionKeys { authority, certificate, key }
 }
 
 /// What is seen of a replica.

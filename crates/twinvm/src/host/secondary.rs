@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use api::messages::{DropSecondary, PrepareSecondary, PreparedSecondary};
 use api::status::Role;
 use cluster::records::ClusterError;
+use replication::channel::Peer;
 use spec::{EngineKind, VmName, VmSpec};
 
 use super::daemon::Daemon;
@@ -27,8 +28,12 @@ impl Daemon {
     pub fn prepare_secondary(
         self: &Arc<Self>,
         name: &str,
+        client: &Peer,
         prepare: &PrepareSecondary,
     ) -> Result<PreparedSecondary, HostError> {
+        if client.host() != Some(&prepare.primary) {
+            return Err(HostError::forbidden(format!("{client} does not speak for host {}", prepare.primary)));
+        }
         let spec = VmSpec::parse(&prepare.spec).map_err(|error| HostError::bad_request(error.to_string()))?;
         if spec.name != name {
             return Err(HostError::bad_request(format!("the spec is of VM {}, not {name}", spec.name)));
@@ -54,17 +59,17 @@ impl Daemon {
             let bytes_max = usize::try_from(BOOT_FILE_BYTES_MAX)?;
             Ok(self.wait_for(self.client().download(&primary, &path, bytes_max, FETCH_TIMEOUT))?.to_vec())
         };
-        folder.prepare(&spec, &prepare.contents, &self.images, fetch)?;
+        folder.prepare(&spec, &prepare.contents, &self.images, &self.vm_files, fetch)?;
         let network_ends = self.end_sockets(&spec);
         self.ends.ensure(&self.exe, &spec, &network_ends).context("network end")?;
         let config = ReplicaConfig {
             vm: name.to_owned(),
             host: self.host().to_owned(),
-            spec: spec::to_toml(&folder.local_spec(&spec)?).context("the spec cannot be written")?,
+            spec: spec::to_toml(&folder.local_spec(&spec, &self.vm_files)?).context("the spec cannot be written")?,
             role: Role::Secondary,
             engine: prepare.engine,
             store: self.config.store.clone(),
-            identity: self.folder.keys(),
+            identity: Some(folder.write_session(&prepare.session)?),
             folder: folder.path().to_owned(),
             network_ends,
             listen: Some(self.secondary_listen()),
@@ -77,7 +82,10 @@ impl Daemon {
         let admission = self.admission();
         let held: Vec<String> = self.all_replicas().iter().map(|replica| replica.vm.clone()).collect();
         self.registry.admit_secondary(name, &held)?;
-        let (process, status) = ReplicaProcess::start(&self.exe, &config)?;
+        let started = ReplicaProcess::start(&self.exe, &config);
+        // It has read them.
+        folder.remove_session();
+        let (process, status) = started?;
         let address = status.listen.context("the secondary does not listen")?;
         self.watch_replica(name.to_owned(), process, Some(status))?;
         drop(admission);
@@ -87,13 +95,19 @@ impl Daemon {
 
     /// Ends the secondary here, if there is one, unless the VM's claim names it: then it may be about to take over, or has. Its disks can be removed
     /// too. For the VM's owner.
-    pub fn drop_secondary(&self, name: &str, how: DropSecondary) -> Result<(), HostError> {
+    pub fn drop_secondary(&self, name: &str, client: &Peer, how: DropSecondary) -> Result<(), HostError> {
         // The VM may be gone from the store already: the name has to be one that a VM can have, as it becomes a path.
         name.parse::<VmName>().map_err(ClusterError::from)?;
         if self.registry.vm(name)?.is_some() {
             let vm = self.refuse_if_home(name)?;
             if vm.claim.secondary.as_ref().is_some_and(|secondary| secondary.as_str() == self.host()) {
                 return Err(HostError::conflict(format!("host {} is the secondary of VM {name}", self.host())));
+            }
+            if client.host() != Some(vm.home()) {
+                return Err(HostError::forbidden(format!(
+                    "VM {name} is at home on host {}, not on {client}",
+                    vm.home()
+                )));
             }
         }
         // A claim that does not name a replica never does so again without this host being asked to prepare one.

@@ -1,18 +1,20 @@
 //! A VM's folder on one host: its kernel, and this replica's copies of its disks.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use api::messages::VmContents;
+use api::messages::{SessionKeys, VmContents};
 use api::time::unix_ms_now;
 use spec::DiskFormat;
 use spec::{DiskSpec, VmSpec};
-use storage::disk::{Backing, DiskImage, DiskOptions, create_qcow2};
+use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, create_qcow2};
 use storage::image::{Image, ImageStore};
 
 use super::folder::private_folder;
+use super::vm_files::VmFiles;
 
 /// Largest kernel or initial RAM disk, in bytes.
 pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
@@ -75,32 +77,32 @@ impl VmFolder {
 
     /// Fills a new folder for the first replica of a VM. The files that the spec names stay as they are. Returns the spec to
     /// keep, in which nothing depends on images any more but disks. Leaves nothing behind when it fails.
-    pub fn create(&self, spec: &VmSpec, images: &ImageStore) -> Result<VmSpec> {
+    pub fn create(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<VmSpec> {
         if self.path.exists() {
             bail!("{} is there already, from an earlier VM of this name: move it away first", self.path.display());
         }
         private_folder(&self.path)?;
-        let filled = self.fill(spec, images);
+        let filled = self.fill(spec, images, files);
         if filled.is_err() {
             self.remove_after_failure();
         }
         filled
     }
 
-    fn fill(&self, spec: &VmSpec, images: &ImageStore) -> Result<VmSpec> {
+    fn fill(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<VmSpec> {
         let image = spec.image.as_deref().map(|name| image(images, name)).transpose()?;
         let kernel = spec.kernel.clone().or_else(|| image.as_ref().map(Image::kernel));
         let kernel = kernel.ok_or_else(|| anyhow!("the spec names no kernel"))?;
-        copy(&kernel, &self.kernel()).context("kernel")?;
+        self.copy_boot_file(&kernel, &self.kernel(), files).context("kernel")?;
         if let Some(initrd) = spec.initrd.clone().or_else(|| image.as_ref().map(Image::initrd)) {
-            copy(&initrd, &self.initrd()).context("initrd")?;
+            self.copy_boot_file(&initrd, &self.initrd(), files).context("initrd")?;
         }
         let disk_bytes = spec
             .disks
             .iter()
             .enumerate()
             .map(|(number, disk)| {
-                self.create_disk(number, disk, images).with_context(|| format!("disk {}", disk.path.display()))
+                self.create_disk(number, disk, images, files).with_context(|| format!("disk {}", disk.path.display()))
             })
             .collect::<Result<_>>()?;
         self.write_contents(&VmContents { created_unix_ms: unix_ms_now(), disk_bytes })?;
@@ -108,20 +110,28 @@ impl VmFolder {
         Ok(VmSpec { cmdline: Some(cmdline.unwrap_or_else(|| "console=ttyS0".to_owned())), ..spec.clone() })
     }
 
-    fn create_disk(&self, number: usize, disk: &DiskSpec, images: &ImageStore) -> Result<u64> {
+    fn copy_boot_file(&self, from: &Path, to: &Path, files: &VmFiles) -> Result<()> {
+        let (file, path) = files.open(from)?;
+        copy(file, &path, to)
+    }
+
+    fn create_disk(&self, number: usize, disk: &DiskSpec, images: &ImageStore, files: &VmFiles) -> Result<u64> {
         match (&disk.base_image, disk.path.exists()) {
             (Some(base), false) if !disk.readonly => {
                 let backing = root_disk(images, base)?;
                 let size_bytes = fs::metadata(&backing.path)?.len();
                 create_qcow2(&self.disk(number, DiskFormat::Qcow2), size_bytes, Some(&backing))?;
+                keep_identity(&backing);
                 Ok(size_bytes)
             }
             _ => {
+                let (file, path) = files.open(&disk.path)?;
                 // Held while it is copied: nobody may write to it meanwhile.
-                let source =
-                    DiskImage::open(&disk.path, DiskOptions { format: disk.format, read_only: true, direct: false })?;
+                let options = DiskOptions { format: disk.format, read_only: true, direct: false };
+                let source = DiskImage::open(&path, options)?;
+                files.check_backing(&source)?;
                 if !disk.readonly {
-                    copy(&disk.path, &self.disk(number, source.format()))?;
+                    copy(file, &path, &self.disk(number, source.format()))?;
                 }
                 Ok(source.size_bytes())
             }
@@ -135,6 +145,7 @@ impl VmFolder {
         spec: &VmSpec,
         contents: &VmContents,
         images: &ImageStore,
+        files: &VmFiles,
         fetch: impl Fn(&str) -> Result<Vec<u8>>,
     ) -> Result<()> {
         if contents.disk_bytes.len() != spec.disks.len() {
@@ -150,7 +161,7 @@ impl VmFolder {
         }
         private_folder(&self.path)?;
         for (number, (disk, &size_bytes)) in spec.disks.iter().zip(&contents.disk_bytes).enumerate() {
-            self.prepare_disk(number, disk, size_bytes, images).with_context(|| format!("disk {number}"))?;
+            self.prepare_disk(number, disk, size_bytes, images, files).with_context(|| format!("disk {number}"))?;
         }
         let has_initrd = spec.initrd.is_some() || spec.image.is_some();
         for (name, path) in [("kernel", self.kernel()), ("initrd", self.initrd())] {
@@ -177,11 +188,22 @@ impl VmFolder {
         Ok(())
     }
 
-    fn prepare_disk(&self, number: usize, disk: &DiskSpec, size_bytes: u64, images: &ImageStore) -> Result<()> {
+    fn prepare_disk(
+        &self,
+        number: usize,
+        disk: &DiskSpec,
+        size_bytes: u64,
+        images: &ImageStore,
+        files: &VmFiles,
+    ) -> Result<()> {
         if disk.readonly {
             let options = DiskOptions { format: disk.format, read_only: true, direct: false };
-            let found =
-                DiskImage::open(&disk.path, options).context("a read-only disk must be on every host")?.size_bytes();
+            let open = || {
+                let image = DiskImage::open(&files.open(&disk.path)?.1, options)?;
+                files.check_backing(&image)?;
+                anyhow::Ok(image.size_bytes())
+            };
+            let found = open().context("a read-only disk must be on every host")?;
             if found != size_bytes {
                 bail!("{} has {found} bytes here, {size_bytes} on the primary's host", disk.path.display());
             }
@@ -199,17 +221,22 @@ impl VmFolder {
         // Without the image, or with another version of it, more has to be copied; nothing else changes.
         let backing = disk.base_image.as_deref().and_then(|base| root_disk(images, base).ok());
         let backing = backing.filter(|backing| fs::metadata(&backing.path).is_ok_and(|file| file.len() == size_bytes));
-        Ok(create_qcow2(&self.disk(number, DiskFormat::Qcow2), size_bytes, backing.as_ref())?)
+        create_qcow2(&self.disk(number, DiskFormat::Qcow2), size_bytes, backing.as_ref())?;
+        if let Some(backing) = &backing {
+            keep_identity(backing);
+        }
+        Ok(())
     }
 
-    /// The spec as a replica here needs it: with this folder's files.
-    pub fn local_spec(&self, spec: &VmSpec) -> Result<VmSpec> {
+    /// The spec as a replica here needs it: with this folder's files, and read-only disks by paths without symbolic links.
+    pub fn local_spec(&self, spec: &VmSpec, files: &VmFiles) -> Result<VmSpec> {
         if !self.kernel().exists() {
             bail!("{} is missing: this host holds no copy of the VM", self.kernel().display());
         }
         let local_disk = |(number, disk): (usize, &DiskSpec)| {
             if disk.readonly {
-                return Ok(disk.clone());
+                let (_, path) = files.open(&disk.path).with_context(|| format!("disk {number}"))?;
+                return Ok(DiskSpec { path, ..disk.clone() });
             }
             let (path, format) = self
                 .found_disk(number)
@@ -223,6 +250,30 @@ impl VmFolder {
             disks: spec.disks.iter().enumerate().map(local_disk).collect::<Result<_>>()?,
             ..spec.clone()
         })
+    }
+
+    /// Writes the keys of a session for the replica that is about to be started; the folder that holds them.
+    pub fn write_session(&self, keys: &SessionKeys) -> Result<PathBuf> {
+        self.remove_session();
+        let folder = self.session();
+        private_folder(&folder)?;
+        for (name, text) in [("ca.pem", &keys.authority), ("host.pem", &keys.certificate), ("host.key", &keys.key)] {
+            let path = folder.join(name);
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            file.and_then(|mut file| file.write_all(text.as_bytes()))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(folder)
+    }
+
+    /// Removes them: whoever needed them has read them.
+    pub fn remove_session(&self) {
+        // Not being there is the usual case.
+        let _ = fs::remove_dir_all(self.session());
+    }
+
+    fn session(&self) -> PathBuf {
+        self.path.join("session")
     }
 
     /// Removes it with all that is in it. Not being there is no error.
@@ -263,9 +314,15 @@ fn root_disk(images: &ImageStore, name: &str) -> Result<Backing> {
     Ok(Backing { path, format: DiskFormat::Raw })
 }
 
-/// Copies a file; stretches of zeros become holes.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut source = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
+/// Keeps the digest of an image, which replicas need for a first copy and may not keep themselves: they only read images.
+fn keep_identity(image: &Backing) {
+    if let Err(error) = BaseIdentity::of(Some(image)) {
+        tracing::debug!("{}: {error}", image.path.display());
+    }
+}
+
+/// Copies an open file; stretches of zeros become holes.
+fn copy(mut source: File, from: &Path, to: &Path) -> Result<()> {
     let copied = (|| {
         let mut target = File::create_new(to)?;
         let mut buffer = vec![0; COPY_BYTES];
@@ -295,6 +352,15 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::host::config::HostConfig;
+    use crate::host::folder::HostFolder;
+
+    /// Everything in a folder.
+    fn files(folder: &Path) -> VmFiles {
+        let text = "name = \"a\"\nlisten = \"127.0.0.1:1\"\nmetrics = \"\"\nstore = \"/s\"\nimages = \"/i\"\n";
+        let config = HostConfig { vm_folders: vec![folder.to_owned()], ..toml::from_str(text).unwrap() };
+        VmFiles::of(&HostFolder::find(Some(&folder.join("host"))).unwrap(), &config)
+    }
 
     fn spec(folder: &Path) -> VmSpec {
         fs::write(folder.join("vmlinuz"), b"kernel").unwrap();
@@ -314,17 +380,18 @@ mod tests {
     fn a_vm_gets_copies_and_the_originals_stay() {
         let temporary = tempfile::tempdir().unwrap();
         let images = ImageStore::new(temporary.path().join("images"));
+        let files = files(temporary.path());
         let spec = spec(temporary.path());
         let folder = VmFolder::new(temporary.path().join("vm"));
-        let kept = folder.create(&spec, &images).unwrap();
+        let kept = folder.create(&spec, &images, &files).unwrap();
         assert_eq!(kept.cmdline.as_deref(), Some("console=ttyS0"));
         assert_eq!(folder.contents().unwrap().disk_bytes, [8 << 20]);
-        let local = folder.local_spec(&kept).unwrap();
+        let local = folder.local_spec(&kept, &files).unwrap();
         let copy = &local.disks[0].path;
         assert_eq!(fs::read(copy).unwrap(), fs::read(&spec.disks[0].path).unwrap());
         assert!(fs::metadata(copy).unwrap().blocks() * 512 <= 2 << 20, "zeros take space");
         assert_eq!(local.initrd, None);
-        assert!(folder.create(&spec, &images).unwrap_err().to_string().contains("earlier VM"));
+        assert!(folder.create(&spec, &images, &files).unwrap_err().to_string().contains("earlier VM"));
         folder.remove().unwrap();
         folder.remove().unwrap();
         assert!(spec.disks[0].path.exists());
@@ -334,10 +401,11 @@ mod tests {
     fn what_cannot_be_created_leaves_nothing_behind() {
         let temporary = tempfile::tempdir().unwrap();
         let images = ImageStore::new(temporary.path().join("images"));
+        let files = files(temporary.path());
         let mut spec = spec(temporary.path());
         spec.disks[0].path = temporary.path().join("missing");
         let folder = VmFolder::new(temporary.path().join("vm"));
-        assert!(format!("{:#}", folder.create(&spec, &images).unwrap_err()).contains("missing"));
+        assert!(format!("{:#}", folder.create(&spec, &images, &files).unwrap_err()).contains("missing"));
         assert!(!folder.path().exists());
     }
 
@@ -345,6 +413,7 @@ mod tests {
     fn a_secondary_keeps_copies_that_fit_and_no_others() {
         let temporary = tempfile::tempdir().unwrap();
         let images = ImageStore::new(temporary.path().join("images"));
+        let files = files(temporary.path());
         let spec = spec(temporary.path());
         let folder = VmFolder::new(temporary.path().join("vms/vm"));
         fs::create_dir(temporary.path().join("vms")).unwrap();
@@ -352,7 +421,7 @@ mod tests {
         let contents = |created_unix_ms, size| VmContents { created_unix_ms, disk_bytes: vec![size] };
         let fetched = std::cell::Cell::new(0);
         let prepare = |contents: &VmContents| {
-            folder.prepare(&spec, contents, &images, |_| {
+            folder.prepare(&spec, contents, &images, &files, |_| {
                 fetched.set(fetched.get() + 1);
                 Ok(b"kernel".to_vec())
             })
@@ -378,6 +447,6 @@ mod tests {
         assert_eq!(fs::metadata(set_aside[0].path().join("disk0.qcow2")).unwrap().ino(), before);
         assert!(prepare(&VmContents { created_unix_ms: 2, disk_bytes: vec![] }).is_err());
         folder.remove().unwrap();
-        assert!(folder.local_spec(&spec).unwrap_err().to_string().contains("no copy"));
+        assert!(folder.local_spec(&spec, &files).unwrap_err().to_string().contains("no copy"));
     }
 }

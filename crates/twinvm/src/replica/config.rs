@@ -38,8 +38,10 @@ pub struct ReplicaConfig {
     pub engine: EngineKind,
     /// The cluster store.
     pub store: PathBuf,
-    /// The folder of the host's certificate and key.
-    pub identity: PathBuf,
+    /// The folder of the keys with which the replica proves who it is to its peer: those of one session, never the host's. A primary is given its
+    /// keys when it is asked to replicate the VM, if this names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PathBuf>,
     /// The VM's folder on this host, which holds the control socket and what the process leaves when it ends.
     pub folder: PathBuf,
     /// The socket of the network end of each card, in the order of the spec.

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use api::messages::SessionKeys;
 use api::status::ReplicaStatus;
 use serde::{Deserialize, Serialize};
 use spec::FtMode;
@@ -37,6 +38,9 @@ pub enum Request {
         /// How, from now on; as before if it is not said.
         #[serde(default)]
         mode: Option<FtMode>,
+        /// The primary's keys for it; those of its configuration if none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<SessionKeys>,
     },
     /// A primary: replicate the VM this way from now on. Answered when that has begun.
     SetMode {
@@ -108,14 +112,15 @@ pub trait Handler: Send + Sync + 'static {
     fn console(&self, client: UnixStream);
 }
 
-/// The control socket of a replica; removed when dropped.
-pub struct ControlServer {
+/// A control socket that nobody serves yet.
+pub struct ControlSocket {
+    listener: UnixListener,
     path: PathBuf,
 }
 
-impl ControlServer {
-    /// Listens at `path` and hands requests to `handler`. Refused if a replica answers there.
-    pub fn start(path: &Path, handler: Arc<impl Handler>) -> Result<Self> {
+impl ControlSocket {
+    /// Listens at `path`. Refused if a replica answers there.
+    pub fn bind(path: &Path) -> Result<Self> {
         if UnixStream::connect(path).is_ok() {
             bail!("a replica runs already at {}", path.display());
         }
@@ -127,6 +132,19 @@ impl ControlServer {
             _ => {}
         }
         let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+}
+
+/// The control socket of a replica; removed when dropped.
+pub struct ControlServer {
+    path: PathBuf,
+}
+
+impl ControlServer {
+    /// Hands what is asked at a socket to `handler`.
+    pub fn start(socket: ControlSocket, handler: Arc<impl Handler>) -> Result<Self> {
+        let ControlSocket { listener, path } = socket;
         let served = Arc::new(AtomicUsize::new(0));
         thread::Builder::new().name("control".to_owned()).spawn(move || {
             for connection in listener.incoming().flatten() {
@@ -141,7 +159,7 @@ impl ControlServer {
                 });
             }
         })?;
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path })
     }
 }
 
@@ -304,10 +322,10 @@ mod tests {
     fn requests_are_answered_and_the_console_is_a_stream() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("replica.sock");
-        let server = ControlServer::start(&path, Arc::new(Echo)).unwrap();
+        let server = ControlServer::start(ControlSocket::bind(&path).unwrap(), Arc::new(Echo)).unwrap();
         assert_eq!(ask(&path, &Request::Status, HUNG).unwrap().pid, 7);
         assert_eq!(ask(&path, &Request::Switchover, HUNG).unwrap_err().to_string(), "no secondary");
-        assert!(ControlServer::start(&path, Arc::new(Echo)).is_err(), "two replicas at one socket");
+        assert!(ControlSocket::bind(&path).is_err(), "two replicas at one socket");
         let (mut stream, mut seen) = console(&path, HUNG).unwrap();
         stream.write_all(b"root").unwrap();
         stream.read_to_end(&mut seen).unwrap();
@@ -320,7 +338,7 @@ mod tests {
     fn what_is_no_request_is_refused_and_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("replica.sock");
-        let _server = ControlServer::start(&path, Arc::new(Echo)).unwrap();
+        let _server = ControlServer::start(ControlSocket::bind(&path).unwrap(), Arc::new(Echo)).unwrap();
         for (sent, expected) in [("{\"request\":\"dance\"}\n", "not a request"), ("{}\n", "not a request")] {
             let mut connection = UnixStream::connect(&path).unwrap();
             connection.write_all(sent.as_bytes()).unwrap();

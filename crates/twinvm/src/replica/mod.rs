@@ -1,5 +1,6 @@
 //! The process of one VM replica.
 
+pub mod broker;
 pub mod config;
 mod console;
 pub mod control;

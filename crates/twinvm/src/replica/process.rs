@@ -1,29 +1,30 @@
 //! What a replica process does from its start to its end.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use api::figures::{LastTripleFault, Takeover};
+use api::messages::SessionKeys;
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
-use cluster::arbiter::StoreArbiter;
-use cluster::store::SqliteStore;
 use machine::devices::virtio::net::NetConfig;
 use machine::devices::virtio::rng::OsEntropy;
 use machine::engine::soft::InputMode;
 use machine::platform::Parts;
 use machine::triple_fault::TripleFaults;
 use machine::vm::{Boot, Vm, VmConfig};
-use network::{Attach, InputPosition, Link};
+use network::{Attach, InputPosition, Link, end};
 use protocol::{
     self, Arbiter, Claim, DropReason, Epoch, Generation, RETRY_INTERVAL, Replica, StopReason, Unreachable, Verdict,
 };
-use replication::channel::{Identity, Listener};
+use replication::channel::{Identity, Listener, PemKeys};
 use replication::disk::DiskSet;
 use replication::driver::{
     MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
@@ -31,15 +32,17 @@ use replication::driver::{
 };
 use replication::gate::OutputGate;
 use spec::{FtMode, MacAddr, ReplicaId, VmSpec};
-use storage::disk::{DiskImage, DiskOptions};
+use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 
-use super::config::ReplicaConfig;
+use super::broker::Broker;
+use super::config::{self, ReplicaConfig};
 use super::console::Console;
-use super::control::{Answer, ControlServer, Handler, Request, UnprotectReason};
+use super::control::{Answer, ControlServer, ControlSocket, Handler, Request, UnprotectReason};
 use super::end::ReplicaEnd;
 use super::ends::EndKeeper;
 use super::report;
 use crate::foreground::open;
+use crate::sandbox::{self, Confinement, Kind};
 
 /// What the process is at the moment.
 enum Acting {
@@ -55,8 +58,11 @@ enum Acting {
 pub struct Process {
     config: ReplicaConfig,
     spec: VmSpec,
-    identity: Identity,
-    arbiter: Arc<dyn Arbiter>,
+    /// What the replica proves its host's name with, unless a request brings other keys.
+    identity: Option<Identity>,
+    /// Acts for this process where it may not.
+    broker: Arc<Broker>,
+    statm: File,
     console: Console,
     triple_faults: Arc<TripleFaults>,
     shared: Mutex<Shared>,
@@ -71,6 +77,16 @@ struct Shared {
     failovers: u64,
     last_takeover: Option<Takeover>,
     protection: report::ProtectionLog,
+    /// What was opened before the process was confined.
+    opened: Option<Opened>,
+}
+
+/// What a replica needs and could not open once it is confined.
+struct Opened {
+    control: ControlSocket,
+    /// A secondary's.
+    listener: Option<Listener>,
+    disks: DiskSet,
 }
 
 /// Why the guest ended here, and whether it wants to be started again.
@@ -88,12 +104,32 @@ enum Claimed {
 }
 
 impl Process {
-    /// Opens what a replica of either role needs.
+    /// Opens what a replica of either role needs, and confines the process to it. It must not have more threads than one.
     pub fn new(config: ReplicaConfig) -> Result<Self> {
         let spec = config.vm_spec()?;
-        let identity = Identity::load(&config.identity)?;
-        let store = SqliteStore::open(&config.store)?;
-        let arbiter = Arc::new(StoreArbiter::new(Arc::new(store), &config.vm));
+        let identity = config.identity.as_deref().map(Identity::load).transpose()?;
+        let (broker, child) = Broker::start(&config::file(&config.folder))?;
+        let statm = File::open("/proc/self/statm").context("/proc/self/statm")?;
+        let control = ControlSocket::bind(&config.socket())?;
+        let listener = match (config.role, &identity) {
+            (Role::Primary, _) => None,
+            (Role::Secondary, None) => bail!("a secondary needs keys"),
+            (Role::Secondary, Some(identity)) => {
+                let address = config.listen.context("a secondary needs an address to listen at")?;
+                Some(Listener::bind(address, identity)?)
+            }
+        };
+        let images = open_disks(&spec)?;
+        let mut confinement = confinement(&config, &spec);
+        for image in &images {
+            confinement.readable.extend(base_files(image)?);
+        }
+        sandbox::log(confinement.enter().context("the process cannot be confined")?);
+        let folder = config.folder.clone();
+        Broker::watch(child, move |why| {
+            tracing::error!(%why, "a replica without its broker could not take over");
+            end_at_once(&folder, why);
+        })?;
         let shared = Shared {
             acting: Acting::Starting,
             mode: config.mode,
@@ -102,12 +138,14 @@ impl Process {
             failovers: 0,
             last_takeover: None,
             protection: report::ProtectionLog::default(),
+            opened: Some(Opened { control, listener, disks: DiskSet::new(images) }),
         };
         Ok(Self {
             config,
             spec,
             identity,
-            arbiter,
+            broker: Arc::new(broker),
+            statm,
             console: Console::default(),
             triple_faults: Arc::default(),
             shared: Mutex::new(shared),
@@ -120,13 +158,14 @@ impl Process {
 
     /// Runs the replica in its role, and in the other one once it has taken over, until there is nothing left to do.
     pub fn run(self: &Arc<Self>) -> Result<ReplicaEnd> {
-        let _server = ControlServer::start(&self.config.socket(), Arc::new(Control(self.clone())))?;
+        let Opened { control, listener, disks } = self.shared().opened.take().context("a replica runs once")?;
+        let _server = ControlServer::start(control, Arc::new(Control(self.clone())))?;
         let mut ended = match self.config.role {
             Role::Primary => match self.claim_alone()? {
-                Claimed::Alone(claim) => self.power_on(claim, self.disks()?)?,
+                Claimed::Alone(claim) => self.power_on(claim, disks)?,
                 Claimed::By(other) => bail!("the cluster store says that {other} runs VM {}", self.config.vm),
             },
-            Role::Secondary => self.follow()?,
+            Role::Secondary => self.follow(listener.context("a secondary listens")?, disks)?,
         };
         loop {
             match ended {
@@ -152,20 +191,12 @@ impl Process {
         }
     }
 
-    fn disks(&self) -> Result<DiskSet> {
-        let disks = self.spec.disks.iter().map(|disk| {
-            let options = DiskOptions { format: disk.format, read_only: disk.readonly, direct: false };
-            Ok(DiskImage::open(&disk.path, options)?)
-        });
-        Ok(DiskSet::new(disks.collect::<Result<_>>()?))
-    }
-
     /// Takes the VM for this replica alone, so that no earlier secondary may take it over.
     fn claim_alone(&self) -> Result<Claimed, Unreachable> {
-        let mut current = self.arbiter.read()?;
+        let mut current = self.broker.read()?;
         while current.primary == self.id() {
             let claim = Claim { generation: current.generation.next(), primary: self.id(), secondary: None };
-            current = match self.arbiter.compare_and_swap(current.generation, &claim)? {
+            current = match self.broker.compare_and_swap(current.generation, &claim)? {
                 Verdict::Won => return Ok(Claimed::Alone(claim)),
                 // By this replica itself, perhaps: before a reset it may have asked a question that is only answered now.
                 Verdict::Lost(other) => other,
@@ -220,7 +251,7 @@ impl Process {
         let mut cards = Vec::new();
         for (number, (network, socket)) in self.spec.networks.iter().zip(&self.config.network_ends).enumerate() {
             let attach = Attach { generation: generation.number(), resume: positions.get(number).copied() };
-            let link = Link::connect(socket, &attach)?;
+            let link = Link::over(self.broker.end(number)?, socket, &attach)?;
             let mac = network.mac().unwrap_or_else(|| MacAddr::for_vm(&self.spec.name, number as u32));
             let config = NetConfig { mac, mtu: link.mtu() };
             cards.push((config, gate.wrap(number, Box::new(link))?));
@@ -254,7 +285,7 @@ impl Process {
             trigger,
             disks,
             control: vm.control(),
-            arbiter: self.arbiter.clone(),
+            arbiter: self.broker.clone(),
             options: self.options(),
         })
     }
@@ -277,19 +308,16 @@ impl Process {
     }
 
     /// Holds the VM until it is taken over or not needed any more.
-    fn follow(self: &Arc<Self>) -> Result<Ended> {
+    fn follow(self: &Arc<Self>, listener: Listener, disks: DiskSet) -> Result<Ended> {
         let config = open::config(&self.spec)?;
-        let address = self.config.listen.context("a secondary needs an address to listen at")?;
-        let listener = Listener::bind(address, &self.identity)?;
         let listen = listener.local_addr()?;
-        let disks = self.disks()?;
         let secondary = Secondary::new(SecondaryParts {
             replica: Replica::secondary(self.id()),
             listener,
             config: config.clone(),
             engine: self.config.engine,
             disks: disks.clone(),
-            arbiter: self.arbiter.clone(),
+            arbiter: self.broker.clone(),
             options: self.options(),
         })?;
         {
@@ -297,8 +325,10 @@ impl Process {
             shared.listen = Some(listen);
             shared.acting = Acting::Secondary(secondary.handle());
         }
-        let ending = self.clone();
-        let keeper = EndKeeper::start(self.config.network_ends.clone(), move |why| ending.end_without_network(why))?;
+        let (keeping, ending) = (self.clone(), self.clone());
+        let keep = move |number: usize| keeping.keep_end(number);
+        let lost = move |why: &str| ending.end_without_network(why);
+        let keeper = EndKeeper::start(self.config.network_ends.len(), keep, lost)?;
         let end = secondary.run();
         drop(keeper);
         match end {
@@ -309,6 +339,13 @@ impl Process {
             SecondaryEnd::Stopped { why, .. } => Ok(Ended::For(ReplicaEnd::Released { message: why })),
             SecondaryEnd::TakenOver(taken) => self.take_over(config, *taken, disks),
         }
+    }
+
+    /// Has a network end wait for this replica.
+    fn keep_end(&self, number: usize) -> Result<()> {
+        let socket = self.config.network_ends.get(number).context("there is no such card")?;
+        end::keep_over(self.broker.end(number)?, socket)?;
+        Ok(())
     }
 
     /// Ends this secondary, whose primary then gets another one.
@@ -322,12 +359,7 @@ impl Process {
             return;
         }
         tracing::error!(%why, "a secondary without its network could not take over");
-        let end = ReplicaEnd::Failed { message: why.to_owned() };
-        if let Err(error) = end.leave(&self.config.folder) {
-            tracing::error!("{error:#}");
-        }
-        let _ = fs::remove_file(self.config.socket());
-        std::process::exit(1);
+        end_at_once(&self.config.folder, why.to_owned());
     }
 
     /// Makes a running VM of what the secondary held.
@@ -385,7 +417,7 @@ impl Process {
                 .triple_faults
                 .last()
                 .map(|seen| LastTripleFault { at_unix_ms: seen.at_unix_ms, place: seen.fault.to_string() }),
-            memory_bytes: resident_bytes(),
+            memory_bytes: resident_bytes(&self.statm),
             ..figures
         };
         ReplicaStatus {
@@ -425,9 +457,14 @@ impl Process {
                 Ok(())
             }
             (Request::SetMode { mode }, Some(primary)) => self.set_mode(&primary, *mode),
-            (Request::Protect { secondary, address, mode }, Some(primary)) => {
+            (Request::Protect { secondary, address, mode, session }, Some(primary)) => {
                 mode.map_or(Ok(()), |mode| self.set_mode(&primary, mode))?;
-                Ok(primary.protect(ReplicaId::new(secondary), *address, &self.identity)?)
+                let identity = match session {
+                    Some(keys) => Identity::from_keys(&pem_keys(keys))?,
+                    None => self.identity.clone().context("the request brings no keys")?,
+                };
+                let socket = self.broker.secondary(*address)?;
+                Ok(primary.protect_over(ReplicaId::new(secondary), socket, &identity)?)
             }
             (Request::Unprotect { reason }, Some(primary)) => {
                 primary.unprotect(match reason {
@@ -483,11 +520,68 @@ fn gate(trigger: &Arc<Trigger>) -> OutputGate {
     OutputGate::new(Box::new(move || trigger.output_waits()))
 }
 
-/// Resident memory of this process, in bytes.
-fn resident_bytes() -> u64 {
-    let pages = fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .unwrap_or(0);
+/// Leaves the reason and ends the process, whatever its threads do.
+fn end_at_once(folder: &Path, why: String) {
+    if let Err(error) = (ReplicaEnd::Failed { message: why }).leave(folder) {
+        tracing::error!("{error:#}");
+    }
+    let _ = fs::remove_file(config::socket(folder));
+    std::process::exit(1);
+}
+
+fn pem_keys(keys: &SessionKeys) -> PemKeys {
+    let SessionKeys { authority, certificate, key } = keys.clone();
+    PemKeys { authority, certificate, key }
+}
+
+fn open_disks(spec: &VmSpec) -> Result<Vec<DiskImage>> {
+    let disks = spec.disks.iter().map(|disk| {
+        let options = DiskOptions { format: disk.format, read_only: disk.readonly, direct: false };
+        Ok(DiskImage::open(&disk.path, options)?)
+    });
+    disks.collect()
+}
+
+/// The files that an image is based on, and where their digests are kept.
+fn base_files(image: &DiskImage) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut next = image.backing().cloned();
+    while let Some(backing) = next {
+        files.push(BaseIdentity::kept_at(&backing.path).unwrap_or_default());
+        files.push(backing.path.clone());
+        let options = DiskOptions { format: Some(backing.format), read_only: true, direct: false };
+        next = DiskImage::open(&backing.path, options)?.backing().cloned();
+    }
+    Ok(files)
+}
+
+/// What a replica needs, but for what its disks are based on: its folder, the files of its spec, and what says what the machine can do.
+fn confinement(config: &ReplicaConfig, spec: &VmSpec) -> Confinement {
+    const MACHINE: [&str; 8] = [
+        "/dev/null",
+        "/dev/urandom",
+        "/proc/cpuinfo",
+        "/proc/meminfo",
+        "/sys/devices/system",
+        "/sys/kernel/mm/hugepages",
+        "/sys/kernel/mm/transparent_hugepage",
+        "/sys/module/kvm",
+    ];
+    let mut readable: Vec<PathBuf> = MACHINE.map(PathBuf::from).into();
+    readable.extend(spec.kernel.iter().chain(&spec.initrd).cloned());
+    let mut writable = vec![config.folder.clone(), "/dev/kvm".into()];
+    for disk in &spec.disks {
+        let place = if disk.readonly { &mut readable } else { &mut writable };
+        place.push(disk.path.clone());
+    }
+    Confinement { kind: Kind::Replica, readable, writable }
+}
+
+/// Resident memory of a process, in bytes, from its `statm`.
+fn resident_bytes(statm: &File) -> u64 {
+    let mut text = [0; 256];
+    let len = statm.read_at(&mut text, 0).unwrap_or(0);
+    let text = String::from_utf8_lossy(text.get(..len).unwrap_or_default()).into_owned();
+    let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }

@@ -104,7 +104,8 @@ fn only_hosts_of_the_cluster_are_served() {
 fn malformed_requests_are_refused_in_json() {
     let world = World::of(&["a"]);
     let address = address(&world, "a");
-    let identity = Identity::load(&world.path("a").join("keys")).unwrap();
+    let host = Identity::load(&world.path("a").join("keys")).unwrap();
+    let identity = Identity::load_operator(&world.operator()).unwrap();
     let json = "Content-Type: application/json\r\n";
     let large = format!("{{\"spec\":\"{}\"}}", "x".repeat(2 << 20));
     for (method, path, headers, body, expected) in [
@@ -140,6 +141,8 @@ fn malformed_requests_are_refused_in_json() {
         ("DELETE", "/v1/hosts/x", "", "", 404),
         ("POST", "/v1/host/stop", "", "{\"with_vms\":7}", 422),
     ] {
+        let is_for_hosts = path.contains("/boot/") || path.contains("/secondaries/");
+        let identity = if is_for_hosts { &host } else { &identity };
         // A refusal of a large body may come while it is still being sent.
         let answer = match exchange(identity.client_config(), address, &request(method, path, headers, body)) {
             Err(_) if expected == 413 => continue,
@@ -174,4 +177,98 @@ fn a_replica_that_the_claim_names_is_not_ended_by_request() {
     world.kill_host("a");
     redis.wait_for_progress(30);
     assert_eq!(redis.stop().error, None);
+}
+
+/// As a host that somebody has broken into would.
+#[test]
+fn a_hosts_certificate_does_not_entitle_to_what_operators_do() {
+    let world = World::of(&["a", "b"]);
+    let address = address(&world, "a");
+    let b = Identity::load(&world.path("b").join("keys")).unwrap();
+    let json = "Content-Type: application/json\r\n";
+    for (method, path) in [
+        ("POST", "/v1/host/stop"),
+        ("GET", "/v1/hosts"),
+        ("DELETE", "/v1/hosts/b"),
+        ("GET", "/v1/vms"),
+        ("POST", "/v1/vms"),
+        ("GET", "/v1/vms/x"),
+        ("DELETE", "/v1/vms/x"),
+        ("POST", "/v1/vms/x/start"),
+        ("POST", "/v1/vms/x/stop"),
+        ("GET", "/v1/vms/x/console"),
+        ("GET", "/v1/vms/x/ft/price"),
+        ("POST", "/v1/vms/x/ft/on"),
+    ] {
+        let answer = exchange(b.client_config(), address, &request(method, path, json, "{}")).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{method} {path}: {answer}");
+        assert!(answer.contains("an operator's certificate") && answer.contains("host b"), "{method} {path}: {answer}");
+        assert!(answer.contains("twinvm operator issue"), "{method} {path}: {answer}");
+    }
+    for path in ["/v1/host", "/v1/replicas"] {
+        let answer = exchange(b.client_config(), address, &request("GET", path, "", "")).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+    }
+    // An operator is no host.
+    let operator = Identity::load_operator(&world.operator()).unwrap();
+    for (method, path) in
+        [("GET", "/v1/vms/x/boot/kernel"), ("PUT", "/v1/secondaries/x"), ("DELETE", "/v1/secondaries/x")]
+    {
+        let answer = exchange(operator.client_config(), address, &request(method, path, json, "{}")).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("operator admin"), "{method} {path}: {answer}");
+    }
+    let without = world.refused_without_operator("b", &["vm", "list"]);
+    assert!(without.contains("twinvm operator issue"), "{without}");
+}
+
+/// A VM whose kernel was the authority's key could be created, and the key read by the route for boot files.
+#[test]
+fn a_key_of_a_host_is_never_the_kernel_of_a_vm() {
+    let world = World::of(&["a", "b"]);
+    let key = world.path("a").join("authority/ca.key");
+    let link = world.path("a").join("files/vmlinuz");
+    std::os::unix::fs::symlink(&key, &link).unwrap();
+    let hard = world.path("a").join("files/bzImage");
+    std::fs::hard_link(&key, &hard).unwrap();
+    let operator = Identity::load_operator(&world.operator()).unwrap();
+    for kernel in [&key, &link, &hard] {
+        let spec = format!("name = \"x\"\nmemory = \"128M\"\nkernel = \"{}\"\n", kernel.display());
+        let body = serde_json::json!({ "spec": spec }).to_string();
+        let create = request("POST", "/v1/vms", "Content-Type: application/json\r\n", &body);
+        let answer = exchange(operator.client_config(), address(&world, "a"), &create).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{}: {answer}", kernel.display());
+        assert!(answer.contains("vm_folders") || answer.contains("only host a itself"), "{answer}");
+        assert!(!world.path("a").join("vms/x").exists());
+    }
+
+    // The second step: a host that is not to hold a secondary reads no VM's kernel, whatever it is.
+    let kernel = world.path("a").join("files/kernel");
+    std::fs::write(&kernel, "secret").unwrap();
+    let spec = world.path("x.toml");
+    std::fs::write(&spec, format!("name = \"x\"\nmemory = \"128M\"\nkernel = \"{}\"\n", kernel.display())).unwrap();
+    world.done("a", &["vm", "create", spec.to_str().unwrap()]);
+    let b = Identity::load(&world.path("b").join("keys")).unwrap();
+    let boot = request("GET", "/v1/vms/x/boot/kernel", "", "");
+    let answer = exchange(b.client_config(), address(&world, "a"), &boot).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 ") && !answer.contains("secret"), "{answer}");
+}
+
+/// A client that was sent on goes there with its own certificate, and a host has nothing with which it could go instead.
+#[test]
+fn an_operator_is_sent_on_to_the_home_of_a_vm() {
+    let world = World::of(&["a", "b"]);
+    let kernel = world.path("a").join("files/kernel");
+    std::fs::write(&kernel, "kernel").unwrap();
+    let spec = world.path("x.toml");
+    std::fs::write(&spec, format!("name = \"x\"\nmemory = \"128M\"\nkernel = \"{}\"\n", kernel.display())).unwrap();
+    world.done("a", &["vm", "create", spec.to_str().unwrap()]);
+    let operator = Identity::load_operator(&world.operator()).unwrap();
+    let price = request("GET", "/v1/vms/x/ft/price", "", "");
+    let answer = exchange_with("b", operator.client_config(), address(&world, "b"), &price).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 307 "), "{answer}");
+    let there = format!("location: https://{}/v1/vms/x/ft/price", address(&world, "a"));
+    assert!(answer.contains(&there) && answer.contains("x-twinvm-host: a"), "{answer}");
+    // Commands follow.
+    assert!(world.refused("b", &["vm", "stop", "x"]).contains("does not run"));
+    world.done("b", &["vm", "rm", "x", "--yes"]);
 }

@@ -32,6 +32,7 @@ fn hosts_are_made_and_mistakes_are_explained_and_leave_nothing_behind() {
 
     let made = world.json("a", &with(&["--new-cluster", "--name", "a", "--store", "cluster.db"]));
     assert_eq!((made["host"].as_str(), made["dir"].as_str()), (Some("a"), world.path("a").to_str()));
+    fs::copy(world.path("a").join("operator.pem"), world.operator()).unwrap();
     // Another cluster's store would have hosts that do not know each other's keys.
     let error = world.refused("x", &with(&["--new-cluster", "--name", "x", "--store", "cluster.db"]));
     assert!(error.contains("--bundle") && !world.path("x").exists() && world.store().exists(), "{error}");
@@ -48,6 +49,13 @@ fn hosts_are_made_and_mistakes_are_explained_and_leave_nothing_behind() {
     assert!(!world.path("c").exists());
     world.done("b", &with(&["--bundle", "b.bundle"]));
     assert!(world.refused("b", &["host", "issue", "c", "--out", "c.bundle"]).contains("has not made the cluster"));
+    assert!(world.refused("b", &["operator", "issue", "x", "--out", "x.pem"]).contains("has not made the cluster"));
+    assert_eq!(world.json("a", &["operator", "issue", "alice", "--out", "alice.pem"])["operator"], "alice");
+    assert!(world.refused("a", &["operator", "issue", "alice", "--out", "alice.pem"]).contains("alice.pem"));
+    assert!(world.refused("a", &["operator", "issue", "a.b", "--out", "y.pem"]).contains("letters, digits"));
+    let hosts_keys = world.path("b").join("keys/host.key");
+    let error = world.refused("b", &["host", "list", "--operator", hosts_keys.to_str().unwrap()]);
+    assert!(error.contains("the operator's keys cannot be used"), "{error}");
     let error = world.refused("b", &["host", "list"]);
     assert!(error.contains(&format!("twinvm host start --dir {}", world.path("b").display())), "{error}");
 }

@@ -87,6 +87,7 @@ impl World {
             let store = self.store();
             let own = ["--new-cluster", "--name", host, "--store", store.to_str().unwrap()];
             self.done(host, &[&common[..], &own].concat());
+            fs::copy(self.path(host).join("operator.pem"), self.operator()).unwrap();
         } else {
             let bundle = self.path(&format!("{host}.bundle"));
             let bundle = bundle.to_str().unwrap();
@@ -98,6 +99,11 @@ impl World {
     /// A path in the folder of this world; a host's folder is that with its name.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The keys of the operator who gives the commands.
+    pub fn operator(&self) -> PathBuf {
+        self.path("operator.pem")
     }
 
     /// The cluster store.
@@ -218,6 +224,7 @@ impl World {
             .env("TWINVM_HOST_DIR", self.path(host))
             .env("TWINVM_HOME", images_dir().parent().unwrap())
             .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("TWINVM_OPERATOR", self.operator())
             .current_dir(self.folder.path());
         command
     }
@@ -254,6 +261,14 @@ impl World {
         assert!(!success, "{words:?} succeeded: {stdout}");
         assert_eq!(stderr.trim_end().lines().count(), 1, "{words:?}: {stderr}");
         stderr
+    }
+
+    /// Why a command fails that is given without the keys of an operator.
+    pub fn refused_without_operator(&self, host: &str, words: &[&str]) -> String {
+        let mut command = self.command(host, words);
+        let output = command.env_remove("TWINVM_OPERATOR").stdin(Stdio::null()).output().unwrap();
+        assert!(!output.status.success(), "{words:?} succeeded");
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// Creates a VM with a Redis that answers on [`Self::address`], and starts it.

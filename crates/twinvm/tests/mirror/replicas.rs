@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::records::{Cluster, FtSettings, VmRecord};
+use cluster::records::{Cluster, FtSettings, HostRecord, Lease, VmRecord};
 use cluster::store::SqliteStore;
 use network::end::{EndConfig, EndProcess, Lifetime};
 use serde_json::{Value, json};
@@ -107,7 +108,7 @@ impl World {
     }
 
     fn cluster(&self) -> Cluster {
-        Cluster::new(std::sync::Arc::new(SqliteStore::open(&self.store()).unwrap()))
+        Cluster::new(Arc::new(SqliteStore::open(&self.store()).unwrap()))
     }
 
     /// Where the guest's service answers.
@@ -145,6 +146,7 @@ impl World {
         let identity = self.path(&format!("identity-{host}"));
         if !self.hosts.iter().any(|known| known == host) {
             replication::channel::issue(&self.path("authority"), host, &identity).unwrap();
+            self.register(host);
             self.hosts.push(host.to_owned());
         }
         let folder = self.path(host);
@@ -184,6 +186,31 @@ impl World {
             .spawn()
             .unwrap();
         Replica { host: host.to_owned(), folder, process }
+    }
+
+    /// Replicas connect to hosts of the cluster only.
+    fn register(&self, host: &str) {
+        let address = self.places.get(host).map_or("127.0.0.1", |(_, address)| address);
+        let address: IpAddr = address.parse().unwrap();
+        let hosts = Arc::new(SqliteStore::create(&self.path("store.db.hosts")).unwrap());
+        let cluster = Cluster::with_hosts_in(Arc::new(SqliteStore::open(&self.store()).unwrap()), hosts);
+        let record = HostRecord {
+            name: host.parse().unwrap(),
+            api_address: (address, 1).into(),
+            replication_ip: address,
+            boot_id: String::new(),
+            cpus: 1,
+            memory_bytes: 0,
+            engines: Vec::new(),
+            networks: Vec::new(),
+            datastores: Vec::new(),
+            lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: 0 },
+            version: String::new(),
+            instance: String::new(),
+            folder: PathBuf::new(),
+            unknown: Default::default(),
+        };
+        cluster.register_host(&record, None).unwrap();
     }
 
     /// Puts a host into a network namespace, at an address.

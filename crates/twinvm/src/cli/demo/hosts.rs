@@ -222,6 +222,10 @@ impl Hosts {
         let host = self.hosts.get(number).context("no such host")?;
         let mut command = Command::new(&self.exe);
         command.env("TWINVM_HOST_DIR", host.folder.path()).env("XDG_RUNTIME_DIR", self.folder.path().join("run"));
+        // The first host makes it, and keeps it though it is killed.
+        if let Some(first) = self.hosts.first() {
+            command.env("TWINVM_OPERATOR", first.folder.operator());
+        }
         Ok(command)
     }
 

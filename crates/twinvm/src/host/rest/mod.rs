@@ -1,24 +1,27 @@
 //! Serving the REST API: JSON over HTTP/1.1 over mutual TLS. HTTP statuses are here and nowhere below.
 //!
-//! | method and path | does |
-//! | --- | --- |
-//! | `GET /v1/host` | this host |
-//! | `POST /v1/host/stop` | end this daemon |
-//! | `GET /v1/hosts` | all hosts, with lease and resources |
-//! | `GET`, `POST /v1/vms` | all VMs; create one |
-//! | `GET`, `DELETE /v1/vms/{vm}` | one VM; remove it and its disks |
-//! | `POST /v1/vms/{vm}/start`, `.../stop` | power |
-//! | `GET /v1/vms/{vm}/console` | the guest's console, upgraded to a stream of raw bytes |
-//! | `GET /v1/vms/{vm}/ft/price` | what protection would reserve, and where |
-//! | `POST /v1/vms/{vm}/ft/{action}` | `on`, `off`, `suspend`, `resume`, `failover`, `switchover`, `restart-secondary` |
-//! | `GET /v1/replicas` | the replicas that run on this host |
-//! | `PUT`, `DELETE /v1/secondaries/{vm}` | between hosts: prepare a secondary here; end it |
-//! | `GET /v1/vms/{vm}/boot/{file}` | between hosts: `kernel` and `initrd` of a VM here |
+//! | method and path | for | does |
+//! | --- | --- | --- |
+//! | `GET /v1/host` | both | this host |
+//! | `POST /v1/host/stop` | operators | end this daemon |
+//! | `GET /v1/hosts` | operators | all hosts, with lease and resources |
+//! | `DELETE /v1/hosts/{host}` | operators | remove a host that is gone |
+//! | `GET`, `POST /v1/vms` | operators | all VMs; create one |
+//! | `GET`, `DELETE /v1/vms/{vm}` | operators | one VM; remove it and its disks |
+//! | `POST /v1/vms/{vm}/start`, `.../stop` | operators | power |
+//! | `GET /v1/vms/{vm}/console` | operators | the guest's console, upgraded to a stream of raw bytes |
+//! | `GET /v1/vms/{vm}/ft/price` | operators | what protection would reserve, and where |
+//! | `POST /v1/vms/{vm}/ft/{action}` | operators | `on`, `mode`, `off`, `suspend`, `resume`, `failover`, `switchover`, `restart-secondary` |
+//! | `GET /v1/replicas` | both | the replicas that run on this host |
+//! | `PUT`, `DELETE /v1/secondaries/{vm}` | hosts | prepare a secondary here; end it: only for the VM's home |
+//! | `GET /v1/vms/{vm}/boot/{file}` | hosts | `kernel` and `initrd` of a VM here: only for the host of its secondary |
 //!
-//! Whoever has a certificate of the cluster may do everything. Requests about a VM that runs elsewhere are passed on to its
-//! host. What fails is answered with a status of 4xx or 5xx and [`api::Problem`].
+//! Who asks is what the client's certificate says ([`replication::channel::Peer`]); whoever asks for what is not for them gets a 403
+//! ([`role::Role`]). A client that asks about a VM that runs elsewhere is sent on to its host by a redirection, and goes there with its own
+//! certificate ([`home`]). What fails is answered with a status of 4xx or 5xx and [`api::Problem`].
 
-mod forward;
+mod home;
 mod refusal;
+mod role;
 mod routes;
 pub mod server;

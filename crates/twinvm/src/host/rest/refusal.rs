@@ -1,7 +1,6 @@
 //! [`Refusal`]: an answer other than 2xx.
 
 use api::Problem;
-use api::client::{CallError, Target};
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -22,22 +21,13 @@ impl Refusal {
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, problem: Problem { error: error.into(), hint: None } }
     }
-
-    /// A call to another host that failed, as this host's answer.
-    pub fn of_call(target: &Target, error: CallError) -> Self {
-        match error {
-            CallError::Refused { status, problem } => Self { status, problem },
-            other => HostError::unavailable(other.to_string())
-                .hint(format!("see whether host {} is alive with `twinvm host list`", target.host))
-                .into(),
-        }
-    }
 }
 
 impl From<HostError> for Refusal {
     fn from(error: HostError) -> Self {
         let status = match error.kind {
             Kind::BadRequest => StatusCode::BAD_REQUEST,
+            Kind::Forbidden => StatusCode::FORBIDDEN,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::Conflict => StatusCode::CONFLICT,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,

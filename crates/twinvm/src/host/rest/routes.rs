@@ -9,17 +9,20 @@ use api::messages::{
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::handler::Handler;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
-use axum::{Json, Router, middleware};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::{Extension, Json, Router, middleware};
 use hyper_util::rt::TokioIo;
+use replication::channel::Peer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::forward::to_home_of_vm;
+use super::home::at_home;
 use super::refusal::Refusal;
+use super::role::{Role, authorize};
 use crate::host::Daemon;
 use crate::host::error::HostError;
 
@@ -31,27 +34,84 @@ const REFUSAL_BYTES_MAX: usize = 4096;
 type Shared = State<Arc<Daemon>>;
 type Answer<T> = Result<Json<T>, Refusal>;
 
-/// All routes.
+/// One method of one path.
+struct Route {
+    /// Which method, of which the handler answers no other.
+    #[cfg(test)]
+    method: MethodFilter,
+    path: &'static str,
+    role: Role,
+    /// Whether the VM's home answers, which may be another host. The path begins with `/v1/vms/{vm}` then.
+    is_at_home: bool,
+    handler: MethodRouter<Arc<Daemon>>,
+}
+
+impl Route {
+    fn here<H, T>(method: MethodFilter, path: &'static str, role: Role, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Daemon>>,
+        T: 'static,
+    {
+        Self {
+            #[cfg(test)]
+            method,
+            path,
+            role,
+            is_at_home: false,
+            handler: on(method, handler),
+        }
+    }
+
+    fn at_home<H, T>(method: MethodFilter, path: &'static str, role: Role, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Daemon>>,
+        T: 'static,
+    {
+        Self { is_at_home: true, ..Self::here(method, path, role, handler) }
+    }
+}
+
+/// The table of all routes, and for whom each is.
+fn routes() -> Vec<Route> {
+    use Role::{Both, Hosts, Operators};
+    const GET: MethodFilter = MethodFilter::GET;
+    const POST: MethodFilter = MethodFilter::POST;
+    const PUT: MethodFilter = MethodFilter::PUT;
+    const DELETE: MethodFilter = MethodFilter::DELETE;
+    vec![
+        Route::here(GET, "/v1/host", Both, host),
+        Route::here(POST, "/v1/host/stop", Operators, stop_host),
+        Route::here(GET, "/v1/hosts", Operators, hosts),
+        Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host),
+        Route::here(GET, "/v1/vms", Operators, vms),
+        Route::here(POST, "/v1/vms", Operators, create_vm),
+        Route::here(GET, "/v1/vms/{vm}", Operators, vm),
+        Route::at_home(DELETE, "/v1/vms/{vm}", Operators, remove_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/start", Operators, start_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/stop", Operators, stop_vm),
+        Route::at_home(GET, "/v1/vms/{vm}/console", Operators, console),
+        Route::at_home(GET, "/v1/vms/{vm}/ft/price", Operators, ft_price),
+        Route::at_home(POST, "/v1/vms/{vm}/ft/{action}", Operators, ft),
+        Route::here(GET, "/v1/vms/{vm}/boot/{file}", Hosts, boot_file),
+        Route::here(GET, "/v1/replicas", Both, replicas),
+        Route::here(PUT, "/v1/secondaries/{vm}", Hosts, prepare_secondary),
+        Route::here(DELETE, "/v1/secondaries/{vm}", Hosts, drop_secondary),
+    ]
+}
+
+/// The router of all routes.
 pub fn router(daemon: Arc<Daemon>) -> Router {
-    let at_home = Router::new()
-        .route("/v1/vms/{vm}", axum::routing::delete(remove_vm))
-        .route("/v1/vms/{vm}/start", post(start_vm))
-        .route("/v1/vms/{vm}/stop", post(stop_vm))
-        .route("/v1/vms/{vm}/console", get(console))
-        .route("/v1/vms/{vm}/ft/price", get(ft_price))
-        .route("/v1/vms/{vm}/ft/{action}", post(ft))
-        .layer(middleware::from_fn_with_state(daemon.clone(), to_home_of_vm));
-    Router::new()
-        .route("/v1/host", get(host))
-        .route("/v1/host/stop", post(stop_host))
-        .route("/v1/hosts", get(hosts))
-        .route("/v1/hosts/{host}", axum::routing::delete(remove_host))
-        .route("/v1/vms", get(vms).post(create_vm))
-        .route("/v1/vms/{vm}", get(vm))
-        .route("/v1/vms/{vm}/boot/{file}", get(boot_file))
-        .route("/v1/replicas", get(replicas))
-        .route("/v1/secondaries/{vm}", put(prepare_secondary).delete(drop_secondary))
-        .merge(at_home)
+    let add = |router: Router<Arc<Daemon>>, route: Route| {
+        let mut handler = route.handler;
+        if route.is_at_home {
+            handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_home));
+        }
+        // The last layer is the first to see a request.
+        router.route(route.path, handler.route_layer(middleware::from_fn_with_state(route.role, authorize)))
+    };
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
         .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not know the method")
@@ -177,19 +237,29 @@ async fn replicas(State(daemon): Shared) -> impl IntoResponse {
 
 async fn prepare_secondary(
     State(daemon): Shared,
+    Extension(client): Extension<Peer>,
     Path(vm): Path<String>,
     body: Result<Json<PrepareSecondary>, JsonRejection>,
 ) -> impl IntoResponse {
     let Json(prepare) = body.map_err(malformed)?;
-    owned(daemon, vm.clone(), move |daemon| daemon.prepare_secondary(&vm, &prepare)).await
+    owned(daemon, vm.clone(), move |daemon| daemon.prepare_secondary(&vm, &client, &prepare)).await
 }
 
-async fn drop_secondary(State(daemon): Shared, Path(vm): Path<String>, body: Body<DropSecondary>) -> impl IntoResponse {
-    owned(daemon, vm.clone(), move |daemon| daemon.drop_secondary(&vm, body.0)).await
+async fn drop_secondary(
+    State(daemon): Shared,
+    Extension(client): Extension<Peer>,
+    Path(vm): Path<String>,
+    body: Body<DropSecondary>,
+) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.drop_secondary(&vm, &client, body.0)).await
 }
 
-async fn boot_file(State(daemon): Shared, Path((vm, file)): Path<(String, String)>) -> Result<Vec<u8>, Refusal> {
-    tokio::task::spawn_blocking(move || daemon.boot_file(&vm, &file))
+async fn boot_file(
+    State(daemon): Shared,
+    Extension(client): Extension<Peer>,
+    Path((vm, file)): Path<(String, String)>,
+) -> Result<Vec<u8>, Refusal> {
+    tokio::task::spawn_blocking(move || daemon.boot_file(&vm, &client, &file))
         .await
         .unwrap_or_else(|error| Err(anyhow::anyhow!("the file was not read: {error}").into()))
         .map_err(Refusal::from)
@@ -217,4 +287,49 @@ async fn console(State(daemon): Shared, Path(vm): Path<String>, request: Request
     let upgrade = [(header::CONNECTION, "upgrade"), (header::UPGRADE, CONSOLE_PROTOCOL)];
     Ok((StatusCode::SWITCHING_PROTOCOLS, upgrade.map(|(name, value)| (name, HeaderValue::from_static(value))))
         .into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The routes that a client is admitted to, or those that it is not.
+    fn paths(client: &Peer, admitted: bool) -> Vec<String> {
+        let names = [
+            (MethodFilter::GET, "GET"),
+            (MethodFilter::POST, "POST"),
+            (MethodFilter::PUT, "PUT"),
+            (MethodFilter::DELETE, "DELETE"),
+        ];
+        let of_client = routes().into_iter().filter(|route| route.role.admits(client) == admitted);
+        of_client
+            .map(|route| {
+                let (_, name) = names.iter().find(|(method, _)| *method == route.method).unwrap();
+                format!("{name} {}", route.path)
+            })
+            .collect()
+    }
+
+    /// A route for hosts has to be named here as well: for whom it is is decided twice.
+    #[test]
+    fn hosts_may_ask_only_for_what_hosts_need_of_each_other() {
+        assert_eq!(
+            paths(&Peer::Host("a".to_owned()), true),
+            [
+                "GET /v1/host",
+                "GET /v1/vms/{vm}/boot/{file}",
+                "GET /v1/replicas",
+                "PUT /v1/secondaries/{vm}",
+                "DELETE /v1/secondaries/{vm}"
+            ]
+        );
+    }
+
+    #[test]
+    fn operators_do_not_pass_for_hosts() {
+        assert_eq!(
+            paths(&Peer::Operator("alice".to_owned()), false),
+            ["GET /v1/vms/{vm}/boot/{file}", "PUT /v1/secondaries/{vm}", "DELETE /v1/secondaries/{vm}"]
+        );
+    }
 }

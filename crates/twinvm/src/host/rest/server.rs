@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use replication::channel::Peer;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -69,6 +70,12 @@ async fn serve_connection(connection: TcpStream, acceptor: TlsAcceptor, router: 
         Ok(Err(error)) => return tracing::debug!("{peer:?}: no TLS connection: {error}"),
         Err(_) => return tracing::debug!("{peer:?}: no TLS connection in time"),
     };
+    // The authority vouches for the certificate; whom it names says what may be asked.
+    let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let Some(client) = certificate.and_then(Peer::of) else {
+        return tracing::debug!("{peer:?}: its certificate names nobody");
+    };
+    let router = router.layer(Extension(client));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

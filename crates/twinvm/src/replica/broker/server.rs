@@ -1,0 +1,87 @@
+//! The broker's side.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use cluster::arbiter::StoreArbiter;
+use cluster::records::Cluster;
+use cluster::store::{SqliteStore, Store};
+use protocol::{Arbiter, Verdict};
+use replication::channel;
+
+use super::message::{Answer, Connected, Question, Wanted, receive, send};
+use crate::paths::hosts_store;
+use crate::replica::config::ReplicaConfig;
+
+/// How long a secondary may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves the replica with this configuration: `claim` and `connections` lead to it. Returns when it is gone.
+pub fn serve(config: &ReplicaConfig, claim: impl AsFd, connections: OwnedFd) -> Result<()> {
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store)?);
+    let arbiter = StoreArbiter::new(store.clone(), &config.vm);
+    let connector = Connector { config: config.clone(), store };
+    let connect = move || {
+        while let Ok(Some((wanted, _))) = receive::<Wanted>(&connections) {
+            let (answer, socket) = match connector.connect(&wanted) {
+                Ok(socket) => (Connected::Yes, Some(socket)),
+                Err(error) => (Connected::No { message: format!("{error:#}") }, None),
+            };
+            if send(&connections, &answer, socket.as_ref().map(AsFd::as_fd)).is_err() {
+                break;
+            }
+        }
+    };
+    thread::Builder::new().name("connections".to_owned()).spawn(connect).context("cannot start a thread")?;
+    while let Some((question, _)) = receive::<Question>(&claim)? {
+        send(&claim, &answer(&arbiter, &question), None)?;
+    }
+    Ok(())
+}
+
+fn answer(arbiter: &StoreArbiter, question: &Question) -> Answer {
+    let answer = match question {
+        Question::Read => arbiter.read().map(|claim| Answer::Claim { claim }),
+        Question::Swap { expected, new } => arbiter.compare_and_swap(*expected, new).map(|verdict| match verdict {
+            Verdict::Won => Answer::Won,
+            Verdict::Lost(claim) => Answer::Claim { claim },
+        }),
+    };
+    answer.unwrap_or_else(|error| Answer::Unreachable { message: error.0 })
+}
+
+/// Makes the connections that this replica may have.
+struct Connector {
+    config: ReplicaConfig,
+    store: Arc<dyn Store>,
+}
+
+impl Connector {
+    fn connect(&self, wanted: &Wanted) -> Result<OwnedFd> {
+        match wanted {
+            Wanted::End { number } => {
+                let path = self.config.network_ends.get(*number).ok_or_else(|| anyhow!("there is no card {number}"))?;
+                Ok(network::end::dial(path)?)
+            }
+            Wanted::Secondary { address } => self.secondary(*address),
+        }
+    }
+
+    /// Secondaries are on hosts of the cluster: nobody else is connected to.
+    fn secondary(&self, address: SocketAddr) -> Result<OwnedFd> {
+        let hosts = Cluster::with_hosts_in(self.store.clone(), open(&hosts_store(&self.config.store))?).hosts()?;
+        if !hosts.iter().any(|host| host.replication_ip == address.ip()) {
+            bail!("no host of the cluster has the address {}", address.ip());
+        }
+        Ok(channel::dial(address, CONNECT_TIMEOUT)?.into())
+    }
+}
+
+fn open(path: &Path) -> Result<Arc<dyn Store>> {
+    Ok(Arc::new(SqliteStore::open(path)?))
+}
