@@ -67,7 +67,7 @@ fn images(count: usize) -> Vec<Image> {
     let store = ImageStore::new(images_dir());
     let image = |(arguments, name): &(&[&str], &str)| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinvm"));
-        command.args(arguments).env("TWINVM_HOME", images_dir().parent().unwrap());
+        command.args(*arguments).env("TWINVM_HOME", images_dir().parent().unwrap());
         assert!(command.status().unwrap().success(), "{command:?}");
         store.get(name).unwrap()
     };
