@@ -65,6 +65,8 @@ pub struct Daemon {
     pub(super) undone: Mutex<Undone>,
     /// VMs whose guests were powered off here, which their records may not say yet.
     pub(super) powered_off: Mutex<BTreeSet<VmName>>,
+    /// VMs whose secondaries are being prepared, and the hosts that do.
+    preparing: Mutex<BTreeSet<(String, String)>>,
     admission: Mutex<()>,
     is_stopping: AtomicBool,
     is_store_reachable: AtomicBool,
@@ -172,6 +174,7 @@ fn make(
         controller: Mutex::new(Controller::new(Settings { first_copies_max: config.first_copies_max })),
         undone: Mutex::default(),
         powered_off: Mutex::default(),
+        preparing: Mutex::default(),
         admission: Mutex::default(),
         is_stopping: AtomicBool::default(),
         is_store_reachable: AtomicBool::new(true),
@@ -274,6 +277,20 @@ impl Daemon {
     /// The lock that is held from finding that there is room for a replica here until it takes that room.
     pub(super) fn admission(&self) -> MutexGuard<'_, ()> {
         lock(&self.admission)
+    }
+
+    /// Does something while a host prepares a secondary of a VM: in that time it gets what it needs from here.
+    pub(super) fn while_preparing<T>(&self, vm: &str, host: &str, work: impl FnOnce() -> T) -> T {
+        let prepared = (vm.to_owned(), host.to_owned());
+        lock(&self.preparing).insert(prepared.clone());
+        let done = work();
+        lock(&self.preparing).remove(&prepared);
+        done
+    }
+
+    /// Whether a host prepares a secondary of a VM, because this one has asked it to.
+    pub(super) fn is_preparing(&self, vm: &str, host: &str) -> bool {
+        lock(&self.preparing).contains(&(vm.to_owned(), host.to_owned()))
     }
 
     /// No new replicas from now on.

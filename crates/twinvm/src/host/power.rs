@@ -293,13 +293,11 @@ impl Daemon {
         Ok(control::console(&socket(&self.folder.vm(name)), REQUEST_TIMEOUT)?)
     }
 
-    /// The kernel or the initial RAM disk of a VM here, for the host that holds its secondary or is to.
+    /// The kernel or the initial RAM disk of a VM here, for the host that was asked to prepare its secondary, and as long as it does.
     pub fn boot_file(&self, name: &str, client: &Peer, file: &str) -> Result<Vec<u8>, HostError> {
         let vm = self.known(name)?;
-        let is_chosen = vm.record.syncing_to.as_deref().is_some_and(|host| client.host() == Some(host));
-        let is_secondary = vm.claim.secondary.as_ref().is_some_and(|host| client.host() == Some(host.as_str()));
-        if !is_chosen && !is_secondary {
-            return Err(HostError::forbidden(format!("{client} is not to hold a secondary of VM {name}")));
+        if client.host().is_none_or(|host| !self.is_preparing(&vm.name, host)) {
+            return Err(HostError::forbidden(format!("{client} was not asked to prepare a secondary of VM {name}")));
         }
         let folder = self.vm_folder(&vm.name);
         let path = match file {

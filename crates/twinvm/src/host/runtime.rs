@@ -225,7 +225,9 @@ impl Daemon {
         };
         let path = format!("/v1/secondaries/{}", vm.name);
         let prepared: PreparedSecondary = self
-            .wait_for(self.client().call(&target, Method::PUT, &path, Some(&prepare), PREPARE_TIMEOUT))
+            .while_preparing(&vm.name, host, || {
+                self.wait_for(self.client().call(&target, Method::PUT, &path, Some(&prepare), PREPARE_TIMEOUT))
+            })
             .map_err(|error| error.to_string())?;
         Ok((target, prepared.address))
     }

@@ -14,7 +14,7 @@
 //! | `POST /v1/vms/{vm}/ft/{action}` | operators | `on`, `mode`, `off`, `suspend`, `resume`, `failover`, `switchover`, `restart-secondary` |
 //! | `GET /v1/replicas` | both | the replicas that run on this host |
 //! | `PUT`, `DELETE /v1/secondaries/{vm}` | hosts | prepare a secondary here; end it: only for the VM's home |
-//! | `GET /v1/vms/{vm}/boot/{file}` | hosts | `kernel` and `initrd` of a VM here: only for the host of its secondary |
+//! | `GET /v1/vms/{vm}/boot/{file}` | hosts | `kernel` and `initrd` of a VM here: only for a host that prepares its secondary |
 //!
 //! Who asks is what the client's certificate says ([`replication::channel::Peer`]); whoever asks for what is not for them gets a 403
 //! ([`role::Role`]). A client that asks about a VM that runs elsewhere is sent on to its host by a redirection, and goes there with its own
