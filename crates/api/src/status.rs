@@ -145,6 +145,25 @@ impl fmt::Display for Protection {
     }
 }
 
+/// A part of a replica that is broken while the replica goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Which part, as in `network card 0`.
+    pub part: String,
+    /// What is wrong with it.
+    pub detail: String,
+    /// Since when, in ms since 1970.
+    pub since_unix_ms: u64,
+}
+
+/// As in `network card 0: cannot reach the network end at ...: Connection refused, since 12 s`.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let elapsed = Elapsed(unix_ms_now().saturating_sub(self.since_unix_ms));
+        write!(f, "{}: {}, since {elapsed}", self.part, self.detail)
+    }
+}
+
 /// What the first sync is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -216,6 +235,9 @@ pub struct ReplicaStatus {
     /// Where a secondary listens.
     #[serde(default)]
     pub listen: Option<SocketAddr>,
+    /// What is broken here.
+    #[serde(default)]
+    pub faults: Vec<Fault>,
     /// Measurements.
     #[serde(default)]
     pub figures: Figures,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use memory::GuestRam;
-use network::{BackendError, FRAME_LEN_MAX, FrameBackend};
+use network::{BackendError, FRAME_LEN_MAX, FrameBackend, LinkState};
 use serde::{Deserialize, Serialize};
 
 use crate::acpi::AcpiConfig;
@@ -292,7 +292,13 @@ impl Platform {
                     offload: received.offload,
                     position: net.backend_mut().position(),
                 }),
-                Ok(None) => return,
+                Ok(None) => {
+                    let up = net.backend_mut().link_state() == LinkState::Up;
+                    if up != net.is_link_up() {
+                        inputs.push(Input::Link { card: number, up });
+                    }
+                    return;
+                }
                 Err(BackendError::Disconnected) => {
                     tracing::warn!(card = number, "the network end is gone");
                     card.connected.store(false, Ordering::Release);

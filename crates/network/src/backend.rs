@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -38,7 +39,8 @@ pub trait FrameBackend: Send {
     /// [`BackendError`].
     fn accept(&mut self, offloads: ReceiveOffloads) -> Result<(), BackendError>;
 
-    /// Whether frames can pass at all.
+    /// Whether frames can pass at all. Where the other side may come back, so may the link: [`Self::recv`] has nothing meanwhile, rather than
+    /// an error, and [`Self::poll_fd`] wakes when it is to be looked at.
     fn link_state(&self) -> LinkState;
 
     /// How far frames have been taken through [`Self::recv`].
@@ -67,6 +69,9 @@ pub struct Attach {
     /// Go on after this position: frames that the end has handed out since, and still has, are handed out again.
     /// Without it, or with the position of another end, the link begins with the next new frame.
     pub resume: Option<InputPosition>,
+    /// New frames that have waited for longer are not wanted: on a bridge, an end without a VM process takes what is sent to everybody, and
+    /// what was sent to a guest that ran elsewhere.
+    pub max_age: Option<Duration>,
 }
 
 /// What became of a frame offered for sending.

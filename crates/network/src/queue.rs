@@ -1,6 +1,7 @@
 //! Frames on their way to the VM process.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::checksum::complete;
 use crate::coalesce;
@@ -16,11 +17,18 @@ const BYTES_MAX: usize = 4 << 20;
 /// for TCP, the earlier ones are worth more. Frames that were handed out are kept for the next VM process.
 #[derive(Debug, Default)]
 pub(crate) struct FrameQueue {
-    frames: VecDeque<(Vec<u8>, FrameOffload)>,
+    frames: VecDeque<Queued>,
     bytes: usize,
     accepted: ReceiveOffloads,
     dropped: u64,
     retained: Retained,
+}
+
+#[derive(Debug)]
+struct Queued {
+    frame: Vec<u8>,
+    offload: FrameOffload,
+    since: Instant,
 }
 
 impl FrameQueue {
@@ -46,14 +54,36 @@ impl FrameQueue {
             return;
         }
         self.bytes += frame.len();
-        self.frames.push_back((frame, offload));
+        self.frames.push_back(Queued { frame, offload, since: Instant::now() });
+    }
+
+    /// Drops the oldest frames until the source can go on, for a source that would keep older ones than are here.
+    pub fn make_room(&mut self) {
+        while !self.has_room() {
+            self.drop_oldest();
+        }
+    }
+
+    /// Drops the frames that have waited for longer than `max_age`.
+    pub fn drop_older_than(&mut self, max_age: Duration) {
+        let now = Instant::now();
+        while self.frames.front().is_some_and(|queued| now.saturating_duration_since(queued.since) > max_age) {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.frames.pop_front() {
+            self.bytes -= oldest.frame.len();
+            self.dropped += 1;
+        }
     }
 
     /// Appends a frame whose source vouches for its checksums; TCP segments are joined where the receiver takes that.
     pub fn push_verified(&mut self, frame: Vec<u8>) {
         if self.accepted.tso4
             && self.bytes + frame.len() <= BYTES_MAX
-            && let Some((last, offload)) = self.frames.back_mut()
+            && let Some(Queued { frame: last, offload, .. }) = self.frames.back_mut()
         {
             let before = last.len();
             if coalesce::append(last, offload, &frame) {
@@ -92,7 +122,7 @@ impl FrameQueue {
             }
             self.retained.pass_again(fit);
         }
-        while let Some((mut frame, mut offload)) = self.frames.pop_front() {
+        while let Some(Queued { mut frame, mut offload, since }) = self.frames.pop_front() {
             self.bytes -= frame.len();
             if !adapt(&mut frame, &mut offload, self.accepted) {
                 self.dropped += 1;
@@ -104,7 +134,7 @@ impl FrameQueue {
                 continue;
             }
             self.bytes += frame.len();
-            self.frames.push_front((frame, offload));
+            self.frames.push_front(Queued { frame, offload, since });
             return sent.map(|_| ());
         }
         Ok(())
@@ -152,6 +182,31 @@ mod tests {
         let kept = drain(&mut queue).len() as u64;
         assert_eq!(kept + queue.dropped(), 40_000);
         assert_eq!((queue.bytes, queue.has_room()), (0, true));
+    }
+
+    #[test]
+    fn frames_that_have_waited_for_too_long_are_dropped() {
+        let mut queue = FrameQueue::default();
+        (0..3).for_each(|number| queue.push(vec![number; 60], FrameOffload::default()));
+        queue.drop_older_than(Duration::from_secs(60));
+        assert_eq!(queue.dropped(), 0);
+        for queued in queue.frames.iter_mut().take(2) {
+            queued.since = queued.since.checked_sub(Duration::from_secs(61)).unwrap();
+        }
+        queue.drop_older_than(Duration::from_secs(60));
+        assert_eq!(queue.dropped(), 2);
+        assert_eq!(drain(&mut queue).iter().map(|(frame, _)| frame[0]).collect::<Vec<_>>(), [2]);
+        assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn room_is_made_by_dropping_what_is_oldest() {
+        let mut queue = FrameQueue::default();
+        (0..3000u32).for_each(|number| queue.push(number.to_le_bytes().to_vec(), FrameOffload::default()));
+        queue.make_room();
+        assert!(queue.has_room());
+        let last = drain(&mut queue).pop().unwrap().0;
+        assert_eq!(last, 2999u32.to_le_bytes());
     }
 
     #[test]

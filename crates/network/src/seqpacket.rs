@@ -196,6 +196,8 @@ impl SeqListener {
     /// Listens at `path`. A file left behind by a listener that is gone is replaced; a live listener is an
     /// `AddrInUse` error.
     pub fn bind(path: &Path) -> io::Result<Self> {
+        // Two may be started in place of one that has died: neither may take away what the other has just made.
+        let _lock = lock_folder(path)?;
         let fd = new_socket()?;
         // The kernel gives the file the mode of the socket, which other than umask is not shared with other threads.
         // SAFETY: plain call on an open descriptor.
@@ -254,6 +256,14 @@ impl Drop for SeqListener {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Keeps others from listening anew in the same folder, until it is dropped.
+fn lock_folder(path: &Path) -> io::Result<fs::File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = fs::File::open(folder)?;
+    folder.lock()?;
+    Ok(folder)
 }
 
 /// Whether `path` is a socket that nobody listens at.

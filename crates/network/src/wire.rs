@@ -2,7 +2,7 @@
 //!
 //! | kind | direction | then |
 //! | --- | --- | --- |
-//! | attach | VM → end, first | protocol version, u16; generation, u64; whether to resume, u8; position: end, u64, and frames, u64 |
+//! | attach | VM → end, first | protocol version, u16; generation, u64; whether to resume, u8; position: end, u64, and frames, u64; greatest age of a frame in ms, u32 |
 //! | attached | end → VM | protocol version, u16; MTU in bytes, u16; the end's identity, u64; number of the next frame, u64 |
 //! | frame | both | number, u64; offload header ([`HEADER_LEN`] bytes); frame |
 //! | accept | VM → end | receive offloads, u8 |
@@ -23,12 +23,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use crate::backend::{Attach, BackendError, FRAME_LEN_MAX, InputPosition, Received, SendOutcome};
 use crate::offload::{FrameOffload, HEADER_LEN};
 use crate::seqpacket::{Incoming, SeqSocket};
 
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 
 pub(crate) const ATTACH: u8 = 1;
 pub(crate) const ATTACHED: u8 = 2;
@@ -41,7 +42,7 @@ pub(crate) const REFUSED: u8 = 8;
 pub(crate) const KEEP: u8 = 9;
 
 /// Bytes of an attach message.
-pub(crate) const ATTACH_LEN: usize = 28;
+pub(crate) const ATTACH_LEN: usize = 32;
 /// Bytes of its answer.
 const ATTACHED_LEN: usize = 21;
 /// Kind, number and offload header.
@@ -56,7 +57,10 @@ pub(crate) fn attach_message(attach: &Attach) -> [u8; ATTACH_LEN] {
     message[3..11].copy_from_slice(&attach.generation.to_le_bytes());
     message[11] = attach.resume.is_some().into();
     message[12..20].copy_from_slice(&position.end.to_le_bytes());
-    message[20..].copy_from_slice(&position.frames.to_le_bytes());
+    message[20..28].copy_from_slice(&position.frames.to_le_bytes());
+    // All ones, more than a month, is no limit.
+    let max_age_ms = attach.max_age.and_then(|age| u32::try_from(age.as_millis()).ok()).unwrap_or(u32::MAX);
+    message[28..].copy_from_slice(&max_age_ms.to_le_bytes());
     message
 }
 
@@ -67,7 +71,12 @@ pub(crate) fn parse_attach(message: &[u8]) -> Option<Attach> {
         return None;
     }
     let position = InputPosition { end: u64_at(message, 12)?, frames: u64_at(message, 20)? };
-    Some(Attach { generation: u64_at(message, 3)?, resume: (message[11] != 0).then_some(position) })
+    let max_age_ms = u32::from_le_bytes(*message.last_chunk()?);
+    Some(Attach {
+        generation: u64_at(message, 3)?,
+        resume: (message[11] != 0).then_some(position),
+        max_age: (max_age_ms != u32::MAX).then(|| Duration::from_millis(max_age_ms.into())),
+    })
 }
 
 /// An end's answer to an attach message.
@@ -233,7 +242,8 @@ mod tests {
     #[test]
     fn attach_messages_are_understood_in_their_own_version_and_length_only() {
         let resume = Some(InputPosition { end: 0x0102_0304_0506_0708, frames: u64::MAX - 1 });
-        for attach in [Attach::default(), Attach { generation: 7, resume }] {
+        let max_age = Some(Duration::from_millis(100));
+        for attach in [Attach::default(), Attach { generation: 7, resume, max_age }] {
             let message = attach_message(&attach);
             assert_eq!(parse_attach(&message), Some(attach));
             assert_eq!(parse_attach(&message[..ATTACH_LEN - 1]), None);

@@ -49,8 +49,10 @@ pub enum Command {
     /// Primary: ask the secondary to take over.
     AskToTakeOver,
     /// Secondary: see to it that this replica could run the VM from what it holds: what was received of the log is executed to its end,
-    /// and the disks are written. It hears nothing of its primary meanwhile. It is answered by exactly one of [`super::Event::Ready`] and
-    /// [`super::Event::PeerLost`] with a reason of the secondary's own. The connection is open yet, to tell the primary of a failure.
+    /// the disks are written, the VM is made of what is held, and its network ends answer. All is done that could fail, as whoever has
+    /// won must not fail any more. It hears nothing of its primary meanwhile. It is answered by exactly one of [`super::Event::Ready`],
+    /// [`super::Event::NotReady`], and, for good, [`super::Event::PeerLost`] with a reason of the secondary's own. The connection is open
+    /// yet in the beginning, to tell the primary of a failure.
     GetReady,
     /// Secondary: become primary with the last checkpoint held. Output passes: this replica is alone.
     TakeOver {

@@ -48,9 +48,10 @@ pub enum Event {
     },
     /// Secondary: the primary has paused for good and asks for a takeover.
     HandOver,
-    /// Secondary: it could run the VM from what it holds, as [`super::Command::GetReady`] asked for. If it could not, it has
-    /// [failed](LossReason::Failed).
+    /// Secondary: it could run the VM from what it holds, as [`super::Command::GetReady`] asked for.
     Ready,
+    /// Secondary: it could not run the VM now, and may later, as when its network end is gone. The primary has been told, if it hears yet.
+    NotReady,
     /// The other replica is gone, or may be.
     PeerLost {
         /// Why one thinks so.

@@ -8,7 +8,10 @@
 //! | [`Heartbeats`] | which acks count |
 //! | [`Silence`] | when the other replica is lost for its silence |
 //! | [`Patience`] | when a secondary is too slow to be kept |
+//! | [`Uplink`] | when a VM whose network is gone moves to its secondary |
+//! | [`admits`] | which primary a secondary follows |
 
+mod admission;
 mod arbiter;
 mod claim;
 mod command;
@@ -26,7 +29,9 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod time;
+mod uplink;
 
+pub use admission::{NotAdmitted, admits};
 pub use arbiter::{Arbiter, Unreachable, Verdict};
 pub use claim::Claim;
 pub use command::{Command, RETRY_INTERVAL, StopReason};
@@ -39,3 +44,4 @@ pub use replica::Replica;
 pub use silence::{Look, Silence};
 pub use status::{Protection, Reason, Role, Status};
 pub use time::MonotonicTime;
+pub use uplink::{UPLINK_PATIENCE, Uplink};

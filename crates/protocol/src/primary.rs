@@ -63,6 +63,7 @@ impl Primary {
             | Event::Entitled { .. }
             | Event::HandOver
             | Event::Ready
+            | Event::NotReady
             | Event::ClaimRead(_) => {}
         }
         None

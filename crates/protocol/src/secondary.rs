@@ -24,6 +24,8 @@ enum Phase {
     Entitled { held: Epoch, generation: Generation },
     /// The primary is lost, or wants to be relieved. Before anybody is kept from going on, this replica makes sure that it could.
     GettingReady { held: Epoch, next: Next },
+    /// It could not go on now. It tries again as long as the store names it: nobody else goes on then.
+    Unready { held: Epoch, next: Next, turn: Turn },
     /// The primary is lost; the store is asked whether it names this replica.
     Inquiring { held: Epoch, loss: LossReason, turn: Turn },
     /// The store is asked to name this replica as primary.
@@ -60,6 +62,10 @@ impl Secondary {
                 self.ready(commands);
                 None
             }
+            Event::NotReady => {
+                self.not_ready(commands);
+                None
+            }
             Event::ClaimRead(claim) => self.claim_read(claim, commands),
             Event::Arbitrated(_) | Event::StoreUnreachable | Event::RetryDue => self.answered(event, commands),
             Event::SyncFinished { .. }
@@ -77,7 +83,10 @@ impl Secondary {
             }
             Phase::Following { held } | Phase::Entitled { held, .. } => *held = epoch,
             Phase::Empty => self.phase = Phase::Following { held: epoch },
-            Phase::GettingReady { .. } | Phase::Inquiring { .. } | Phase::Arbitrating { .. } => return None,
+            Phase::GettingReady { .. }
+            | Phase::Unready { .. }
+            | Phase::Inquiring { .. }
+            | Phase::Arbitrating { .. } => return None,
         }
         commands.push(Command::Acknowledge { epoch });
         None
@@ -91,7 +100,10 @@ impl Secondary {
             }
             Phase::Entitled { generation: known, .. } if known == generation => None,
             Phase::Empty | Phase::Entitled { .. } => self.lost(LossReason::Protocol, commands),
-            Phase::GettingReady { .. } | Phase::Inquiring { .. } | Phase::Arbitrating { .. } => None,
+            Phase::GettingReady { .. }
+            | Phase::Unready { .. }
+            | Phase::Inquiring { .. }
+            | Phase::Arbitrating { .. } => None,
         }
     }
 
@@ -106,7 +118,7 @@ impl Secondary {
     }
 
     fn lost(&mut self, reason: LossReason, commands: &mut Vec<Command>) -> Option<State> {
-        if matches!(self.phase, Phase::Inquiring { .. } | Phase::Arbitrating { .. }) {
+        if matches!(self.phase, Phase::Unready { .. } | Phase::Inquiring { .. } | Phase::Arbitrating { .. }) {
             return None;
         }
         if matches!(reason, LossReason::Failed | LossReason::Diverged) {
@@ -118,7 +130,10 @@ impl Secondary {
             Phase::Entitled { held, generation } => {
                 self.get_ready(held, Next::Claim { generation, loss: Some(reason) }, commands);
             }
-            Phase::GettingReady { .. } | Phase::Inquiring { .. } | Phase::Arbitrating { .. } => {}
+            Phase::GettingReady { .. }
+            | Phase::Unready { .. }
+            | Phase::Inquiring { .. }
+            | Phase::Arbitrating { .. } => {}
         }
         None
     }
@@ -144,7 +159,29 @@ impl Secondary {
         }
     }
 
+    fn not_ready(&mut self, commands: &mut Vec<Command>) {
+        let Phase::GettingReady { held, next } = self.phase else { return };
+        // A primary that wanted to be relieved goes on as soon as it hears of it.
+        let next = match next {
+            Next::Claim { generation, loss } => {
+                Next::Claim { generation, loss: Some(loss.unwrap_or(LossReason::Closed)) }
+            }
+            next => next,
+        };
+        commands.extend([Command::CloseChannel, Command::StartRetryTimer]);
+        self.phase = Phase::Unready { held, next, turn: Turn::Timer };
+    }
+
     fn claim_read(&mut self, claim: &Claim, commands: &mut Vec<Command>) -> Option<State> {
+        if let Phase::Unready { held, next, turn: Turn::Store } = self.phase {
+            if claim.secondary.as_ref() == Some(&self.id) {
+                self.get_ready(held, next, commands);
+                return None;
+            }
+            let was_entitled = matches!(next, Next::Claim { .. });
+            let reason = if was_entitled { StopReason::Superseded } else { StopReason::NotEntitled };
+            return self.stop(reason, commands);
+        }
         let Phase::Inquiring { held, loss, turn: Turn::Store } = self.phase else { return None };
         if claim.secondary.as_ref() != Some(&self.id) {
             return self.stop(StopReason::NotEntitled, commands);
@@ -155,7 +192,7 @@ impl Secondary {
 
     fn answered(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
         match &mut self.phase {
-            Phase::Inquiring { turn, .. } => match (*turn, event) {
+            Phase::Unready { turn, .. } | Phase::Inquiring { turn, .. } => match (*turn, event) {
                 (Turn::Store, Event::StoreUnreachable) => {
                     *turn = Turn::Timer;
                     commands.push(Command::StartRetryTimer);
@@ -201,10 +238,11 @@ impl Secondary {
     fn generation(&self) -> Generation {
         match &self.phase {
             Phase::Empty | Phase::Following { .. } | Phase::Inquiring { .. } => Generation::NONE,
-            Phase::GettingReady { next: Next::Inquire { .. }, .. } => Generation::NONE,
-            Phase::Entitled { generation, .. } | Phase::GettingReady { next: Next::Claim { generation, .. }, .. } => {
-                *generation
-            }
+            Phase::GettingReady { next, .. } | Phase::Unready { next, .. } => match next {
+                Next::Inquire { .. } => Generation::NONE,
+                Next::Claim { generation, .. } => *generation,
+            },
+            Phase::Entitled { generation, .. } => *generation,
             Phase::Arbitrating { question, .. } => question.claim().generation.before(),
         }
     }
@@ -220,6 +258,7 @@ impl Secondary {
                 };
                 (Protection::NeedSecondary, Some(reason))
             }
+            Phase::Unready { .. } => (Protection::NeedSecondary, Some(Reason::NotReady)),
             Phase::Inquiring { turn: Turn::Timer, .. } => (Protection::NeedSecondary, Some(Reason::StoreUnreachable)),
             Phase::Inquiring { loss, .. } => (Protection::NeedSecondary, Some(Reason::Arbitrating(*loss))),
             Phase::Arbitrating { question, .. } if question.is_store_unreachable() => {

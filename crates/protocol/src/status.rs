@@ -31,7 +31,7 @@ impl Status {
 
     /// Whether it is being decided which replica goes on.
     pub fn is_undecided(&self) -> bool {
-        matches!(self.reason, Some(Reason::Arbitrating(_) | Reason::StoreUnreachable))
+        matches!(self.reason, Some(Reason::Arbitrating(_) | Reason::StoreUnreachable | Reason::NotReady))
     }
 }
 
@@ -77,6 +77,8 @@ pub enum Reason {
     Arbitrating(LossReason),
     /// The same, and the store does not answer.
     StoreUnreachable,
+    /// The primary was lost, and this secondary does not compete for the VM, which it could not run now.
+    NotReady,
     /// The secondary was lost.
     Lost(LossReason),
     /// The secondary is being dropped, or was.
@@ -96,6 +98,7 @@ impl fmt::Display for Reason {
             Self::Entitling => f.pad("the cluster store has not taken note of the secondary yet"),
             Self::Arbitrating(loss) => write!(f, "{loss}; who goes on is being decided"),
             Self::StoreUnreachable => f.pad("who goes on cannot be decided: the cluster store does not answer"),
+            Self::NotReady => f.pad("the primary is lost, and this secondary could not run the VM"),
             Self::Lost(loss) => loss.fmt(f),
             Self::Dropped(reason) => reason.fmt(f),
             Self::HandOver => f.pad("the other replica was asked to take over"),

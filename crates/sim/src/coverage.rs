@@ -52,6 +52,8 @@ occurrences! {
     SecondaryFailed,
     /// A secondary that was to take over found that it could not run the VM.
     Unready,
+    /// A primary handed over since it did not reach its network.
+    MovedToNetwork,
     /// The user turned protection off.
     Off,
     /// The user suspended protection.

@@ -4,9 +4,10 @@ use protocol::{DropReason, Role};
 
 use crate::coverage::Occurrence;
 use crate::faults::{FAULTS_END, Fault, Target};
+use crate::mutation::Mutation;
 use crate::network::Side;
-use crate::process::{Body, ProcessId};
-use crate::time::{MILLISECOND, Nanoseconds};
+use crate::process::{Body, ProcessId, UPLINK_PATIENCE};
+use crate::time::{MILLISECOND, Nanoseconds, nanoseconds};
 use crate::violation::Violation;
 use crate::world::{Death, World};
 
@@ -168,6 +169,9 @@ impl World {
 
     /// Sees that the VM is protected, and whether it is.
     pub fn daemons(&mut self) {
+        for host in 0..self.hosts.len() {
+            self.look_at_network(host);
+        }
         if self.is_protection_wanted {
             for host in 0..self.hosts.len() {
                 if self.wants_secondary(host)
@@ -194,6 +198,32 @@ impl World {
             }
         } else {
             self.well_since = None;
+        }
+    }
+
+    /// A primary looks whether it reaches its network: where the VM cannot be run, that is gone.
+    fn look_at_network(&mut self, host: usize) {
+        let (now, clock, stays) = (self.now, self.clock(host), self.mutation == Some(Mutation::StayCutOff));
+        let is_protected =
+            self.hosts[host].process.as_ref().is_some_and(|process| process.replica.status().is_protected());
+        let Some(secondary) = self.session(host).map(|session| session.secondary) else { return };
+        if self.is_paused(host) {
+            return;
+        }
+        let reaches = |host: usize| self.hosts[host].unready_until <= now;
+        let (is_whole, could_move) = (reaches(host), is_protected && reaches(secondary));
+        let Some(runner) = self.runner(host) else { return };
+        if runner.uplink.look(is_whole, could_move, clock) && !stays {
+            runner.has_moved = true;
+            self.coverage.note(Occurrence::MovedToNetwork);
+            return self.switch_over(host);
+        }
+        runner.has_moved &= !is_whole;
+        let is_cut_off = !is_whole && could_move && !runner.is_handing_over && !runner.has_moved;
+        let since = runner.cut_off_since.take().filter(|_| is_cut_off).unwrap_or(now);
+        runner.cut_off_since = is_cut_off.then_some(since);
+        if now - since > 3 * nanoseconds(UPLINK_PATIENCE) {
+            self.broken(Violation::StaysCutOff(self.name(host)));
         }
     }
 

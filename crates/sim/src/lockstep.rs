@@ -147,6 +147,7 @@ impl World {
         let Some(follower) = self.follower(host) else { return };
         let connection = follower.connection;
         let was_getting_ready = std::mem::take(&mut follower.is_getting_ready);
+        follower.has_failed = true;
         if let Some(execution) = &mut follower.execution {
             execution.state = other;
             execution.waiting.clear();
@@ -210,6 +211,8 @@ impl World {
         let connection = follower.connection;
         self.coverage.note(Occurrence::Unready);
         self.send(connection, Side::Secondary, Message::Failed);
-        self.secondary_event(host, Event::PeerLost { reason: LossReason::Failed });
+        let gives_up = self.mutation == Some(Mutation::GiveUpUnready);
+        let failed = Event::PeerLost { reason: LossReason::Failed };
+        self.secondary_event(host, if gives_up { failed } else { Event::NotReady });
     }
 }

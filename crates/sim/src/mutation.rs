@@ -37,6 +37,10 @@ pub enum Mutation {
     AcknowledgeAfterLoss,
     /// A secondary that could not run the VM asks the store for it all the same.
     ClaimUnready,
+    /// A primary whose network is gone stays where it is.
+    StayCutOff,
+    /// A secondary that could not run the VM when it lost its primary never tries again.
+    GiveUpUnready,
     /// A secondary that has lost its primary does not run out the log that it has received.
     DoNotRunOut,
     /// A secondary goes back to checkpoints without executing the log to its end.
@@ -53,8 +57,10 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::ClaimUnready,
+        Self::GiveUpUnready,
+        Self::StayCutOff,
         Self::DoNotRunOut,
         Self::MirrorTooEarly,
         Self::LoseSegment,

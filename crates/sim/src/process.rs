@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use protocol::{Epoch, Epochs, Event, Heartbeats, MonotonicTime, Patience, Replica, Silence};
+use protocol::{Epoch, Epochs, Event, Heartbeats, MonotonicTime, Patience, Replica, Silence, Uplink};
 
 use crate::history::StateId;
 use crate::network::{Arrival, ConnectionId, Message};
@@ -11,6 +11,9 @@ use crate::time::Nanoseconds;
 
 /// Shorter than the product's, or no schedule would last so long.
 pub(crate) const TOO_SLOW_AFTER: Duration = Duration::from_millis(300);
+
+/// Likewise.
+pub(crate) const UPLINK_PATIENCE: Duration = Duration::from_millis(60);
 
 /// No two processes have the same, on whatever host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +87,8 @@ pub(crate) struct Follower {
     pub is_getting_ready: bool,
     /// It said that it was ready, and was not: [`crate::Mutation::ClaimUnready`].
     pub is_unready: bool,
+    /// A fault has made it useless for good.
+    pub has_failed: bool,
 }
 
 /// A log that is being executed, in order.
@@ -126,6 +131,11 @@ pub(crate) struct Runner {
     pub waited_at: Option<MonotonicTime>,
     pub patience: Patience,
     pub was_protected: bool,
+    pub uplink: Uplink,
+    /// Since when it has not reached its network, though its secondary does, and has not been asked to hand over.
+    pub cut_off_since: Option<Nanoseconds>,
+    /// It has been asked to hand over since its network went.
+    pub has_moved: bool,
 }
 
 impl Runner {
@@ -141,6 +151,9 @@ impl Runner {
             waited_at: None,
             patience: Patience::new(TOO_SLOW_AFTER),
             was_protected: false,
+            uplink: Uplink::new(UPLINK_PATIENCE),
+            cut_off_since: None,
+            has_moved: false,
         }
     }
 }

@@ -45,6 +45,7 @@ impl World {
                     parting: None,
                     is_getting_ready: false,
                     is_unready: false,
+                    has_failed: false,
                 }));
                 self.send(connection, Side::Secondary, Message::Welcome);
                 self.start_timer(host, 0, Timer::Heartbeat(connection));
@@ -150,6 +151,9 @@ impl World {
         let Some(connection) = self.follower(host).map(|follower| follower.connection) else { return };
         if self.listener(host, connection).is_some() {
             self.coverage.note(Occurrence::SecondaryFailed);
+            if let Some(follower) = self.follower(host) {
+                follower.has_failed = true;
+            }
             self.send(connection, Side::Secondary, Message::Failed);
             self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Failed });
         }
@@ -237,13 +241,14 @@ impl World {
 
     fn secondary_stops(&mut self, host: usize, reason: StopReason) {
         self.check_superseded(host, reason);
+        let has_failed = self.follower(host).is_some_and(|follower| follower.has_failed);
         let (occurrence, death) = match reason {
             StopReason::NotEntitled => (Some(Occurrence::NotEntitled), Death::Unentitled),
             StopReason::NothingHeld => (Some(Occurrence::NothingHeld), Death::Unentitled),
             // It was a fault that made it fail.
-            StopReason::Failed => (None, Death::Crashed),
+            StopReason::Failed if has_failed => (None, Death::Crashed),
             StopReason::Superseded => (Some(Occurrence::SecondaryLoses), Death::Stopped),
-            StopReason::HandedOver | StopReason::NotNamed => (None, Death::Stopped),
+            StopReason::Failed | StopReason::HandedOver | StopReason::NotNamed => (None, Death::Stopped),
         };
         if let Some(occurrence) = occurrence {
             self.coverage.note(occurrence);

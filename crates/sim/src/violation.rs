@@ -38,6 +38,9 @@ pub enum Violation {
     /// The driver in `replication::driver` would not carry out what the protocol commanded.
     #[error("replica {0} is commanded {1}, which is not done there")]
     Undone(String, String),
+    /// A protected VM stays where its network is gone, though it could move.
+    #[error("replica {0} does not reach its network, and does not hand over to a secondary that does")]
+    StaysCutOff(String),
     /// Nobody runs the VM, or nobody protects it, long after the last fault.
     #[error("{0}")]
     Stuck(String),

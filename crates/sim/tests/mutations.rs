@@ -28,7 +28,8 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
             matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::Abandoned(_))
         }
         // Nobody goes on, though there was somebody who could.
-        Mutation::ClaimUnready => matches!(violation, V::Abandoned(_)),
+        Mutation::ClaimUnready | Mutation::GiveUpUnready => matches!(violation, V::Abandoned(_)),
+        Mutation::StayCutOff => matches!(violation, V::StaysCutOff(_)),
         Mutation::UnreachableGoesOn => matches!(violation, V::NoConsent(..) | V::NotNamed(..)),
         Mutation::EntitleBeforeSwap => matches!(violation, V::NotNamed(..)),
         Mutation::DoNotRetry => matches!(violation, V::Stuck(_)),

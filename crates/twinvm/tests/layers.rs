@@ -73,9 +73,9 @@ const HOUSE: &[Crate] = &[
         // `replica` is one of the two roles, and each of them makes it the other or ends it.
         layers: &[
             &["numbers", "time"],
-            &["epochs", "heartbeats", "patience", "silence"],
+            &["epochs", "heartbeats", "patience", "silence", "uplink"],
             &["claim"],
-            &["arbiter"],
+            &["admission", "arbiter"],
             &["command", "event"],
             &["status"],
             &["question"],

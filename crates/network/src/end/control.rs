@@ -21,6 +21,8 @@ const ANSWER_LEN_MAX: usize = 4096;
 pub struct EndStatus {
     /// Its process.
     pub pid: u32,
+    /// MTU of its network, in bytes.
+    pub mtu: u16,
     /// Its identity, as in [`crate::InputPosition::end`].
     pub end: u64,
     /// Highest generation that a VM process has attached with; lower ones are refused.

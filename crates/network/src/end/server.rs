@@ -40,6 +40,8 @@ pub struct End {
     to_guest: FrameQueue,
     status: EndStatus,
     lifetime: Lifetime,
+    /// Frames come unasked, and none is worth more than later ones.
+    is_bridged: bool,
     /// When the last client went, or somebody asked to keep this, or the start.
     alone_since: Instant,
     /// Given up so that a VM process can connect even when the guest has used up all descriptors.
@@ -89,6 +91,7 @@ impl End {
             to_guest: FrameQueue::default(),
             status: EndStatus { pid: process::id(), end: identity, ..EndStatus::default() },
             lifetime: config.lifetime,
+            is_bridged: matches!(config.network, NetworkSpec::Bridge(_)),
             alone_since: Instant::now(),
             reserve: open_reserve(),
             accept_after: None,
@@ -127,6 +130,10 @@ impl End {
                 self.serve_client(CLIENT_BATCH);
             }
             self.uplink.process(uplink, &mut self.to_guest).map_err(EndError::UplinkLost)?;
+            if self.is_bridged && self.client.is_none() {
+                // Else the kernel would keep the first frames of all, and hand them to whoever comes next.
+                self.to_guest.make_room();
+            }
             let asking: Vec<bool> = (4..uplink_at).map(woken).collect();
             self.serve_waiting(&asking);
             if woken(2) {
@@ -317,6 +324,9 @@ impl End {
         self.serve_client(LAST_BATCH);
         self.status.generation = attach.generation;
         let resume = attach.resume.filter(|position| position.end == self.status.end);
+        if let Some(max_age) = attach.max_age {
+            self.to_guest.drop_older_than(max_age);
+        }
         self.to_guest.resume_after(resume.map(|position| position.frames));
         let next_frame = self.to_guest.retained().next_number();
         let attached = Attached { mtu: self.uplink.mtu(), end: self.status.end, next_frame };
@@ -331,6 +341,7 @@ impl End {
         let retained = self.to_guest.retained();
         EndStatus {
             attached: self.client.is_some(),
+            mtu: self.uplink.mtu(),
             to_guest_dropped: self.to_guest.dropped(),
             retained_frames: retained.frames() as u64,
             retained_bytes: retained.bytes() as u64,

@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 
 use spec::{BridgeSpec, MacAddr};
 
@@ -22,6 +23,8 @@ const READ_BATCH: usize = 64;
 const TAP_MAC_FIRST_BYTE: u8 = 0xfe;
 /// Greatest MTU that a TAP device takes, in bytes: what a frame of 65,535 bytes holds.
 const TAP_MTU_MAX: libc::c_int = 65_521;
+/// How often it is looked whether the bridge is still there: the TAP device of a bridge that was deleted lives on, connected to nothing.
+const BRIDGE_INTERVAL: Duration = Duration::from_millis(250);
 /// `SIOCBRADDIF` of `linux/sockios.h`, which the libc crate lacks.
 const SIOCBRADDIF: libc::c_ulong = 0x89a2;
 
@@ -30,6 +33,10 @@ pub(crate) struct BridgePort {
     tap: File,
     mtu: u16,
     buffer: Vec<u8>,
+    control: OwnedFd,
+    bridge: String,
+    bridge_index: libc::c_int,
+    looked_at: Instant,
 }
 
 impl BridgePort {
@@ -47,6 +54,9 @@ impl BridgePort {
             }
             Err(source) => return Err(step(&format!("asking for the MTU of {bridge}"), source)),
         };
+
+        let bridge_index = index(&control, interface_request(bridge))
+            .map_err(|source| step(&format!("asking for the index of {bridge}"), source))?;
 
         let tap = OpenOptions::new()
             .read(true)
@@ -88,13 +98,10 @@ impl BridgePort {
         // A kernel without IPv6 lacks the file.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", text(&name)), "1");
 
-        let mut request = request_for(name);
-        ioctl(control.as_raw_fd(), libc::SIOCGIFINDEX, &mut request)
-            .map_err(|source| step(&named("asking for the index"), source))?;
-        // SAFETY: the call succeeded, so this member of the union was written.
-        let index = unsafe { request.ifr_ifru.ifru_ifindex };
+        let tap_index =
+            index(&control, request_for(name)).map_err(|source| step(&named("asking for the index"), source))?;
         let mut request = interface_request(bridge);
-        request.ifr_ifru.ifru_ifindex = index;
+        request.ifr_ifru.ifru_ifindex = tap_index;
         ioctl(control.as_raw_fd(), SIOCBRADDIF, &mut request).map_err(|source| match source.raw_os_error() {
             Some(libc::EOPNOTSUPP | libc::EINVAL) => UplinkError::NotABridge(bridge.clone()),
             _ => step(&format!("attaching TAP device {} to bridge {bridge}", text(&name)), source),
@@ -109,7 +116,27 @@ impl BridgePort {
             .map_err(|source| step(&named("bringing up"), source))?;
 
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        Ok(Self { tap, mtu, buffer: vec![0; HEADER_LEN + FRAME_LEN_MAX] })
+        Ok(Self {
+            tap,
+            mtu,
+            buffer: vec![0; HEADER_LEN + FRAME_LEN_MAX],
+            control,
+            bridge: bridge.clone(),
+            bridge_index,
+            looked_at: Instant::now(),
+        })
+    }
+
+    /// Fails if the bridge is gone, or is another one by now, to which nothing is connected here.
+    fn check_bridge(&mut self) -> io::Result<()> {
+        if self.looked_at.elapsed() < BRIDGE_INTERVAL {
+            return Ok(());
+        }
+        self.looked_at = Instant::now();
+        match index(&self.control, interface_request(&self.bridge)) {
+            Ok(index) if index == self.bridge_index => Ok(()),
+            _ => Err(io::Error::other(format!("bridge {} was deleted", self.bridge))),
+        }
     }
 }
 
@@ -118,13 +145,15 @@ impl Uplink for BridgePort {
         self.mtu
     }
 
-    fn prepare(&mut self, fds: &mut Vec<libc::pollfd>, _timeout_ms: &mut u32, room: bool) {
+    fn prepare(&mut self, fds: &mut Vec<libc::pollfd>, timeout_ms: &mut u32, room: bool) {
+        *timeout_ms = (*timeout_ms).min(BRIDGE_INTERVAL.as_millis() as u32);
         // Without room the kernel queues, and then drops.
         let fd = if room { self.tap.as_raw_fd() } else { -1 };
         fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
     }
 
     fn process(&mut self, fds: &[libc::pollfd], to_guest: &mut FrameQueue) -> io::Result<()> {
+        self.check_bridge()?;
         if fds.first().is_none_or(|fd| fd.revents == 0) {
             return Ok(());
         }
@@ -178,6 +207,13 @@ impl Uplink for BridgePort {
             tracing::warn!(error = %io::Error::last_os_error(), "cannot set the offloads of a TAP device");
         }
     }
+}
+
+/// The number of an interface, which no other one ever gets.
+fn index(control: &OwnedFd, mut request: libc::ifreq) -> io::Result<libc::c_int> {
+    ioctl(control.as_raw_fd(), libc::SIOCGIFINDEX, &mut request)?;
+    // SAFETY: the call succeeded, so this member of the union was written.
+    Ok(unsafe { request.ifr_ifru.ifru_ifindex })
 }
 
 fn step(action: &str, source: io::Error) -> UplinkError {

@@ -2,13 +2,15 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use network::end::{self, EndConfig, Lifetime};
+use network::{Attach, FRAME_LEN_MAX, FrameBackend, Link, ReceiveOffloads};
 use smoltcp::wire::Ipv4Cidr;
 use spec::{BridgeSpec, NetworkSpec};
 
@@ -21,6 +23,11 @@ pub const TESTS: &[Test] = &[
     ("bridge::guest_talks_to_the_bridge_without_offloads", guest_talks_to_the_bridge_without_offloads),
     ("bridge::tap_is_a_quiet_port_and_vanishes_with_its_end", tap_is_a_quiet_port_and_vanishes_with_its_end),
     ("bridge::deleted_tap_ends_the_end", deleted_tap_ends_the_end),
+    ("bridge::deleted_bridge_ends_the_end", deleted_bridge_ends_the_end),
+    (
+        "bridge::frames_from_long_before_a_takeover_do_not_reach_the_guest",
+        frames_from_long_before_a_takeover_do_not_reach_the_guest,
+    ),
     ("bridge::mistakes_are_named", mistakes_are_named),
 ];
 
@@ -116,6 +123,60 @@ fn deleted_tap_ends_the_end() -> Outcome {
     guest.run_until("the end of the end", |_| !end.socket.exists());
     guest.run_for(Duration::from_millis(10));
     Outcome::Passed
+}
+
+/// Its TAP device lives on, and nothing would come over it any more.
+fn deleted_bridge_ends_the_end() -> Outcome {
+    if let Err(reason) = enter_namespace() {
+        return Outcome::Skipped(reason);
+    }
+    let end = TestEnd::new(NetworkSpec::Bridge(spec()));
+    let mut guest = Guest::new(end.link(), true);
+    ip("link del br0").unwrap();
+    // Another one of the same name is not the one that the device was connected to.
+    ip("link add br0 type bridge").unwrap();
+    guest.run_until("the end of the end", |_| !end.socket.exists());
+    Outcome::Passed
+}
+
+/// The end of a secondary, to which nobody is connected, gets what the bridge sends to all ports.
+fn frames_from_long_before_a_takeover_do_not_reach_the_guest() -> Outcome {
+    const OLD: u32 = 6000;
+    let max_age = Duration::from_secs(1);
+    if let Err(reason) = enter_namespace() {
+        return Outcome::Skipped(reason);
+    }
+    let end = TestEnd::new(NetworkSpec::Bridge(spec()));
+    let socket = UdpSocket::bind((BRIDGE_ADDR, 0)).unwrap();
+    socket.set_broadcast(true).unwrap();
+    let everybody = (Ipv4Addr::new(10, 99, 0, 255), 9);
+    // More than the end and its device hold.
+    for number in 0..OLD {
+        socket.send_to(&number.to_be_bytes(), everybody).unwrap();
+        if number % 100 == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    thread::sleep(max_age + Duration::from_millis(100));
+    let attach = Attach { max_age: Some(max_age), ..Attach::default() };
+    let mut link = Link::connect(&end.socket, &attach).unwrap();
+    link.accept(ReceiveOffloads::default()).unwrap();
+    socket.send_to(&OLD.to_be_bytes(), everybody).unwrap();
+    let (mut buffer, deadline) = (vec![0; FRAME_LEN_MAX], Instant::now() + Duration::from_secs(30));
+    loop {
+        assert!(Instant::now() < deadline, "nothing comes");
+        let Some(received) = link.recv(&mut buffer).unwrap() else {
+            thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        // Ethernet, IP and UDP without options, then the number; padding may follow.
+        let frame = &buffer[..received.len];
+        if frame.len() >= 46 && frame[12..14] == [8, 0] && frame[23] == 17 {
+            let number = u32::from_be_bytes(frame[42..46].try_into().unwrap());
+            assert_eq!(number, OLD, "a frame of long ago");
+            return Outcome::Passed;
+        }
+    }
 }
 
 fn mistakes_are_named() -> Outcome {

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("lifetime::end_without_clients_goes_in_time", end_without_clients_goes_in_time),
     ("lifetime::end_that_is_to_be_kept_stays", end_that_is_to_be_kept_stays),
     ("lifetime::socket_of_a_live_end_is_respected_and_of_a_dead_one_replaced", sockets_of_others),
+    ("lifetime::of_many_that_replace_a_dead_end_one_is_left", of_many_that_replace_a_dead_end_one_is_left),
     ("lifetime::program_that_is_no_end_is_reported", program_that_is_no_end_is_reported),
 ];
 
@@ -97,6 +98,28 @@ fn end_that_is_to_be_kept_stays() -> Outcome {
     }
     // To look at it is not to keep it.
     wait_until(|| end::status(&socket).is_err());
+    Outcome::Passed
+}
+
+/// Hosts that share an end may all start it anew at once.
+fn of_many_that_replace_a_dead_end_one_is_left() -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("net.sock");
+    for _ in 0..5 {
+        let started: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..6).map(|_| scope.spawn(|| spawn(network(), Lifetime::UntilStopped, &socket))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let mut started: Vec<EndProcess> = started.into_iter().flatten().collect();
+        assert_eq!(started.len(), 1);
+        let end = started.pop().unwrap();
+        assert_eq!(end::status(&socket).unwrap().pid, end.pid(), "the socket is another one's");
+        // It leaves its socket behind.
+        let killed = Command::new("kill").args(["-KILL", &end.pid().to_string()]).status().unwrap();
+        assert!(killed.success());
+        wait_until(|| end::status(&socket).is_err());
+    }
     Outcome::Passed
 }
 

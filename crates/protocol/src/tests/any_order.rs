@@ -42,7 +42,8 @@ fn event(chance: &mut Chance, owed: &Owed) -> Event {
         (_, Owed::Swap(_)) => Event::Arbitrated(Verdict::Won),
         (_, Owed::Claim) => Event::ClaimRead(claim(number, "a", Some("b"))),
         (_, Owed::Retry) => Event::RetryDue,
-        (10..=11, Owed::Ready) => Event::PeerLost { reason: LossReason::Failed },
+        (10, Owed::Ready) => Event::PeerLost { reason: LossReason::Failed },
+        (11, Owed::Ready) => Event::NotReady,
         (_, Owed::Ready) => Event::Ready,
         (_, Owed::Nothing) => Event::PeerLost { reason: LossReason::Silent },
     }
@@ -63,6 +64,7 @@ impl Books {
             | Event::StoreUnreachable
             | Event::RetryDue
             | Event::Ready
+            | Event::NotReady
             | Event::PeerLost { reason: LossReason::Failed } => self.owed = Owed::Nothing,
             _ => {}
         }

@@ -42,6 +42,7 @@ fn assert_is_dead(replica: &mut Replica) {
         Event::SwitchOver { last: Epoch::new(100) },
         Event::SwitchOverFailed,
         Event::Ready,
+        Event::NotReady,
         Event::CheckpointHeld { epoch: Epoch::new(100) },
         Event::Entitled { generation: Generation::new(100) },
         Event::HandOver,

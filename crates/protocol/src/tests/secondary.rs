@@ -197,6 +197,47 @@ fn a_secondary_asks_nobody_before_it_is_ready_and_never_if_it_cannot_be() {
 }
 
 #[test]
+fn a_secondary_that_could_not_run_the_vm_does_not_compete_until_it_can() {
+    let mut replica = entitled();
+    assert_eq!(replica.handle(gone()), [Command::GetReady]);
+    for _ in 0..3 {
+        assert_eq!(replica.handle(Event::NotReady), [Command::CloseChannel, Command::StartRetryTimer]);
+        assert_eq!(replica.status().reason, Some(Reason::NotReady));
+        assert_eq!(replica.handle(Event::Ready), [], "it was not asked");
+        assert_eq!(replica.handle(gone()), [], "the primary is not lost twice");
+        assert_eq!(replica.handle(Event::RetryDue), [Command::ReadClaim]);
+        assert_eq!(replica.handle(Event::StoreUnreachable), [Command::StartRetryTimer]);
+        assert_eq!(replica.handle(Event::RetryDue), [Command::ReadClaim]);
+        assert_eq!(replica.handle(Event::ClaimRead(claim(2, "a", Some("b")))), [Command::GetReady]);
+    }
+    assert_eq!(replica.handle(Event::Ready), [Command::CloseChannel, ask(3, "b", None)]);
+    assert_eq!(replica.handle(won()), take_over(1));
+}
+
+#[test]
+fn a_secondary_that_could_not_run_the_vm_stops_when_the_primary_has_gone_on() {
+    for (mut replica, reason) in [(entitled(), StopReason::Superseded), (following(), StopReason::NotEntitled)] {
+        replica.handle(gone());
+        replica.handle(Event::NotReady);
+        replica.handle(Event::RetryDue);
+        assert_eq!(replica.handle(Event::ClaimRead(claim(3, "a", None))), stop(reason));
+        assert_is_dead(&mut replica);
+    }
+}
+
+#[test]
+fn a_secondary_that_is_asked_to_take_over_and_could_not_lets_the_primary_go_on() {
+    let mut replica = entitled();
+    assert_eq!(replica.handle(Event::HandOver), [Command::GetReady]);
+    assert_eq!(replica.handle(Event::NotReady), [Command::CloseChannel, Command::StartRetryTimer]);
+    // It may have died all the same.
+    replica.handle(Event::RetryDue);
+    assert_eq!(replica.handle(Event::ClaimRead(claim(2, "a", Some("b")))), [Command::GetReady]);
+    assert_eq!(replica.handle(Event::Ready), [Command::CloseChannel, ask(3, "b", None)]);
+    assert_eq!(replica.handle(lost_to(claim(3, "a", None))), stop(StopReason::Superseded));
+}
+
+#[test]
 fn a_secondary_that_has_taken_over_can_be_protected() {
     let mut replica = entitled();
     part(&mut replica, gone());

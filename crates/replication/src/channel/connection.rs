@@ -4,6 +4,8 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection as Tls, ServerConnection};
 
@@ -13,7 +15,7 @@ use super::identity::Identity;
 use super::receiver::Receiver;
 use super::sender::Sender;
 
-/// How long whoever connects may take to prove who it is. Others wait meanwhile.
+/// How long whoever connects may take to prove who it is.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Waits for connections.
@@ -29,6 +31,8 @@ impl Listener {
     /// [`ChannelError::Listen`] if the address is not this machine's or is taken.
     pub fn bind(address: SocketAddr, identity: &Identity) -> Result<Self, ChannelError> {
         let listener = TcpListener::bind(address).map_err(|error| ChannelError::Listen { address, error })?;
+        // Whoever has gone again before it is accepted is not waited for.
+        listener.set_nonblocking(true)?;
         Ok(Self { listener, identity: identity.clone() })
     }
 
@@ -37,14 +41,72 @@ impl Listener {
         Ok(self.listener.local_addr()?)
     }
 
-    /// Waits for the next connection.
+    /// Waits for the next connection, for as long as it takes unless `timeout` says otherwise. Who made it is not known yet.
+    ///
+    /// # Errors
+    /// If the system refuses it; others may come.
+    pub fn next(&self, timeout: Option<Duration>) -> Result<Option<Caller>, ChannelError> {
+        let mut ready = [PollFd::new(&self.listener, PollFlags::IN)];
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        match poll(&mut ready, timeout.as_ref()) {
+            Ok(0) | Err(Errno::INTR) => return Ok(None),
+            Ok(_) => {}
+            Err(error) => return Err(std::io::Error::from(error).into()),
+        }
+        match self.listener.accept() {
+            Ok((socket, _)) => {
+                // Unlike the listener.
+                socket.set_nonblocking(false)?;
+                Ok(Some(Caller { socket, identity: self.identity.clone() }))
+            }
+            // It has gone again.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for the next connection, and for its proof.
     ///
     /// # Errors
     /// If whoever connected could not prove within 2 s to be a host of this cluster; others may come.
     pub fn accept(&self) -> Result<Connection, ChannelError> {
-        let (socket, _) = self.listener.accept()?;
+        loop {
+            if let Some(caller) = self.next(None)? {
+                return caller.prove();
+            }
+        }
+    }
+}
+
+/// Whoever has connected to a [`Listener`].
+pub struct Caller {
+    socket: TcpStream,
+    identity: Identity,
+}
+
+impl Caller {
+    /// Hangs up from another thread, whatever the caller is at.
+    ///
+    /// # Errors
+    /// When the process may open no more descriptors.
+    pub fn hang_up_by(&self) -> Result<impl Fn() + use<>, ChannelError> {
+        let socket = self.socket.try_clone()?;
+        Ok(move || {
+            // One that has gone already is what is wanted.
+            let _ = socket.shutdown(Shutdown::Both);
+        })
+    }
+
+    /// Has the caller prove that it is a host of this cluster.
+    ///
+    /// # Errors
+    /// If it cannot within 2 s.
+    pub fn prove(self) -> Result<Connection, ChannelError> {
         let tls = ServerConnection::new(self.identity.server_config())?;
-        Connection::new(socket, tls.into(), ACCEPT_TIMEOUT)
+        Connection::new(self.socket, tls.into(), ACCEPT_TIMEOUT)
     }
 }
 

@@ -29,7 +29,7 @@ mod receiver;
 mod sender;
 
 pub use authority::{create_authority, issue, issue_operator, session_keys};
-pub use connection::{Closer, Connection, Listener, connect, connect_over, dial};
+pub use connection::{Caller, Closer, Connection, Listener, connect, connect_over, dial};
 pub use error::{ChannelError, IdentityError};
 pub use frame::{Frame, PAYLOAD_BYTES_MAX};
 pub use identity::Identity;
@@ -39,4 +39,4 @@ pub use receiver::Receiver;
 pub use sender::Sender;
 
 /// Version of what replicas say to each other. Replicas of different versions do not talk.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;

@@ -181,6 +181,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                     ACK => match postcard::from_bytes::<Ack>(frame.payload) {
                         Ok(ack) => {
                             shared.executed(session, ack.executed, ack.digests);
+                            session.set_reaches_network(ack.reaches_network);
                             if let Some(epoch) = ack.epoch
                                 && session.is_fresh(ack.heard)
                             {

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use machine::input::Input;
-use machine::vm::VmState;
+use machine::vm::{Vm, VmState};
 use memory::encoding;
 use network::{FrameOffload, InputPosition};
 use protocol::{
@@ -25,7 +25,7 @@ use super::message::{
     ACK, Ack, BEGIN, CHECKPOINT, DISK_WRITES, DIVERGED, ENDED, ENTITLED, FAILED, HAND_OVER, HEARTBEAT, Hello, INBOUND,
     LOG, MIRROR, OUTPUT, PAGES, RELEASED, STATE, SUMMARY,
 };
-use super::secondary::{Secondary, SecondaryEnd, SecondaryParts, TakenOver};
+use super::secondary::{Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts, TakenOver};
 use super::staging::{Complete, InboundStore, Staging, StagingError};
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
 use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode_writes};
@@ -87,6 +87,7 @@ struct Voice {
     heard: AtomicU64,
     ended: AtomicBool,
     executed: Arc<ExecutorProgress>,
+    secondary: SecondaryHandle,
 }
 
 impl Voice {
@@ -104,6 +105,7 @@ impl Voice {
             heard: self.heard.load(Ordering::Acquire),
             executed: self.executed.instructions(),
             digests: self.executed.digests(),
+            reaches_network: self.secondary.reaches_network(),
         };
         // A structure of integers always serializes.
         self.send(ACK, &postcard::to_stdvec(&ack).unwrap_or_default())
@@ -134,6 +136,8 @@ pub(super) struct Follower {
     closer: Closer,
     staging: Option<Staging>,
     held: Option<Held>,
+    /// The VM, made of what is held, and how long that took; once this replica is ready to run it.
+    made: Option<(Vm, Duration)>,
     /// Output of committed epochs that the primary has not said to have left.
     unreleased: UnreleasedOutput,
     inbound: InboundStore,
@@ -148,6 +152,7 @@ impl Follower {
             heard: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             executed: Arc::default(),
+            secondary: secondary.handle(),
         };
         let suspicion = Duration::from_millis(hello.suspicion_ms.into());
         Self {
@@ -158,6 +163,7 @@ impl Follower {
             closer,
             staging: None,
             held: None,
+            made: None,
             unreleased: UnreleasedOutput::default(),
             inbound: InboundStore::default(),
             silence: Silence::new(suspicion, clock::now()),
@@ -413,16 +419,27 @@ impl Follower {
         Parting::Lost(LossReason::Diverged, format!("divergence: {error}"))
     }
 
-    /// Gets ready to run the VM from what is held, before anybody is kept from going on: without its disks, or the end of the log, this
-    /// replica could not. Answers what the protocol is to hear; nothing if the guest turns out to be off.
+    /// Gets ready to run the VM from what is held, before anybody is kept from going on: without its disks, the end of the log, or its network
+    /// ends, this replica could not. Answers what the protocol is to hear; nothing if the guest turns out to be off.
     fn get_ready(&mut self, why: &mut String) -> Option<Event> {
         let drained = self.secondary.applier.drain();
         let drained = drained.map_err(|error| self.fail(format!("the disks cannot be written: {error}")));
         let reason = match drained.and_then(|()| self.run_out()) {
-            Ok(()) => {
-                self.voice.ended.store(true, Ordering::Release);
-                return Some(Event::Ready);
-            }
+            Ok(()) => match self.make_vm() {
+                Ok(()) => {
+                    self.voice.ended.store(true, Ordering::Release);
+                    self.secondary.status.update(|status| status.obstacle = None);
+                    return Some(Event::Ready);
+                }
+                Err(obstacle) => {
+                    tracing::error!(%obstacle, "this secondary could not run the VM");
+                    // A primary that was suspected for nothing goes on at once.
+                    let _ = self.voice.send(FAILED, obstacle.as_bytes());
+                    self.secondary.status.update(|status| status.obstacle = Some(obstacle.clone()));
+                    *why = obstacle;
+                    return Some(Event::NotReady);
+                }
+            },
             Err(Parting::Ended) => return None,
             Err(Parting::Lost(reason, failure)) => {
                 *why = failure;
@@ -432,6 +449,21 @@ impl Follower {
             Err(Parting::Contradicted(_) | Parting::HandOver) => LossReason::Failed,
         };
         Some(Event::PeerLost { reason })
+    }
+
+    /// Makes the VM of what is held; why it could not be run here now.
+    fn make_vm(&mut self) -> Result<(), String> {
+        let Some(Held { content: Content::Checkpoint { state, .. }, transit, held_since, .. }) = &self.held else {
+            return Err("there is no checkpoint to take over from".to_owned());
+        };
+        let begun = Instant::now();
+        let mut state = VmState::clone(state);
+        // From here on the VM's clock goes with the host's.
+        let behind = *transit + held_since.elapsed();
+        state.advance_clock(u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX));
+        let vm = (self.secondary.parts.make_vm)(&self.secondary.ram, state)?;
+        self.made = Some((vm, begun.elapsed()));
+        Ok(())
     }
 
     /// Finds out who goes on.
@@ -498,21 +530,15 @@ impl Follower {
     }
 
     fn take_over(mut self, loss: LossReason, detection: Duration, arbitration: Duration) -> SecondaryEnd {
-        // The log was executed to its end before anybody was asked.
-        let Some(Held {
-            epoch,
-            content: Content::Checkpoint { mut state, inputs: mut positions },
-            transit,
-            held_since,
-        }) = self.held
+        // The log was executed to its end, and the VM made, before anybody was asked.
+        let (Some(Held { epoch, content: Content::Checkpoint { inputs: mut positions, .. }, .. }), Some((vm, restore))) =
+            (self.held, self.made)
         else {
             return SecondaryEnd::Stopped {
                 reason: StopReason::NothingHeld,
                 why: "there is no checkpoint to take over from".to_owned(),
             };
         };
-        let behind = transit + held_since.elapsed();
-        state.advance_clock(u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX));
         let inputs = self.inbound.take_following(&mut positions);
         let inputs = inputs
             .into_iter()
@@ -524,14 +550,14 @@ impl Follower {
         SecondaryEnd::TakenOver(Box::new(TakenOver {
             replica: self.secondary.parts.replica,
             epoch,
-            ram: self.secondary.ram,
-            state: *state,
+            vm,
             output: self.unreleased.into_frames(),
             inputs,
             positions,
             loss,
             detection,
             arbitration,
+            restore,
         }))
     }
 }

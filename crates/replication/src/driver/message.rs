@@ -152,4 +152,6 @@ pub(super) struct Ack {
     pub executed: u64,
     /// Lockstep: digests compared and found to be the same.
     pub digests: u64,
+    /// All of the VM's network ends can be reached where it is.
+    pub reaches_network: bool,
 }

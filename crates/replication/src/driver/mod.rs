@@ -24,6 +24,7 @@ mod outbox;
 mod pause_queue;
 mod primary;
 mod progress;
+mod reception;
 mod secondary;
 mod sender;
 mod session;
@@ -37,6 +38,6 @@ pub use pause_queue::VmStopped;
 pub use primary::{Primary, PrimaryEnd, PrimaryParts, PrimaryStatus, SetModeError, SwitchOverError};
 pub use progress::{Phase, Progress};
 pub use secondary::{
-    Secondary, SecondaryEnd, SecondaryError, SecondaryHandle, SecondaryParts, SecondaryStatus, TakenOver,
+    MakeVm, Secondary, SecondaryEnd, SecondaryError, SecondaryHandle, SecondaryParts, SecondaryStatus, TakenOver,
 };
 pub use trigger::Trigger;

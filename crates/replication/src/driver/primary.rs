@@ -16,7 +16,7 @@ use memory::GuestRam;
 use memory::encoding::CapturedPages;
 use protocol::{
     Arbiter, Command, DropReason, Epoch, EpochBounds, Event, Generation, Load, LossReason, Patience, RETRY_INTERVAL,
-    Reason, Replica, Status, StopReason, Verdict,
+    Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink, Verdict,
 };
 use spec::{EngineKind, FtMode};
 
@@ -87,6 +87,8 @@ pub struct PrimaryStatus {
     pub secondary: Option<String>,
     /// How far the first copy is, while there is a secondary.
     pub progress: Option<Progress>,
+    /// The secondary says that it reaches all of its network ends; nothing else is known of one that has not said so.
+    pub secondary_reaches_network: bool,
     /// Why the last secondary was given up or could not join.
     pub failure: Option<String>,
     /// What it costs.
@@ -121,6 +123,7 @@ pub(super) struct Shared {
     pub meter: Meter,
     buffers: Mutex<Vec<CapturedPages>>,
     patience: Mutex<Patience>,
+    uplink: Mutex<Uplink>,
     next_session: AtomicU64,
     /// Secondaries that turned out not to be the same.
     divergences: AtomicU64,
@@ -197,6 +200,7 @@ impl Primary {
             meter: Meter::default(),
             buffers: Mutex::default(),
             patience: Mutex::new(patience),
+            uplink: Mutex::new(Uplink::new(UPLINK_PATIENCE)),
             next_session: AtomicU64::new(1),
             divergences: AtomicU64::new(0),
         };
@@ -285,6 +289,35 @@ impl Primary {
         self.shared.pause.run(&self.shared.control, move |vm| shared.begin_hand_over(vm))?
     }
 
+    /// The gate of its cards, to plug network ends in again that were gone.
+    pub fn gate(&self) -> &OutputGate {
+        &self.shared.gate
+    }
+
+    /// The generation that it acts in.
+    pub fn generation(&self) -> Generation {
+        self.shared.generation()
+    }
+
+    /// Looks whether all cards have their network ends. If one has gone without for too long, and the secondary reaches its own, the VM is handed
+    /// over.
+    pub fn look_at_network(&self) {
+        let core = self.shared.core();
+        let could_move = core.replica.status().is_protected()
+            && core.session.as_ref().is_some_and(|session| session.reaches_network());
+        drop(core);
+        let is_whole = self.shared.gate.unplugged().is_empty();
+        let mut uplink = self.shared.uplink.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = uplink.look(is_whole, could_move, clock::now());
+        drop(uplink);
+        if is_due {
+            tracing::warn!("a network end is gone, and does not come back: the VM is handed over");
+            if let Err(error) = self.switch_over() {
+                tracing::warn!(%error, "the VM is not handed over");
+            }
+        }
+    }
+
     /// Changes how the VM is replicated, from now on; what protects it meanwhile stays.
     ///
     /// # Errors
@@ -341,8 +374,9 @@ impl Primary {
         figures.lockstep =
             session.as_ref().and_then(|session| session.log().as_ref().map(|log| log.progress.figures(divergences)));
         let secondary = session.as_ref().map(|session| session.secondary.to_string());
+        let secondary_reaches_network = session.as_ref().is_none_or(|session| session.reaches_network());
         let progress = session.map(|session| *session.progress());
-        PrimaryStatus { protocol, mode, secondary, progress, failure, figures, gate }
+        PrimaryStatus { protocol, mode, secondary, progress, secondary_reaches_network, failure, figures, gate }
     }
 }
 

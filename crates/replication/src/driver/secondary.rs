@@ -1,12 +1,11 @@
 //! [`Secondary`]: the replica that can take over at any moment.
 
-use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use machine::input::Input;
-use machine::vm::{VmConfig, VmState};
+use machine::vm::{Vm, VmConfig, VmState};
 use memory::{GuestRam, MemoryError};
 use network::InputPosition;
 use protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason};
@@ -14,17 +13,17 @@ use spec::EngineKind;
 
 use super::MirrorOptions;
 use super::follower::Follower;
-use super::message::{ExecutionFormat, HELLO, Hello, WELCOME, Welcome};
-use crate::channel::{ChannelError, Connection, Listener, Receiver, Sender};
+use super::reception::{Greeted, Reception};
+use crate::channel::Listener;
 use crate::disk::{DiskApplier, DiskSet, DiskSyncError};
 use crate::gate::GatedFrame;
 
-/// How long a primary that has connected may take to say what the VM is.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Suspicion times that make sense, in milliseconds.
-const SUSPICION_MS: RangeInclusive<u32> = 20..=60_000;
 /// Disk writes that wait to be applied, in bytes; beyond that the primary is slowed down.
 const APPLIER_BYTES_MAX: u64 = 64 << 20;
+
+/// Makes the VM of what a secondary holds, as far as that goes before this replica may have the network to itself: what could fail has been
+/// done then. Called before the store is asked, and again if the VM could not be made at first; answers why it could not be run here now.
+pub type MakeVm = Box<dyn FnMut(&GuestRam, VmState) -> Result<Vm, String> + Send>;
 
 /// What a secondary is made of.
 pub struct SecondaryParts {
@@ -38,6 +37,8 @@ pub struct SecondaryParts {
     pub engine: EngineKind,
     /// Its copies of the disks.
     pub disks: DiskSet,
+    /// Makes the VM.
+    pub make_vm: MakeVm,
     /// Who decides which replica goes on alone.
     pub arbiter: Arc<dyn Arbiter>,
     /// Times and bounds.
@@ -65,10 +66,8 @@ pub struct TakenOver {
     pub replica: Replica,
     /// The epoch that the state ends.
     pub epoch: Epoch,
-    /// The VM's memory.
-    pub ram: GuestRam,
-    /// vCPUs and devices; the clock has caught up with real time.
-    pub state: VmState,
+    /// The VM, made of the state that was held; its clock has caught up with real time.
+    pub vm: Vm,
     /// Committed output that may not have left.
     pub output: Vec<GatedFrame>,
     /// What came in after the checkpoint.
@@ -79,8 +78,10 @@ pub struct TakenOver {
     pub loss: LossReason,
     /// From its last sign of life to its being given up.
     pub detection: Duration,
-    /// How long arbitration took, once the disks were up to date.
+    /// How long arbitration took, once the VM was made.
     pub arbitration: Duration,
+    /// How long it took to make the VM.
+    pub restore: Duration,
 }
 
 /// What a secondary says of itself.
@@ -94,6 +95,8 @@ pub struct SecondaryStatus {
     pub epoch: Option<Epoch>,
     /// Committed checkpoints whose output the primary may not have released.
     pub unreleased_epochs: u64,
+    /// Why it could not run the VM when it was to take over.
+    pub obstacle: Option<String>,
 }
 
 /// Why a secondary cannot start.
@@ -107,19 +110,6 @@ pub enum SecondaryError {
     Disk(#[from] DiskSyncError),
 }
 
-/// Why a connection is not that of the primary.
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    #[error("it does not begin as a primary does")]
-    NotAPrimary,
-    #[error("{peer} says that it is {claimed}")]
-    Name { peer: String, claimed: String },
-    #[error("the secondary cannot hold the VM: {0}")]
-    Unfit(String),
-}
-
 /// A replica that holds a VM it does not run.
 pub struct Secondary {
     pub(super) parts: SecondaryParts,
@@ -130,16 +120,28 @@ pub struct Secondary {
 
 /// To look at a secondary from other threads.
 #[derive(Clone)]
-pub struct SecondaryHandle(Arc<Mutex<SecondaryStatus>>);
+pub struct SecondaryHandle {
+    status: Arc<Mutex<SecondaryStatus>>,
+    reaches_network: Arc<AtomicBool>,
+}
 
 impl SecondaryHandle {
     /// How it is.
     pub fn status(&self) -> SecondaryStatus {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says whether all network ends can be reached here, which the primary is told.
+    pub fn set_reaches_network(&self, reaches: bool) {
+        self.reaches_network.store(reaches, Ordering::Release);
+    }
+
+    pub(super) fn reaches_network(&self) -> bool {
+        self.reaches_network.load(Ordering::Acquire)
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut SecondaryStatus)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -151,9 +153,15 @@ impl Secondary {
     pub fn new(parts: SecondaryParts) -> Result<Self, SecondaryError> {
         let ram = GuestRam::with_backing(parts.config.memory_bytes, &parts.config.backing)?;
         let applier = DiskApplier::start(parts.disks.clone(), APPLIER_BYTES_MAX)?;
-        let status =
-            SecondaryStatus { protocol: parts.replica.status(), primary: None, epoch: None, unreleased_epochs: 0 };
-        Ok(Self { parts, ram, applier, status: SecondaryHandle(Arc::new(Mutex::new(status))) })
+        let status = SecondaryStatus {
+            protocol: parts.replica.status(),
+            primary: None,
+            epoch: None,
+            unreleased_epochs: 0,
+            obstacle: None,
+        };
+        let status = SecondaryHandle { status: Arc::new(Mutex::new(status)), reaches_network: Arc::new(true.into()) };
+        Ok(Self { parts, ram, applier, status })
     }
 
     /// To look at it while it runs.
@@ -163,61 +171,10 @@ impl Secondary {
 
     /// Waits for a primary, follows it, and takes over when it is lost.
     pub fn run(self) -> SecondaryEnd {
-        loop {
-            let greeted =
-                self.parts.listener.accept().map_err(Refusal::from).and_then(|connection| self.greet(connection));
-            match greeted {
-                Ok((hello, sender, receiver, closer)) => {
-                    self.status.update(|status| status.primary = Some(hello.primary.to_string()));
-                    return Follower::new(self, &hello, sender, closer).follow(receiver);
-                }
-                // Whoever cannot prove to be the primary is turned away; the real one can still come.
-                Err(error) => {
-                    tracing::warn!(%error, "a connection was refused");
-                    thread::sleep(Duration::from_millis(10));
-                }
-            }
-        }
-    }
-
-    fn greet(&self, connection: Connection) -> Result<(Hello, Sender, Receiver, crate::channel::Closer), Refusal> {
-        let peer = connection.peer().to_owned();
-        let (mut sender, mut receiver, closer) = connection.split();
-        let hello = match receiver.recv(Some(HELLO_TIMEOUT))? {
-            Some(frame) if frame.kind == HELLO => {
-                postcard::from_bytes::<Hello>(frame.payload).map_err(|_| Refusal::NotAPrimary)?
-            }
-            _ => return Err(Refusal::NotAPrimary),
-        };
-        if hello.primary.as_str() != peer {
-            return Err(Refusal::Name { peer, claimed: hello.primary.to_string() });
-        }
-        let unfit = self.unfit(&hello);
-        let executes = hello.execution == ExecutionFormat::here();
-        let answer = unfit.clone().map_or(Welcome::Accepted { executes }, Welcome::Refused);
-        let answer = postcard::to_stdvec(&answer).map_err(|_| Refusal::NotAPrimary)?;
-        sender.send(WELCOME, &[&answer])?;
-        sender.flush()?;
-        match unfit {
-            None => Ok((hello, sender, receiver, closer)),
-            Some(reason) => Err(Refusal::Unfit(reason)),
-        }
-    }
-
-    fn unfit(&self, hello: &Hello) -> Option<String> {
-        let parts = &self.parts;
-        if !SUSPICION_MS.contains(&hello.suspicion_ms) {
-            return Some(format!("a suspicion time of {} ms makes no sense", hello.suspicion_ms));
-        }
-        if !hello.config.is_same_hardware(&parts.config) {
-            return Some(format!("it was set up for {:?}, not for {:?}", parts.config, hello.config));
-        }
-        if hello.engine != parts.engine {
-            return Some(format!("the engine is {} here and {} there", parts.engine, hello.engine));
-        }
-        match machine::engine::cpu_offer(parts.engine) {
-            Ok(offer) => offer.refusal(&hello.profile),
-            Err(error) => Some(error.to_string()),
-        }
+        let SecondaryParts { listener, config, engine, arbiter, .. } = &self.parts;
+        let reception = Reception { listener, config, engine: *engine, arbiter: &**arbiter };
+        let Greeted { hello, sender, receiver, closer } = reception.wait_for_primary();
+        self.status.update(|status| status.primary = Some(hello.primary.to_string()));
+        Follower::new(self, &hello, sender, closer).follow(receiver)
     }
 }

@@ -1,6 +1,7 @@
 //! The primary's connection to one secondary, from the first message to the last.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ pub(super) struct Session {
     mirror: Mutex<MirrorState>,
     log: Mutex<Option<ActiveLog>>,
     silence: Mutex<Silence>,
+    reaches_network: AtomicBool,
 }
 
 /// What the thread of the VM and those of the channel share about epochs.
@@ -76,6 +78,7 @@ impl Session {
             mirror: Mutex::default(),
             log: Mutex::default(),
             silence: Mutex::new(Silence::new(suspicion, clock::now())),
+            reaches_network: AtomicBool::new(true),
         }
     }
 
@@ -113,6 +116,15 @@ impl Session {
     /// Notes that the secondary lives.
     pub fn heard(&self) {
         self.silence().heard(clock::now());
+    }
+
+    /// Notes whether the secondary says that it reaches its network ends.
+    pub fn set_reaches_network(&self, reaches: bool) {
+        self.reaches_network.store(reaches, Ordering::Release);
+    }
+
+    pub fn reaches_network(&self) -> bool {
+        self.reaches_network.load(Ordering::Acquire)
     }
 
     /// How to look for its next message.

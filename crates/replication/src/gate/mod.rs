@@ -37,7 +37,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use network::{FrameBackend, FrameOffload, InputPosition};
+use network::{BackendError, FrameBackend, FrameOffload, InputPosition};
 use protocol::Epoch;
 use spec::MacAddr;
 
@@ -84,13 +84,51 @@ impl OutputGate {
     /// # Errors
     /// When the process may open no more descriptors, or the backend's cannot be polled.
     pub fn wrap(&self, card: usize, inner: Box<dyn FrameBackend>) -> io::Result<Box<dyn FrameBackend>> {
-        let gated = Arc::new(Card::new(card, inner)?);
-        self.shared.queue().add_card(card);
-        let before = self.shared.cards_by_number().insert(card, gated.clone());
+        Ok(self.insert(Card::new(card, inner)?, card))
+    }
+
+    /// A card whose network end comes later, by [`Self::plug`]; until then its link is down, and committed output waits.
+    ///
+    /// # Errors
+    /// As [`Self::wrap`].
+    pub fn await_end(&self, card: usize) -> io::Result<Box<dyn FrameBackend>> {
+        Ok(self.insert(Card::awaiting(card)?, card))
+    }
+
+    /// Gives a card its network end: the first one, or another in place of one that is gone. The machine sees its link come up.
+    ///
+    /// # Errors
+    /// [`BackendError`]; the card is as before then.
+    pub fn plug(&self, card: usize, end: Box<dyn FrameBackend>) -> Result<(), BackendError> {
+        let gated = self.shared.cards_by_number().get(&card).cloned().ok_or(BackendError::Disconnected)?;
+        gated.plug(end)?;
+        gated.send_released(&self.shared);
+        self.shared.wake_refused();
+        Ok(())
+    }
+
+    /// At takeover, says how far the machine has taken each card's frames, in the order of the cards: its network end goes on there.
+    pub fn resume_at(&self, positions: &[InputPosition]) {
+        for (card, position) in self.shared.cards().iter().zip(positions) {
+            card.resume_at(*position);
+        }
+    }
+
+    /// The cards that have no network end now, and how far the machine has taken their frames.
+    pub fn unplugged(&self) -> Vec<(usize, InputPosition)> {
+        let cards = self.shared.cards_by_number().clone();
+        let unplugged = cards.into_iter().filter(|(_, card)| !card.is_plugged());
+        unplugged.map(|(number, card)| (number, card.position())).collect()
+    }
+
+    fn insert(&self, gated: Card, number: usize) -> Box<dyn FrameBackend> {
+        let gated = Arc::new(gated);
+        self.shared.queue().add_card(number);
+        let before = self.shared.cards_by_number().insert(number, gated.clone());
         if let Some(before) = before {
             before.disconnect();
         }
-        Ok(Box::new(GatedBackend { card: gated, shared: self.shared.clone() }))
+        Box::new(GatedBackend { card: gated, shared: self.shared.clone() })
     }
 
     /// From now on output waits for its commit. When this returns no frame is under way that did not.

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 
-/// A descriptor that is readable when the backend behind it is, when that has room again, or when the gate has.
+/// A descriptor that is readable when the backend behind it is, when that has room again, when the gate has, or when the backend has come
+/// or gone.
 ///
 /// A card's own descriptor would not do: it is writable while the gate is full, and a run loop that waits for it to be
 /// would not sleep. An epoll instance can be polled itself, and what it watches may change.
@@ -14,15 +15,29 @@ use rustix::event::{EventfdFlags, eventfd};
 pub(super) struct Readiness {
     epoll: OwnedFd,
     room: OwnedFd,
+    change: OwnedFd,
 }
 
 impl Readiness {
-    pub fn new(backend: BorrowedFd<'_>) -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let room = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        epoll::add(&epoll, backend, EventData::new_u64(0), EventFlags::IN)?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let (room, change) = (eventfd(0, flags)?, eventfd(0, flags)?);
         epoll::add(&epoll, &room, EventData::new_u64(1), EventFlags::IN)?;
-        Ok(Self { epoll, room })
+        epoll::add(&epoll, &change, EventData::new_u64(2), EventFlags::IN)?;
+        Ok(Self { epoll, room, change })
+    }
+
+    /// Takes a backend's descriptor in.
+    pub fn watch(&self, backend: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, backend, EventData::new_u64(0), EventFlags::IN)?)
+    }
+
+    /// Takes it out.
+    pub fn forget(&self, backend: BorrowedFd<'_>) {
+        if let Err(error) = epoll::delete(&self.epoll, backend) {
+            tracing::warn!(%error, "a network backend is watched further on");
+        }
     }
 
     /// Whether room in the backend is waited for.
@@ -36,15 +51,33 @@ impl Readiness {
 
     /// Wakes the run loop: the gate has room again.
     pub fn signal_room(&self) {
-        // A full counter is readable as well.
-        let _ = rustix::io::write(&self.room, &1u64.to_ne_bytes());
+        signal(&self.room);
+    }
+
+    /// Wakes the run loop: the backend has come or gone.
+    pub fn signal_change(&self) {
+        signal(&self.change);
     }
 
     /// Forgets [`Self::signal_room`].
     pub fn acknowledge_room(&self) {
-        // An error means that there was nothing to forget.
-        let _ = rustix::io::read(&self.room, &mut [0; 8]);
+        acknowledge(&self.room);
     }
+
+    /// Forgets [`Self::signal_change`].
+    pub fn acknowledge_change(&self) {
+        acknowledge(&self.change);
+    }
+}
+
+fn signal(event: &OwnedFd) {
+    // A full counter is readable as well.
+    let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+}
+
+fn acknowledge(event: &OwnedFd) {
+    // An error means that there was nothing to forget.
+    let _ = rustix::io::read(event, &mut [0; 8]);
 }
 
 impl AsFd for Readiness {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use network::{BackendError, FRAME_LEN_MAX, FrameBackend, FrameOffload, LinkState, SendOutcome};
+use network::{
+    BackendError, FRAME_LEN_MAX, FrameBackend, FrameOffload, InputPosition, LinkState, ReceiveOffloads, SendOutcome,
+};
 use protocol::Epoch;
 use replication::gate::{GATE_BYTES_MAX, GATE_FRAMES_MAX, GatedFrame};
 use spec::MacAddr;
@@ -137,8 +139,48 @@ fn frames_for_an_end_that_is_gone_are_counted() {
     gate.release(Epoch::new(1));
     assert_eq!((gate.status().dropped_frames, gate.status().waiting_frames), (5, 0));
     assert!(wakes(&*card, EVENTUALLY));
-    assert!(matches!(card.recv(&mut [0; 100]), Err(BackendError::Disconnected)));
-    assert_eq!(card.link_state(), LinkState::Down);
+    assert!(card.recv(&mut [0; 100]).unwrap().is_none());
+    assert_eq!((card.link_state(), gate.unplugged().len()), (LinkState::Down, 1));
+    assert!(!wakes(&*card, NOW), "a run loop that has seen it would not sleep any more");
+}
+
+#[test]
+fn a_card_whose_end_has_died_goes_on_through_the_next_one() {
+    let (gate, _) = counting_gate();
+    let (ours, theirs) = network::pair().unwrap();
+    let mut card = gate.wrap(0, Box::new(ours)).unwrap();
+    card.accept(ReceiveOffloads::default()).unwrap();
+    drop(theirs);
+    assert!(card.recv(&mut [0; 100]).unwrap().is_none());
+    assert!(matches!(card.send(&frame(1), FrameOffload::default()), Err(BackendError::Disconnected)), "it is lost");
+    let next = TestEnd::new(usize::MAX);
+    gate.plug(0, Box::new(next.clone())).unwrap();
+    assert!(wakes(&*card, EVENTUALLY), "the run loop has to show the link");
+    assert!(card.recv(&mut [0; 100]).unwrap().is_none());
+    assert!(!wakes(&*card, NOW));
+    assert!(send(&mut card, 2));
+    assert_eq!((next.sent(), card.link_state(), gate.unplugged().len()), (vec![2], LinkState::Up, 0));
+    assert_eq!(
+        next.content().accepted,
+        Some(ReceiveOffloads::default()),
+        "the new end has to know what the guest takes"
+    );
+}
+
+#[test]
+fn a_card_that_waits_for_its_end_keeps_what_is_to_be_sent_again() {
+    let (gate, _) = counting_gate();
+    let position = InputPosition { end: 7, frames: 9 };
+    let mut card = gate.await_end(0).unwrap();
+    gate.resume_at(&[position]);
+    assert_eq!((card.link_state(), card.position()), (LinkState::Down, position));
+    assert_eq!(gate.unplugged(), [(0, position)]);
+    gate.send_again(&[GatedFrame::new(0, &frame(1), FrameOffload::default()).unwrap()]);
+    assert!(card.recv(&mut [0; 100]).unwrap().is_none());
+    let end = TestEnd::new(usize::MAX);
+    gate.plug(0, Box::new(end.clone())).unwrap();
+    assert!(send(&mut card, 2));
+    assert_eq!((end.sent(), gate.status().dropped_frames), (vec![1, 2], 0));
 }
 
 #[test]

@@ -26,6 +26,7 @@ struct Content {
     room: usize,
     inbound: VecDeque<Vec<u8>>,
     taken: u64,
+    accepted: Option<ReceiveOffloads>,
 }
 
 /// A network end whose insides tests can see. Clones share them.
@@ -80,7 +81,8 @@ impl FrameBackend for TestEnd {
         Ok(Some(Received { len: frame.len(), offload: FrameOffload::default() }))
     }
 
-    fn accept(&mut self, _offloads: ReceiveOffloads) -> Result<(), BackendError> {
+    fn accept(&mut self, offloads: ReceiveOffloads) -> Result<(), BackendError> {
+        self.content().accepted = Some(offloads);
         Ok(())
     }
 

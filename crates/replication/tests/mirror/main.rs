@@ -222,12 +222,14 @@ impl World {
     fn protect(&self, leader: &Leader, host: &'static str) -> Follower {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &self.identity(host)).unwrap();
         let cable = Cable::to(listener.local_addr().unwrap());
+        let (engine, console) = (self.engine, self.console.clone());
         let secondary = Secondary::new(SecondaryParts {
             replica: Replica::secondary(ReplicaId::new(host)),
             listener,
             config: guest::config(1),
             engine: self.engine,
             disks: DiskSet::new(Vec::new()),
+            make_vm: Box::new(move |ram, state| Ok(guest::restore(ram, state, engine, 1, &console))),
             arbiter: self.reach(&Arc::default()),
             options: self.options(host),
         })
@@ -252,8 +254,7 @@ impl World {
         leader.primary.pull_the_plug();
         let (end, _) = leader.thread.join().unwrap();
         assert!(matches!(end, PrimaryEnd::PlugPulled | PrimaryEnd::Stopped(_)), "{end:?}");
-        let TakenOver { replica, epoch, ram, state, .. } = *taken;
-        let vm = guest::restore(&ram, state, self.engine, 1, &self.console);
+        let TakenOver { replica, epoch, vm, .. } = *taken;
         self.lead(follower.host, replica, epoch, vm)
     }
 }

@@ -315,6 +315,11 @@ fn print_status(view: &VmView) -> Result<()> {
     ] {
         print_line(&format!("  {what:17}{value}"))?;
     }
+    for replica in &view.replicas {
+        for fault in &replica.faults {
+            print_line(&format!("  {:17}host {}: {fault}", "broken", replica.host))?;
+        }
+    }
     if let Some(primary) = view.replicas.first().filter(|_| followed.is_some()) {
         for (what, value) in cost(&primary.figures, view.lag_ms_max) {
             print_line(&format!("  {what:17}{value}"))?;

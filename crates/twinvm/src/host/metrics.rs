@@ -237,6 +237,7 @@ fn text(seen: &Seen) -> Result<String, std::fmt::Error> {
     let mut families = Families { registry: &mut registry, host: &seen.host, replicas: &seen.replicas };
     families.of_host(seen.is_store_reachable);
     families.of_vms(&seen.vms);
+    families.of_faults();
     for GaugeOf { name, help, unit, value } in GAUGES {
         families.gauge(name, help, unit, |status| vec![(None, value(&status.figures))]);
     }
@@ -359,6 +360,20 @@ impl Families<'_> {
         );
     }
 
+    /// What is broken.
+    fn of_faults(&mut self) {
+        let since = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+        for status in self.replicas {
+            for fault in &status.faults {
+                let mut labels = self.labels(status, None);
+                labels.push(("part", fault.part.clone()));
+                since.get_or_create(&labels).set(fault.since_unix_ms as f64 / 1e3);
+            }
+        }
+        let help = "Unix time since when a part of the replica is broken, such as a network end that is gone";
+        self.registry.register_with_unit("replica_fault_since", help, Unit::Seconds, since);
+    }
+
     fn gauge(
         &mut self,
         name: &str,
@@ -413,7 +428,7 @@ mod tests {
     use super::*;
     use api::figures::PauseFigures;
     use api::messages::FtWanted;
-    use api::status::{Protection, Role};
+    use api::status::{Fault, Protection, Role};
 
     #[test]
     fn every_figure_has_a_name_with_its_unit() {
@@ -433,6 +448,7 @@ mod tests {
             peer: None,
             sync: None,
             listen: None,
+            faults: vec![Fault { part: "network card 0".to_owned(), detail: String::new(), since_unix_ms: 2500 }],
             figures: Figures { sent_bytes: 7, triple_faults: 2, lockstep: Some(log), ..figures },
         };
         let vm = VmView {
@@ -464,6 +480,7 @@ mod tests {
             r#"twinvm_lockstep_lag_seconds{host="a",role="primary",vm="redis"} 0.0125"#,
             r#"twinvm_lockstep_digests_total{host="a",role="primary",vm="redis"} 9"#,
             r#"twinvm_triple_faults_total{host="a",role="primary",vm="redis"} 2"#,
+            r#"twinvm_replica_fault_since_seconds{host="a",role="primary",vm="redis",part="network card 0"} 2.5"#,
             r#"twinvm_store_reachable{host="a"} 1"#,
             r#"twinvm_sent_bytes_total{host="a",role="primary",vm="redis"} 7"#,
             r#"twinvm_pages_total{host="a",role="primary",vm="redis",encoding="delta"} 0"#,

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use machine::bus::lock;
@@ -21,10 +22,15 @@ use super::folder::{check_socket_path, private_folder};
 /// How long an end waits for a replica before it ends by itself, in s. A VM whose hosts all fail is back sooner or not at all.
 const WITHOUT_CLIENT_S: u32 = 60;
 
+/// How long an end that cannot be started is left alone.
+const FAILED_PAUSE: Duration = Duration::from_millis(500);
+
 /// Network ends that this daemon has started, by socket.
 #[derive(Default)]
 pub struct NetworkEnds {
     started: Mutex<BTreeMap<PathBuf, EndProcess>>,
+    /// When those that a replica misses could last not be started.
+    failed: Mutex<BTreeMap<PathBuf, Instant>>,
 }
 
 /// The socket of each card's end, on the host whose store and VM folder these are.
@@ -48,9 +54,31 @@ impl NetworkEnds {
                 // It does not answer: this reaps it.
                 let _ = ended.stop();
             }
-            self.start(exe, &spec.name, number, network, socket).with_context(|| format!("network {number}"))?;
+            let started = self.start(exe, &spec.name, number, network, socket);
+            // Another host of this machine may have been faster, where they share it.
+            if started.is_err() && end::status(socket).is_ok() {
+                continue;
+            }
+            started.with_context(|| format!("network {number}"))?;
         }
         Ok(())
+    }
+
+    /// Starts those ends anew that a running replica does not reach, unless that has just failed.
+    pub fn mend(&self, exe: &Path, spec: &VmSpec, sockets: &[PathBuf]) -> Result<()> {
+        let has_just_failed = |socket| lock(&self.failed).get(socket).is_some_and(|at| at.elapsed() < FAILED_PAUSE);
+        if sockets.iter().any(has_just_failed) {
+            return Ok(());
+        }
+        let mended = self.ensure(exe, spec, sockets);
+        let mut failed = lock(&self.failed);
+        for socket in sockets {
+            match &mended {
+                Ok(()) => failed.remove(socket),
+                Err(_) => failed.insert(socket.clone(), Instant::now()),
+            };
+        }
+        mended
     }
 
     fn start(&self, exe: &Path, vm: &str, number: usize, network: &NetworkSpec, socket: &Path) -> Result<()> {

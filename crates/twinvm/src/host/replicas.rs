@@ -16,7 +16,7 @@ use spec::VmName;
 
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;
-use crate::replica::config::socket;
+use crate::replica::config::{self, ReplicaConfig, socket};
 use crate::replica::control::{self, Request};
 use crate::replica::end::ReplicaEnd;
 
@@ -204,12 +204,26 @@ impl Daemon {
             return true;
         }
         // A replica that does not answer is stopped or very busy: what it said last stands until it is gone.
-        if let Ok(status) = replica.ask(&Request::Status, POLL_TIMEOUT)
-            && status.peer.is_some()
-        {
-            *lock(&replica.unclaimed_since) = Instant::now();
+        if let Ok(status) = replica.ask(&Request::Status, POLL_TIMEOUT) {
+            if status.peer.is_some() {
+                *lock(&replica.unclaimed_since) = Instant::now();
+            }
+            if !status.faults.is_empty() {
+                self.mend_ends(vm);
+            }
         }
         true
+    }
+
+    /// Starts the network ends anew that a replica misses. Why that is not possible is for the replica to say, which goes on missing them.
+    fn mend_ends(&self, vm: &str) {
+        let config = ReplicaConfig::load(&config::file(&self.folder.vm(vm)));
+        let mended = config
+            .and_then(|config| Ok((config.vm_spec()?, config.network_ends)))
+            .and_then(|(spec, sockets)| self.ends.mend(&self.exe, &spec, &sockets));
+        if let Err(error) = mended {
+            tracing::warn!("VM {vm}: a network end is gone: {error:#}");
+        }
     }
 
     /// Draws the consequences of a replica's end, for the VM's owner. Whoever comes second finds it done: what was started in its place is not

@@ -145,12 +145,22 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         generation: primary.map_or(0, |primary| primary.generation).max(vm.claim.generation.number()),
         ft: vm.ft(),
         lag_ms_max: vm.record.ft.lag_ms_max,
-        protection: protection(vm, primary, note, &said.silent),
+        protection: with_faults(protection(vm, primary, note, &said.silent), &replicas),
         note: note.map(|note| note.text.clone()),
         spec: spec::to_toml(&vm.spec).unwrap_or_default(),
         host,
         replicas,
     }
+}
+
+/// A VM may be protected, and yet miss something, on either host.
+fn with_faults(protection: Protection, replicas: &[ReplicaStatus]) -> Protection {
+    let faults = replicas.iter().flat_map(|replica| replica.faults.iter().map(|fault| (&replica.host, fault)));
+    let faults: Vec<String> = faults.map(|(host, fault)| format!("host {host}: {fault}")).collect();
+    if protection.state != ProtectionState::Protected || faults.is_empty() {
+        return protection;
+    }
+    Protection { detail: Some(faults.join("; ")), ..protection }
 }
 
 fn protection(
@@ -215,6 +225,7 @@ mod tests {
     use super::*;
     use api::figures::Figures;
     use api::messages::FtWanted;
+    use api::status::Fault;
 
     fn vm(ft: FtWanted) -> KnownVm {
         let spec = "name = \"v\"\nmemory = \"128M\"\nkernel = \"k\"\n";
@@ -242,6 +253,7 @@ mod tests {
             peer: None,
             sync: None,
             listen: None,
+            faults: Vec::new(),
             figures: Figures::default(),
         }
     }
@@ -285,6 +297,19 @@ mod tests {
         let stuck = state(ON, Some("no host has 128 MiB"));
         assert_eq!((stuck.state, stuck.reason), (ProtectionState::NeedSecondary, Some(Reason::NoHost)));
         assert_eq!(stuck.detail.as_deref(), Some("no host has 128 MiB"));
+    }
+
+    #[test]
+    fn being_protected_does_not_hide_what_is_broken() {
+        let mut secondary = status("b", Role::Secondary, 4, ProtectionState::Protected);
+        let since_unix_ms = unix_ms_now() - 12_500;
+        let detail = "there is no bridge".to_owned();
+        secondary.faults = vec![Fault { part: "network card 0".to_owned(), detail, since_unix_ms }];
+        let primary = status("a", Role::Primary, 4, ProtectionState::Protected);
+        let seen = view(&vm(ON), &[said("a", vec![primary], None), said("b", vec![secondary], None)]).protection;
+        let text = seen.to_string();
+        let expected = "Protected (host b: network card 0: there is no bridge, since 12 s), since ";
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]

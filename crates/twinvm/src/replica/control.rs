@@ -304,6 +304,7 @@ mod tests {
                         peer: None,
                         sync: None,
                         listen: None,
+                        faults: Vec::new(),
                         figures: Figures::default(),
                     }),
                 },

@@ -1,62 +1,127 @@
-//! Keeping a secondary's network ends: nobody is connected to them until it takes over.
+//! The network ends of a replica's cards: whether they can be reached, and connecting to them, again if need be.
 
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use api::status::Fault;
+use api::time::unix_ms_now;
+use machine::bus::lock;
+use network::{Attach, InputPosition, Link, LinkError, end};
+use protocol::Generation;
+use replication::gate::OutputGate;
+use spec::NetworkSpec;
 
-/// How often an end is asked to stay: many times in what it waits.
-const KEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// An end that has not answered so often is gone.
-const SILENCES_MAX: u32 = 3;
+use super::broker::Broker;
 
-/// Keeps ends until this is dropped.
-pub struct EndKeeper {
-    /// Dropped with this, which ends the thread.
-    _stop: Sender<()>,
+/// How long an end that has refused a connection is left alone: it belongs to a replica that succeeded this one.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+/// The network ends of a replica, by card.
+pub struct Ends {
+    cards: Vec<CardEnd>,
+    /// Makes the connections.
+    broker: Arc<Broker>,
 }
 
-impl EndKeeper {
-    /// Keeps the ends of the first `count` cards by `keep`. Calls `lost` with the reason, once, when one of them is gone: without it, this replica
-    /// could not take over.
-    pub fn start(
-        count: usize,
-        keep: impl Fn(usize) -> Result<()> + Send + 'static,
-        lost: impl FnOnce(&str) + Send + 'static,
-    ) -> Result<Self> {
-        let (stop, stopped) = channel();
-        let work = move || {
-            let mut silences = 0;
-            loop {
-                let failure = (0..count).find_map(|number| keep(number).err());
-                silences = if failure.is_some() { silences + 1 } else { 0 };
-                if let Some(error) = failure.filter(|_| silences >= SILENCES_MAX) {
-                    return lost(&format!("{error:#}"));
+struct CardEnd {
+    socket: PathBuf,
+    /// Frames that have waited for longer are not for the guest.
+    max_age: Option<Duration>,
+    seen: Mutex<Seen>,
+}
+
+/// What was last seen of an end.
+#[derive(Default)]
+struct Seen {
+    mtu: Option<u16>,
+    fault: Option<Fault>,
+    refused_at: Option<Instant>,
+}
+
+impl Ends {
+    /// The ends that listen at these sockets, of cards on these networks. `suspicion` is the VM's suspicion time.
+    pub fn new(sockets: &[PathBuf], networks: &[NetworkSpec], suspicion: Duration, broker: Arc<Broker>) -> Self {
+        let card = |(socket, network): (&PathBuf, &NetworkSpec)| CardEnd {
+            socket: socket.clone(),
+            // A user-mode end has nothing but what was sent to this guest.
+            max_age: matches!(network, NetworkSpec::Bridge(_)).then_some(suspicion),
+            seen: Mutex::default(),
+        };
+        Self { cards: sockets.iter().zip(networks).map(card).collect(), broker }
+    }
+
+    /// Connects a card to its end, which goes on at `resume`.
+    pub fn connect(&self, card: usize, generation: Generation, resume: Option<InputPosition>) -> Result<Link> {
+        let end = self.cards.get(card).context("there is no such card")?;
+        let attach = Attach { generation: generation.number(), resume, max_age: end.max_age };
+        let dialed = self.broker.end(card);
+        let connected = dialed.and_then(|connection| Ok(Link::over(connection, &end.socket, &attach)?));
+        let mut seen = lock(&end.seen);
+        match &connected {
+            Ok(link) => *seen = Seen { mtu: Some(link.mtu()), ..Seen::default() },
+            Err(error) => {
+                let is_refused = matches!(error.downcast_ref(), Some(LinkError::Refused { .. }));
+                seen.refused_at = is_refused.then(Instant::now);
+                seen.note(card, error);
+            }
+        }
+        connected
+    }
+
+    /// The MTU of a card's network, if its end has ever been reached.
+    pub fn mtu(&self, card: usize) -> Option<u16> {
+        lock(&self.cards.get(card)?.seen).mtu
+    }
+
+    /// Connects those cards of a VM that have no end, as far as theirs can be reached. What cannot be is tried again when this is called again.
+    pub fn plug(&self, gate: &OutputGate, generation: Generation) {
+        for (card, position) in gate.unplugged() {
+            let refused_at = self.cards.get(card).and_then(|end| lock(&end.seen).refused_at);
+            if refused_at.is_some_and(|at| at.elapsed() < REFUSED_PAUSE) {
+                continue;
+            }
+            // What is wrong is among the faults.
+            let Ok(link) = self.connect(card, generation, Some(position)) else { continue };
+            match gate.plug(card, Box::new(link)) {
+                Ok(()) => tracing::info!(card, "connected to the network end"),
+                Err(error) => tracing::warn!(card, %error, "the network end is gone again"),
+            }
+        }
+    }
+
+    /// Asks all ends to stay, as a VM may yet connect to them; the MTUs of their networks, or why one cannot be reached.
+    pub fn probe(&self) -> Result<Vec<u16>, String> {
+        let mut mtus = Ok(Vec::new());
+        for (card, end) in self.cards.iter().enumerate() {
+            let answer = self.broker.end(card).and_then(|connection| Ok(end::keep_over(connection, &end.socket)?));
+            let mut seen = lock(&end.seen);
+            match answer {
+                Ok(status) => {
+                    *seen = Seen { mtu: Some(status.mtu), ..Seen::default() };
+                    if let Ok(mtus) = &mut mtus {
+                        mtus.push(status.mtu);
+                    }
                 }
-                if stopped.recv_timeout(KEEP_INTERVAL) != Err(RecvTimeoutError::Timeout) {
-                    return;
+                Err(error) => {
+                    seen.note(card, &error);
+                    mtus = mtus.and(Err(format!("network card {card}: {error:#}")));
                 }
             }
-        };
-        thread::Builder::new().name("ends".to_owned()).spawn(work).context("cannot start a thread")?;
-        Ok(Self { _stop: stop })
+        }
+        mtus
+    }
+
+    /// What is broken, and since when.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.cards.iter().filter_map(|end| lock(&end.seen).fault.clone()).collect()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    #[test]
-    fn an_end_that_is_not_there_is_reported() {
-        let (told, reason) = mpsc::channel();
-        let keep = |number: usize| if number == 0 { Ok(()) } else { anyhow::bail!("no end {number}") };
-        let keeper = EndKeeper::start(2, keep, move |why| told.send(why.to_owned()).unwrap());
-        let reason = reason.recv_timeout(Duration::from_secs(60)).unwrap();
-        assert!(reason.contains("no end 1"), "{reason}");
-        drop(keeper);
+impl Seen {
+    fn note(&mut self, card: usize, error: &impl std::fmt::Display) {
+        let since_unix_ms = self.fault.as_ref().map_or_else(unix_ms_now, |fault| fault.since_unix_ms);
+        self.fault = Some(Fault { part: format!("network card {card}"), detail: format!("{error:#}"), since_unix_ms });
     }
 }

@@ -1,5 +1,7 @@
 //! What a replica process does from its start to its end.
 
+mod cards;
+
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
@@ -19,11 +21,9 @@ use machine::devices::virtio::rng::OsEntropy;
 use machine::engine::soft::InputMode;
 use machine::platform::Parts;
 use machine::triple_fault::TripleFaults;
-use machine::vm::{Boot, Vm, VmConfig};
-use network::{Attach, InputPosition, Link, end};
-use protocol::{
-    self, Arbiter, Claim, DropReason, Epoch, Generation, RETRY_INTERVAL, Replica, StopReason, Unreachable, Verdict,
-};
+use machine::vm::{Boot, Vm};
+use network::FrameBackend;
+use protocol::{self, Arbiter, Claim, DropReason, Epoch, RETRY_INTERVAL, Replica, StopReason, Unreachable, Verdict};
 use replication::channel::{Identity, Listener, PemKeys};
 use replication::disk::DiskSet;
 use replication::driver::{
@@ -31,7 +31,7 @@ use replication::driver::{
     TakenOver, Trigger,
 };
 use replication::gate::OutputGate;
-use spec::{FtMode, MacAddr, ReplicaId, VmSpec};
+use spec::{FtMode, ReplicaId, VmSpec};
 use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 
 use super::broker::Broker;
@@ -39,7 +39,7 @@ use super::config::{self, ReplicaConfig};
 use super::console::Console;
 use super::control::{Answer, ControlServer, ControlSocket, Handler, Request, UnprotectReason};
 use super::end::ReplicaEnd;
-use super::ends::EndKeeper;
+use super::ends::Ends;
 use super::report;
 use crate::foreground::open;
 use crate::sandbox::{self, Confinement, Kind};
@@ -62,6 +62,7 @@ pub struct Process {
     identity: Option<Identity>,
     /// Acts for this process where it may not.
     broker: Arc<Broker>,
+    ends: Ends,
     statm: File,
     console: Console,
     triple_faults: Arc<TripleFaults>,
@@ -109,6 +110,7 @@ impl Process {
         let spec = config.vm_spec()?;
         let identity = config.identity.as_deref().map(Identity::load).transpose()?;
         let (broker, child) = Broker::start(&config::file(&config.folder))?;
+        let broker = Arc::new(broker);
         let statm = File::open("/proc/self/statm").context("/proc/self/statm")?;
         let control = ControlSocket::bind(&config.socket())?;
         let listener = match (config.role, &identity) {
@@ -130,6 +132,8 @@ impl Process {
             tracing::error!(%why, "a replica without its broker could not take over");
             end_at_once(&folder, why);
         })?;
+        let suspicion = Duration::from_millis(config.suspicion_ms.into());
+        let ends = Ends::new(&config.network_ends, &spec.networks, suspicion, broker.clone());
         let shared = Shared {
             acting: Acting::Starting,
             mode: config.mode,
@@ -144,7 +148,8 @@ impl Process {
             config,
             spec,
             identity,
-            broker: Arc::new(broker),
+            broker,
+            ends,
             statm,
             console: Console::default(),
             triple_faults: Arc::default(),
@@ -160,6 +165,8 @@ impl Process {
     pub fn run(self: &Arc<Self>) -> Result<ReplicaEnd> {
         let Opened { control, listener, disks } = self.shared().opened.take().context("a replica runs once")?;
         let _server = ControlServer::start(control, Arc::new(Control(self.clone())))?;
+        let watching = self.clone();
+        thread::Builder::new().name("ends".to_owned()).spawn(move || watching.watch_ends())?;
         let mut ended = match self.config.role {
             Role::Primary => match self.claim_alone()? {
                 Claimed::Alone(claim) => self.power_on(claim, disks)?,
@@ -233,32 +240,20 @@ impl Process {
             Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
         let trigger = Arc::new(Trigger::default());
         let gate = gate(&trigger);
-        let parts = self.parts(&gate, &disks, claim.generation, &[])?;
+        let cards = self.connected_cards(&gate, claim.generation)?;
+        let parts = self.parts(&disks, cards)?;
         let mut vm = Vm::boot(config, &boot, parts, self.config.engine, InputMode::Live)?;
         let replica = Replica::primary(self.id(), claim);
         let primary = self.primary(replica, Epoch::NONE, &vm, gate, trigger, disks.clone());
         self.lead(&primary, &mut vm, disks)
     }
 
-    /// Everything outside of the VM: `positions` say how far its machine has taken frames.
-    fn parts(
-        &self,
-        gate: &OutputGate,
-        disks: &DiskSet,
-        generation: Generation,
-        positions: &[InputPosition],
-    ) -> Result<Parts> {
-        let mut cards = Vec::new();
-        for (number, (network, socket)) in self.spec.networks.iter().zip(&self.config.network_ends).enumerate() {
-            let attach = Attach { generation: generation.number(), resume: positions.get(number).copied() };
-            let link = Link::over(self.broker.end(number)?, socket, &attach)?;
-            let mac = network.mac().unwrap_or_else(|| MacAddr::for_vm(&self.spec.name, number as u32));
-            let config = NetConfig { mac, mtu: link.mtu() };
-            cards.push((config, gate.wrap(number, Box::new(link))?));
-        }
+    /// Everything outside of the VM.
+    fn parts(&self, disks: &DiskSet, cards: Vec<(u16, Box<dyn FrameBackend>)>) -> Result<Parts> {
+        let cards = self.macs().into_iter().zip(cards).map(|(mac, (mtu, end))| (NetConfig { mac, mtu }, end));
         Ok(Parts {
             disks: disks.backends(),
-            cards,
+            cards: cards.collect(),
             console: Box::new(self.console.clone()),
             entropy: Box::new(OsEntropy::open().context("cannot open /dev/urandom")?),
         })
@@ -311,12 +306,18 @@ impl Process {
     fn follow(self: &Arc<Self>, listener: Listener, disks: DiskSet) -> Result<Ended> {
         let config = open::config(&self.spec)?;
         let listen = listener.local_addr()?;
+        let trigger = Arc::new(Trigger::default());
+        let gate = gate(&trigger);
+        let (making, own_gate, own_disks, own_config) = (self.clone(), gate.clone(), disks.clone(), config.clone());
         let secondary = Secondary::new(SecondaryParts {
             replica: Replica::secondary(self.id()),
             listener,
-            config: config.clone(),
+            config,
             engine: self.config.engine,
             disks: disks.clone(),
+            make_vm: Box::new(move |ram, state| {
+                making.make_vm(&own_config, ram, state, &own_gate, &own_disks).map_err(|error| format!("{error:#}"))
+            }),
             arbiter: self.broker.clone(),
             options: self.options(),
         })?;
@@ -325,27 +326,14 @@ impl Process {
             shared.listen = Some(listen);
             shared.acting = Acting::Secondary(secondary.handle());
         }
-        let (keeping, ending) = (self.clone(), self.clone());
-        let keep = move |number: usize| keeping.keep_end(number);
-        let lost = move |why: &str| ending.end_without_network(why);
-        let keeper = EndKeeper::start(self.config.network_ends.len(), keep, lost)?;
-        let end = secondary.run();
-        drop(keeper);
-        match end {
+        match secondary.run() {
             SecondaryEnd::Ended => Ok(Ended::For(ReplicaEnd::Released { message: "the guest powered off".to_owned() })),
             SecondaryEnd::Stopped { reason: StopReason::Superseded, why } => {
                 Ok(Ended::For(ReplicaEnd::LostArbitration { message: why }))
             }
             SecondaryEnd::Stopped { why, .. } => Ok(Ended::For(ReplicaEnd::Released { message: why })),
-            SecondaryEnd::TakenOver(taken) => self.take_over(config, *taken, disks),
+            SecondaryEnd::TakenOver(taken) => self.take_over(*taken, gate, trigger, disks),
         }
-    }
-
-    /// Has a network end wait for this replica.
-    fn keep_end(&self, number: usize) -> Result<()> {
-        let socket = self.config.network_ends.get(number).context("there is no such card")?;
-        end::keep_over(self.broker.end(number)?, socket)?;
-        Ok(())
     }
 
     /// Ends this secondary, whose primary then gets another one.
@@ -362,22 +350,27 @@ impl Process {
         end_at_once(&self.config.folder, why.to_owned());
     }
 
-    /// Makes a running VM of what the secondary held.
-    fn take_over(self: &Arc<Self>, config: VmConfig, taken: TakenOver, disks: DiskSet) -> Result<Ended> {
-        let restoring = Instant::now();
-        let TakenOver { replica, epoch, ram, state, output, inputs, positions, arbitration, detection, .. } = taken;
-        let trigger = Arc::new(Trigger::default());
-        let gate = gate(&trigger);
-        let parts = self.parts(&gate, &disks, replica.status().generation, &positions)?;
-        let macs: Vec<MacAddr> = parts.cards.iter().map(|(config, _)| config.mac).collect();
-        let mut vm = Vm::restore(config, &ram, state, parts, self.config.engine, InputMode::Live)?;
-        gate.announce(&macs);
+    /// Connects the VM that the secondary has made to its network, and runs it. Nothing here can fail: there is no other replica any more. A network
+    /// end that is gone since it was last asked is connected to when it is back.
+    fn take_over(
+        self: &Arc<Self>,
+        taken: TakenOver,
+        gate: OutputGate,
+        trigger: Arc<Trigger>,
+        disks: DiskSet,
+    ) -> Result<Ended> {
+        let connecting = Instant::now();
+        let TakenOver { replica, epoch, mut vm, output, inputs, positions, arbitration, detection, restore, .. } =
+            taken;
+        gate.resume_at(&positions);
+        self.ends.plug(&gate, replica.status().generation);
+        gate.announce(&self.macs());
         gate.send_again(&output);
         for input in &inputs {
             vm.platform().deliver(input);
         }
         let primary = self.primary(replica, epoch, &vm, gate, trigger, disks.clone());
-        let restore = restoring.elapsed();
+        let restore = restore + connecting.elapsed();
         tracing::info!(
             %epoch,
             ?detection,
@@ -430,6 +423,7 @@ impl Process {
             generation,
             running_s: shared.since.elapsed().as_secs(),
             protection: shared.protection.note(protection),
+            faults: self.ends.faults(),
             peer,
             sync,
             listen: shared.listen,

@@ -124,6 +124,11 @@ fn pauses(quantiles: &driver::Quantiles) -> PauseFigures {
 /// A replica that holds the VM.
 pub fn secondary(status: &SecondaryStatus) -> Report {
     let figures = Figures { epoch: status.epoch.unwrap_or(Epoch::NONE).number(), ..Figures::default() };
+    let mut protection = protection(&status.protocol);
+    if let (Some(detail), Some(obstacle)) = (&mut protection.detail, &status.obstacle) {
+        detail.push_str(": ");
+        detail.push_str(obstacle);
+    }
     Report {
         role: Role::Secondary,
         generation: status.protocol.generation.number(),
@@ -131,7 +136,7 @@ pub fn secondary(status: &SecondaryStatus) -> Report {
         peer: status.primary.clone(),
         sync: None,
         figures,
-        protection: protection(&status.protocol),
+        protection,
     }
 }
 
@@ -154,6 +159,7 @@ fn protection(status: &protocol::Status) -> Protection {
             Reason::Initializing
         }
         protocol::Reason::TookOver | protocol::Reason::StoreUnreachable => Reason::LostConnection,
+        protocol::Reason::NotReady => Reason::HardwareFailure,
         protocol::Reason::Arbitrating(loss) | protocol::Reason::Lost(loss) => lost(loss),
         protocol::Reason::Dropped(DropReason::TooSlow) => Reason::SecondaryTooSlow,
         protocol::Reason::Dropped(DropReason::Off | DropReason::Suspend | DropReason::Restart)

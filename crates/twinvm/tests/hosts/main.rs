@@ -11,6 +11,7 @@ mod disks;
 mod life;
 mod lockstep;
 mod metrics;
+mod network_ends;
 mod placement;
 #[path = "../support/mod.rs"]
 mod support;

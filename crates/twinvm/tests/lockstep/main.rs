@@ -11,6 +11,8 @@ mod execution;
 mod faults;
 #[path = "../mirror/hostile.rs"]
 mod hostile;
+#[path = "../mirror/network_ends.rs"]
+mod network_ends;
 #[path = "../mirror/partition.rs"]
 mod partition;
 #[path = "../mirror/races.rs"]

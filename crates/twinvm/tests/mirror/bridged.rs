@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use network::end::{EndConfig, Lifetime};
@@ -12,15 +13,19 @@ use spec::{BridgeSpec, MacAddr, NetworkSpec};
 use crate::client::{Client, wait_for_service};
 use crate::faults::{assert_survives, assert_whole};
 use crate::partition::{ip, may_make_namespaces};
-use crate::replicas::{Setup, World};
+use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
 
 /// The client's address, on the switch.
 const CLIENT: &str = "10.98.0.1/24";
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
 
+/// There is one client's address.
+static ONE_SWITCH: Mutex<()> = Mutex::new(());
+
 /// The switch; removed when dropped, with everything that is connected to it.
 struct Switch {
+    _one: MutexGuard<'static, ()>,
     name: String,
     hosts: Vec<Host>,
 }
@@ -34,10 +39,11 @@ struct Host {
 
 impl Switch {
     fn new() -> Self {
+        let one = ONE_SWITCH.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("tws{}", std::process::id());
         assert!(ip(&["link", "add", &name, "type", "bridge"]));
         assert!(ip(&["addr", "add", CLIENT, "dev", &name]) && ip(&["link", "set", &name, "up"]));
-        Self { name, hosts: Vec::new() }
+        Self { _one: one, name, hosts: Vec::new() }
     }
 
     /// Connects a host with a bridge of its own, which has the host's address.
@@ -52,29 +58,105 @@ impl Switch {
         assert!(inside(&["link", "set", "eth0", "master", "br0", "up"]));
         assert!(inside(&["addr", "add", &format!("{address}/24"), "dev", "br0"]));
         assert!(inside(&["link", "set", "br0", "up"]) && inside(&["link", "set", "lo", "up"]));
-        let config = EndConfig {
-            network: NetworkSpec::Bridge(BridgeSpec { mac: None, bridge: "br0".to_owned(), tap: None }),
-            guest_mac: MacAddr::for_vm("vm", 0),
-            lifetime: Lifetime::WithParent,
-        };
         let socket = folder.join(format!("end{number}.sock"));
-        let end = Command::new("ip")
-            .args(["netns", "exec", &namespace, env!("CARGO_BIN_EXE_twinvm"), "net-end", "--config"])
-            .arg(serde_json::to_string(&config).unwrap())
-            .arg("--socket")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let end = start_end(&namespace, &socket);
         self.hosts.push(Host { namespace, socket, end });
-        let host = self.hosts.last().unwrap();
-        let deadline = Instant::now() + HUNG;
-        while network::end::status(&host.socket).is_err() {
-            assert!(Instant::now() < deadline, "the network end does not answer");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        host
+        self.hosts.last().unwrap()
     }
+}
+
+impl Host {
+    fn kill_end(&mut self) {
+        self.end.kill().unwrap();
+        self.end.wait().unwrap();
+    }
+
+    /// What whoever owns it does when it has died.
+    fn restart_end(&mut self) {
+        self.end = start_end(&self.namespace, &self.socket);
+    }
+}
+
+fn start_end(namespace: &str, socket: &Path) -> Child {
+    let config = EndConfig {
+        network: NetworkSpec::Bridge(BridgeSpec { mac: None, bridge: "br0".to_owned(), tap: None }),
+        guest_mac: MacAddr::for_vm("vm", 0),
+        lifetime: Lifetime::UntilStopped,
+    };
+    let end = Command::new("ip")
+        .args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_twinvm"), "net-end", "--config"])
+        .arg(serde_json::to_string(&config).unwrap())
+        .arg("--socket")
+        .arg(socket)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + HUNG;
+    while network::end::status(socket).is_err() {
+        assert!(Instant::now() < deadline, "the network end does not answer");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    end
+}
+
+/// A service on bridges, protected: primary on `a`, secondary on `b`, and a client that counts.
+fn bridged(folder: &Path) -> (Switch, World, Replica, Replica, Client) {
+    let mut switch = Switch::new();
+    let mut world = World::new(Setup::redis());
+    world.set_guest_address(GUEST);
+    for (number, name) in ["a", "b"].into_iter().enumerate() {
+        let address = format!("10.98.0.{}", 11 + number);
+        let host = switch.connect(folder, &address);
+        world.place(name, &host.namespace, &address);
+        world.set_end(name, &host.socket);
+    }
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let secondary = world.protect(&primary, "b");
+    let client = Client::start(world.address());
+    client.wait_for_progress(50);
+    (switch, world, primary, secondary, client)
+}
+
+/// Unlike those through a user-mode one, connections over a bridge are the guest's own.
+#[test]
+fn a_connection_over_bridges_survives_the_death_of_network_ends() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (mut switch, _world, primary, secondary, client) = bridged(folder.path());
+    // That of the primary, then that of the secondary.
+    for number in [0, 1] {
+        switch.hosts[number].kill_end();
+        switch.hosts[number].restart_end();
+        client.wait_for_progress(50);
+    }
+    primary.wait_until_protected();
+    secondary.wait("its network", |status| status["faults"].as_array().is_some_and(Vec::is_empty));
+    switch.hosts[0].kill_end();
+    primary.kill();
+    secondary.wait_for_takeover();
+    client.wait_for_progress(50);
+    // That of a primary that has taken over.
+    switch.hosts[1].kill_end();
+    switch.hosts[1].restart_end();
+    client.wait_for_progress(50);
+    assert_whole(&client.stop());
+}
+
+#[test]
+fn a_vm_whose_network_end_does_not_come_back_moves_to_its_secondary() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (mut switch, _world, primary, secondary, client) = bridged(folder.path());
+    switch.hosts[0].kill_end();
+    secondary.wait_for_takeover();
+    assert_eq!(primary.wait_for_end()["end"], "lost-arbitration");
+    client.wait_for_progress(50);
+    assert_whole(&client.stop());
 }
 
 impl Drop for Switch {

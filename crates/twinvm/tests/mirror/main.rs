@@ -6,6 +6,7 @@ mod client;
 mod disks;
 mod faults;
 mod hostile;
+mod network_ends;
 mod partition;
 mod races;
 mod replicas;

@@ -51,7 +51,7 @@ pub struct World {
     folder: TempDir,
     setup: Setup,
     image: Image,
-    end: EndProcess,
+    end: Option<EndProcess>,
     port: u16,
     hosts: Vec<String>,
     /// Hosts that are in a network namespace: its name and their address.
@@ -69,30 +69,64 @@ impl World {
         let authority = folder.path().join("authority");
         replication::channel::create_authority(&authority).unwrap();
         let port = free_port();
-        let forward: PortForward = format!("tcp:127.0.0.1:{port}-:{}", setup.guest_port).parse().unwrap();
-        let config = EndConfig {
-            network: NetworkSpec::User(UserSpec { forward: vec![forward], ..UserSpec::default() }),
-            guest_mac: MacAddr::for_vm(VM, 0),
-            lifetime: Lifetime::WithParent,
-        };
-        let exe = Path::new(env!("CARGO_BIN_EXE_twinvm"));
-        let end = EndProcess::spawn(exe, &config, &folder.path().join("end.sock"), Stdio::inherit()).unwrap();
         SqliteStore::create(&folder.path().join("store.db")).unwrap();
-        let world = Self {
+        let mut world = Self {
             folder,
             setup,
             image,
-            end,
+            end: None,
             port,
             hosts: Vec::new(),
             places: BTreeMap::new(),
             ends: BTreeMap::new(),
             guest_address: None,
         };
+        world.start_end();
         let spec = world.spec(&world.path("nowhere"));
         let record = VmRecord::new(VM.parse().unwrap(), spec, FtSettings::disabled(world.suspicion_ms(), 50), 0);
         world.cluster().create_vm(&record, &"a".parse().unwrap()).unwrap();
         world
+    }
+
+    /// Starts the network end that hosts share, in place of one that has died.
+    pub fn start_end(&mut self) {
+        self.end = Some(self.user_end("end", Some(self.port)));
+    }
+
+    /// Kills it.
+    pub fn kill_end(&mut self) {
+        Self::kill_process(self.end.take().unwrap().pid());
+    }
+
+    /// Gives a host a user-mode network end of its own, which forwards a port to the guest's service.
+    pub fn own_end(&mut self, host: &str, port: Option<u16>) -> EndProcess {
+        let end = self.user_end(&format!("end-{host}"), port);
+        self.set_end(host, end.socket());
+        end
+    }
+
+    fn user_end(&self, name: &str, port: Option<u16>) -> EndProcess {
+        let forward = |port| format!("tcp:127.0.0.1:{port}-:{}", self.setup.guest_port).parse::<PortForward>().unwrap();
+        let config = EndConfig {
+            network: NetworkSpec::User(UserSpec {
+                forward: port.into_iter().map(forward).collect(),
+                ..UserSpec::default()
+            }),
+            guest_mac: MacAddr::for_vm(VM, 0),
+            lifetime: Lifetime::WithParent,
+        };
+        let exe = Path::new(env!("CARGO_BIN_EXE_twinvm"));
+        EndProcess::spawn(exe, &config, &self.path(&format!("{name}.sock")), Stdio::inherit()).unwrap()
+    }
+
+    /// Kills a process at once.
+    pub fn kill_process(pid: u32) {
+        let done = Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap();
+        assert!(done.success());
+    }
+
+    fn end_socket(&self) -> PathBuf {
+        self.path("end.sock")
     }
 
     fn suspicion_ms(&self) -> u32 {
@@ -161,7 +195,7 @@ impl World {
         let config = json!({
             "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": place::engine(),
             "store": self.store(), "identity": identity, "folder": folder,
-            "network_ends": [self.ends.get(host).map_or(self.end.socket(), PathBuf::as_path)], "suspicion_ms": self.suspicion_ms(), "epoch_ms_max": 50, "mode": crate::MODE,
+            "network_ends": [self.ends.get(host).cloned().unwrap_or_else(|| self.end_socket())], "suspicion_ms": self.suspicion_ms(), "epoch_ms_max": 50, "mode": crate::MODE,
             "listen": (role == "secondary").then(|| format!("{}:0", place.map_or("127.0.0.1", |(_, address)| address))),
         });
         let file = folder.join("replica.json");
@@ -374,7 +408,7 @@ impl World {
 
     /// What the network has seen.
     pub fn network(&self) -> network::end::EndStatus {
-        network::end::status(self.end.socket()).unwrap()
+        network::end::status(&self.end_socket()).unwrap()
     }
 
     /// An identity of this cluster, or with another `authority` of another one.

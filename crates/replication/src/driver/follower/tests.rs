@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::super::MirrorOptions;
 use super::super::message::{ExecutionFormat, HELLO, WELCOME, Welcome};
-use super::super::secondary::SecondaryParts;
+use super::super::secondary::{MakeVm, SecondaryParts};
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
 use crate::disk::{DiskOp, DiskWrite};
@@ -49,7 +49,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let authority = folder.path().join("authority");
         channel::create_authority(&authority).unwrap();
-        for host in ["a", "b"] {
+        for host in ["a", "b", "c"] {
             channel::issue(&authority, host, &folder.path().join(host)).unwrap();
         }
         let claim = Claim {
@@ -66,6 +66,11 @@ impl World {
 
     /// A secondary with one disk on host `b`, and where it listens.
     fn secondary(&self) -> (Secondary, std::net::SocketAddr) {
+        let console = guest::Console::default();
+        self.secondary_with(Box::new(move |ram, state| Ok(guest::restore(ram, state, EngineKind::Soft, 1, &console))))
+    }
+
+    fn secondary_with(&self, make_vm: MakeVm) -> (Secondary, std::net::SocketAddr) {
         let path = self.folder.path().join("disk");
         std::fs::write(&path, [0; 4096]).unwrap();
         let disk = DiskImage::open(&path, DiskOptions::default()).unwrap();
@@ -77,6 +82,7 @@ impl World {
             config: guest::config(1),
             engine: EngineKind::Soft,
             disks: DiskSet::new(vec![disk]),
+            make_vm,
             arbiter: self.store.clone(),
             options: MirrorOptions::new(ReplicaId::new("b")),
         });
@@ -89,7 +95,10 @@ impl World {
 
     /// A secondary that follows the test, which is at the other end.
     fn follower(&self) -> (Follower, Receiver, Connection) {
-        let (secondary, address) = self.secondary();
+        self.follower_of(self.secondary())
+    }
+
+    fn follower_of(&self, (secondary, address): (Secondary, std::net::SocketAddr)) -> (Follower, Receiver, Connection) {
         let (near, far) = thread::scope(|scope| {
             let far = scope.spawn(|| self.connect(address));
             (secondary.parts.listener.accept().unwrap(), far.join().unwrap())
@@ -104,7 +113,7 @@ fn hello(disks: &DiskSet) -> Hello {
     Hello {
         config: guest::config(1),
         primary: ReplicaId::new("a"),
-        generation: Generation::new(1),
+        generation: Generation::new(2),
         engine: EngineKind::Soft,
         profile: CpuProfile::in_order(),
         disks: disks.describe().unwrap(),
@@ -145,6 +154,70 @@ fn a_secondary_whose_disks_fail_does_not_take_the_vm_from_its_primary() {
         assert_eq!(reason, StopReason::Failed);
         assert_eq!(world.store.0.lock().unwrap().generation, Generation::new(2), "the primary goes on");
     }
+}
+
+/// Entitled, and with a checkpoint that the VM can be made of.
+fn holding(mut follower: Follower) -> Follower {
+    let replica = &mut follower.secondary.parts.replica;
+    replica.handle(Event::CheckpointHeld { epoch: Epoch::new(1) });
+    replica.handle(Event::Entitled { generation: Generation::new(2) });
+    let mut vm = guest::start(EngineKind::Soft, 1, 1, &guest::Console::default());
+    let content = Content::Checkpoint { state: Box::new(vm.save().unwrap()), inputs: Vec::new() };
+    follower.held = Some(Held { epoch: Epoch::new(1), content, transit: Duration::ZERO, held_since: Instant::now() });
+    follower
+}
+
+/// What could fail is tried before the store is asked: else the store names a replica that cannot run the VM, and stops one that does.
+#[test]
+fn a_secondary_that_cannot_make_the_vm_leaves_it_to_its_primary_until_it_can() {
+    let world = World::new();
+    let (can, tries) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+    let (ready, count, console) = (can.clone(), tries.clone(), guest::Console::default());
+    let secondary = world.secondary_with(Box::new(move |ram, state| {
+        count.fetch_add(1, Ordering::AcqRel);
+        if !ready.load(Ordering::Acquire) {
+            return Err("no network end".to_owned());
+        }
+        Ok(guest::restore(ram, state, EngineKind::Soft, 1, &console))
+    }));
+    let (follower, receiver, far) = world.follower_of(secondary);
+    let (follower, handle) = (holding(follower), world.store.clone());
+    let status = follower.secondary.handle();
+    let following = thread::spawn(move || follower.follow(receiver));
+    drop(far);
+    while tries.load(Ordering::Acquire) < 3 {
+        assert_eq!(handle.read().unwrap().generation, Generation::new(2), "the store was asked");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(status.status().obstacle.as_deref(), Some("no network end"));
+    assert_eq!(status.status().protocol.reason, Some(protocol::Reason::NotReady));
+    can.store(true, Ordering::Release);
+    let SecondaryEnd::TakenOver(_) = following.join().unwrap() else { panic!("it did not take over") };
+    assert_eq!(handle.read().unwrap().primary, ReplicaId::new("b"));
+}
+
+#[test]
+fn a_primary_that_hands_over_hears_at_once_that_the_secondary_could_not_run_the_vm() {
+    let world = World::new();
+    let secondary = world.secondary_with(Box::new(|_, _| Err("no network end".to_owned())));
+    let (follower, receiver, far) = world.follower_of(secondary);
+    let follower = holding(follower);
+    let following = thread::spawn(move || follower.follow(receiver));
+    let (mut sender, mut receiver, _closer) = far.split();
+    sender.send(HAND_OVER, &[]).unwrap();
+    sender.flush().unwrap();
+    let failed = loop {
+        let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
+        if frame.kind == FAILED {
+            break String::from_utf8(frame.payload.to_vec()).unwrap();
+        }
+    };
+    assert_eq!(failed, "no network end");
+    // It goes on alone, and the secondary finds that out.
+    let alone = Claim { generation: Generation::new(3), primary: ReplicaId::new("a"), secondary: None };
+    assert_eq!(world.store.compare_and_swap(Generation::new(2), &alone).unwrap(), Verdict::Won);
+    let SecondaryEnd::Stopped { reason, .. } = following.join().unwrap() else { panic!("it took over") };
+    assert_eq!(reason, StopReason::Superseded);
 }
 
 #[test]
@@ -196,4 +269,59 @@ fn a_suspicion_time_that_makes_no_sense_is_refused() {
         let welcome: Welcome = postcard::from_bytes(frame.payload).unwrap();
         assert_eq!(matches!(welcome, Welcome::Accepted { .. }), accepted, "{suspicion_ms} ms: {welcome:?}");
     }
+}
+
+/// How the secondary at `address` answers `hello` from `host`.
+fn answer(world: &World, address: std::net::SocketAddr, host: &str, hello: &Hello) -> Welcome {
+    // No longer than a primary waits.
+    let connection = channel::connect(address, &world.identity(host), "b", Duration::from_secs(5)).unwrap();
+    let (mut sender, mut receiver, _closer) = connection.split();
+    sender.send(HELLO, &[&postcard::to_stdvec(hello).unwrap()]).unwrap();
+    sender.flush().unwrap();
+    let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
+    assert_eq!(frame.kind, WELCOME);
+    postcard::from_bytes(frame.payload).unwrap()
+}
+
+#[test]
+fn connections_that_say_nothing_do_not_keep_the_primary_waiting() {
+    for idle in [3, 100] {
+        let world = World::new();
+        let (secondary, address) = world.secondary();
+        let hello = hello(&secondary.parts.disks);
+        thread::spawn(move || secondary.run());
+        let _idle: Vec<_> = (0..idle).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        // Some have proved who they are, and then say nothing.
+        let _mute: Vec<_> =
+            (0..3).map(|_| channel::connect(address, &world.identity("c"), "b", TIMEOUT).unwrap()).collect();
+        let welcome = answer(&world, address, "a", &hello);
+        assert!(matches!(welcome, Welcome::Accepted { .. }), "{idle} idle: {welcome:?}");
+    }
+}
+
+#[test]
+fn a_host_of_the_cluster_that_is_not_the_primary_is_not_followed() {
+    let world = World::new();
+    let (secondary, address) = world.secondary();
+    let hello = hello(&secondary.parts.disks);
+    thread::spawn(move || secondary.run());
+    let other = Hello { primary: ReplicaId::new("c"), ..hello.clone() };
+    for (host, said) in [("c", &other), ("c", &hello)] {
+        let welcome = answer(&world, address, host, said);
+        assert!(matches!(&welcome, Welcome::Refused(why) if why.contains('c')), "{welcome:?}");
+    }
+    assert!(matches!(answer(&world, address, "a", &hello), Welcome::Accepted { .. }));
+}
+
+#[test]
+fn a_primary_of_another_generation_is_not_followed() {
+    let world = World::new();
+    let (secondary, address) = world.secondary();
+    let hello = hello(&secondary.parts.disks);
+    thread::spawn(move || secondary.run());
+    for generation in [1, 3] {
+        let welcome = answer(&world, address, "a", &Hello { generation: Generation::new(generation), ..hello.clone() });
+        assert!(matches!(&welcome, Welcome::Refused(why) if why.contains("generation")), "{welcome:?}");
+    }
+    assert!(matches!(answer(&world, address, "a", &hello), Welcome::Accepted { .. }));
 }

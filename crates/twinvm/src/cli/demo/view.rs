@@ -81,6 +81,7 @@ mod tests {
             peer: peer.map(str::to_owned),
             sync: None,
             listen: None,
+            faults: Vec::new(),
             figures: Figures::default(),
         }
     }

@@ -104,6 +104,11 @@ impl Net {
         &mut *self.backend
     }
 
+    /// Whether the guest is shown a carrier.
+    pub fn is_link_up(&self) -> bool {
+        self.link_up
+    }
+
     /// What the card did in this process.
     pub fn metrics(&self) -> NetMetrics {
         self.metrics

@@ -71,6 +71,7 @@ pub fn protect(mut vm: Vm, epoch_length: Duration, time: Duration) -> Result<Fig
         config: writer::config(),
         engine: EngineKind::Kvm,
         disks: DiskSet::new(Vec::new()),
+        make_vm: Box::new(|_, _| Err("it measures the primary only".to_owned())),
         arbiter: store.clone(),
         options: options(SECONDARY),
     })?;
