@@ -4,18 +4,18 @@
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// The instruction retired and set [`Cpu::rip`].
+    /// The instruction retired and set [`Cpu::rip`](crate::core::Cpu::rip).
     Branch,
     /// The instruction retired and changed something the run loop caches (interrupt flag, mode, paging, time): leave the
     /// block; RIP is the next instruction.
     Sync,
-    /// The instruction did not retire: deliver [`Cpu::fault`] with RIP at this instruction.
+    /// The instruction did not retire: deliver [`Cpu::fault`](crate::core::Cpu::fault) with RIP at this instruction.
     Fault,
     /// A string instruction did part of its work: it counts as one instruction and RIP stays at it.
     Repeat,
-    /// The instruction retired, set [`Cpu::rip`] and changed something the run loop caches (privilege, mode, interrupt flag).
+    /// The instruction retired, set [`Cpu::rip`](crate::core::Cpu::rip) and changed something the run loop caches (privilege, mode, interrupt flag).
     Transfer,
-    /// The instruction did nothing yet: run it again, alone, with [`Cpu::alone`] set. Raised by memory accesses that
+    /// The instruction did nothing yet: run it again, alone, with [`Cpu::alone`](crate::core::Cpu::alone) set. Raised by memory accesses that
     /// reach a device or overwrite decoded code, so that everything such an access may cause finds exact counts and takes effect
     /// before the next instruction. Handlers pass it on like a fault.
     Alone,

@@ -26,7 +26,7 @@ pub(crate) struct Op {
     pub run: Handler,
     /// Immediate, sign-extended to the operand's width as the instruction does.
     pub imm: u64,
-    /// Displacement of the memory operand; with base [`BLOCK_BASE`], relative to the block.
+    /// Displacement of the memory operand; with base [`BLOCK_BASE`](crate::core::BLOCK_BASE), relative to the block.
     pub disp: u64,
     /// Index in [`Cpu::gpr`], [`ZERO`] for none.
     pub base: u8,

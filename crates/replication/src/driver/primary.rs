@@ -1,5 +1,6 @@
 //! [`Primary`]: the replica that runs the guest.
 
+mod arbitration;
 mod log;
 mod run;
 
@@ -16,7 +17,7 @@ use memory::GuestRam;
 use memory::encoding::CapturedPages;
 use protocol::{
     Arbiter, Command, DropReason, Epoch, EpochBounds, Event, Generation, Load, LossReason, Patience, RETRY_INTERVAL,
-    Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink, Verdict,
+    Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink,
 };
 use spec::{EngineKind, FtMode};
 
@@ -555,26 +556,7 @@ impl Shared {
                     session.tell_entitled(generation);
                 }
             }
-            Command::CompareAndSwap { claim } => {
-                // The machine need not stay for an answer that nobody waits for.
-                let (shared, arbiter) = (Arc::downgrade(self), self.arbiter.clone());
-                thread::spawn(move || {
-                    let expected = claim.generation.before();
-                    let answer = match arbiter.compare_and_swap(expected, &claim) {
-                        Ok(verdict) => Event::Arbitrated(verdict),
-                        Err(error) => {
-                            tracing::warn!(%error, "the cluster store cannot be reached");
-                            Event::StoreUnreachable
-                        }
-                    };
-                    if let Event::Arbitrated(Verdict::Lost(claim)) = &answer {
-                        tracing::warn!(generation = %claim.generation, primary = %claim.primary, "another replica goes on");
-                    }
-                    if let Some(shared) = shared.upgrade() {
-                        shared.event(None, answer);
-                    }
-                });
-            }
+            Command::CompareAndSwap { claim } => self.ask_the_store(claim),
             Command::CloseChannel => self.close_session(core),
             Command::StartRetryTimer => {
                 let shared = Arc::downgrade(self);

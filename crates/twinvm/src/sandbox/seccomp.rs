@@ -41,9 +41,13 @@ pub fn enter(kind: Kind) -> Result<()> {
     apply_filter(&program(clone3, SeccompAction::Allow, fails(libc::ENOSYS))?)?;
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), 0)?;
-    let process = BTreeMap::from([(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?])]);
-    apply_filter(&program(process, SeccompAction::Allow, fails(libc::EPERM))?)?;
-    let allowed = calls::allowed(kind).chain([libc::SYS_clone, libc::SYS_clone3]);
+    let mut denied = BTreeMap::from([(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?])]);
+    if kind != Kind::Replica {
+        // An end tries to remove its socket when it ends; whoever has started it does so after it.
+        denied.insert(libc::SYS_unlink, Vec::new());
+    }
+    apply_filter(&program(denied, SeccompAction::Allow, fails(libc::EPERM))?)?;
+    let allowed = calls::allowed(kind).chain([libc::SYS_clone, libc::SYS_clone3, libc::SYS_unlink]);
     let rules = allowed.map(|call| (call, Vec::new())).collect();
     Ok(apply_filter(&program(rules, SeccompAction::Trap, SeccompAction::Allow)?)?)
 }

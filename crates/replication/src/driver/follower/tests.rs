@@ -190,7 +190,11 @@ fn a_secondary_that_cannot_make_the_vm_leaves_it_to_its_primary_until_it_can() {
         thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(status.status().obstacle.as_deref(), Some("no network end"));
-    assert_eq!(status.status().protocol.reason, Some(protocol::Reason::NotReady));
+    // But for the moments in which it tries again.
+    while status.status().protocol.reason != Some(protocol::Reason::NotReady) {
+        assert_eq!(handle.read().unwrap().generation, Generation::new(2), "the store was asked");
+        thread::sleep(Duration::from_millis(1));
+    }
     can.store(true, Ordering::Release);
     let SecondaryEnd::TakenOver(_) = following.join().unwrap() else { panic!("it did not take over") };
     assert_eq!(handle.read().unwrap().primary, ReplicaId::new("b"));

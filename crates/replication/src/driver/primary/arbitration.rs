@@ -1,0 +1,32 @@
+//! Asking the cluster store which replica goes on alone.
+
+use std::sync::Arc;
+use std::thread;
+
+use protocol::{Claim, Event, Verdict};
+
+use super::Shared;
+
+impl Shared {
+    /// Asks for this claim to replace the one before it. The protocol hears the answer, however late it comes.
+    pub(super) fn ask_the_store(self: &Arc<Self>, claim: Claim) {
+        // The machine need not stay for an answer that nobody waits for.
+        let (shared, arbiter) = (Arc::downgrade(self), self.arbiter.clone());
+        thread::spawn(move || {
+            let expected = claim.generation.before();
+            let answer = match arbiter.compare_and_swap(expected, &claim) {
+                Ok(verdict) => Event::Arbitrated(verdict),
+                Err(error) => {
+                    tracing::warn!(%error, "the cluster store cannot be reached");
+                    Event::StoreUnreachable
+                }
+            };
+            if let Event::Arbitrated(Verdict::Lost(claim)) = &answer {
+                tracing::warn!(generation = %claim.generation, primary = %claim.primary, "another replica goes on");
+            }
+            if let Some(shared) = shared.upgrade() {
+                shared.event(None, answer);
+            }
+        });
+    }
+}
