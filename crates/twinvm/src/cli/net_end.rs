@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use network::end::EndConfig;
+use network::end::{EndConfig, Lifetime};
 use spec::NetworkSpec;
 
 use crate::sandbox::{Confinement, Kind};
@@ -28,8 +28,15 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
         NetworkSpec::User(_) => Kind::UserEnd,
         NetworkSpec::Bridge(_) => Kind::BridgeEnd,
     };
+    // One that ends with the process that has started it has nobody else to remove its socket if that process was killed. The folder
+    // is the one for sockets of the user's VMs.
+    let removable = match config.lifetime {
+        Lifetime::WithParent => arguments.socket.parent().map(PathBuf::from).into_iter().collect(),
+        _ => Vec::new(),
+    };
     network::end::run_confined(&config, &arguments.socket, || {
-        let enforced = confinement(kind).enter().map_err(|error| io::Error::other(format!("{error:#}")))?;
+        let confinement = confinement(kind, removable);
+        let enforced = confinement.enter().map_err(|error| io::Error::other(format!("{error:#}")))?;
         if !enforced.is_full() {
             eprintln!("twinvm: the sandbox is incomplete: {enforced}");
         }
@@ -39,7 +46,7 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
 }
 
 /// An end has its sockets and its TAP device open. In user mode it asks the machine's name servers, whose addresses may change.
-fn confinement(kind: Kind) -> Confinement {
+fn confinement(kind: Kind, removable: Vec<PathBuf>) -> Confinement {
     let mut readable = vec![PathBuf::from("/dev/null")];
     if kind == Kind::UserEnd {
         let file = PathBuf::from("/etc/resolv.conf");
@@ -48,5 +55,5 @@ fn confinement(kind: Kind) -> Confinement {
         readable.extend(managed.filter(|folder| folder.starts_with("/run")));
         readable.push(file);
     }
-    Confinement { kind, readable, writable: Vec::new() }
+    Confinement { kind, readable, writable: Vec::new(), removable }
 }

@@ -568,7 +568,7 @@ fn confinement(config: &ReplicaConfig, spec: &VmSpec) -> Confinement {
         let place = if disk.readonly { &mut readable } else { &mut writable };
         place.push(disk.path.clone());
     }
-    Confinement { kind: Kind::Replica, readable, writable }
+    Confinement { kind: Kind::Replica, readable, writable, removable: Vec::new() }
 }
 
 /// Resident memory of a process, in bytes, from its `statm`.

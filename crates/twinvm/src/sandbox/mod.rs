@@ -39,6 +39,8 @@ pub struct Confinement {
     pub readable: Vec<PathBuf>,
     /// Files and devices it reads and writes, and folders in which it makes and removes files.
     pub writable: Vec<PathBuf>,
+    /// Folders from which it may remove files, and nothing more.
+    pub removable: Vec<PathBuf>,
 }
 
 /// What of a confinement this machine's kernel enforces.
@@ -85,7 +87,7 @@ impl Confinement {
             self.restrict_files().context("Landlock")?;
         }
         if enforced.seccomp {
-            seccomp::enter(self.kind).context("seccomp")?;
+            seccomp::enter(self.kind, !self.removable.is_empty()).context("seccomp")?;
         }
         Ok(enforced)
     }

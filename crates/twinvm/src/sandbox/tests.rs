@@ -20,6 +20,7 @@ fn replica(world: &Path) -> Confinement {
         kind: Kind::Replica,
         readable: vec![world.join("images/base.raw"), "/dev/urandom".into(), "/proc/meminfo".into()],
         writable: vec![world.join("vms/v"), "/dev/null".into()],
+        removable: Vec::new(),
     }
 }
 
@@ -195,8 +196,12 @@ fn a_network_end_makes_connections_and_reads_no_files() {
 fn as_a_hostile_network_end() {
     let world = world_of_child();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let confinement =
-        Confinement { kind: Kind::UserEnd, readable: vec!["/etc/resolv.conf".into()], writable: Vec::new() };
+    let confinement = Confinement {
+        kind: Kind::UserEnd,
+        readable: vec!["/etc/resolv.conf".into()],
+        writable: Vec::new(),
+        removable: Vec::new(),
+    };
     let enforced = confinement.enter().unwrap();
     if enforced.landlock > 0 {
         for file in ["cluster.db", "keys/host.key", "vms/v/disk0.raw", "images/base.raw"] {
