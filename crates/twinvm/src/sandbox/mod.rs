@@ -79,6 +79,8 @@ impl Confinement {
     /// Enters it. What the kernel does not have is left out: [`Enforced`] says so, for the log.
     pub fn enter(&self) -> Result<Enforced> {
         let enforced = Enforced::by_kernel();
+        // What the kernel tells a process at its start, rustix reads once, before Linux 6.4 from a file below /proc, and panics if it cannot.
+        rustix::param::page_size();
         let none = CapabilitySet::empty();
         set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
             .context("cannot give up capabilities")?;
