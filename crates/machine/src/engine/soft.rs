@@ -4,7 +4,7 @@
 //! the same instruction counts: see [`InputMode`].
 
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cpu::{Bus, CpuConfig, CpuProfile, Exit, Processors, ProcessorsState};
@@ -50,8 +50,10 @@ impl InputMode {
 }
 
 /// What the host adds to how the soft engine executes, as a number: it does the same with the same inputs on all hosts where this is equal.
+/// It is computed once in the life of the process; on an emulated host that takes seconds.
 pub fn host_signature() -> u64 {
-    cpu::float_signature()
+    static SIGNATURE: OnceLock<u64> = OnceLock::new();
+    *SIGNATURE.get_or_init(cpu::float_signature)
 }
 
 /// The soft engine.

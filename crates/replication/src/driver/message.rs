@@ -91,6 +91,14 @@ pub(super) struct ExecutionFormat {
 }
 
 impl ExecutionFormat {
+    /// Finds out that of this host in the background: on an emulated host it takes seconds, for which no peer should have to wait.
+    pub fn find_out() {
+        let work = || _ = Self::here();
+        if let Err(error) = std::thread::Builder::new().name("signature".to_owned()).spawn(work) {
+            tracing::debug!(%error, "the host's signature is computed when it is needed");
+        }
+    }
+
     /// That of this host.
     pub fn here() -> Self {
         Self { log: crate::lockstep::log::FORMAT_VERSION, host: machine::engine::soft::host_signature() }

@@ -23,6 +23,7 @@ use spec::{EngineKind, FtMode};
 
 use super::early::EarlyCopier;
 use super::figures::{Figures, Meter};
+use super::message::ExecutionFormat;
 use super::pause_queue::{PauseQueue, VmStopped};
 use super::progress::{Phase, Progress};
 use super::session::Session;
@@ -182,6 +183,7 @@ impl Primary {
             lag_max: options.lag_max,
         };
         let patience = Patience::new(options.too_slow_after);
+        ExecutionFormat::find_out();
         let shared = Shared {
             core: Mutex::new(core),
             changed: Condvar::new(),

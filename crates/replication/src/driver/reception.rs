@@ -13,8 +13,9 @@ use spec::{EngineKind, ReplicaId};
 use super::message::{ExecutionFormat, HELLO, Hello, WELCOME, Welcome};
 use crate::channel::{Caller, ChannelError, Closer, Connection, Listener, Receiver, Sender};
 
-/// How long a host that has connected may take to say what the VM is.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a host that has connected may take to say what the VM is. It looks at its disks and at its own processor first, which takes
+/// seconds where that is emulated.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
 /// Suspicion times that make sense, in milliseconds.
 const SUSPICION_MS: RangeInclusive<u32> = 20..=60_000;
 /// Connections that are greeted at a time. The oldest has to make room for a new one: the primary says at once who it is.

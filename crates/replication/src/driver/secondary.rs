@@ -13,6 +13,7 @@ use spec::EngineKind;
 
 use super::MirrorOptions;
 use super::follower::Follower;
+use super::message::ExecutionFormat;
 use super::reception::{Greeted, Reception};
 use crate::channel::Listener;
 use crate::disk::{DiskApplier, DiskSet, DiskSyncError};
@@ -151,6 +152,7 @@ impl Secondary {
     /// # Errors
     /// [`SecondaryError`].
     pub fn new(parts: SecondaryParts) -> Result<Self, SecondaryError> {
+        ExecutionFormat::find_out();
         let ram = GuestRam::with_backing(parts.config.memory_bytes, &parts.config.backing)?;
         let applier = DiskApplier::start(parts.disks.clone(), APPLIER_BYTES_MAX)?;
         let status = SecondaryStatus {

@@ -119,11 +119,19 @@ impl Bench {
         Self { binaries, is_thorough, made: None, machine: None }
     }
 
-    /// Runs a test in the machine.
+    /// Runs a test in the machine. QEMU's emulation of two processors sometimes leaves the machine standing still, also while it boots and
+    /// nothing of ours runs in it: what has failed is told, and done once more in a new machine.
     ///
     /// # Errors
-    /// Its output, or the machine's console.
+    /// The outputs of both runs, or the machine's console.
     pub fn run(&mut self, inner: &Inner) -> Result<(), String> {
+        let Err(first) = self.run_once(inner) else { return Ok(()) };
+        println!("\n{} is repeated in a new machine; first it failed so:\n{first}", inner.name());
+        self.machine = None;
+        self.run_once(inner).map_err(|second| format!("{first}\n\nand again in a new machine:\n{second}"))
+    }
+
+    fn run_once(&mut self, inner: &Inner) -> Result<(), String> {
         let machine = self.machine.take().filter(|(emulator, _)| *emulator == inner.emulator);
         let mut machine = match machine {
             Some((_, machine)) => machine,

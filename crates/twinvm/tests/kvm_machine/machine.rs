@@ -10,8 +10,10 @@ use tempfile::TempDir;
 
 use crate::emulator::{Disks, Emulator};
 
-/// How long a boot may take before it counts as hung.
+/// How long a boot may take before it counts as hung; in QEMU it takes some 10 s, in Bochs three minutes.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// The same for QEMU, which sometimes hangs.
+const QEMU_BOOT_LIMIT: Duration = Duration::from_secs(150);
 /// How much of the console is shown with an error.
 const CONSOLE_TAIL_BYTES: usize = 8192;
 
@@ -43,7 +45,8 @@ impl Machine {
             return Err(format!("{emulator:?} does not start:\n{log}"));
         };
         let mut machine = Self { process, control, folder };
-        machine.read_until(|text| text.ends_with("machine: ready\n"), BOOT_LIMIT)?;
+        let limit = if emulator == Emulator::Qemu { QEMU_BOOT_LIMIT } else { BOOT_LIMIT };
+        machine.read_until(|text| text.ends_with("machine: ready\n"), limit)?;
         Ok(machine)
     }
 
