@@ -99,8 +99,6 @@ pub(super) fn start(
     socket: TcpStream,
     identity: &Identity,
 ) -> Result<(), ProtectError> {
-    // Before the other end waits for the first message.
-    let execution = ExecutionFormat::here();
     let connection = channel::connect_over(socket, identity, secondary.as_str(), CONNECT_TIMEOUT)?;
     let (mut sender, mut receiver, closer) = connection.split();
     let hello = Hello {
@@ -111,7 +109,7 @@ pub(super) fn start(
         profile: shared.profile.clone(),
         disks: shared.disks.describe()?,
         suspicion_ms: u32::try_from(shared.options.suspicion.as_millis()).unwrap_or(u32::MAX),
-        execution,
+        execution: ExecutionFormat::here(),
     };
     sender.send(HELLO, &[&postcard::to_stdvec(&hello)?])?;
     sender.flush()?;
