@@ -1,13 +1,17 @@
 //! A guest with an address of its own, on bridges: each host has its own network end, as on separate machines. Hosts are network
-//! namespaces, and a bridge outside of them is the switch that they and the client are connected to.
+//! namespaces, and so is the switch, a bridge that they are connected to; the client is there as well. So these tests share no address with
+//! the machine that they run on, nor with what an earlier run that was killed has left.
 
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
+use std::{fs, panic, thread};
 
 use network::end::{EndConfig, Lifetime};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use spec::{BridgeSpec, MacAddr, NetworkSpec};
 
 use crate::client::{Client, wait_for_service};
@@ -20,12 +24,12 @@ use crate::support::HUNG;
 const CLIENT: &str = "10.98.0.1/24";
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
 
-/// There is one client's address.
-static ONE_SWITCH: Mutex<()> = Mutex::new(());
+/// The bridge that is the switch.
+const SWITCH: &str = "switch";
 
 /// The switch; removed when dropped, with everything that is connected to it.
 struct Switch {
-    _one: MutexGuard<'static, ()>,
+    /// Its namespace.
     name: String,
     hosts: Vec<Host>,
 }
@@ -38,21 +42,26 @@ struct Host {
 }
 
 impl Switch {
-    fn new() -> Self {
-        let one = ONE_SWITCH.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = format!("tws{}", std::process::id());
-        assert!(ip(&["link", "add", &name, "type", "bridge"]));
-        assert!(ip(&["addr", "add", CLIENT, "dev", &name]) && ip(&["link", "set", &name, "up"]));
-        Self { _one: one, name, hosts: Vec::new() }
+    /// Makes one and moves the calling thread there, and with it the threads that it starts from now on.
+    fn enter() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tws{}n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        assert!(ip(&["netns", "add", &name]));
+        let switch = Self { name, hosts: Vec::new() };
+        let namespace = fs::File::open(Path::new("/run/netns").join(&switch.name)).unwrap();
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        assert!(ip(&["link", "add", SWITCH, "type", "bridge"]) && ip(&["addr", "add", CLIENT, "dev", SWITCH]));
+        assert!(ip(&["link", "set", SWITCH, "up"]) && ip(&["link", "set", "lo", "up"]));
+        switch
     }
 
     /// Connects a host with a bridge of its own, which has the host's address.
     fn connect(&mut self, folder: &Path, address: &str) -> &Host {
         let number = self.hosts.len();
-        let (namespace, port) = (format!("{}h{number}", self.name), format!("{}p{number}", self.name));
+        let (namespace, port) = (format!("{}h{number}", self.name), format!("port{number}"));
         assert!(ip(&["netns", "add", &namespace]));
         assert!(ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace]));
-        assert!(ip(&["link", "set", &port, "master", &self.name, "up"]));
+        assert!(ip(&["link", "set", &port, "master", SWITCH, "up"]));
         let inside = |arguments: &[&str]| ip(&[&["-n", &namespace], arguments].concat());
         assert!(inside(&["link", "add", "br0", "type", "bridge"]));
         assert!(inside(&["link", "set", "eth0", "master", "br0", "up"]));
@@ -99,9 +108,19 @@ fn start_end(namespace: &str, socket: &Path) -> Child {
     end
 }
 
+/// Runs a test in a thread of its own, which may go to another network namespace: the tests' threads may be used again. Without the right to
+/// make namespaces it does not run.
+fn on_bridges(test: fn()) {
+    if may_make_namespaces()
+        && let Err(failure) = thread::spawn(test).join()
+    {
+        panic::resume_unwind(failure);
+    }
+}
+
 /// A service on bridges, protected: primary on `a`, secondary on `b`, and a client that counts.
 fn bridged(folder: &Path) -> (Switch, World, Replica, Replica, Client) {
-    let mut switch = Switch::new();
+    let mut switch = Switch::enter();
     let mut world = World::new(Setup::redis());
     world.set_guest_address(GUEST);
     for (number, name) in ["a", "b"].into_iter().enumerate() {
@@ -121,42 +140,40 @@ fn bridged(folder: &Path) -> (Switch, World, Replica, Replica, Client) {
 /// Unlike those through a user-mode one, connections over a bridge are the guest's own.
 #[test]
 fn a_connection_over_bridges_survives_the_death_of_network_ends() {
-    if !may_make_namespaces() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let (mut switch, _world, primary, secondary, client) = bridged(folder.path());
-    // That of the primary, then that of the secondary.
-    for number in [0, 1] {
-        switch.hosts[number].kill_end();
-        switch.hosts[number].restart_end();
+    on_bridges(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut switch, _world, primary, secondary, client) = bridged(folder.path());
+        // That of the primary, then that of the secondary.
+        for number in [0, 1] {
+            switch.hosts[number].kill_end();
+            switch.hosts[number].restart_end();
+            client.wait_for_progress(50);
+        }
+        primary.wait_until_protected();
+        secondary.wait("its network", |status| status["faults"].as_array().is_some_and(Vec::is_empty));
+        switch.hosts[0].kill_end();
+        primary.kill();
+        secondary.wait_for_takeover();
         client.wait_for_progress(50);
-    }
-    primary.wait_until_protected();
-    secondary.wait("its network", |status| status["faults"].as_array().is_some_and(Vec::is_empty));
-    switch.hosts[0].kill_end();
-    primary.kill();
-    secondary.wait_for_takeover();
-    client.wait_for_progress(50);
-    // That of a primary that has taken over.
-    switch.hosts[1].kill_end();
-    switch.hosts[1].restart_end();
-    client.wait_for_progress(50);
-    assert_whole(&client.stop());
+        // That of a primary that has taken over.
+        switch.hosts[1].kill_end();
+        switch.hosts[1].restart_end();
+        client.wait_for_progress(50);
+        assert_whole(&client.stop());
+    });
 }
 
 #[test]
 fn a_vm_whose_network_end_does_not_come_back_moves_to_its_secondary() {
-    if !may_make_namespaces() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let (mut switch, _world, primary, secondary, client) = bridged(folder.path());
-    switch.hosts[0].kill_end();
-    secondary.wait_for_takeover();
-    assert_eq!(primary.wait_for_end()["end"], "lost-arbitration");
-    client.wait_for_progress(50);
-    assert_whole(&client.stop());
+    on_bridges(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut switch, _world, primary, secondary, client) = bridged(folder.path());
+        switch.hosts[0].kill_end();
+        secondary.wait_for_takeover();
+        assert_eq!(primary.wait_for_end()["end"], "lost-arbitration");
+        client.wait_for_progress(50);
+        assert_whole(&client.stop());
+    });
 }
 
 impl Drop for Switch {
@@ -166,39 +183,38 @@ impl Drop for Switch {
             let _ = host.end.wait();
             ip(&["netns", "del", &host.namespace]);
         }
-        ip(&["link", "del", &self.name]);
+        ip(&["netns", "del", &self.name]);
     }
 }
 
 #[test]
 fn a_connection_over_bridges_survives_the_loss_of_the_host_and_its_network_end() {
-    if !may_make_namespaces() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let mut switch = Switch::new();
-    let mut world = World::new(Setup::redis());
-    world.set_guest_address(GUEST);
-    for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
-        let address = format!("10.98.0.{}", 11 + number);
-        let host = switch.connect(folder.path(), &address);
-        world.place(name, &host.namespace, &address);
-        world.set_end(name, &host.socket);
-    }
-    let mut primary = world.boot();
-    wait_for_service(world.address());
-    let client = Client::start(world.address());
-    for (number, name) in ["b", "c"].into_iter().enumerate() {
-        let secondary = world.protect(&primary, name);
-        client.wait_for_progress(50);
-        // All of the host dies.
-        switch.hosts[number].end.kill().unwrap();
-        primary.kill();
-        secondary.wait_for_takeover();
-        client.wait_for_progress(50);
-        primary = secondary;
-    }
-    assert_whole(&client.stop());
+    on_bridges(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut switch = Switch::enter();
+        let mut world = World::new(Setup::redis());
+        world.set_guest_address(GUEST);
+        for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
+            let address = format!("10.98.0.{}", 11 + number);
+            let host = switch.connect(folder.path(), &address);
+            world.place(name, &host.namespace, &address);
+            world.set_end(name, &host.socket);
+        }
+        let mut primary = world.boot();
+        wait_for_service(world.address());
+        let client = Client::start(world.address());
+        for (number, name) in ["b", "c"].into_iter().enumerate() {
+            let secondary = world.protect(&primary, name);
+            client.wait_for_progress(50);
+            // All of the host dies.
+            switch.hosts[number].end.kill().unwrap();
+            primary.kill();
+            secondary.wait_for_takeover();
+            client.wait_for_progress(50);
+            primary = secondary;
+        }
+        assert_whole(&client.stop());
+    });
 }
 
 /// Nobody is connected to a secondary's own network end before it takes over, and it notices all the same when that is gone.
