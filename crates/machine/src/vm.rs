@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cpu::state::{SegmentState, TableState};
 use cpu::{CpuProfile, ProcessorsState, VcpuState};
-use memory::{GuestRam, MemoryError};
+use memory::{GuestRam, Harvest, MemoryError};
 use serde::{Deserialize, Serialize};
 use spec::{CpuLevel, EngineKind, MemoryBacking};
 
@@ -292,10 +292,12 @@ impl Vm {
         Ok(self.engine.set_input_mode(mode)?)
     }
 
-    /// Completes the dirty pages of the paused VM's memory with those that only its engine knows, right before they are
-    /// harvested.
-    pub fn collect_dirty(&mut self) -> Result<(), VmError> {
-        Ok(self.engine.collect_dirty()?)
+    /// Takes the dirty pages of the paused VM's memory, those that only its engine knows included.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the engine cannot say what was written.
+    pub fn harvest(&mut self) -> Result<Harvest, VmError> {
+        Ok(self.engine.harvest()?)
     }
 
     /// The log of what vCPUs write, where the engine keeps one outside of guest RAM.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use cpu::ProcessorsState;
 pub use cpu::{CpuOffer, CpuProfile};
+use memory::Harvest;
 use serde::{Deserialize, Serialize};
 use spec::{CpuLevel, EngineKind};
 
@@ -126,15 +127,16 @@ pub enum EngineError {
 
 /// What vCPUs write, logged by somebody else than this process, to be asked also while they run.
 ///
-/// Dirty pages can be harvested while vCPUs run: [`DirtyLog::restart`], then [`memory::GuestRam::harvest`], and only then are the pages
-/// copied. What is written to one of them after `restart` is logged anew, so that a copy that missed it is replaced by a later one.
+/// Dirty pages can be harvested while vCPUs run, and copied only then: what is written to one of them from there on is logged anew, so that a copy
+/// that missed it is replaced by a later one.
 pub trait DirtyLog: Send + Sync {
     /// Marks the pages logged so far in guest RAM, so that [`memory::GuestRam::dirty_pages_estimate`] counts them. Cheap where the host
     /// allows it.
     fn observe(&self) -> Result<(), EngineError>;
 
-    /// Marks the pages logged so far in guest RAM and begins anew: the next write to any page is logged.
-    fn restart(&self) -> Result<(), EngineError>;
+    /// Takes the dirty pages of guest RAM, those logged so far included, and begins anew: the next write to any page is logged. It is one step for
+    /// whoever observes meanwhile: a page that is logged while it is under way, whose write may not have happened yet, is not taken.
+    fn harvest(&self) -> Result<Harvest, EngineError>;
 
     /// Keeps no log until one of the other calls, which counts all pages as written.
     fn stop(&self) -> Result<(), EngineError>;
@@ -157,10 +159,9 @@ pub trait Engine: Send {
     /// The state of a paused VM.
     fn save(&mut self) -> Result<EngineState, EngineError>;
 
-    /// Completes the dirty pages of guest RAM with those that only the engine knows, and starts the next round of tracking.
-    /// To be called on a paused VM right before the pages are harvested. An engine may begin to keep track of writes with the first
-    /// call; then all pages count as written before it.
-    fn collect_dirty(&mut self) -> Result<(), EngineError>;
+    /// Takes the dirty pages of a paused VM's RAM, those that only the engine knows included, and starts the next round of tracking. An
+    /// engine may begin to keep track of writes with the first call; then all pages count as written before it.
+    fn harvest(&mut self) -> Result<Harvest, EngineError>;
 
     /// What the guest was told at power-on that its processors are.
     fn profile(&self) -> &CpuProfile;

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cpu::{Bus, CpuConfig, CpuProfile, Exit, Processors, ProcessorsState};
+use memory::Harvest;
 use spec::EngineKind;
 
 use super::{Engine, EngineError, EngineState, RunEnd};
@@ -235,9 +236,9 @@ impl Engine for SoftEngine {
         Ok(EngineState { processors: self.processors.save(), ioapic: self.ioapic.save() })
     }
 
-    fn collect_dirty(&mut self) -> Result<(), EngineError> {
+    fn harvest(&mut self) -> Result<Harvest, EngineError> {
         self.processors.after_harvest();
-        Ok(())
+        Ok(self.platform.ram().harvest())
     }
 
     fn profile(&self) -> &CpuProfile {

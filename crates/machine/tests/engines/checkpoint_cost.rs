@@ -72,7 +72,7 @@ fn run_over(vm: &mut Vm, pages: u64) -> Instant {
 }
 
 /// Phases of a checkpoint. Without the first and the last two they are the pause.
-const PHASES: [&str; 7] = ["stop", "collect", "harvest", "capture", "save", "encode", "empty run"];
+const PHASES: [&str; 6] = ["stop", "harvest", "capture", "save", "encode", "empty run"];
 
 fn checkpoint(vm: &mut Vm, pages: u64, captured: &mut CapturedPages, encode: &mut Encode) -> [Duration; PHASES.len()] {
     let ram = vm.platform().ram().clone();
@@ -83,25 +83,23 @@ fn checkpoint(vm: &mut Vm, pages: u64, captured: &mut CapturedPages, encode: &mu
         phases[phase] = now - std::mem::replace(&mut last, now);
     };
     ended(0);
-    vm.collect_dirty().unwrap();
+    let harvest = vm.harvest().unwrap();
     ended(1);
-    let harvest = ram.harvest();
-    ended(2);
     captured.capture(&ram, harvest.pages());
-    ended(3);
+    ended(2);
     let state = vm.save().unwrap();
-    ended(4);
+    ended(3);
     encode.records.clear();
     for (page, content) in captured.iter() {
         encode.encoder.encode(page, content, &mut encode.records);
     }
-    ended(5);
+    ended(4);
     drop(state);
     harvest.acknowledge();
     vm.control().pause();
     last = Instant::now();
     assert_eq!(vm.run(None).unwrap(), RunEnd::Paused);
-    phases[6] = last.elapsed();
+    phases[5] = last.elapsed();
     phases
 }
 
@@ -134,7 +132,7 @@ fn checkpoint_cost() {
                 let (p50, p99) = percentiles(all.iter().map(|phases| phases[phase]).collect());
                 println!("  {name:10} p50 {p50:?}, p99 {p99:?}");
             }
-            let (p50, p99) = percentiles(all.iter().map(|phases| phases[1..5].iter().sum()).collect());
+            let (p50, p99) = percentiles(all.iter().map(|phases| phases[1..4].iter().sum()).collect());
             println!("  {:10} p50 {p50:?}, p99 {p99:?}", "pause");
         }
     }

@@ -157,8 +157,7 @@ fn every_page_that_a_vcpu_writes_is_harvested() {
         let mut rounds = 0;
         loop {
             let end = run_a_part(&mut vm, &console);
-            vm.collect_dirty().unwrap();
-            let harvest = ram.harvest();
+            let harvest = vm.harvest().unwrap();
             let mut page = [0; PAGE_BYTES as usize];
             for number in harvest.pages() {
                 ram.read_offset(number * PAGE_BYTES, &mut page);

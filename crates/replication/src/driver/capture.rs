@@ -82,9 +82,8 @@ pub(super) fn capture(
     let captured_at = Instant::now();
     let captured_unix_ns = unix_now_ns();
     // In pause order: vCPUs and devices stand still already; what they did is collected before they are saved.
-    vm.collect_dirty()?;
+    let last = vm.harvest()?;
     let ram = vm.platform().ram();
-    let last = ram.harvest();
     let tracking = captured_at.elapsed();
     let frozen = if vm.engine().can_freeze_pages() { ram.freeze(last.pages()) } else { None };
     let pages = match frozen {

@@ -203,9 +203,8 @@ impl EarlyCopier {
 
     /// Copies what is dirty.
     fn copy_round(&self, copies: &mut EarlyCopies) -> Result<(), EngineError> {
-        // Protected first, then taken, then copied: whatever is written from here on makes its page dirty again.
-        self.log.restart()?;
-        let harvest = self.ram.harvest();
+        // Taken first, then copied: whatever is written from here on makes its page dirty again.
+        let harvest = self.log.harvest()?;
         let pages: Vec<u64> = harvest.pages().collect();
         self.held.fetch_add(harvest.len(), Ordering::AcqRel);
         match &mut copies.harvest {
@@ -230,15 +229,15 @@ mod tests {
     const PAGES: u64 = 4096;
 
     /// Stands for a kernel that has nothing to say: what is written here is known at once.
-    struct Log;
+    struct Log(GuestRam);
 
     impl DirtyLog for Log {
         fn observe(&self) -> Result<(), EngineError> {
             Ok(())
         }
 
-        fn restart(&self) -> Result<(), EngineError> {
-            Ok(())
+        fn harvest(&self) -> Result<Harvest, EngineError> {
+            Ok(self.0.harvest())
         }
 
         fn stop(&self) -> Result<(), EngineError> {
@@ -252,7 +251,7 @@ mod tests {
 
     fn copier() -> (EarlyCopier, GuestRam) {
         let ram = GuestRam::new(PAGES * PAGE_BYTES).unwrap();
-        let copier = EarlyCopier::new(Arc::new(Log), ram.clone());
+        let copier = EarlyCopier::new(Arc::new(Log(ram.clone())), ram.clone());
         copier.begin();
         (copier, ram)
     }

@@ -266,8 +266,7 @@ fn push(session: &Session, bulk: Bulk) -> Result<(), CopyError> {
 fn harvest(vm: &mut Vm, shared: &Shared, session: &Session) -> Result<(Harvest, Vec<DiskWrite>), CopyError> {
     // A later session may be under way by now, which needs what there is to harvest.
     let writes = shared.take_log(session).ok_or(CopyError::Closed)?;
-    vm.collect_dirty()?;
-    Ok((shared.ram.harvest(), writes))
+    Ok((vm.harvest()?, writes))
 }
 
 /// What a peer gives as a reason, as far as somebody would read it.

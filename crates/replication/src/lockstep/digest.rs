@@ -32,7 +32,7 @@ impl StateDigest {
     /// # Errors
     /// [`VmError`] if the VM cannot be saved.
     pub fn take(vm: &mut Vm) -> Result<Self, VmError> {
-        vm.collect_dirty()?;
+        let harvest = vm.harvest()?;
         let instructions = vm.instructions().unwrap_or_default();
         let mut state = vm.save()?;
         for card in &mut state.platform.cards {
@@ -40,7 +40,6 @@ impl StateDigest {
             card.device.waiting_tx.clear();
         }
         let ram = vm.platform().ram();
-        let harvest = ram.harvest();
         let mut content = [0; PAGE_BYTES as usize];
         let pages: Vec<(u64, u64)> = harvest
             .pages()

@@ -92,8 +92,7 @@ impl Recording {
     pub fn begin(&self, vm: &mut Vm, spec: &VmSpec, bases: Vec<BaseIdentity>) -> Result<()> {
         super::snapshot(vm, spec, &self.snapshot)?;
         // A replay, too, counts pages as touched from here on.
-        vm.collect_dirty()?;
-        vm.platform().ram().harvest().acknowledge();
+        vm.harvest()?.acknowledge();
         let name = self.snapshot.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let head = LogFileHead {
             epoch: EPOCH,

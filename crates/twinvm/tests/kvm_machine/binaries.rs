@@ -13,7 +13,7 @@ const PROFILE: &str = if cfg!(debug_assertions) { "checked" } else { "release" }
 pub struct Binaries(BTreeMap<(String, String), PathBuf>);
 
 impl Binaries {
-    /// Asks cargo for the test targets of these names; it has compiled them by now if all of the workspace is tested.
+    /// Asks cargo for the libraries' tests and the test targets of these names; it has compiled them by now if all of the workspace is tested.
     pub fn find(targets: &BTreeSet<&str>) -> Self {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
@@ -24,7 +24,16 @@ impl Binaries {
             }
         }
         let output = command
-            .args(["test", "--profile", PROFILE, "--locked", "--workspace", "--no-run", "--message-format=json"])
+            .args([
+                "test",
+                "--profile",
+                PROFILE,
+                "--locked",
+                "--workspace",
+                "--no-run",
+                "--message-format=json",
+                "--lib",
+            ])
             .args(targets.iter().flat_map(|target| ["--test", target]))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stderr(Stdio::inherit())
@@ -52,7 +61,7 @@ impl Binaries {
 /// The binary that a message of cargo's names: <https://doc.rust-lang.org/cargo/reference/external-tools.html#artifact-messages>.
 fn binary(message: &Value) -> Option<((String, String), PathBuf)> {
     let executable = message["executable"].as_str()?;
-    if message["target"]["kind"][0] != "test" {
+    if message["target"]["kind"][0] != "test" && message["profile"]["test"] != true {
         return None;
     }
     let package = Path::new(message["manifest_path"].as_str()?).parent()?.file_name()?.to_str()?;

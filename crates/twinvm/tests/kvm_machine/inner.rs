@@ -22,11 +22,12 @@ const SLOWNESS: u32 = 5;
 /// Primaries that are killed in a run of the quick tests, and of all.
 const KILLS: [u32; 2] = [3, 12];
 
-/// A test in the machine, or all of a target's that are not ignored.
+/// Tests in the machine.
 struct Choice {
     emulator: Emulator,
     package: &'static str,
     target: &'static str,
+    /// The test that is called so, or those in the module of this name that are not ignored; all such of the target without a name.
     test: Option<&'static str>,
     is_quick: bool,
 }
@@ -41,10 +42,14 @@ const fn thorough(package: &'static str, target: &'static str, test: &'static st
     Choice { is_quick: false, ..quick(package, target, test) }
 }
 
+/// The engine's own tests: what of a vCPU's state comes back, and which pages count as written.
+const KVM_ENGINE: &str = "engine::kvm::";
+
 /// What runs. What is not quick runs when asked for.
 const CHOICES: &[Choice] = &[
     quick("twinvm", "guests", "a_restored_vm_goes_on_where_it_was_and_its_disk_with_it"),
     quick("twinvm", "mirror", "faults::a_killed_primary_is_taken_over_again_and_again"),
+    thorough("machine", "machine", KVM_ENGINE),
     Choice { test: None, ..thorough("machine", "engines", "") },
     thorough("twinvm", "guests", "a_guest_that_resets_starts_again_and_one_that_panics_is_reported"),
     thorough("twinvm", "guests", "a_snapshot_continues_on_the_other_engine_and_back_with_its_clock_right"),
@@ -60,6 +65,7 @@ const CHOICES: &[Choice] = &[
     thorough("twinvm", "mirror", "faults::a_switchover_costs_nothing_either"),
     thorough("twinvm", "mirror", "faults::the_guest_clock_never_goes_back_and_catches_up"),
     thorough("twinvm", "mirror", "races::a_protected_guest_that_resets_starts_again_and_can_be_protected_again"),
+    Choice { emulator: Emulator::Bochs, ..thorough("machine", "machine", KVM_ENGINE) },
     Choice { emulator: Emulator::Bochs, test: None, ..thorough("machine", "engines", "") },
     Choice {
         emulator: Emulator::Bochs,
@@ -85,12 +91,11 @@ impl Inner {
         let mut all = Vec::new();
         for Choice { emulator, package, target, test, is_quick } in CHOICES {
             let mut tests = binaries.tests(package, target, None);
-            match test {
-                Some(test) => tests.retain(|name| name == test),
-                None => {
-                    let ignored = binaries.tests(package, target, Some("--ignored"));
-                    tests.retain(|name| !ignored.contains(name));
-                }
+            if test.is_none_or(|test| test.ends_with("::")) {
+                let ignored = binaries.tests(package, target, Some("--ignored"));
+                tests.retain(|name| name.starts_with(test.unwrap_or_default()) && !ignored.contains(name));
+            } else {
+                tests.retain(|name| test.is_some_and(|test| name == test));
             }
             assert!(!tests.is_empty(), "{target} has no test {test:?}");
             let inner = |test| Self { emulator: *emulator, target, test, is_quick: *is_quick };
@@ -157,9 +162,9 @@ impl Bench {
     }
 }
 
-/// The names of all targets that are run.
+/// The names of all targets that are run, but for libraries, which have their package's name.
 pub fn targets() -> BTreeSet<&'static str> {
-    CHOICES.iter().map(|choice| choice.target).collect()
+    CHOICES.iter().filter(|choice| choice.target != choice.package).map(|choice| choice.target).collect()
 }
 
 /// Builds the machine's disks, with the guests' images.

@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,9 @@ use crate::support::HUNG;
 pub struct Client {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Outcome>>,
+    /// What has ended it.
+    error: Arc<Mutex<Option<String>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// What the client saw.
@@ -47,24 +49,25 @@ pub fn wait_for_service(address: SocketAddr) {
 impl Client {
     pub fn start(address: SocketAddr) -> Self {
         let (stop, acknowledged) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let error = Arc::<Mutex<Option<String>>>::default();
         let thread = std::thread::spawn({
-            let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
-            move || {
-                let result = count(address, &stop, &acknowledged);
-                Outcome { acknowledged: acknowledged.load(Ordering::Acquire), error: result.err() }
-            }
+            let (stop, acknowledged, error) = (stop.clone(), acknowledged.clone(), error.clone());
+            move || *error.lock().unwrap() = count(address, &stop, &acknowledged).err()
         });
-        Self { stop, acknowledged, thread: Some(thread) }
+        Self { stop, acknowledged, error, thread: Some(thread) }
     }
 
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Acquire)
     }
 
-    /// Waits until the client has got `more` replies, or has ended.
+    /// Waits until the client has got `more` replies; what ended it fails the test here, where the replicas still are as they were.
     pub fn wait_for_progress(&self, more: u64) {
         let (from, deadline) = (self.acknowledged(), Instant::now() + HUNG);
-        while self.acknowledged() < from + more && self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        while self.acknowledged() < from + more {
+            let error = self.error.lock().unwrap();
+            assert!(error.is_none(), "{error:?} after {} increments", self.acknowledged());
+            drop(error);
             assert!(Instant::now() < deadline, "the client gets no replies");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -72,7 +75,8 @@ impl Client {
 
     pub fn stop(mut self) -> Outcome {
         self.stop.store(true, Ordering::Release);
-        self.thread.take().unwrap().join().unwrap()
+        self.thread.take().unwrap().join().unwrap();
+        Outcome { acknowledged: self.acknowledged(), error: self.error.lock().unwrap().take() }
     }
 }
 

@@ -10,17 +10,10 @@ use serde_json::json;
 use crate::client::{Client, wait_for_service};
 use crate::faults::{assert_whole, protected};
 use crate::replicas::{Replica, Setup, World};
-use crate::support::HUNG;
 
 /// Types a line on the guest's console, as soon as there is a shell that takes it.
 fn type_on_console(replica: &Replica, line: &str) -> UnixStream {
-    let mut console = UnixStream::connect(replica.folder.join("replica.sock")).unwrap();
-    console.set_read_timeout(Some(HUNG)).unwrap();
-    writeln!(console, "{}", json!({ "request": "console" })).unwrap();
-    let mut lines = BufReader::new(console.try_clone().unwrap());
-    let mut answer = String::new();
-    lines.read_line(&mut answer).unwrap();
-    assert!(answer.contains("done"), "{answer}");
+    let mut console = replica.console().unwrap();
     writeln!(console, "{line}").unwrap();
     console
 }

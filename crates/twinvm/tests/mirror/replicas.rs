@@ -1,7 +1,7 @@
 //! A mirrored VM without daemons: replica processes on hosts that are no more than names, one network, one cluster store.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -387,8 +387,39 @@ impl Replica {
     }
 }
 
+impl Replica {
+    /// The guest's console, and whoever types on it.
+    pub fn console(&self) -> Result<UnixStream, String> {
+        let mut console = UnixStream::connect(self.folder.join("replica.sock")).map_err(|error| error.to_string())?;
+        console.set_read_timeout(Some(HUNG)).unwrap();
+        writeln!(console, "{}", json!({ "request": "console" })).map_err(|error| error.to_string())?;
+        let mut answer = String::new();
+        // Byte by byte: what follows the line is the console's.
+        while !answer.ends_with('\n') {
+            let mut byte = [0];
+            console.read_exact(&mut byte).map_err(|error| error.to_string())?;
+            answer.push(byte[0].into());
+        }
+        if answer.contains("done") { Ok(console) } else { Err(answer) }
+    }
+
+    /// What the guest has written on its console last.
+    fn shown(&self) -> Result<String, String> {
+        let mut console = self.console()?;
+        console.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut shown = Vec::new();
+        // It ends when nothing more comes.
+        let _ = console.read_to_end(&mut shown);
+        Ok(String::from_utf8_lossy(&shown).into_owned())
+    }
+}
+
 impl Drop for Replica {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (host, status) = (&self.host, self.status());
+            eprintln!("replica on {host}: {status:?}\nits console: {:?}\nits log:\n{}", self.shown(), self.log());
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -55,8 +55,7 @@ impl Pair {
         let copy = guest.folder().join("replayed.qcow2");
         std::fs::copy(&disk, &copy).unwrap();
         // From here on pages count as touched, in both.
-        vm.collect_dirty().unwrap();
-        vm.platform().ram().harvest().acknowledge();
+        vm.harvest().unwrap().acknowledge();
         let (state, ram) = (vm.save().unwrap(), copy_of(vm.platform().ram()));
         ram.harvest().acknowledge();
         Self { guest, network, disks: [disk, copy], vm, ram, recorder, output, state }

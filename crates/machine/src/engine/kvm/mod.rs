@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use cpu::{CpuOffer, CpuProfile, ProcessorsState};
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use memory::Harvest;
 use spec::{CpuLevel, EngineKind};
 
 use super::soft::InputMode;
@@ -268,8 +269,8 @@ impl Engine for KvmEngine {
         Ok(EngineState { processors, ioapic: state::get_ioapic(&self.kernel.vm)? })
     }
 
-    fn collect_dirty(&mut self) -> Result<(), EngineError> {
-        self.kernel.dirty.restart()
+    fn harvest(&mut self) -> Result<Harvest, EngineError> {
+        self.kernel.dirty.harvest()
     }
 
     fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {

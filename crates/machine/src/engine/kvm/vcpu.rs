@@ -10,7 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use super::kick::ImmediateExit;
 use super::support::Support;
 use super::{KernelVm, cpuid, ioctl, kvm_error, msrs, state, tsc};
-use crate::engine::{DirtyLog, EngineError, RunEnd};
+use crate::engine::{EngineError, RunEnd};
 
 /// A vCPU. Its thread has it during a run, and whoever saves it between two.
 pub(super) struct Vcpu {
@@ -122,7 +122,7 @@ impl Vcpu {
                 return Ok(Step::Stuck);
             }
             // All of it is marked in guest RAM, and the ring has room again.
-            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => kernel.dirty.restart()?,
+            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => kernel.dirty.empty_rings()?,
             VcpuExit::FailEntry(reason, cpu) => {
                 return Err(EngineError::KvmExit(format!("entry failed with reason {reason:#x} on host CPU {cpu}")));
             }

@@ -128,12 +128,12 @@ impl Shared {
     /// and which the secondary reaches by executing it.
     pub(super) fn end_log(self: &Arc<Self>, vm: &mut Vm, session: &Arc<Session>) -> Result<(), VmError> {
         self.close_segment(vm, session);
-        vm.collect_dirty()?;
+        let harvest = vm.harvest()?;
         let core = self.core();
         if core.session.as_ref().is_none_or(|current| current.id != session.id) {
             return Ok(());
         }
-        self.ram.harvest().acknowledge();
+        harvest.acknowledge();
         self.disks.start_log();
         self.forward_inputs(session);
         drop(core);

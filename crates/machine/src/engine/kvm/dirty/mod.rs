@@ -15,7 +15,7 @@ use kvm_bindings::{
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use memory::{GuestRam, PAGE_SHIFT, Slot};
+use memory::{GuestRam, Harvest, PAGE_SHIFT, Slot};
 
 use self::ring::{DirtyRing, ENTRY_BYTES};
 use super::{ioctl, kvm_error};
@@ -139,6 +139,29 @@ impl DirtyTracking {
         Ok(())
     }
 
+    /// Makes room in the rings.
+    pub fn empty_rings(&self) -> Result<(), EngineError> {
+        self.protect(&mut lock(&self.state))
+    }
+
+    /// Marks the pages logged so far and protects them.
+    fn protect(&self, state: &mut State) -> Result<(), EngineError> {
+        if !state.is_on {
+            return self.switch_on(state);
+        }
+        match &mut state.record {
+            Record::Rings { rings, unprotected } => {
+                if self.read_rings(rings)? || *unprotected {
+                    ioctl::reset_dirty_rings(&self.vm)?;
+                    rings.iter_mut().for_each(DirtyRing::was_reset);
+                    *unprotected = false;
+                }
+                Ok(())
+            }
+            Record::Bitmap { clears } => self.read_bitmaps(*clears),
+        }
+    }
+
     /// Says whether there was anything.
     fn read_rings(&self, rings: &mut [DirtyRing]) -> Result<bool, EngineError> {
         let mut any = false;
@@ -187,7 +210,7 @@ impl DirtyTracking {
 }
 
 impl DirtyLog for DirtyTracking {
-    /// What is marked may go on being written to without notice, until [`DirtyTracking::restart`] protects it. Where bitmaps
+    /// What is marked may go on being written to without notice, until [`DirtyTracking::harvest`] protects it. Where bitmaps
     /// cannot be cleared apart from being read, this protects as well.
     fn observe(&self) -> Result<(), EngineError> {
         let mut state = lock(&self.state);
@@ -203,22 +226,12 @@ impl DirtyLog for DirtyTracking {
         }
     }
 
-    fn restart(&self) -> Result<(), EngineError> {
+    fn harvest(&self) -> Result<Harvest, EngineError> {
         let mut state = lock(&self.state);
-        if !state.is_on {
-            return self.switch_on(&mut state);
-        }
-        match &mut state.record {
-            Record::Rings { rings, unprotected } => {
-                if self.read_rings(rings)? || *unprotected {
-                    ioctl::reset_dirty_rings(&self.vm)?;
-                    rings.iter_mut().for_each(DirtyRing::was_reset);
-                    *unprotected = false;
-                }
-                Ok(())
-            }
-            Record::Bitmap { clears } => self.read_bitmaps(*clears),
-        }
+        self.protect(&mut state)?;
+        // Still under the lock: a vCPU has its page logged before it writes to it. If somebody else read such an entry by now, the page would be
+        // among these, might be copied before the write, and would not be logged again for it.
+        Ok(self.ram.harvest())
     }
 
     fn stop(&self) -> Result<(), EngineError> {

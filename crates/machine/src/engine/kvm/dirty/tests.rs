@@ -1,10 +1,11 @@
 //! Dirty pages by either method, with a guest that writes them in user mode while they are asked for.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cpu::VcpuState;
 use cpu::state::SegmentState;
-use memory::{GuestRam, PAGE_BYTES};
+use memory::{GuestRam, Harvest, PAGE_BYTES};
 
 use super::super::*;
 use super::has_hardware_virtualization;
@@ -84,10 +85,11 @@ fn engine(platform: &Arc<Platform>, vcpus: Vec<VcpuState>, method: fn(&Kvm, &VmF
     KvmEngine::with_dirty_method(platform, &state, method).unwrap()
 }
 
-/// Copies what was written while the vCPUs write, as a primary does, and compares when they stand still.
+/// Copies what was written while the vCPUs write, as a primary does, and others look at how much that is; compares when the vCPUs stand still.
 #[test]
 fn pages_copied_while_vcpus_run_are_complete_once_they_stand_still() {
     const PAGES: u64 = 300;
+    const ROUNDS: u32 = 20;
     if !has_kvm() {
         return;
     }
@@ -97,10 +99,10 @@ fn pages_copied_while_vcpus_run_are_complete_once_they_stand_still() {
         let vcpus = vec![writer(0, DATA, PAGES), writer(1, DATA + PAGES / 2 * PAGE_BYTES, PAGES)];
         let mut engine = engine(&platform, vcpus, method);
         let log = engine.dirty_log().unwrap();
-        log.restart().unwrap();
+        // All pages count as written.
+        log.harvest().unwrap().give_back();
         let control = Control::new().unwrap();
-        let take = |copied: &mut u64| {
-            let harvest = ram.harvest();
+        let take = |harvest: Harvest, copied: &mut u64| {
             let mut content = [0; PAGE_BYTES as usize];
             for page in harvest.pages() {
                 ram.read_offset(page * PAGE_BYTES, &mut content);
@@ -110,29 +112,34 @@ fn pages_copied_while_vcpus_run_are_complete_once_they_stand_still() {
             harvest.acknowledge();
         };
         let mut copied = 0;
-        for _ in 0..5 {
+        for _ in 0..ROUNDS {
+            let is_over = AtomicBool::new(false);
             std::thread::scope(|scope| {
+                // As those do who want to know whether an epoch is long enough.
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Acquire) {
+                        log.observe().unwrap();
+                        assert!(ram.dirty_pages_estimate() <= ram.pages());
+                    }
+                });
                 scope.spawn(|| {
                     let since = Instant::now();
                     let before = copied;
                     while copied < before + 3 * PAGES && since.elapsed() < HUNG {
-                        log.observe().unwrap();
-                        assert!(ram.dirty_pages_estimate() <= ram.pages());
-                        log.restart().unwrap();
-                        take(&mut copied);
+                        take(log.harvest().unwrap(), &mut copied);
                     }
+                    is_over.store(true, Ordering::Release);
                     control.pause();
                 });
                 assert_eq!(engine.run(&control, None).unwrap(), RunEnd::Paused);
             });
-            engine.collect_dirty().unwrap();
-            take(&mut copied);
+            take(engine.harvest().unwrap(), &mut copied);
             for page in 0..ram.pages() {
                 let word = |ram: &GuestRam| ram.load::<u64>(page * PAGE_BYTES).unwrap();
                 assert_eq!(word(&ram), word(&copy), "page {page} was written and not copied in its last state");
             }
         }
-        assert!(copied >= ram.pages() + 12 * PAGES);
+        assert!(copied >= ram.pages() + (3 * u64::from(ROUNDS) - 3) * PAGES);
     }
 }
 
@@ -147,8 +154,7 @@ fn the_estimate_counts_what_vcpus_write_while_they_run() {
         let ram = platform.ram().clone();
         let mut engine = engine(&platform, vec![writer(0, DATA, PAGES)], method);
         let log = engine.dirty_log().unwrap();
-        log.restart().unwrap();
-        ram.harvest().acknowledge();
+        log.harvest().unwrap().acknowledge();
         let control = Control::new().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -177,8 +183,7 @@ fn a_full_ring_loses_nothing() {
     let ram = platform.ram().clone();
     let last_page = DATA + (PAGES - 1) * PAGE_BYTES;
     let mut engine = engine(&platform, vec![writer(0, DATA, PAGES)], smallest);
-    engine.collect_dirty().unwrap();
-    ram.harvest().acknowledge();
+    engine.harvest().unwrap().acknowledge();
     let control = Control::new().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -190,8 +195,7 @@ fn a_full_ring_loses_nothing() {
         });
         assert_eq!(engine.run(&control, None).unwrap(), RunEnd::Paused);
     });
-    engine.collect_dirty().unwrap();
-    let harvest = ram.harvest();
+    let harvest = engine.harvest().unwrap();
     assert_eq!(harvest.pages().filter(|page| (DATA >> 12..=last_page >> 12).contains(page)).count() as u64, PAGES);
     harvest.give_back();
 }
@@ -206,9 +210,13 @@ fn a_log_that_was_stopped_counts_all_pages_when_it_begins_again() {
         let ram = platform.ram().clone();
         let engine = engine(&platform, vec![writer(0, DATA, 1)], method);
         let log = engine.dirty_log().unwrap();
-        for begin in [DirtyLog::restart, DirtyLog::observe] {
+        for begins_with_harvest in [true, false] {
             ram.harvest().acknowledge();
-            begin(&*log).unwrap();
+            if begins_with_harvest {
+                log.harvest().unwrap().give_back();
+            } else {
+                log.observe().unwrap();
+            }
             assert_eq!(ram.dirty_pages_estimate(), ram.pages());
             log.stop().unwrap();
         }
@@ -227,8 +235,7 @@ fn a_guest_of_64_gib_is_tracked_up_to_its_last_page() {
     // Below the device window: 32-bit code reaches no further.
     let first = memory::LOW_END - PAGES * PAGE_BYTES;
     let mut engine = engine(&platform, vec![writer(0, first, PAGES)], DirtyMethod::set_up);
-    engine.collect_dirty().unwrap();
-    ram.harvest().acknowledge();
+    engine.harvest().unwrap().acknowledge();
     let control = Control::new().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -240,8 +247,7 @@ fn a_guest_of_64_gib_is_tracked_up_to_its_last_page() {
         });
         assert_eq!(engine.run(&control, None).unwrap(), RunEnd::Paused);
     });
-    engine.collect_dirty().unwrap();
-    let harvest = ram.harvest();
+    let harvest = engine.harvest().unwrap();
     assert_eq!(harvest.pages().collect::<Vec<_>>(), (first >> 12..memory::LOW_END >> 12).collect::<Vec<_>>());
     harvest.acknowledge();
 }
