@@ -8,6 +8,7 @@
 //! | [`Heartbeats`] | which acks count |
 //! | [`Silence`] | when the other replica is lost for its silence |
 //! | [`Patience`] | when a secondary is too slow to be kept |
+//! | [`FirstCopy`] | when rounds of copying go on, when the guest is slowed down for them, when they end or are given up |
 //! | [`Uplink`] | when a VM whose network is gone moves to its secondary |
 //! | [`admits`] | which primary a secondary follows |
 
@@ -17,6 +18,7 @@ mod claim;
 mod command;
 mod epochs;
 mod event;
+mod first_copy;
 mod heartbeats;
 mod numbers;
 mod patience;
@@ -37,6 +39,9 @@ pub use claim::Claim;
 pub use command::{Command, RETRY_INTERVAL, StopReason};
 pub use epochs::{Committed, Decision, EpochBounds, Epochs, Load, NotSent, Sending};
 pub use event::{DropReason, Event, LossReason};
+pub use first_copy::{
+    Amount, FirstCopy, LAST_PAUSE_MAX, Left, Pace, RoundEnd, Slowed, Step, TakenIn, WRITES_WAITING_MAX,
+};
 pub use heartbeats::{Heartbeats, heartbeat_interval};
 pub use numbers::{Epoch, Generation};
 pub use patience::Patience;

@@ -74,7 +74,7 @@ const HOUSE: &[Crate] = &[
         layers: &[
             &["numbers", "time"],
             &["epochs", "heartbeats", "patience", "silence", "uplink"],
-            &["claim"],
+            &["claim", "first_copy"],
             &["admission", "arbiter"],
             &["command", "event"],
             &["status"],
