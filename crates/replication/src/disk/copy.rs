@@ -1,16 +1,15 @@
 //! Bringing a secondary's disks to where the log of writes can go on.
 
 use std::collections::VecDeque;
-use std::iter::Peekable;
 use std::ops::Range;
 
 use storage::disk::BaseIdentity;
 
 use super::backend::push_data;
 use super::blocks::{BlockDigest, Span, block_range, is_zeros, spans};
-use super::codec::PieceEncoder;
 use super::progress::span_bytes;
 use super::set::Disk;
+use super::stream::LogStream;
 use super::summary::{KnownBlocks, KnownContent, SummaryOfDisk};
 use super::{DiskOp, DiskProgress, DiskSet, DiskSummary, DiskSyncError, DiskWrite};
 
@@ -23,17 +22,13 @@ const WAITING_BYTES: u64 = 256 << 10;
 /// The live copy of what a secondary's disks lack, on the primary.
 ///
 /// It makes one stream of the blocks that differ and of what the guest writes meanwhile; see the [module](super) for why the
-/// secondary is a copy when it has applied that stream and the log from then on. While it exists, nobody else may take the log.
+/// secondary is a copy when it has applied that stream and the log from then on. While it exists, nobody else may take the log; what follows it is
+/// in the same stream ([`DiskCopy::into_stream`]).
 pub struct DiskCopy {
     disks: DiskSet,
-    /// Which run of the log this copy belongs to.
-    run: u64,
+    stream: LogStream,
     left: VecDeque<Task>,
     stage: Stage,
-    /// Taken from the log, but only sent up to `sent`.
-    taken: Vec<DiskWrite>,
-    sent: usize,
-    encoder: PieceEncoder,
     buffer: Vec<u8>,
     progress: DiskProgress,
     differing_bytes: u64,
@@ -74,7 +69,7 @@ impl DiskCopy {
     /// [`DiskSyncError::Image`].
     pub fn new(disks: &DiskSet, summary: DiskSummary) -> Result<Self, DiskSyncError> {
         // Before the first look at a disk: what is written from now on is in the log.
-        let run = disks.shared().ensure_logging();
+        let stream = LogStream::new(disks);
         let mut left = VecDeque::new();
         let mut progress = DiskProgress::default();
         for ((number, disk), theirs) in (0..).zip(disks.shared().disks()).zip(summary.disks) {
@@ -96,12 +91,9 @@ impl DiskCopy {
         }
         Ok(Self {
             disks: disks.clone(),
-            run,
+            stream,
             left,
             stage: Stage::Looking,
-            taken: Vec::new(),
-            sent: 0,
-            encoder: PieceEncoder::default(),
             buffer: Vec::new(),
             progress,
             differing_bytes: 0,
@@ -116,28 +108,32 @@ impl DiskCopy {
     /// [`DiskSyncError::Image`]; [`DiskSyncError::Abandoned`] if the log was stopped.
     pub fn next_piece(&mut self, out: &mut Vec<u8>) -> Result<bool, DiskSyncError> {
         if !self.is_over() {
-            if !self.disks.shared().is_on(self.run) {
-                return Err(DiskSyncError::Abandoned);
-            }
+            self.stream.check()?;
             self.look()?;
-            if self.sent >= self.taken.len() {
-                self.taken = self.disks.shared().take_log_of(self.run).ok_or(DiskSyncError::Abandoned)?;
-                self.sent = 0;
+            if self.stream.is_sent() {
+                self.stream.take()?;
                 if self.stage == Stage::Logged {
                     self.stage = Stage::Taken;
                 }
             }
-            let mut rest: Peekable<_> = self.taken.get(self.sent..).unwrap_or_default().iter().peekable();
-            if rest.peek().is_some() {
-                self.sent += self.encoder.fill(&mut rest, out);
-            }
+            self.stream.next_taken(out);
         }
         Ok(!self.is_over())
     }
 
     /// The log is the caller's again.
     fn is_over(&self) -> bool {
-        self.stage == Stage::Taken && self.sent >= self.taken.len()
+        self.stage == Stage::Taken && self.stream.is_sent()
+    }
+
+    /// The stream that it makes.
+    pub fn stream(&self) -> &LogStream {
+        &self.stream
+    }
+
+    /// The stream, which goes on with what the guest writes when the copy is over.
+    pub fn into_stream(self) -> LogStream {
+        self.stream
     }
 
     /// How far it is.

@@ -7,6 +7,8 @@ pub const WRITE_BYTES_MAX: usize = 128 << 10;
 
 /// Most bytes that wait in the log. Whoever sends it takes it long before; this is for when he does not.
 pub(super) const LOG_BYTES_MAX: u64 = 256 << 20;
+// During a first copy as well: the protocol gives it up before there is a gap.
+const _: () = assert!(protocol::WRITES_WAITING_MAX < LOG_BYTES_MAX);
 
 /// One change of one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]

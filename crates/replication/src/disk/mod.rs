@@ -49,6 +49,7 @@ mod error;
 mod log;
 mod progress;
 mod set;
+mod stream;
 mod summary;
 
 pub use applier::DiskApplier;
@@ -61,4 +62,5 @@ pub use error::DiskSyncError;
 pub use log::{DiskOp, DiskWrite, WRITE_BYTES_MAX};
 pub use progress::DiskProgress;
 pub use set::DiskSet;
+pub use stream::LogStream;
 pub use summary::{DiskSummary, SUMMARY_PIECE_BYTES_MAX, SummaryReader, SummaryWriter};

@@ -285,6 +285,39 @@ fn a_copy_ends_with_its_log() {
     assert!(pair.primary.take_log().is_empty());
 }
 
+#[test]
+fn the_stream_of_a_copy_goes_on_with_what_the_guest_writes() {
+    let pair = Pair::new(Images::Raw);
+    let mut copy = DiskCopy::new(&pair.primary, pair.summary()).unwrap();
+    copy_all(&mut copy, &pair.secondary);
+    let mut stream = copy.into_stream();
+    assert_eq!(stream.waiting_bytes(), 0);
+    let before = stream.sent_bytes();
+    perform_all(&pair.primary, &[Step::Write(0, 300_000, 85)]);
+    let written = stream.waiting_bytes();
+    assert!(written >= 300_000);
+    let mut piece = Vec::new();
+    assert!(stream.next_piece(&mut piece).unwrap());
+    pair.secondary.apply_block_piece(&piece).unwrap();
+    assert_eq!(stream.sent_bytes() - before + stream.waiting_bytes(), written);
+    // What was taken ends before this, which is left to the log.
+    perform_all(&pair.primary, &[Step::Write(512, 512, 170)]);
+    loop {
+        piece.clear();
+        if !stream.next_taken(&mut piece) {
+            break;
+        }
+        pair.secondary.apply_block_piece(&piece).unwrap();
+    }
+    assert_eq!((stream.sent_bytes() - before, pair.primary.log_ops()), (written, 1));
+    assert_eq!(stream.waiting_bytes(), pair.primary.log_bytes());
+    pair.send_log();
+    pair.assert_equal();
+    assert!(!stream.next_piece(&mut piece).unwrap());
+    pair.primary.stop_log();
+    assert!(matches!(stream.next_piece(&mut piece), Err(DiskSyncError::Abandoned)));
+}
+
 /// The secondary's summary is of before the copy, so what came to it in between (of a previous session, say) must be sent again.
 #[test]
 fn a_guest_that_writes_what_the_secondary_has_is_logged_all_the_same() {
