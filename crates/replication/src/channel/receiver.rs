@@ -21,6 +21,8 @@ pub struct Receiver {
     /// Decrypted; of this, frames up to `taken` were returned.
     decrypted: Vec<u8>,
     taken: usize,
+    /// Something has come since the last frame was returned, or since somebody asked.
+    has_read: bool,
     closed: bool,
 }
 
@@ -31,6 +33,7 @@ impl Receiver {
             encrypted: vec![0; READ_BYTES].into(),
             decrypted: Vec::with_capacity(2 * READ_BYTES),
             taken: 0,
+            has_read: false,
             closed: false,
         };
         // The peer's first frames may have come with its greeting; an error shows again when more is read.
@@ -57,7 +60,10 @@ impl Receiver {
             }
             match (&self.wire.socket).read(&mut self.encrypted) {
                 Ok(0) => self.closed = true,
-                Ok(read) => self.decrypt(read)?,
+                Ok(read) => {
+                    self.has_read = true;
+                    self.decrypt(read)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // What came before a reset is as good as it was.
                 Err(error) => match error.into() {
@@ -68,10 +74,17 @@ impl Receiver {
         };
         let from = self.taken;
         self.taken += len;
+        self.has_read = false;
         let frame = self.decrypted.get(from..self.taken).unwrap_or_default();
         let payload = frame.get(frame::HEADER_BYTES..).unwrap_or_default();
         let kind = frame.get(frame::KIND_OFFSET).copied().unwrap_or_default();
         Ok(Some(Frame { kind, payload }))
+    }
+
+    /// Whether something has come since the last frame, and since this was asked last: a part of a frame, as a long one takes its time on a
+    /// slow link.
+    pub fn take_has_read(&mut self) -> bool {
+        std::mem::take(&mut self.has_read)
     }
 
     fn rest(&self) -> &[u8] {

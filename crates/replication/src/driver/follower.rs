@@ -111,16 +111,21 @@ impl Voice {
         self.send(ACK, &postcard::to_stdvec(&ack).unwrap_or_default())
     }
 
-    /// Says it every `interval`, and soon after more of the log was executed: the primary's guest waits for that.
+    /// Says it every `interval`, soon after more of the log was executed, as the primary's guest waits for that, and soon after each heartbeat
+    /// of a first copy, by which the primary measures how fast that is taken in.
     fn beat(&self, interval: Duration) {
         while !self.ended.load(Ordering::Acquire) {
             let (said, due) = (self.executed.instructions(), Instant::now() + interval);
+            let heard = self.heard.load(Ordering::Acquire);
             if self.ack().is_err() {
                 return;
             }
             loop {
                 thread::sleep(due.saturating_duration_since(Instant::now()).min(PROGRESS_INTERVAL));
-                if Instant::now() >= due || self.executed.instructions() != said || self.ended.load(Ordering::Acquire) {
+                let is_news = self.executed.instructions() != said
+                    || Epoch::new(self.epoch.load(Ordering::Acquire)) == Epoch::NONE
+                        && self.heard.load(Ordering::Acquire) != heard;
+                if Instant::now() >= due || is_news || self.ended.load(Ordering::Acquire) {
                     break;
                 }
             }
@@ -230,10 +235,13 @@ impl Follower {
                         return parting;
                     }
                 }
-                Ok(None) if look == Look::Last => {
-                    return Parting::Lost(LossReason::Silent, "it is silent".to_owned());
+                Ok(None) => {
+                    if receiver.take_has_read() {
+                        self.silence.heard(clock::now());
+                    } else if look == Look::Last {
+                        return Parting::Lost(LossReason::Silent, "it is silent".to_owned());
+                    }
                 }
-                Ok(None) => {}
                 Err(ChannelError::Closed) => {
                     return Parting::Lost(LossReason::Closed, "its connection is closed".to_owned());
                 }

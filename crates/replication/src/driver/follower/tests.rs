@@ -329,3 +329,66 @@ fn a_primary_of_another_generation_is_not_followed() {
     }
     assert!(matches!(answer(&world, address, "a", &hello), Welcome::Accepted { .. }));
 }
+
+/// The primary measures by them how fast the copy is taken in.
+#[test]
+fn heartbeats_of_a_first_copy_are_answered_at_once() {
+    let world = World::new();
+    let (follower, receiver, far) = world.follower();
+    let following = thread::spawn(move || follower.follow(receiver));
+    let (mut sender, mut receiver, closer) = far.split();
+    let begun = Instant::now();
+    for number in 1..=10u64 {
+        sender.send(HEARTBEAT, &[&number.to_le_bytes()]).unwrap();
+        sender.flush().unwrap();
+        loop {
+            let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
+            if frame.kind == ACK && postcard::from_bytes::<Ack>(frame.payload).unwrap().heard >= number {
+                break;
+            }
+        }
+    }
+    // An ack comes every 4 s in any case.
+    assert!(begun.elapsed() < Duration::from_secs(20), "ten heartbeats took {:?}", begun.elapsed());
+    closer.close();
+    let SecondaryEnd::Stopped { .. } = following.join().unwrap() else { panic!("it took over") };
+}
+
+/// A link that carries 8 KiB each 100 ms to `target`; where it begins.
+fn slow_link(target: std::net::SocketAddr) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut near, mut far) = (listener.accept().unwrap().0, std::net::TcpStream::connect(target).unwrap());
+        let (mut back, mut to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut back, &mut to));
+        let mut buffer = [0; 8192];
+        while let Ok(read @ 1..) = std::io::Read::read(&mut near, &mut buffer) {
+            thread::sleep(Duration::from_millis(100));
+            if std::io::Write::write_all(&mut far, &buffer[..read]).is_err() {
+                break;
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_primary_whose_message_takes_longer_than_the_suspicion_time_to_arrive_is_not_silent() {
+    let world = World::new();
+    let (secondary, address) = world.secondary();
+    let (near, far) = thread::scope(|scope| {
+        let far = scope.spawn(|| world.connect(slow_link(address)));
+        (secondary.parts.listener.accept().unwrap(), far.join().unwrap())
+    });
+    let (sender, receiver, closer) = near.split();
+    let hello = Hello { suspicion_ms: 2000, ..hello(&secondary.parts.disks) };
+    let follower = Follower::new(secondary, &hello, sender, closer);
+    let following = thread::spawn(move || follower.follow(receiver));
+    let (mut sender, _receiver, _closer) = far.split();
+    // Heard of when the last of four seconds' worth of it has come.
+    sender.send(u8::MAX, &[&[0; 320 << 10]]).unwrap();
+    sender.flush().unwrap();
+    let SecondaryEnd::Stopped { why, .. } = following.join().unwrap() else { panic!("it took over") };
+    assert!(why.contains("a message of kind 255"), "{why}");
+}
