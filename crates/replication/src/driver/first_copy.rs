@@ -2,48 +2,35 @@
 //!
 //! Disks come first. Their log is started before the first block is read, and blocks, logged writes and pages travel in one stream: whatever
 //! is newer arrives later. Then memory, in rounds: all of it, then what was written meanwhile, until that is little or does not get
-//! less; what is left is the first checkpoint. Nothing of this counts before that one is complete.
+//! less; what is left is the first checkpoint. Disk writes have their turns within rounds, however long these are. Nothing of this counts
+//! before the first checkpoint is complete. When a round is the last one, and what becomes of a guest that is too fast, is decided by
+//! [`protocol::FirstCopy`].
 
-use std::iter;
+mod copier;
+
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver as Inbox, SyncSender as Postbox, sync_channel};
+use std::sync::mpsc::{SyncSender as Postbox, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use machine::vm::{Vm, VmError};
-use memory::encoding::CapturedPages;
-use memory::{GuestRam, Harvest, PAGE_BYTES};
 use protocol::{Look, LossReason};
 use spec::{FtMode, ReplicaId};
 
-use super::message::{
-    ACK, Ack, DISK_WRITES, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome,
-};
-use super::outbox::Bulk;
+use super::message::{ACK, Ack, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
 use super::pause_queue::VmStopped;
 use super::primary::Shared;
-use super::progress::{Phase, Progress};
 use super::sender::{SendError, SenderThread};
 use super::session::Session;
 use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
-use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, DiskWrite, SummaryReader};
+use crate::disk::DiskSyncError;
 
 /// How long connecting may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the secondary may take to say whether it can hold the VM.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
-/// Rounds of copying memory, beyond which the rest goes with the first checkpoint however much it is.
-const ROUNDS_MAX: u32 = 12;
-/// Pages that may be left for the first checkpoint: about a millisecond of copying.
-const PAGES_LEFT: u64 = 1024;
-/// Pages that a checkpoint's buffer has room for from the start.
-const BUFFER_PAGES: usize = 2 * PAGES_LEFT as usize;
 /// Pieces of the secondary's summary that wait to be read; while there are more, it is not heard.
 const SUMMARY_PIECES_MAX: usize = 16;
-/// Pages handed to the sender at once.
-const PAGES_PER_PIECE: usize = 1024;
-
 /// Longest reason of a peer that is repeated to others, in characters.
 const REASON_CHARS_MAX: usize = 500;
 
@@ -77,19 +64,6 @@ pub enum ProtectError {
     /// The greeting does not serialize.
     #[error("the VM's description cannot be serialized: {0}")]
     Serialize(#[from] postcard::Error),
-}
-
-/// Why a first copy did not get to its end.
-#[derive(Debug, thiserror::Error)]
-enum CopyError {
-    #[error("the connection to the secondary is closed")]
-    Closed,
-    #[error(transparent)]
-    Disk(#[from] DiskSyncError),
-    #[error(transparent)]
-    Vm(#[from] VmError),
-    #[error(transparent)]
-    Stopped(#[from] VmStopped),
 }
 
 /// Connects, agrees on what the VM is, and starts the threads that do the rest.
@@ -130,11 +104,7 @@ pub(super) fn start(
     let (pieces, summary_pieces) = sync_channel(SUMMARY_PIECES_MAX);
     spawn("mirror-send", shared, &session, move |shared, session| send(shared, session, sender));
     spawn("mirror-acks", shared, &session, move |shared, session| receive(shared, session, receiver, &pieces));
-    spawn("first-copy", shared, &session, move |shared, session| {
-        if let Err(error) = copy(shared, session, summary_pieces) {
-            shared.end_session(session.id, LossReason::Protocol, &format!("first copy: {error}"));
-        }
-    });
+    spawn("first-copy", shared, &session, move |shared, session| copier::copy(shared, session, summary_pieces));
     Ok(())
 }
 
@@ -182,6 +152,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                         Ok(ack) => {
                             shared.executed(session, ack.executed, ack.digests);
                             session.set_reaches_network(ack.reaches_network);
+                            session.intake.heard(ack.heard);
                             if let Some(epoch) = ack.epoch
                                 && session.is_fresh(ack.heard)
                             {
@@ -222,95 +193,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
     shared.end_session(session.id, reason, &why);
 }
 
-fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: Inbox<Vec<u8>>) -> Result<(), CopyError> {
-    *session.progress() = Progress { phase: Phase::ComparingDisks, ..Progress::default() };
-    let summary = read_summary(shared, summary)?;
-    copy_disks(shared, session, summary)?;
-    copy_memory(shared, session)
-}
-
-/// The pieces' end is dropped here: a secondary that goes on sending them is not heard.
-fn read_summary(shared: &Shared, pieces: Inbox<Vec<u8>>) -> Result<DiskSummary, CopyError> {
-    let mut reader = SummaryReader::new(&shared.disks)?;
-    loop {
-        // The other end is dropped with the session.
-        let piece = pieces.recv().map_err(|_| CopyError::Closed)?;
-        if let Some(summary) = reader.push(&piece)? {
-            return Ok(summary);
-        }
-    }
-}
-
-fn copy_disks(shared: &Arc<Shared>, session: &Arc<Session>, summary: DiskSummary) -> Result<(), CopyError> {
-    let mut copy = DiskCopy::new(&shared.disks, summary)?;
-    let mut piece = Vec::new();
-    loop {
-        piece.clear();
-        let more = copy.next_piece(&mut piece)?;
-        let DiskProgress { done_bytes, total_bytes } = copy.progress();
-        *session.progress() = Progress { phase: Phase::CopyingDisks, done_bytes, total_bytes };
-        if !piece.is_empty() {
-            push(session, Bulk::Message { kind: DISK_WRITES, payload: std::mem::take(&mut piece) })?;
-        }
-        if !more {
-            return Ok(());
-        }
-    }
-}
-
-fn push(session: &Session, bulk: Bulk) -> Result<(), CopyError> {
-    if session.outbox.push_bulk(bulk) { Ok(()) } else { Err(CopyError::Closed) }
-}
-
-/// A round's harvest: which pages and disk writes came up since the last one.
-fn harvest(vm: &mut Vm, shared: &Shared, session: &Session) -> Result<(Harvest, Vec<DiskWrite>), CopyError> {
-    // A later session may be under way by now, which needs what there is to harvest.
-    let writes = shared.take_log(session).ok_or(CopyError::Closed)?;
-    Ok((vm.harvest()?, writes))
-}
-
 /// What a peer gives as a reason, as far as somebody would read it.
 fn words(reason: &str) -> String {
     reason.chars().take(REASON_CHARS_MAX).collect()
-}
-
-/// All pages that may hold anything but zeros.
-fn allocated_pages(ram: &GuestRam) -> Vec<u64> {
-    let ranges = iter::successors(ram.allocated_pages(0), |range| ram.allocated_pages(range.end));
-    ranges.flatten().collect()
-}
-
-fn copy_memory(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), CopyError> {
-    let mut left_before = u64::MAX;
-    for round in 0..ROUNDS_MAX {
-        let (own, copied) = (shared.clone(), session.clone());
-        let (harvest, writes) = shared.pause.run(&shared.control, move |vm| harvest(vm, &own, &copied))??;
-        push(session, Bulk::Writes(writes))?;
-        // A secondary's memory begins with zeros, like all that was never touched here.
-        let pages: Vec<u64> = if round == 0 { allocated_pages(&shared.ram) } else { harvest.pages().collect() };
-        // Whatever becomes of this session: the next one begins with all pages.
-        harvest.acknowledge();
-        let total_bytes = pages.len() as u64 * PAGE_BYTES;
-        let phase = if round == 0 { Phase::CopyingMemory } else { Phase::CopyingChanges };
-        *session.progress() = Progress { phase, done_bytes: 0, total_bytes };
-        for piece in pages.chunks(PAGES_PER_PIECE) {
-            push(session, Bulk::LivePages(piece.to_vec()))?;
-        }
-        if !session.outbox.wait_until_sent() {
-            return Err(CopyError::Closed);
-        }
-        let left = shared.dirty_pages();
-        if round > 0 && (left <= PAGES_LEFT || left >= left_before) {
-            break;
-        }
-        left_before = left;
-    }
-    if !shared.engine.can_freeze_pages() {
-        // Checkpoints will copy their pages in the pause: not into memory that is touched for the first time then.
-        let mut buffer = CapturedPages::new();
-        buffer.reserve(BUFFER_PAGES);
-        shared.recycle(buffer);
-    }
-    let (own, joined) = (shared.clone(), session.clone());
-    Ok(shared.pause.run(&shared.control, move |vm| own.begin_mirroring(vm, &joined))??)
 }

@@ -149,7 +149,8 @@ pub(super) struct Inbound {
     pub frame: InboundFrame,
 }
 
-/// What the secondary has; sent after each checkpoint, after each segment for which output waits, and regularly as its own heartbeat.
+/// What the secondary has; sent after each checkpoint, after each segment for which output waits, soon after each heartbeat of a first copy, and
+/// regularly as its own heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Ack {
     /// Last epoch whose checkpoint it holds.

@@ -18,6 +18,7 @@ mod early;
 mod figures;
 mod first_copy;
 mod follower;
+mod intake;
 mod message;
 mod options;
 mod outbox;

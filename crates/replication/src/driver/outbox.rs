@@ -5,11 +5,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::capture::Capture;
-use crate::disk::DiskWrite;
 
 /// Most bytes of urgent messages that wait; inbound frames that find no room are not passed on.
 const URGENT_BYTES_MAX: usize = 8 << 20;
-/// Bytes of long messages that wait before their source is made to wait.
+/// Bytes of long messages that wait before their source is to wait.
 const BULK_BYTES_MAX: usize = 2 << 20;
 
 /// A short message that must not wait behind a checkpoint.
@@ -23,14 +22,20 @@ pub(super) struct Urgent {
 pub(super) enum Bulk {
     /// A message as it is.
     Message { kind: u8, payload: Vec<u8> },
-    /// Pages to be read from memory when their turn comes, while the guest runs.
-    LivePages(Vec<u64>),
-    /// Writes that are to be applied at once.
-    Writes(Vec<DiskWrite>),
+    /// Part of the first copy.
+    Piece(Piece),
     /// A whole checkpoint.
     Checkpoint(Box<Capture>),
     /// Checkpoints follow the log.
     EndOfLog,
+}
+
+/// A part of the first copy, which the secondary applies at once.
+pub(super) enum Piece {
+    /// Pages to be read from memory when their turn comes, while the guest runs.
+    Pages(Vec<u64>),
+    /// Pieces of the log of disk writes, which hold so many bytes of the guest's.
+    Writes { messages: Vec<Vec<u8>>, bytes: u64 },
 }
 
 impl Bulk {
@@ -38,8 +43,9 @@ impl Bulk {
         match self {
             Self::Message { payload, .. } => payload.len(),
             // Read when they are sent; what waits are only their numbers.
-            Self::LivePages(pages) => pages.len() * size_of::<u64>(),
-            Self::Writes(_) | Self::Checkpoint(_) | Self::EndOfLog => 0,
+            Self::Piece(Piece::Pages(pages)) => pages.len() * size_of::<u64>(),
+            Self::Piece(Piece::Writes { messages, .. }) => messages.iter().map(Vec::len).sum(),
+            Self::Checkpoint(_) | Self::EndOfLog => 0,
         }
     }
 }
@@ -63,8 +69,6 @@ struct Lanes {
     sending: bool,
     /// The sender sleeps.
     sender_waits: bool,
-    /// Others wait for room, or for what was queued to be sent.
-    others_wait: usize,
     closed: bool,
 }
 
@@ -74,8 +78,6 @@ pub(super) struct Outbox {
     lanes: Mutex<Lanes>,
     /// There is something to send; the sender alone waits for it.
     filled: Condvar,
-    /// Something was sent.
-    emptied: Condvar,
 }
 
 impl Outbox {
@@ -115,22 +117,10 @@ impl Outbox {
         true
     }
 
-    /// Queues something long, waiting for room; false if the connection is closed.
+    /// Queues something long; false if the connection is closed. Nobody waits here, as whoever queues must be free to give up a secondary
+    /// that does not read: he looks first whether the lane [is full](Self::is_full).
     pub fn push_bulk(&self, bulk: Bulk) -> bool {
         let mut lanes = self.lanes();
-        while !lanes.closed && lanes.bulk_bytes > BULK_BYTES_MAX {
-            lanes = self.wait_for_sender(lanes);
-        }
-        self.queue(lanes, bulk)
-    }
-
-    /// As [`push_bulk`](Self::push_bulk), for the VM's thread, which must be free to give up a secondary that does not read: it does not wait
-    /// here, and looks whether the lane [is full](Self::is_full) before it lets the guest go on.
-    pub fn push_bulk_at_once(&self, bulk: Bulk) -> bool {
-        self.queue(self.lanes(), bulk)
-    }
-
-    fn queue(&self, mut lanes: MutexGuard<'_, Lanes>, bulk: Bulk) -> bool {
         if lanes.closed {
             return false;
         }
@@ -140,20 +130,9 @@ impl Outbox {
         true
     }
 
-    fn wait_for_sender<'a>(&self, mut lanes: MutexGuard<'a, Lanes>) -> MutexGuard<'a, Lanes> {
-        lanes.others_wait += 1;
-        let mut lanes = self.emptied.wait(lanes).unwrap_or_else(PoisonError::into_inner);
-        lanes.others_wait -= 1;
-        lanes
-    }
-
-    /// Waits until everything queued so far was sent; false if the connection is closed.
-    pub fn wait_until_sent(&self) -> bool {
-        let mut lanes = self.lanes();
-        while !lanes.closed && (lanes.sending || !lanes.bulk.is_empty()) {
-            lanes = self.wait_for_sender(lanes);
-        }
-        !lanes.closed
+    /// Whether nothing is taken any more.
+    pub fn is_closed(&self) -> bool {
+        self.lanes().closed
     }
 
     /// Whether there is no room for anything long.
@@ -170,12 +149,7 @@ impl Outbox {
     /// What to send next; waits until `deadline`. What was taken before counts as sent.
     pub fn next(&self, deadline: Instant) -> Next {
         let mut lanes = self.lanes();
-        if lanes.sending {
-            lanes.sending = false;
-            if lanes.others_wait > 0 {
-                self.emptied.notify_all();
-            }
-        }
+        lanes.sending = false;
         loop {
             if lanes.closed {
                 return Next::Closed;
@@ -217,7 +191,6 @@ impl Outbox {
         lanes.urgent.clear();
         drop(lanes);
         self.filled.notify_all();
-        self.emptied.notify_all();
     }
 }
 
@@ -232,15 +205,15 @@ mod tests {
     #[test]
     fn urgent_messages_pass_long_ones_and_keep_their_order() {
         let outbox = Outbox::default();
-        assert!(outbox.push_bulk(Bulk::LivePages(vec![1])));
+        assert!(outbox.push_bulk(Bulk::Piece(Piece::Pages(vec![1]))));
         assert!(outbox.push_urgent(1, vec![]));
         assert!(outbox.push_urgent(2, vec![]));
         let Next::Urgent(urgent) = outbox.next(soon()) else { panic!("urgent first") };
         assert_eq!(urgent.iter().map(|message| message.kind).collect::<Vec<_>>(), [1, 2]);
-        assert!(matches!(outbox.next(soon()), Next::Bulk(Bulk::LivePages(_))));
+        assert!(matches!(outbox.next(soon()), Next::Bulk(Bulk::Piece(Piece::Pages(_)))));
         assert!(!outbox.is_idle());
         assert!(matches!(outbox.next(Instant::now()), Next::Idle));
-        assert!(outbox.is_idle() && outbox.wait_until_sent());
+        assert!(outbox.is_idle() && !outbox.is_closed());
     }
 
     #[test]
@@ -248,19 +221,12 @@ mod tests {
         let outbox = Outbox::default();
         let taken = (0..20).filter(|_| outbox.push_urgent(0, vec![0; 1 << 20])).count();
         assert_eq!(taken, URGENT_BYTES_MAX >> 20);
-        std::thread::scope(|scope| {
-            let source = scope.spawn(|| {
-                let message = || Bulk::Message { kind: 0, payload: vec![0; 1 << 20] };
-                (0..20).take_while(|_| outbox.push_bulk(message())).count()
-            });
-            while !outbox.is_full() {
-                std::thread::yield_now();
-            }
-            assert!(outbox.push_bulk_at_once(Bulk::EndOfLog));
-            outbox.close();
-            assert_eq!(source.join().expect("it ends"), 3);
-        });
+        let message = || Bulk::Message { kind: 0, payload: vec![0; 1 << 20] };
+        let taken = (0..20).take_while(|_| !outbox.is_full() && outbox.push_bulk(message())).count();
+        assert_eq!(taken, 3);
+        outbox.close();
+        assert!(!outbox.push_bulk(Bulk::EndOfLog));
         assert!(matches!(outbox.next(soon()), Next::Closed));
-        assert!(!outbox.push_urgent(0, vec![]) && outbox.take_urgent().is_none());
+        assert!(!outbox.push_urgent(0, vec![]) && outbox.take_urgent().is_none() && outbox.is_closed());
     }
 }

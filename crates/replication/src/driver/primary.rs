@@ -29,7 +29,7 @@ use super::progress::{Phase, Progress};
 use super::session::Session;
 use super::trigger::Trigger;
 use super::{MirrorOptions, clock};
-use crate::disk::{DiskSet, DiskWrite};
+use crate::disk::DiskSet;
 use crate::gate::{GateStatus, OutputGate};
 
 /// Buffers for captured pages that are kept for the next checkpoints.
@@ -450,13 +450,6 @@ impl Shared {
         }
     }
 
-    /// What was written to disks since the log was last taken; `None` if the session has ended.
-    pub fn take_log(&self, session: &Session) -> Option<Vec<DiskWrite>> {
-        let core = self.core();
-        core.session.as_ref().filter(|current| current.id == session.id)?;
-        Some(self.disks.take_log())
-    }
-
     /// Makes room in the core for a session.
     pub fn open_session(&self, make: impl FnOnce(u64) -> Session) -> Result<Arc<Session>, super::ProtectError> {
         let mut core = self.core();
@@ -487,6 +480,10 @@ impl Shared {
             self.core().failure = Some(why.to_owned());
             self.event(Some(id), Event::PeerLost { reason });
         }
+        self.forget_session(id);
+    }
+
+    fn forget_session(&self, id: u64) {
         // The protocol does not know of a secondary that has not joined, and leaves it open.
         let mut core = self.core();
         if core.session.as_ref().is_some_and(|session| session.id == id) {
@@ -494,7 +491,7 @@ impl Shared {
         }
     }
 
-    fn has_session(&self, id: u64) -> bool {
+    pub fn has_session(&self, id: u64) -> bool {
         self.core().session.as_ref().is_some_and(|session| session.id == id)
     }
 

@@ -1,5 +1,6 @@
 //! How far the first copy to a secondary is.
 
+use protocol::Slowed;
 use serde::{Deserialize, Serialize};
 
 /// Parts of the first copy.
@@ -32,4 +33,6 @@ pub struct Progress {
     pub done_bytes: u64,
     /// Bytes of this phase, as far as is known.
     pub total_bytes: u64,
+    /// The guest is slowed down for it.
+    pub slowed: Option<Slowed>,
 }

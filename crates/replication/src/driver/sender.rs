@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use memory::encoding::{CapturedPages, Encoding, PageEncoder};
 use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
-use protocol::heartbeat_interval;
+use protocol::{Amount, TakenIn, heartbeat_interval};
 
 use super::capture::{Capture, Pages};
 use super::figures::Meter;
 use super::message::{
     BEGIN, CHECKPOINT, CheckpointEnd, DISK_WRITES, HEARTBEAT, MIRROR, OUTPUT, PAGES, PIECE_BYTES_MAX, STATE,
 };
-use super::outbox::{Bulk, Next};
+use super::outbox::{Bulk, Next, Piece};
 use super::session::Session;
 use crate::channel::{ChannelError, Sender};
 use crate::disk::{DiskWrite, encode_writes};
@@ -95,8 +95,12 @@ impl<'a> SenderThread<'a> {
         if Instant::now() < self.next_heartbeat {
             return Ok(());
         }
-        self.next_heartbeat = Instant::now() + self.interval();
         let number = self.session.number_heartbeat();
+        self.heartbeat(number)
+    }
+
+    fn heartbeat(&mut self, number: u64) -> Result<(), ChannelError> {
+        self.next_heartbeat = Instant::now() + self.interval();
         self.sender.send(HEARTBEAT, &[&number.to_le_bytes()])?;
         self.sender.flush()
     }
@@ -117,8 +121,7 @@ impl<'a> SenderThread<'a> {
     fn bulk(&mut self, bulk: Bulk) -> Result<(), SendError> {
         match bulk {
             Bulk::Message { kind, payload } => Ok(self.sender.send(kind, &[&payload])?),
-            Bulk::Writes(writes) => Ok(self.writes(&writes)?),
-            Bulk::LivePages(pages) => Ok(self.live_pages(&pages)?),
+            Bulk::Piece(piece) => Ok(self.piece(piece)?),
             Bulk::Checkpoint(capture) => self.checkpoint(*capture),
             Bulk::EndOfLog => {
                 // The secondary has changed its memory since, by executing the log.
@@ -139,17 +142,39 @@ impl<'a> SenderThread<'a> {
         sent
     }
 
-    fn live_pages(&mut self, pages: &[u64]) -> Result<(), ChannelError> {
+    /// A piece of the first copy, and the heartbeat that tells when the secondary has it.
+    fn piece(&mut self, piece: Piece) -> Result<(), ChannelError> {
+        let mut sent = TakenIn::default();
+        match piece {
+            Piece::Pages(pages) => {
+                let wire_bytes = self.live_pages(&pages)?;
+                sent.memory = Amount { bytes: pages.len() as u64 * PAGE_BYTES, wire_bytes };
+            }
+            Piece::Writes { messages, bytes } => {
+                for message in &messages {
+                    self.sender.send(DISK_WRITES, &[message])?;
+                    self.breathe()?;
+                }
+                let wire_bytes = messages.iter().map(|message| message.len() as u64).sum();
+                sent.disks = Amount { bytes, wire_bytes };
+            }
+        }
+        let number = self.session.number_heartbeat();
+        self.session.intake.sent(number, sent);
+        self.heartbeat(number)
+    }
+
+    /// Returns the bytes sent.
+    fn live_pages(&mut self, pages: &[u64]) -> Result<u64, ChannelError> {
+        let mut sent = 0;
         let mut content = [0; PAGE_BYTES as usize];
         for &page in pages {
             if self.ram.read_offset(page << PAGE_SHIFT, &mut content) {
                 self.encoder.encode(page, &content, &mut self.records);
             }
-            self.send_records(RECORDS_BYTES)?;
+            sent += self.send_records(RECORDS_BYTES)?;
         }
-        self.send_records(1)?;
-        self.session.progress().done_bytes += pages.len() as u64 * PAGE_BYTES;
-        Ok(())
+        Ok(sent + self.send_records(1)?)
     }
 
     /// Sends the records gathered if they are at least so long; returns the bytes sent.

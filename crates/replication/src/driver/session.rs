@@ -10,6 +10,7 @@ use spec::ReplicaId;
 
 use super::capture::InFlight;
 use super::clock;
+use super::intake::Intake;
 use super::message::{ENTITLED, HAND_OVER, INBOUND, Inbound, RELEASED};
 use super::outbox::Outbox;
 use super::progress::Progress;
@@ -28,6 +29,8 @@ pub(super) struct Session {
     closer: Closer,
     heartbeats: Mutex<Heartbeats>,
     progress: Mutex<Progress>,
+    /// What the secondary has of the first copy.
+    pub intake: Intake,
     mirror: Mutex<MirrorState>,
     log: Mutex<Option<ActiveLog>>,
     silence: Mutex<Silence>,
@@ -75,6 +78,7 @@ impl Session {
             closer,
             heartbeats: Mutex::new(Heartbeats::new(suspicion)),
             progress: Mutex::default(),
+            intake: Intake::default(),
             mirror: Mutex::default(),
             log: Mutex::default(),
             silence: Mutex::new(Silence::new(suspicion, clock::now())),

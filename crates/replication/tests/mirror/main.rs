@@ -1,5 +1,6 @@
 //! A mirrored bare-metal guest on each engine: whatever happens to its primaries, it computes what it would have computed alone.
 
+mod first_copy;
 #[path = "../../../machine/tests/engines/guest.rs"]
 #[allow(dead_code)]
 mod guest;
@@ -20,7 +21,8 @@ use protocol::{Arbiter, Claim, DropReason, Epoch, Generation, Reason, Replica, U
 use replication::channel::{self, Identity, Listener};
 use replication::disk::DiskSet;
 use replication::driver::{
-    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryParts, TakenOver, Trigger,
+    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
+    TakenOver, Trigger,
 };
 use replication::gate::OutputGate;
 use spec::{
@@ -149,11 +151,13 @@ struct Leader {
 struct Follower {
     host: &'static str,
     cable: Cable,
+    handle: SecondaryHandle,
     thread: JoinHandle<SecondaryEnd>,
 }
 
 struct World {
     engine: EngineKind,
+    too_slow_after: Duration,
     folder: tempfile::TempDir,
     store: Store,
     console: Console,
@@ -168,7 +172,8 @@ impl World {
             channel::issue(&authority, host, &folder.path().join(host)).unwrap();
         }
         let claim = Claim { generation: Generation::new(1), primary: ReplicaId::new(HOSTS[0]), secondary: None };
-        Self { engine, folder, store: Store(Arc::new(Mutex::new(claim))), console: Console::default() }
+        let (store, too_slow_after) = (Store(Arc::new(Mutex::new(claim))), Duration::from_secs(2));
+        Self { engine, too_slow_after, folder, store, console: Console::default() }
     }
 
     fn identity(&self, host: &str) -> Identity {
@@ -179,7 +184,7 @@ impl World {
         MirrorOptions {
             suspicion: SUSPICION,
             epoch_length_max: Duration::from_millis(10),
-            too_slow_after: Duration::from_secs(2),
+            too_slow_after: self.too_slow_after,
             ..MirrorOptions::new(ReplicaId::new(host))
         }
     }
@@ -188,7 +193,11 @@ impl World {
         Arc::new(Reach { store: self.store.clone(), lost: lost.clone() })
     }
 
-    fn lead(&self, host: &'static str, replica: Replica, epoch: Epoch, mut vm: Vm) -> Leader {
+    fn lead(&self, host: &'static str, replica: Replica, epoch: Epoch, vm: Vm) -> Leader {
+        self.lead_with(host, replica, epoch, vm, DiskSet::new(Vec::new()))
+    }
+
+    fn lead_with(&self, host: &'static str, replica: Replica, epoch: Epoch, mut vm: Vm, disks: DiskSet) -> Leader {
         let lost = Arc::<AtomicBool>::default();
         let trigger = Arc::new(Trigger::default());
         let waiting = trigger.clone();
@@ -202,7 +211,7 @@ impl World {
             dirty_log: vm.dirty_log(),
             gate: OutputGate::new(Box::new(move || waiting.output_waits())),
             trigger,
-            disks: DiskSet::new(Vec::new()),
+            disks,
             control: vm.control(),
             arbiter: self.reach(&lost),
             options: self.options(host),
@@ -213,22 +222,37 @@ impl World {
     }
 
     fn boot(&self) -> Leader {
-        let vm = guest::start(self.engine, rounds(self.engine), 1, &self.console);
+        self.boot_with(guest::start(self.engine, rounds(self.engine), 1, &self.console), DiskSet::new(Vec::new()))
+    }
+
+    fn boot_with(&self, vm: Vm, disks: DiskSet) -> Leader {
         let claim = self.store.0.lock().unwrap().clone();
-        self.lead(HOSTS[0], Replica::primary(ReplicaId::new(HOSTS[0]), claim), Epoch::NONE, vm)
+        self.lead_with(HOSTS[0], Replica::primary(ReplicaId::new(HOSTS[0]), claim), Epoch::NONE, vm, disks)
     }
 
     /// Protects the guest by a secondary on `host`, until that holds some checkpoints.
     fn protect(&self, leader: &Leader, host: &'static str) -> Follower {
+        let follower = self.begin_to_protect(leader, host, DiskSet::new(Vec::new()), 0);
+        let wanted = leader.primary.status().figures.epoch.number() + 5;
+        wait("checkpoints", || {
+            leader.primary.status().protocol.is_protected()
+                && follower.handle.status().epoch.is_some_and(|epoch| epoch.number() >= wanted)
+        });
+        follower
+    }
+
+    /// Begins the first copy to a secondary on `host`, over a cable that takes so long for each KiB.
+    fn begin_to_protect(&self, leader: &Leader, host: &'static str, disks: DiskSet, us_per_kib: u64) -> Follower {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &self.identity(host)).unwrap();
         let cable = Cable::to(listener.local_addr().unwrap());
+        cable.us_per_kib.store(us_per_kib, Ordering::Release);
         let (engine, console) = (self.engine, self.console.clone());
         let secondary = Secondary::new(SecondaryParts {
             replica: Replica::secondary(ReplicaId::new(host)),
             listener,
             config: guest::config(1),
             engine: self.engine,
-            disks: DiskSet::new(Vec::new()),
+            disks,
             make_vm: Box::new(move |ram, state| Ok(guest::restore(ram, state, engine, 1, &console))),
             arbiter: self.reach(&Arc::default()),
             options: self.options(host),
@@ -237,12 +261,7 @@ impl World {
         let handle = secondary.handle();
         let thread = thread::spawn(move || secondary.run());
         leader.primary.protect(ReplicaId::new(host), cable.address, &self.identity(leader.host)).unwrap();
-        let wanted = leader.primary.status().figures.epoch.number() + 5;
-        wait("checkpoints", || {
-            leader.primary.status().protocol.is_protected()
-                && handle.status().epoch.is_some_and(|epoch| epoch.number() >= wanted)
-        });
-        Follower { host, cable, thread }
+        Follower { host, cable, handle, thread }
     }
 
     /// Protects the guest, then loses the primary's host.
@@ -259,7 +278,7 @@ impl World {
     }
 }
 
-fn wait(what: &str, done: impl Fn() -> bool) {
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + HUNG;
     while !done() {
         assert!(Instant::now() < deadline, "waited for {what}");

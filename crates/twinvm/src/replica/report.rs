@@ -103,6 +103,7 @@ pub fn primary(status: &PrimaryStatus) -> Report {
     if status.secondary.is_some() && seen.state == ProtectionState::NeedSecondary {
         // The protocol hears of a secondary when its first copy is done.
         seen = Protection::now(ProtectionState::Starting, Some(Reason::Initializing));
+        seen.detail = status.progress.and_then(|progress| progress.slowed).map(|slowed| slowed.to_string());
     } else if seen.state == ProtectionState::NeedSecondary && status.failure.is_some() {
         seen.detail.clone_from(&status.failure);
     }
@@ -168,6 +169,7 @@ fn protection(status: &protocol::Status) -> Protection {
     });
     Protection { detail: status.reason.map(|reason| reason.to_string()), ..Protection::now(state, reason) }
 }
+
 fn lockstep(figures: replication::lockstep::LockstepFigures) -> LockstepFigures {
     LockstepFigures {
         lag_instructions: figures.lag_instructions,
@@ -178,5 +180,49 @@ fn lockstep(figures: replication::lockstep::LockstepFigures) -> LockstepFigures 
         segments: figures.segments,
         digests: figures.digests,
         divergences: figures.divergences,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{Generation, Pace, Slowed};
+    use replication::driver::Progress;
+    use replication::gate::GateStatus;
+
+    use super::*;
+
+    fn status(reason: protocol::Reason) -> PrimaryStatus {
+        PrimaryStatus {
+            protocol: protocol::Status {
+                role: protocol::Role::Primary,
+                generation: Generation::new(1),
+                secondary: None,
+                protection: protocol::Protection::NeedSecondary,
+                reason: Some(reason),
+            },
+            mode: FtMode::Mirror,
+            secondary: None,
+            progress: None,
+            secondary_reaches_network: true,
+            failure: None,
+            figures: driver::Figures::default(),
+            gate: GateStatus::default(),
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_too_fast_for_its_first_copy_is_told_with_the_rates() {
+        let pace = Pace { changed_bytes_per_s: 80_000_000, taken_in_bytes_per_s: 60_000_000 };
+        let slowed = Some(Slowed { percent: 25, pace });
+        let progress = Some(Progress { phase: Phase::CopyingChanges, slowed, ..Progress::default() });
+        let alone = status(protocol::Reason::NoSecondaryYet);
+        let text =
+            primary(&PrimaryStatus { secondary: Some("b".to_owned()), progress, ..alone }).protection.to_string();
+        let expected = "Not protected: starting (initializing: the guest is slowed down by 25 % for the first copy: ";
+        assert!(text.starts_with(expected) && text.contains(&pace.to_string()), "{text}");
+        let dropped = status(protocol::Reason::Dropped(DropReason::TooSlow));
+        let text = primary(&PrimaryStatus { failure: Some(pace.to_string()), ..dropped }).protection.to_string();
+        let expected = format!("Not protected: need secondary (secondary too slow: {pace}), since ");
+        assert!(text.starts_with(&expected), "{text}");
     }
 }

@@ -78,7 +78,7 @@ impl Shared {
         if let Some(log) = session.log().as_mut() {
             log.progress.sent(reached, bytes.len(), inbound_bytes);
         }
-        session.outbox.push_bulk_at_once(Bulk::Message { kind: LOG, payload: bytes });
+        session.outbox.push_bulk(Bulk::Message { kind: LOG, payload: bytes });
         if self.is_behind(session) {
             self.control.pause();
         }
@@ -141,7 +141,7 @@ impl Shared {
             log.recorder.stop();
         }
         session.mirror().epochs.log_ended(clock::now());
-        session.outbox.push_bulk_at_once(Bulk::EndOfLog);
+        session.outbox.push_bulk(Bulk::EndOfLog);
         Ok(())
     }
 

@@ -175,7 +175,7 @@ impl Shared {
         mirror.push(in_flight);
         let epoch_length = mirror.epochs.captured(epoch, then, paused_at, clock::now());
         drop(mirror);
-        session.outbox.push_bulk_at_once(Bulk::Checkpoint(Box::new(checkpoint)));
+        session.outbox.push_bulk(Bulk::Checkpoint(Box::new(checkpoint)));
         if then == FtMode::Lockstep {
             self.begin_log(vm, session, epoch, &inputs)?;
         }
@@ -211,6 +211,17 @@ impl Shared {
         session.mirror().epochs.begin(clock::now());
         session.progress().phase = Phase::FirstCheckpoint;
         self.take_checkpoint(vm, session)
+    }
+
+    /// The guest is too fast for the first copy of session `id`, which is given up.
+    pub fn give_up_copy(self: &Arc<Self>, id: u64, why: &str) {
+        if !self.has_session(id) {
+            return;
+        }
+        tracing::warn!(%why, "the secondary is given up");
+        self.core().failure = Some(why.to_owned());
+        self.event(Some(id), Event::DropSecondary { reason: DropReason::TooSlow });
+        self.forget_session(id);
     }
 
     /// Passes inbound frames on to the secondary, ahead of the checkpoints that consume them.

@@ -1,0 +1,289 @@
+//! The thread `first-copy`: measures, and carries out what [`FirstCopy`] decides.
+
+use std::collections::VecDeque;
+use std::iter;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver as Inbox;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use machine::vm::{Vm, VmError};
+use memory::encoding::CapturedPages;
+use memory::{GuestRam, Harvest, PAGE_BYTES};
+use protocol::{FirstCopy, Left, LossReason, Pace, RoundEnd, Step};
+
+use super::super::clock;
+use super::super::outbox::{Bulk, Piece};
+use super::super::pause_queue::VmStopped;
+use super::super::primary::Shared;
+use super::super::progress::{Phase, Progress};
+use super::super::session::Session;
+use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, LogStream, SummaryReader};
+
+/// How long to wait for the secondary before looking around again.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// Pages sent as one piece.
+const PAGES_PER_PIECE: usize = 32;
+/// Bytes of encoded disk writes that are enough for a piece, about as many as of its pages, and most messages of one.
+const WRITES_PIECE_BYTES: usize = PAGES_PER_PIECE * PAGE_BYTES as usize;
+const WRITES_PIECE_MESSAGES_MAX: usize = 256;
+/// Pieces on their way: at least and in the beginning so many, then as many as are taken in within a time, so that what comes up later
+/// does not wait long behind them on a slow link.
+const ON_THE_WAY_MIN: usize = 8;
+const ON_THE_WAY_MAX: usize = 128;
+const ON_THE_WAY_FOR: Duration = Duration::from_millis(250);
+/// Pages that a checkpoint's buffer has room for from the start.
+const BUFFER_PAGES_MIN: u64 = 2048;
+const BUFFER_PAGES_MAX: u64 = 65_536;
+
+/// Why a first copy did not get to its end.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    #[error("the connection to the secondary is closed")]
+    Closed,
+    #[error(transparent)]
+    Disk(#[from] DiskSyncError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Stopped(#[from] VmStopped),
+    #[error("{0}; protect the VM over a faster network, or while its guest does less; it is tried again and again")]
+    Outpaced(Pace),
+}
+
+/// Copies the VM to the secondary of `session`, whose summary of its disks comes in pieces, up to the first checkpoint.
+pub(super) fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: Inbox<Vec<u8>>) {
+    let course = FirstCopy::new(shared.options.too_slow_after, clock::now());
+    let copier = Copier { shared, session, course, pushed: 0, pushed_at: VecDeque::new(), window: ON_THE_WAY_MIN };
+    match copier.copy(summary) {
+        Ok(()) => {}
+        Err(error @ CopyError::Outpaced(_)) => shared.give_up_copy(session.id, &format!("first copy: {error}")),
+        Err(error) => shared.end_session(session.id, LossReason::Protocol, &format!("first copy: {error}")),
+    }
+}
+
+struct Copier<'a> {
+    shared: &'a Arc<Shared>,
+    session: &'a Arc<Session>,
+    course: FirstCopy,
+    /// Pieces handed to the sender, and when those were that the secondary is not known to have.
+    pushed: u64,
+    pushed_at: VecDeque<Instant>,
+    /// Most pieces on their way.
+    window: usize,
+}
+
+impl Copier<'_> {
+    fn copy(mut self, summary: Inbox<Vec<u8>>) -> Result<(), CopyError> {
+        *self.session.progress() = Progress { phase: Phase::ComparingDisks, ..Progress::default() };
+        let summary = read_summary(self.shared, summary)?;
+        let stream = self.copy_disks(summary)?;
+        let left_pages = self.copy_memory(stream)?;
+        if !self.shared.engine.can_freeze_pages() {
+            // Checkpoints will copy their pages in the pause: not into memory that is touched for the first time then.
+            let mut buffer = CapturedPages::new();
+            buffer.reserve((2 * left_pages).clamp(BUFFER_PAGES_MIN, BUFFER_PAGES_MAX) as usize);
+            self.shared.recycle(buffer);
+        }
+        let (own, joined) = (self.shared.clone(), self.session.clone());
+        Ok(self.shared.pause.run(&self.shared.control, move |vm| own.begin_mirroring(vm, &joined))??)
+    }
+
+    fn copy_disks(&mut self, summary: DiskSummary) -> Result<LogStream, CopyError> {
+        let mut copy = DiskCopy::new(&self.shared.disks, summary)?;
+        loop {
+            self.look(copy.stream(), copy.differing_bytes())?;
+            let DiskProgress { done_bytes, total_bytes } = copy.progress();
+            self.show(Phase::CopyingDisks, done_bytes, total_bytes);
+            if !self.has_room() {
+                self.wait()?;
+                continue;
+            }
+            let mut message = Vec::new();
+            let before = copy.stream().sent_bytes();
+            let more = copy.next_piece(&mut message)?;
+            if !message.is_empty() {
+                let bytes = copy.stream().sent_bytes() - before;
+                self.push(Piece::Writes { messages: vec![message], bytes })?;
+            }
+            if !more {
+                return Ok(copy.into_stream());
+            }
+        }
+    }
+
+    /// Copies memory in rounds. Returns how many pages are left for the first checkpoint, as far as is known; of disk writes, what is in
+    /// the log.
+    fn copy_memory(&mut self, mut stream: LogStream) -> Result<u64, CopyError> {
+        let mut phase = Phase::CopyingMemory;
+        loop {
+            let (own, id) = (self.shared.clone(), self.session.id);
+            let harvest = self.shared.pause.run(&self.shared.control, move |vm| harvest(vm, &own, id))??;
+            self.course.begin_round(self.session.intake.taken().amounts, clock::now());
+            // A secondary's memory begins with zeros, like all that was never touched here.
+            let pages: Vec<u64> = if phase == Phase::CopyingMemory {
+                allocated_pages(&self.shared.ram)
+            } else {
+                harvest.pages().collect()
+            };
+            // Whatever becomes of this session: the next one begins with all pages.
+            harvest.acknowledge();
+            self.send_round(phase, &pages, &mut stream)?;
+            let dirty_pages = self.shared.dirty_pages();
+            let left = Left { memory_bytes: dirty_pages * PAGE_BYTES, disk_bytes: stream.waiting_bytes() };
+            let taken_in = self.session.intake.taken().amounts;
+            match self.course.end_round(taken_in, left, clock::now()) {
+                RoundEnd::Again => {
+                    tracing::debug!(sent_pages = pages.len(), dirty_pages, "another round of copying memory")
+                }
+                RoundEnd::GiveUp(pace) => return Err(CopyError::Outpaced(pace)),
+                RoundEnd::Finish => {
+                    self.send_taken(&mut stream)?;
+                    return Ok(dirty_pages);
+                }
+            }
+            phase = Phase::CopyingChanges;
+        }
+    }
+
+    /// Sends these pages, and at least the disk writes that wait now, in turns; returns when the secondary has taken them in.
+    fn send_round(&mut self, phase: Phase, pages: &[u64], stream: &mut LogStream) -> Result<(), CopyError> {
+        let total_bytes = pages.len() as u64 * PAGE_BYTES;
+        let before = self.session.intake.taken().amounts.memory.bytes;
+        let writes_through = stream.sent_bytes() + stream.waiting_bytes();
+        let mut pieces = pages.chunks(PAGES_PER_PIECE).peekable();
+        loop {
+            self.look(stream, 0)?;
+            if self.course.wants_sample(clock::now()) {
+                self.course.dirtied(self.shared.dirty_pages() * PAGE_BYTES, clock::now());
+            }
+            self.show(phase, self.session.intake.taken().amounts.memory.bytes - before, total_bytes);
+            let is_pushed = pieces.peek().is_none() && stream.sent_bytes() >= writes_through;
+            if is_pushed && self.on_the_way() == 0 {
+                return Ok(());
+            }
+            if is_pushed || !self.has_room() {
+                self.wait()?;
+                continue;
+            }
+            self.push_writes(stream)?;
+            if let Some(pages) = pieces.next() {
+                self.push(Piece::Pages(pages.to_vec()))?;
+            }
+        }
+    }
+
+    /// A piece of what the guest has written to disks.
+    fn push_writes(&mut self, stream: &mut LogStream) -> Result<(), CopyError> {
+        let (mut messages, mut encoded, before) = (Vec::new(), 0, stream.sent_bytes());
+        while encoded < WRITES_PIECE_BYTES && messages.len() < WRITES_PIECE_MESSAGES_MAX {
+            let mut message = Vec::new();
+            if !stream.next_piece(&mut message)? {
+                break;
+            }
+            encoded += message.len();
+            messages.push(message);
+        }
+        if messages.is_empty() {
+            return Ok(());
+        }
+        self.push(Piece::Writes { messages, bytes: stream.sent_bytes() - before })
+    }
+
+    /// What was taken from the log goes ahead of the first checkpoint, which takes what is in it still.
+    fn send_taken(&mut self, stream: &mut LogStream) -> Result<(), CopyError> {
+        loop {
+            let (mut message, before) = (Vec::new(), stream.sent_bytes());
+            if !stream.next_taken(&mut message) {
+                return Ok(());
+            }
+            self.push(Piece::Writes { messages: vec![message], bytes: stream.sent_bytes() - before })?;
+        }
+    }
+
+    /// Has the course looked at, and does to the guest what that wants. `copied_bytes` went through the stream and were not written by the
+    /// guest.
+    fn look(&mut self, stream: &LogStream, copied_bytes: u64) -> Result<(), CopyError> {
+        let waiting_bytes = stream.waiting_bytes();
+        let written_bytes = (stream.sent_bytes() + waiting_bytes).saturating_sub(copied_bytes);
+        match self.course.look(self.session.intake.taken().amounts, written_bytes, waiting_bytes, clock::now()) {
+            Step::GoOn => Ok(()),
+            Step::Hold(time) => {
+                let hold = move |_: &mut Vm| {
+                    let from = clock::now();
+                    thread::sleep(time);
+                    (from, clock::now())
+                };
+                let (from, to) = self.shared.pause.run(&self.shared.control, hold)?;
+                self.course.held(from, to);
+                self.shared.meter.throttled(to.since(from));
+                Ok(())
+            }
+            Step::GiveUp(pace) => Err(CopyError::Outpaced(pace)),
+        }
+    }
+
+    fn show(&self, phase: Phase, done_bytes: u64, total_bytes: u64) {
+        *self.session.progress() = Progress { phase, done_bytes, total_bytes, slowed: self.course.slowed() };
+    }
+
+    fn push(&mut self, piece: Piece) -> Result<(), CopyError> {
+        if !self.session.outbox.push_bulk(Bulk::Piece(piece)) {
+            return Err(CopyError::Closed);
+        }
+        self.pushed += 1;
+        self.pushed_at.push_back(Instant::now());
+        Ok(())
+    }
+
+    /// Pieces that the secondary is not known to have taken in.
+    fn on_the_way(&mut self) -> usize {
+        let count = usize::try_from(self.pushed - self.session.intake.taken().pieces).unwrap_or(usize::MAX);
+        while self.pushed_at.len() > count {
+            let Some(pushed_at) = self.pushed_at.pop_front() else { break };
+            let window = if pushed_at.elapsed() < ON_THE_WAY_FOR { self.window + 1 } else { self.window / 2 };
+            self.window = window.clamp(ON_THE_WAY_MIN, ON_THE_WAY_MAX);
+        }
+        self.pushed_at.len()
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.on_the_way() < self.window
+    }
+
+    /// Waits until the secondary has taken something in, but not for long.
+    fn wait(&self) -> Result<(), CopyError> {
+        if self.session.outbox.is_closed() {
+            return Err(CopyError::Closed);
+        }
+        self.session.intake.wait_for_more(self.session.intake.taken().pieces, LOOK_INTERVAL);
+        Ok(())
+    }
+}
+
+/// The pieces' end is dropped here: a secondary that goes on sending them is not heard.
+fn read_summary(shared: &Shared, pieces: Inbox<Vec<u8>>) -> Result<DiskSummary, CopyError> {
+    let mut reader = SummaryReader::new(&shared.disks)?;
+    loop {
+        // The other end is dropped with the session.
+        let piece = pieces.recv().map_err(|_| CopyError::Closed)?;
+        if let Some(summary) = reader.push(&piece)? {
+            return Ok(summary);
+        }
+    }
+}
+
+/// Which pages came up since the last round, in a pause.
+fn harvest(vm: &mut Vm, shared: &Shared, session: u64) -> Result<Harvest, CopyError> {
+    // A later session may be under way by now, which needs what there is to harvest.
+    if !shared.has_session(session) {
+        return Err(CopyError::Closed);
+    }
+    Ok(vm.harvest()?)
+}
+
+/// All pages that may hold anything but zeros.
+fn allocated_pages(ram: &GuestRam) -> Vec<u64> {
+    let ranges = iter::successors(ram.allocated_pages(0), |range| ram.allocated_pages(range.end));
+    ranges.flatten().collect()
+}
