@@ -1,5 +1,6 @@
 //! The log of what was done to disks.
 
+use std::collections::VecDeque;
 use std::mem;
 
 /// Most bytes of a disk that one [`DiskOp::Write`] holds.
@@ -98,6 +99,12 @@ impl Log {
     pub fn take(&mut self) -> Vec<DiskWrite> {
         self.bytes = 0;
         mem::take(&mut self.writes)
+    }
+
+    /// Puts what was taken back before what came since.
+    pub fn put_back(&mut self, taken: VecDeque<DiskWrite>) {
+        self.bytes += taken.iter().map(DiskWrite::memory_bytes).sum::<u64>();
+        self.writes.splice(..0, taken);
     }
 
     pub fn bytes(&self) -> u64 {

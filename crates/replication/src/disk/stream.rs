@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use super::codec::PieceEncoder;
 use super::{DiskSet, DiskSyncError, DiskWrite};
 
-/// The log of disk writes during a first copy, as a stream of pieces. While it exists, nobody else may take the log, but for what comes after
-/// the stream's end.
+/// The log of disk writes during a first copy, as a stream of pieces. While it exists, nobody else may take the log; what it took and did not
+/// send goes back when it is dropped.
 pub struct LogStream {
     disks: DiskSet,
     /// Which run of the log it belongs to.
@@ -43,8 +43,8 @@ impl LogStream {
         Ok(self.next_taken(out))
     }
 
-    /// The same of what was taken from the log before: when there is nothing more of that, the log goes on where the stream has ended.
-    pub fn next_taken(&mut self, out: &mut Vec<u8>) -> bool {
+    /// The same of what was taken from the log before.
+    pub(super) fn next_taken(&mut self, out: &mut Vec<u8>) -> bool {
         let count = self.encoder.fill(&mut self.taken.iter().peekable(), out);
         let bytes = self.taken.drain(..count).map(|write| write.memory_bytes()).sum::<u64>();
         self.taken_bytes = self.taken_bytes.saturating_sub(bytes);
@@ -79,5 +79,19 @@ impl LogStream {
     /// Bytes of writes that were sent, as they are in memory.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+}
+
+impl Drop for LogStream {
+    fn drop(&mut self) {
+        if self.taken.is_empty() {
+            return;
+        }
+        let (shared, run, taken) = (self.disks.shared(), self.run, std::mem::take(&mut self.taken));
+        shared.note(|log| {
+            if shared.is_on(run) {
+                log.put_back(taken);
+            }
+        });
     }
 }

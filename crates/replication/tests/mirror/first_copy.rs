@@ -198,6 +198,7 @@ fn a_guest_that_changes_more_than_the_link_carries_is_given_up_before_it_stands_
     );
     assert!(!was_held, "its output waited");
     assert!((1..=40).contains(&slowed_by), "it was slowed down by {slowed_by} %");
+    assert!(status.figures.throttled > 0);
     assert!(stood_still < Duration::from_secs(2), "it stood still for {stood_still:?}");
     let count = ram.load::<u64>(COUNTER).unwrap();
     wait("the guest to go on", || ram.load::<u64>(COUNTER).unwrap() > count);

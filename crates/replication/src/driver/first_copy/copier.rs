@@ -112,8 +112,8 @@ impl Copier<'_> {
         }
     }
 
-    /// Copies memory in rounds. Returns how many pages are left for the first checkpoint, as far as is known; of disk writes, what is in
-    /// the log.
+    /// Copies memory in rounds. Returns how many pages are left for the first checkpoint, as far as is known; of disk writes, the log has
+    /// what is left.
     fn copy_memory(&mut self, mut stream: LogStream) -> Result<u64, CopyError> {
         let mut phase = Phase::CopyingMemory;
         loop {
@@ -137,10 +137,7 @@ impl Copier<'_> {
                     tracing::debug!(sent_pages = pages.len(), dirty_pages, "another round of copying memory")
                 }
                 RoundEnd::GiveUp(pace) => return Err(CopyError::Outpaced(pace)),
-                RoundEnd::Finish => {
-                    self.send_taken(&mut stream)?;
-                    return Ok(dirty_pages);
-                }
+                RoundEnd::Finish => return Ok(dirty_pages),
             }
             phase = Phase::CopyingChanges;
         }
@@ -188,17 +185,6 @@ impl Copier<'_> {
             return Ok(());
         }
         self.push(Piece::Writes { messages, bytes: stream.sent_bytes() - before })
-    }
-
-    /// What was taken from the log goes ahead of the first checkpoint, which takes what is in it still.
-    fn send_taken(&mut self, stream: &mut LogStream) -> Result<(), CopyError> {
-        loop {
-            let (mut message, before) = (Vec::new(), stream.sent_bytes());
-            if !stream.next_taken(&mut message) {
-                return Ok(());
-            }
-            self.push(Piece::Writes { messages: vec![message], bytes: stream.sent_bytes() - before })?;
-        }
     }
 
     /// Has the course looked at, and does to the guest what that wants. `copied_bytes` went through the stream and were not written by the
