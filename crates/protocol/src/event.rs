@@ -36,6 +36,9 @@ pub enum Event {
     },
     /// Primary: what ends the last epoch could not be captured.
     SwitchOverFailed,
+    /// Primary: its disks are broken ([`super::DiskWatch`]), and what the guest asked of them is not answered. It stands still, until
+    /// [`super::Command::Resume`] or for good: there is nothing more to capture of it.
+    DisksBroken,
     /// Secondary: a checkpoint is complete, checked, and in memory.
     CheckpointHeld {
         /// The epoch that it ends.

@@ -10,12 +10,14 @@
 //! | [`Patience`] | when a secondary is too slow to be kept |
 //! | [`FirstCopy`] | when rounds of copying go on, when the guest is slowed down for them, when they end or are given up |
 //! | [`Uplink`] | when a VM whose network is gone moves to its secondary |
+//! | [`DiskWatch`] | when a disk is broken, and whether its VM moves to its secondary or stands still |
 //! | [`admits`] | which primary a secondary follows |
 
 mod admission;
 mod arbiter;
 mod claim;
 mod command;
+mod disk_watch;
 mod epochs;
 mod event;
 mod first_copy;
@@ -37,6 +39,7 @@ pub use admission::{NotAdmitted, admits};
 pub use arbiter::{Arbiter, Unreachable, Verdict};
 pub use claim::Claim;
 pub use command::{Command, RETRY_INTERVAL, StopReason};
+pub use disk_watch::{DISK_PATIENCE, DiskAdvice, DiskHealth, DiskWatch};
 pub use epochs::{Committed, Decision, EpochBounds, Epochs, Load, NotSent, Sending};
 pub use event::{DropReason, Event, LossReason};
 pub use first_copy::{

@@ -57,6 +57,7 @@ impl Primary {
             Event::DropSecondary { reason } => self.drop_secondary(*reason, commands),
             Event::SwitchOver { last } => self.switch_over(Some(*last), commands),
             Event::SwitchOverFailed => self.switch_over(None, commands),
+            Event::DisksBroken => self.disks_broken(commands),
             Event::PeerLost { reason } => self.lost(*reason, commands),
             Event::Arbitrated(_) | Event::StoreUnreachable | Event::RetryDue => return self.answered(event, commands),
             Event::CheckpointHeld { .. }
@@ -137,6 +138,22 @@ impl Primary {
             // The guest stands still already, and goes on if the secondary does not take over.
             Phase::HandingOver { .. } => {}
             // There is nobody to take over, or not any more.
+            Phase::Alone { .. }
+            | Phase::Joining { .. }
+            | Phase::Entitling { .. }
+            | Phase::Dropping { .. }
+            | Phase::Arbitrating { .. } => commands.push(Command::Resume),
+        }
+    }
+
+    /// The secondary goes on from what it holds. Nothing of what the guest did since has left, nor will it: acks count no more.
+    fn disks_broken(&mut self, commands: &mut Vec<Command>) {
+        match &self.phase {
+            Phase::Protected { secondary, .. } => {
+                commands.push(Command::AskToTakeOver);
+                self.phase = Phase::HandingOver { secondary: secondary.clone() };
+            }
+            Phase::HandingOver { .. } => {}
             Phase::Alone { .. }
             | Phase::Joining { .. }
             | Phase::Entitling { .. }

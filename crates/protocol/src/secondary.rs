@@ -72,7 +72,8 @@ impl Secondary {
             | Event::Acknowledged { .. }
             | Event::DropSecondary { .. }
             | Event::SwitchOver { .. }
-            | Event::SwitchOverFailed => None,
+            | Event::SwitchOverFailed
+            | Event::DisksBroken => None,
         }
     }
 

@@ -54,6 +54,10 @@ occurrences! {
     Unready,
     /// A primary handed over since it did not reach its network.
     MovedToNetwork,
+    /// A primary's disks broke, and its secondary was asked to take over.
+    MovedFromDisks,
+    /// A primary's disks broke, and there was nowhere to go.
+    HaltedForDisks,
     /// The user turned protection off.
     Off,
     /// The user suspended protection.

@@ -1,12 +1,12 @@
 //! What is around the replicas: faults, the user, the host daemons, and how all should end.
 
-use protocol::{DropReason, Role};
+use protocol::{DiskAdvice, DropReason, Event, LossReason, Role};
 
 use crate::coverage::Occurrence;
-use crate::faults::{FAULTS_END, Fault, Target};
+use crate::faults::{FAULTS_END, Fault, Moment, Target};
 use crate::mutation::Mutation;
 use crate::network::Side;
-use crate::process::{Body, ProcessId, UPLINK_PATIENCE};
+use crate::process::{Body, DISK_PATIENCE, Disks, ProcessId, UPLINK_PATIENCE};
 use crate::time::{MILLISECOND, Nanoseconds, nanoseconds};
 use crate::violation::Violation;
 use crate::world::{Death, World};
@@ -90,6 +90,12 @@ impl World {
                     self.hosts[host].unready_until = self.until(duration);
                 }
             }
+            Fault::DisksBreak { target, hang, duration } => {
+                if let Some(host) = self.target(target) {
+                    let broken_until = self.until(duration);
+                    self.hosts[host].disks = Disks { broken_since: self.now, broken_until, hang };
+                }
+            }
             Fault::Drop(reason) => self.user_drops(reason),
             Fault::ChangeMode => {
                 self.wants_log = !self.wants_log;
@@ -171,6 +177,7 @@ impl World {
     pub fn daemons(&mut self) {
         for host in 0..self.hosts.len() {
             self.look_at_network(host);
+            self.look_at_disks(host);
         }
         if self.is_protection_wanted {
             for host in 0..self.hosts.len() {
@@ -225,6 +232,44 @@ impl World {
         if now - since > 3 * nanoseconds(UPLINK_PATIENCE) {
             self.broken(Violation::StaysCutOff(self.name(host)));
         }
+    }
+
+    /// A primary looks whether its disks are broken.
+    fn look_at_disks(&mut self, host: usize) {
+        if self.is_paused(host) {
+            return;
+        }
+        let (now, disks) = (self.now, self.hosts[host].disks);
+        let is_protected =
+            self.hosts[host].process.as_ref().is_some_and(|process| process.replica.status().is_protected());
+        let secondary = self.session(host).map(|session| session.secondary);
+        let could_move = is_protected && secondary.is_some_and(|secondary| self.hosts[secondary].unready_until <= now);
+        let misses = self.mutation == Some(Mutation::MissDiskFailure);
+        let Some(runner) = self.runner(host) else { return };
+        let advice = runner.disk_watch.look(disks.health(now), could_move);
+        let since = runner.halted_since.take().filter(|_| advice == DiskAdvice::GiveUp).unwrap_or(now);
+        runner.halted_since = (advice == DiskAdvice::GiveUp).then_some(since);
+        if now - since > 3 * nanoseconds(DISK_PATIENCE) {
+            self.broken(Violation::StaysOnBrokenDisks(self.name(host)));
+        }
+        if misses || advice == DiskAdvice::GoOn {
+            return;
+        }
+        if let Some(connection) =
+            self.session(host).filter(|session| !session.epochs.has_begun()).map(|session| session.connection)
+        {
+            self.end_session(host, connection, LossReason::Closed);
+        }
+        if advice == DiskAdvice::Hold {
+            return self.coverage.note(Occurrence::HaltedForDisks);
+        }
+        self.coverage.note(Occurrence::MovedFromDisks);
+        self.tell(|world| format!("{}: its disks are broken", world.name(host)));
+        if let Some(runner) = self.runner(host) {
+            runner.is_handing_over = true;
+        }
+        self.primary_event(host, None, Event::DisksBroken);
+        self.moment(Moment::HandOverBegun);
     }
 
     /// Nobody holds the VM's state, or could.

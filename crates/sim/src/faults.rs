@@ -47,6 +47,12 @@ pub(crate) enum Fault {
     SecondaryFails,
     /// The VM could not be run on the host: no network end can be reached there, or its state is refused.
     Unready(Target, Nanoseconds),
+    /// The disks of the host fail, or hang.
+    DisksBreak {
+        target: Target,
+        hang: bool,
+        duration: Nanoseconds,
+    },
     Drop(DropReason),
     SwitchOver,
     /// The user changes the FT mode.
@@ -161,7 +167,7 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(24) {
+        match random.below(26) {
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),
@@ -178,6 +184,7 @@ impl Fault {
             18 | 19 => Self::ChangeMode,
             20 => Self::SlowExecution(duration),
             21 => Self::Unready(target, duration),
+            22 | 23 => Self::DisksBreak { target, hang: random.chance(30), duration },
             _ => Self::SwitchOver,
         }
     }

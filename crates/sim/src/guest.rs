@@ -31,6 +31,10 @@ impl World {
         if runner.is_handing_over {
             return self.hands_over(host);
         }
+        // What it asks of its disks is not answered.
+        if self.hosts[host].disks.are_broken(self.now) {
+            return;
+        }
         match self.decide(host) {
             Decision::Wait => return self.guest_waits(host),
             Decision::Capture | Decision::EndLog => self.consider(host),

@@ -131,6 +131,10 @@ impl World {
         if diverges {
             return self.diverges(host, segment);
         }
+        let is_listening = follower.parting.is_none();
+        if is_listening && !self.writes_disks(host) {
+            return;
+        }
         if has_more {
             return self.execute_next(host, connection);
         }
@@ -203,7 +207,17 @@ impl World {
     fn has_run_out(&mut self, host: usize) {
         let is_ready = self.hosts[host].unready_until <= self.now;
         let claims = self.mutation == Some(Mutation::ClaimUnready);
+        let has_broken_disks = self.hosts[host].disks.are_broken(self.now);
+        let fails = has_broken_disks && self.mutation != Some(Mutation::RunOnBrokenDisk);
         let Some(follower) = self.follower(host) else { return };
+        if fails {
+            let connection = follower.connection;
+            follower.has_failed = true;
+            self.coverage.note(Occurrence::SecondaryFailed);
+            self.send(connection, Side::Secondary, Message::Failed);
+            return self.secondary_event(host, Event::PeerLost { reason: LossReason::Failed });
+        }
+        follower.has_broken_disks = has_broken_disks;
         if is_ready || claims {
             follower.is_unready = !is_ready;
             return self.secondary_event(host, Event::Ready);

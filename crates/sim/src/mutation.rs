@@ -39,6 +39,10 @@ pub enum Mutation {
     ClaimUnready,
     /// A primary whose network is gone stays where it is.
     StayCutOff,
+    /// A primary does not notice that its disks are broken.
+    MissDiskFailure,
+    /// A secondary whose disks are broken asks the store for the VM all the same.
+    RunOnBrokenDisk,
     /// A secondary that could not run the VM when it lost its primary never tries again.
     GiveUpUnready,
     /// A secondary that has lost its primary does not run out the log that it has received.
@@ -57,7 +61,9 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
+        Self::MissDiskFailure,
+        Self::RunOnBrokenDisk,
         Self::ClaimUnready,
         Self::GiveUpUnready,
         Self::StayCutOff,

@@ -56,7 +56,9 @@ impl World {
                 self.primary_does(host, command);
             }
         }
-        if self.runner(host).is_some_and(|runner| !runner.is_held && runner.is_handing_over) {
+        // Where output never waits, that says nothing.
+        let holds = self.mutation != Some(Mutation::DoNotHold);
+        if self.runner(host).is_some_and(|runner| holds && !runner.is_held && runner.is_handing_over) {
             self.broken(Violation::StandsStill(self.name(host)));
         }
         self.note_protected(host);
@@ -248,7 +250,7 @@ impl World {
         }
     }
 
-    fn end_session(&mut self, host: usize, connection: ConnectionId, reason: LossReason) {
+    pub fn end_session(&mut self, host: usize, connection: ConnectionId, reason: LossReason) {
         if !self.has_session(host, connection) {
             return;
         }
@@ -275,6 +277,7 @@ impl World {
         let Body::Running(runner) = &process.body else { return false };
         let status = process.replica.status();
         !process.is_paused
+            && !self.hosts[host].disks.are_broken(self.now)
             && runner.session.is_none()
             && runner.connecting.is_none()
             && status.role == Role::Primary

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use protocol::{Epoch, Epochs, Event, Heartbeats, MonotonicTime, Patience, Replica, Silence, Uplink};
+use protocol::{
+    DiskHealth, DiskWatch, Epoch, Epochs, Event, Heartbeats, MonotonicTime, Patience, Replica, Silence, Uplink,
+};
 
 use crate::history::StateId;
 use crate::network::{Arrival, ConnectionId, Message};
@@ -14,6 +16,32 @@ pub(crate) const TOO_SLOW_AFTER: Duration = Duration::from_millis(300);
 
 /// Likewise.
 pub(crate) const UPLINK_PATIENCE: Duration = Duration::from_millis(60);
+
+/// Likewise.
+pub(crate) const DISK_PATIENCE: Duration = Duration::from_millis(60);
+
+/// The disks of a host.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Disks {
+    pub broken_since: Nanoseconds,
+    pub broken_until: Nanoseconds,
+    /// Requests do not fail, but do not end.
+    pub hang: bool,
+}
+
+impl Disks {
+    pub fn are_broken(&self, now: Nanoseconds) -> bool {
+        self.broken_until > now
+    }
+
+    pub fn health(&self, now: Nanoseconds) -> DiskHealth {
+        let (is_broken, waiting) = (self.are_broken(now), Duration::from_nanos(now - self.broken_since.min(now)));
+        DiskHealth {
+            has_failed: is_broken && !self.hang,
+            waiting: if is_broken && self.hang { waiting } else { Duration::ZERO },
+        }
+    }
+}
 
 /// No two processes have the same, on whatever host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +115,8 @@ pub(crate) struct Follower {
     pub is_getting_ready: bool,
     /// It said that it was ready, and was not: [`crate::Mutation::ClaimUnready`].
     pub is_unready: bool,
+    /// It said that it was ready, though its disks were broken: [`crate::Mutation::RunOnBrokenDisk`].
+    pub has_broken_disks: bool,
     /// A fault has made it useless for good.
     pub has_failed: bool,
 }
@@ -136,6 +166,9 @@ pub(crate) struct Runner {
     pub cut_off_since: Option<Nanoseconds>,
     /// It has been asked to hand over since its network went.
     pub has_moved: bool,
+    pub disk_watch: DiskWatch,
+    /// Since when its disks have been broken, though its VM could move.
+    pub halted_since: Option<Nanoseconds>,
 }
 
 impl Runner {
@@ -154,6 +187,8 @@ impl Runner {
             uplink: Uplink::new(UPLINK_PATIENCE),
             cut_off_since: None,
             has_moved: false,
+            disk_watch: DiskWatch::new(DISK_PATIENCE),
+            halted_since: None,
         }
     }
 }

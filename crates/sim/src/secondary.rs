@@ -45,6 +45,7 @@ impl World {
                     parting: None,
                     is_getting_ready: false,
                     is_unready: false,
+                    has_broken_disks: false,
                     has_failed: false,
                 }));
                 self.send(connection, Side::Secondary, Message::Welcome);
@@ -102,6 +103,16 @@ impl World {
         }
         follower.heard = heartbeat;
         self.secondary_event(host, Event::CheckpointHeld { epoch: complete.epoch });
+        self.writes_disks(host);
+    }
+
+    /// A secondary writes its disks; whether it could.
+    pub fn writes_disks(&mut self, host: usize) -> bool {
+        let fails = self.hosts[host].disks.are_broken(self.now) && self.mutation != Some(Mutation::RunOnBrokenDisk);
+        if fails {
+            self.secondary_fails(host);
+        }
+        !fails
     }
 
     /// [`Mutation::AcknowledgeAfterLoss`].
@@ -282,6 +293,9 @@ impl World {
             Some(Parting::Otherwise) | None => Occurrence::TakeOverClosed,
         });
         self.check_consent(host);
+        if self.follower(host).is_some_and(|follower| follower.has_broken_disks) {
+            return self.broken(Violation::TookWithBrokenDisks(self.name(host)));
+        }
         if self.history.take_over(held.state).is_err() {
             return self.broken(Violation::OutputUndone(self.name(host)));
         }

@@ -41,6 +41,12 @@ pub enum Violation {
     /// A protected VM stays where its network is gone, though it could move.
     #[error("replica {0} does not reach its network, and does not hand over to a secondary that does")]
     StaysCutOff(String),
+    /// A protected VM stays where its disks are broken, though it could move.
+    #[error("replica {0} has broken disks, and does not ask its secondary to take over")]
+    StaysOnBrokenDisks(String),
+    /// A replica has taken the VM though it could have known that it cannot run it.
+    #[error("replica {0} has taken over, though its disks were broken before it asked for the VM")]
+    TookWithBrokenDisks(String),
     /// Nobody runs the VM, or nobody protects it, long after the last fault.
     #[error("{0}")]
     Stuck(String),

@@ -11,7 +11,7 @@ use crate::faults::{FAULTS_END, Moment, Plan, Trigger};
 use crate::history::{FIRST_STATE, History};
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Network, Side};
-use crate::process::{Body, Input, Process, ProcessId, Runner, Timer};
+use crate::process::{Body, Disks, Input, Process, ProcessId, Runner, Timer};
 use crate::random::Random;
 use crate::store::{Pending, Request, Store};
 use crate::time::{Clock, MICROSECOND, MILLISECOND, Nanoseconds, RATE_ERROR_PPM_MAX};
@@ -76,6 +76,8 @@ pub(crate) struct Host {
     pub store_unreachable_until: Nanoseconds,
     /// The VM could not be run here.
     pub unready_until: Nanoseconds,
+    /// The disks do not do what is asked of them.
+    pub disks: Disks,
     /// The way to each host.
     pub blocked_until: [Nanoseconds; HOST_NAMES.len()],
 }
@@ -140,6 +142,7 @@ impl World {
                     process: None,
                     store_unreachable_until: 0,
                     unready_until: 0,
+                    disks: Disks::default(),
                     blocked_until: [0; HOST_NAMES.len()],
                 }
             })

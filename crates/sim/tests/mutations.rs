@@ -30,6 +30,8 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         // Nobody goes on, though there was somebody who could.
         Mutation::ClaimUnready | Mutation::GiveUpUnready => matches!(violation, V::Abandoned(_)),
         Mutation::StayCutOff => matches!(violation, V::StaysCutOff(_)),
+        Mutation::MissDiskFailure => matches!(violation, V::StaysOnBrokenDisks(_)),
+        Mutation::RunOnBrokenDisk => matches!(violation, V::TookWithBrokenDisks(_)),
         Mutation::UnreachableGoesOn => matches!(violation, V::NoConsent(..) | V::NotNamed(..)),
         Mutation::EntitleBeforeSwap => matches!(violation, V::NotNamed(..)),
         Mutation::DoNotRetry => matches!(violation, V::Stuck(_)),

@@ -73,7 +73,7 @@ const HOUSE: &[Crate] = &[
         // `replica` is one of the two roles, and each of them makes it the other or ends it.
         layers: &[
             &["numbers", "time"],
-            &["epochs", "heartbeats", "patience", "silence", "uplink"],
+            &["disk_watch", "epochs", "heartbeats", "patience", "silence", "uplink"],
             &["claim", "first_copy"],
             &["admission", "arbiter"],
             &["command", "event"],

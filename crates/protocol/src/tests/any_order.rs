@@ -32,6 +32,7 @@ fn event(chance: &mut Chance, owed: &Owed) -> Event {
         (0, _) => Event::SyncFinished { secondary: id(["a", "b", "c"][chance.below(3) as usize]) },
         (1..=2, _) => Event::Acknowledged { epoch: Epoch::new(number) },
         (3, _) => Event::DropSecondary { reason: DropReason::Restart },
+        (4, _) if number == 0 => Event::DisksBroken,
         (4, _) => Event::SwitchOver { last: Epoch::new(number) },
         (5..=6, _) => Event::CheckpointHeld { epoch: Epoch::new(number) },
         (7, _) => Event::Entitled { generation: Generation::new(number) },

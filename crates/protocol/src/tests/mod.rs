@@ -41,6 +41,7 @@ fn assert_is_dead(replica: &mut Replica) {
         Event::DropSecondary { reason: DropReason::Off },
         Event::SwitchOver { last: Epoch::new(100) },
         Event::SwitchOverFailed,
+        Event::DisksBroken,
         Event::Ready,
         Event::NotReady,
         Event::CheckpointHeld { epoch: Epoch::new(100) },

@@ -250,6 +250,40 @@ fn a_guest_paused_for_a_hand_over_runs_if_the_secondary_is_not_asked() {
     assert_eq!(replica.handle(ack(2)), [Command::Release { through: Epoch::new(2) }]);
 }
 
+#[test]
+fn a_primary_whose_disks_break_asks_its_secondary_to_take_over_from_what_it_holds() {
+    let mut replica = protected();
+    assert_eq!(replica.handle(Event::DisksBroken), [Command::AskToTakeOver]);
+    assert_eq!(replica.status().reason, Some(Reason::HandOver));
+    assert_eq!(replica.handle(ack(9)), [], "what the guest did since must not leave");
+    assert_eq!(replica.handle(Event::DisksBroken), [], "it is asked once");
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel, ask(3, "a", None)]);
+    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::HandedOver }];
+    assert_eq!(replica.handle(lost_to(claim(3, "b", None))), stop);
+}
+
+#[test]
+fn disks_that_break_during_a_hand_over_do_not_wait_for_its_last_epoch() {
+    let mut replica = protected();
+    replica.handle(switch_over(5));
+    assert_eq!(replica.handle(Event::DisksBroken), [Command::AskToTakeOver]);
+    assert_eq!(replica.handle(ack(5)), []);
+}
+
+#[test]
+fn a_primary_whose_disks_break_keeps_its_vm_if_nobody_takes_it() {
+    let mut replica = protected();
+    replica.handle(Event::DisksBroken);
+    let failed = Event::PeerLost { reason: LossReason::Failed };
+    assert_eq!(replica.handle(failed), [Command::CloseChannel, ask(3, "a", None)]);
+    assert_eq!(replica.handle(won()), alone_again());
+    let mut lost = protected();
+    lost.handle(gone());
+    for mut replica in [alone(), joining(), entitling(), lost] {
+        assert_eq!(replica.handle(Event::DisksBroken), [Command::Resume]);
+    }
+}
+
 /// The claim named `b` for a replica that had run there before; its successor joined, read that claim, and took over what it held.
 #[test]
 fn a_first_copy_that_ends_before_it_is_decided_who_goes_on_is_closed() {

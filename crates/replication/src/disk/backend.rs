@@ -34,18 +34,28 @@ impl LoggedDisk {
     /// what the range really holds.
     fn change(
         &self,
-        range: Option<(u64, u64)>,
-        change: impl FnOnce(&mut DiskImage) -> Result<(), DiskError>,
+        (offset, length): (u64, u64),
+        mut change: impl FnMut(&mut DiskImage) -> Result<(), DiskError>,
         log_change: impl FnOnce(&mut Log),
     ) -> io::Result<()> {
-        let mut image = self.disk()?.lock();
-        let done = change(&mut image);
-        match (&done, range) {
-            (Ok(()), _) => self.shared.note(log_change),
-            (Err(_), Some((offset, length))) if self.shared.is_logging() => {
-                self.log_content(&mut image, offset, length)
+        let disk = self.disk()?;
+        let mut log_change = Some(log_change);
+        let done = self.shared.requests.carry_out(self.number, || {
+            let mut image = disk.lock();
+            change(&mut image)?;
+            // While it is locked: the log's order is the image's.
+            if let Some(log_change) = log_change.take() {
+                self.shared.note(log_change);
             }
-            (Err(_), _) => {}
+            Ok(())
+        });
+        if done.is_err() && self.shared.is_logging() {
+            if self.shared.requests.are_abandoned() {
+                // The disk may not answer.
+                self.shared.note(|log| log.lose(self.number));
+            } else {
+                self.log_content(&mut disk.lock(), offset, length);
+            }
         }
         Ok(done?)
     }
@@ -83,10 +93,10 @@ impl BlockBackend for LoggedDisk {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let disk = self.disk()?;
-        Ok(match disk.raw() {
+        Ok(self.shared.requests.carry_out(self.number, || match disk.raw() {
             Some(raw) => raw.read_at(offset, buf),
             None => disk.lock().read_at(offset, buf),
-        }?)
+        })?)
     }
 
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> bool {
@@ -95,7 +105,7 @@ impl BlockBackend for LoggedDisk {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.change(
-            Some((offset, data.len() as u64)),
+            (offset, data.len() as u64),
             |image| image.write_at(offset, data),
             |log| push_data(log, self.number, offset, data),
         )
@@ -110,26 +120,29 @@ impl BlockBackend for LoggedDisk {
             self.shared.note(|log| log.push(write));
             return Ok(());
         }
-        // Most of the time is spent here, without the lock: other requests go on.
-        let write_back = self.disk()?.lock().write_back()?;
-        write_back.run()?;
-        if write_back.is_flush() {
+        let disk = self.disk()?;
+        Ok(self.shared.requests.carry_out(self.number, || {
+            // Most of the time is spent here, without the lock: other requests go on.
+            let write_back = disk.lock().write_back()?;
+            write_back.run()?;
+            if !write_back.is_flush() {
+                disk.lock().flush()?;
+            }
             // What it covers has been logged before, as it had been done before.
-            self.shared.note(|log| log.push(write));
-            return Ok(());
-        }
-        self.change(None, DiskImage::flush, |log| log.push(write))
+            self.shared.note(|log| log.push(write.clone()));
+            Ok(())
+        })?)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         let write = DiskWrite { disk: self.number, op: DiskOp::Discard { offset, length: len } };
-        self.change(Some((offset, len)), |image| image.discard(offset, len), |log| push_range(log, write, len))
+        self.change((offset, len), |image| image.discard(offset, len), |log| push_range(log, write, len))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         let write = DiskWrite { disk: self.number, op: DiskOp::WriteZeroes { offset, length: len, may_unmap } };
         self.change(
-            Some((offset, len)),
+            (offset, len),
             |image| image.write_zeroes(offset, len, may_unmap),
             |log| push_range(log, write, len),
         )

@@ -29,11 +29,14 @@
 //! # Lockstep
 //!
 //! There a secondary's guest writes its disks itself, and no log is sent. Its flushes are put off ([`DeferredFlushes`]) until it
-//! takes over. What fails on the primary's disks is an input of the guest: [`machine::input::Input::DiskFailed`].
+//! takes over.
 //!
 //! # Failures
 //!
-//! A change that fails on the primary fails the guest's request, as without a secondary. Its range may then hold anything, but the
+//! The guest of a primary never sees that a disk has failed ([`DiskSet::hold_failures`]): its request is held, and the VM goes on where the disk
+//! is sound, from a state before that request; or here, once the request succeeds. Nothing of a request that is held is in the log.
+//!
+//! Where failures are not held, a change that fails, fails the guest's request. Its range may then hold anything, but the
 //! same on both sides: the log gets what a look at the range shows. Where that is not possible, or nobody takes the log and it gets
 //! too big, the log gets [`DiskOp::Lost`], which no secondary accepts. An error on the secondary ends the
 //! secondary, not the primary.
@@ -48,6 +51,7 @@ mod description;
 mod error;
 mod log;
 mod progress;
+mod requests;
 mod set;
 mod stream;
 mod summary;
@@ -61,6 +65,7 @@ pub use description::{DISKS_MAX, DiskDescription, check_compatible};
 pub use error::DiskSyncError;
 pub use log::{DiskOp, DiskWrite, WRITE_BYTES_MAX};
 pub use progress::DiskProgress;
+pub use requests::{DiskFault, DiskProblem};
 pub use set::DiskSet;
 pub use stream::LogStream;
 pub use summary::{DiskSummary, SUMMARY_PIECE_BYTES_MAX, SummaryReader, SummaryWriter};

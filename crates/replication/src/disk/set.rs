@@ -4,16 +4,19 @@ use std::hint;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
+use std::time::Duration;
 
 use machine::bus::lock;
 use machine::devices::virtio::block::BlockBackend;
+use protocol::DiskHealth;
 use storage::disk::{Backing, BaseIdentity, DiskImage, RawFile};
 
 use super::backend::LoggedDisk;
 use super::codec::decode_writes;
 use super::deferred::AskedFlushes;
 use super::log::Log;
-use super::{DiskDescription, DiskOp, DiskSyncError, DiskWrite};
+use super::requests::Requests;
+use super::{DiskDescription, DiskFault, DiskOp, DiskSyncError, DiskWrite};
 
 /// How often someone who is in no hurry lets others go first.
 const YIELDS_MAX: u32 = 1000;
@@ -35,6 +38,7 @@ pub(super) struct Shared {
     deferred: Mutex<Option<Arc<AskedFlushes>>>,
     /// The images these depend on are locked while they are open, so it is found out once.
     descriptions: Mutex<Option<Vec<DiskDescription>>>,
+    pub requests: Requests,
 }
 
 pub(super) struct Disk {
@@ -66,7 +70,34 @@ impl DiskSet {
             runs: AtomicU64::new(0),
             deferred: Mutex::default(),
             descriptions: Mutex::default(),
+            requests: Requests::default(),
         }))
+    }
+
+    /// From now on, a guest's request that fails is not answered: it is held and tried again every second, until it succeeds or
+    /// [`Self::abandon_held`] is called. After a flush has failed nothing is tried again.
+    pub fn hold_failures(&self) {
+        self.0.requests.hold();
+    }
+
+    /// The guest is over: what is held fails, and nothing is held any more.
+    pub fn abandon_held(&self) {
+        self.0.requests.abandon();
+    }
+
+    /// From now on, a guest's request that fails is answered with that.
+    pub fn answer_failures(&self) {
+        self.0.requests.fail();
+    }
+
+    /// How the disks are.
+    pub fn health(&self) -> DiskHealth {
+        self.0.requests.health()
+    }
+
+    /// Disks with a request that is held, or has been under way for `patience`.
+    pub fn faults(&self, patience: Duration) -> Vec<DiskFault> {
+        self.0.requests.faults(patience)
     }
 
     /// What the guest's disks work on. Whatever is changed through them is logged while the log is on.
@@ -136,6 +167,7 @@ impl DiskSet {
 
     pub(super) fn apply_one(&self, write: &DiskWrite) -> Result<(), DiskSyncError> {
         let disk = self.0.disk(write.disk)?;
+        let _under_way = self.0.requests.begin(write.disk);
         let mut image = lock(&disk.image);
         let done = match &write.op {
             DiskOp::Write { offset, data } => image.write_at(*offset, data),
@@ -160,12 +192,16 @@ impl DiskSet {
     /// # Errors
     /// [`DiskSyncError::Image`].
     pub fn flush(&self) -> Result<(), DiskSyncError> {
-        self.0.disks.iter().try_for_each(|disk| lock(&disk.image).flush().map_err(DiskSyncError::image(disk.number)))
+        self.0.disks.iter().try_for_each(|disk| {
+            let _under_way = self.0.requests.begin(disk.number);
+            lock(&disk.image).flush().map_err(DiskSyncError::image(disk.number))
+        })
     }
 
     /// Flushes one disk, and lets the guest go on meanwhile as far as possible.
     pub(super) fn flush_aside(&self, number: u32) -> Result<(), DiskSyncError> {
         let disk = self.0.disk(number)?;
+        let _under_way = self.0.requests.begin(number);
         let write_back = disk.lock_patiently().write_back();
         // Most of the time is spent here, without the lock; the image is what a flush is complete by.
         write_back.and_then(|write_back| write_back.run()).map_err(DiskSyncError::image(number))?;

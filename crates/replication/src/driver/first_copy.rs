@@ -19,7 +19,7 @@ use spec::{FtMode, ReplicaId};
 
 use super::message::{ACK, Ack, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
 use super::pause_queue::VmStopped;
-use super::primary::Shared;
+use super::primary::{NotPaused, Shared};
 use super::sender::{SendError, SenderThread};
 use super::session::Session;
 use crate::channel::{self, ChannelError, Identity, Receiver, Sender};
@@ -58,6 +58,9 @@ pub enum ProtectError {
     /// The VM has ended.
     #[error(transparent)]
     Stopped(#[from] VmStopped),
+    /// There is nothing sound to copy.
+    #[error(transparent)]
+    NotPaused(#[from] NotPaused),
     /// Its disks cannot be read.
     #[error(transparent)]
     Disk(#[from] DiskSyncError),

@@ -1,5 +1,6 @@
 //! Following a primary: receive, check, acknowledge, apply; and taking over when it is lost.
 
+mod disks;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +15,7 @@ use machine::vm::{Vm, VmState};
 use memory::encoding;
 use network::{FrameOffload, InputPosition};
 use protocol::{
-    Command, Epoch, Event, Generation, Look, LossReason, MonotonicTime, RETRY_INTERVAL, Silence, StopReason,
+    Command, DiskWatch, Epoch, Event, Generation, Look, LossReason, MonotonicTime, RETRY_INTERVAL, Silence, StopReason,
     heartbeat_interval,
 };
 use spec::FtMode;
@@ -23,12 +24,12 @@ use super::capture::unix_now_ns;
 use super::clock;
 use super::message::{
     ACK, Ack, BEGIN, CHECKPOINT, DISK_WRITES, DIVERGED, ENDED, ENTITLED, FAILED, HAND_OVER, HEARTBEAT, Hello, INBOUND,
-    LOG, MIRROR, OUTPUT, PAGES, RELEASED, STATE, SUMMARY,
+    LOG, MIRROR, OUTPUT, PAGES, RELEASED, STATE,
 };
 use super::secondary::{Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts, TakenOver};
 use super::staging::{Complete, InboundStore, Staging, StagingError};
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
-use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter, decode_writes};
+use crate::disk::{DiskDescription, DiskSet, decode_writes};
 use crate::gate::UnreleasedOutput;
 use crate::lockstep::log::SegmentReader;
 use crate::lockstep::{Divergence, Executor, ExecutorError, ExecutorProgress, write_evidence};
@@ -112,11 +113,17 @@ impl Voice {
     }
 
     /// Says it every `interval`, soon after more of the log was executed, as the primary's guest waits for that, and soon after each heartbeat
-    /// of a first copy, by which the primary measures how fast that is taken in.
-    fn beat(&self, interval: Duration) {
+    /// of a first copy, by which the primary measures how fast that is taken in. A disk that hangs keeps other threads from saying so.
+    fn beat(&self, interval: Duration, disks: &DiskSet, watch: DiskWatch) {
         while !self.ended.load(Ordering::Acquire) {
             let (said, due) = (self.executed.instructions(), Instant::now() + interval);
             let heard = self.heard.load(Ordering::Acquire);
+            if watch.is_broken(disks.health()) {
+                // A primary that does not hear it finds it silent. Only then is it logged: the log may be where the disks are.
+                let _ = self.send(FAILED, b"a request to its disks does not end");
+                tracing::error!("a disk does not answer: this secondary could not take over");
+                return;
+            }
             if self.ack().is_err() {
                 return;
             }
@@ -179,11 +186,12 @@ impl Follower {
     pub fn follow(mut self, mut receiver: Receiver) -> SecondaryEnd {
         let (pulse, summary) = (self.voice.clone(), self.voice.clone());
         let interval = heartbeat_interval(self.suspicion);
-        thread::spawn(move || pulse.beat(interval));
-        let (disks, closer) = (self.secondary.parts.disks.clone(), self.closer.clone());
+        let (copies, closer) = (self.secondary.parts.disks.clone(), self.closer.clone());
+        let (watched, watch) = (copies.clone(), DiskWatch::new(self.secondary.parts.options.disk_patience));
+        thread::spawn(move || pulse.beat(interval, &watched, watch));
         let primary_disks = self.primary_disks.clone();
         thread::spawn(move || {
-            if let Err(error) = send_summary(&disks, &primary_disks, &summary) {
+            if let Err(error) = disks::send_summary(&copies, &primary_disks, &summary) {
                 tracing::error!(%error, "the disks cannot be compared");
                 let _ = summary.send(FAILED, error.to_string().as_bytes());
                 closer.close();
@@ -280,7 +288,8 @@ impl Follower {
                 let protocol = parts.replica.status();
                 self.secondary.status.update(|status| status.protocol = protocol);
             }
-            (HAND_OVER, None) => return Err(Parting::HandOver),
+            // A primary whose disks are broken does not wait for the end of a checkpoint, and nothing of that was applied.
+            (HAND_OVER, _) => return Err(Parting::HandOver),
             (ENDED, _) => return Err(Parting::Ended),
             (LOG, None) if has_log => self.hear_segment(payload)?,
             (MIRROR, None) if has_log => self.run_out()?,
@@ -567,20 +576,6 @@ impl Follower {
             arbitration,
             restore,
         }))
-    }
-}
-
-/// Tells the primary what the disks hold already.
-fn send_summary(disks: &DiskSet, primary: &[DiskDescription], voice: &Voice) -> Result<(), DiskSyncError> {
-    let mut writer = SummaryWriter::new(disks, primary)?;
-    let mut piece = Vec::new();
-    loop {
-        piece.clear();
-        let more = writer.next_piece(&mut piece)?;
-        // A primary that has gone is found out by the one who listens to it.
-        if voice.send(SUMMARY, &piece).is_err() || !more {
-            return Ok(());
-        }
     }
 }
 

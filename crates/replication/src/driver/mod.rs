@@ -10,6 +10,7 @@
 //! | `mirror-send` | encodes and sends; heartbeats |
 //! | `mirror-acks` | receives acks, releases output |
 //! | `first-copy` | brings a new secondary to the first checkpoint |
+//! | `disk-watch` | looks whether the disks are broken |
 //! | `mirror-early` | on an engine that logs dirty pages, copies most of them before the guest is paused |
 
 mod capture;
@@ -36,7 +37,7 @@ pub use figures::{Figures, PauseClass, PauseParts, Quantiles};
 pub use first_copy::ProtectError;
 pub use options::MirrorOptions;
 pub use pause_queue::VmStopped;
-pub use primary::{Primary, PrimaryEnd, PrimaryParts, PrimaryStatus, SetModeError, SwitchOverError};
+pub use primary::{NotPaused, Primary, PrimaryEnd, PrimaryParts, PrimaryStatus, SetModeError, SwitchOverError};
 pub use progress::{Phase, Progress};
 pub use secondary::{
     MakeVm, Secondary, SecondaryEnd, SecondaryError, SecondaryHandle, SecondaryParts, SecondaryStatus, TakenOver,

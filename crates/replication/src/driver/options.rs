@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine::triple_fault::TripleFaults;
+use protocol::DISK_PATIENCE;
 use spec::{FtMode, ReplicaId};
 
 /// Times and bounds of a mirrored VM.
@@ -30,6 +31,8 @@ pub struct MirrorOptions {
     pub evidence_folder: Option<PathBuf>,
     /// A secondary for which the guest has had to wait half of its time or more for so long is given up.
     pub too_slow_after: Duration,
+    /// A request to a disk that takes longer hangs, and its disk is broken.
+    pub disk_patience: Duration,
     /// Where triple faults of the guest are counted, over all its resets.
     pub triple_faults: Arc<TripleFaults>,
 }
@@ -48,6 +51,7 @@ impl MirrorOptions {
             log_bytes_max: 16 << 20,
             cache_bytes_max: 64 << 20,
             too_slow_after: Duration::from_secs(10),
+            disk_patience: DISK_PATIENCE,
             triple_faults: Arc::default(),
         }
     }

@@ -2,10 +2,12 @@
 
 mod arbitration;
 mod log;
+mod parts;
+mod refusal;
 mod run;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -16,11 +18,12 @@ use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
 use protocol::{
-    Arbiter, Command, DropReason, Epoch, EpochBounds, Event, Generation, Load, LossReason, Patience, RETRY_INTERVAL,
-    Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink,
+    Arbiter, Command, DiskWatch, DropReason, Epoch, EpochBounds, Event, Generation, Load, LossReason, Patience,
+    RETRY_INTERVAL, Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink,
 };
 use spec::{EngineKind, FtMode};
 
+pub use self::refusal::{NotPaused, SetModeError, SwitchOverError};
 use super::early::EarlyCopier;
 use super::figures::{Figures, Meter};
 use super::message::ExecutionFormat;
@@ -29,7 +32,7 @@ use super::progress::{Phase, Progress};
 use super::session::Session;
 use super::trigger::Trigger;
 use super::{MirrorOptions, clock};
-use crate::disk::DiskSet;
+use crate::disk::{DiskFault, DiskSet};
 use crate::gate::{GateStatus, OutputGate};
 
 /// Buffers for captured pages that are kept for the next checkpoints.
@@ -91,6 +94,8 @@ pub struct PrimaryStatus {
     pub progress: Option<Progress>,
     /// The secondary says that it reaches all of its network ends; nothing else is known of one that has not said so.
     pub secondary_reaches_network: bool,
+    /// Disks that are broken: the guest stands still.
+    pub disk_faults: Vec<DiskFault>,
     /// Why the last secondary was given up or could not join.
     pub failure: Option<String>,
     /// What it costs.
@@ -126,6 +131,9 @@ pub(super) struct Shared {
     buffers: Mutex<Vec<CapturedPages>>,
     patience: Mutex<Patience>,
     uplink: Mutex<Uplink>,
+    disk_watch: DiskWatch,
+    /// The guest stands still, since a disk is broken.
+    is_halted: AtomicBool,
     next_session: AtomicU64,
     /// Secondaries that turned out not to be the same.
     divergences: AtomicU64,
@@ -183,6 +191,7 @@ impl Primary {
             lag_max: options.lag_max,
         };
         let patience = Patience::new(options.too_slow_after);
+        let disk_watch = DiskWatch::new(options.disk_patience);
         ExecutionFormat::find_out();
         let shared = Shared {
             core: Mutex::new(core),
@@ -204,6 +213,8 @@ impl Primary {
             buffers: Mutex::default(),
             patience: Mutex::new(patience),
             uplink: Mutex::new(Uplink::new(UPLINK_PATIENCE)),
+            disk_watch,
+            is_halted: AtomicBool::new(false),
             next_session: AtomicU64::new(1),
             divergences: AtomicU64::new(0),
         };
@@ -215,10 +226,13 @@ impl Primary {
     /// # Errors
     /// [`VmError`] if the VM cannot go on; the secondary, if there is one, takes over when this process ends.
     pub fn run(&self, vm: &mut Vm) -> Result<PrimaryEnd, VmError> {
+        self.shared.disks.hold_failures();
+        self.shared.watch_disks().map_err(VmError::Io)?;
         let result = match &self.shared.early {
             Some(early) => self.run_with_copier(vm, early),
             None => self.shared.run(vm),
         };
+        self.shared.disks.answer_failures();
         self.shared.pause.close();
         let mut core = self.shared.core();
         core.course = Course::Over;
@@ -288,6 +302,7 @@ impl Primary {
     /// # Errors
     /// When there is no secondary that could, or the VM has stopped.
     pub fn switch_over(&self) -> Result<(), SwitchOverError> {
+        self.shared.refuse_if_halted()?;
         let shared = self.shared.clone();
         self.shared.pause.run(&self.shared.control, move |vm| shared.begin_hand_over(vm))?
     }
@@ -300,25 +315,6 @@ impl Primary {
     /// The generation that it acts in.
     pub fn generation(&self) -> Generation {
         self.shared.generation()
-    }
-
-    /// Looks whether all cards have their network ends. If one has gone without for too long, and the secondary reaches its own, the VM is handed
-    /// over.
-    pub fn look_at_network(&self) {
-        let core = self.shared.core();
-        let could_move = core.replica.status().is_protected()
-            && core.session.as_ref().is_some_and(|session| session.reaches_network());
-        drop(core);
-        let is_whole = self.shared.gate.unplugged().is_empty();
-        let mut uplink = self.shared.uplink.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = uplink.look(is_whole, could_move, clock::now());
-        drop(uplink);
-        if is_due {
-            tracing::warn!("a network end is gone, and does not come back: the VM is handed over");
-            if let Err(error) = self.switch_over() {
-                tracing::warn!(%error, "the VM is not handed over");
-            }
-        }
     }
 
     /// Changes how the VM is replicated, from now on; what protects it meanwhile stays.
@@ -345,22 +341,24 @@ impl Primary {
         Ok(())
     }
 
-    /// Ends the run at once. The disks are flushed first; a secondary is told that the VM is off.
+    /// Ends the run at once. The disks are flushed first if they can be; a secondary is told that the VM is off.
     pub fn pull_the_plug(&self) {
         self.shared.core().plug_pulled = true;
         self.shared.changed.notify_all();
         self.shared.control.pause();
+        self.shared.disks.abandon_held();
     }
 
     /// Does something with the VM paused.
     ///
     /// # Errors
-    /// [`VmStopped`].
+    /// [`NotPaused`].
     pub fn while_paused<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Vm) -> R + Send + 'static,
-    ) -> Result<R, VmStopped> {
-        self.shared.pause.run(&self.shared.control, job)
+    ) -> Result<R, NotPaused> {
+        self.shared.refuse_if_halted()?;
+        Ok(self.shared.pause.run(&self.shared.control, job)?)
     }
 
     /// How it is.
@@ -379,41 +377,19 @@ impl Primary {
         let secondary = session.as_ref().map(|session| session.secondary.to_string());
         let secondary_reaches_network = session.as_ref().is_none_or(|session| session.reaches_network());
         let progress = session.map(|session| *session.progress());
-        PrimaryStatus { protocol, mode, secondary, progress, secondary_reaches_network, failure, figures, gate }
+        let disk_faults = self.shared.disk_faults();
+        PrimaryStatus {
+            protocol,
+            mode,
+            secondary,
+            progress,
+            secondary_reaches_network,
+            disk_faults,
+            failure,
+            figures,
+            gate,
+        }
     }
-}
-
-/// Why the mode of replication stays as it is.
-#[derive(Debug, thiserror::Error)]
-pub enum SetModeError {
-    /// The two hosts would not compute the same.
-    #[error(
-        "the secondary could not execute what the primary does: its processor's x87 unit computes differently, or its version of \
-         twinvm is another one; the mode stays as it is"
-    )]
-    Secondary,
-    /// Nothing counts the instructions of a processor that is not ours.
-    #[error(
-        "lockstep needs the soft engine, and the VM runs on kvm: start the VM anew with engine = \"soft\" in its spec"
-    )]
-    Engine,
-    /// Nothing to replicate.
-    #[error(transparent)]
-    Stopped(#[from] VmStopped),
-}
-
-/// Why a planned takeover does not begin.
-#[derive(Debug, thiserror::Error)]
-pub enum SwitchOverError {
-    /// Nobody to hand over to.
-    #[error("the VM is not protected: there is no secondary that could take over")]
-    NotProtected,
-    /// Nothing to hand over.
-    #[error(transparent)]
-    Stopped(#[from] VmStopped),
-    /// The last checkpoint could not be taken.
-    #[error(transparent)]
-    Vm(#[from] VmError),
 }
 
 impl Shared {
@@ -456,6 +432,7 @@ impl Shared {
         if core.stop.is_some() || core.course != Course::Running {
             return Err(VmStopped.into());
         }
+        self.refuse_if_halted()?;
         if let Some(session) = &core.session {
             return Err(super::ProtectError::HasSecondary(session.secondary.clone()));
         }
@@ -476,9 +453,10 @@ impl Shared {
             return;
         }
         if self.core().course == Course::Running {
-            tracing::warn!(%why, "the secondary is lost");
             self.core().failure = Some(why.to_owned());
             self.event(Some(id), Event::PeerLost { reason });
+            // Afterwards: where a disk hangs, so may the log.
+            tracing::warn!(%why, "the secondary is lost");
         }
         self.forget_session(id);
     }
@@ -566,7 +544,10 @@ impl Shared {
                     }
                 });
             }
-            Command::Resume => core.is_handing_over = false,
+            Command::Resume => {
+                core.is_handing_over = false;
+                self.patience().goes_on();
+            }
             Command::AskToTakeOver => {
                 if let Some(session) = &core.session {
                     session.ask_to_take_over();
@@ -575,6 +556,7 @@ impl Shared {
             Command::Stop { reason } => {
                 core.stop = Some(reason);
                 self.control.pause();
+                self.disks.abandon_held();
             }
             Command::Acknowledge { .. } | Command::GetReady | Command::ReadClaim | Command::TakeOver { .. } => {
                 tracing::error!(?command, "a command for a secondary");

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use guest::Console;
 use machine::vm::Vm;
-use protocol::{Arbiter, Claim, DropReason, Epoch, Generation, Reason, Replica, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, DISK_PATIENCE, DropReason, Epoch, Generation, Reason, Replica, Unreachable, Verdict};
 use replication::channel::{self, Identity, Listener};
 use replication::disk::DiskSet;
 use replication::driver::{
-    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
-    TakenOver, Trigger,
+    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts, TakenOver,
+    Trigger,
 };
 use replication::gate::OutputGate;
 use spec::{
@@ -161,6 +161,8 @@ struct World {
     folder: tempfile::TempDir,
     store: Store,
     console: Console,
+    /// A host on which every request to a disk counts as one that does not end.
+    hanging: Option<&'static str>,
 }
 
 impl World {
@@ -173,7 +175,7 @@ impl World {
         }
         let claim = Claim { generation: Generation::new(1), primary: ReplicaId::new(HOSTS[0]), secondary: None };
         let (store, too_slow_after) = (Store(Arc::new(Mutex::new(claim))), Duration::from_secs(2));
-        Self { engine, too_slow_after, folder, store, console: Console::default() }
+        Self { engine, too_slow_after, folder, store, console: Console::default(), hanging: None }
     }
 
     fn identity(&self, host: &str) -> Identity {
@@ -185,6 +187,7 @@ impl World {
             suspicion: SUSPICION,
             epoch_length_max: Duration::from_millis(10),
             too_slow_after: self.too_slow_after,
+            disk_patience: if self.hanging == Some(host) { Duration::ZERO } else { DISK_PATIENCE },
             ..MirrorOptions::new(ReplicaId::new(host))
         }
     }
@@ -298,6 +301,21 @@ fn a_guest_that_loses_three_primaries_computes_the_same() {
         assert!(matches!(end, PrimaryEnd::Reset), "{engine}: {end:?}");
         assert_eq!(guest::result(&vm), guest::expected(rounds(engine)), "{engine}");
     }
+}
+
+#[test]
+fn a_secondary_whose_disks_hang_says_so_and_is_given_up() {
+    let mut world = World::new(Soft);
+    world.hanging = Some("b");
+    let leader = world.boot();
+    let follower = world.begin_to_protect(&leader, "b", DiskSet::new(Vec::new()), 0);
+    wait("the loss of the secondary", || leader.primary.status().failure.is_some());
+    let status = leader.primary.status();
+    assert!(status.failure.as_ref().is_some_and(|why| why.contains("does not end")), "{status:?}");
+    follower.cable.cut();
+    assert!(!matches!(follower.thread.join().unwrap(), SecondaryEnd::TakenOver(_)));
+    leader.primary.pull_the_plug();
+    leader.thread.join().unwrap();
 }
 
 /// The link carries less than the guest writes: the guest is slowed down, nothing piles up, and in the end the secondary is given up.

@@ -82,6 +82,15 @@ pub enum DiskError {
         /// The image.
         path: PathBuf,
     },
+    /// What was written could not be brought to stable storage. What had been written since the last successful flush may be lost, also if
+    /// a later flush succeeds: hosts say it once.
+    #[error("{}: flush: {source}", path.display())]
+    Flush {
+        /// The image.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
     /// Another input or output error.
     #[error("{}: {action}: {source}", path.display())]
     Io {
@@ -97,7 +106,9 @@ pub enum DiskError {
 impl From<DiskError> for io::Error {
     fn from(error: DiskError) -> Self {
         let kind = match &error {
-            DiskError::Open { source, .. } | DiskError::Io { source, .. } => source.kind(),
+            DiskError::Open { source, .. } | DiskError::Flush { source, .. } | DiskError::Io { source, .. } => {
+                source.kind()
+            }
             DiskError::InUse { .. } => io::ErrorKind::ResourceBusy,
             DiskError::Corrupt { .. } => io::ErrorKind::InvalidData,
             DiskError::Unsupported { .. } => io::ErrorKind::Unsupported,

@@ -200,7 +200,7 @@ impl DiskImage {
     /// Returns when everything written is on stable storage.
     ///
     /// # Errors
-    /// [`DiskError::Io`]: what had been written since the last successful flush may be lost.
+    /// [`DiskError::Flush`]; [`DiskError::Io`] if the format's tables cannot be written, which the next flush tries again.
     pub fn flush(&mut self) -> Result<(), DiskError> {
         if self.read_only {
             return Ok(());
@@ -208,11 +208,16 @@ impl DiskImage {
         // A table must not reach the medium before the data that it points to: a power failure between the two would put
         // what the new cluster happens to hold in the place of data that had been safe.
         if self.tables_changed {
-            self.access.sync().and_then(|()| self.access.flush()).map_err(|e| self.io("flush", e))?;
+            self.sync()?;
+            self.access.flush().map_err(|e| self.io("write tables", e))?;
         }
-        self.access.sync().map_err(|e| self.io("flush", e))?;
+        self.sync()?;
         self.tables_changed = false;
         Ok(())
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        self.access.sync().map_err(|source| DiskError::Flush { path: self.path.clone(), source })
     }
 
     /// A handle by which what was written until then can be brought to the medium while the image goes on being used.

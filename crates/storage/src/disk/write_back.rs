@@ -23,12 +23,10 @@ impl WriteBack {
     /// Returns when it is done. The image can be used meanwhile.
     ///
     /// # Errors
-    /// [`DiskError::Io`]: what had been written since the last successful flush may be lost, and the next flush need not say so again.
+    /// [`DiskError::Flush`].
     pub fn run(&self) -> Result<(), DiskError> {
         match &self.file {
-            Some(file) => {
-                file.sync_data().map_err(|source| DiskError::Io { path: self.path.clone(), action: "flush", source })
-            }
+            Some(file) => file.sync_data().map_err(|source| DiskError::Flush { path: self.path.clone(), source }),
             None => Ok(()),
         }
     }

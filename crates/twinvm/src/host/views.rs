@@ -153,14 +153,15 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
     }
 }
 
-/// A VM may be protected, and yet miss something, on either host.
+/// A VM may run, or be protected, and yet miss something, on either host.
 fn with_faults(protection: Protection, replicas: &[ReplicaStatus]) -> Protection {
     let faults = replicas.iter().flat_map(|replica| replica.faults.iter().map(|fault| (&replica.host, fault)));
     let faults: Vec<String> = faults.map(|(host, fault)| format!("host {host}: {fault}")).collect();
-    if protection.state != ProtectionState::Protected || faults.is_empty() {
+    if protection.state == ProtectionState::NotRunning || faults.is_empty() {
         return protection;
     }
-    Protection { detail: Some(faults.join("; ")), ..protection }
+    let detail = protection.detail.into_iter().chain(faults).collect::<Vec<_>>().join("; ");
+    Protection { detail: Some(detail), ..protection }
 }
 
 fn protection(
@@ -310,6 +311,18 @@ mod tests {
         let text = seen.to_string();
         let expected = "Protected (host b: network card 0: there is no bridge, since 12 s), since ";
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_guest_that_stands_still_for_a_disk_shows_in_any_state() {
+        let mut primary = status("a", Role::Primary, 4, ProtectionState::NeedSecondary);
+        let since_unix_ms = unix_ms_now() - 3_500;
+        primary.faults = vec![Fault { part: "disk 0".to_owned(), detail: "it is full".to_owned(), since_unix_ms }];
+        let seen = view(&vm(ON), &[said("a", vec![primary], None)]).protection;
+        assert!(
+            seen.detail.as_deref().is_some_and(|text| text.contains("host a: disk 0: it is full, since 3 s")),
+            "{seen}"
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What a replica process does from its start to its end.
 
 mod cards;
+mod disks;
+mod hang;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -32,8 +34,8 @@ use replication::driver::{
 };
 use replication::gate::OutputGate;
 use spec::{FtMode, ReplicaId, VmSpec};
-use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 
+use self::disks::{base_files, open_disks};
 use super::broker::Broker;
 use super::config::{self, ReplicaConfig};
 use super::console::Console;
@@ -167,6 +169,8 @@ impl Process {
         let _server = ControlServer::start(control, Arc::new(Control(self.clone())))?;
         let watching = self.clone();
         thread::Builder::new().name("ends".to_owned()).spawn(move || watching.watch_ends())?;
+        let watching = self.clone();
+        thread::Builder::new().name("hang-watch".to_owned()).spawn(move || watching.watch_for_hang())?;
         let mut ended = match self.config.role {
             Role::Primary => match self.claim_alone()? {
                 Claimed::Alone(claim) => self.power_on(claim, disks)?,
@@ -396,12 +400,13 @@ impl Process {
 
     fn status(&self) -> ReplicaStatus {
         let mut shared = self.shared();
-        let report::Report { role, generation, mode, peer, sync, figures, protection } = match &shared.acting {
-            Acting::Starting => report::starting(self.config.role),
-            Acting::Restarting => report::starting(Role::Primary),
-            Acting::Primary(primary) => report::primary(&primary.status()),
-            Acting::Secondary(secondary) => report::secondary(&secondary.status()),
-        };
+        let report::Report { role, generation, mode, peer, sync, figures, protection, mut faults } =
+            match &shared.acting {
+                Acting::Starting => report::starting(self.config.role),
+                Acting::Restarting => report::starting(Role::Primary),
+                Acting::Primary(primary) => report::primary(&primary.status()),
+                Acting::Secondary(secondary) => report::secondary(&secondary.status()),
+            };
         let figures = api::figures::Figures {
             failovers: shared.failovers,
             last_takeover: shared.last_takeover,
@@ -413,6 +418,7 @@ impl Process {
             memory_bytes: resident_bytes(&self.statm),
             ..figures
         };
+        faults.extend(self.ends.faults());
         ReplicaStatus {
             vm: self.config.vm.clone(),
             host: self.config.host.clone(),
@@ -423,7 +429,7 @@ impl Process {
             generation,
             running_s: shared.since.elapsed().as_secs(),
             protection: shared.protection.note(protection),
-            faults: self.ends.faults(),
+            faults,
             peer,
             sync,
             listen: shared.listen,
@@ -526,27 +532,6 @@ fn end_at_once(folder: &Path, why: String) {
 fn pem_keys(keys: &SessionKeys) -> PemKeys {
     let SessionKeys { authority, certificate, key } = keys.clone();
     PemKeys { authority, certificate, key }
-}
-
-fn open_disks(spec: &VmSpec) -> Result<Vec<DiskImage>> {
-    let disks = spec.disks.iter().map(|disk| {
-        let options = DiskOptions { format: disk.format, read_only: disk.readonly, direct: false };
-        Ok(DiskImage::open(&disk.path, options)?)
-    });
-    disks.collect()
-}
-
-/// The files that an image is based on, and where their digests are kept.
-fn base_files(image: &DiskImage) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut next = image.backing().cloned();
-    while let Some(backing) = next {
-        files.push(BaseIdentity::kept_at(&backing.path).unwrap_or_default());
-        files.push(backing.path.clone());
-        let options = DiskOptions { format: Some(backing.format), read_only: true, direct: false };
-        next = DiskImage::open(&backing.path, options)?.backing().cloned();
-    }
-    Ok(files)
 }
 
 /// What a replica needs, but for what its disks are based on: its folder, the files of its spec, and what says what the machine can do.

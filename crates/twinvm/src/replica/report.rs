@@ -1,8 +1,10 @@
 //! From what replication says of itself to what administrators read.
 
 use api::figures::{Figures, LatencyFigures, LockstepFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts};
-use api::status::{Protection, ProtectionState, Reason, Role, SyncPhase, SyncProgress};
+use api::status::{Fault, Protection, ProtectionState, Reason, Role, SyncPhase, SyncProgress};
+use api::time::unix_ms_now;
 use protocol::{self, DropReason, Epoch, LossReason};
+use replication::disk::DiskFault;
 use replication::driver::{self, Phase, PrimaryStatus, SecondaryStatus};
 use spec::FtMode;
 
@@ -18,6 +20,8 @@ pub struct Report {
     pub sync: Option<SyncProgress>,
     pub figures: Figures,
     pub protection: Protection,
+    /// Disks that are broken.
+    pub faults: Vec<Fault>,
 }
 
 /// Remembers since when the state is what it is.
@@ -40,7 +44,8 @@ impl ProtectionLog {
 /// A process that is neither yet.
 pub fn starting(role: Role) -> Report {
     let protection = Protection::now(ProtectionState::Starting, Some(Reason::Initializing));
-    Report { role, generation: 0, mode: None, peer: None, sync: None, figures: Figures::default(), protection }
+    let figures = Figures::default();
+    Report { role, generation: 0, mode: None, peer: None, sync: None, figures, protection, faults: Vec::new() }
 }
 
 /// A replica that runs the VM.
@@ -115,7 +120,18 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         sync,
         figures,
         protection: seen,
+        faults: disk_faults(status),
     }
+}
+
+/// The disks of a primary that are broken.
+fn disk_faults(status: &PrimaryStatus) -> Vec<Fault> {
+    let fault = |fault: &DiskFault| Fault {
+        part: format!("disk {}", fault.disk),
+        detail: fault.problem.to_string(),
+        since_unix_ms: unix_ms_now().saturating_sub(fault.lasting.as_millis() as u64),
+    };
+    status.disk_faults.iter().map(fault).collect()
 }
 
 fn pauses(quantiles: &driver::Quantiles) -> PauseFigures {
@@ -138,6 +154,7 @@ pub fn secondary(status: &SecondaryStatus) -> Report {
         sync: None,
         figures,
         protection,
+        faults: Vec::new(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 #[path = "../mirror/bridged.rs"]
 mod bridged;
+#[path = "../mirror/broken_disks.rs"]
+mod broken_disks;
 #[path = "../mirror/client.rs"]
 mod client;
 #[path = "../mirror/disks.rs"]

@@ -118,9 +118,11 @@ fn an_acknowledged_fsync_survives_the_loss_of_both_replicas() {
 }
 
 /// Lets a process write no more than so many bytes to any file, as if its file system were full.
-fn limit_files(replica: &Replica, bytes: u64) {
+pub fn limit_files(replica: &Replica, bytes: u64) {
+    // Only the soft limit: it can be raised again.
+    let limit = if bytes == u64::MAX { "unlimited".to_owned() } else { bytes.to_string() };
     let done = Command::new("prlimit")
-        .args(["--pid", &replica.pid().to_string(), &format!("--fsize={bytes}")])
+        .args(["--pid", &replica.pid().to_string(), &format!("--fsize={limit}:")])
         .status()
         .unwrap();
     assert!(done.success());

@@ -2,6 +2,7 @@
 //! checks every acknowledged increment. The same tests run in lockstep mode: see `../lockstep`.
 
 mod bridged;
+mod broken_disks;
 mod client;
 mod disks;
 mod faults;

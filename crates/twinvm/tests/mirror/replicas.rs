@@ -137,6 +137,11 @@ impl World {
         self.folder.path().join(name)
     }
 
+    /// Where a host keeps its copies of the disks.
+    pub fn folder_of(&self, host: &str) -> PathBuf {
+        self.path(host)
+    }
+
     pub fn store(&self) -> PathBuf {
         self.path("store.db")
     }
@@ -375,7 +380,7 @@ impl Replica {
         self.process.wait().unwrap();
     }
 
-    /// Waits for the process to end by itself; returns what it left.
+    /// Waits for the process to end by itself; returns what it left, and nothing where there was no room for that.
     pub fn wait_for_end(mut self) -> Value {
         let deadline = Instant::now() + HUNG;
         while self.process.try_wait().unwrap().is_none() {
@@ -383,7 +388,7 @@ impl Replica {
             std::thread::sleep(Duration::from_millis(10));
         }
         let left = std::fs::read_to_string(self.folder.join("ended.json")).unwrap_or_else(|_| "null".to_owned());
-        serde_json::from_str(&left).unwrap()
+        serde_json::from_str(&left).unwrap_or_default()
     }
 }
 

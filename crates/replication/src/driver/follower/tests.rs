@@ -241,6 +241,18 @@ fn what_is_held_is_replaced_by_whole_checkpoints_only() {
     }
 }
 
+/// A primary whose disks are broken cannot wait for the end of a checkpoint that is on its way.
+#[test]
+fn a_primary_may_hand_over_within_a_checkpoint() {
+    let world = World::new();
+    let (follower, _receiver, _far) = world.follower();
+    let mut follower = holding(follower);
+    let begin = 2u64.to_le_bytes();
+    assert!(follower.hear(&Frame { kind: BEGIN, payload: &begin }).is_ok());
+    assert!(matches!(follower.hear(&Frame { kind: HAND_OVER, payload: &[] }), Err(Parting::HandOver)));
+    assert!(follower.held.is_some_and(|held| held.epoch == Epoch::new(1)));
+}
+
 #[test]
 fn a_secondary_whose_host_cannot_be_the_vm_s_processor_refuses_it() {
     let world = World::new();

@@ -14,18 +14,17 @@ impl Shared {
         let (shared, arbiter) = (Arc::downgrade(self), self.arbiter.clone());
         thread::spawn(move || {
             let expected = claim.generation.before();
-            let answer = match arbiter.compare_and_swap(expected, &claim) {
-                Ok(verdict) => Event::Arbitrated(verdict),
-                Err(error) => {
-                    tracing::warn!(%error, "the cluster store cannot be reached");
-                    Event::StoreUnreachable
-                }
-            };
-            if let Event::Arbitrated(Verdict::Lost(claim)) = &answer {
-                tracing::warn!(generation = %claim.generation, primary = %claim.primary, "another replica goes on");
-            }
+            let answer = arbiter.compare_and_swap(expected, &claim);
             if let Some(shared) = shared.upgrade() {
-                shared.event(None, answer);
+                shared.event(None, answer.clone().map_or(Event::StoreUnreachable, Event::Arbitrated));
+            }
+            // Afterwards: where a disk hangs, so may the log.
+            match answer {
+                Ok(Verdict::Won) => {}
+                Ok(Verdict::Lost(Claim { generation, primary, .. })) => {
+                    tracing::warn!(%generation, %primary, "another replica goes on");
+                }
+                Err(error) => tracing::warn!(%error, "the cluster store cannot be reached"),
             }
         });
     }

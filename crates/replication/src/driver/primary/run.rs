@@ -66,8 +66,16 @@ impl Shared {
     /// Ends the run, if it is for this replica to say so: tells the secondary that there is nothing to take over, and waits until it has
     /// heard, as it closes the connection then. One that does not hear takes over from the last checkpoint, and the guest ends again.
     fn leave(&self, vm: &Vm, end: PrimaryEnd) -> Result<PrimaryEnd, VmError> {
-        vm.platform().flush_disks()?;
+        let flushed = vm.platform().flush_disks();
         let mut core = self.core();
+        if let Err(error) = flushed
+            && core.stop.is_none()
+        {
+            if !core.plug_pulled {
+                return Err(error.into());
+            }
+            tracing::warn!(%error, "the plug is pulled, and the disks cannot be flushed");
+        }
         // If the other replica goes on, what the guest did here since the last checkpoint has never happened, its end included.
         while core.stop.is_none() && !core.plug_pulled && self.is_undecided(&core) {
             core = self.wait(core);
@@ -93,7 +101,7 @@ impl Shared {
 
     /// What there is to do while the VM stands still.
     fn at_pause(self: &Arc<Self>, vm: &mut Vm) -> Result<(), VmError> {
-        let (mut waiting_since, mut has_handed_over) = (None, false);
+        let mut waiting_since = None;
         loop {
             self.pause.work(vm);
             let core = self.core();
@@ -103,10 +111,13 @@ impl Shared {
             if core.is_handing_over {
                 let session = core.session.as_ref().map(|session| session.id);
                 drop(self.wait(core));
-                has_handed_over = true;
                 if session.is_some() && self.patience().hands_over(clock::now()) {
                     self.event(session, Event::DropSecondary { reason: DropReason::TooSlow });
                 }
+                continue;
+            }
+            if self.is_halted() {
+                drop(self.wait(core));
                 continue;
             }
             let Some(session) = core.session.clone() else { break };
@@ -138,9 +149,6 @@ impl Shared {
         if let Some(since) = waiting_since {
             self.meter.throttled(clock::now().since(since));
         }
-        if has_handed_over {
-            self.patience().goes_on();
-        }
         Ok(())
     }
 
@@ -153,7 +161,7 @@ impl Shared {
         self.changed.wait_timeout(core, WAIT_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn patience(&self) -> MutexGuard<'_, Patience> {
+    pub(super) fn patience(&self) -> MutexGuard<'_, Patience> {
         self.patience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
