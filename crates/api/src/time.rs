@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A time span in the largest unit of which it has a few: `12 s`, `5 min`, `3 h`, `4 d`.
-pub(crate) struct Elapsed(pub(crate) u64);
+/// A time span, given in ms, in the largest unit of which it has a few: `12 s`, `5 min`, `3 h`, `4 d`.
+pub struct Elapsed(pub u64);
 
 impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

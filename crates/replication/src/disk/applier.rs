@@ -1,22 +1,18 @@
 //! The thread that keeps a secondary's disks up to date.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use machine::bus::lock;
 
-use super::{DiskOp, DiskSet, DiskSyncError, DiskWrite};
-
-/// A flush waits for later ones until so many bytes of its disk were written.
-const UNFLUSHED_BYTES_MAX: u64 = 16 << 20;
+use super::{CopyMark, CopyState, DiskOp, DiskSet, DiskSyncError, DiskWrite};
 
 /// Applies committed changes to the disks of a secondary, in order, in a thread of its own.
 ///
-/// Flushes are put off: a disk is flushed when nothing more is queued, when 16 MiB have been written since the guest asked
-/// for it, or for [`DiskApplier::drain`]. Until the secondary takes over, the primary's disk is the one that counts after a power
-/// failure, and a takeover waits for the flush.
+/// A disk is flushed where the guest asked for it, before anything is written that the guest wrote afterwards, to whatever disk. So a power failure
+/// leaves here what it could have left on the primary's disks some time before.
 ///
 /// After the first error (such as a full file system, or a panic of the thread) nothing more is applied, and nobody is left waiting; the
 /// secondary must be given up then. Dropping an applier drops what is queued.
@@ -35,7 +31,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Vec<DiskWrite>>,
+    queue: VecDeque<Job>,
     /// Of what is queued or being applied.
     bytes: u64,
     /// The thread is applying something.
@@ -44,6 +40,14 @@ struct State {
     applied: u64,
     error: Option<Arc<DiskSyncError>>,
     is_stopping: bool,
+}
+
+/// What the thread does.
+enum Job {
+    /// Applies these.
+    Writes(Vec<DiskWrite>),
+    /// Notes what the copy is, once all before is on stable storage.
+    Mark(CopyMark, CopyState),
 }
 
 impl DiskApplier {
@@ -81,7 +85,16 @@ impl DiskApplier {
         }
         if state.error.is_none() {
             state.bytes = state.bytes.saturating_add(bytes);
-            state.queue.push_back(writes);
+            state.queue.push_back(Job::Writes(writes));
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Notes what the copy is when everything that was handed over is on stable storage. After an error nothing is noted.
+    pub fn mark(&self, mark: CopyMark, copy: CopyState) {
+        let mut state = lock(&self.shared.state);
+        if state.error.is_none() {
+            state.queue.push_back(Job::Mark(mark, copy));
             self.shared.changed.notify_all();
         }
     }
@@ -132,34 +145,43 @@ impl Shared {
 
     fn run(&self) {
         let mut flushes = Flushes::default();
-        while let Some(writes) = self.next(&mut flushes) {
-            let result = self.apply(&writes, &mut flushes);
-            let bytes = batch_bytes(&writes);
-            drop(writes);
+        while let Some(job) = self.next(&mut flushes) {
+            let (result, bytes, batches) = match job {
+                Job::Writes(writes) => {
+                    let result = flushes.apply(&writes, |write| self.disks.apply_one(write));
+                    (result, batch_bytes(&writes), 1)
+                }
+                Job::Mark(mark, copy) => (self.mark(&mark, copy), 0, 0),
+            };
             let mut state = lock(&self.state);
             state.bytes = state.bytes.saturating_sub(bytes);
             match result {
-                Ok(()) => state.applied += 1,
+                Ok(()) => state.applied += batches,
                 Err(error) => Self::fail(&mut state, error),
             }
             self.changed.notify_all();
         }
     }
 
-    /// The next batch; flushes what is to be flushed before it waits for one. `None`: stop.
-    fn next(&self, flushes: &mut Flushes) -> Option<Vec<DiskWrite>> {
+    fn mark(&self, mark: &CopyMark, copy: CopyState) -> Result<(), DiskSyncError> {
+        self.disks.flush()?;
+        mark.write(copy).map_err(DiskSyncError::Mark)
+    }
+
+    /// The next job; flushes what is to be flushed before it waits for one. `None`: stop.
+    fn next(&self, flushes: &mut Flushes) -> Option<Job> {
         let mut state = lock(&self.state);
         loop {
             if state.is_stopping {
                 return None;
             }
-            if let Some(writes) = state.queue.pop_front() {
+            if let Some(job) = state.queue.pop_front() {
                 state.is_busy = true;
-                return Some(writes);
+                return Some(job);
             }
             if state.error.is_none() && flushes.is_due() {
                 drop(state);
-                let result = flushes.carry_out(&self.disks);
+                let result = flushes.carry_out(|write| self.disks.apply_one(write));
                 state = lock(&self.state);
                 if let Err(error) = result {
                     Self::fail(&mut state, error);
@@ -170,20 +192,6 @@ impl Shared {
             self.changed.notify_all();
             state = self.wait(state);
         }
-    }
-
-    fn apply(&self, writes: &[DiskWrite], flushes: &mut Flushes) -> Result<(), DiskSyncError> {
-        for write in writes {
-            if write.op == DiskOp::Flush {
-                flushes.ask(write.disk);
-                continue;
-            }
-            self.disks.apply_one(write)?;
-            if flushes.wrote(write) {
-                flushes.carry_out(&self.disks)?;
-            }
-        }
-        Ok(())
     }
 
     fn fail(state: &mut State, error: DiskSyncError) {
@@ -208,31 +216,37 @@ impl Drop for PanicReport<'_> {
 /// Flushes that the guest asked for and that were not yet carried out.
 #[derive(Default)]
 struct Flushes {
-    /// By disk: bytes written since.
-    asked: BTreeMap<u32, u64>,
+    /// The disks.
+    asked: BTreeSet<u32>,
 }
 
 impl Flushes {
-    fn ask(&mut self, disk: u32) {
-        self.asked.entry(disk).or_default();
-    }
-
     fn is_due(&self) -> bool {
         !self.asked.is_empty()
     }
 
-    /// Notes a change; says whether flushes should not wait any longer.
-    fn wrote(&mut self, write: &DiskWrite) -> bool {
-        self.asked.get_mut(&write.disk).is_some_and(|bytes| {
-            *bytes += write.memory_bytes();
-            *bytes > UNFLUSHED_BYTES_MAX
-        })
+    /// Applies changes by `apply`, each after the flushes that the guest asked for before it. Several flushes in a row are one.
+    fn apply(
+        &mut self,
+        writes: &[DiskWrite],
+        mut apply: impl FnMut(&DiskWrite) -> Result<(), DiskSyncError>,
+    ) -> Result<(), DiskSyncError> {
+        for write in writes {
+            if write.op == DiskOp::Flush {
+                self.asked.insert(write.disk);
+            } else {
+                self.carry_out(&mut apply)?;
+                apply(write)?;
+            }
+        }
+        Ok(())
     }
 
-    fn carry_out(&mut self, disks: &DiskSet) -> Result<(), DiskSyncError> {
-        mem::take(&mut self.asked)
-            .into_keys()
-            .try_for_each(|disk| disks.apply_one(&DiskWrite { disk, op: DiskOp::Flush }))
+    fn carry_out(
+        &mut self,
+        mut apply: impl FnMut(&DiskWrite) -> Result<(), DiskSyncError>,
+    ) -> Result<(), DiskSyncError> {
+        mem::take(&mut self.asked).into_iter().try_for_each(|disk| apply(&DiskWrite { disk, op: DiskOp::Flush }))
     }
 }
 
@@ -245,6 +259,31 @@ fn batch_bytes(writes: &Vec<DiskWrite>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A power failure must not leave what the guest wrote after a flush without what it wrote before.
+    #[test]
+    fn nothing_is_written_before_the_flushes_that_the_guest_waited_for() {
+        let write = |disk, byte| DiskWrite { disk, op: DiskOp::Write { offset: 0, data: vec![byte] } };
+        let flush = |disk| DiskWrite { disk, op: DiskOp::Flush };
+        let batches = [
+            vec![write(0, 1), flush(0), write(0, 2)],
+            vec![write(1, 3), flush(1), flush(0), flush(1)],
+            // The guest waited for both disks before it wrote to one of them.
+            vec![write(1, 4), write(0, 5)],
+            vec![flush(0)],
+        ];
+        let (mut flushes, mut done) = (Flushes::default(), Vec::new());
+        for batch in &batches {
+            let apply = |write: &DiskWrite| {
+                done.push(write.clone());
+                Ok(())
+            };
+            flushes.apply(batch, apply).unwrap();
+        }
+        let expected = [write(0, 1), flush(0), write(0, 2), write(1, 3), flush(0), flush(1), write(1, 4), write(0, 5)];
+        assert_eq!(done, expected);
+        assert!(flushes.is_due(), "the last one is not forgotten");
+    }
 
     #[test]
     fn a_panic_of_the_thread_is_an_error_and_leaves_nobody_waiting() {

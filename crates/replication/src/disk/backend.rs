@@ -40,6 +40,7 @@ impl LoggedDisk {
     ) -> io::Result<()> {
         let disk = self.disk()?;
         let mut log_change = Some(log_change);
+        self.shared.wait_for_deferred_flushes();
         let done = self.shared.requests.carry_out(self.number, || {
             let mut image = disk.lock();
             change(&mut image)?;

@@ -15,8 +15,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// As long as this exists, a guest's flushes return at once, and a thread carries them out.
 ///
-/// A guest that is executed behind another one must not fall behind because its disk is slower to flush. Until it takes over, the primary's
-/// disk is the one that counts after a power failure. Before it takes over, [`DeferredFlushes::settle`] makes up for what was put off.
+/// A guest that is executed behind another one need not wait for its disk to flush, as long as it writes nothing more: only that has to come after
+/// what it wrote before the flush. Before it takes over, [`DeferredFlushes::settle`] makes up for what was put off.
 ///
 /// After the first error nothing more is flushed, and the secondary must be given up. Dropping this forgets what was put off; the guest's
 /// later flushes are carried out as usual.
@@ -37,6 +37,10 @@ pub(super) struct AskedFlushes {
 struct State {
     /// Disks that a guest wants to have flushed.
     disks: BTreeSet<u32>,
+    /// The thread is flushing others.
+    is_flushing: bool,
+    /// Guests that wait for it.
+    waiting: usize,
     ending: Option<Ending>,
     error: Option<Arc<DiskSyncError>>,
 }
@@ -114,6 +118,20 @@ impl AskedFlushes {
         }
     }
 
+    /// Returns when everything that was asked for is flushed, or nothing will be any more.
+    pub fn wait_until_done(&self) {
+        let mut state = lock(&self.state);
+        state.waiting += 1;
+        self.changed.notify_all();
+        while (state.is_flushing || !state.disks.is_empty())
+            && state.error.is_none()
+            && state.ending != Some(Ending::Abandon)
+        {
+            state = self.wait(state, Duration::MAX);
+        }
+        state.waiting -= 1;
+    }
+
     /// The thread's work.
     fn carry_out(&self, flush: impl Fn(u32) -> Result<(), DiskSyncError>) {
         let _report = PanicReport(self);
@@ -123,6 +141,8 @@ impl AskedFlushes {
             if let Err(error) = disks.into_iter().try_for_each(&flush) {
                 lock(&self.state).fail(error);
             }
+            lock(&self.state).is_flushing = false;
+            self.changed.notify_all();
         }
     }
 
@@ -135,9 +155,11 @@ impl AskedFlushes {
                 Some(Ending::Settle) if state.disks.is_empty() => return None,
                 Some(Ending::Settle) => Duration::ZERO,
                 None if state.disks.is_empty() => Duration::MAX,
+                None if state.waiting > 0 => Duration::ZERO,
                 None => due.saturating_duration_since(Instant::now()),
             };
             if wait.is_zero() {
+                state.is_flushing = true;
                 return Some(mem::take(&mut state.disks));
             }
             state = self.wait(state, wait);
@@ -166,6 +188,7 @@ impl Drop for PanicReport<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             lock(&self.0.state).fail(DiskSyncError::ThreadFailed);
+            self.0.changed.notify_all();
         }
     }
 }
@@ -205,7 +228,6 @@ mod tests {
         assert_eq!(begins.recv(), Ok(0));
         // One is under way: these are done in one by the next.
         for _ in 0..10 {
-            guest.write_at(512, &[2; 512]).unwrap();
             guest.flush().unwrap();
         }
         assert!(begins.try_recv().is_err());
@@ -218,6 +240,37 @@ mod tests {
         // Not put off any more: nobody is there to do it.
         guest.flush().unwrap();
         assert_eq!(begins.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+    }
+
+    /// A power failure must not leave what the guest wrote after a flush without what it wrote before.
+    #[test]
+    fn a_write_waits_for_the_flushes_before_it() {
+        let (_folder, disks, guest) = disks();
+        let (begun, begins) = mpsc::channel();
+        let (allow, allowed) = mpsc::channel();
+        let deferred = DeferredFlushes::spawn(&disks, move |disks, disk| {
+            begun.send(disk).unwrap();
+            allowed.recv().unwrap();
+            disks.flush_aside(disk)
+        });
+        let deferred = deferred.unwrap();
+        guest.write_at(0, &[1; 512]).unwrap();
+        for round in 0..2 {
+            guest.flush().unwrap();
+            let mut found = [0; 512];
+            thread::scope(|scope| {
+                let writing = scope.spawn(|| guest.write_at(512, &[round + 1; 512]));
+                // Also where it would have been put off for longer: somebody waits.
+                assert_eq!(begins.recv(), Ok(0));
+                thread::sleep(Duration::from_millis(20));
+                guest.read_at(512, &mut found).unwrap();
+                assert_eq!(found[0], round);
+                allow.send(()).unwrap();
+                writing.join().unwrap().unwrap();
+            });
+        }
+        drop(allow);
+        deferred.settle().unwrap();
     }
 
     #[test]

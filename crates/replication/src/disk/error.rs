@@ -37,6 +37,9 @@ pub enum DiskSyncError {
     /// The system gives no thread to write the disks.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
+    /// It cannot be noted what the copy of the disks is.
+    #[error("cannot mark the copy of the disks: {0}")]
+    Mark(#[source] std::io::Error),
     /// The thread that writes the disks panicked: what they hold is not known.
     #[error("the thread that writes the disks has failed")]
     ThreadFailed,

@@ -28,8 +28,8 @@
 //!
 //! # Lockstep
 //!
-//! There a secondary's guest writes its disks itself, and no log is sent. Its flushes are put off ([`DeferredFlushes`]) until it
-//! takes over.
+//! There a secondary's guest writes its disks itself, and no log is sent. It need not wait for its flushes ([`DeferredFlushes`]), but for
+//! those before a write.
 //!
 //! # Failures
 //!
@@ -40,6 +40,14 @@
 //! same on both sides: the log gets what a look at the range shows. Where that is not possible, or nobody takes the log and it gets
 //! too big, the log gets [`DiskOp::Lost`], which no secondary accepts. An error on the secondary ends the
 //! secondary, not the primary.
+//!
+//! # Power failures
+//!
+//! A secondary's copy is marked ([`CopyMark`]) as incomplete before the first byte of a first copy is written to it, and as consistent when the first
+//! checkpoint has been applied to it and everything is on stable storage.
+//!
+//! On either replica, what a guest wrote after a flush is written after what it wrote before that flush is on stable storage. So each copy is at any
+//! time what a disk of a machine without replicas could be after a power failure.
 
 mod applier;
 mod backend;
@@ -50,6 +58,7 @@ mod deferred;
 mod description;
 mod error;
 mod log;
+mod mark;
 mod progress;
 mod requests;
 mod set;
@@ -64,6 +73,7 @@ pub use deferred::DeferredFlushes;
 pub use description::{DISKS_MAX, DiskDescription, check_compatible};
 pub use error::DiskSyncError;
 pub use log::{DiskOp, DiskWrite, WRITE_BYTES_MAX};
+pub use mark::{CopyMark, CopyState};
 pub use progress::DiskProgress;
 pub use requests::{DiskFault, DiskProblem};
 pub use set::DiskSet;

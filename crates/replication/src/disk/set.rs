@@ -269,6 +269,14 @@ impl Shared {
         lock(&self.deferred).as_ref().map(|asked| asked.ask(number)).is_some()
     }
 
+    /// Returns when no flush is put off that was asked for before.
+    pub fn wait_for_deferred_flushes(&self) {
+        let asked = lock(&self.deferred).clone();
+        if let Some(asked) = asked {
+            asked.wait_until_done();
+        }
+    }
+
     /// Adds to the log, if it is on. To be called while the image is locked, so that the log's order is the image's.
     pub fn note(&self, changes: impl FnOnce(&mut Log)) {
         if self.is_logging() {

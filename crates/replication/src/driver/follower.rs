@@ -146,6 +146,10 @@ pub(super) struct Follower {
     voice: Arc<Voice>,
     primary_disks: Vec<DiskDescription>,
     closer: Closer,
+    /// The primary's generation when it connected.
+    generation: Generation,
+    /// The copy of the disks is marked as incomplete.
+    is_marked: bool,
     staging: Option<Staging>,
     held: Option<Held>,
     /// The VM, made of what is held, and how long that took; once this replica is ready to run it.
@@ -173,6 +177,8 @@ impl Follower {
             voice: Arc::new(voice),
             primary_disks: hello.disks.clone(),
             closer,
+            generation: hello.generation,
+            is_marked: false,
             staging: None,
             held: None,
             made: None,
@@ -287,6 +293,7 @@ impl Follower {
                 }
                 let protocol = parts.replica.status();
                 self.secondary.status.update(|status| status.protocol = protocol);
+                self.mark_consistent(generation);
             }
             // A primary whose disks are broken does not wait for the end of a checkpoint, and nothing of that was applied.
             (HAND_OVER, _) => return Err(Parting::HandOver),
@@ -297,9 +304,7 @@ impl Follower {
             // The first copy: once there is something to take over from, it may only be replaced as a whole.
             (DISK_WRITES, None) if self.held.is_none() => {
                 let writes = decode_writes(payload, &parts.disks).map_err(StagingError::from)?;
-                if let Err(error) = parts.disks.apply(&writes) {
-                    return Err(self.fail(format!("the disks cannot be written: {error}")));
-                }
+                self.copy_disks(&writes)?;
             }
             (PAGES, None) if self.held.is_none() => {
                 encoding::check(payload, ram.pages()).map_err(StagingError::from)?;
@@ -345,6 +350,9 @@ impl Follower {
             encoding::apply(records, &self.secondary.ram).map_err(StagingError::from)?;
         }
         self.secondary.applier.push(writes);
+        if self.held.is_none() {
+            self.mark_consistent(self.generation);
+        }
         let content = match end.then {
             FtMode::Mirror => Content::Checkpoint { state: Box::new(state), inputs: end.inputs },
             FtMode::Lockstep => self.execute(epoch, state, end.inputs)?,

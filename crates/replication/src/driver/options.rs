@@ -8,6 +8,8 @@ use machine::triple_fault::TripleFaults;
 use protocol::DISK_PATIENCE;
 use spec::{FtMode, ReplicaId};
 
+use crate::disk::CopyMark;
+
 /// Times and bounds of a mirrored VM.
 #[derive(Clone, Debug)]
 pub struct MirrorOptions {
@@ -31,6 +33,8 @@ pub struct MirrorOptions {
     pub evidence_folder: Option<PathBuf>,
     /// A secondary for which the guest has had to wait half of its time or more for so long is given up.
     pub too_slow_after: Duration,
+    /// Where it is noted what this host's copy of the disks is, if anywhere.
+    pub copy_mark: Option<CopyMark>,
     /// A request to a disk that takes longer hangs, and its disk is broken.
     pub disk_patience: Duration,
     /// Where triple faults of the guest are counted, over all its resets.
@@ -51,6 +55,7 @@ impl MirrorOptions {
             log_bytes_max: 16 << 20,
             cache_bytes_max: 64 << 20,
             too_slow_after: Duration::from_secs(10),
+            copy_mark: None,
             disk_patience: DISK_PATIENCE,
             triple_faults: Arc::default(),
         }

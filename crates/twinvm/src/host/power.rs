@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use super::registry::KnownVm;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
 use crate::replica::config::{ReplicaConfig, socket};
 use crate::replica::control::{self, Request};
+use crate::replica::disk_copy;
 use crate::replica::end::ReplicaEnd;
 
 /// How long a replica may take to answer a request.
@@ -32,6 +34,20 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long guests may take to shut down when the host stops with its VMs.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a forced start starts from, in words. Refuses a copy that is incomplete; a forced start also one of which nothing says what it is.
+fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> {
+    let copy = disk_copy::startable(folder).map_err(|error| HostError::conflict(format!("{error:#}")))?;
+    match copy {
+        _ if !how.from_stale_disks => Ok(None),
+        Some(copy) => Ok(Some(copy)),
+        None => Err(HostError::conflict(format!(
+            "nothing says whether the copy of the disks in {} is whole",
+            folder.display()
+        ))
+        .hint("it is from an older version of twinvm; start the VM on the host that ran it last")),
+    }
+}
 
 impl Daemon {
     /// What the cluster store says about a VM.
@@ -173,6 +189,7 @@ impl Daemon {
             }
         }
         let folder = self.vm_folder(name);
+        let started_from = start_from(folder.path(), how)?;
         let local =
             folder.local_spec(&vm.spec, &self.vm_files).map_err(|error| HostError::conflict(format!("{error:#}")))?;
         // Until the claim is this host's, another VM could be given the same memory.
@@ -214,8 +231,15 @@ impl Daemon {
             HostError::conflict(format!("VM {name} cannot be started: {error:#}"))
         })?;
         self.watch_replica(name.to_owned(), process, Some(status))?;
-        tracing::info!("VM {name} started");
-        self.vm(name)
+        let mut view = self.vm(name)?;
+        match started_from {
+            Some(copy) => {
+                tracing::warn!("VM {name} started from {copy}");
+                view.note = Some(format!("started from {copy}; what was written since is lost"));
+            }
+            None => tracing::info!("VM {name} started"),
+        }
+        Ok(view)
     }
 
     /// Presses a VM's power button, or pulls the plug. For its owner.
@@ -256,10 +280,14 @@ impl Daemon {
         }
         let HostError { kind, mut problem } = error;
         let hint = problem.hint.take().unwrap_or_default();
-        problem.hint = Some(format!(
-            "{hint}. If that host is off and does not come back: `twinvm vm start {name} --from-stale-disks` on this host starts \
-             from its older copy of the disks, and what was written since is lost"
-        ));
+        problem.hint = Some(match start_from(self.vm_folder(name).path(), StartVm { from_stale_disks: true }) {
+            Ok(copy) => format!(
+                "{hint}. If that host is off and does not come back: `twinvm vm start {name} --from-stale-disks` on this host starts \
+                 from its older copy of the disks ({}), and what was written since is lost",
+                copy.unwrap_or_default()
+            ),
+            Err(error) => format!("{hint}. This host has nothing to start from: {}", error.problem.error),
+        });
         HostError { kind, problem }
     }
 

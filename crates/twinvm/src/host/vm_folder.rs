@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use api::messages::{SessionKeys, VmContents};
 use api::time::unix_ms_now;
+use protocol::Generation;
+use replication::disk::{CopyMark, CopyState};
 use spec::DiskFormat;
 use spec::{DiskSpec, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, create_qcow2};
@@ -105,6 +107,7 @@ impl VmFolder {
                 self.create_disk(number, disk, images, files).with_context(|| format!("disk {}", disk.path.display()))
             })
             .collect::<Result<_>>()?;
+        CopyMark::of(&self.path).write(CopyState::consistent(Generation::NONE)).context("cannot mark the disks")?;
         self.write_contents(&VmContents { created_unix_ms: unix_ms_now(), disk_bytes })?;
         let cmdline = spec.cmdline.clone().or_else(|| image.map(|image| image.manifest().cmdline.clone()));
         Ok(VmSpec { cmdline: Some(cmdline.unwrap_or_else(|| "console=ttyS0".to_owned())), ..spec.clone() })
@@ -209,14 +212,19 @@ impl VmFolder {
             }
             return Ok(());
         }
-        if let Some((path, format)) = self.found_disk(number) {
-            let options = DiskOptions { format: Some(format), read_only: false, direct: false };
-            match DiskImage::open(&path, options) {
+        let found = self.found_disk(number);
+        if let Some((path, format)) = &found {
+            let options = DiskOptions { format: Some(*format), read_only: false, direct: false };
+            match DiskImage::open(path, options) {
                 Ok(image) if image.size_bytes() == size_bytes => return Ok(()),
                 Ok(_) => tracing::info!("{}: its size is another now, made anew", path.display()),
                 Err(error) => tracing::warn!("{}: made anew: {error}", path.display()),
             }
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        // Before it is made: an empty disk is no copy.
+        CopyMark::of(&self.path).write(CopyState::incomplete(Generation::NONE)).context("cannot mark the disks")?;
+        if let Some((path, _)) = &found {
+            fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         // Without the image, or with another version of it, more has to be copied; nothing else changes.
         let backing = disk.base_image.as_deref().and_then(|base| root_disk(images, base).ok());

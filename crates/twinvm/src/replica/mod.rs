@@ -4,6 +4,7 @@ pub mod broker;
 pub mod config;
 mod console;
 pub mod control;
+pub mod disk_copy;
 pub mod end;
 mod ends;
 pub mod process;

@@ -40,6 +40,7 @@ use super::broker::Broker;
 use super::config::{self, ReplicaConfig};
 use super::console::Console;
 use super::control::{Answer, ControlServer, ControlSocket, Handler, Request, UnprotectReason};
+use super::disk_copy;
 use super::end::ReplicaEnd;
 use super::ends::Ends;
 use super::report;
@@ -68,6 +69,8 @@ pub struct Process {
     statm: File,
     console: Console,
     triple_faults: Arc<TripleFaults>,
+    /// Held while the generation of the disks is noted.
+    marking: Arc<Mutex<()>>,
     shared: Mutex<Shared>,
 }
 
@@ -123,6 +126,9 @@ impl Process {
                 Some(Listener::bind(address, identity)?)
             }
         };
+        if config.role == Role::Primary {
+            disk_copy::startable(&config.folder)?;
+        }
         let images = open_disks(&spec)?;
         let mut confinement = confinement(&config, &spec);
         for image in &images {
@@ -155,6 +161,7 @@ impl Process {
             statm,
             console: Console::default(),
             triple_faults: Arc::default(),
+            marking: Arc::default(),
             shared: Mutex::new(shared),
         })
     }
@@ -197,6 +204,7 @@ impl Process {
             lag_max: Duration::from_millis(self.config.lag_ms_max.into()),
             mode: self.shared().mode,
             evidence_folder: Some(self.config.folder.clone()),
+            copy_mark: Some(self.copy_mark()),
             triple_faults: self.triple_faults.clone(),
             ..MirrorOptions::new(self.id())
         }
@@ -246,6 +254,7 @@ impl Process {
         let gate = gate(&trigger);
         let cards = self.connected_cards(&gate, claim.generation)?;
         let parts = self.parts(&disks, cards)?;
+        self.mark_copy(claim.generation);
         let mut vm = Vm::boot(config, &boot, parts, self.config.engine, InputMode::Live)?;
         let replica = Replica::primary(self.id(), claim);
         let primary = self.primary(replica, Epoch::NONE, &vm, gate, trigger, disks.clone());
@@ -373,6 +382,7 @@ impl Process {
         for input in &inputs {
             vm.platform().deliver(input);
         }
+        self.mark_copy(replica.status().generation);
         let primary = self.primary(replica, epoch, &vm, gate, trigger, disks.clone());
         let restore = restore + connecting.elapsed();
         tracing::info!(

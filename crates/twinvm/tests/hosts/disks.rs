@@ -84,6 +84,7 @@ fn after_the_loss_of_both_replicas_only_the_newest_disks_are_started_from() {
     let error = world.refused("a", &["vm", "start", VM]);
     assert!(error.contains("host b, which holds VM redis, is not alive"), "{error}");
     assert!(error.contains("--from-stale-disks"), "{error}");
+    assert!(error.contains("its older copy of the disks (generation ") && error.contains("last written "), "{error}");
     let lost = world.status("a");
     assert_eq!((state(&lost), reason(&lost)), ("not-running", "hardware-failure"));
     assert!(detail(&lost).contains("host b does not answer"), "{lost:#}");
@@ -108,8 +109,17 @@ fn after_the_loss_of_both_replicas_only_the_newest_disks_are_started_from() {
     world.wait_for_lease_end("a", "b");
     assert_eq!(world.replicas("b").len(), 1);
     assert!(world.refused("a", &["vm", "start", VM]).contains("--from-stale-disks"));
+    // As a first copy leaves it that broke off: not even by force.
+    let mark = world.vm_folder("a").join("copy.json");
+    let whole = fs::read_to_string(&mark).unwrap();
+    fs::write(&mark, "{\"copy\":\"incomplete\",\"generation\":3,\"since_unix_ms\":0}").unwrap();
+    assert!(world.refused("a", &["vm", "start", VM]).contains("This host has nothing to start from"));
+    let torn = world.refused("a", &["vm", "start", VM, "--from-stale-disks"]);
+    assert!(torn.contains("is incomplete") && torn.contains("a host with a whole copy"), "{torn}");
+    fs::write(&mark, whole).unwrap();
     let forced = world.json("a", &["vm", "start", VM, "--from-stale-disks"]);
     assert_eq!(forced["host"], "a");
+    assert!(forced["note"].as_str().unwrap().starts_with("started from generation "), "{forced:#}");
     world.wait_for_redis();
     assert!(counter(&world) >= stale);
     world.start("b");

@@ -1,4 +1,4 @@
-//! Disks that fail, fill or hang under a primary. What the guest asked for is done in the end, wherever that is, and
+//! Disks that fail, fill or hang under a primary, and copies of disks that broke off. What the guest asked for is done in the end, wherever that is, and
 //! it never sees an error.
 
 use std::fs;
@@ -239,4 +239,31 @@ fn the_plug_of_a_guest_that_stands_still_for_its_disk_can_be_pulled() {
     primary.ask(&json!({ "request": "stop", "force": true })).unwrap();
     assert_eq!(primary.wait_for_end()["end"], "plug-pulled");
     drop((saved, world));
+}
+
+/// The disk holds parts of different times then, and a guest that starts from it finds what nobody ever wrote.
+#[test]
+fn a_first_copy_that_broke_off_is_not_started_from() {
+    let mut world = World::new(Setup::redis());
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let secondary = world.start_secondary("b");
+    limit_files(&secondary, FULL_BYTES);
+    primary.protect_by(&secondary);
+    primary.wait_until_alone();
+    secondary.wait_for_end();
+    let mark = fs::read_to_string(world.folder_of("b").join("copy.json")).unwrap();
+    assert!(mark.contains("incomplete"), "{mark}");
+    primary.kill();
+    let torn = world.start("b", "primary");
+    let log = torn.wait_for_log("incomplete");
+    assert!(log.contains("start the VM on a host with a whole copy"), "{log}");
+    torn.wait_for_end();
+    // The primary's own are whole.
+    let primary = world.boot();
+    wait_for_service(world.address());
+    let secondary = world.protect(&primary, "b");
+    let mark = fs::read_to_string(world.folder_of("b").join("copy.json")).unwrap();
+    assert!(mark.contains("consistent"), "{mark}");
+    drop((primary, secondary));
 }

@@ -340,6 +340,19 @@ impl Replica {
         std::fs::read_to_string(self.folder.join("replica.log")).unwrap_or_default()
     }
 
+    /// Waits until its log holds this, and returns it.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        let deadline = Instant::now() + HUNG;
+        loop {
+            let log = self.log();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(Instant::now() < deadline, "waited for {text:?}: {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn protect_by(&self, secondary: &Replica) {
         let address = secondary.status().unwrap()["listen"].clone();
         let request = json!({ "request": "protect", "secondary": secondary.host, "address": address });

@@ -1,8 +1,30 @@
-//! A secondary's copies of the disks: what they hold.
+//! A secondary's copies of the disks: what they hold, the first copy, and what they are marked as.
 
-use super::Voice;
-use crate::disk::{DiskDescription, DiskSet, DiskSyncError, SummaryWriter};
+use protocol::Generation;
+
+use super::{Follower, Parting, Voice};
+use crate::disk::{CopyState, DiskDescription, DiskSet, DiskSyncError, DiskWrite, SummaryWriter};
 use crate::driver::message::SUMMARY;
+use crate::driver::secondary::SecondaryParts;
+
+impl Follower {
+    /// A piece of the first copy, before which the disks are noted to be incomplete.
+    pub(super) fn copy_disks(&mut self, writes: &[DiskWrite]) -> Result<(), Parting> {
+        let SecondaryParts { options, disks, .. } = &self.secondary.parts;
+        let mark = options.copy_mark.as_ref().filter(|_| !self.is_marked);
+        let marked = mark.map_or(Ok(()), |mark| mark.write(CopyState::incomplete(self.generation)));
+        let applied = marked.map_err(DiskSyncError::Mark).and_then(|()| disks.apply(writes));
+        self.is_marked = true;
+        applied.map_err(|error| self.fail(format!("the disks cannot be written: {error}")))
+    }
+
+    /// Has it noted that the copy of the disks is what the VM's were at some time of this generation, once that is so on stable storage.
+    pub(super) fn mark_consistent(&self, generation: Generation) {
+        if let Some(mark) = &self.secondary.parts.options.copy_mark {
+            self.secondary.applier.mark(mark.clone(), CopyState::consistent(generation));
+        }
+    }
+}
 
 /// Tells the primary what the disks hold already.
 pub(super) fn send_summary(disks: &DiskSet, primary: &[DiskDescription], voice: &Voice) -> Result<(), DiskSyncError> {

@@ -17,7 +17,7 @@ use super::super::message::{ExecutionFormat, HELLO, WELCOME, Welcome};
 use super::super::secondary::{MakeVm, SecondaryParts};
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
-use crate::disk::{DiskOp, DiskWrite};
+use crate::disk::{CopyMark, CopyState, DiskOp, DiskWrite};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -251,6 +251,39 @@ fn a_primary_may_hand_over_within_a_checkpoint() {
     assert!(follower.hear(&Frame { kind: BEGIN, payload: &begin }).is_ok());
     assert!(matches!(follower.hear(&Frame { kind: HAND_OVER, payload: &[] }), Err(Parting::HandOver)));
     assert!(follower.held.is_some_and(|held| held.epoch == Epoch::new(1)));
+}
+
+/// A power failure at any instant leaves a copy that is marked as incomplete, or one that is whole.
+#[test]
+fn a_copy_is_marked_as_incomplete_before_it_is_written_and_as_consistent_when_it_is_whole() {
+    let world = World::new();
+    let (mut follower, _receiver, _far) = world.follower();
+    let disk = world.folder.path().join("disk");
+    let write = DiskWrite { disk: 0, op: DiskOp::Write { offset: 0, data: vec![1; 512] } };
+    // Where it cannot be marked, nothing is written.
+    let nowhere = CopyMark::of(&world.folder.path().join("nowhere"));
+    follower.secondary.parts.options.copy_mark = Some(nowhere);
+    assert!(matches!(follower.copy_disks(std::slice::from_ref(&write)), Err(Parting::Lost(LossReason::Failed, _))));
+    assert_eq!(std::fs::read(&disk).unwrap(), [0; 4096]);
+
+    let (mut follower, _receiver, _far) = {
+        drop(follower);
+        world.follower()
+    };
+    let mark = CopyMark::of(world.folder.path());
+    follower.secondary.parts.options.copy_mark = Some(mark.clone());
+    assert!(follower.copy_disks(&[write]).is_ok());
+    assert_eq!(std::fs::read(&disk).unwrap()[0], 1);
+    let incomplete = mark.read().unwrap();
+    assert!(matches!(incomplete, Some(CopyState::Incomplete { generation: 2, .. })), "{incomplete:?}");
+    // What fails to be applied is not whole.
+    follower.mark_consistent(Generation::new(2));
+    follower.secondary.applier.drain().unwrap();
+    assert!(matches!(mark.read().unwrap(), Some(CopyState::Consistent { generation: 2, .. })));
+    follower.secondary.applier.push(writes_that_fail_in_the_end());
+    follower.mark_consistent(Generation::new(3));
+    assert!(follower.secondary.applier.drain().is_err());
+    assert!(matches!(mark.read().unwrap(), Some(CopyState::Consistent { generation: 2, .. })));
 }
 
 #[test]

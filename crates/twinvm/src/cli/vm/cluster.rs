@@ -78,7 +78,9 @@ pub fn start(arguments: &StartArguments) -> Result<()> {
     let VmArguments { name, daemon } = &arguments.vm;
     let request = StartVm { from_stale_disks: arguments.from_stale_disks };
     let view: VmView = daemon.daemon()?.post(&format!("{}/start", path(name)), Some(&request))?;
-    answer(daemon.json, &view, &format!("VM {name} started on host {}", view.host))
+    let from =
+        view.note.as_ref().filter(|_| arguments.from_stale_disks).map_or_else(String::new, |note| format!(", {note}"));
+    answer(daemon.json, &view, &format!("VM {name} started on host {}{from}", view.host))
 }
 
 pub fn stop(daemon: &DaemonConnection, name: &str, force: bool, json: bool) -> Result<()> {
