@@ -38,7 +38,7 @@ pub enum Command {
         /// What the claim should be.
         claim: Claim,
     },
-    /// Secondary: ask the store for the claim. It is answered by exactly one of [`super::Event::ClaimRead`] and
+    /// Ask the store for the claim. It is answered by exactly one of [`super::Event::ClaimRead`] and
     /// [`super::Event::StoreUnreachable`], within a bounded time.
     ReadClaim,
     /// Close the connection to the other replica, if there is one, and let nothing of it reach this replica any more.

@@ -36,9 +36,15 @@ pub enum Event {
     },
     /// Primary: what ends the last epoch could not be captured.
     SwitchOverFailed,
-    /// Primary: its disks are broken ([`super::DiskWatch`]), and what the guest asked of them is not answered. It stands still, until
-    /// [`super::Command::Resume`] or for good: there is nothing more to capture of it.
-    DisksBroken,
+    /// Primary: its disks are broken ([`super::DiskWatch`]), and what the guest asked of them is not answered. Told when it is found, and with
+    /// `could_move` whenever the VM could go on at the secondary: the guest stands still then until [`super::Command::Resume`] or for good, and
+    /// there is nothing more to capture of it.
+    DisksBroken {
+        /// The secondary is to be asked to take over.
+        could_move: bool,
+    },
+    /// Primary: its disks are sound again.
+    DisksSound,
     /// Secondary: a checkpoint is complete, checked, and in memory.
     CheckpointHeld {
         /// The epoch that it ends.

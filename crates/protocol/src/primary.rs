@@ -15,6 +15,8 @@ pub(super) struct Primary {
     /// The last claim of which this replica knows that it is, or was, the store's. It names this replica as primary.
     claim: Claim,
     phase: Phase,
+    /// Its disks are broken: it could not run the VM, and does not compete for it.
+    has_broken_disks: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -32,8 +34,17 @@ enum Phase {
     Dropping { secondary: ReplicaId, reason: DropReason, question: Question },
     /// Output waits, acks count no more. The store is asked to name nobody.
     Arbitrating { why: Why, question: Question },
+    /// Output waits, acks count no more. The store would be asked to name nobody, but not while the disks are broken: the secondary may yet
+    /// go on. It is looked whether it does.
+    Withheld { why: Why, turn: Turn },
     /// Output waits, and the guest stands still. The secondary has been asked to take over.
     HandingOver { secondary: ReplicaId },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Store,
+    Timer,
 }
 
 /// Why there is no secondary any more.
@@ -47,7 +58,7 @@ enum Why {
 
 impl Primary {
     pub fn alone(id: ReplicaId, claim: Claim, reason: Reason) -> Self {
-        Self { id, claim, phase: Phase::Alone { reason } }
+        Self { id, claim, phase: Phase::Alone { reason }, has_broken_disks: false }
     }
 
     pub fn handle(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
@@ -57,15 +68,18 @@ impl Primary {
             Event::DropSecondary { reason } => self.drop_secondary(*reason, commands),
             Event::SwitchOver { last } => self.switch_over(Some(*last), commands),
             Event::SwitchOverFailed => self.switch_over(None, commands),
-            Event::DisksBroken => self.disks_broken(commands),
+            Event::DisksBroken { could_move } => self.disks_broken(*could_move, commands),
+            // What was withheld is asked for with the next look at the claim.
+            Event::DisksSound => self.has_broken_disks = false,
             Event::PeerLost { reason } => self.lost(*reason, commands),
-            Event::Arbitrated(_) | Event::StoreUnreachable | Event::RetryDue => return self.answered(event, commands),
+            Event::Arbitrated(_) | Event::ClaimRead(_) | Event::StoreUnreachable | Event::RetryDue => {
+                return self.answered(event, commands);
+            }
             Event::CheckpointHeld { .. }
             | Event::Entitled { .. }
             | Event::HandOver
             | Event::Ready
-            | Event::NotReady
-            | Event::ClaimRead(_) => {}
+            | Event::NotReady => {}
         }
         None
     }
@@ -95,7 +109,7 @@ impl Primary {
             Phase::Entitling { .. } | Phase::Protected { .. } | Phase::Dropping { .. } => {
                 commands.push(Command::Release { through: epoch });
             }
-            Phase::Alone { .. } | Phase::Arbitrating { .. } | Phase::HandingOver { .. } => {}
+            Phase::Alone { .. } | Phase::Arbitrating { .. } | Phase::Withheld { .. } | Phase::HandingOver { .. } => {}
         }
     }
 
@@ -123,6 +137,7 @@ impl Primary {
                 Phase::Dropping { secondary, reason, question }
             }
             Phase::Arbitrating { question, .. } => Phase::Arbitrating { why, question },
+            Phase::Withheld { turn, .. } => Phase::Withheld { why, turn },
             Phase::HandingOver { .. } => self.arbitrate(why, commands),
         };
     }
@@ -142,12 +157,17 @@ impl Primary {
             | Phase::Joining { .. }
             | Phase::Entitling { .. }
             | Phase::Dropping { .. }
-            | Phase::Arbitrating { .. } => commands.push(Command::Resume),
+            | Phase::Arbitrating { .. }
+            | Phase::Withheld { .. } => commands.push(Command::Resume),
         }
     }
 
     /// The secondary goes on from what it holds. Nothing of what the guest did since has left, nor will it: acks count no more.
-    fn disks_broken(&mut self, commands: &mut Vec<Command>) {
+    fn disks_broken(&mut self, could_move: bool, commands: &mut Vec<Command>) {
+        self.has_broken_disks = true;
+        if !could_move {
+            return;
+        }
         match &self.phase {
             Phase::Protected { secondary, .. } => {
                 commands.push(Command::AskToTakeOver);
@@ -158,7 +178,8 @@ impl Primary {
             | Phase::Joining { .. }
             | Phase::Entitling { .. }
             | Phase::Dropping { .. }
-            | Phase::Arbitrating { .. } => commands.push(Command::Resume),
+            | Phase::Arbitrating { .. }
+            | Phase::Withheld { .. } => commands.push(Command::Resume),
         }
     }
 
@@ -167,7 +188,7 @@ impl Primary {
         self.phase = match self.take_phase() {
             // A connection that is open now is that of a first copy. While it is not decided who goes on, a copy must not become a
             // secondary: the claim may still name its host, for what ran there before.
-            phase @ (Phase::Alone { .. } | Phase::Arbitrating { .. }) => {
+            phase @ (Phase::Alone { .. } | Phase::Arbitrating { .. } | Phase::Withheld { .. }) => {
                 commands.push(Command::CloseChannel);
                 phase
             }
@@ -190,7 +211,28 @@ impl Primary {
         };
     }
 
+    /// What the store says while it is not asked for anything but the claim.
+    fn looked(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
+        let Phase::Withheld { why, turn } = self.phase else { return None };
+        match (turn, event) {
+            (Turn::Store, Event::ClaimRead(claim)) if claim.primary != self.id => {
+                return Some(self.stop(why, commands));
+            }
+            (Turn::Store, Event::ClaimRead(_) | Event::StoreUnreachable) if self.has_broken_disks => {
+                commands.push(Command::StartRetryTimer);
+                self.phase = Phase::Withheld { why, turn: Turn::Timer };
+            }
+            (Turn::Store, Event::ClaimRead(_) | Event::StoreUnreachable) => self.phase = self.compete(why, commands),
+            (Turn::Timer, Event::RetryDue) => self.phase = self.compete(why, commands),
+            _ => {}
+        }
+        None
+    }
+
     fn answered(&mut self, event: &Event, commands: &mut Vec<Command>) -> Option<State> {
+        if let Phase::Withheld { .. } = self.phase {
+            return self.looked(event, commands);
+        }
         let (Phase::Entitling { question, .. }
         | Phase::Dropping { question, .. }
         | Phase::Arbitrating { question, .. }) = &mut self.phase
@@ -206,15 +248,21 @@ impl Primary {
             }
             Answer::AskAgain => self.ask_again(commands),
             Answer::Theirs => {
-                let reason = match self.phase {
-                    Phase::Arbitrating { why: Why::HandOver, .. } => StopReason::HandedOver,
-                    _ => StopReason::Superseded,
+                let why = match self.phase {
+                    Phase::Arbitrating { why, .. } => why,
+                    _ => Why::Lost(LossReason::Closed),
                 };
-                commands.extend([Command::CloseChannel, Command::Stop { reason }]);
-                return Some(State::Stopped { role: Role::Primary, generation: self.claim.generation, reason });
+                return Some(self.stop(why, commands));
             }
         }
         None
+    }
+
+    /// Another replica goes on.
+    fn stop(&self, why: Why, commands: &mut Vec<Command>) -> State {
+        let reason = if matches!(why, Why::HandOver) { StopReason::HandedOver } else { StopReason::Superseded };
+        commands.extend([Command::CloseChannel, Command::Stop { reason }]);
+        State::Stopped { role: Role::Primary, generation: self.claim.generation, reason }
     }
 
     /// The store has answered: the claim is this replica's. Is it what is wanted by now?
@@ -235,27 +283,26 @@ impl Primary {
                 let question = self.ask(None, commands);
                 Phase::Dropping { secondary, reason, question }
             }
-            Phase::Arbitrating { why, .. } => {
-                let question = self.ask(None, commands);
-                Phase::Arbitrating { why, question }
-            }
+            Phase::Arbitrating { why, .. } => self.compete(why, commands),
             phase @ (Phase::Alone { .. }
             | Phase::Joining { .. }
             | Phase::Protected { .. }
+            | Phase::Withheld { .. }
             | Phase::HandingOver { .. }) => phase,
         };
     }
 
     fn ask_again(&mut self, commands: &mut Vec<Command>) {
+        if let Phase::Arbitrating { why, .. } = self.phase {
+            self.phase = self.compete(why, commands);
+            return;
+        }
         let wanted = match &self.phase {
             Phase::Entitling { secondary, .. } => Some(secondary.clone()),
             _ => None,
         };
         let asked = self.ask(wanted, commands);
-        if let Phase::Entitling { question, .. }
-        | Phase::Dropping { question, .. }
-        | Phase::Arbitrating { question, .. } = &mut self.phase
-        {
+        if let Phase::Entitling { question, .. } | Phase::Dropping { question, .. } = &mut self.phase {
             *question = asked;
         }
     }
@@ -270,6 +317,15 @@ impl Primary {
     /// Gives up a secondary that the store names.
     fn arbitrate(&self, why: Why, commands: &mut Vec<Command>) -> Phase {
         commands.push(Command::CloseChannel);
+        self.compete(why, commands)
+    }
+
+    /// Asks for the VM, unless it could not be run here.
+    fn compete(&self, why: Why, commands: &mut Vec<Command>) -> Phase {
+        if self.has_broken_disks {
+            commands.push(Command::ReadClaim);
+            return Phase::Withheld { why, turn: Turn::Store };
+        }
         let question = self.ask(None, commands);
         Phase::Arbitrating { why, question }
     }
@@ -294,7 +350,7 @@ impl Primary {
             Phase::Arbitrating { question, .. } if question.is_store_unreachable() => {
                 (None, Protection::NeedSecondary, Some(Reason::StoreUnreachable))
             }
-            Phase::Arbitrating { why, .. } => {
+            Phase::Arbitrating { why, .. } | Phase::Withheld { why, .. } => {
                 let reason = match why {
                     Why::Lost(loss) => Reason::Arbitrating(*loss),
                     Why::Dropped(reason) => Reason::Dropped(*reason),

@@ -73,7 +73,8 @@ impl Secondary {
             | Event::DropSecondary { .. }
             | Event::SwitchOver { .. }
             | Event::SwitchOverFailed
-            | Event::DisksBroken => None,
+            | Event::DisksBroken { .. }
+            | Event::DisksSound => None,
         }
     }
 

@@ -58,6 +58,8 @@ occurrences! {
     MovedFromDisks,
     /// A primary's disks broke, and there was nowhere to go.
     HaltedForDisks,
+    /// A primary did not compete for its VM, as its disks were broken.
+    WithheldForDisks,
     /// The user turned protection off.
     Off,
     /// The user suspended protection.

@@ -252,7 +252,16 @@ impl World {
         if now - since > 3 * nanoseconds(DISK_PATIENCE) {
             self.broken(Violation::StaysOnBrokenDisks(self.name(host)));
         }
-        if misses || advice == DiskAdvice::GoOn {
+        if misses {
+            return;
+        }
+        let is_broken = advice != DiskAdvice::GoOn;
+        let Some(runner) = self.runner(host) else { return };
+        let was_broken = std::mem::replace(&mut runner.has_broken_disks, is_broken);
+        if !is_broken {
+            if was_broken {
+                self.primary_event(host, None, Event::DisksSound);
+            }
             return;
         }
         if let Some(connection) =
@@ -261,14 +270,18 @@ impl World {
             self.end_session(host, connection, LossReason::Closed);
         }
         if advice == DiskAdvice::Hold {
-            return self.coverage.note(Occurrence::HaltedForDisks);
+            self.coverage.note(Occurrence::HaltedForDisks);
+            if !was_broken {
+                self.primary_event(host, None, Event::DisksBroken { could_move: false });
+            }
+            return;
         }
         self.coverage.note(Occurrence::MovedFromDisks);
         self.tell(|world| format!("{}: its disks are broken", world.name(host)));
         if let Some(runner) = self.runner(host) {
             runner.is_handing_over = true;
         }
-        self.primary_event(host, None, Event::DisksBroken);
+        self.primary_event(host, None, Event::DisksBroken { could_move: true });
         self.moment(Moment::HandOverBegun);
     }
 

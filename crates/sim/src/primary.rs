@@ -1,7 +1,7 @@
 //! What `replication::driver`'s primary does around the protocol.
 
 use protocol::{
-    Command, DropReason, Epoch, Epochs, Event, Generation, Heartbeats, Look, LossReason, Patience, Protection,
+    Claim, Command, DropReason, Epoch, Epochs, Event, Generation, Heartbeats, Look, LossReason, Patience, Protection,
     RETRY_INTERVAL, Reason, Role, Silence, Status, StopReason, Verdict, heartbeat_interval,
 };
 
@@ -124,7 +124,12 @@ impl World {
                 self.send_to_secondary(host, Message::Released(through));
             }
             Command::TellEntitled { generation } => self.tell_entitled(host, generation),
+            Command::ReadClaim => {
+                self.coverage.note(Occurrence::WithheldForDisks);
+                self.ask_store(host, Request::Read);
+            }
             Command::CompareAndSwap { claim } => {
+                self.check_may_compete(host, &claim);
                 match self.mutation {
                     Some(Mutation::OpenBeforeArbitration) if claim.secondary.is_none() => self.open_output(host),
                     Some(Mutation::EntitleBeforeSwap) if claim.secondary.is_some() => {
@@ -155,9 +160,19 @@ impl World {
                 self.moment(Moment::HandOverSent);
             }
             Command::Stop { reason } => self.primary_stops(host, reason),
-            Command::Acknowledge { .. } | Command::GetReady | Command::ReadClaim | Command::TakeOver { .. } => {
+            Command::Acknowledge { .. } | Command::GetReady | Command::TakeOver { .. } => {
                 self.broken(Violation::Undone(self.name(host), format!("{command:?}")));
             }
+        }
+    }
+
+    /// Whoever knows that it could not run the VM leaves it to the other one.
+    fn check_may_compete(&mut self, host: usize, claim: &Claim) {
+        let Some(process) = &self.hosts[host].process else { return };
+        let is_lost = matches!(process.replica.status().reason, Some(Reason::Arbitrating(_) | Reason::HandOver));
+        let knows = matches!(&process.body, Body::Running(runner) if runner.has_broken_disks);
+        if claim.secondary.is_none() && is_lost && knows {
+            self.broken(Violation::TookWithBrokenDisks(self.name(host)));
         }
     }
 

@@ -167,6 +167,8 @@ pub(crate) struct Runner {
     /// It has been asked to hand over since its network went.
     pub has_moved: bool,
     pub disk_watch: DiskWatch,
+    /// It knows that its disks are broken.
+    pub has_broken_disks: bool,
     /// Since when its disks have been broken, though its VM could move.
     pub halted_since: Option<Nanoseconds>,
 }
@@ -188,6 +190,7 @@ impl Runner {
             cut_off_since: None,
             has_moved: false,
             disk_watch: DiskWatch::new(DISK_PATIENCE),
+            has_broken_disks: false,
             halted_since: None,
         }
     }

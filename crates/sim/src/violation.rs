@@ -45,7 +45,7 @@ pub enum Violation {
     #[error("replica {0} has broken disks, and does not ask its secondary to take over")]
     StaysOnBrokenDisks(String),
     /// A replica has taken the VM though it could have known that it cannot run it.
-    #[error("replica {0} has taken over, though its disks were broken before it asked for the VM")]
+    #[error("replica {0} has asked for the VM, though its disks were broken before")]
     TookWithBrokenDisks(String),
     /// Nobody runs the VM, or nobody protects it, long after the last fault.
     #[error("{0}")]

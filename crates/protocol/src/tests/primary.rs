@@ -250,37 +250,77 @@ fn a_guest_paused_for_a_hand_over_runs_if_the_secondary_is_not_asked() {
     assert_eq!(replica.handle(ack(2)), [Command::Release { through: Epoch::new(2) }]);
 }
 
+const BROKEN: Event = Event::DisksBroken { could_move: true };
+
+/// What the store says is read, and that is `b` as secondary of `a`.
+fn undecided() -> Event {
+    Event::ClaimRead(claim(2, "a", Some("b")))
+}
+
 #[test]
 fn a_primary_whose_disks_break_asks_its_secondary_to_take_over_from_what_it_holds() {
     let mut replica = protected();
-    assert_eq!(replica.handle(Event::DisksBroken), [Command::AskToTakeOver]);
+    assert_eq!(replica.handle(BROKEN), [Command::AskToTakeOver]);
     assert_eq!(replica.status().reason, Some(Reason::HandOver));
     assert_eq!(replica.handle(ack(9)), [], "what the guest did since must not leave");
-    assert_eq!(replica.handle(Event::DisksBroken), [], "it is asked once");
-    assert_eq!(replica.handle(gone()), [Command::CloseChannel, ask(3, "a", None)]);
+    assert_eq!(replica.handle(BROKEN), [], "it is asked once");
+    assert_eq!(replica.handle(gone()), [Command::CloseChannel, Command::ReadClaim]);
+    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::HandedOver }];
+    assert_eq!(replica.handle(Event::ClaimRead(claim(3, "b", None))), stop);
+    assert_is_dead(&mut replica);
+}
+
+#[test]
+fn a_primary_whose_disks_are_broken_does_not_compete_until_they_are_sound() {
+    for broken in [BROKEN, Event::DisksBroken { could_move: false }] {
+        let mut replica = protected();
+        replica.handle(broken);
+        assert_eq!(replica.handle(gone()), [Command::CloseChannel, Command::ReadClaim]);
+        for answer in [undecided(), Event::StoreUnreachable, undecided()] {
+            assert_eq!(replica.handle(answer), [Command::StartRetryTimer]);
+            assert_eq!(replica.handle(Event::RetryDue), [Command::ReadClaim]);
+        }
+        // The answer is still to come, and nobody is asked two things.
+        assert_eq!(replica.handle(Event::DisksSound), []);
+        assert_eq!(replica.handle(undecided()), [ask(3, "a", None)]);
+        assert_eq!(replica.handle(won()), alone_again());
+    }
+    let mut replica = protected();
+    replica.handle(BROKEN);
+    replica.handle(gone());
+    replica.handle(undecided());
+    assert_eq!(replica.handle(Event::DisksSound), [], "the timer runs");
+    assert_eq!(replica.handle(Event::RetryDue), [ask(3, "a", None)]);
     let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::HandedOver }];
     assert_eq!(replica.handle(lost_to(claim(3, "b", None))), stop);
+}
+
+#[test]
+fn disks_that_break_while_the_store_is_asked_keep_the_primary_from_asking_again() {
+    let mut replica = protected();
+    replica.handle(gone());
+    assert_eq!(replica.handle(Event::DisksBroken { could_move: false }), []);
+    assert_eq!(replica.handle(Event::StoreUnreachable), [Command::StartRetryTimer]);
+    assert_eq!(replica.handle(Event::RetryDue), [Command::ReadClaim]);
+    let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::Superseded }];
+    assert_eq!(replica.handle(Event::ClaimRead(claim(3, "b", None))), stop);
 }
 
 #[test]
 fn disks_that_break_during_a_hand_over_do_not_wait_for_its_last_epoch() {
     let mut replica = protected();
     replica.handle(switch_over(5));
-    assert_eq!(replica.handle(Event::DisksBroken), [Command::AskToTakeOver]);
+    assert_eq!(replica.handle(BROKEN), [Command::AskToTakeOver]);
     assert_eq!(replica.handle(ack(5)), []);
 }
 
 #[test]
-fn a_primary_whose_disks_break_keeps_its_vm_if_nobody_takes_it() {
-    let mut replica = protected();
-    replica.handle(Event::DisksBroken);
-    let failed = Event::PeerLost { reason: LossReason::Failed };
-    assert_eq!(replica.handle(failed), [Command::CloseChannel, ask(3, "a", None)]);
-    assert_eq!(replica.handle(won()), alone_again());
+fn a_primary_whose_disks_break_keeps_its_vm_if_nobody_could_take_it() {
     let mut lost = protected();
     lost.handle(gone());
     for mut replica in [alone(), joining(), entitling(), lost] {
-        assert_eq!(replica.handle(Event::DisksBroken), [Command::Resume]);
+        assert_eq!(replica.handle(BROKEN), [Command::Resume]);
+        assert_eq!(replica.handle(Event::DisksSound), []);
     }
 }
 

@@ -534,6 +534,7 @@ impl Shared {
                 }
             }
             Command::CompareAndSwap { claim } => self.ask_the_store(claim),
+            Command::ReadClaim => self.read_the_claim(),
             Command::CloseChannel => self.close_session(core),
             Command::StartRetryTimer => {
                 let shared = Arc::downgrade(self);
@@ -558,7 +559,7 @@ impl Shared {
                 self.control.pause();
                 self.disks.abandon_held();
             }
-            Command::Acknowledge { .. } | Command::GetReady | Command::ReadClaim | Command::TakeOver { .. } => {
+            Command::Acknowledge { .. } | Command::GetReady | Command::TakeOver { .. } => {
                 tracing::error!(?command, "a command for a secondary");
             }
         }

@@ -28,4 +28,15 @@ impl Shared {
             }
         });
     }
+
+    /// Asks the store for the claim. The protocol hears the answer.
+    pub(super) fn read_the_claim(self: &Arc<Self>) {
+        let (shared, arbiter) = (Arc::downgrade(self), self.arbiter.clone());
+        thread::spawn(move || {
+            let answer = arbiter.read();
+            if let Some(shared) = shared.upgrade() {
+                shared.event(None, answer.map_or(Event::StoreUnreachable, Event::ClaimRead));
+            }
+        });
+    }
 }

@@ -86,12 +86,16 @@ impl Shared {
             // A thread that waits for a disk hears of it afterwards.
             self.control.pause();
             self.give_up_first_copy();
-        } else if was_broken {
-            self.changed.notify_all();
         }
-        if advice == DiskAdvice::GiveUp {
-            self.core().is_handing_over = true;
-            self.event(None, Event::DisksBroken);
+        match (was_broken, advice) {
+            (_, DiskAdvice::GiveUp) => {
+                self.core().is_handing_over = true;
+                self.event(None, Event::DisksBroken { could_move: true });
+            }
+            (false, DiskAdvice::Hold) => self.event(None, Event::DisksBroken { could_move: false }),
+            // The guest's thread is woken, too.
+            (true, DiskAdvice::GoOn) => self.event(None, Event::DisksSound),
+            _ => {}
         }
         self.look_at_hand_over();
         // Last: the log may be where the disks are.
