@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Most console input that waits for the guest, in bytes; a guest that does not read its console loses the rest.
+/// Most console input that waits for the guest, in bytes. Whoever types has to offer the rest again.
 const CONSOLE_BYTES_MAX: usize = 64 << 10;
 
 /// Shared by the thread that runs a VM and those that want something of it.
@@ -49,7 +49,9 @@ impl Control {
         let taken = bytes.len().min(CONSOLE_BYTES_MAX - console.len());
         console.extend(&bytes[..taken]);
         drop(console);
-        self.wake();
+        if taken > 0 {
+            self.wake();
+        }
         taken
     }
 
@@ -63,7 +65,7 @@ impl Control {
     }
 
     /// Takes console input that waits, at most `bytes_max` bytes.
-    pub(crate) fn take_console(&self, bytes_max: usize) -> Vec<u8> {
+    pub fn take_console(&self, bytes_max: usize) -> Vec<u8> {
         let mut console = self.console();
         let taken = bytes_max.min(console.len());
         console.drain(..taken).collect()

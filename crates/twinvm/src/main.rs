@@ -9,6 +9,7 @@ mod paths;
 mod replica;
 mod sandbox;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -18,7 +19,8 @@ fn main() -> ExitCode {
     match cli::run(arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("twinvm: {error:#}");
+            // Standard error may be closed, or a file on a disk that is full: the exit code still says it.
+            let _ = writeln!(io::stderr(), "twinvm: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -21,8 +21,8 @@ use protocol::{Arbiter, Claim, DISK_PATIENCE, DropReason, Epoch, Generation, Rea
 use replication::channel::{self, Identity, Listener};
 use replication::disk::DiskSet;
 use replication::driver::{
-    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts, TakenOver,
-    Trigger,
+    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
+    TakenOver, Trigger,
 };
 use replication::gate::OutputGate;
 use spec::{

@@ -1,6 +1,7 @@
 //! The serial console of a VM of the cluster, on the terminal.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use hyper_util::rt::TokioIo;
@@ -13,13 +14,18 @@ use crate::foreground::terminal::{RawTerminal, feed_console};
 /// Pieces of typed input that may wait.
 const TYPED_MAX: usize = 64;
 
+/// How long a console must have been silent, after the end of standard input, until this is taken for the end of what was asked there.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// What comes from the user.
 enum Typed {
     Bytes(Vec<u8>),
     Leave,
+    /// There is no more; what the guest answers is still shown.
+    End,
 }
 
-/// Connects until the user leaves, or the VM or the connection ends.
+/// Connects until the user leaves, standard input ends, or the VM or the connection does.
 pub fn connect(daemon: &DaemonConnection, vm: &str) -> Result<()> {
     let vm = path_segment(vm);
     let stream = daemon.wait_for(|client, target| client.console(target, &vm))?;
@@ -28,16 +34,19 @@ pub fn connect(daemon: &DaemonConnection, vm: &str) -> Result<()> {
         eprint!("twinvm: connected to the console of VM {vm}; Ctrl-] leaves\r\n");
     }
     let (typed, mut input) = mpsc::channel(TYPED_MAX);
-    let leave = typed.clone();
-    // Both fail only when the connection has ended, and so does this command.
+    let (leave, end) = (typed.clone(), typed.clone());
+    // All fail only when the connection has ended, and so does this command.
     feed_console(
-        move |bytes| _ = typed.blocking_send(Typed::Bytes(bytes.to_vec())),
+        move |bytes| {
+            let _ = typed.blocking_send(Typed::Bytes(bytes.to_vec()));
+            bytes.len()
+        },
         move || _ = leave.blocking_send(Typed::Leave),
+        move || _ = end.blocking_send(Typed::End),
     );
     let ended = daemon.block_on(async {
         let (mut guest, mut to_guest) = tokio::io::split(TokioIo::new(stream));
         let mut output = [0; 4096];
-        // At the end of standard input the console is still shown.
         let mut input_open = true;
         loop {
             tokio::select! {
@@ -52,8 +61,9 @@ pub fn connect(daemon: &DaemonConnection, vm: &str) -> Result<()> {
                 typed = input.recv(), if input_open => match typed {
                     Some(Typed::Bytes(bytes)) => to_guest.write_all(&bytes).await.context("the console's connection broke")?,
                     Some(Typed::Leave) => return Ok(()),
-                    None => input_open = false,
+                    Some(Typed::End) | None => input_open = false,
                 },
+                () = tokio::time::sleep(SILENCE), if !input_open => return Ok(()),
             }
         }
     });

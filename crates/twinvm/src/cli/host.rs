@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use api::messages::{DaemonView, HostView, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
@@ -149,7 +149,7 @@ pub fn run(command: HostCommand) -> Result<ExitCode> {
             )?;
         }
         HostCommand::Start(arguments) => {
-            logging::start();
+            let _log = logging::start().context("cannot start the log")?;
             run_daemon(&crate::host::folder::HostFolder::find(arguments.dir.as_deref())?)?;
         }
         HostCommand::Stop(arguments) => {

@@ -1,7 +1,7 @@
 //! `twinvm net-end`: the network end's process, started by `twinvm` itself.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -38,7 +38,8 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
         let confinement = confinement(kind, removable);
         let enforced = confinement.enter().map_err(|error| io::Error::other(format!("{error:#}")))?;
         if !enforced.is_full() {
-            eprintln!("twinvm: the sandbox is incomplete: {enforced}");
+            // An end whose log cannot be written is as good as any.
+            let _ = writeln!(io::stderr(), "twinvm: the sandbox is incomplete: {enforced}");
         }
         Ok(())
     })?;

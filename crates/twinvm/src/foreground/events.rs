@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use machine::devices::serial::ConsoleSink;
 use serde::Serialize;
 
+use super::output::{Output, OutputSink};
+use super::terminal;
+
 /// Something that happened to the VM.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -77,22 +80,34 @@ pub enum Event<'a> {
 #[derive(Clone)]
 pub struct Reporter {
     json: bool,
+    out: OutputSink,
     /// Console output is held back until it is valid UTF-8.
     partial: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Reporter {
-    /// JSON lines on standard output, or messages on standard error.
-    pub fn new(json: bool) -> Self {
-        Self { json, partial: Arc::default() }
+    /// JSON lines on standard output, or messages on standard error. Nobody who reports waits for a reader, or is ended by an error there; the output
+    /// is complete when the second part of the result is dropped.
+    pub fn start(json: bool) -> io::Result<(Self, Output)> {
+        let output = if json {
+            let left_out = |bytes| format!("{{\"event\":\"left-out\",\"bytes\":{bytes}}}\n");
+            Output::start(io::stdout(), left_out)?
+        } else {
+            Output::start(io::stderr(), terminal::left_out)?
+        };
+        Ok((Self { json, out: output.sink(), partial: Arc::default() }, output))
+    }
+
+    fn write(&self, text: &str) {
+        // It takes everything.
+        let _ = self.out.clone().write_all(text.as_bytes());
     }
 
     /// Says it.
     pub fn report(&self, event: &Event) {
         if self.json {
             if let Ok(line) = serde_json::to_string(event) {
-                // A reader that has gone away must not stop the VM.
-                let _ = writeln!(io::stdout(), "{line}");
+                self.write(&format!("{line}\n"));
             }
             return;
         }
@@ -116,7 +131,7 @@ impl Reporter {
             Event::Stopped { reason, .. } => format!("VM stopped: {reason}"),
         };
         // The terminal is in raw mode: a new line needs both characters.
-        eprint!("\r\ntwinvm: {message}\r\n");
+        self.write(&format!("\r\ntwinvm: {message}\r\n"));
     }
 }
 

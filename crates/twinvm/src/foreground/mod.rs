@@ -2,12 +2,13 @@
 
 pub mod events;
 pub mod open;
+pub mod output;
 mod recording;
 pub mod requests;
 pub mod terminal;
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +16,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use machine::bus::lock;
 use machine::control::Control;
 use machine::devices::serial::ConsoleSink;
 use machine::engine::RunEnd;
@@ -30,9 +32,10 @@ use storage::disk::{DiskImage, DiskOptions};
 use crate::interrupt;
 use events::{Event, Reporter};
 use open::Ends;
+use output::Output;
 use recording::Recording;
 use requests::{Answer, Pending, Request, RequestServer, VmStatus};
-use terminal::{RawTerminal, TerminalSink};
+use terminal::RawTerminal;
 
 /// What to run.
 pub enum Start {
@@ -75,7 +78,8 @@ impl Leaving {
 
 /// Runs a VM until it ends.
 pub fn run(start: Start, options: &Options) -> Result<()> {
-    let reporter = Reporter::new(options.json);
+    let (reporter, _reports) = Reporter::start(options.json).context("cannot start to report")?;
+    let screen = Output::start(io::stdout(), terminal::left_out).context("cannot start to show the console")?;
     let (spec, mut snapshot) = match start {
         Start::Spec(spec) => (open::absolute(spec)?, None),
         Start::Snapshot(path) => {
@@ -90,7 +94,7 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     let on_control = {
         let shared = shared.clone();
         move |act: &dyn Fn(&Control)| {
-            if let Some(control) = &*machine::bus::lock(&shared) {
+            if let Some(control) = &*lock(&shared) {
                 act(control);
             }
         }
@@ -107,30 +111,27 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     let raw = if options.json { None } else { RawTerminal::enter()? };
     if !options.json {
         let (leaving, reporter) = (leaving.clone(), reporter.clone());
-        terminal::feed_console(move |bytes| on_control(&|control| _ = control.type_on_console(bytes)), {
-            let shared = shared.clone();
-            move || {
-                if let Some(control) = &*machine::bus::lock(&shared) {
-                    leaving.ask(control, &reporter);
-                }
-            }
-        });
+        let typing = shared.clone();
+        let typed = move |bytes: &[u8]| lock(&typing).as_ref().map_or(0, |control| control.type_on_console(bytes));
+        let leave = move || on_control(&|control| leaving.ask(control, &reporter));
+        // At the end of input the guest's console simply stays silent.
+        terminal::feed_console(typed, leave, || ());
     }
     let sink =
-        || -> Box<dyn ConsoleSink> { if options.json { Box::new(reporter.clone()) } else { Box::new(TerminalSink) } };
+        || -> Box<dyn ConsoleSink> { if options.json { Box::new(reporter.clone()) } else { Box::new(screen.sink()) } };
     let (engine, reason) = (options.engine.0, options.engine.1.as_str());
     let started = Instant::now();
     let mut crashes = 0;
     loop {
         let restored = snapshot.take().map(|(path, snapshot)| restore(&path, snapshot)).transpose()?;
         let (mut vm, recording) = make(&spec, restored, engine, &ends, sink())?;
-        *machine::bus::lock(&shared) = Some(vm.control());
+        *lock(&shared) = Some(vm.control());
         reporter.report(&Event::Started { name: &spec.name, engine: engine.to_string(), reason });
         if let Some(recording) = &recording {
             reporter.report(&Event::Recording { path: recording.path() });
         }
         let end = serve(&mut vm, &spec, recording.as_ref(), &pending, &leaving, &reporter, started);
-        *machine::bus::lock(&shared) = None;
+        *lock(&shared) = None;
         vm.platform().flush_disks().context("cannot flush the disks")?;
         let end = end?;
         if let Some(recording) = recording {

@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use machine::control::Control;
 use machine::devices::serial::ConsoleSink;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
+
+use crate::foreground::terminal::type_all;
 
 /// What is kept of the console's output for clients that connect later, in bytes.
 const BACKLOG_BYTES_MAX: usize = 64 << 10;
@@ -49,16 +52,27 @@ impl Console {
         }
         let mut typed = [0; 1024];
         loop {
-            let len = client.read(&mut typed)?;
-            let control = self.inner().control.clone();
-            match (typed.get(..len), control) {
-                (None | Some([]), _) => return Ok(()),
-                (Some(typed), Some(control)) => _ = control.type_on_console(typed),
-                // A secondary runs no guest that could read.
-                (Some(_), None) => {}
+            match typed.get(..client.read(&mut typed)?) {
+                None | Some([]) => return Ok(()),
+                // What the guest has no room for waits, and the client with it, as long as there is one.
+                Some(typed) => type_all(typed, |bytes| self.type_in(bytes), || !has_gone(&client)),
             }
         }
     }
+
+    /// Hands typed bytes to the guest; how many it had room for.
+    fn type_in(&self, bytes: &[u8]) -> usize {
+        let control = self.inner().control.clone();
+        // A secondary runs no guest that could read.
+        control.map_or(bytes.len(), |control| control.type_on_console(bytes))
+    }
+}
+
+/// Whether a client has closed its connection, or was cut off.
+fn has_gone(client: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(client, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_err() || polled.iter().any(|fd| !fd.revents().is_empty())
 }
 
 impl ConsoleSink for Console {
@@ -110,6 +124,33 @@ mod tests {
         console.write(b"nor this");
         assert!(console.inner().clients.is_empty());
     }
+
+    #[test]
+    fn what_the_guest_has_no_room_for_waits_and_nothing_typed_is_lost() {
+        const TYPED_BYTES: usize = 405_715;
+        let control = Arc::new(Control::new().unwrap());
+        let console = Console::default();
+        console.attach(control.clone());
+        let (mut client, served) = UnixStream::pair().unwrap();
+        let serving = std::thread::spawn(move || console.serve(served));
+        let typing = std::thread::spawn(move || {
+            let typed: Vec<u8> = (0..TYPED_BYTES).map(|number| number as u8).collect();
+            client.write_all(&typed).unwrap();
+            client
+        });
+        let mut taken = Vec::new();
+        while taken.len() < TYPED_BYTES {
+            taken.extend(control.take_console(1000));
+        }
+        assert!(taken.iter().enumerate().all(|(number, byte)| *byte == number as u8));
+        // One that leaves while its input waits is not waited for.
+        let mut client = typing.join().unwrap();
+        client.write_all(&vec![0; 64 << 10]).unwrap();
+        client.write_all(b"one more").unwrap();
+        drop(client);
+        serving.join().unwrap().unwrap();
+    }
+
     #[test]
     fn a_client_that_does_not_read_is_cut_off_and_finds_out() {
         let mut console = Console::default();

@@ -176,3 +176,13 @@ fn a_damaged_snapshot_is_refused_and_the_disk_keeps_its_content() {
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("restoring")), "{left:?}");
 }
+
+#[test]
+fn a_guest_whose_console_nobody_reads_goes_on_to_its_end() {
+    image(&images::tiny());
+    // More than a pipe holds.
+    let command = "i=0; while [ $i -lt 20000 ]; do echo line-$i; i=$((i+1)); done";
+    let held = vm::run_unread("unread", "test-tiny", command);
+    assert!(held.contains("line-0\r\n") && !held.contains("line-19999"), "{} bytes", held.len());
+    assert!(held.len() > 60_000, "{} bytes", held.len());
+}

@@ -1,6 +1,6 @@
 //! A VM that the `twinvm` program runs.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -41,6 +41,44 @@ pub fn refused(folder: &Path, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+fn diskless(name: &str, image: &str, memory: &str, cpus: u32, command: &str) -> String {
+    format!(
+        "name = \"{name}\"\nmemory = \"{memory}\"\ncpus = {cpus}\nimage = \"{image}\"\n\
+         cmdline = 'console=ttyS0 quiet twinvm.run=\"{command}\"'\n"
+    )
+}
+
+/// Runs a VM as [`RunningVm::start_diskless`] does, with its console on a pipe that nobody reads, and its messages on a disk that is full. Waits for
+/// its end, and returns what the pipe holds then.
+pub fn run_unread(name: &str, image: &str, command: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vm.toml");
+    std::fs::write(&file, diskless(name, image, "128M", 1, command)).unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let engine = place::engine().to_string();
+    let mut process = twinvm(folder.path(), &["run", file.to_str().unwrap(), "--engine", &engine])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(full)
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let status = loop {
+        match process.try_wait().unwrap() {
+            Some(status) => break status,
+            None if start.elapsed() < HUNG => std::thread::sleep(Duration::from_millis(50)),
+            None => {
+                process.kill().unwrap();
+                panic!("it waits for a reader");
+            }
+        }
+    };
+    assert!(status.success(), "{status}");
+    let mut held = Vec::new();
+    process.stdout.take().unwrap().read_to_end(&mut held).unwrap();
+    String::from_utf8_lossy(&held).into_owned()
+}
+
 fn follow(process: &mut Child) -> Arc<Mutex<Seen>> {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let out = process.stdout.take().unwrap();
@@ -75,11 +113,7 @@ impl RunningVm {
 
     /// Starts a VM without disk and network, which runs a command in its initial RAM disk and powers off.
     pub fn start_diskless(name: &str, image: &str, memory: &str, cpus: u32, command: &str) -> Self {
-        let spec = format!(
-            "name = \"{name}\"\nmemory = \"{memory}\"\ncpus = {cpus}\nimage = \"{image}\"\n\
-             cmdline = 'console=ttyS0 quiet twinvm.run=\"{command}\"'\n"
-        );
-        Self::run(name, tempfile::tempdir().unwrap(), &spec, Vec::new())
+        Self::run(name, tempfile::tempdir().unwrap(), &diskless(name, image, memory, cpus, command), Vec::new())
     }
 
     fn run(name: &str, folder: TempDir, spec: &str, ports: Vec<(u16, u16)>) -> Self {

@@ -1,5 +1,8 @@
 //! Daemons and the cluster store may go away: VMs and their protection do not depend on them.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+
 use crate::client::Client;
 use crate::console::Console;
 use crate::metrics::scrape;
@@ -175,4 +178,19 @@ fn a_takeover_does_not_wait_for_whoever_holds_the_lock_of_leases() {
     connection.execute_batch("ROLLBACK").unwrap();
     world.wait("b", "the takeover to show", |status| status["host"] == "b");
     assert_eq!(client.stop().error, None);
+}
+
+/// As when the disk with the logs is full.
+#[test]
+fn a_daemon_whose_log_cannot_be_written_serves_all_the_same() {
+    let mut world = World::of(&["a"]);
+    world.kill_daemon("a");
+    fs::remove_file(world.path("a.log")).unwrap();
+    symlink("/dev/full", world.path("a.log")).unwrap();
+    world.start("a");
+    world.boot_redis("a");
+    assert_eq!(state(&world.status("a")), "not-protected");
+    world.done("a", &["vm", "stop", VM, "--force"]);
+    assert_eq!(state(&world.status("a")), "not-running");
+    world.done("a", &["host", "stop"]);
 }

@@ -185,7 +185,7 @@ fn a_protected_guest_may_reboot_and_power_off() {
     // By the power button: the guest shuts down, once it is up so far that it heeds it.
     Console::connect(&world, "b").leave();
     let off = loop {
-        world.run("b", &["vm", "stop", VM]);
+        world.run("b", &["vm", "stop", VM, "--no-wait"]);
         std::thread::sleep(Duration::from_secs(1));
         let status = world.status("a");
         if state(&status) == "not-running" {

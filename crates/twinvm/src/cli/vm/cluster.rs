@@ -8,7 +8,7 @@ use api::messages::{CreateVm, RemoveVm, StartVm, StopVm, VmView};
 use clap::Args;
 use spec::{VmSpec, to_toml};
 
-use super::VmArguments;
+use super::{StopArguments, VmArguments};
 use crate::cli::console;
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use crate::cli::output::{human_bytes, print_json, print_line};
@@ -83,10 +83,14 @@ pub fn start(arguments: &StartArguments) -> Result<()> {
     answer(daemon.json, &view, &format!("VM {name} started on host {}{from}", view.host))
 }
 
-pub fn stop(daemon: &DaemonConnection, name: &str, force: bool, json: bool) -> Result<()> {
-    let view: VmView = daemon.post(&format!("{}/stop", path(name)), Some(&StopVm { force }))?;
-    let done = if force { "plug pulled" } else { "power button pressed" };
-    answer(json, &view, &format!("VM {name}: {done}"))
+pub fn stop(daemon: &DaemonConnection, arguments: &StopArguments) -> Result<()> {
+    let (name, force) = (&arguments.vm.name, arguments.force);
+    let mut view: VmView = daemon.post(&format!("{}/stop", path(name)), Some(&StopVm { force }))?;
+    arguments.wait(|| {
+        view = daemon.get(&path(name))?;
+        Ok(!view.running)
+    })?;
+    answer(arguments.vm.daemon.json, &view, &format!("VM {name}: {}", arguments.done()))
 }
 
 pub fn show(arguments: &VmArguments) -> Result<()> {

@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use spec::EngineChoice;
 
+use super::StopArguments;
 use crate::cli::output::{print_json, print_line};
 use crate::cli::run::HowArguments;
-use crate::foreground::requests::{Request, VmStatus, ask};
+use crate::foreground::requests::{Request, VmStatus, ask, running};
 use crate::foreground::{self, Start};
 
 #[derive(Args)]
@@ -41,9 +42,12 @@ pub fn restore(arguments: &RestoreArguments) -> Result<()> {
     foreground::run(Start::Snapshot(arguments.file.clone()), &arguments.how.options(EngineChoice::Auto, false))
 }
 
-pub fn stop(name: &str, force: bool, json: bool) -> Result<()> {
-    let status = ask(name, &Request::Stop { force })?;
-    answer(json, &status, &format!("VM {name}: {}", if force { "plug pulled" } else { "power button pressed" }))
+pub fn stop(arguments: &StopArguments) -> Result<()> {
+    let name = &arguments.vm.name;
+    let status = ask(name, &Request::Stop { force: arguments.force })?;
+    // Another one of this name may be started meanwhile.
+    arguments.wait(|| Ok(!running()?.iter().any(|vm| vm.name == *name && vm.pid == status.pid)))?;
+    answer(arguments.vm.daemon.json, &status, &format!("VM {name}: {}", arguments.done()))
 }
 
 fn answer(json: bool, status: &VmStatus, message: &str) -> Result<()> {

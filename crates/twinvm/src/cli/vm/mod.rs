@@ -4,14 +4,18 @@ mod cluster;
 mod foreground;
 
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use api::messages::VmView;
 use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
 
 use super::daemon::DaemonArguments;
 use super::output::{human_bytes, print_json, print_line, table};
 use crate::foreground::requests::{VmStatus, running};
+use crate::interrupt;
 
 #[derive(Subcommand)]
 pub enum VmCommand {
@@ -20,7 +24,7 @@ pub enum VmCommand {
     Create(cluster::CreateArguments),
     /// Start a VM from its disks
     Start(cluster::StartArguments),
-    /// Press a VM's power button
+    /// Press a VM's power button, and wait until its guest has shut down
     Stop(StopArguments),
     /// List VMs: those of the cluster, and those in the foreground here (`twinvm run`)
     List(DaemonArguments),
@@ -51,6 +55,52 @@ pub struct StopArguments {
     /// Pull the plug instead
     #[arg(long)]
     force: bool,
+    /// Return as soon as the button is pressed
+    #[arg(long)]
+    no_wait: bool,
+    /// Give up waiting after so long; the VM goes on, or goes on shutting down
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    timeout: u64,
+}
+
+/// How often it is looked whether a VM that was told to stop has stopped.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+impl StopArguments {
+    /// Waits until the VM is off, if that is wanted. `is_off` looks.
+    fn wait(&self, mut is_off: impl FnMut() -> Result<bool>) -> Result<()> {
+        if self.no_wait {
+            return Ok(());
+        }
+        let (name, deadline) = (&self.vm.name, Instant::now() + Duration::from_secs(self.timeout));
+        interrupt::catch(|| {})?;
+        let bar = ProgressBar::new_spinner();
+        bar.set_message(format!("VM {name} is shutting down"));
+        while !is_off()? {
+            bar.tick();
+            if interrupt::is_requested() {
+                bail!("not waited for: the power button of VM {name} is pressed, see `twinvm vm list`");
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "VM {name} has not shut down within {} s: its guest may not heed its power button; `twinvm vm stop --force {name}` pulls the plug",
+                    self.timeout
+                );
+            }
+            thread::sleep(POLL_INTERVAL);
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// What has happened, in words.
+    fn done(&self) -> &'static str {
+        match (self.force, self.no_wait) {
+            (true, _) => "plug pulled",
+            (false, true) => "power button pressed",
+            (false, false) => "shut down",
+        }
+    }
 }
 
 pub fn run(command: VmCommand) -> Result<ExitCode> {
@@ -70,12 +120,12 @@ pub fn run(command: VmCommand) -> Result<ExitCode> {
 
 /// Stops the VM of that name in the foreground, else the one of the cluster.
 fn stop(arguments: &StopArguments) -> Result<()> {
-    let StopArguments { vm: VmArguments { name, daemon }, force } = arguments;
+    let VmArguments { name, daemon } = &arguments.vm;
     let is_here = running()?.iter().any(|vm| vm.name == *name);
     let connection = if is_here { None } else { daemon.daemon_if_any()? };
     match connection {
-        Some(connection) => cluster::stop(&connection, name, *force, daemon.json),
-        None => foreground::stop(name, *force, daemon.json),
+        Some(connection) => cluster::stop(&connection, arguments),
+        None => foreground::stop(arguments),
     }
 }
 
