@@ -52,7 +52,8 @@ impl Console {
         }
         let mut typed = [0; 1024];
         loop {
-            match typed.get(..client.read(&mut typed)?) {
+            let len = client.read(&mut typed)?;
+            match typed.get(..len) {
                 None | Some([]) => return Ok(()),
                 // What the guest has no room for waits, and the client with it, as long as there is one.
                 Some(typed) => type_all(typed, |bytes| self.type_in(bytes), || !has_gone(&client)),
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn what_the_guest_has_no_room_for_waits_and_nothing_typed_is_lost() {
         const TYPED_BYTES: usize = 405_715;
-        let control = Arc::new(Control::new().unwrap());
+        let control = Control::new().unwrap();
         let console = Console::default();
         console.attach(control.clone());
         let (mut client, served) = UnixStream::pair().unwrap();

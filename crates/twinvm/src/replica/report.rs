@@ -222,6 +222,7 @@ mod tests {
             progress: None,
             secondary_reaches_network: true,
             failure: None,
+            disk_faults: Vec::new(),
             figures: driver::Figures::default(),
             gate: GateStatus::default(),
         }
