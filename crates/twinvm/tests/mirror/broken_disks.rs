@@ -199,28 +199,23 @@ fn an_unprotected_guest_on_a_full_datastore_stands_still_until_there_is_room() {
 
 #[test]
 fn a_guest_whose_disks_are_full_on_both_hosts_stands_still_and_loses_nothing() {
-    let (mut world, primary, secondary, client) = protected(Setup::redis());
+    let (mut world, mut primary, mut secondary, client) = protected(Setup::redis());
     limit_files(&primary, FULL_BYTES);
     limit_files(&secondary, FULL_BYTES);
     let saved = save(&world);
-    // Where it stands still depends on who finds out first.
-    let stands_still = |replica: &Replica| {
-        replica.status().is_ok_and(|status| {
-            status["role"] == "primary"
-                && disk_fault(&status).is_some()
-                && status["protection"]["state"] == "need-secondary"
-        })
-    };
+    // Which of them keeps the VM depends on who finds out first; the other one ends.
     let deadline = Instant::now() + HUNG;
-    let (halted, over) = loop {
+    let halted = loop {
         assert!(Instant::now() < deadline, "{}\n{}", primary.log(), secondary.log());
-        match (stands_still(&primary), stands_still(&secondary)) {
-            (true, _) => break (primary, secondary),
-            (_, true) => break (secondary, primary),
+        match (primary.has_ended(), secondary.has_ended()) {
+            (true, _) => break secondary,
+            (_, true) => break primary,
             _ => thread::sleep(Duration::from_millis(20)),
         }
     };
-    over.wait_for_end();
+    halted.wait("the guest to stand still", |status| {
+        status["role"] == "primary" && disk_fault(status).is_some() && status["protection"]["state"] == "need-secondary"
+    });
     limit_files(&halted, u64::MAX);
     saved.join().unwrap().unwrap();
     client.wait_for_progress(50);

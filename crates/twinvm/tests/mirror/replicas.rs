@@ -393,6 +393,10 @@ impl Replica {
         self.process.wait().unwrap();
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+
     /// Waits for the process to end by itself; returns what it left, and nothing where there was no room for that.
     pub fn wait_for_end(mut self) -> Value {
         let deadline = Instant::now() + HUNG;
