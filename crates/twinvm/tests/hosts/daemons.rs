@@ -189,7 +189,7 @@ fn a_daemon_whose_log_cannot_be_written_serves_all_the_same() {
     symlink("/dev/full", world.path("a.log")).unwrap();
     world.start("a");
     world.boot_redis("a");
-    assert_eq!(state(&world.status("a")), "not-protected");
+    assert_eq!(state(&world.status("a")), "disabled");
     world.done("a", &["vm", "stop", VM, "--force"]);
     assert_eq!(state(&world.status("a")), "not-running");
     world.done("a", &["host", "stop"]);
