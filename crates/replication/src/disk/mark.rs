@@ -63,7 +63,10 @@ impl CopyMark {
     /// The host's, and [`ErrorKind::InvalidData`] if the file is not a mark: then nobody knows what the copy is.
     pub fn read(&self) -> io::Result<Option<CopyState>> {
         match fs::read(self.path()) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Ok(text) => {
+                let state = serde_json::from_slice(&text);
+                state.map(Some).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
