@@ -15,9 +15,9 @@ use crate::support::guest::{image, images_dir};
 use crate::support::{images, place};
 
 /// How long a test may take before it counts as hung: one of those that are quick, and any.
-const LIMITS: [Duration; 2] = [Duration::from_secs(420), Duration::from_secs(1200)];
+const LIMITS: [Duration; 2] = [Duration::from_secs(240), Duration::from_secs(1200)];
 /// How often a test is done at the most if the emulator may be what it failed by, and otherwise.
-const ATTEMPTS_MAX: [u32; 2] = [5, 2];
+const ATTEMPTS_MAX: [u32; 2] = [8, 2];
 /// How many times slower than usual everything is in the machine, roughly.
 const SLOWNESS: u32 = 5;
 
