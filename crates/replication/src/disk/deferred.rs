@@ -212,17 +212,22 @@ mod tests {
         (folder, disks, guest)
     }
 
-    #[test]
-    fn a_guest_does_not_wait_and_settling_does() {
-        let (_folder, disks, guest) = disks();
+    /// Puts flushes off. Each says which disk it is of when it begins, and waits until it is allowed.
+    fn deferred(disks: &DiskSet) -> (DeferredFlushes, mpsc::Receiver<u32>, mpsc::Sender<()>) {
         let (begun, begins) = mpsc::channel();
         let (allow, allowed) = mpsc::channel();
-        let deferred = DeferredFlushes::spawn(&disks, move |disks, disk| {
+        let deferred = DeferredFlushes::spawn(disks, move |disks, disk| {
             begun.send(disk).unwrap();
             allowed.recv().unwrap();
             disks.flush_aside(disk)
         });
-        let deferred = deferred.unwrap();
+        (deferred.unwrap(), begins, allow)
+    }
+
+    #[test]
+    fn a_guest_does_not_wait_and_settling_does() {
+        let (_folder, disks, guest) = disks();
+        let (deferred, begins, allow) = deferred(&disks);
         guest.write_at(0, &[1; 512]).unwrap();
         guest.flush().unwrap();
         assert_eq!(begins.recv(), Ok(0));
@@ -246,14 +251,7 @@ mod tests {
     #[test]
     fn a_write_waits_for_the_flushes_before_it() {
         let (_folder, disks, guest) = disks();
-        let (begun, begins) = mpsc::channel();
-        let (allow, allowed) = mpsc::channel();
-        let deferred = DeferredFlushes::spawn(&disks, move |disks, disk| {
-            begun.send(disk).unwrap();
-            allowed.recv().unwrap();
-            disks.flush_aside(disk)
-        });
-        let deferred = deferred.unwrap();
+        let (deferred, begins, allow) = deferred(&disks);
         guest.write_at(0, &[1; 512]).unwrap();
         for round in 0..2 {
             guest.flush().unwrap();
