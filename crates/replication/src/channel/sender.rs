@@ -28,8 +28,8 @@ impl Sender {
     /// # Errors
     /// [`ChannelError::TooLong`] beyond [`PAYLOAD_BYTES_MAX`](super::PAYLOAD_BYTES_MAX); nothing was sent then. After any other error the
     /// connection is of no use.
-    pub fn send(&mut self, kind: u8, parts: &[&[u8]]) -> Result<(), ChannelError> {
-        let header = frame::header(kind, parts)?;
+    pub fn send(&mut self, kind: impl Into<u8>, parts: &[&[u8]]) -> Result<(), ChannelError> {
+        let header = frame::header(kind.into(), parts)?;
         {
             let mut tls = self.wire.tls();
             let mut writer = tls.writer();

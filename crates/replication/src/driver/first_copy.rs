@@ -17,7 +17,7 @@ use std::time::Duration;
 use protocol::{Look, LossReason};
 use spec::{FtMode, ReplicaId};
 
-use super::message::{ACK, Ack, DIVERGED, ExecutionFormat, FAILED, HELLO, Hello, SUMMARY, WELCOME, Welcome};
+use super::message::{Ack, ExecutionFormat, Hello, Kind, Welcome};
 use super::pause_queue::VmStopped;
 use super::primary::{NotPaused, Shared};
 use super::sender::{SendError, SenderThread};
@@ -88,10 +88,10 @@ pub(super) fn start(
         suspicion_ms: u32::try_from(shared.options.suspicion.as_millis()).unwrap_or(u32::MAX),
         execution: ExecutionFormat::here(),
     };
-    sender.send(HELLO, &[&postcard::to_stdvec(&hello)?])?;
+    sender.send(Kind::Hello, &[&postcard::to_stdvec(&hello)?])?;
     sender.flush()?;
     let executes = match receiver.recv(Some(WELCOME_TIMEOUT))? {
-        Some(frame) if frame.kind == WELCOME => {
+        Some(frame) if Kind::of(&frame) == Ok(Kind::Welcome) => {
             match postcard::from_bytes(frame.payload).map_err(|_| ProtectError::NotASecondary)? {
                 Welcome::Accepted { executes } => executes,
                 Welcome::Refused(reason) => return Err(ProtectError::Refused(words(&reason))),
@@ -150,8 +150,8 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
         match receiver.recv(Some(look.wait())) {
             Ok(Some(frame)) => {
                 session.heard();
-                match frame.kind {
-                    ACK => match postcard::from_bytes::<Ack>(frame.payload) {
+                match Kind::of(&frame) {
+                    Ok(Kind::Ack) => match postcard::from_bytes::<Ack>(frame.payload) {
                         Ok(ack) => {
                             shared.executed(session, ack.executed, ack.digests);
                             session.set_reaches_network(ack.reaches_network);
@@ -165,11 +165,11 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                         Err(_) => break (LossReason::Protocol, "the secondary sent a malformed ack".to_owned()),
                     },
                     // The copier may have ended; then so does the session.
-                    SUMMARY => _ = summary.send(frame.payload.to_vec()),
-                    FAILED => {
+                    Ok(Kind::Summary) => _ = summary.send(frame.payload.to_vec()),
+                    Ok(Kind::Failed) => {
                         break (LossReason::Failed, words(&String::from_utf8_lossy(frame.payload)));
                     }
-                    DIVERGED => match <[u8; 8]>::try_from(frame.payload) {
+                    Ok(Kind::Diverged) => match <[u8; 8]>::try_from(frame.payload) {
                         Ok(instructions) => {
                             let instructions = u64::from_le_bytes(instructions);
                             shared.diverged(session, instructions);
@@ -180,7 +180,8 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                         }
                         Err(_) => break (LossReason::Protocol, "the secondary sent a malformed message".to_owned()),
                     },
-                    kind => break (LossReason::Protocol, format!("the secondary sent a message of kind {kind}")),
+                    Ok(kind) => break (LossReason::Protocol, format!("the secondary sent a message of kind {kind:?}")),
+                    Err(error) => break (LossReason::Protocol, format!("the secondary sent {error}")),
                 }
             }
             Ok(None) if look == Look::Last => {

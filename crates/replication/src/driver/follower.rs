@@ -22,10 +22,7 @@ use spec::FtMode;
 
 use super::capture::unix_now_ns;
 use super::clock;
-use super::message::{
-    ACK, Ack, BEGIN, CHECKPOINT, DISK_WRITES, DIVERGED, ENDED, ENTITLED, FAILED, HAND_OVER, HEARTBEAT, Hello, INBOUND,
-    LOG, MIRROR, OUTPUT, PAGES, RELEASED, STATE,
-};
+use super::message::{Ack, Hello, Kind};
 use super::secondary::{Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts, TakenOver};
 use super::staging::{Complete, InboundStore, Staging, StagingError};
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
@@ -92,7 +89,7 @@ struct Voice {
 }
 
 impl Voice {
-    fn send(&self, kind: u8, payload: &[u8]) -> Result<(), ChannelError> {
+    fn send(&self, kind: Kind, payload: &[u8]) -> Result<(), ChannelError> {
         let mut sender: MutexGuard<'_, Sender> = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
         sender.send(kind, &[payload])?;
         sender.flush()
@@ -109,7 +106,7 @@ impl Voice {
             reaches_network: self.secondary.reaches_network(),
         };
         // A structure of integers always serializes.
-        self.send(ACK, &postcard::to_stdvec(&ack).unwrap_or_default())
+        self.send(Kind::Ack, &postcard::to_stdvec(&ack).unwrap_or_default())
     }
 
     /// Says it every `interval`, soon after more of the log was executed, as the primary's guest waits for that, and soon after each heartbeat
@@ -120,7 +117,7 @@ impl Voice {
             let heard = self.heard.load(Ordering::Acquire);
             if watch.is_broken(disks.health()) {
                 // A primary that does not hear it finds it silent. Only then is it logged: the log may be where the disks are.
-                let _ = self.send(FAILED, b"a request to its disks does not end");
+                let _ = self.send(Kind::Failed, b"a request to its disks does not end");
                 tracing::error!("a disk does not answer: this secondary could not take over");
                 return;
             }
@@ -199,7 +196,7 @@ impl Follower {
         thread::spawn(move || {
             if let Err(error) = disks::send_summary(&copies, &primary_disks, &summary) {
                 tracing::error!(%error, "the disks cannot be compared");
-                let _ = summary.send(FAILED, error.to_string().as_bytes());
+                let _ = summary.send(Kind::Failed, error.to_string().as_bytes());
                 closer.close();
             }
         });
@@ -267,7 +264,7 @@ impl Follower {
     /// Gives up, and tells the primary why.
     fn fail(&self, why: String) -> Parting {
         // A primary that does not hear it finds the connection closed.
-        let _ = self.voice.send(FAILED, why.as_bytes());
+        let _ = self.voice.send(Kind::Failed, why.as_bytes());
         Parting::Lost(LossReason::Failed, why)
     }
 
@@ -275,17 +272,17 @@ impl Follower {
         let payload = frame.payload;
         let has_log = matches!(&self.held, Some(Held { content: Content::Log { .. }, .. }));
         let Secondary { parts, ram, .. } = &mut self.secondary;
-        match (frame.kind, &mut self.staging) {
-            (HEARTBEAT, _) => self.voice.heard.store(number(payload)?, Ordering::Release),
-            (INBOUND, _) => self.inbound.push(postcard::from_bytes(payload).map_err(Parting::protocol)?),
-            (RELEASED, _) => {
+        match (Kind::of(frame).map_err(Parting::protocol)?, &mut self.staging) {
+            (Kind::Heartbeat, _) => self.voice.heard.store(number(payload)?, Ordering::Release),
+            (Kind::Inbound, _) => self.inbound.push(postcard::from_bytes(payload).map_err(Parting::protocol)?),
+            (Kind::Released, _) => {
                 let epoch = Epoch::new(number(payload)?);
                 self.unreleased.released(epoch);
                 if let Some(Held { content: Content::Log { executor, .. }, .. }) = &self.held {
                     executor.released(epoch);
                 }
             }
-            (ENTITLED, _) => {
+            (Kind::Entitled, _) => {
                 let generation = Generation::new(number(payload)?);
                 let commands = parts.replica.handle(Event::Entitled { generation });
                 if !commands.is_empty() {
@@ -296,25 +293,25 @@ impl Follower {
                 self.mark_consistent(generation);
             }
             // A primary whose disks are broken does not wait for the end of a checkpoint, and nothing of that was applied.
-            (HAND_OVER, _) => return Err(Parting::HandOver),
-            (ENDED, _) => return Err(Parting::Ended),
-            (LOG, None) if has_log => self.hear_segment(payload)?,
-            (MIRROR, None) if has_log => self.run_out()?,
-            (BEGIN, None) if !has_log => self.staging = Some(Staging::new(Epoch::new(number(payload)?))),
+            (Kind::HandOver, _) => return Err(Parting::HandOver),
+            (Kind::Ended, _) => return Err(Parting::Ended),
+            (Kind::Log, None) if has_log => self.hear_segment(payload)?,
+            (Kind::Mirror, None) if has_log => self.run_out()?,
+            (Kind::Begin, None) if !has_log => self.staging = Some(Staging::new(Epoch::new(number(payload)?))),
             // The first copy: once there is something to take over from, it may only be replaced as a whole.
-            (DISK_WRITES, None) if self.held.is_none() => {
+            (Kind::DiskWrites, None) if self.held.is_none() => {
                 let writes = decode_writes(payload, &parts.disks).map_err(StagingError::from)?;
                 self.copy_disks(&writes)?;
             }
-            (PAGES, None) if self.held.is_none() => {
+            (Kind::Pages, None) if self.held.is_none() => {
                 encoding::check(payload, ram.pages()).map_err(StagingError::from)?;
                 encoding::apply(payload, ram).map_err(StagingError::from)?;
             }
-            (DISK_WRITES, Some(staging)) => staging.writes(payload, &parts.disks)?,
-            (PAGES, Some(staging)) => staging.pages(payload, ram)?,
-            (STATE, Some(staging)) => staging.state(payload)?,
-            (OUTPUT, Some(staging)) => staging.output(payload)?,
-            (CHECKPOINT, Some(_)) => {
+            (Kind::DiskWrites, Some(staging)) => staging.writes(payload, &parts.disks)?,
+            (Kind::Pages, Some(staging)) => staging.pages(payload, ram)?,
+            (Kind::State, Some(staging)) => staging.state(payload)?,
+            (Kind::Output, Some(staging)) => staging.output(payload)?,
+            (Kind::Checkpoint, Some(_)) => {
                 let end = postcard::from_bytes(payload).map_err(Parting::protocol)?;
                 if let Some(staging) = self.staging.take() {
                     self.hold(staging.finish(end)?)?;
@@ -322,7 +319,7 @@ impl Follower {
             }
             (kind, staging) => {
                 let place = if staging.is_some() { "within a checkpoint" } else { "outside of a checkpoint" };
-                return Err(Parting::protocol(format!("a message of kind {kind} {place}")));
+                return Err(Parting::protocol(format!("a message of kind {kind:?} {place}")));
             }
         }
         Ok(())
@@ -434,7 +431,7 @@ impl Follower {
         let ExecutorError::Diverged(divergence) = error else { return self.fail(error.to_string()) };
         let Divergence { state, expected } = &**divergence;
         // A primary that does not hear it finds the connection closed.
-        let _ = self.voice.send(DIVERGED, &state.instructions.to_le_bytes());
+        let _ = self.voice.send(Kind::Diverged, &state.instructions.to_le_bytes());
         if let Some(folder) = &self.secondary.parts.options.evidence_folder {
             match write_evidence(folder, "secondary", state, Some(*expected)) {
                 Ok(path) => tracing::error!(path = %path.display(), "the state here is kept"),
@@ -459,7 +456,7 @@ impl Follower {
                 Err(obstacle) => {
                     tracing::error!(%obstacle, "this secondary could not run the VM");
                     // A primary that was suspected for nothing goes on at once.
-                    let _ = self.voice.send(FAILED, obstacle.as_bytes());
+                    let _ = self.voice.send(Kind::Failed, obstacle.as_bytes());
                     self.secondary.status.update(|status| status.obstacle = Some(obstacle.clone()));
                     *why = obstacle;
                     return Some(Event::NotReady);

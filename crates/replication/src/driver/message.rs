@@ -31,30 +31,97 @@ use network::InputPosition;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, ReplicaId};
 
+use crate::channel::Frame;
 use crate::disk::DiskDescription;
 use crate::gate::InboundFrame;
 use protocol::{Epoch, Generation};
 
-pub(super) const HELLO: u8 = 1;
-pub(super) const WELCOME: u8 = 2;
-pub(super) const SUMMARY: u8 = 3;
-pub(super) const DISK_WRITES: u8 = 4;
-pub(super) const PAGES: u8 = 5;
-pub(super) const STATE: u8 = 6;
-pub(super) const OUTPUT: u8 = 7;
-pub(super) const CHECKPOINT: u8 = 8;
-pub(super) const INBOUND: u8 = 9;
-pub(super) const HEARTBEAT: u8 = 10;
-pub(super) const ACK: u8 = 11;
-pub(super) const RELEASED: u8 = 12;
-pub(super) const ENTITLED: u8 = 13;
-pub(super) const HAND_OVER: u8 = 14;
-pub(super) const ENDED: u8 = 15;
-pub(super) const FAILED: u8 = 16;
-pub(super) const BEGIN: u8 = 17;
-pub(super) const LOG: u8 = 18;
-pub(super) const MIRROR: u8 = 19;
-pub(super) const DIVERGED: u8 = 20;
+/// What a message is, by its number on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// What the VM is; from the primary.
+    Hello = 1,
+    /// Whether the secondary can hold it.
+    Welcome = 2,
+    /// A piece of the summary of the secondary's disks.
+    Summary = 3,
+    /// A piece of the log of disk writes.
+    DiskWrites = 4,
+    /// Page records.
+    Pages = 5,
+    /// A piece of the VM's serialized state.
+    State = 6,
+    /// A piece of the serialized output that waits.
+    Output = 7,
+    /// The end of a checkpoint.
+    Checkpoint = 8,
+    /// A frame that the primary has just received.
+    Inbound = 9,
+    /// The primary's sign of life.
+    Heartbeat = 10,
+    /// What the secondary has.
+    Ack = 11,
+    /// The epoch through which output has left.
+    Released = 12,
+    /// The generation at which the store names the secondary.
+    Entitled = 13,
+    /// The primary has paused for good.
+    HandOver = 14,
+    /// The guest has powered off.
+    Ended = 15,
+    /// The secondary cannot go on.
+    Failed = 16,
+    /// The begin of a checkpoint.
+    Begin = 17,
+    /// A segment of the event log.
+    Log = 18,
+    /// The end of the event log.
+    Mirror = 19,
+    /// The secondary's state is not the primary's.
+    Diverged = 20,
+}
+
+impl Kind {
+    const ALL: [Self; 20] = [
+        Self::Hello,
+        Self::Welcome,
+        Self::Summary,
+        Self::DiskWrites,
+        Self::Pages,
+        Self::State,
+        Self::Output,
+        Self::Checkpoint,
+        Self::Inbound,
+        Self::Heartbeat,
+        Self::Ack,
+        Self::Released,
+        Self::Entitled,
+        Self::HandOver,
+        Self::Ended,
+        Self::Failed,
+        Self::Begin,
+        Self::Log,
+        Self::Mirror,
+        Self::Diverged,
+    ];
+
+    /// The kind of a frame that was received, if a replica knows it.
+    pub fn of(frame: &Frame<'_>) -> Result<Self, UnknownKind> {
+        Self::ALL.into_iter().find(|&kind| u8::from(kind) == frame.kind).ok_or(UnknownKind(frame.kind))
+    }
+}
+
+impl From<Kind> for u8 {
+    fn from(kind: Kind) -> Self {
+        kind as Self
+    }
+}
+
+/// A peer sent a message of a kind that no replica of this version sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a message of kind {0}, which is unknown")]
+pub(super) struct UnknownKind(u8);
 
 /// Longest piece of a payload that is sent in pieces, in bytes. Small enough that a heartbeat or an inbound frame does
 /// not wait long behind one.

@@ -5,6 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::capture::Capture;
+use super::message::Kind;
 
 /// Most bytes of urgent messages that wait; inbound frames that find no room are not passed on.
 const URGENT_BYTES_MAX: usize = 8 << 20;
@@ -14,14 +15,14 @@ const BULK_BYTES_MAX: usize = 2 << 20;
 /// A short message that must not wait behind a checkpoint.
 #[derive(Debug)]
 pub(super) struct Urgent {
-    pub kind: u8,
+    pub kind: Kind,
     pub payload: Vec<u8>,
 }
 
 /// Something long.
 pub(super) enum Bulk {
     /// A message as it is.
-    Message { kind: u8, payload: Vec<u8> },
+    Message { kind: Kind, payload: Vec<u8> },
     /// Part of the first copy.
     Piece(Piece),
     /// A whole checkpoint.
@@ -95,16 +96,16 @@ impl Outbox {
     }
 
     /// Queues an urgent message; false if there is no room for it or the connection is closed.
-    pub fn push_urgent(&self, kind: u8, payload: Vec<u8>) -> bool {
+    pub fn push_urgent(&self, kind: Kind, payload: Vec<u8>) -> bool {
         self.queue_urgent(kind, payload, true)
     }
 
     /// Queues a short message that may wait until something else is sent, a heartbeat at the latest; false as above.
-    pub fn push_in_passing(&self, kind: u8, payload: Vec<u8>) -> bool {
+    pub fn push_in_passing(&self, kind: Kind, payload: Vec<u8>) -> bool {
         self.queue_urgent(kind, payload, false)
     }
 
-    fn queue_urgent(&self, kind: u8, payload: Vec<u8>, wake: bool) -> bool {
+    fn queue_urgent(&self, kind: Kind, payload: Vec<u8>, wake: bool) -> bool {
         let mut lanes = self.lanes();
         if lanes.closed || lanes.urgent_bytes + payload.len() > URGENT_BYTES_MAX {
             return false;
@@ -206,10 +207,10 @@ mod tests {
     fn urgent_messages_pass_long_ones_and_keep_their_order() {
         let outbox = Outbox::default();
         assert!(outbox.push_bulk(Bulk::Piece(Piece::Pages(vec![1]))));
-        assert!(outbox.push_urgent(1, vec![]));
-        assert!(outbox.push_urgent(2, vec![]));
+        assert!(outbox.push_urgent(Kind::Released, vec![]));
+        assert!(outbox.push_urgent(Kind::Entitled, vec![]));
         let Next::Urgent(urgent) = outbox.next(soon()) else { panic!("urgent first") };
-        assert_eq!(urgent.iter().map(|message| message.kind).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(urgent.iter().map(|message| message.kind).collect::<Vec<_>>(), [Kind::Released, Kind::Entitled]);
         assert!(matches!(outbox.next(soon()), Next::Bulk(Bulk::Piece(Piece::Pages(_)))));
         assert!(!outbox.is_idle());
         assert!(matches!(outbox.next(Instant::now()), Next::Idle));
@@ -219,14 +220,14 @@ mod tests {
     #[test]
     fn a_secondary_that_does_not_read_costs_bounded_memory() {
         let outbox = Outbox::default();
-        let taken = (0..20).filter(|_| outbox.push_urgent(0, vec![0; 1 << 20])).count();
+        let taken = (0..20).filter(|_| outbox.push_urgent(Kind::Inbound, vec![0; 1 << 20])).count();
         assert_eq!(taken, URGENT_BYTES_MAX >> 20);
-        let message = || Bulk::Message { kind: 0, payload: vec![0; 1 << 20] };
+        let message = || Bulk::Message { kind: Kind::Log, payload: vec![0; 1 << 20] };
         let taken = (0..20).take_while(|_| !outbox.is_full() && outbox.push_bulk(message())).count();
         assert_eq!(taken, 3);
         outbox.close();
         assert!(!outbox.push_bulk(Bulk::EndOfLog));
         assert!(matches!(outbox.next(soon()), Next::Closed));
-        assert!(!outbox.push_urgent(0, vec![]) && outbox.take_urgent().is_none() && outbox.is_closed());
+        assert!(!outbox.push_urgent(Kind::Inbound, vec![]) && outbox.take_urgent().is_none() && outbox.is_closed());
     }
 }

@@ -10,7 +10,7 @@ use machine::vm::VmConfig;
 use protocol::{Arbiter, NotAdmitted, Unreachable, admits};
 use spec::{EngineKind, ReplicaId};
 
-use super::message::{ExecutionFormat, HELLO, Hello, WELCOME, Welcome};
+use super::message::{ExecutionFormat, Hello, Kind, Welcome};
 use crate::channel::{Caller, ChannelError, Closer, Connection, Listener, Receiver, Sender};
 
 /// How long a host that has connected may take to say what the VM is. It looks at its disks and at its own processor first, which takes
@@ -132,7 +132,7 @@ impl Reception<'_> {
         let peer = ReplicaId::new(connection.peer());
         let (mut sender, mut receiver, closer) = connection.split();
         let hello = match receiver.recv(Some(HELLO_TIMEOUT))? {
-            Some(frame) if frame.kind == HELLO => {
+            Some(frame) if Kind::of(&frame) == Ok(Kind::Hello) => {
                 postcard::from_bytes::<Hello>(frame.payload).map_err(|_| Refusal::NotAPrimary)?
             }
             _ => return Err(Refusal::NotAPrimary),
@@ -189,6 +189,6 @@ impl Reception<'_> {
 
 fn say(sender: &mut Sender, welcome: &Welcome) -> Result<(), Refusal> {
     let welcome = postcard::to_stdvec(welcome).map_err(|_| Refusal::NotAPrimary)?;
-    sender.send(WELCOME, &[&welcome])?;
+    sender.send(Kind::Welcome, &[&welcome])?;
     Ok(sender.flush()?)
 }

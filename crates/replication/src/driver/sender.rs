@@ -8,9 +8,7 @@ use protocol::{Amount, TakenIn, heartbeat_interval};
 
 use super::capture::{Capture, Pages};
 use super::figures::Meter;
-use super::message::{
-    BEGIN, CHECKPOINT, CheckpointEnd, DISK_WRITES, HEARTBEAT, MIRROR, OUTPUT, PAGES, PIECE_BYTES_MAX, STATE,
-};
+use super::message::{CheckpointEnd, Kind, PIECE_BYTES_MAX};
 use super::outbox::{Bulk, Next, Piece};
 use super::session::Session;
 use crate::channel::{ChannelError, Sender};
@@ -101,7 +99,7 @@ impl<'a> SenderThread<'a> {
 
     fn heartbeat(&mut self, number: u64) -> Result<(), ChannelError> {
         self.next_heartbeat = Instant::now() + self.interval();
-        self.sender.send(HEARTBEAT, &[&number.to_le_bytes()])?;
+        self.sender.send(Kind::Heartbeat, &[&number.to_le_bytes()])?;
         self.sender.flush()
     }
 
@@ -126,7 +124,7 @@ impl<'a> SenderThread<'a> {
             Bulk::EndOfLog => {
                 // The secondary has changed its memory since, by executing the log.
                 self.encoder = PageEncoder::new(self.cache_bytes_max);
-                Ok(self.sender.send(MIRROR, &[])?)
+                Ok(self.sender.send(Kind::Mirror, &[])?)
             }
         }
     }
@@ -136,7 +134,7 @@ impl<'a> SenderThread<'a> {
         let mut sent = Ok(());
         encode_writes(writes, |piece| {
             if sent.is_ok() {
-                sent = self.sender.send(DISK_WRITES, &[piece]).and_then(|()| self.breathe());
+                sent = self.sender.send(Kind::DiskWrites, &[piece]).and_then(|()| self.breathe());
             }
         });
         sent
@@ -152,7 +150,7 @@ impl<'a> SenderThread<'a> {
             }
             Piece::Writes { messages, bytes } => {
                 for message in &messages {
-                    self.sender.send(DISK_WRITES, &[message])?;
+                    self.sender.send(Kind::DiskWrites, &[message])?;
                     self.breathe()?;
                 }
                 let wire_bytes = messages.iter().map(|message| message.len() as u64).sum();
@@ -182,7 +180,7 @@ impl<'a> SenderThread<'a> {
         if self.records.len() < at_least {
             return Ok(0);
         }
-        self.sender.send(PAGES, &[&self.records])?;
+        self.sender.send(Kind::Pages, &[&self.records])?;
         let sent = self.records.len() as u64;
         self.records.clear();
         self.breathe()?;
@@ -192,7 +190,7 @@ impl<'a> SenderThread<'a> {
     fn checkpoint(&mut self, mut capture: Capture) -> Result<(), SendError> {
         let before = *self.encoder.counts();
         let (mut sent, mut pages) = (0, 0);
-        self.sender.send(BEGIN, &[&capture.epoch.number().to_le_bytes()])?;
+        self.sender.send(Kind::Begin, &[&capture.epoch.number().to_le_bytes()])?;
         capture.pages.try_each(|page, content| {
             let encoding = self.encoder.encode(page, content, &mut self.records);
             pages += u64::from(encoding != Encoding::Unchanged);
@@ -203,7 +201,7 @@ impl<'a> SenderThread<'a> {
         self.writes(&capture.writes)?;
         let state = postcard::to_stdvec(&capture.state)?;
         let output = postcard::to_stdvec(&capture.output)?;
-        for (kind, bytes) in [(STATE, &state), (OUTPUT, &output)] {
+        for (kind, bytes) in [(Kind::State, &state), (Kind::Output, &output)] {
             for piece in bytes.chunks(PIECE_BYTES_MAX) {
                 self.sender.send(kind, &[piece])?;
             }
@@ -220,7 +218,7 @@ impl<'a> SenderThread<'a> {
             then: capture.then,
         };
         self.session.mirror().epochs.sent(end.epoch);
-        self.sender.send(CHECKPOINT, &[&postcard::to_stdvec(&end)?])?;
+        self.sender.send(Kind::Checkpoint, &[&postcard::to_stdvec(&end)?])?;
         self.sender.flush()?;
         self.meter.sent(sent + state.len() as u64, &before, self.encoder.counts());
         if let Pages::Copied(pages) = capture.pages {

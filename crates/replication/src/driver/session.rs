@@ -11,7 +11,7 @@ use spec::ReplicaId;
 use super::capture::InFlight;
 use super::clock;
 use super::intake::Intake;
-use super::message::{ENTITLED, HAND_OVER, INBOUND, Inbound, RELEASED};
+use super::message::{Inbound, Kind};
 use super::outbox::Outbox;
 use super::progress::Progress;
 use crate::channel::Closer;
@@ -144,22 +144,22 @@ impl Session {
 
     pub fn tell_released(&self, through: Epoch) {
         // A secondary that does not hear of it sends a little too much again at takeover.
-        self.outbox.push_in_passing(RELEASED, through.number().to_le_bytes().to_vec());
+        self.outbox.push_in_passing(Kind::Released, through.number().to_le_bytes().to_vec());
     }
 
     pub fn tell_entitled(&self, generation: Generation) {
-        self.outbox.push_urgent(ENTITLED, generation.number().to_le_bytes().to_vec());
+        self.outbox.push_urgent(Kind::Entitled, generation.number().to_le_bytes().to_vec());
     }
 
     pub fn ask_to_take_over(&self) {
-        self.outbox.push_urgent(HAND_OVER, Vec::new());
+        self.outbox.push_urgent(Kind::HandOver, Vec::new());
     }
 
     /// Passes a frame on that the guest has not seen yet.
     pub fn forward(&self, card: usize, frame: &InboundFrame) {
         let inbound = Inbound { card: u32::try_from(card).unwrap_or(u32::MAX), frame: frame.clone() };
         if let Ok(payload) = postcard::to_stdvec(&inbound)
-            && !self.outbox.push_urgent(INBOUND, payload)
+            && !self.outbox.push_urgent(Kind::Inbound, payload)
         {
             tracing::debug!(card, "an inbound frame was not passed on to the secondary");
         }

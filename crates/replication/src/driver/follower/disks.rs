@@ -4,7 +4,7 @@ use protocol::Generation;
 
 use super::{Follower, Parting, Voice};
 use crate::disk::{CopyState, DiskDescription, DiskSet, DiskSyncError, DiskWrite, SummaryWriter};
-use crate::driver::message::SUMMARY;
+use crate::driver::message::Kind;
 use crate::driver::secondary::SecondaryParts;
 
 impl Follower {
@@ -34,7 +34,7 @@ pub(super) fn send_summary(disks: &DiskSet, primary: &[DiskDescription], voice: 
         piece.clear();
         let more = writer.next_piece(&mut piece)?;
         // A primary that has gone is found out by the one who listens to it.
-        if voice.send(SUMMARY, &piece).is_err() || !more {
+        if voice.send(Kind::Summary, &piece).is_err() || !more {
             return Ok(());
         }
     }

@@ -13,7 +13,7 @@ use storage::disk::{DiskImage, DiskOptions};
 use tempfile::TempDir;
 
 use super::super::MirrorOptions;
-use super::super::message::{ExecutionFormat, HELLO, WELCOME, Welcome};
+use super::super::message::{ExecutionFormat, Kind, Welcome};
 use super::super::secondary::{MakeVm, SecondaryParts};
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
@@ -132,7 +132,7 @@ fn writes_that_fail_in_the_end() -> Vec<DiskWrite> {
 
 #[test]
 fn a_secondary_whose_disks_fail_does_not_take_the_vm_from_its_primary() {
-    for kind in [HAND_OVER, u8::MAX] {
+    for kind in [Kind::HandOver.into(), u8::MAX] {
         let world = World::new();
         let (mut follower, receiver, far) = world.follower();
         let replica = &mut follower.secondary.parts.replica;
@@ -145,7 +145,7 @@ fn a_secondary_whose_disks_fail_does_not_take_the_vm_from_its_primary() {
         sender.flush().unwrap();
         let failed = loop {
             let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
-            if frame.kind == FAILED {
+            if Kind::of(&frame) == Ok(Kind::Failed) {
                 break String::from_utf8(frame.payload.to_vec()).unwrap();
             }
         };
@@ -208,11 +208,11 @@ fn a_primary_that_hands_over_hears_at_once_that_the_secondary_could_not_run_the_
     let follower = holding(follower);
     let following = thread::spawn(move || follower.follow(receiver));
     let (mut sender, mut receiver, _closer) = far.split();
-    sender.send(HAND_OVER, &[]).unwrap();
+    sender.send(Kind::HandOver, &[]).unwrap();
     sender.flush().unwrap();
     let failed = loop {
         let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
-        if frame.kind == FAILED {
+        if Kind::of(&frame) == Ok(Kind::Failed) {
             break String::from_utf8(frame.payload.to_vec()).unwrap();
         }
     };
@@ -228,15 +228,15 @@ fn a_primary_that_hands_over_hears_at_once_that_the_secondary_could_not_run_the_
 fn what_is_held_is_replaced_by_whole_checkpoints_only() {
     let world = World::new();
     let (mut follower, _receiver, _far) = world.follower();
-    for kind in [PAGES, DISK_WRITES] {
-        assert!(follower.hear(&Frame { kind, payload: &[] }).is_ok(), "part of the first copy");
+    for kind in [Kind::Pages, Kind::DiskWrites] {
+        assert!(follower.hear(&Frame { kind: kind.into(), payload: &[] }).is_ok(), "part of the first copy");
     }
     let state = guest::start(EngineKind::Soft, 1, 1, &guest::Console::default()).save().unwrap();
     let (transit, held_since) = (Duration::ZERO, Instant::now());
     let content = Content::Checkpoint { state: Box::new(state), inputs: Vec::new() };
     follower.held = Some(Held { epoch: Epoch::new(1), content, transit, held_since });
-    for kind in [PAGES, DISK_WRITES] {
-        let refused = follower.hear(&Frame { kind, payload: &[] });
+    for kind in [Kind::Pages, Kind::DiskWrites] {
+        let refused = follower.hear(&Frame { kind: kind.into(), payload: &[] });
         assert!(matches!(refused, Err(Parting::Lost(LossReason::Protocol, _))));
     }
 }
@@ -248,8 +248,8 @@ fn a_primary_may_hand_over_within_a_checkpoint() {
     let (follower, _receiver, _far) = world.follower();
     let mut follower = holding(follower);
     let begin = 2u64.to_le_bytes();
-    assert!(follower.hear(&Frame { kind: BEGIN, payload: &begin }).is_ok());
-    assert!(matches!(follower.hear(&Frame { kind: HAND_OVER, payload: &[] }), Err(Parting::HandOver)));
+    assert!(follower.hear(&Frame { kind: Kind::Begin.into(), payload: &begin }).is_ok());
+    assert!(matches!(follower.hear(&Frame { kind: Kind::HandOver.into(), payload: &[] }), Err(Parting::HandOver)));
     assert!(follower.held.is_some_and(|held| held.epoch == Epoch::new(1)));
 }
 
@@ -294,7 +294,7 @@ fn a_secondary_whose_host_cannot_be_the_vm_s_processor_refuses_it() {
     thread::spawn(move || secondary.run());
     let (mut sender, mut receiver, _closer) = world.connect(address).split();
     let profile = CpuProfile { tsc_hz: Some(2_600_000_000), ..CpuProfile::in_order() };
-    sender.send(HELLO, &[&postcard::to_stdvec(&Hello { profile, ..usual }).unwrap()]).unwrap();
+    sender.send(Kind::Hello, &[&postcard::to_stdvec(&Hello { profile, ..usual }).unwrap()]).unwrap();
     sender.flush().unwrap();
     let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
     let welcome: Welcome = postcard::from_bytes(frame.payload).unwrap();
@@ -311,10 +311,10 @@ fn a_suspicion_time_that_makes_no_sense_is_refused() {
     for (suspicion_ms, accepted) in [(0, false), (19, false), (u32::MAX, false), (20, true)] {
         let (mut sender, mut receiver, _closer) = world.connect(address).split();
         let hello = Hello { suspicion_ms, ..usual.clone() };
-        sender.send(HELLO, &[&postcard::to_stdvec(&hello).unwrap()]).unwrap();
+        sender.send(Kind::Hello, &[&postcard::to_stdvec(&hello).unwrap()]).unwrap();
         sender.flush().unwrap();
         let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
-        assert_eq!(frame.kind, WELCOME);
+        assert_eq!(Kind::of(&frame), Ok(Kind::Welcome));
         let welcome: Welcome = postcard::from_bytes(frame.payload).unwrap();
         assert_eq!(matches!(welcome, Welcome::Accepted { .. }), accepted, "{suspicion_ms} ms: {welcome:?}");
     }
@@ -325,10 +325,10 @@ fn answer(world: &World, address: std::net::SocketAddr, host: &str, hello: &Hell
     // No longer than a primary waits.
     let connection = channel::connect(address, &world.identity(host), "b", Duration::from_secs(5)).unwrap();
     let (mut sender, mut receiver, _closer) = connection.split();
-    sender.send(HELLO, &[&postcard::to_stdvec(hello).unwrap()]).unwrap();
+    sender.send(Kind::Hello, &[&postcard::to_stdvec(hello).unwrap()]).unwrap();
     sender.flush().unwrap();
     let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
-    assert_eq!(frame.kind, WELCOME);
+    assert_eq!(Kind::of(&frame), Ok(Kind::Welcome));
     postcard::from_bytes(frame.payload).unwrap()
 }
 
@@ -384,11 +384,12 @@ fn heartbeats_of_a_first_copy_are_answered_at_once() {
     let (mut sender, mut receiver, closer) = far.split();
     let begun = Instant::now();
     for number in 1..=10u64 {
-        sender.send(HEARTBEAT, &[&number.to_le_bytes()]).unwrap();
+        sender.send(Kind::Heartbeat, &[&number.to_le_bytes()]).unwrap();
         sender.flush().unwrap();
         loop {
             let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
-            if frame.kind == ACK && postcard::from_bytes::<Ack>(frame.payload).unwrap().heard >= number {
+            if Kind::of(&frame) == Ok(Kind::Ack) && postcard::from_bytes::<Ack>(frame.payload).unwrap().heard >= number
+            {
                 break;
             }
         }

@@ -11,7 +11,7 @@ use spec::FtMode;
 
 use super::Shared;
 use crate::driver::clock;
-use crate::driver::message::LOG;
+use crate::driver::message::Kind;
 use crate::driver::outbox::Bulk;
 use crate::driver::session::{ActiveLog, Session};
 use crate::lockstep::log::SegmentWriter;
@@ -78,7 +78,7 @@ impl Shared {
         if let Some(log) = session.log().as_mut() {
             log.progress.sent(reached, bytes.len(), inbound_bytes);
         }
-        session.outbox.push_bulk(Bulk::Message { kind: LOG, payload: bytes });
+        session.outbox.push_bulk(Bulk::Message { kind: Kind::Log, payload: bytes });
         if self.is_behind(session) {
             self.control.pause();
         }

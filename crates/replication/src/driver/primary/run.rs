@@ -13,7 +13,7 @@ use spec::FtMode;
 use super::super::capture::capture;
 use super::super::clock;
 use super::super::figures::Pause;
-use super::super::message::ENDED;
+use super::super::message::Kind;
 use super::super::outbox::Bulk;
 use super::super::progress::Phase;
 use super::super::session::Session;
@@ -85,7 +85,7 @@ impl Shared {
         }
         let Some(session) = core.session.clone() else { return Ok(end) };
         core.course = Course::Leaving;
-        session.outbox.push_urgent(ENDED, Vec::new());
+        session.outbox.push_urgent(Kind::Ended, Vec::new());
         let since = Instant::now();
         while core.session.is_some() && since.elapsed() < GOODBYE_MAX {
             core = self.wait(core);
