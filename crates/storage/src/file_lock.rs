@@ -1,20 +1,11 @@
-//! Locks on files.
+//! Locks on files that are no images.
 
 use std::fs::File;
 use std::io;
 
 use rustix::fs::{FlockOperation, flock};
 
-/// Whom a lock keeps out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LockKind {
-    /// Everyone.
-    Exclusive,
-    /// Those who want it exclusively.
-    Shared,
-}
-
-/// A `flock(2)` on an open file, released when this is dropped or the process ends.
+/// A `flock(2)` on an open file that keeps everyone else out, released when this is dropped or the process ends.
 ///
 /// Released explicitly, because closing the file may not do it: a process that another thread is just forking off has the file
 /// open too until it executes its program.
@@ -22,22 +13,24 @@ pub(crate) enum LockKind {
 pub(crate) struct FileLock(File);
 
 impl FileLock {
-    /// Locks `file`, or returns `None` if someone else's lock forbids it.
-    pub fn try_new(file: &File, kind: LockKind) -> io::Result<Option<Self>> {
-        let operation = match kind {
-            LockKind::Exclusive => FlockOperation::NonBlockingLockExclusive,
-            LockKind::Shared => FlockOperation::NonBlockingLockShared,
-        };
-        match flock(file, operation) {
+    /// Locks `file`, or returns `None` if someone else has it.
+    pub fn try_new(file: &File) -> io::Result<Option<Self>> {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Self(file.try_clone()?))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// The file.
-    pub fn file(&self) -> &File {
-        &self.0
+    /// Locks `file` as soon as nobody else has it.
+    pub fn wait(file: &File) -> io::Result<Self> {
+        loop {
+            match flock(file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(Self(file.try_clone()?)),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 }
 

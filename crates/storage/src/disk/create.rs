@@ -8,9 +8,8 @@ use imago::qcow2::Qcow2;
 use imago::{FormatCreateBuilder, StorageOpenOptions};
 use spec::DiskFormat;
 
-use super::lock::lock;
+use super::lock::{Access, ImageLock};
 use super::{DiskError, DiskImage, DiskOptions, check_size};
-use crate::file_lock::LockKind;
 
 /// What a new image is based on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +65,7 @@ pub fn create_qcow2(path: &Path, size_bytes: u64, backing: Option<&Backing>) -> 
 fn create_with(path: &Path, fill: impl FnOnce(&File) -> Result<(), DiskError>) -> Result<(), DiskError> {
     let created = OpenOptions::new().read(true).write(true).create_new(true).open(path);
     let file = created.map_err(|source| DiskError::Open { path: path.to_path_buf(), source })?;
-    let result = lock(path, &file, LockKind::Exclusive).and_then(|_lock| {
+    let result = ImageLock::new(path, &file, Access::Write).and_then(|_lock| {
         fill(&file)?;
         file.sync_all().map_err(io(path, "flush"))?;
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -22,14 +22,16 @@ pub enum DiskError {
         /// The path.
         path: PathBuf,
     },
-    /// Another VM, or another disk of the same VM, has the image.
-    #[error("{}: in use by another VM", path.display())]
+    /// Another VM, a program of QEMU's, or another disk of the same VM has the image.
+    #[error("{}: in use by {holder}: stop that, or wait until it has ended", path.display())]
     InUse {
         /// The image.
         path: PathBuf,
+        /// Who, as far as this process can see.
+        holder: String,
     },
     /// No format was given and the file's name and content do not agree on one.
-    #[error("{}: {reason}; name the format", path.display())]
+    #[error("{}: {reason}; say which with format = \"raw\" or format = \"qcow2\"", path.display())]
     UnclearFormat {
         /// The image.
         path: PathBuf,
@@ -53,6 +55,14 @@ pub enum DiskError {
         path: PathBuf,
         /// Which feature.
         reason: String,
+    },
+    /// What an image is based on cannot be opened.
+    #[error("{}: its backing file: {source}", path.display())]
+    Backing {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with the backing file.
+        source: Box<DiskError>,
     },
     /// A size that a disk cannot have.
     #[error("{}: a disk of {size_bytes} bytes is impossible: {reason}", path.display())]
@@ -109,6 +119,7 @@ impl From<DiskError> for io::Error {
             DiskError::Open { source, .. } | DiskError::Flush { source, .. } | DiskError::Io { source, .. } => {
                 source.kind()
             }
+            DiskError::Backing { .. } => io::ErrorKind::Other,
             DiskError::InUse { .. } => io::ErrorKind::ResourceBusy,
             DiskError::Corrupt { .. } => io::ErrorKind::InvalidData,
             DiskError::Unsupported { .. } => io::ErrorKind::Unsupported,

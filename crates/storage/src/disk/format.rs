@@ -10,18 +10,34 @@ use spec::DiskFormat;
 use super::DiskError;
 use super::qcow2_header::MAGIC;
 
+/// Bytes that tell a format.
+const START_BYTES: usize = 512;
+
+/// Images of other programs, by what is at an offset in them. To take them for raw ones would show a guest garbage.
+const OTHERS: [(usize, &[u8], &str); 8] = [
+    (0, b"KDMV", "VMDK"),
+    (0, b"COWD", "VMDK"),
+    (0, b"# Disk DescriptorFile", "VMDK"),
+    (0x40, b"\x7f\x10\xda\xbe", "VDI"),
+    (0, b"vhdxfile", "VHDX"),
+    (0, b"conectix", "VHD"),
+    (0, b"QED\0", "QED"),
+    (0, b"WithouFreSpacExt", "Parallels"),
+];
+
 /// The format of an image for which none was given.
 ///
 /// The content alone must not decide: the guest of a raw disk could write a qcow2 header to it and get any file of the
 /// host as its backing file when it is next started. So a file that looks like qcow2 is one only if its name says so too.
 pub(super) fn guess(path: &Path, file: &File) -> Result<DiskFormat, DiskError> {
-    let mut start = [0; MAGIC.len()];
-    let looks_qcow2 = match file.read_exact_at(&mut start, 0) {
-        Ok(()) => start == MAGIC,
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
-        Err(source) => return Err(DiskError::Io { path: path.to_path_buf(), action: "read", source }),
-    };
+    let start = start(file).map_err(|source| DiskError::Io { path: path.to_path_buf(), action: "read", source })?;
+    let looks_qcow2 = start.starts_with(&MAGIC);
     let named_qcow2 = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
+    let begins = |(at, magic, _): &&(usize, &[u8], &str)| start.get(*at..).is_some_and(|rest| rest.starts_with(magic));
+    if let Some((_, _, name)) = OTHERS.iter().find(begins) {
+        let reason = format!("{name} images are not supported; `qemu-img convert -O qcow2` makes one that is");
+        return Err(DiskError::Unsupported { path: path.to_path_buf(), reason });
+    }
     let unclear = |reason: &str| DiskError::UnclearFormat { path: path.to_path_buf(), reason: reason.to_owned() };
     match (named_qcow2, looks_qcow2) {
         (true, true) => Ok(DiskFormat::Qcow2),
@@ -29,4 +45,20 @@ pub(super) fn guess(path: &Path, file: &File) -> Result<DiskFormat, DiskError> {
         (true, false) => Err(unclear("named like a qcow2 image but does not begin like one")),
         (false, true) => Err(unclear("begins like a qcow2 image but is not named like one")),
     }
+}
+
+/// The file's first bytes; fewer of them only if it is shorter.
+fn start(file: &File) -> io::Result<Vec<u8>> {
+    let mut start = vec![0; START_BYTES];
+    let mut filled = 0;
+    while let Some(rest) = start.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    start.truncate(filled);
+    Ok(start)
 }

@@ -1,27 +1,18 @@
 //! An open disk image.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imago::qcow2::Qcow2;
-use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, ShallowMapping, StorageOpenOptions};
+use imago::{FormatAccess, Mapping, ShallowMapping};
 use rustix::fs::SeekFrom as Find;
 use rustix::io::Errno;
 use spec::DiskFormat;
 
-use super::format;
-use super::lock::open_locked;
-use super::qcow2_header::{self, Refusal};
-use super::qcow2_tables;
-use super::{Allocation, Backing, DiskError, Extent, RawFile, WriteBack, check_size};
-use crate::file_lock::FileLock;
-
-/// Longest chain of backing files.
-const CHAIN_LENGTH_MAX: usize = 32;
+use super::lock::{Access, ImageLock};
+use super::open::{Content, open_image};
+use super::{Allocation, Backing, DiskError, Extent, RawFile, WriteBack};
 
 /// Most zeros written at once.
 const ZEROS_BYTES_MAX: u64 = 1 << 20;
@@ -37,8 +28,11 @@ pub struct DiskOptions {
     pub direct: bool,
 }
 
-type Storage = imago::file::File;
-type Format = FormatAccess<Storage>;
+impl DiskOptions {
+    pub(super) fn access(&self) -> Access {
+        if self.read_only { Access::Read } else { Access::Write }
+    }
+}
 
 /// A disk image that is open, and locked as long as it is. All methods block until done; offsets and lengths are in bytes.
 pub struct DiskImage {
@@ -52,9 +46,9 @@ pub struct DiskImage {
     /// The content of a raw image that is used through the host's page cache.
     raw: Option<Arc<RawFile>>,
     // Dropped in this order: closing the image may write to it.
-    access: Format,
+    access: FormatAccess<imago::file::File>,
     /// The image's file, then those it is based on.
-    locks: Vec<FileLock>,
+    locks: Vec<ImageLock>,
 }
 
 impl DiskImage {
@@ -63,13 +57,7 @@ impl DiskImage {
     /// # Errors
     /// Any [`DiskError`] except `OutOfRange` and `ReadOnly`.
     pub fn open(path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
-        let (file, lock) = open_locked(path, !options.read_only, options.direct)?;
-        let mut locks = vec![lock];
-        let format = match options.format {
-            Some(format) => format,
-            None => format::guess(path, &reopen(path, false)?)?,
-        };
-        let (access, backing) = open_format(path, file, format, options, &mut locks)?;
+        let Content { access, format, backing, locks } = open_image(path, options)?;
         let mut image = Self {
             path: path.to_path_buf(),
             format,
@@ -80,7 +68,6 @@ impl DiskImage {
             access,
             locks,
         };
-        check_size(path, image.size_bytes())?;
         if let Some(own) = image.locks.first().filter(|_| format == DiskFormat::Raw && !options.direct) {
             let file = own.file().try_clone().map_err(|e| image.io("open", e))?;
             let raw = RawFile::new(image.path.clone(), file, image.size_bytes(), options.read_only);
@@ -158,7 +145,7 @@ impl DiskImage {
 
     /// The files that the content depends on: the image's own, then those it is based on.
     pub(super) fn files(&self) -> impl Iterator<Item = &File> {
-        self.locks.iter().map(FileLock::file)
+        self.locks.iter().map(ImageLock::file)
     }
 
     /// What reads and writes the content without this image, if its format and the way it was opened allow that.
@@ -308,105 +295,4 @@ impl DiskImage {
     fn io(&self, action: &'static str, source: io::Error) -> DiskError {
         DiskError::Io { path: self.path.clone(), action, source }
     }
-}
-
-/// An image that is locked already once more, through the page cache: its metadata is read at no alignment.
-fn reopen(path: &Path, writable: bool) -> Result<File, DiskError> {
-    OpenOptions::new()
-        .read(true)
-        .write(writable)
-        .open(path)
-        .map_err(|source| DiskError::Open { path: path.to_path_buf(), source })
-}
-
-/// Opens the image in `file`, which is locked, and for qcow2 what it is based on; the locks of that are added to `locks`.
-fn open_format(
-    path: &Path,
-    file: File,
-    format: DiskFormat,
-    options: DiskOptions,
-    locks: &mut Vec<FileLock>,
-) -> Result<(Format, Option<Backing>), DiskError> {
-    let writable = !options.read_only;
-    let io = |action| move |source| DiskError::Io { path: path.to_path_buf(), action, source };
-    if format == DiskFormat::Qcow2 {
-        check_qcow2(path, writable)?;
-    }
-    let storage_options = StorageOpenOptions::new().filename(path).write(writable).direct(options.direct);
-    let storage = Storage::from_open_file(file, storage_options).map_err(io("open"))?;
-    match format {
-        DiskFormat::Raw => {
-            let builder = Raw::builder(storage).write(writable);
-            Ok((FormatAccess::new(builder.open(DenyImplicitOpenGate::default()).map_err(io("open"))?), None))
-        }
-        DiskFormat::Qcow2 => {
-            let corrupt = |e: io::Error| DiskError::Corrupt { path: path.to_path_buf(), format, reason: e.to_string() };
-            // What the image refers to is opened here, read-only and locked, and by nobody else.
-            let builder = Qcow2::<Storage>::builder(storage).write(writable).backing(None).data_file(None);
-            let mut qcow2 = builder.open(DenyImplicitOpenGate::default()).map_err(corrupt)?;
-            let name = qcow2.implicit_backing_file().cloned();
-            let mut backing = None;
-            if let Some(name) = name {
-                let format = qcow2.implicit_backing_format().cloned();
-                let (access, opened) = open_backing(path, &name, format.as_deref(), options, locks)?;
-                qcow2.set_backing(Some(access));
-                backing = Some(opened);
-            }
-            Ok((FormatAccess::new(qcow2), backing))
-        }
-    }
-}
-
-fn open_backing(
-    path: &Path,
-    name: &str,
-    format: Option<&str>,
-    options: DiskOptions,
-    locks: &mut Vec<FileLock>,
-) -> Result<(Format, Backing), DiskError> {
-    let unsupported = |reason: String| DiskError::Unsupported { path: path.to_path_buf(), reason };
-    if locks.len() > CHAIN_LENGTH_MAX {
-        return Err(unsupported("too many backing files, or a loop of them".to_owned()));
-    }
-    let format = format.ok_or_else(|| {
-        unsupported(format!(
-            "the format of its backing file {name:?} is not recorded; record it with qemu-img rebase -u"
-        ))
-    })?;
-    let format = format.parse::<DiskFormat>().map_err(|e| unsupported(format!("backing file {name:?}: {e}")))?;
-    let name = name.strip_prefix("file:").unwrap_or(name);
-    let backing = Backing { path: path.parent().unwrap_or(Path::new("")).join(name), format };
-    let options = DiskOptions { format: Some(format), read_only: true, ..options };
-    let (file, lock) = open_locked(&backing.path, false, options.direct)?;
-    locks.push(lock);
-    let (access, _) = open_format(&backing.path, file, format, options, locks)?;
-    Ok((access, backing))
-}
-
-/// Holds the metadata of a qcow2 image against its limits before anything relies on it: always the header, and all tables if
-/// the image is to be written.
-fn check_qcow2(path: &Path, writable: bool) -> Result<(), DiskError> {
-    let file = reopen(path, writable)?;
-    let io = |source| DiskError::Io { path: path.to_path_buf(), action: "read", source };
-    let refused = |refusal| match refusal {
-        Refusal::Corrupt(reason) => DiskError::Corrupt { path: path.to_path_buf(), format: DiskFormat::Qcow2, reason },
-        Refusal::Unsupported(reason) => DiskError::Unsupported { path: path.to_path_buf(), reason: reason.to_owned() },
-    };
-    let mut prefix = [0; qcow2_header::PREFIX_BYTES];
-    let mut filled = 0;
-    while let Some(rest) = prefix.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, filled as u64) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(io(e)),
-        }
-    }
-    // Not the metadata's length: that of a block device is 0.
-    let file_bytes = (&file).seek(SeekFrom::End(0)).map_err(io)?;
-    let header = qcow2_header::parse(prefix.get(..filled).unwrap_or_default(), file_bytes).map_err(refused)?;
-    if writable {
-        qcow2_tables::check_and_repair(&file, file_bytes, &header).map_err(io)?.map_err(refused)?;
-    }
-    Ok(())
 }

@@ -2,21 +2,25 @@
 //!
 //! A [`DiskImage`] is what a virtual disk reads and writes. Opening one takes a lock on the file, so that two VMs cannot write
 //! to the same disk and no VM writes to what another reads; the files that a qcow2 image is based on are opened read-only and
-//! locked too. The lock is `flock(2)`: it belongs to the open file and goes with the process, however that ends.
+//! locked too. The locks are those of QEMU (see `lock`), so that its programs keep away from a VM's disk and the other way round.
 //!
 //! Images that are to be compared with others, such as a replica's copy, tell what they hold themselves
 //! ([`DiskImage::extent_at`]) and what they are based on ([`BaseIdentity`]).
 //!
 //! The formats are those of the `imago` library; QEMU's `docs/interop/qcow2.txt` is the specification. Not supported:
-//! encryption, external data files, and images whose backing format is not recorded.
+//! encryption, external data files, extended second-level entries, compression by zstd, images whose backing format is not recorded, and
+//! writing to images with internal snapshots. What is not supported, or damaged, is refused before a byte of the file has changed.
 
+mod backing_name;
 mod create;
 mod error;
 mod extent;
 mod format;
+mod holder;
 mod identity;
 mod image;
 mod lock;
+mod open;
 mod qcow2_header;
 mod qcow2_tables;
 mod raw_file;
@@ -24,11 +28,13 @@ mod write_back;
 
 use std::path::Path;
 
+pub use backing_name::{make_backing_absolute, recorded_backing};
 pub use create::{Backing, create_qcow2, create_raw};
 pub use error::DiskError;
 pub use extent::{Allocation, Extent};
 pub use identity::{BaseIdentity, ContentDigest};
 pub use image::{DiskImage, DiskOptions};
+pub(crate) use lock::{Access, ImageLock};
 pub use raw_file::RawFile;
 pub use write_back::WriteBack;
 

@@ -6,7 +6,8 @@
 //!
 //! A writer that was killed, or whose host lost power, can leave two harmless faults, because the library writes a new entry of
 //! the first-level table at once but refcounts later: clusters that are counted but not used, and clusters that are used but
-//! not counted. The latter are counted here; the tables that use them are what is right.
+//! not counted. The latter are counted here; the tables that use them are what is right. QEMU leaves the same in images with lazy
+//! refcounts, which it marks as dirty meanwhile; with everything counted, the mark goes.
 //!
 //! This reads the metadata once: about 10 MiB for each 64 GiB in use.
 
@@ -15,7 +16,7 @@ use std::io;
 use std::mem;
 use std::os::unix::fs::FileExt;
 
-use super::qcow2_header::{Header, Refusal};
+use super::qcow2_header::{Header, INCOMPATIBLE_AT, INCOMPATIBLE_DIRTY, Refusal};
 
 /// Bits of an entry that hold an offset (qcow2.txt, "L1 table entry", "Standard Cluster Descriptor").
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
@@ -24,26 +25,39 @@ const L2_COMPRESSED: u64 = 1 << 62;
 /// Compressed data is addressed and counted in these units.
 const COMPRESSED_SECTOR_BYTES: u64 = 512;
 
-/// Checks the tables of the image in `file`, which is `file_bytes` long, and counts what is used but not counted.
+/// Checks the tables of the image in `file`, which is `file_bytes` long. Nothing is written yet.
 ///
 /// # Errors
-/// The outer error is one of reading or writing, the inner one says what is wrong with the image.
-pub(super) fn check_and_repair(file: &File, file_bytes: u64, header: &Header) -> io::Result<Result<(), Refusal>> {
+/// The outer error is one of reading, the inner one says what is wrong with the image.
+pub(super) fn check<'a>(
+    file: &'a File,
+    file_bytes: u64,
+    header: &'a Header,
+) -> io::Result<Result<Tables<'a>, Refusal>> {
     if header.snapshots != 0 {
-        return Ok(Err(Refusal::Unsupported("images with internal snapshots can only be opened read-only")));
+        return Ok(Err(Refusal::Unsupported(
+            "images with internal snapshots can only be opened read-only; `qemu-img snapshot -l` lists them, `-d` deletes one",
+        )));
     }
     let mut tables = match Tables::load(file, file_bytes, header)? {
         Ok(tables) => tables,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let result = tables.check_all()?;
-    if result.is_ok() {
-        tables.repair()?;
-    }
-    Ok(result)
+    Ok(tables.check_all()?.map(|()| tables))
 }
 
-struct Tables<'a> {
+/// Takes the mark off that refcounts may be missing.
+fn unmark_dirty(file: &File, header: &Header) -> io::Result<()> {
+    if header.incompatible & INCOMPATIBLE_DIRTY == 0 {
+        return Ok(());
+    }
+    let features = header.incompatible & !INCOMPATIBLE_DIRTY;
+    file.write_all_at(&features.to_be_bytes(), INCOMPATIBLE_AT)?;
+    file.sync_all()
+}
+
+/// Tables that were found to agree.
+pub(super) struct Tables<'a> {
     file: &'a File,
     file_bytes: u64,
     header: &'a Header,
@@ -176,8 +190,8 @@ impl<'a> Tables<'a> {
         Ok(None)
     }
 
-    /// Sets the refcounts of [`Self::uncounted`] to 1.
-    fn repair(&mut self) -> io::Result<()> {
+    /// Counts what is used but not counted: once each.
+    pub(super) fn repair(&mut self) -> io::Result<()> {
         for cluster in mem::take(&mut self.uncounted) {
             let bits = self.header.refcount_bits;
             let (index, place) = self.place_of_count(cluster);
@@ -190,7 +204,8 @@ impl<'a> Tables<'a> {
             value[0] |= 1 << shift;
             self.file.write_all_at(&value, last)?;
         }
-        self.file.sync_all()
+        self.file.sync_all()?;
+        unmark_dirty(self.file, self.header)
     }
 
     /// Whether the refcount of `cluster` is not zero; `None` if there is no place for it.

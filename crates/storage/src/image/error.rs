@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::disk::DiskError;
+
 /// Why an image could not be built, listed, shown or removed. Every message is one line that says what to do about it where
 /// that is known.
 #[derive(Debug, thiserror::Error)]
@@ -31,11 +33,13 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
-    /// A VM has the image's root disk.
-    #[error("{}: in use by a VM", path.display())]
+    /// A VM, or a program of QEMU's, has the image's root disk.
+    #[error("{}: in use by {holder}: stop that, or wait until it has ended", path.display())]
     InUse {
         /// The root disk.
         path: PathBuf,
+        /// Who, as far as this process can see.
+        holder: String,
     },
     /// A program that the builder needs is not installed.
     #[error("{program} not found; install the Debian package {package}")]
@@ -105,6 +109,15 @@ pub enum ImageError {
         /// Its last error line, or its exit status.
         reason: String,
     },
+    /// Only an initial RAM disk.
+    #[error("image {name} has no root disk")]
+    NoRootDisk {
+        /// Name of the image.
+        name: String,
+    },
+    /// A disk that is to be based on the image cannot be made.
+    #[error(transparent)]
+    Disk(DiskError),
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -80,11 +80,10 @@ impl Manifest {
         Self { format: FORMAT, spec, inputs_sha256, kernel, cmdline, packages, files }
     }
 
-    /// Reads the manifest in an image's directory.
-    pub(crate) fn load(dir: &Path) -> Result<Self, ImageError> {
-        let path = dir.join(Self::FILE_NAME);
-        let text = fs::read(&path).map_err(ImageError::at(&path))?;
-        let bad = |reason: String| ImageError::BadManifest { path: path.clone(), reason };
+    /// Reads a manifest.
+    pub(crate) fn load(path: &Path) -> Result<Self, ImageError> {
+        let text = fs::read(path).map_err(ImageError::at(path))?;
+        let bad = |reason: String| ImageError::BadManifest { path: path.to_path_buf(), reason };
         let manifest: Self = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
         if manifest.format != FORMAT {
             return Err(bad(format!("format {} instead of {FORMAT}", manifest.format)));

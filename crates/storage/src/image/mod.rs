@@ -1,6 +1,6 @@
 //! Bootable Debian guests, built from Debian's own packages without root.
 //!
-//! An image is a directory `<images dir>/<name>/` that holds
+//! An image is a name that leads to a version: a directory in `<images dir>/.versions/` that holds
 //!
 //! | file | what |
 //! | --- | --- |
@@ -23,7 +23,7 @@
 //! processor more than the host's page cache costs the host.
 //!
 //! A build happens in a temporary directory next to the images and is renamed into place at its end; whatever an interrupted
-//! build left is removed by the next one.
+//! build left is removed by the next one. Versions never change: disks are based on them, and `versions` says which and for how long.
 
 mod apt;
 mod build;
@@ -38,9 +38,10 @@ mod spec;
 mod store;
 mod systemd;
 mod tree;
+mod versions;
 
 pub use error::ImageError;
 pub use manifest::{BuiltFile, KernelInfo, Manifest, PackageInfo};
 pub use progress::{NoProgress, Progress, Stage};
 pub use spec::{ExtraFile, ImageSpec, Init, KERNEL_DEFAULT};
-pub use store::{BuildOptions, BuiltImage, Image, ImageStore};
+pub use store::{BuildOptions, BuiltImage, Image, ImageStore, Removal};

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
+use spec::DiskFormat;
 
 use super::build::Builder;
 use super::manifest::Manifest;
 use super::spec::validate_name;
+use super::versions::{Need, Versions, lock_root_disk};
 use super::{ImageError, ImageSpec, Progress, Stage};
-use crate::file_lock::{FileLock, LockKind};
+use crate::disk::{Backing, create_qcow2};
+use crate::file_lock::FileLock;
 
 /// Prefix of the directories that builds happen in.
 const BUILD_PREFIX: &str = ".build-";
@@ -66,12 +68,17 @@ impl Image {
     pub(crate) const INITRD: &str = "initrd.img";
     pub(crate) const ROOT_DISK: &str = "root.img";
 
-    fn load(dir: PathBuf) -> Result<Self, ImageError> {
-        Ok(Self { manifest: Manifest::load(&dir)?, dir })
+    pub(super) fn load(dir: PathBuf) -> Result<Self, ImageError> {
+        Self::load_as(dir, Manifest::FILE_NAME)
+    }
+
+    /// Loads one whose manifest has another name.
+    pub(super) fn load_as(dir: PathBuf, manifest: &str) -> Result<Self, ImageError> {
+        Ok(Self { manifest: Manifest::load(&dir.join(manifest))?, dir })
     }
 
     /// Whether every file is there with its size.
-    fn is_complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.manifest.files.iter().all(|f| fs::metadata(self.dir.join(&f.name)).is_ok_and(|m| m.len() == f.size_bytes))
     }
 }
@@ -85,7 +92,24 @@ pub struct BuiltImage {
     pub cached: bool,
 }
 
-/// A directory whose subdirectories are images. The package cache is in its `.cache`.
+/// What became of the files of an image that was removed, or of a version that has no name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// They are gone.
+    Removed {
+        /// Where they were.
+        dir: PathBuf,
+    },
+    /// They stay.
+    Kept {
+        /// Where they are.
+        dir: PathBuf,
+        /// Who needs them, in words.
+        why: String,
+    },
+}
+
+/// A directory with images. The package cache is in its `.cache`.
 #[derive(Clone, Debug)]
 pub struct ImageStore {
     dir: PathBuf,
@@ -102,9 +126,13 @@ impl ImageStore {
         &self.dir
     }
 
-    /// Builds the image that `spec` describes, or returns the one of that name if it was built from the same inputs. An
-    /// image of that name with other inputs is replaced in one step once the new one is complete. Builds in one directory
-    /// wait for each other.
+    fn versions(&self) -> Versions {
+        Versions::new(&self.dir)
+    }
+
+    /// Builds the image that `spec` describes, or returns the one of that name if it was built from the same inputs. If there is an
+    /// image of that name with other inputs, its name leads to the new one once that is complete; the version before stays, for the disks
+    /// that are based on it, until [`Self::prune`]. Builds in one directory wait for each other.
     ///
     /// # Errors
     /// Any [`ImageError`]; what was there before is then still there, and nothing else.
@@ -135,9 +163,7 @@ impl ImageStore {
         if progress.is_cancelled() {
             return Err(ImageError::Cancelled);
         }
-        let dir = self.dir.join(&spec.name);
-        let _root_disk = lock_root_disk(&dir)?;
-        replace(&output, &dir)?;
+        let dir = self.versions().publish(&output, &spec.name, options.force)?;
         Ok(BuiltImage { image: Image::load(dir)?, cached: false })
     }
 
@@ -151,17 +177,14 @@ impl ImageStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(ImageError::io(&self.dir, e)),
         };
-        let mut images = Vec::new();
+        let mut names = self.versions().names()?;
         for entry in entries {
-            let entry = entry.map_err(ImageError::at(&self.dir))?;
-            if entry.file_name().to_str().is_some_and(|name| validate_name(name).is_ok())
-                && let Ok(image) = Image::load(entry.path())
-            {
-                images.push(image);
-            }
+            let name = entry.map_err(ImageError::at(&self.dir))?.file_name().into_string();
+            names.extend(name.ok().filter(|name| validate_name(name).is_ok()));
         }
-        images.sort_by(|a, b| a.dir.cmp(&b.dir));
-        Ok(images)
+        names.sort();
+        names.dedup();
+        Ok(names.iter().filter_map(|name| self.get(name).ok()).collect())
     }
 
     /// The image called `name`.
@@ -172,21 +195,126 @@ impl ImageStore {
         Image::load(self.existing(name)?)
     }
 
-    /// Removes the image called `name`, even one whose manifest is damaged.
+    /// Makes a qcow2 image at `path`, which must not exist, that shows the root disk of the image called `name`; that root disk, which stays
+    /// as it is from now on for as long as the new image needs it.
     ///
     /// # Errors
-    /// [`ImageError::NotFound`], [`ImageError::InUse`], [`ImageError::Io`].
-    pub fn remove(&self, name: &str) -> Result<(), ImageError> {
+    /// Those of [`Self::get`]; [`ImageError::NoRootDisk`], [`ImageError::Disk`], [`ImageError::Io`].
+    pub fn create_disk(&self, name: &str, path: &Path) -> Result<Backing, ImageError> {
+        let _lock = self.lock_if_writable()?;
+        let root = self.get(name)?.root_disk().ok_or_else(|| ImageError::NoRootDisk { name: name.to_owned() })?;
+        let root = fs::canonicalize(&root).map_err(ImageError::at(&root))?;
+        let size_bytes = fs::metadata(&root).map_err(ImageError::at(&root))?.len();
+        let backing = Backing { path: root, format: DiskFormat::Raw };
+        create_qcow2(path, size_bytes, Some(&backing)).map_err(ImageError::Disk)?;
+        self.versions().note_users(path)?;
+        Ok(backing)
+    }
+
+    /// Notes that the qcow2 image at `disk`, which somebody else made or moved, is based on an image of this store, if it is.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`].
+    pub fn note_disk(&self, disk: &Path) -> Result<(), ImageError> {
+        if !self.dir.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock_if_writable()?;
+        self.versions().note_users(disk)
+    }
+
+    /// The image that the qcow2 image at `disk` is based on, if it is one of this store: with the kernel that belongs to what is on the disk.
+    pub fn image_below(&self, disk: &Path) -> Option<Image> {
+        self.versions().image_below(disk)
+    }
+
+    /// Who cannot write to the store cannot remove anything from it either.
+    fn lock_if_writable(&self) -> Result<Option<FileLock>, ImageError> {
+        match self.versions().lock() {
+            Err(ImageError::Io { source, .. })
+                if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
+            {
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// Removes the image called `name`, even one whose manifest is damaged. Its files stay while a disk needs them.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`], [`ImageError::InvalidSpec`], [`ImageError::Io`].
+    pub fn remove(&self, name: &str) -> Result<Removal, ImageError> {
         let dir = self.existing(name)?;
-        let _root_disk = lock_root_disk(&dir)?;
-        // Out of sight in one step; the rest is a matter of time.
-        let doomed = Temporary(self.dir.join(format!("{BUILD_PREFIX}removed-{name}")));
-        fs::rename(&dir, &doomed.0).map_err(ImageError::at(&dir))
+        let versions = self.versions();
+        let _lock = versions.lock()?;
+        if versions.named(name).is_none() {
+            versions.supersede(name)?;
+            return self.remove_old(dir, false);
+        }
+        versions.forget(name)?;
+        // A folder that has its name from before is not to take its place.
+        versions.supersede(name)?;
+        if versions.is_named(&dir)? {
+            return Ok(Removal::Kept { dir, why: "another image is the same".to_owned() });
+        }
+        self.remove_unneeded(dir)
+    }
+
+    /// Removes the versions of images that have no name any more and that no disk is based on. `all` says that folders of images from versions of twinvm
+    /// which did not note the disks go as well.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`].
+    pub fn prune(&self, all: bool) -> Result<Vec<Removal>, ImageError> {
+        if !self.dir.exists() {
+            return Ok(Vec::new());
+        }
+        let versions = self.versions();
+        let _lock = versions.lock()?;
+        let mut removals = Vec::new();
+        for version in versions.all()? {
+            if !versions.is_named(&version)? {
+                removals.push(self.remove_unneeded(version)?);
+            }
+        }
+        for dir in versions.superseded()? {
+            removals.push(self.remove_old(dir, all)?);
+        }
+        Ok(removals)
+    }
+
+    /// Removes a folder of a version of twinvm that did not note which disks are based on it, if that is wanted.
+    fn remove_old(&self, dir: PathBuf, wanted: bool) -> Result<Removal, ImageError> {
+        if wanted || !dir.join(Image::ROOT_DISK).exists() {
+            return self.remove_unneeded(dir);
+        }
+        let why = "disks may be based on it that an earlier version of twinvm has made; if none is, `twinvm image prune --all` removes it";
+        Ok(Removal::Kept { dir, why: why.to_owned() })
+    }
+
+    fn remove_unneeded(&self, dir: PathBuf) -> Result<Removal, ImageError> {
+        let why = match Versions::need(&dir)? {
+            Need::Disks(disks) => {
+                let disks: Vec<String> = disks.iter().map(|disk| disk.display().to_string()).collect();
+                format!("the base of {}", disks.join(", "))
+            }
+            Need::Open(error) => error.to_string(),
+            Need::None => {
+                let _root_disk = lock_root_disk(&dir)?;
+                // Out of sight in one step; the rest is a matter of time.
+                let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let doomed = Temporary(self.dir.join(format!("{BUILD_PREFIX}removed-{name}")));
+                fs::rename(&dir, &doomed.0).map_err(ImageError::at(&dir))?;
+                return Ok(Removal::Removed { dir });
+            }
+        };
+        Ok(Removal::Kept { dir, why })
     }
 
     fn existing(&self, name: &str) -> Result<PathBuf, ImageError> {
         validate_name(name)?;
-        let dir = self.dir.join(name);
+        let dir = self.versions().named(name).unwrap_or_else(|| self.dir.join(name));
         if dir.join(Manifest::FILE_NAME).is_file() {
             return Ok(dir);
         }
@@ -222,33 +350,11 @@ impl Drop for Temporary {
     }
 }
 
-/// Locks the root disk of the image in `dir`, if there is one, so that no VM has it or gets it.
-fn lock_root_disk(dir: &Path) -> Result<Option<FileLock>, ImageError> {
-    let path = dir.join(Image::ROOT_DISK);
-    let file = match fs::File::open(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(ImageError::at(&path))?,
-    };
-    match FileLock::try_new(&file, LockKind::Exclusive).map_err(ImageError::at(&path))? {
-        Some(lock) => Ok(Some(lock)),
-        None => Err(ImageError::InUse { path }),
-    }
-}
-
-/// Puts `new` in the place of `old` in one step. What was in `old` ends up at `new`.
-fn replace(new: &Path, old: &Path) -> Result<(), ImageError> {
-    let cwd = rustix::fs::CWD;
-    match renameat_with(cwd, new, cwd, old, RenameFlags::EXCHANGE) {
-        Err(rustix::io::Errno::NOENT) => fs::rename(new, old).map_err(ImageError::at(old)),
-        other => other.map_err(|e| ImageError::io(old, e.into())),
-    }
-}
-
 /// Takes the lock that builds in one directory share.
 fn lock(path: &Path, progress: &mut dyn Progress) -> Result<FileLock, ImageError> {
     let file = fs::File::create(path).map_err(ImageError::at(path))?;
     loop {
-        if let Some(lock) = FileLock::try_new(&file, LockKind::Exclusive).map_err(ImageError::at(path))? {
+        if let Some(lock) = FileLock::try_new(&file).map_err(ImageError::at(path))? {
             return Ok(lock);
         }
         progress.update(Stage::Wait, 0, 0);
@@ -283,76 +389,4 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::image::{BuiltFile, KernelInfo};
-
-    fn add(store: &ImageStore, name: &str) -> PathBuf {
-        let dir = store.dir().join(name);
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join(Image::ROOT_DISK), "disk").unwrap();
-        let kernel = KernelInfo { package: "linux".into(), version: "1".into(), release: "6.1".into() };
-        let file = BuiltFile { name: Image::ROOT_DISK.into(), size_bytes: 4, sha256: String::new() };
-        let spec = ImageSpec::new(name);
-        Manifest::new(spec, "inputs".into(), kernel, "console=ttyS0".into(), vec![], vec![file]).store(&dir).unwrap();
-        dir
-    }
-
-    #[test]
-    fn images_are_listed_shown_and_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::new(dir.path().join("images"));
-        assert!(store.list().unwrap().is_empty(), "a directory that is not there has no images");
-        for name in ["b", "a", ".build-x"] {
-            add(&store, name);
-        }
-        fs::create_dir(store.dir().join("no-image")).unwrap();
-        let names: Vec<_> = store.list().unwrap().into_iter().map(|i| i.manifest().spec.name.clone()).collect();
-        assert_eq!(names, ["a", "b"]);
-        let image = store.get("a").unwrap();
-        assert!(image.is_complete() && image.root_disk().is_some_and(|path| path.is_file()));
-        store.remove("a").unwrap();
-        assert!(!store.dir().join("a").exists());
-        assert!(matches!(store.get("a"), Err(ImageError::NotFound { .. })));
-        assert!(matches!(store.remove("../images"), Err(ImageError::InvalidSpec { .. })));
-    }
-
-    #[test]
-    fn an_image_that_a_vm_has_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::new(dir.path());
-        let root_disk = fs::File::open(add(&store, "used").join(Image::ROOT_DISK)).unwrap();
-        let lock = FileLock::try_new(&root_disk, LockKind::Shared).unwrap();
-        assert!(matches!(store.remove("used"), Err(ImageError::InUse { .. })));
-        drop(lock);
-        store.remove("used").unwrap();
-    }
-
-    #[test]
-    fn damaged_manifests_are_errors() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::new(dir.path());
-        let manifest = add(&store, "bad").join(Manifest::FILE_NAME);
-        let text = fs::read_to_string(&manifest).unwrap();
-        for bad in ["", "{}", &text.replace("\"format\": 1", "\"format\": 2"), text.get(..text.len() / 2).unwrap()] {
-            fs::write(&manifest, bad).unwrap();
-            assert!(matches!(store.get("bad"), Err(ImageError::BadManifest { .. })), "{bad}");
-        }
-        assert!(store.list().unwrap().is_empty());
-        store.remove("bad").unwrap();
-    }
-
-    #[test]
-    fn replacing_an_image_is_one_step() {
-        let dir = tempfile::tempdir().unwrap();
-        let (new, old) = (dir.path().join("new"), dir.path().join("old"));
-        for (path, content) in [(&new, "new"), (&old, "old")] {
-            fs::create_dir(path).unwrap();
-            fs::write(path.join("file"), content).unwrap();
-        }
-        replace(&new, &old).unwrap();
-        assert_eq!(fs::read_to_string(old.join("file")).unwrap(), "new");
-        replace(&new, &dir.path().join("third")).unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("third/file")).unwrap(), "old");
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use spec::ByteSize;
-use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Progress, Stage};
+use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Progress, Removal, Stage};
 
 use super::output::{human_bytes, print_json, print_line, table};
 use crate::{interrupt, paths};
@@ -28,8 +28,14 @@ A package or kernel may name a suite: --kernel linux-image-cloud-amd64/bookworm-
     List(FormatArguments),
     /// Show what an image was made of
     Show(ShowArguments),
-    /// Remove images
+    /// Remove images; their files stay while a disk is based on them
     Rm(RemoveArguments),
+    /// Remove the files of earlier versions and removed images that no disk is based on
+    #[command(after_help = "\
+An image is built again without harm to the disks that are based on it: each build is a version of its own, and stays while a disk needs it.
+It is known which disks do: those that twinvm has made or started. Of others, which `qemu-img create -b` has made and no VM has used,
+it is not, and neither of a disk that was moved since it was last used.")]
+    Prune(PruneArguments),
 }
 
 #[derive(Args)]
@@ -97,6 +103,15 @@ pub struct RemoveArguments {
     format: FormatArguments,
 }
 
+#[derive(Args)]
+pub struct PruneArguments {
+    /// Also folders of images that a version of twinvm built which did not note what disks are based on them
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
 fn parse_init(text: &str) -> Result<Init, String> {
     match text {
         "light" => Ok(Init::Light),
@@ -111,6 +126,7 @@ pub fn run(command: ImageCommand) -> Result<ExitCode> {
         ImageCommand::List(arguments) => list(&arguments),
         ImageCommand::Show(arguments) => show(&arguments),
         ImageCommand::Rm(arguments) => remove(&arguments),
+        ImageCommand::Prune(arguments) => prune(&arguments),
     }
 }
 
@@ -215,8 +231,13 @@ fn remove(arguments: &RemoveArguments) -> Result<ExitCode> {
     let mut failed = false;
     for name in &arguments.names {
         match store.remove(name) {
-            Ok(()) if arguments.format.json => print_json(&json!({ "removed": name }))?,
-            Ok(()) => print_line(&format!("image {name} removed"))?,
+            Ok(removal) if arguments.format.json => {
+                print_json(&json!({ "removed": name, "files": describe_removal(&removal) }))?;
+            }
+            Ok(Removal::Removed { .. }) => print_line(&format!("image {name} removed"))?,
+            Ok(Removal::Kept { dir, why }) => {
+                print_line(&format!("image {name} removed; its files stay in {}: {why}", dir.display()))?;
+            }
             Err(error) => {
                 eprintln!("twinvm: {error}");
                 failed = true;
@@ -227,6 +248,31 @@ fn remove(arguments: &RemoveArguments) -> Result<ExitCode> {
         bail!("not all images were removed");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn prune(arguments: &PruneArguments) -> Result<ExitCode> {
+    let removals = arguments.format.store()?.prune(arguments.all)?;
+    if arguments.format.json {
+        print_json(&removals.iter().map(describe_removal).collect::<Vec<_>>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for removal in &removals {
+        match removal {
+            Removal::Removed { dir } => print_line(&format!("removed {}", dir.display()))?,
+            Removal::Kept { dir, why } => print_line(&format!("kept {}: {why}", dir.display()))?,
+        }
+    }
+    if removals.is_empty() {
+        print_line("there is nothing to remove")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe_removal(removal: &Removal) -> serde_json::Value {
+    match removal {
+        Removal::Removed { dir } => json!({ "dir": dir, "removed": true }),
+        Removal::Kept { dir, why } => json!({ "dir": dir, "removed": false, "why": why }),
+    }
 }
 
 fn describe(image: &Image, cached: bool) -> serde_json::Value {

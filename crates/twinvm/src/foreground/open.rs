@@ -13,10 +13,9 @@ use machine::platform::Parts;
 use machine::vm::VmConfig;
 use network::end::{EndConfig, EndProcess, Lifetime};
 use network::{Attach, FrameBackend, Link};
-use spec::DiskFormat;
 use spec::MacAddr;
 use spec::{DiskSpec, VmSpec};
-use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, create_qcow2};
+use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions};
 use storage::image::{Image, ImageStore};
 
 use crate::paths;
@@ -51,8 +50,12 @@ pub fn host_memory_bytes() -> Result<u64> {
         .ok_or_else(|| anyhow!("/proc/meminfo names no MemTotal"))
 }
 
+fn images() -> Result<ImageStore> {
+    Ok(ImageStore::new(paths::images_dir()?))
+}
+
 fn image(name: &str) -> Result<Image> {
-    ImageStore::new(paths::images_dir()?).get(name).with_context(|| {
+    images()?.get(name).with_context(|| {
         format!("image {name} cannot be used; see `twinvm image list`, or build it with `twinvm image build {name}`")
     })
 }
@@ -61,9 +64,19 @@ fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {what} {}", path.display()))
 }
 
+/// The image of a spec. If a disk is there already that began as the same one, the version that it is based on: the modules of another kernel would not be
+/// on it.
+fn image_of(spec: &VmSpec, name: &str) -> Result<Image> {
+    let disk = spec.disks.iter().find(|disk| disk.base_image.as_deref() == Some(name));
+    match disk.and_then(|disk| images().ok()?.image_below(&disk.path)) {
+        Some(below) => Ok(below),
+        None => image(name),
+    }
+}
+
 /// Reads kernel and initrd.
 pub fn guest(spec: &VmSpec) -> Result<Guest> {
-    let image = spec.image.as_deref().map(image).transpose()?;
+    let image = spec.image.as_deref().map(|name| image_of(spec, name)).transpose()?;
     let kernel = spec
         .kernel
         .clone()
@@ -152,14 +165,20 @@ fn open_disk(spec: &DiskSpec) -> Result<DiskImage> {
         create_overlay(spec, base).with_context(|| format!("cannot create disk {}", spec.path.display()))?;
     }
     let options = DiskOptions { format: spec.format, read_only: spec.readonly, direct: false };
-    Ok(DiskImage::open(&spec.path, options)?)
+    let disk = DiskImage::open(&spec.path, options)?;
+    if disk.backing().is_some()
+        && let Err(error) = images()?.note_disk(&spec.path)
+    {
+        tracing::warn!("nobody will know that {} is based on an image: {error}", spec.path.display());
+    }
+    Ok(disk)
 }
 
 fn create_overlay(spec: &DiskSpec, base: &str) -> Result<()> {
-    let root = image(base)?.root_disk().ok_or_else(|| anyhow!("image {base} has no root disk"))?;
-    let path = fs::canonicalize(&root).with_context(|| format!("cannot find {}", root.display()))?;
-    let size_bytes = fs::metadata(&path)?.len();
-    Ok(create_qcow2(&spec.path, size_bytes, Some(&Backing { path, format: DiskFormat::Raw }))?)
+    // Says what to do if there is none.
+    image(base)?;
+    images()?.create_disk(base, &spec.path)?;
+    Ok(())
 }
 
 /// The files of the writable disks, whose content belongs into a snapshot.

@@ -114,7 +114,6 @@ const REPLICA: &[i64] = &[
     libc::SYS_fadvise64,
     libc::SYS_fallocate,
     libc::SYS_fdatasync,
-    libc::SYS_flock,
     libc::SYS_fstatfs,
     libc::SYS_fsync,
     libc::SYS_ftruncate,

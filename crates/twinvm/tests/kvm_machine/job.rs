@@ -31,7 +31,7 @@ pub fn disk(programs: &BTreeMap<&str, &Path>, images: &[Image], folder: &Path) -
     fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
     fs::create_dir(tree.path().join("images")).unwrap();
     for image in images {
-        let copy = tree.path().join("images").join(image.dir().file_name().unwrap());
+        let copy = tree.path().join("images").join(&image.manifest().spec.name);
         run(Command::new("cp").args(["-r", "--sparse=always", "-T"]).arg(image.dir()).arg(copy));
     }
     let disk = folder.join("job.img");

@@ -1,0 +1,270 @@
+//! The versions of images, and which disks need them.
+//!
+//! A build makes a new version in `.versions/<digest of its manifest>`, and the image's name in `.names` becomes a link to it. A version stays as it is and
+//! where it is as long as a name leads to it, or a disk is based on its root disk: each such disk is noted in the version's
+//! `users`. Images of twinvm before that were folders by name; disks that are based on them are noted nowhere, so a folder of those stays
+//! until somebody says that it is not needed.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use spec::DiskFormat;
+
+use super::ImageError;
+use super::manifest::Manifest;
+use super::store::{Image, hex};
+use crate::disk::{Access, DiskError, ImageLock, recorded_backing};
+use crate::file_lock::FileLock;
+
+/// Folder of the versions.
+const VERSIONS: &str = ".versions";
+/// Folder of the names.
+const NAMES: &str = ".names";
+/// Folder of a version that says which disks are based on it: a file for each, with its path.
+const USERS: &str = "users";
+/// What the manifest of a folder by name is called once a version has its name.
+const SUPERSEDED: &str = "superseded.json";
+/// Characters of a digest that name a version.
+const ID_CHARACTERS: usize = 16;
+/// Longest chain of disks, each based on the next.
+const CHAIN_LENGTH_MAX: usize = 32;
+
+/// What is known of who needs a folder.
+#[derive(Debug)]
+pub(super) enum Need {
+    /// Nobody.
+    None,
+    /// These disks.
+    Disks(Vec<PathBuf>),
+    /// Somebody has it open.
+    Open(ImageError),
+}
+
+/// The versions in an images directory.
+#[derive(Clone, Debug)]
+pub(super) struct Versions {
+    dir: PathBuf,
+}
+
+impl Versions {
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Keeps everyone else from changing names, versions and their users. Held for moments only.
+    pub fn lock(&self) -> Result<FileLock, ImageError> {
+        for name in [VERSIONS, NAMES] {
+            let path = self.dir.join(name);
+            fs::create_dir_all(&path).map_err(ImageError::at(&path))?;
+        }
+        let path = self.dir.join(VERSIONS).join("lock");
+        let file = File::create(&path).map_err(ImageError::at(&path))?;
+        FileLock::wait(&file).map_err(ImageError::at(&path))
+    }
+
+    /// The version that a name leads to.
+    pub fn named(&self, name: &str) -> Option<PathBuf> {
+        fs::canonicalize(self.dir.join(NAMES).join(name)).ok()
+    }
+
+    /// All names.
+    pub fn names(&self) -> Result<Vec<String>, ImageError> {
+        entries(&self.dir.join(NAMES))
+    }
+
+    /// All versions.
+    pub fn all(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let dir = self.dir.join(VERSIONS);
+        let paths = entries(&dir)?.into_iter().map(|name| dir.join(name));
+        Ok(paths.filter(|path| path.is_dir()).collect())
+    }
+
+    /// Folders by name whose name leads to a version by now.
+    pub fn superseded(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let paths = entries(&self.dir)?.into_iter().map(|name| self.dir.join(name));
+        Ok(paths.filter(|path| path.join(SUPERSEDED).is_file()).collect())
+    }
+
+    /// Makes the finished image in `new` a version, which `name` leads to from then on; where it is. A version with the same content, if it is whole and
+    /// `is_forced` does not say that it may be damaged, is taken instead.
+    pub fn publish(&self, new: &Path, name: &str, is_forced: bool) -> Result<PathBuf, ImageError> {
+        let manifest = new.join(Manifest::FILE_NAME);
+        let text = fs::read(&manifest).map_err(ImageError::at(&manifest))?;
+        let mut id = hex(&Sha256::digest(&text));
+        id.truncate(ID_CHARACTERS);
+        let _lock = self.lock()?;
+        let mut version = self.dir.join(VERSIONS).join(&id);
+        let mut number = 1;
+        while version.exists() && (is_forced || !Image::load(version.clone()).is_ok_and(|image| image.is_complete())) {
+            number += 1;
+            version = self.dir.join(VERSIONS).join(format!("{id}-{number}"));
+        }
+        if !version.exists() {
+            fs::rename(new, &version).map_err(ImageError::at(&version))?;
+        }
+        self.point(name, &version)?;
+        self.supersede(name)?;
+        Ok(version)
+    }
+
+    /// Lets a name lead to a version, in one step.
+    fn point(&self, name: &str, version: &Path) -> Result<(), ImageError> {
+        let path = self.dir.join(NAMES).join(name);
+        let new = self.dir.join(NAMES).join(format!(".{name}"));
+        let target = Path::new("..").join(VERSIONS).join(version.file_name().unwrap_or_default());
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ImageError::io(&new, error)),
+            _ => {}
+        }
+        symlink(target, &new).map_err(ImageError::at(&new))?;
+        fs::rename(&new, &path).map_err(ImageError::at(&path))
+    }
+
+    /// Takes its name from a folder by name. Its files stay, for the disks that are based on it.
+    pub fn supersede(&self, name: &str) -> Result<(), ImageError> {
+        let dir = self.dir.join(name);
+        let (from, to) = (dir.join(Manifest::FILE_NAME), dir.join(SUPERSEDED));
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(ImageError::at(&from)),
+        }
+    }
+
+    /// Takes a name away.
+    pub fn forget(&self, name: &str) -> Result<(), ImageError> {
+        let path = self.dir.join(NAMES).join(name);
+        fs::remove_file(&path).map_err(ImageError::at(&path))
+    }
+
+    /// Whether a name leads to a version.
+    pub fn is_named(&self, version: &Path) -> Result<bool, ImageError> {
+        let version = fs::canonicalize(version).map_err(ImageError::at(version))?;
+        Ok(self.names()?.iter().any(|name| self.named(name).is_some_and(|named| named == version)))
+    }
+
+    /// Notes for each disk in the chain of images that begins with `disk` that it is based on a version of this store, if it is.
+    pub fn note_users(&self, disk: &Path) -> Result<(), ImageError> {
+        let Ok(dir) = fs::canonicalize(&self.dir) else { return Ok(()) };
+        let mut disk = std::path::absolute(disk).map_err(ImageError::at(disk))?;
+        for _ in 0..CHAIN_LENGTH_MAX {
+            let Ok(Some(base)) = recorded_backing(&disk) else { break };
+            let Ok(path) = fs::canonicalize(&base.path) else { break };
+            if let Some(version) = folder_of_root_disk(&dir, &path) {
+                note_user(version, &disk)?;
+            }
+            if base.format != DiskFormat::Qcow2 {
+                break;
+            }
+            disk = path;
+        }
+        Ok(())
+    }
+
+    /// The image that a disk in qcow2 format is based on, itself or by others in between, if it is of this store: also one that has no name any more.
+    pub fn image_below(&self, disk: &Path) -> Option<Image> {
+        let dir = fs::canonicalize(&self.dir).ok()?;
+        let mut disk = disk.to_owned();
+        for _ in 0..CHAIN_LENGTH_MAX {
+            let base = recorded_backing(&disk).ok()??;
+            let path = fs::canonicalize(&base.path).ok()?;
+            if let Some(folder) = folder_of_root_disk(&dir, &path) {
+                let folder = folder.to_owned();
+                return Image::load(folder.clone()).or_else(|_| Image::load_as(folder, SUPERSEDED)).ok();
+            }
+            disk = Some(path).filter(|_| base.format == DiskFormat::Qcow2)?;
+        }
+        None
+    }
+
+    /// Who needs the root disk in a folder. The lock is held.
+    pub fn need(folder: &Path) -> Result<Need, ImageError> {
+        let users = users(folder)?;
+        if !users.is_empty() {
+            return Ok(Need::Disks(users));
+        }
+        match lock_root_disk(folder) {
+            Err(error @ ImageError::InUse { .. }) => Ok(Need::Open(error)),
+            Err(error) => Err(error),
+            Ok(_) => Ok(Need::None),
+        }
+    }
+}
+
+/// Names in a folder, sorted; none if it is not there. Those that begin with a dot are not listed.
+fn entries(folder: &Path) -> Result<Vec<String>, ImageError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(ImageError::at(folder))?,
+    };
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name().into_string()));
+    let mut names: Vec<String> =
+        names.collect::<Result<Vec<_>, _>>().map_err(ImageError::at(folder))?.into_iter().flatten().collect();
+    names.retain(|name| !name.starts_with('.'));
+    names.sort();
+    Ok(names)
+}
+
+/// The folder of an image's root disk in `dir`. Both paths are without links.
+fn folder_of_root_disk<'a>(dir: &Path, file: &'a Path) -> Option<&'a Path> {
+    file.parent().filter(|folder| folder.starts_with(dir) && file.ends_with(Image::ROOT_DISK))
+}
+
+fn note_user(version: &Path, disk: &Path) -> Result<(), ImageError> {
+    let users = version.join(USERS);
+    let mut name = hex(&Sha256::digest(disk.as_os_str().as_encoded_bytes()));
+    name.truncate(ID_CHARACTERS);
+    let note = users.join(name);
+    if note.exists() {
+        return Ok(());
+    }
+    let written = fs::create_dir_all(&users).and_then(|()| fs::write(&note, disk.as_os_str().as_encoded_bytes()));
+    match written {
+        // Who cannot write here cannot remove anything here either.
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            Ok(())
+        }
+        other => other.map_err(ImageError::at(&note)),
+    }
+}
+
+/// The disks that are noted for a version and still based on it. Notes of others are removed.
+fn users(version: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let folder = version.join(USERS);
+    let root = fs::canonicalize(version.join(Image::ROOT_DISK)).ok();
+    let mut users = Vec::new();
+    for name in entries(&folder)? {
+        let note = folder.join(name);
+        let disk = PathBuf::from(OsString::from_vec(fs::read(&note).map_err(ImageError::at(&note))?));
+        let is_based_on_it = match recorded_backing(&disk) {
+            Ok(base) => base.is_some_and(|base| fs::canonicalize(base.path).ok() == root),
+            Err(DiskError::Open { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+            // What cannot be told is taken for a user.
+            Err(_) => true,
+        };
+        if is_based_on_it {
+            users.push(disk);
+        } else {
+            fs::remove_file(&note).map_err(ImageError::at(&note))?;
+        }
+    }
+    Ok(users)
+}
+
+/// Locks the root disk in a folder, if there is one, so that no VM has it or gets it.
+pub(super) fn lock_root_disk(folder: &Path) -> Result<Option<ImageLock>, ImageError> {
+    let path = folder.join(Image::ROOT_DISK);
+    let file = match File::open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(ImageError::at(&path))?,
+    };
+    match ImageLock::new(&path, &file, Access::Write) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(DiskError::InUse { path, holder }) => Err(ImageError::InUse { path, holder }),
+        Err(error) => Err(ImageError::io(&path, error.into())),
+    }
+}
