@@ -104,8 +104,8 @@ pub struct PauseParts {
 pub struct PauseClass {
     /// Least number of changed pages.
     pub pages_min: u64,
-    /// Greatest number of changed pages.
-    pub pages_max: u64,
+    /// Greatest number of changed pages; none of the class of the most.
+    pub pages_max: Option<u64>,
     /// Checkpoints since protection began.
     pub checkpoints: u64,
     /// Changed pages of the newest of them, median.

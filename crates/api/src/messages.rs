@@ -1,11 +1,11 @@
 //! What the API's requests and answers hold.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{EngineKind, FtMode};
+use spec::{DiskFormat, EngineKind, FtMode, MacAddr, PortForward};
 
 use crate::status::{Protection, ReplicaStatus};
 
@@ -81,8 +81,53 @@ pub struct VmView {
     pub note: Option<String>,
     /// What its replicas say, the primary first.
     pub replicas: Vec<ReplicaStatus>,
-    /// The spec, as TOML.
+    /// Its disks, as they are on the host that runs it or is its home; the first is /dev/vda.
+    #[serde(default)]
+    pub disks: Vec<DiskView>,
+    /// Its network cards; the first is eth0.
+    #[serde(default)]
+    pub cards: Vec<CardView>,
+    /// The spec, as TOML, as it was when the VM was created: files that it names need not be there any more.
     pub spec: String,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskView {
+    /// The file; nothing if the host that has it does not answer.
+    pub path: Option<PathBuf>,
+    /// Its format.
+    pub format: Option<DiskFormat>,
+    /// The disk's size, in bytes.
+    pub size_bytes: Option<u64>,
+    /// What the file takes on its host, in bytes.
+    pub allocated_bytes: Option<u64>,
+    /// Whether the guest may only read it.
+    pub readonly: bool,
+    /// What it is based on.
+    pub base: Option<PathBuf>,
+}
+
+/// A network card of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardView {
+    /// Its address.
+    pub mac: MacAddr,
+    /// The bridge that it is a port of; nothing if its network is a user-mode one.
+    pub bridge: Option<String>,
+    /// The guest's address, which a user-mode network gives it by DHCP.
+    pub address: Option<Ipv4Addr>,
+    /// Ports of the host that lead to it.
+    pub forward: Vec<PortForward>,
+}
+
+/// The disks of a VM in one host's folder of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalDisks {
+    /// The VM.
+    pub vm: String,
+    /// In the order of the spec.
+    pub disks: Vec<DiskView>,
 }
 
 /// Asks for a VM.
@@ -259,6 +304,9 @@ pub struct LocalVms {
     pub replicas: Vec<ReplicaStatus>,
     /// What there is to say about VMs beyond that.
     pub notes: Vec<VmNote>,
+    /// The copies of disks that it holds.
+    #[serde(default)]
+    pub disks: Vec<LocalDisks>,
 }
 
 /// Something to say about a VM.

@@ -1,6 +1,6 @@
 //! Ctrl-C and SIGTERM as a request to stop.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -18,6 +18,12 @@ pub fn catch(also: impl Fn() + Send + 'static) -> Result<()> {
         also();
     })
     .context("cannot catch signals")
+}
+
+/// The same for whoever only looks whether one was caught, as often as they like.
+pub fn watch() -> Result<()> {
+    static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+    if IS_WATCHED.swap(true, Ordering::AcqRel) { Ok(()) } else { catch(|| {}) }
 }
 
 /// Whether one was caught.

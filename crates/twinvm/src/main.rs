@@ -1,6 +1,7 @@
 //! `twinvm`: keeps a virtual machine running when the machine under it dies.
 
 mod cli;
+mod error_text;
 mod foreground;
 mod host;
 mod interrupt;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Standard error may be closed, or a file on a disk that is full: the exit code still says it.
-            let _ = writeln!(io::stderr(), "twinvm: {error:#}");
+            let _ = writeln!(io::stderr(), "twinvm: {}", error_text::error_text(&error));
             ExitCode::FAILURE
         }
     }

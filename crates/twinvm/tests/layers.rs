@@ -132,7 +132,13 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "twinvm",
         floor: 6,
-        layers: &[&["interrupt", "load", "paths", "sandbox"], &["foreground"], &["replica"], &["host"], &["cli"]],
+        layers: &[
+            &["error_text", "interrupt", "load", "paths", "sandbox"],
+            &["foreground"],
+            &["replica"],
+            &["host"],
+            &["cli"],
+        ],
     },
 ];
 

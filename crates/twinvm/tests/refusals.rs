@@ -1,6 +1,7 @@
 //! What cannot work is refused: exit status 1, one clear line, nothing left behind.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -32,6 +33,7 @@ impl Spec {
     fn twinvm(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinvm"));
         command.env("XDG_RUNTIME_DIR", self.path()).env("TWINVM_HOME", self.path()).args(arguments);
+        command.env_remove("TWINVM_HOST_DIR").env_remove("TWINVM_OPERATOR").current_dir(self.path());
         command.stdin(Stdio::null());
         command
     }
@@ -46,6 +48,7 @@ impl Spec {
         assert_eq!(output.status.code(), Some(1), "{message}");
         assert!(message.contains(expected), "{expected:?} is not in: {message}");
         assert_eq!(message.lines().count(), 1, "{message}");
+        assert!(message.matches("os error").count() <= 1, "said twice: {message}");
         let left: Vec<_> = fs::read_dir(self.path().join("twinvm"))
             .into_iter()
             .flatten()
@@ -119,6 +122,23 @@ fn a_disk_that_another_vm_uses() {
     spec.refused("kernel");
 }
 
+/// It ran, and both wrote.
+#[test]
+fn a_disk_that_qemu_uses() {
+    let spec = Spec::new("[[disk]]\npath = \"disk\"\nformat = \"raw\"\n");
+    let disk = spec.path().join("disk");
+    create_raw(&disk, 1 << 20).unwrap();
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", "raw"]).arg(&disk).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut qemu = command.spawn().expect("qemu-utils is installed by `make setup`");
+    // It asks for commands once it has the image.
+    qemu.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+    spec.refused(&format!("disk: in use by qemu-io (process {}): stop that", qemu.id()));
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+    spec.refused("kernel");
+}
+
 #[test]
 fn a_name_that_runs_already() {
     let mut spec = Spec::new("");
@@ -146,6 +166,60 @@ fn files_that_are_no_snapshots() {
         assert_eq!(output.status.code(), Some(1), "{message}");
         assert!(message.contains(expected), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
+    }
+}
+
+/// It was said that there is no host, and how to make one: true, and no answer.
+#[test]
+fn what_a_vm_in_the_foreground_cannot_do_is_said() {
+    let spec = Spec::new("");
+    fs::create_dir(spec.path().join("twinvm")).unwrap();
+    let listener = UnixListener::bind(spec.path().join("twinvm/vm-taken.sock")).unwrap();
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let mut line = String::new();
+            let _ = BufReader::new(&connection).read_line(&mut line);
+            let status = "{\"name\":\"taken\",\"pid\":77,\"engine\":\"soft\",\"cpus\":2,\"memory_bytes\":134217728,\"running_s\":5}";
+            let _ = writeln!(&connection, "{{\"answer\":\"done\",\"status\":{status}}}");
+        }
+    });
+    for words in
+        [&["vm", "console", "taken"][..], &["vm", "start", "taken"], &["vm", "rm", "taken"], &["ft", "on", "taken"]]
+    {
+        let output = spec.twinvm(words).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");
+        for expected in ["VM taken runs in the foreground (process 77)", "twinvm vm create", "twinvm vm stop taken"] {
+            assert!(message.contains(expected), "{words:?}: {message}");
+        }
+    }
+    let shown = spec.twinvm(&["vm", "show", "taken"]).output().unwrap();
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.status.success() && text.contains("128.00 MiB") && text.contains("process:    77"), "{text}");
+    let shown = spec.twinvm(&["vm", "show", "taken", "--json"]).output().unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&shown.stdout).unwrap()["cpus"], 2);
+    // Of others it is still said how hosts are made.
+    let output = spec.twinvm(&["vm", "show", "other"]).output().unwrap();
+    assert!(String::from_utf8(output.stderr).unwrap().contains("twinvm host init"));
+}
+
+/// The system's words were there twice, and nothing said what to do.
+#[test]
+fn what_is_missing_is_said_once() {
+    let spec = Spec::new("[[disk]]\npath = \"no-disk\"\nformat = \"raw\"\n");
+    let file = spec.path().join("vm.toml");
+    fs::write(&file, &spec.text).unwrap();
+    for (words, hint) in [
+        (&["replay", "no-log"][..], "record = \"DIR\""),
+        (&["run", "no-spec.toml"], "no-spec.toml"),
+        (&["vm", "create", "no-spec.toml"], "no-spec.toml"),
+        (&["vm", "restore", "no-snapshot"], "no-snapshot"),
+        (&["run", file.to_str().unwrap(), "--engine", "soft"], "no-disk"),
+    ] {
+        let output = spec.twinvm(words).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");
+        assert!(message.matches("o such file").count() == 1 && message.contains(hint), "{words:?}: {message}");
     }
 }
 

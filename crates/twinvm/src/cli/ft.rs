@@ -2,7 +2,6 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -15,12 +14,11 @@ use spec::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::output::{human_bits_per_s, human_bytes, print_json, print_line};
-use crate::interrupt;
+use super::vm::explain;
+use super::wait::{Look, Patience};
 
 /// What most actions take.
 const NO_OPTIONS: FtOptions = FtOptions { mode: None };
-/// How often the state is looked at while a command waits.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Subcommand)]
 pub enum FtCommand {
@@ -42,15 +40,15 @@ protected now, the mode is kept for when it is.")]
     Resume(WaitArguments),
     /// Show whether a VM is protected; if not, why and since when
     Status(VmArguments),
-    /// Test: kill the primary's process; the secondary takes over
+    /// Test: kill the primary's process; the secondary takes over, and another one is made
     Failover(WaitArguments),
-    /// Hand the VM over to the secondary's host
+    /// Hand the VM over to the secondary's host; it is protected from there again
     Switchover(WaitArguments),
     /// Test: end the secondary; another one is made at once
     RestartSecondary(WaitArguments),
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct VmArguments {
     /// Name of the VM
     vm: String,
@@ -109,6 +107,24 @@ impl From<ModeName> for FtMode {
 }
 
 pub fn run(command: FtCommand) -> Result<ExitCode> {
+    let VmArguments { vm, daemon } = command.vm().clone();
+    carry_out(command).map_err(|error| explain(error, &vm, &daemon))
+}
+
+impl FtCommand {
+    fn vm(&self) -> &VmArguments {
+        match self {
+            Self::On(arguments) => &arguments.wait.vm,
+            Self::Mode(arguments) => &arguments.wait.vm,
+            Self::Off(vm) | Self::Suspend(vm) | Self::Status(vm) => vm,
+            Self::Resume(wait) | Self::Failover(wait) | Self::Switchover(wait) | Self::RestartSecondary(wait) => {
+                &wait.vm
+            }
+        }
+    }
+}
+
+fn carry_out(command: FtCommand) -> Result<ExitCode> {
     match command {
         FtCommand::On(arguments) => on(&arguments),
         FtCommand::Mode(arguments) => change_mode(&arguments),
@@ -231,14 +247,22 @@ fn act_and_wait(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Failover and switchover: done when the VM runs on another host.
+/// Failover and switchover: done when the VM runs on another host and is protected there, or cannot be.
 fn move_vm(arguments: &WaitArguments, action: FtAction) -> Result<ExitCode> {
     let VmArguments { vm, daemon: how } = &arguments.vm;
     let daemon = how.daemon()?;
     let from = view(&daemon, vm)?.host;
     let begun = begin(&daemon, vm, action, NO_OPTIONS)?;
-    let last =
-        if arguments.no_wait { begun } else { wait(&daemon, arguments, |view| view.running && view.host != from)? };
+    let last = if arguments.no_wait {
+        begun
+    } else {
+        let moved = wait(&daemon, arguments, |view| view.running && view.host != from)?;
+        if !how.json {
+            print_line(&format!("VM {vm} runs on host {}", moved.host))?;
+        }
+        let mut alone = Alone::default();
+        wait(&daemon, arguments, |view| is_protected(view) || alone.is_for_long(view))?
+    };
     if how.json {
         print_json(&last)?;
     } else {
@@ -247,46 +271,56 @@ fn move_vm(arguments: &WaitArguments, action: FtAction) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// For how long no host must have been found for a secondary, until nobody waits for one any longer.
+const NO_HOST: Duration = Duration::from_secs(10);
+
+/// Whether a VM goes without a secondary because no host can take one.
+#[derive(Default)]
+struct Alone {
+    since: Option<Instant>,
+}
+
+impl Alone {
+    fn is_for_long(&mut self, view: &VmView) -> bool {
+        let is_alone = view.protection.state == ProtectionState::NeedSecondary && view.note.is_some();
+        self.since = if is_alone { self.since.or_else(|| Some(Instant::now())) } else { None };
+        self.since.is_some_and(|since| since.elapsed() >= NO_HOST)
+    }
+}
+
 /// Waits until the VM is as wanted, with a progress bar on a terminal.
-fn wait(daemon: &DaemonConnection, arguments: &WaitArguments, done: impl Fn(&VmView) -> bool) -> Result<VmView> {
-    interrupt::catch(|| {})?;
-    let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
+fn wait(daemon: &DaemonConnection, arguments: &WaitArguments, mut done: impl FnMut(&VmView) -> bool) -> Result<VmView> {
+    let vm = &arguments.vm.vm;
     let style = ProgressStyle::with_template("{spinner} {msg:50} {bar:30} {binary_bytes}/{binary_total_bytes}");
     // Hidden where standard error is no terminal.
     let bar = ProgressBar::new(0);
     if let Ok(style) = style {
         bar.set_style(style.progress_chars("=> "));
     }
-    let last = loop {
-        let view = view(daemon, &arguments.vm.vm)?;
+    let patience = Patience {
+        timeout: Duration::from_secs(arguments.timeout),
+        late: &|state| {
+            format!("not within {} s: {state}; what has begun goes on, see `twinvm ft status {vm}`", arguments.timeout)
+        },
+        interrupted: &|state| format!("not waited for; what has begun goes on: {state}"),
+    };
+    patience.wait(&bar, |bar| {
+        let view = view(daemon, vm)?;
         if done(&view) {
-            break Ok(view);
+            return Ok(Look::Done(view));
         }
         if !view.ft.enabled || view.ft.suspended {
-            break Err(anyhow::anyhow!("somebody has turned it off meanwhile: {}", view.protection));
+            bail!("somebody has turned it off meanwhile: {}", view.protection);
         }
-        let message = match view.replicas.first().and_then(|primary| primary.sync) {
+        Ok(Look::Waiting(match view.replicas.first().and_then(|primary| primary.sync) {
             Some(sync) => {
                 bar.set_length(sync.total_bytes);
                 bar.set_position(sync.done_bytes);
                 sync.phase.to_string()
             }
             None => view.protection.to_string(),
-        };
-        bar.set_message(message);
-        bar.tick();
-        if interrupt::is_requested() {
-            break Err(anyhow::anyhow!("not waited for; what has begun goes on: {}", view.protection));
-        }
-        if Instant::now() > deadline {
-            let vm = &arguments.vm.vm;
-            let status = format!("what has begun goes on, see `twinvm ft status {vm}`");
-            break Err(anyhow::anyhow!("not within {} s: {}; {status}", arguments.timeout, view.protection));
-        }
-        thread::sleep(POLL_INTERVAL);
-    };
-    bar.finish_and_clear();
-    last
+        }))
+    })
 }
 
 fn print_status(view: &VmView) -> Result<()> {

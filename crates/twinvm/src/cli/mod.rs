@@ -9,6 +9,7 @@ mod engine;
 mod ft;
 mod host;
 mod image;
+mod keys;
 mod log_file;
 mod log_limit;
 mod logging;
@@ -20,6 +21,7 @@ mod replica;
 mod run;
 mod top;
 mod vm;
+mod wait;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,7 @@
 //! What commands print.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
@@ -10,6 +11,20 @@ use serde::Serialize;
 pub fn print_json(value: &impl Serialize) -> Result<()> {
     let line = serde_json::to_string(value).context("cannot write JSON")?;
     print_line(&line)
+}
+
+/// Whether JSON goes to standard output, which then has nothing else.
+pub fn is_stdout(json: Option<&Path>) -> bool {
+    json.is_some_and(|path| path.as_os_str() == "-")
+}
+
+/// Writes the result where it was asked for.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    if is_stdout(Some(path)) {
+        return print_json(value);
+    }
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Prints one line; a reader that has gone away is no error.

@@ -1,7 +1,7 @@
 //! `twinvm replay`: a recorded VM, executed again.
 
-use std::fs::{self, File};
-use std::io::{BufReader, IsTerminal};
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use spec::VmSpec;
 use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 use tempfile::TempDir;
 
-use super::output::print_line;
+use super::output::{is_stdout, print_line, write_json};
 use crate::foreground::open;
 use crate::foreground::terminal::TerminalSink;
 use crate::foreground::{OpenSnapshot, open_snapshot};
@@ -51,7 +51,7 @@ pub struct ReplayArguments {
     /// Do not print the guest's console
     #[arg(short, long)]
     quiet: bool,
-    /// Write the result to FILE as JSON
+    /// Write the result to FILE as JSON; `-` is standard output, which then has nothing else
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -104,10 +104,12 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     let snapshot = find_snapshot(&arguments.file, log.head()).with_context(in_log)?;
     let started = Instant::now();
     let progress = Arc::new(ExecutorProgress::default());
-    let console: Box<dyn ConsoleSink> = if arguments.quiet { Box::new(Silent) } else { Box::new(TerminalSink) };
+    // Standard output has nothing else if it has JSON.
+    let is_quiet = arguments.quiet || is_stdout(arguments.json.as_deref());
+    let console: Box<dyn ConsoleSink> = if is_quiet { Box::new(Silent) } else { Box::new(TerminalSink) };
     let (mut execution, _disks) = begin(snapshot, &log.head().bases, console, progress.clone())?;
     // Lines in between would make the guest's screen unreadable.
-    let mut reports = Reports::new(arguments.quiet || !std::io::stdout().is_terminal(), &extent);
+    let mut reports = Reports::new(is_quiet || !std::io::stdout().is_terminal(), &extent);
     let until = arguments.until.unwrap_or(u64::MAX);
     let mut end = None;
     while let Some(record) = log.next_record().with_context(in_log)? {
@@ -147,10 +149,11 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
         took_s: started.elapsed().as_secs_f64(),
     };
     if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&outcome)? + "\n";
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        write_json(path, &outcome)?;
     }
-    print(&outcome, !arguments.quiet)?;
+    if !is_stdout(arguments.json.as_deref()) {
+        print(&outcome, !is_quiet)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -180,7 +183,13 @@ fn warn(message: &str) {
 }
 
 fn open_log(path: &Path) -> Result<LogFileReader<BufReader<File>>> {
-    Ok(LogFileReader::new(BufReader::new(File::open(path)?))?)
+    let file = File::open(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => anyhow!(
+            "there is no such file; a VM whose spec has record = \"DIR\" leaves NAME-N.log there each time that it runs under `twinvm run`"
+        ),
+        _ => error.into(),
+    })?;
+    Ok(LogFileReader::new(BufReader::new(file))?)
 }
 
 /// Reads the log as far as it will be executed, before that takes its time.

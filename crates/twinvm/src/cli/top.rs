@@ -11,9 +11,11 @@ use api::figures::Figures;
 use api::messages::VmView;
 use api::status::{ProtectionState, ReplicaStatus};
 use clap::Args;
+use rustix::termios::tcgetwinsize;
 use spec::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
+use super::keys::Keys;
 use super::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
 use crate::interrupt;
 
@@ -21,6 +23,8 @@ use crate::interrupt;
 const REFRESH: Duration = Duration::from_secs(1);
 /// How soon Ctrl-C is heeded in between.
 const HEED: Duration = Duration::from_millis(50);
+/// The key that leaves.
+const LEAVE_KEY: u8 = b'q';
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -35,7 +39,7 @@ DIGESTS   lockstep: digests of both replicas' states that were compared, and how
 WAITING   frames of output that wait now, and their bytes
 MEMORY    resident memory of the primary's process, the guest's included
 STATE     protection: why not, and since when
-Ctrl-C leaves.")]
+A terminal that is too narrow for all of them shows those that matter most; q or Ctrl-C leaves.")]
 pub struct TopArguments {
     /// Only this VM
     vm: Option<String>,
@@ -50,7 +54,7 @@ pub fn run(arguments: &TopArguments) -> Result<ExitCode> {
     let daemon = arguments.daemon.daemon()?;
     interrupt::catch(|| {})?;
     let mut rates = Rates::default();
-    let screen = Screen::new(!arguments.once && !arguments.daemon.json);
+    let screen = Screen::new(!arguments.once && !arguments.daemon.json)?;
     loop {
         let vms = views(&daemon, arguments.vm.as_deref())?;
         if arguments.daemon.json {
@@ -63,10 +67,9 @@ pub fn run(arguments: &TopArguments) -> Result<ExitCode> {
         }
         let next = Instant::now() + REFRESH;
         while Instant::now() < next {
-            if interrupt::is_requested() {
+            if interrupt::is_requested() || screen.is_left_within(HEED) {
                 return Ok(ExitCode::SUCCESS);
             }
-            thread::sleep(HEED);
         }
     }
 }
@@ -80,30 +83,47 @@ fn views(daemon: &DaemonConnection, vm: Option<&str>) -> Result<Vec<VmView>> {
 
 /// The terminal, cleared before each table, with its cursor hidden until this is dropped.
 struct Screen {
-    is_cleared: bool,
+    /// Where it is no terminal, or not shown again and again, nothing is cleared.
+    keys: Option<Keys>,
 }
 
 impl Screen {
-    fn new(is_live: bool) -> Self {
+    fn new(is_live: bool) -> Result<Self> {
         let is_cleared = is_live && io::stdout().is_terminal();
+        let keys = is_cleared.then(Keys::watch).transpose()?;
         if is_cleared {
             let _ = write!(io::stdout(), "\x1b[?25l");
         }
-        Self { is_cleared }
+        Ok(Self { keys })
     }
 
-    fn show(&self, text: &str) -> Result<()> {
-        if self.is_cleared {
+    /// Shows what there is room for; all of it where it is no terminal.
+    fn show(&self, rows: &Rows) -> Result<()> {
+        let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0);
+        if self.keys.is_some() {
             let _ = write!(io::stdout(), "\x1b[H\x1b[J");
         }
-        print_line(text)?;
+        let height =
+            size.filter(|size| self.keys.is_some() && size.ws_row > 1).map(|size| usize::from(size.ws_row) - 1);
+        print_line(&rows.text(size.map(|size| usize::from(size.ws_col)), height))?;
         Ok(io::stdout().flush()?)
+    }
+
+    /// Waits for so long, or until the user wants to leave; whether that is so.
+    fn is_left_within(&self, time: Duration) -> bool {
+        match &self.keys {
+            Some(keys) => keys.wait_for(LEAVE_KEY, time),
+            None => {
+                thread::sleep(time);
+                false
+            }
+        }
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        if self.is_cleared {
+        if self.keys.is_some() {
             let _ = write!(io::stdout(), "\x1b[?25h");
             let _ = io::stdout().flush();
         }
@@ -127,23 +147,86 @@ impl Rates {
     }
 }
 
-fn rows(vms: &[VmView], rates: &mut Rates) -> String {
-    let mut rows = table(&[
-        "VM",
-        "PRIMARY",
-        "SECONDARY",
-        "MODE",
-        "EPOCH",
-        "DIRTY",
-        "PAUSE",
-        "SENT/s",
-        "ADDED",
-        "LAG",
-        "DIGESTS",
-        "WAITING",
-        "MEMORY",
-        "STATE",
-    ]);
+/// Columns, in the order in which they are shown; the numbers say which matter most where there is no room for all.
+const COLUMNS: [(&str, u8); 14] = [
+    ("VM", 0),
+    ("PRIMARY", 2),
+    ("SECONDARY", 3),
+    ("MODE", 6),
+    ("EPOCH", 9),
+    ("DIRTY", 11),
+    ("PAUSE", 8),
+    ("SENT/s", 7),
+    ("ADDED", 4),
+    ("LAG", 5),
+    ("DIGESTS", 12),
+    ("WAITING", 13),
+    ("MEMORY", 10),
+    ("STATE", 1),
+];
+/// Spaces between two columns.
+const GAP: usize = 2;
+/// Least width of the last column, which is cut off rather than left out.
+const STATE_MIN: usize = 24;
+
+/// A row for each VM, with a cell for each column.
+struct Rows(Vec<Vec<String>>);
+
+impl Rows {
+    /// As a table of at most `width` characters and `height` lines, without bounds where there are none.
+    fn text(&self, width: Option<usize>, height: Option<usize>) -> String {
+        let shown = self.columns(width);
+        let mut rows = table(&shown.iter().map(|&(number, _)| COLUMNS[number].0).collect::<Vec<_>>());
+        let room = height.map_or(usize::MAX, |height| height.saturating_sub(1));
+        let left_out = if self.0.len() > room { self.0.len() - room.saturating_sub(1) } else { 0 };
+        for row in self.0.iter().take(self.0.len() - left_out) {
+            let cell = |&(number, width): &(usize, usize)| cut(row.get(number).map_or("", String::as_str), width);
+            rows.add_row(shown.iter().map(cell).collect::<Vec<_>>());
+        }
+        let text = rows.trim_fmt();
+        if left_out > 0 { format!("{text}\nand {left_out} more") } else { text }
+    }
+
+    /// The columns for which there is room, and how much.
+    fn columns(&self, width: Option<usize>) -> Vec<(usize, usize)> {
+        let width_of = |number: usize| {
+            let cells = self.0.iter().filter_map(|row| row.get(number)).map(|cell| cell.chars().count());
+            cells.chain([COLUMNS[number].0.len()]).max().unwrap_or(0)
+        };
+        let mut by_importance: Vec<usize> = (0..COLUMNS.len()).collect();
+        by_importance.sort_by_key(|&number| COLUMNS[number].1);
+        let state = COLUMNS.len() - 1;
+        let mut left = width.unwrap_or(usize::MAX);
+        let mut shown = Vec::new();
+        for number in by_importance {
+            // What is left over in the end is the state's.
+            let needed = if number == state { width_of(number).min(STATE_MIN) } else { width_of(number) };
+            let gap = if shown.is_empty() { 0 } else { GAP };
+            if shown.len() < 2 || needed + gap <= left {
+                left = left.saturating_sub(needed + gap);
+                shown.push((number, needed));
+            }
+        }
+        for (number, width) in &mut shown {
+            if *number == state {
+                *width = width.saturating_add(left).min(width_of(state));
+            }
+        }
+        shown.sort_unstable();
+        shown
+    }
+}
+
+/// A text of at most so many characters.
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['\u{2026}']).collect()
+}
+
+fn rows(vms: &[VmView], rates: &mut Rates) -> Rows {
+    let mut rows = Vec::new();
     for vm in vms {
         let none = || "-".to_owned();
         let mut row = vec![vm.name.clone(), vm.host.clone(), vm.secondary.clone().unwrap_or_else(none)];
@@ -180,9 +263,9 @@ fn rows(vms: &[VmView], rates: &mut Rates) -> String {
             None => row.extend((0..10).map(|_| none())),
         }
         row.push(state(vm));
-        rows.add_row(row);
+        rows.push(row);
     }
-    rows.trim_fmt()
+    Rows(rows)
 }
 
 fn mode(vm: &VmView, primary: &ReplicaStatus) -> String {
@@ -218,5 +301,52 @@ fn state(vm: &VmView) -> String {
             human_bytes(sync.total_bytes)
         ),
         None => vm.protection.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str) -> Vec<String> {
+        let state = "Not protected: need secondary (no host for it: host b has 128 MiB of memory left, 256 MiB are needed), since 12 s";
+        let cells = ["a", "b", "mirror", "19.9 ms, 50/s", "1234", "0.07/0.11 ms", "1.20 MiB (3%)", "0.28/1.10 ms", "1"];
+        let more = ["-", "0 (0 B)", "240.00 MiB", state];
+        [name].iter().chain(&cells).chain(&more).map(|cell| (*cell).to_owned()).collect()
+    }
+
+    /// It wrapped, and nothing could be told from it.
+    #[test]
+    fn a_table_fits_a_terminal_of_80_columns() {
+        let rows = Rows(vec![row("shop"), row("a-name-that-is-longer-than-others")]);
+        for width in [40, 60, 80, 100, 132, 200, 300] {
+            let text = rows.text(Some(width), None);
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
+            assert!(
+                text.contains("VM") && text.contains("STATE") && text.contains("Not protected"),
+                "{width}:\n{text}"
+            );
+        }
+        let text = Rows(vec![row("shop")]).text(Some(80), None);
+        for heading in ["PRIMARY", "SECONDARY", "ADDED", "STATE"] {
+            assert!(text.contains(heading), "{text}");
+        }
+    }
+
+    #[test]
+    fn all_columns_are_there_where_there_is_room_or_no_terminal() {
+        let rows = Rows(vec![row("shop")]);
+        for text in [rows.text(None, None), rows.text(Some(1000), None)] {
+            assert!(COLUMNS.iter().all(|(heading, _)| text.contains(heading)), "{text}");
+            assert!(text.contains("256 MiB are needed), since 12 s"), "{text}");
+        }
+    }
+
+    #[test]
+    fn vms_for_which_there_is_no_line_are_counted() {
+        let rows = Rows((0..10).map(|number| row(&format!("vm{number}"))).collect());
+        let text = rows.text(Some(80), Some(6));
+        assert_eq!((text.lines().count(), text.lines().last()), (6, Some("and 6 more")), "{text}");
+        assert_eq!(rows.text(Some(80), Some(11)).lines().count(), 11);
     }
 }

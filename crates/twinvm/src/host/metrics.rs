@@ -465,6 +465,8 @@ mod tests {
             protection: Protection { since_unix_ms: 1500, ..status.protection.clone() },
             note: None,
             replicas: Vec::new(),
+            disks: Vec::new(),
+            cards: Vec::new(),
             spec: String::new(),
         };
         let seen = Seen { host: "a".to_owned(), replicas: vec![status], vms: vec![vm], is_store_reachable: true };

@@ -9,7 +9,7 @@
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
 //! | `vm_folder`, `network_ends` | what a replica needs: disks, kernel, network ends |
 //! | `vm_files` | which files of this host VM specs may name |
-//! | `power`, `secondary`, `protection`, `views` | what the daemon does for VMs |
+//! | `power`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
 //! | `runtime` | reports to the controller, and carries out what it decides |
 //! | `metrics` | what Prometheus reads |
@@ -19,6 +19,7 @@ pub mod config;
 mod daemon;
 mod error;
 pub mod folder;
+mod hardware;
 pub mod init;
 mod metrics;
 mod network_ends;

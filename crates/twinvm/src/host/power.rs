@@ -23,6 +23,7 @@ use super::folder::check_socket_path;
 use super::process::ReplicaProcess;
 use super::registry::KnownVm;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
+use crate::error_text::error_text;
 use crate::replica::config::{ReplicaConfig, socket};
 use crate::replica::control::{self, Request};
 use crate::replica::disk_copy;
@@ -37,7 +38,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a forced start starts from, in words. Refuses a copy that is incomplete; a forced start also one of which nothing says what it is.
 fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> {
-    let copy = disk_copy::startable(folder).map_err(|error| HostError::conflict(format!("{error:#}")))?;
+    let copy = disk_copy::startable(folder).map_err(|error| HostError::conflict(error_text(&error)))?;
     match copy {
         _ if !how.from_stale_disks => Ok(None),
         Some(copy) => Ok(Some(copy)),
@@ -113,7 +114,7 @@ impl Daemon {
         self.registry.admit(spec)?;
         let kept = folder
             .create(spec, &self.images, &self.vm_files)
-            .map_err(|error| HostError::bad_request(format!("{error:#}")))?;
+            .map_err(|error| HostError::bad_request(error_text(&error)))?;
         let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
         if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
             folder.remove_after_failure();
@@ -124,7 +125,12 @@ impl Daemon {
             return self.vm(&spec.name);
         }
         self.start_vm(&spec.name, StartVm::default()).map_err(|mut error| {
-            error.problem.error = format!("VM {} was created, but does not run: {}", spec.name, error.problem.error);
+            // All or nothing: who asks for a VM that runs does not want to find one that does not.
+            let left = match self.remove(&spec.name, RemoveVm { force: true }) {
+                Ok(()) => "nothing was created".to_owned(),
+                Err(removal) => format!("VM {} was created, and could not be removed again: {removal}", spec.name),
+            };
+            error.problem.error = format!("{}; {left}", error.problem.error);
             error
         })
     }
@@ -191,14 +197,14 @@ impl Daemon {
         let folder = self.vm_folder(name);
         let started_from = start_from(folder.path(), how)?;
         let local =
-            folder.local_spec(&vm.spec, &self.vm_files).map_err(|error| HostError::conflict(format!("{error:#}")))?;
+            folder.local_spec(&vm.spec, &self.vm_files).map_err(|error| HostError::conflict(error_text(&error)))?;
         // Until the claim is this host's, another VM could be given the same memory.
         let admission = self.admission();
         self.registry.admit_start(&vm, how.from_stale_disks)?;
         let network_ends = self.end_sockets(&vm.spec);
         self.ends
             .ensure(&self.exe, &vm.spec, &network_ends)
-            .map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;
+            .map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
         let engine = self.engine_of(&vm);
         self.registry.update(name, |record| {
             record.power = Power::On;
@@ -228,7 +234,7 @@ impl Daemon {
         let started = ReplicaProcess::start(&self.exe, &config);
         let (process, status) = started.map_err(|error| {
             self.vm_powered_off(name);
-            HostError::conflict(format!("VM {name} cannot be started: {error:#}"))
+            HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
         })?;
         self.watch_replica(name.to_owned(), process, Some(status))?;
         let mut view = self.vm(name)?;

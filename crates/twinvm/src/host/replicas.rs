@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use api::messages::{LocalVms, VmNote};
+use api::messages::{LocalDisks, LocalVms, VmNote};
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use machine::bus::lock;
@@ -259,6 +259,7 @@ impl Daemon {
             local.notes.extend(self.note_of(&replica));
         }
         for (vm, folder) in self.vm_folders().unwrap_or_default() {
+            local.disks.push(LocalDisks { disks: self.vm_folder(&vm).disk_views(), vm: vm.clone() });
             if !running.contains(&vm) {
                 local.notes.extend(note_of_ended(vm, &folder));
             }

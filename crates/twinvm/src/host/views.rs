@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api::client::CallError;
-use api::messages::{HostView, LocalVms, VmNote, VmView};
+use api::messages::{DiskView, HostView, LocalVms, VmNote, VmView};
 use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use axum::http::Method;
@@ -12,6 +12,7 @@ use cluster::records::{ClusterState, HostRecord, Power, VmState};
 
 use super::daemon::Daemon;
 use super::error::HostError;
+use super::hardware;
 use super::registry::{KnownVm, alive_hosts, known_vms};
 
 /// How long another host may take to say what runs there.
@@ -112,6 +113,13 @@ struct Said {
     silent: Vec<(String, u64)>,
 }
 
+impl Said {
+    fn disks_at(&self, host: &str, vm: &str) -> Option<&[DiskView]> {
+        let (_, local) = self.answers.iter().find(|(name, _)| name == host)?;
+        local.disks.iter().find(|disks| disks.vm == vm).map(|disks| disks.disks.as_slice())
+    }
+}
+
 /// One VM, from its record and from what hosts say.
 fn view(vm: &KnownVm, said: &Said) -> VmView {
     let mut replicas: Vec<ReplicaStatus> = said
@@ -147,6 +155,8 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         lag_ms_max: vm.record.ft.lag_ms_max,
         protection: with_faults(protection(vm, primary, note, &said.silent), &replicas),
         note: note.map(|note| note.text.clone()),
+        disks: hardware::disks(&vm.spec, said.disks_at(&host, &vm.name)),
+        cards: hardware::cards(&vm.spec),
         spec: spec::to_toml(&vm.spec).unwrap_or_default(),
         host,
         replicas,
@@ -263,7 +273,7 @@ mod tests {
 
     fn said(host: &str, replicas: Vec<ReplicaStatus>, note: Option<&str>) -> (String, LocalVms) {
         let notes = note.map(|text| VmNote { vm: "v".to_owned(), text: text.to_owned(), since_unix_ms: 9 });
-        (host.to_owned(), LocalVms { replicas, notes: notes.into_iter().collect() })
+        (host.to_owned(), LocalVms { replicas, notes: notes.into_iter().collect(), disks: Vec::new() })
     }
 
     fn view(vm: &KnownVm, answers: &[(String, LocalVms)]) -> VmView {

@@ -2,17 +2,19 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use api::messages::{SessionKeys, VmContents};
+use api::messages::{DiskView, SessionKeys, VmContents};
 use api::time::unix_ms_now;
 use protocol::Generation;
 use replication::disk::{CopyMark, CopyState};
 use spec::DiskFormat;
 use spec::{DiskSpec, VmSpec};
-use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, create_qcow2};
+use storage::disk::{
+    Backing, BaseIdentity, DiskImage, DiskOptions, create_qcow2, make_backing_absolute, recorded_backing,
+};
 use storage::image::{Image, ImageStore};
 
 use super::folder::private_folder;
@@ -22,6 +24,8 @@ use super::vm_files::VmFiles;
 pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
 /// Disks are copied in pieces of this size; those of zeros only become holes.
 const COPY_BYTES: usize = 1 << 20;
+/// Unit in which a file says how much space it takes (`st_blocks`).
+const BLOCK_BYTES: u64 = 512;
 
 /// A VM's folder. It holds everything that the VM needs on this host but read-only disks, which stay where they are.
 #[derive(Clone, Debug)]
@@ -121,11 +125,11 @@ impl VmFolder {
     fn create_disk(&self, number: usize, disk: &DiskSpec, images: &ImageStore, files: &VmFiles) -> Result<u64> {
         match (&disk.base_image, disk.path.exists()) {
             (Some(base), false) if !disk.readonly => {
-                let backing = root_disk(images, base)?;
-                let size_bytes = fs::metadata(&backing.path)?.len();
-                create_qcow2(&self.disk(number, DiskFormat::Qcow2), size_bytes, Some(&backing))?;
+                // Says what to do if there is none.
+                image(images, base)?;
+                let backing = images.create_disk(base, &self.disk(number, DiskFormat::Qcow2))?;
                 keep_identity(&backing);
-                Ok(size_bytes)
+                Ok(fs::metadata(&backing.path)?.len())
             }
             _ => {
                 let (file, path) = files.open(&disk.path)?;
@@ -134,7 +138,12 @@ impl VmFolder {
                 let source = DiskImage::open(&path, options)?;
                 files.check_backing(&source)?;
                 if !disk.readonly {
-                    copy(file, &path, &self.disk(number, source.format()))?;
+                    let target = self.disk(number, source.format());
+                    copy(file, &path, &target)?;
+                    if source.format() == DiskFormat::Qcow2 {
+                        make_backing_absolute(&target, &path)?;
+                        images.note_disk(&target)?;
+                    }
                 }
                 Ok(source.size_bytes())
             }
@@ -227,11 +236,12 @@ impl VmFolder {
             fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         // Without the image, or with another version of it, more has to be copied; nothing else changes.
-        let backing = disk.base_image.as_deref().and_then(|base| root_disk(images, base).ok());
-        let backing = backing.filter(|backing| fs::metadata(&backing.path).is_ok_and(|file| file.len() == size_bytes));
-        create_qcow2(&self.disk(number, DiskFormat::Qcow2), size_bytes, backing.as_ref())?;
-        if let Some(backing) = &backing {
-            keep_identity(backing);
+        let path = self.disk(number, DiskFormat::Qcow2);
+        let has_size = |root: PathBuf| fs::metadata(root).is_ok_and(|file| file.len() == size_bytes);
+        let fits = |base: &&str| images.get(base).is_ok_and(|image| image.root_disk().is_some_and(has_size));
+        match disk.base_image.as_deref().filter(fits) {
+            Some(base) => keep_identity(&images.create_disk(base, &path)?),
+            None => create_qcow2(&path, size_bytes, None)?,
         }
         Ok(())
     }
@@ -258,6 +268,19 @@ impl VmFolder {
             disks: spec.disks.iter().enumerate().map(local_disk).collect::<Result<_>>()?,
             ..spec.clone()
         })
+    }
+
+    /// The disks, by number. Of those that are read-only, which are elsewhere, only the size.
+    pub fn disk_views(&self) -> Vec<DiskView> {
+        let sizes = self.contents().map(|contents| contents.disk_bytes).unwrap_or_default();
+        let view = |(number, &size_bytes): (usize, &u64)| {
+            let size_bytes = Some(size_bytes);
+            match self.found_disk(number) {
+                Some((path, format)) => disk_view(path, format, size_bytes),
+                None => DiskView { size_bytes, ..DiskView::default() },
+            }
+        };
+        sizes.iter().enumerate().map(view).collect()
     }
 
     /// Writes the keys of a session for the replica that is about to be started; the folder that holds them.
@@ -302,6 +325,20 @@ impl VmFolder {
     }
 }
 
+/// A disk as its file shows.
+fn disk_view(path: PathBuf, format: DiskFormat, size_bytes: Option<u64>) -> DiskView {
+    // What a raw disk begins with is its guest's.
+    let base = (format == DiskFormat::Qcow2).then(|| recorded_backing(&path).ok().flatten()).flatten();
+    DiskView {
+        allocated_bytes: fs::metadata(&path).ok().map(|file| file.blocks().saturating_mul(BLOCK_BYTES)),
+        path: Some(path),
+        format: Some(format),
+        size_bytes,
+        readonly: false,
+        base: base.map(|base| base.path),
+    }
+}
+
 fn extension(format: DiskFormat) -> &'static str {
     match format {
         DiskFormat::Qcow2 => "qcow2",
@@ -313,13 +350,6 @@ fn image(images: &ImageStore, name: &str) -> Result<Image> {
     images.get(name).with_context(|| {
         format!("image {name} cannot be used; see `twinvm image list`, or build it with `twinvm image build {name}`")
     })
-}
-
-/// The root disk of an image, as the base of a copy.
-fn root_disk(images: &ImageStore, name: &str) -> Result<Backing> {
-    let root = image(images, name)?.root_disk().ok_or_else(|| anyhow!("image {name} has no root disk"))?;
-    let path = fs::canonicalize(&root).with_context(|| format!("cannot find {}", root.display()))?;
-    Ok(Backing { path, format: DiskFormat::Raw })
 }
 
 /// Keeps the digest of an image, which replicas need for a first copy and may not keep themselves: they only read images.
@@ -357,8 +387,6 @@ fn copy(mut source: File, from: &Path, to: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
     use crate::host::config::HostConfig;
     use crate::host::folder::HostFolder;
@@ -403,6 +431,38 @@ mod tests {
         folder.remove().unwrap();
         folder.remove().unwrap();
         assert!(spec.disks[0].path.exists());
+    }
+
+    /// The copy in the VM's folder was based on a file of that folder, which is not there: the VM was created, and did not start.
+    #[test]
+    fn a_disk_that_is_based_on_another_by_a_relative_name_keeps_its_base() {
+        let temporary = tempfile::tempdir().unwrap();
+        let images = ImageStore::new(temporary.path().join("images"));
+        let files = files(temporary.path());
+        let mut spec = spec(temporary.path());
+        let qemu_img = |arguments: &[&str]| {
+            let mut command = std::process::Command::new("qemu-img");
+            let output = command.args(arguments).current_dir(temporary.path()).output();
+            assert!(output.expect("qemu-utils is installed by `make setup`").status.success(), "{arguments:?}");
+        };
+        fs::create_dir(temporary.path().join("disks")).unwrap();
+        qemu_img(&["create", "-f", "qcow2", "base.qcow2", "8M"]);
+        qemu_img(&["create", "-f", "qcow2", "-b", "../base.qcow2", "-F", "qcow2", "disks/top.qcow2"]);
+        spec.disks[0] =
+            DiskSpec { path: temporary.path().join("disks/top.qcow2"), format: None, ..spec.disks[0].clone() };
+        let folder = VmFolder::new(temporary.path().join("vm"));
+        let kept = folder.create(&spec, &images, &files).unwrap();
+        let copy = &folder.local_spec(&kept, &files).unwrap().disks[0];
+        let options = DiskOptions { format: copy.format, ..DiskOptions::default() };
+        let image = DiskImage::open(&copy.path, options).unwrap();
+        assert_eq!(image.backing().unwrap().path, temporary.path().join("base.qcow2").canonicalize().unwrap());
+        drop(image);
+        // Without it the VM is not created at all.
+        folder.remove().unwrap();
+        fs::remove_file(temporary.path().join("base.qcow2")).unwrap();
+        let refused = format!("{:#}", folder.create(&spec, &images, &files).unwrap_err());
+        assert!(refused.contains("its backing file") && refused.contains("base.qcow2"), "{refused}");
+        assert!(!folder.path().exists());
     }
 
     #[test]

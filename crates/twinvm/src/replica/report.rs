@@ -53,7 +53,7 @@ pub fn primary(status: &PrimaryStatus) -> Report {
     let driver::Figures { pause_us, pause_parts, encodings, epoch_us, .. } = &status.figures;
     let classes = status.figures.pauses_by_pages.iter().map(|class| PauseClass {
         pages_min: class.pages_min,
-        pages_max: class.pages_max,
+        pages_max: Some(class.pages_max).filter(|&pages| pages != u64::MAX),
         checkpoints: class.checkpoints,
         dirty_pages: class.dirty_pages.p50,
         pause_us: pauses(&class.pause_us),

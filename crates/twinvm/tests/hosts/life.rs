@@ -1,6 +1,8 @@
 //! The life of a VM, through every state that its protection can have.
 
 use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -32,6 +34,7 @@ fn a_vm_goes_through_every_state_of_protection() {
 /// Creates the VM, and gives its status.
 fn create(world: &World) -> Value {
     let spec = world.spec(VM, "test-redis", false, world.address().port());
+    all_or_nothing(world, spec.to_str().unwrap());
     let created = world.json("a", &["vm", "create", spec.to_str().unwrap()]);
     assert_eq!((created["running"].as_bool(), created["host"].as_str()), (Some(false), Some("a")));
     let stopped = world.status("b");
@@ -44,6 +47,30 @@ fn create(world: &World) -> Value {
     assert!(world.refused("b", &["ft", "switchover", VM]).contains("twinvm ft on"));
     assert!(world.refused("c", &["ft", "resume", VM]).contains("twinvm ft on"));
     stopped
+}
+
+/// A VM that was to be started too was left behind, off, and had to be removed before the next try.
+fn all_or_nothing(world: &World, spec: &str) {
+    let taken = TcpListener::bind(world.address()).unwrap();
+    let error = world.refused("a", &["vm", "create", spec, "--start"]);
+    assert!(error.contains(&world.address().port().to_string()) && error.contains("nothing was created"), "{error}");
+    assert_eq!(world.json("b", &["vm", "list"]).as_array().unwrap().len(), 0);
+    assert!(!world.vm_folder("a").exists());
+    drop(taken);
+}
+
+/// What the VM has, where it is, rather than what its spec once named.
+fn is_shown(world: &World, host: &str) {
+    let shown = world.json("b", &["vm", "show", VM]);
+    let (disk, card) = (&shown["disks"][0], &shown["cards"][0]);
+    assert_eq!(disk["path"].as_str(), world.vm_folder(host).join("disk0.qcow2").to_str(), "{shown:#}");
+    assert!(disk["format"] == "qcow2" && disk["size_bytes"].as_u64() > Some(1 << 20), "{disk}");
+    assert!(disk["base"].as_str().is_some_and(|base| Path::new(base).exists()), "{disk}");
+    assert!(card["mac"].is_string() && card["address"] == "10.0.2.15" && card["forward"][0].is_string(), "{card}");
+    assert!(!shown.to_string().contains(&u64::MAX.to_string()), "{shown:#}");
+    let text = world.done("c", &["vm", "show", VM]);
+    assert!(text.contains(disk["path"].as_str().unwrap()) && text.contains(card["mac"].as_str().unwrap()), "{text}");
+    assert_eq!(world.json("c", &["vm", "list"])[0]["disks"], shown["disks"]);
 }
 
 fn start(world: &World, stopped: &Value) -> Value {
@@ -73,6 +100,7 @@ fn protect(world: &World, disabled: &Value) -> (Value, String) {
     assert!(since(&protected) >= since(disabled));
     let secondary = protected["secondary"].as_str().unwrap().to_owned();
     assert_eq!(protected["replicas"][1]["host"], secondary.as_str());
+    is_shown(world, "a");
     assert_eq!(world.json("a", &["ft", "on", VM])["generation"], protected["generation"], "it was on already");
     let hosts = world.json("b", &["host", "show", &secondary]);
     assert_eq!((&hosts["secondaries"][0], &hosts["memory_reserved_bytes"]), (&VM.into(), &(256u64 << 20).into()));
@@ -107,11 +135,12 @@ fn move_twice(world: &World, client: &Client, restarted: &Value) -> String {
     let moved = world.json("c", &["ft", "switchover", VM]);
     let there = restarted["secondary"].as_str().unwrap();
     assert_eq!(moved["host"].as_str(), Some(there));
-    assert_ne!(state(&moved), "disabled");
+    // The command has waited for a new secondary.
+    assert_eq!(state(&moved), "protected");
     client.wait_for_progress(30);
     let before = world.wait_until_protected("a", there);
     let failed_over = world.json("a", &["ft", "failover", VM]);
-    assert_eq!(failed_over["host"], before["secondary"]);
+    assert_eq!((&failed_over["host"], state(&failed_over)), (&before["secondary"], "protected"));
     client.wait_for_progress(30);
     let now = failed_over["host"].as_str().unwrap();
     let protected = world.wait_until_protected("b", now);

@@ -14,7 +14,7 @@ use replication::lockstep::next_digest_at;
 use support::guest::image;
 use support::images;
 
-use recorded::{Recorded, copy_of, recorded, refused, replay, run, wait_until};
+use recorded::{Recorded, copy_of, recorded, refused, replay, run, run_replay, wait_until};
 
 #[test]
 fn a_replay_from_any_folder_ends_in_the_recorded_state() {
@@ -51,6 +51,16 @@ fn a_replay_stops_at_any_instruction_and_is_the_same_each_time() {
     assert_eq!(until(*instructions), *digest);
     let beyond = refused(folder.path(), &["vm-1.log", "--until", &(instructions + 1).to_string()]);
     assert!(beyond.contains(&format!("ends after {instructions} instructions")), "{beyond}");
+}
+
+/// It wrote a file that was called `-`.
+#[test]
+fn the_result_goes_to_standard_output_as_json_alone() {
+    let folder = copy_of(recorded());
+    let output = run_replay(folder.path(), &["vm-1.log", "--json", "-", "--until", "1000000"]);
+    let outcome: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&outcome["stopped_at"], &outcome["instructions"]), (&"until".into(), &1_000_000.into()));
+    assert!(!folder.path().join("-").exists());
 }
 
 #[test]

@@ -63,6 +63,13 @@ pub fn refused(folder: &Path, arguments: &[&str]) -> String {
     refusal(other.path(), &arguments)
 }
 
+/// Replays in a folder, which must succeed.
+pub fn run_replay(folder: &Path, arguments: &[&str]) -> Output {
+    let output = twinvm(folder, &[&["replay"], arguments].concat()).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
 /// Runs `twinvm`, which must refuse in one line.
 pub fn refusal(folder: &Path, arguments: &[&str]) -> String {
     let output = twinvm(folder, arguments).stdin(Stdio::null()).output().unwrap();

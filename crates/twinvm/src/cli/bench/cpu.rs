@@ -1,6 +1,5 @@
 //! `twinvm bench cpu`: the same guest work on twinvm's software processor and on QEMU, in turns.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -11,6 +10,7 @@ use clap::{Args, ValueEnum};
 use super::report::{Each, Report, Subject, host_cpu};
 use super::work::Work;
 use super::{qemu, soft};
+use crate::cli::output::{is_stdout, write_json};
 use crate::interrupt;
 
 #[derive(Args)]
@@ -65,10 +65,11 @@ pub fn run(arguments: &CpuArguments) -> Result<ExitCode> {
         host_cpus: thread::available_parallelism().map_or(1, usize::from),
     };
     let report = Report::new(arguments.runs, each, subject);
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    if !is_stdout(arguments.json.as_deref()) {
+        report.print()?;
     }
-    report.print()?;
+    if let Some(path) = &arguments.json {
+        write_json(path, &report)?;
+    }
     Ok(ExitCode::SUCCESS)
 }

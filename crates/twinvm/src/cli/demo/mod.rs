@@ -12,12 +12,11 @@ mod stage;
 mod view;
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 use spec::{EngineChoice, EngineKind, FtMode};
 use storage::image::ImageSpec;
 
@@ -28,7 +27,6 @@ pub use screen::Screen;
 pub use stage::Stage;
 
 use super::image;
-use super::output::print_json;
 use super::run::EngineName;
 use crate::interrupt;
 
@@ -98,18 +96,4 @@ pub fn engine_for(mode: FtMode, choice: EngineName) -> Result<EngineKind> {
 pub fn free_port() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
     Ok(listener.local_addr()?.port())
-}
-
-/// Whether JSON goes to standard output, which then has nothing else.
-pub fn is_stdout(json: Option<&Path>) -> bool {
-    json.is_some_and(|path| path.as_os_str() == "-")
-}
-
-/// Writes the result where it was asked for.
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    if is_stdout(Some(path)) {
-        return print_json(value);
-    }
-    let text = serde_json::to_string_pretty(value)? + "\n";
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -9,7 +9,8 @@ use spec::FtMode;
 use super::hosts::COUNTER;
 use super::report::{Report, Subject};
 use super::stage::Stage;
-use super::{DemoArguments, Screen, build_image, engine_for, is_stdout, survive_a_kill, write_json};
+use super::{DemoArguments, Screen, build_image, engine_for, survive_a_kill};
+use crate::cli::output::{is_stdout, write_json};
 use crate::interrupt;
 
 /// How long the last look at the counter may take.

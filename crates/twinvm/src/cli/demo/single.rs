@@ -16,8 +16,9 @@ use serde::Serialize;
 use spec::VmSpec;
 use spec::{EngineChoice, EngineKind};
 
-use super::{DemoArguments, IMAGE, build_image, free_port, is_stdout, write_json};
+use super::{DemoArguments, IMAGE, build_image, free_port};
 use crate::cli::output::print_line;
+use crate::cli::output::{is_stdout, write_json};
 use crate::foreground::open;
 use crate::interrupt;
 

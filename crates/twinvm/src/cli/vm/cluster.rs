@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use api::messages::{CreateVm, RemoveVm, StartVm, StopVm, VmView};
+use api::messages::{CardView, CreateVm, DiskView, RemoveVm, StartVm, StopVm, VmView};
 use clap::Args;
 use spec::{VmSpec, to_toml};
 
@@ -32,7 +32,7 @@ pub struct CreateArguments {
 #[derive(Args)]
 pub struct StartArguments {
     #[command(flatten)]
-    vm: VmArguments,
+    pub(super) vm: VmArguments,
     /// Start from this host's copy of the disks though another host's is newer or may be
     #[arg(long)]
     from_stale_disks: bool,
@@ -41,7 +41,7 @@ pub struct StartArguments {
 #[derive(Args)]
 pub struct RemoveArguments {
     #[command(flatten)]
-    vm: VmArguments,
+    pub(super) vm: VmArguments,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -93,8 +93,8 @@ pub fn stop(daemon: &DaemonConnection, arguments: &StopArguments) -> Result<()> 
     answer(arguments.vm.daemon.json, &view, &format!("VM {name}: {}", arguments.done()))
 }
 
-pub fn show(arguments: &VmArguments) -> Result<()> {
-    let view: VmView = arguments.daemon.daemon()?.get(&path(&arguments.name))?;
+pub fn show(daemon: &DaemonConnection, arguments: &VmArguments) -> Result<()> {
+    let view: VmView = daemon.get(&path(&arguments.name))?;
     if arguments.daemon.json {
         return print_json(&view);
     }
@@ -117,8 +117,38 @@ pub fn show(arguments: &VmArguments) -> Result<()> {
     ] {
         print_line(&format!("{:12}{value}", format!("{what}:")))?;
     }
-    print_line("spec:")?;
+    for disk in &view.disks {
+        print_line(&format!("{:12}{}", "disk:", disk_text(disk)))?;
+    }
+    for card in &view.cards {
+        print_line(&format!("{:12}{}", "network:", card_text(card)))?;
+    }
+    print_line("spec, as it was created:")?;
     view.spec.lines().try_for_each(|line| print_line(&format!("  {line}")))
+}
+
+/// As in `/data/vms/shop/disk0.qcow2, qcow2, 2.00 GiB (340.00 MiB in use), based on /data/images/.versions/4f.../root.img`.
+fn disk_text(disk: &DiskView) -> String {
+    let Some(path) = &disk.path else { return "not known: its host does not answer".to_owned() };
+    let size = disk.size_bytes.map(|size_bytes| match disk.allocated_bytes {
+        Some(allocated_bytes) => format!("{} ({} in use)", human_bytes(size_bytes), human_bytes(allocated_bytes)),
+        None => human_bytes(size_bytes),
+    });
+    let parts = [
+        Some(path.display().to_string()),
+        disk.format.map(|format| format.to_string()),
+        size,
+        disk.readonly.then(|| "read-only".to_owned()),
+        disk.base.as_ref().map(|base| format!("based on {}", base.display())),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// As in `52:54:00:12:34:56, user-mode, 10.0.2.15, tcp:127.0.0.1:6379-:6379`.
+fn card_text(card: &CardView) -> String {
+    let network = card.bridge.as_ref().map_or_else(|| "user-mode".to_owned(), |bridge| format!("bridge {bridge}"));
+    let parts = [card.mac.to_string(), network].into_iter().chain(card.address.map(|address| address.to_string()));
+    parts.chain(card.forward.iter().map(ToString::to_string)).collect::<Vec<_>>().join(", ")
 }
 
 pub fn console(arguments: &VmArguments) -> Result<()> {

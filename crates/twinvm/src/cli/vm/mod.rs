@@ -4,18 +4,20 @@ mod cluster;
 mod foreground;
 
 use std::process::ExitCode;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use api::messages::VmView;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
+pub use foreground::explain;
+use foreground::only_here;
+
 use super::daemon::DaemonArguments;
 use super::output::{human_bytes, print_json, print_line, table};
+use super::wait::{Look, Patience};
 use crate::foreground::requests::{VmStatus, running};
-use crate::interrupt;
 
 #[derive(Subcommand)]
 pub enum VmCommand {
@@ -28,7 +30,7 @@ pub enum VmCommand {
     Stop(StopArguments),
     /// List VMs: those of the cluster, and those in the foreground here (`twinvm run`)
     List(DaemonArguments),
-    /// Show one VM of the cluster
+    /// Show one VM: its state, disks, network cards and spec
     Show(VmArguments),
     /// Connect the terminal to a VM's serial console; Ctrl-] leaves
     Console(VmArguments),
@@ -63,34 +65,26 @@ pub struct StopArguments {
     timeout: u64,
 }
 
-/// How often it is looked whether a VM that was told to stop has stopped.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
-
 impl StopArguments {
     /// Waits until the VM is off, if that is wanted. `is_off` looks.
     fn wait(&self, mut is_off: impl FnMut() -> Result<bool>) -> Result<()> {
         if self.no_wait {
             return Ok(());
         }
-        let (name, deadline) = (&self.vm.name, Instant::now() + Duration::from_secs(self.timeout));
-        interrupt::catch(|| {})?;
-        let bar = ProgressBar::new_spinner();
-        bar.set_message(format!("VM {name} is shutting down"));
-        while !is_off()? {
-            bar.tick();
-            if interrupt::is_requested() {
-                bail!("not waited for: the power button of VM {name} is pressed, see `twinvm vm list`");
-            }
-            if Instant::now() > deadline {
-                bail!(
+        let name = &self.vm.name;
+        let patience = Patience {
+            timeout: Duration::from_secs(self.timeout),
+            late: &|_| {
+                format!(
                     "VM {name} has not shut down within {} s: its guest may not heed its power button; `twinvm vm stop --force {name}` pulls the plug",
                     self.timeout
-                );
-            }
-            thread::sleep(POLL_INTERVAL);
-        }
-        bar.finish_and_clear();
-        Ok(())
+                )
+            },
+            interrupted: &|_| format!("not waited for: the power button of VM {name} is pressed, see `twinvm vm list`"),
+        };
+        patience.wait(&ProgressBar::new_spinner(), |_| {
+            Ok(if is_off()? { Look::Done(()) } else { Look::Waiting(format!("VM {name} is shutting down")) })
+        })
     }
 
     /// What has happened, in words.
@@ -104,18 +98,56 @@ impl StopArguments {
 }
 
 pub fn run(command: VmCommand) -> Result<ExitCode> {
-    match command {
-        VmCommand::Create(arguments) => cluster::create(&arguments)?,
-        VmCommand::Start(arguments) => cluster::start(&arguments)?,
-        VmCommand::Stop(arguments) => stop(&arguments)?,
-        VmCommand::List(arguments) => list(&arguments)?,
-        VmCommand::Show(arguments) => cluster::show(&arguments)?,
-        VmCommand::Console(arguments) => cluster::console(&arguments)?,
-        VmCommand::Rm(arguments) => cluster::remove(&arguments)?,
-        VmCommand::Snapshot(arguments) => foreground::snapshot(&arguments)?,
-        VmCommand::Restore(arguments) => foreground::restore(&arguments)?,
-    }
+    let about = command.vm().map(|VmArguments { name, daemon }| (name.clone(), daemon.clone()));
+    carry_out(command).map_err(|error| match &about {
+        Some((name, daemon)) => explain(error, name, daemon),
+        None => error,
+    })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn carry_out(command: VmCommand) -> Result<()> {
+    match command {
+        VmCommand::Create(arguments) => cluster::create(&arguments),
+        VmCommand::Start(arguments) => cluster::start(&arguments),
+        VmCommand::Stop(arguments) => stop(&arguments),
+        VmCommand::List(arguments) => list(&arguments),
+        VmCommand::Show(arguments) => show(&arguments),
+        VmCommand::Console(arguments) => cluster::console(&arguments),
+        VmCommand::Rm(arguments) => cluster::remove(&arguments),
+        VmCommand::Snapshot(arguments) => foreground::snapshot(&arguments),
+        VmCommand::Restore(arguments) => foreground::restore(&arguments),
+    }
+}
+
+impl VmCommand {
+    /// The VM that has to have a host for this.
+    fn vm(&self) -> Option<&VmArguments> {
+        match self {
+            Self::Start(arguments) => Some(&arguments.vm),
+            Self::Rm(arguments) => Some(&arguments.vm),
+            Self::Console(vm) => Some(vm),
+            Self::Create(_) | Self::Stop(_) | Self::List(_) | Self::Show(_) | Self::Snapshot(_) | Self::Restore(_) => {
+                None
+            }
+        }
+    }
+}
+
+/// Shows the VM of that name with a host, else the one in the foreground.
+fn show(arguments: &VmArguments) -> Result<()> {
+    let VmArguments { name, daemon } = arguments;
+    match daemon.daemon_if_any()? {
+        Some(connection) => cluster::show(&connection, arguments).or_else(|error| match only_here(name, daemon) {
+            Some(vm) => foreground::show(&vm, daemon.json),
+            None => Err(error),
+        }),
+        None => match only_here(name, daemon) {
+            Some(vm) => foreground::show(&vm, daemon.json),
+            // Says how hosts are made.
+            None => cluster::show(&daemon.daemon()?, arguments),
+        },
+    }
 }
 
 /// Stops the VM of that name in the foreground, else the one of the cluster.

@@ -18,7 +18,7 @@ pub struct CheckpointCost {
     /// Changed pages of the checkpoints that `pause_us` is about, median.
     pause_dirty_pages: f64,
     /// Their least and greatest number.
-    pause_dirty_pages_range: [u64; 2],
+    pause_dirty_pages_range: (u64, Option<u64>),
     /// How many checkpoints these were, in all runs.
     pause_checkpoints: u64,
     /// Bytes sent for each byte of changed pages, while many keys are written to.
@@ -60,7 +60,7 @@ impl CheckpointCost {
             },
             pause_us_unprotected: Quantiles::default(),
             pause_dirty_pages: middle(|run| run.pauses.dirty_pages as f64)?,
-            pause_dirty_pages_range: [last.pauses.pages_min, last.pauses.pages_max],
+            pause_dirty_pages_range: (last.pauses.pages_min, last.pauses.pages_max),
             pause_checkpoints: runs.iter().map(|(_, run)| run.pauses.checkpoints).sum(),
             bytes_ratio: bytes_ratio(key_writes),
             sent_bytes_unprotected: 0,
@@ -74,9 +74,9 @@ impl CheckpointCost {
     /// For the table.
     pub fn rows(&self) -> [Row; 3] {
         let none = || "-".to_owned();
-        let [pages_min, pages_max] = self.pause_dirty_pages_range;
-        let pages =
-            format!("pause at {pages_min} to {pages_max} dirty pages (median {:.0}), p50", self.pause_dirty_pages);
+        let (pages_min, pages_max) = self.pause_dirty_pages_range;
+        let range = pages_max.map_or_else(|| format!("{pages_min} or more"), |max| format!("{pages_min} to {max}"));
+        let pages = format!("pause at {range} dirty pages (median {:.0}), p50", self.pause_dirty_pages);
         let [slow, fast] = [colo::DEFAULT, colo::FREQUENT].map(|colo| colo.pause_us.map_or_else(none, us));
         [
             [pages, none(), us(self.pause_us.p50), none(), slow, fast],

@@ -301,7 +301,8 @@ fn page_writes(stage: &mut Stage, work: &Work) -> Result<Figures> {
 
 /// The pauses of checkpoints with about so many pages, if there were any.
 fn pauses_at(figures: &Figures, pages: u64) -> Option<PauseClass> {
-    let class = figures.pauses_by_pages.iter().find(|class| (class.pages_min..=class.pages_max).contains(&pages));
+    let is_it = |class: &&PauseClass| class.pages_min <= pages && class.pages_max.is_none_or(|max| pages <= max);
+    let class = figures.pauses_by_pages.iter().find(is_it);
     class.filter(|class| class.checkpoints > 0).copied()
 }
 

@@ -368,7 +368,7 @@ mod tests {
             page_writes: Figures::default(),
             pauses: PauseClass {
                 pages_min: 800,
-                pages_max: 1499,
+                pages_max: Some(1499),
                 checkpoints: 7,
                 dirty_pages: 1000,
                 ..PauseClass::default()

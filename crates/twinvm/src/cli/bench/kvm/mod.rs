@@ -21,7 +21,7 @@ use self::vmm::Vmm;
 use self::work::{Part, Run, measure};
 use super::qemu;
 use super::report::host_cpu;
-use crate::cli::demo::{is_stdout, write_json};
+use crate::cli::output::{is_stdout, write_json};
 use crate::interrupt;
 
 #[derive(Args)]

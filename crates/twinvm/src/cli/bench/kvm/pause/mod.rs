@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use self::writer::Pace;
 use crate::cli::bench::report::host_cpu;
-use crate::cli::demo::{is_stdout, write_json};
+use crate::cli::output::{is_stdout, write_json};
 use crate::cli::output::{print_line, table};
 
 /// How the guest spreads its writes over an epoch.
