@@ -1,11 +1,12 @@
 //! What the API's requests and answers hold.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{DiskFormat, EngineKind, FtMode, MacAddr, PortForward};
+use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, PortForward};
 
 use crate::status::{Protection, ReplicaStatus};
 
@@ -87,8 +88,14 @@ pub struct VmView {
     /// Its network cards; the first is eth0.
     #[serde(default)]
     pub cards: Vec<CardView>,
-    /// The spec, as TOML, as it was when the VM was created: files that it names need not be there any more.
+    /// The spec, as TOML. Files that it names were copied when the VM was created, and need not be there any more.
     pub spec: String,
+    /// The spec that it has from its next start on, if that is another one.
+    #[serde(default)]
+    pub next_spec: Option<String>,
+    /// Whether its host starts it when the machine has booted.
+    #[serde(default)]
+    pub autostart: bool,
 }
 
 /// A disk of a VM.
@@ -139,6 +146,49 @@ pub struct CreateVm {
     /// Start it.
     #[serde(default)]
     pub start: bool,
+}
+
+/// Asks for changes of a VM. What is not named stays as it is. A VM that runs has them from its next start on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVm {
+    /// The whole spec, as TOML. What follows is applied to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<String>,
+    /// Memory, such as `512M`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// Number of vCPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// All forwarded ports of its first user-mode network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward: Option<Vec<PortForward>>,
+    /// Whether its host starts it when the machine has booted: at once, whether it runs or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart: Option<bool>,
+    /// New sizes of disks, by number, in bytes: larger ones, of a VM that is off.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub disk_bytes: BTreeMap<usize, u64>,
+}
+
+/// Asks for another VM with copies of a VM's disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVm {
+    /// Its name.
+    pub name: String,
+    /// All forwarded ports of its first user-mode network; without, those of the VM that it is a copy of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward: Option<Vec<PortForward>>,
+}
+
+/// Asks for another name of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameVm {
+    /// The name.
+    pub name: String,
 }
 
 /// Asks for a start.

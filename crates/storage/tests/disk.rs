@@ -259,6 +259,43 @@ fn a_base_is_locked_while_an_overlay_is_open() {
 }
 
 #[test]
+fn disks_grow_and_what_is_new_reads_as_zeros() {
+    const BIGGER: u64 = 3 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let base = Backing { path: dir.path().join("base"), format: DiskFormat::Raw };
+    fs::write(&base.path, vec![0x11; BIGGER as usize]).unwrap();
+    for (name, format) in [("raw", DiskFormat::Raw), ("qcow2", DiskFormat::Qcow2), ("top", DiskFormat::Qcow2)] {
+        let path = dir.path().join(name);
+        if name == "top" {
+            // Its base is longer: what the disk did not show before must not show afterwards.
+            create_qcow2(&path, SIZE, Some(&base)).unwrap();
+        } else {
+            create(&path, format);
+        }
+        let mut image = open(&path, format);
+        image.write_at(SIZE - 512, &[7; 512]).unwrap();
+        let mut expected = whole(&mut image);
+        let smaller = image.grow(SIZE - 512).unwrap_err();
+        assert!(matches!(smaller, DiskError::BadSize { .. }) && image.size_bytes() == SIZE, "{smaller}");
+        assert!(matches!(image.grow(BIGGER + 1), Err(DiskError::BadSize { .. })));
+        image.grow(SIZE).unwrap();
+        image.grow(BIGGER).unwrap();
+        expected.resize(BIGGER as usize, 0);
+        assert!(whole(&mut image) == expected, "{name}");
+        // All of it can be written, in the same opening.
+        image.write_at(BIGGER - 512, &[9; 512]).unwrap();
+        image.flush().unwrap();
+        drop(image);
+        expected[BIGGER as usize - 512..].fill(9);
+        assert!(whole(&mut open(&path, format)) == expected, "{name}");
+        if format == DiskFormat::Qcow2 {
+            assert_qemu_img_agrees(&path);
+        }
+        assert!(matches!(open_read_only(&path, format).unwrap().grow(BIGGER * 2), Err(DiskError::ReadOnly { .. })));
+    }
+}
+
+#[test]
 fn accesses_beyond_the_end_are_refused() {
     for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
         let dir = tempfile::tempdir().unwrap();

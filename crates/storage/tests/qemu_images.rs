@@ -177,7 +177,8 @@ fn bitmaps_are_marked_as_out_of_date_by_the_first_writer_and_by_no_reader() {
 
 #[test]
 fn what_is_not_supported_is_refused_in_one_sentence_and_unchanged() {
-    let secret = "--object secret,id=s,data=x -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    // The other format derives its key by the processor's time, which not every machine tells well enough.
+    let secret = "--object secret,id=s,data=x -o encrypt.format=aes,encrypt.key-secret=s";
     for (options, expected) in [
         ("-o extended_l2=on", "extended_l2=on"),
         ("-o compression_type=zstd", "compression by zstd"),

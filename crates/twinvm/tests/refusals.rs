@@ -183,9 +183,15 @@ fn what_a_vm_in_the_foreground_cannot_do_is_said() {
             let _ = writeln!(&connection, "{{\"answer\":\"done\",\"status\":{status}}}");
         }
     });
-    for words in
-        [&["vm", "console", "taken"][..], &["vm", "start", "taken"], &["vm", "rm", "taken"], &["ft", "on", "taken"]]
-    {
+    for words in [
+        &["vm", "console", "taken"][..],
+        &["vm", "start", "taken"],
+        &["vm", "rm", "taken"],
+        &["ft", "on", "taken"],
+        &["ft", "status", "taken"],
+        &["vm", "set", "taken", "--cpus", "2"],
+        &["top", "taken"],
+    ] {
         let output = spec.twinvm(words).output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");

@@ -12,6 +12,12 @@ pub struct VmRecord {
     pub name: VmName,
     /// The VM spec as TOML.
     pub spec: String,
+    /// The spec that it is to have from its next start on, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_spec: Option<String>,
+    /// Whether its host starts it when the machine has booted.
+    #[serde(default)]
+    pub autostart: bool,
     /// Whether it is to run.
     pub power: Power,
     /// What executes its vCPUs, once it has been started: replicas of one VM run the same engine.
@@ -38,6 +44,8 @@ impl VmRecord {
         Self {
             name,
             spec,
+            next_spec: None,
+            autostart: false,
             power: Power::Off,
             engine: None,
             ft,

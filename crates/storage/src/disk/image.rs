@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use imago::format::PreallocateMode;
 use imago::{FormatAccess, Mapping, ShallowMapping};
 use rustix::fs::SeekFrom as Find;
 use rustix::io::Errno;
@@ -12,7 +13,7 @@ use spec::DiskFormat;
 
 use super::lock::{Access, ImageLock};
 use super::open::{Content, open_image};
-use super::{Allocation, Backing, DiskError, Extent, RawFile, WriteBack};
+use super::{Allocation, Backing, DiskError, Extent, RawFile, WriteBack, check_size};
 
 /// Most zeros written at once.
 const ZEROS_BYTES_MAX: u64 = 1 << 20;
@@ -275,6 +276,27 @@ impl DiskImage {
             }
         }
         true
+    }
+
+    /// Makes the disk bigger. What is new reads as zeros; the size is on stable storage when this returns.
+    ///
+    /// # Errors
+    /// [`DiskError::BadSize`] for a size that is less than its own, or that no disk has; [`DiskError::ReadOnly`], [`DiskError::Flush`], [`DiskError::Io`],
+    /// the latter also for a block device.
+    pub fn grow(&mut self, size_bytes: u64) -> Result<(), DiskError> {
+        self.check_writable(0, 0)?;
+        check_size(&self.path, size_bytes)?;
+        if size_bytes < self.size_bytes() {
+            let reason = "it is not made smaller, as what is at its end would be lost";
+            return Err(DiskError::BadSize { path: self.path.clone(), size_bytes, reason });
+        }
+        self.access.resize_grow(size_bytes, PreallocateMode::Zero).map_err(|e| self.io("grow", e))?;
+        self.tables_changed = true;
+        self.flush()?;
+        if let Some(raw) = self.raw.take() {
+            self.raw = Some(Arc::new(raw.with_size(size_bytes).map_err(|e| self.io("grow", e))?));
+        }
+        Ok(())
     }
 
     fn check_range(&self, offset: u64, length: u64) -> Result<(), DiskError> {

@@ -92,7 +92,9 @@ pub(super) fn parse(prefix: &[u8], file_bytes: u64) -> Result<Header, Refusal> {
         return corrupt("does not begin with the magic number".to_owned());
     }
     if version != 2 && version != 3 {
-        return Err(Refusal::Unsupported("only versions 2 and 3 of qcow2 are supported"));
+        return Err(Refusal::Unsupported(
+            "only versions 2 and 3 of qcow2 are supported; `qemu-img convert -O qcow2` makes one of them",
+        ));
     }
     let field32 = |at| be32(prefix, at).unwrap_or(0);
     let field64 = |at| be64(prefix, at).unwrap_or(0);

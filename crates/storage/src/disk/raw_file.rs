@@ -27,6 +27,11 @@ impl RawFile {
         Self { path, file, size_bytes, read_only, never_cached: AtomicBool::new(false) }
     }
 
+    /// The same file as that of a disk of another size.
+    pub(super) fn with_size(&self, size_bytes: u64) -> io::Result<Self> {
+        Ok(Self::new(self.path.clone(), self.file.try_clone()?, size_bytes, self.read_only))
+    }
+
     /// Fills `buffer` from `offset` on.
     ///
     /// # Errors

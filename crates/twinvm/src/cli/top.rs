@@ -17,6 +17,7 @@ use spec::FtMode;
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::keys::Keys;
 use super::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
+use super::vm::explain;
 use crate::interrupt;
 
 /// Time from one table to the next.
@@ -51,6 +52,11 @@ pub struct TopArguments {
 }
 
 pub fn run(arguments: &TopArguments) -> Result<ExitCode> {
+    let vm = arguments.vm.as_deref().unwrap_or_default();
+    show(arguments).map_err(|error| explain(error, vm, &arguments.daemon))
+}
+
+fn show(arguments: &TopArguments) -> Result<ExitCode> {
     let daemon = arguments.daemon.daemon()?;
     interrupt::catch(|| {})?;
     let mut rates = Rates::default();
@@ -168,6 +174,8 @@ const COLUMNS: [(&str, u8); 14] = [
 const GAP: usize = 2;
 /// Least width of the last column, which is cut off rather than left out.
 const STATE_MIN: usize = 24;
+/// Greatest width of the first column on a terminal.
+const NAME_MAX: usize = 24;
 
 /// A row for each VM, with a cell for each column.
 struct Rows(Vec<Vec<String>>);
@@ -199,8 +207,14 @@ impl Rows {
         let mut left = width.unwrap_or(usize::MAX);
         let mut shown = Vec::new();
         for number in by_importance {
-            // What is left over in the end is the state's.
-            let needed = if number == state { width_of(number).min(STATE_MIN) } else { width_of(number) };
+            let needed = match number {
+                // What is left over in the end is the state's.
+                number if number == state => width_of(number).min(STATE_MIN),
+                // Names of VMs may be long, and are cut off where they would take the room of all else.
+                0 => width_of(number)
+                    .min(width.map_or(usize::MAX, |width| NAME_MAX.min(width.saturating_sub(STATE_MIN + GAP)))),
+                number => width_of(number),
+            };
             let gap = if shown.is_empty() { 0 } else { GAP };
             if shown.len() < 2 || needed + gap <= left {
                 left = left.saturating_sub(needed + gap);

@@ -164,6 +164,7 @@ fn open_disk(spec: &DiskSpec) -> Result<DiskImage> {
     {
         create_overlay(spec, base).with_context(|| format!("cannot create disk {}", spec.path.display()))?;
     }
+    require_file(&spec.path).with_context(|| format!("disk {}", spec.path.display()))?;
     let options = DiskOptions { format: spec.format, read_only: spec.readonly, direct: false };
     let disk = DiskImage::open(&spec.path, options)?;
     if disk.backing().is_some()
@@ -172,6 +173,17 @@ fn open_disk(spec: &DiskSpec) -> Result<DiskImage> {
         tracing::warn!("nobody will know that {} is based on an image: {error}", spec.path.display());
     }
     Ok(disk)
+}
+
+/// Says what to do about a disk that is not there.
+pub fn require_file(disk: &Path) -> Result<()> {
+    if disk.exists() {
+        return Ok(());
+    }
+    bail!(
+        "there is no such file; `qemu-img create -f qcow2 {} 10G` makes one, and base_image = \"NAME\" in the spec lets it begin as an image of `twinvm image list`",
+        disk.display()
+    )
 }
 
 fn create_overlay(spec: &DiskSpec, base: &str) -> Result<()> {

@@ -194,7 +194,8 @@ impl Daemon {
         spawn("lease", |daemon| daemon.keep_lease())?;
         spawn("store", |daemon| daemon.watch_store())?;
         self.adopt_replicas()?;
-        Ok(spawn("controller", Self::run_controller)?)
+        spawn("controller", Self::run_controller)?;
+        Ok(spawn("autostart", Self::autostart)?)
     }
 
     /// What it says of itself.

@@ -468,6 +468,8 @@ mod tests {
             disks: Vec::new(),
             cards: Vec::new(),
             spec: String::new(),
+            next_spec: None,
+            autostart: false,
         };
         let seen = Seen { host: "a".to_owned(), replicas: vec![status], vms: vec![vm], is_store_reachable: true };
         let text = text(&seen).unwrap();

@@ -7,13 +7,14 @@
 //! | `registry` | the cluster store, as the daemon uses it |
 //! | `daemon` | the daemon: what it has, its start and end |
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
-//! | `vm_folder`, `network_ends` | what a replica needs: disks, kernel, network ends |
+//! | `vm_folder`, `bases`, `network_ends` | what a replica needs: disks, kernel, network ends |
 //! | `vm_files` | which files of this host VM specs may name |
-//! | `power`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
+//! | `power`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
 //! | `runtime` | reports to the controller, and carries out what it decides |
 //! | `metrics` | what Prometheus reads |
 
+mod bases;
 mod bundle;
 pub mod config;
 mod daemon;
@@ -22,6 +23,7 @@ pub mod folder;
 mod hardware;
 pub mod init;
 mod metrics;
+mod names;
 mod network_ends;
 pub mod operator;
 mod owner;
@@ -33,6 +35,7 @@ mod replicas;
 mod rest;
 mod runtime;
 mod secondary;
+mod settings;
 mod views;
 mod vm_files;
 mod vm_folder;

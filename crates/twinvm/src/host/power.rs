@@ -194,10 +194,12 @@ impl Daemon {
                 self.retire(&replica, REQUEST_TIMEOUT);
             }
         }
+        let vm = self.take_next_spec(vm)?;
         let folder = self.vm_folder(name);
         let started_from = start_from(folder.path(), how)?;
         let local =
             folder.local_spec(&vm.spec, &self.vm_files).map_err(|error| HostError::conflict(error_text(&error)))?;
+        folder.bases().check().map_err(|error| HostError::conflict(error_text(&error)))?;
         // Until the claim is this host's, another VM could be given the same memory.
         let admission = self.admission();
         self.registry.admit_start(&vm, how.from_stale_disks)?;

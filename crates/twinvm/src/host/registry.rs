@@ -68,6 +68,7 @@ pub struct Registry {
     cluster: Cluster,
     host: HostRecord,
     alive_before_unix_ms: Option<u64>,
+    has_booted: bool,
 }
 
 impl Registry {
@@ -105,8 +106,14 @@ impl Registry {
         }
         let ended = before.as_ref().map(|before| before.instance.as_str());
         cluster.register_host(&host, ended).context("cannot register the host")?;
+        let has_booted = before.as_ref().is_none_or(|before| before.boot_id != host.boot_id);
         let alive_before_unix_ms = before.map(|before| before.lease.renewed_unix_ms);
-        Ok(Self { cluster, host, alive_before_unix_ms })
+        Ok(Self { cluster, host, alive_before_unix_ms, has_booted })
+    }
+
+    /// Whether the machine has booted since the daemon before this one was started.
+    pub fn has_booted(&self) -> bool {
+        self.has_booted
     }
 
     /// When the daemon before this one last renewed the lease, in ms since 1970.
@@ -210,6 +217,12 @@ impl Registry {
         Ok(())
     }
 
+    /// Keeps a VM under a name that no other has, with disks on this host.
+    pub fn add_record(&self, record: &VmRecord) -> Result<(), HostError> {
+        self.cluster.create_vm(record, &self.host.name)?;
+        Ok(())
+    }
+
     /// Whether this host can run a VM that is not there yet; if not, why.
     pub fn admit(&self, spec: &VmSpec) -> Result<(), HostError> {
         let name: VmName = spec.name.parse().map_err(ClusterError::from)?;
@@ -224,6 +237,13 @@ impl Registry {
         let name: VmName = vm.name.parse().map_err(ClusterError::from)?;
         let claim = self.cluster.claim(&name)?;
         self.admit_primary(&VmState { record: vm.record.clone(), claim }, from_stale_disks)
+    }
+
+    /// Whether this host can run a VM that is off with the spec that is given here; if not, why.
+    pub fn admit_spec(&self, vm: &KnownVm) -> Result<(), HostError> {
+        let claim = self.cluster.claim(&vm.record.name)?;
+        let spec = to_toml(&vm.spec).context("the spec cannot be written")?;
+        self.admit_primary(&VmState { record: VmRecord { spec, ..vm.record.clone() }, claim }, false)
     }
 
     fn admit_primary(&self, vm: &VmState, forced: bool) -> Result<(), HostError> {

@@ -158,6 +158,8 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         disks: hardware::disks(&vm.spec, said.disks_at(&host, &vm.name)),
         cards: hardware::cards(&vm.spec),
         spec: spec::to_toml(&vm.spec).unwrap_or_default(),
+        next_spec: vm.record.next_spec.clone(),
+        autostart: vm.record.autostart,
         host,
         replicas,
     }

@@ -1,5 +1,6 @@
 //! A VM's folder on one host: its kernel, and this replica's copies of its disks.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -12,13 +13,13 @@ use protocol::Generation;
 use replication::disk::{CopyMark, CopyState};
 use spec::DiskFormat;
 use spec::{DiskSpec, VmSpec};
-use storage::disk::{
-    Backing, BaseIdentity, DiskImage, DiskOptions, create_qcow2, make_backing_absolute, recorded_backing,
-};
+use storage::disk::{DiskImage, DiskOptions, create_qcow2, make_backing_absolute, recorded_backing};
 use storage::image::{Image, ImageStore};
 
+use super::bases::Bases;
 use super::folder::private_folder;
 use super::vm_files::VmFiles;
+use crate::foreground::open::require_file;
 
 /// Largest kernel or initial RAM disk, in bytes.
 pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
@@ -65,6 +66,12 @@ impl VmFolder {
             .map(|format| (self.disk(number, format), format))
             .into_iter()
             .find(|(path, _)| path.exists())
+    }
+
+    /// What the disks are based on. Noting it also keeps the digests of images, which replicas need for a first copy and may not keep themselves: they only
+    /// read images.
+    pub fn bases(&self) -> Bases {
+        Bases::of(&self.path)
     }
 
     fn contents_file(&self) -> PathBuf {
@@ -127,11 +134,13 @@ impl VmFolder {
             (Some(base), false) if !disk.readonly => {
                 // Says what to do if there is none.
                 image(images, base)?;
-                let backing = images.create_disk(base, &self.disk(number, DiskFormat::Qcow2))?;
-                keep_identity(&backing);
+                let disk = self.disk(number, DiskFormat::Qcow2);
+                let backing = images.create_disk(base, &disk)?;
+                self.bases().note(&disk)?;
                 Ok(fs::metadata(&backing.path)?.len())
             }
             _ => {
+                require_file(&disk.path)?;
                 let (file, path) = files.open(&disk.path)?;
                 // Held while it is copied: nobody may write to it meanwhile.
                 let options = DiskOptions { format: disk.format, read_only: true, direct: false };
@@ -143,6 +152,7 @@ impl VmFolder {
                     if source.format() == DiskFormat::Qcow2 {
                         make_backing_absolute(&target, &path)?;
                         images.note_disk(&target)?;
+                        self.bases().note(&target)?;
                     }
                 }
                 Ok(source.size_bytes())
@@ -225,7 +235,10 @@ impl VmFolder {
         if let Some((path, format)) = &found {
             let options = DiskOptions { format: Some(*format), read_only: false, direct: false };
             match DiskImage::open(path, options) {
-                Ok(image) if image.size_bytes() == size_bytes => return Ok(()),
+                Ok(image) if image.size_bytes() == size_bytes => match self.bases().check_disk(path) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => tracing::warn!("made anew: {error:#}"),
+                },
                 Ok(_) => tracing::info!("{}: its size is another now, made anew", path.display()),
                 Err(error) => tracing::warn!("{}: made anew: {error}", path.display()),
             }
@@ -240,10 +253,10 @@ impl VmFolder {
         let has_size = |root: PathBuf| fs::metadata(root).is_ok_and(|file| file.len() == size_bytes);
         let fits = |base: &&str| images.get(base).is_ok_and(|image| image.root_disk().is_some_and(has_size));
         match disk.base_image.as_deref().filter(fits) {
-            Some(base) => keep_identity(&images.create_disk(base, &path)?),
+            Some(base) => drop(images.create_disk(base, &path)?),
             None => create_qcow2(&path, size_bytes, None)?,
         }
-        Ok(())
+        self.bases().note(&path)
     }
 
     /// The spec as a replica here needs it: with this folder's files, and read-only disks by paths without symbolic links.
@@ -281,6 +294,82 @@ impl VmFolder {
             }
         };
         sizes.iter().enumerate().map(view).collect()
+    }
+
+    /// Makes disks bigger, given by number, to sizes in bytes. All are looked at before the first is changed.
+    pub fn grow_disks(&self, sizes: &BTreeMap<usize, u64>) -> Result<()> {
+        let mut contents = self.contents().ok_or_else(|| anyhow!("{} holds no VM", self.path.display()))?;
+        let open = |(&number, &size_bytes): (&usize, &u64)| {
+            let (path, format) = self
+                .found_disk(number)
+                .ok_or_else(|| anyhow!("disk {number}: the VM has no disk of this number that it may write to"))?;
+            let options = DiskOptions { format: Some(format), read_only: false, direct: false };
+            let image = DiskImage::open(&path, options).with_context(|| format!("disk {number}"))?;
+            if size_bytes < image.size_bytes() {
+                bail!(
+                    "disk {number} has {} bytes: it is not made smaller, as what is at its end would be lost",
+                    image.size_bytes()
+                );
+            }
+            Ok((number, size_bytes, image))
+        };
+        for (number, size_bytes, mut image) in sizes.iter().map(open).collect::<Result<Vec<_>>>()? {
+            image.grow(size_bytes).with_context(|| format!("disk {number}"))?;
+            if let Some(size) = contents.disk_bytes.get_mut(number) {
+                *size = size_bytes;
+            }
+            self.write_contents(&contents)?;
+        }
+        Ok(())
+    }
+
+    /// Fills the new folder `target` for another VM with copies of what is here. Leaves nothing behind when it fails.
+    pub fn copy_to(&self, target: &Self, images: &ImageStore) -> Result<()> {
+        if target.path.exists() {
+            bail!("{} is there already, from an earlier VM of this name: move it away first", target.path.display());
+        }
+        private_folder(&target.path)?;
+        let copied = self.copy_files_to(target, images);
+        if copied.is_err() {
+            target.remove_after_failure();
+        }
+        copied
+    }
+
+    fn copy_files_to(&self, target: &Self, images: &ImageStore) -> Result<()> {
+        let contents = self.contents().ok_or_else(|| anyhow!("{} holds no VM", self.path.display()))?;
+        let open = |path: &Path| File::open(path).with_context(|| format!("cannot read {}", path.display()));
+        for (from, to) in [(self.kernel(), target.kernel()), (self.initrd(), target.initrd())] {
+            if from.exists() {
+                copy(open(&from)?, &from, &to)?;
+            }
+        }
+        for (number, (from, format)) in (0..contents.disk_bytes.len()).filter_map(|n| Some((n, self.found_disk(n)?))) {
+            // Held while it is copied: nobody may write to it meanwhile.
+            let options = DiskOptions { format: Some(format), read_only: true, direct: false };
+            let _source = DiskImage::open(&from, options).with_context(|| format!("disk {number}"))?;
+            let to = target.disk(number, format);
+            copy(open(&from)?, &from, &to)?;
+            if format == DiskFormat::Qcow2 {
+                images.note_disk(&to)?;
+            }
+        }
+        target.bases().copy_from(&self.bases())?;
+        CopyMark::of(&target.path).write(CopyState::consistent(Generation::NONE)).context("cannot mark the disks")?;
+        target.write_contents(&VmContents { created_unix_ms: unix_ms_now(), ..contents })
+    }
+
+    /// Becomes the folder `target`, which is not there yet.
+    pub fn move_to(&self, target: &Self, images: &ImageStore) -> Result<()> {
+        if target.path.exists() {
+            bail!("{} is there already, from an earlier VM of this name: move it away first", target.path.display());
+        }
+        fs::rename(&self.path, &target.path)
+            .with_context(|| format!("cannot rename {} to {}", self.path.display(), target.path.display()))?;
+        for disk in target.disk_views().into_iter().filter(|disk| disk.format == Some(DiskFormat::Qcow2)) {
+            images.note_disk(&disk.path.unwrap_or_default())?;
+        }
+        Ok(())
     }
 
     /// Writes the keys of a session for the replica that is about to be started; the folder that holds them.
@@ -352,13 +441,6 @@ fn image(images: &ImageStore, name: &str) -> Result<Image> {
     })
 }
 
-/// Keeps the digest of an image, which replicas need for a first copy and may not keep themselves: they only read images.
-fn keep_identity(image: &Backing) {
-    if let Err(error) = BaseIdentity::of(Some(image)) {
-        tracing::debug!("{}: {error}", image.path.display());
-    }
-}
-
 /// Copies an open file; stretches of zeros become holes.
 fn copy(mut source: File, from: &Path, to: &Path) -> Result<()> {
     let copied = (|| {
@@ -386,135 +468,4 @@ fn copy(mut source: File, from: &Path, to: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::config::HostConfig;
-    use crate::host::folder::HostFolder;
-
-    /// Everything in a folder.
-    fn files(folder: &Path) -> VmFiles {
-        let text = "name = \"a\"\nlisten = \"127.0.0.1:1\"\nmetrics = \"\"\nstore = \"/s\"\nimages = \"/i\"\n";
-        let config = HostConfig { vm_folders: vec![folder.to_owned()], ..toml::from_str(text).unwrap() };
-        VmFiles::of(&HostFolder::find(Some(&folder.join("host"))).unwrap(), &config)
-    }
-
-    fn spec(folder: &Path) -> VmSpec {
-        fs::write(folder.join("vmlinuz"), b"kernel").unwrap();
-        let mut disk = vec![0u8; 8 << 20];
-        disk[5 << 20] = 7;
-        fs::write(folder.join("data.raw"), &disk).unwrap();
-        let mut spec = VmSpec::parse(
-            "name = \"v\"\nmemory = \"128M\"\nkernel = \"vmlinuz\"\n[[disk]]\npath = \"data.raw\"\nformat = \"raw\"\n",
-        )
-        .unwrap();
-        spec.kernel = Some(folder.join("vmlinuz"));
-        spec.disks[0].path = folder.join("data.raw");
-        spec
-    }
-
-    #[test]
-    fn a_vm_gets_copies_and_the_originals_stay() {
-        let temporary = tempfile::tempdir().unwrap();
-        let images = ImageStore::new(temporary.path().join("images"));
-        let files = files(temporary.path());
-        let spec = spec(temporary.path());
-        let folder = VmFolder::new(temporary.path().join("vm"));
-        let kept = folder.create(&spec, &images, &files).unwrap();
-        assert_eq!(kept.cmdline.as_deref(), Some("console=ttyS0"));
-        assert_eq!(folder.contents().unwrap().disk_bytes, [8 << 20]);
-        let local = folder.local_spec(&kept, &files).unwrap();
-        let copy = &local.disks[0].path;
-        assert_eq!(fs::read(copy).unwrap(), fs::read(&spec.disks[0].path).unwrap());
-        assert!(fs::metadata(copy).unwrap().blocks() * 512 <= 2 << 20, "zeros take space");
-        assert_eq!(local.initrd, None);
-        assert!(folder.create(&spec, &images, &files).unwrap_err().to_string().contains("earlier VM"));
-        folder.remove().unwrap();
-        folder.remove().unwrap();
-        assert!(spec.disks[0].path.exists());
-    }
-
-    /// The copy in the VM's folder was based on a file of that folder, which is not there: the VM was created, and did not start.
-    #[test]
-    fn a_disk_that_is_based_on_another_by_a_relative_name_keeps_its_base() {
-        let temporary = tempfile::tempdir().unwrap();
-        let images = ImageStore::new(temporary.path().join("images"));
-        let files = files(temporary.path());
-        let mut spec = spec(temporary.path());
-        let qemu_img = |arguments: &[&str]| {
-            let mut command = std::process::Command::new("qemu-img");
-            let output = command.args(arguments).current_dir(temporary.path()).output();
-            assert!(output.expect("qemu-utils is installed by `make setup`").status.success(), "{arguments:?}");
-        };
-        fs::create_dir(temporary.path().join("disks")).unwrap();
-        qemu_img(&["create", "-f", "qcow2", "base.qcow2", "8M"]);
-        qemu_img(&["create", "-f", "qcow2", "-b", "../base.qcow2", "-F", "qcow2", "disks/top.qcow2"]);
-        spec.disks[0] =
-            DiskSpec { path: temporary.path().join("disks/top.qcow2"), format: None, ..spec.disks[0].clone() };
-        let folder = VmFolder::new(temporary.path().join("vm"));
-        let kept = folder.create(&spec, &images, &files).unwrap();
-        let copy = &folder.local_spec(&kept, &files).unwrap().disks[0];
-        let options = DiskOptions { format: copy.format, ..DiskOptions::default() };
-        let image = DiskImage::open(&copy.path, options).unwrap();
-        assert_eq!(image.backing().unwrap().path, temporary.path().join("base.qcow2").canonicalize().unwrap());
-        drop(image);
-        // Without it the VM is not created at all.
-        folder.remove().unwrap();
-        fs::remove_file(temporary.path().join("base.qcow2")).unwrap();
-        let refused = format!("{:#}", folder.create(&spec, &images, &files).unwrap_err());
-        assert!(refused.contains("its backing file") && refused.contains("base.qcow2"), "{refused}");
-        assert!(!folder.path().exists());
-    }
-
-    #[test]
-    fn what_cannot_be_created_leaves_nothing_behind() {
-        let temporary = tempfile::tempdir().unwrap();
-        let images = ImageStore::new(temporary.path().join("images"));
-        let files = files(temporary.path());
-        let mut spec = spec(temporary.path());
-        spec.disks[0].path = temporary.path().join("missing");
-        let folder = VmFolder::new(temporary.path().join("vm"));
-        assert!(format!("{:#}", folder.create(&spec, &images, &files).unwrap_err()).contains("missing"));
-        assert!(!folder.path().exists());
-    }
-
-    #[test]
-    fn a_secondary_keeps_copies_that_fit_and_no_others() {
-        let temporary = tempfile::tempdir().unwrap();
-        let images = ImageStore::new(temporary.path().join("images"));
-        let files = files(temporary.path());
-        let spec = spec(temporary.path());
-        let folder = VmFolder::new(temporary.path().join("vms/vm"));
-        fs::create_dir(temporary.path().join("vms")).unwrap();
-        let disk = folder.path().join("disk0.qcow2");
-        let contents = |created_unix_ms, size| VmContents { created_unix_ms, disk_bytes: vec![size] };
-        let fetched = std::cell::Cell::new(0);
-        let prepare = |contents: &VmContents| {
-            folder.prepare(&spec, contents, &images, &files, |_| {
-                fetched.set(fetched.get() + 1);
-                Ok(b"kernel".to_vec())
-            })
-        };
-        let identity = || fs::metadata(&disk).unwrap().ino();
-        prepare(&contents(1, 8 << 20)).unwrap();
-        let before = identity();
-        // Keeps its number from being used again.
-        fs::hard_link(&disk, temporary.path().join("first")).unwrap();
-        prepare(&contents(1, 8 << 20)).unwrap();
-        assert_eq!((identity(), fetched.get()), (before, 1));
-        prepare(&contents(1, 16 << 20)).unwrap();
-        assert_eq!(DiskImage::open(&disk, DiskOptions::default()).unwrap().size_bytes(), 16 << 20);
-        fs::write(&disk, b"garbage").unwrap();
-        prepare(&contents(1, 8 << 20)).unwrap();
-        assert_eq!(fetched.get(), 1);
-        let before = identity();
-        prepare(&contents(2, 8 << 20)).unwrap();
-        assert_eq!(fetched.get(), 2, "the kernel of an earlier VM was kept");
-        // The disks of that VM may be the only ones.
-        let set_aside: Vec<_> = fs::read_dir(temporary.path().join("set-aside")).unwrap().map(Result::unwrap).collect();
-        assert_eq!(set_aside.len(), 1);
-        assert_eq!(fs::metadata(set_aside[0].path().join("disk0.qcow2")).unwrap().ino(), before);
-        assert!(prepare(&VmContents { created_unix_ms: 2, disk_bytes: vec![] }).is_err());
-        folder.remove().unwrap();
-        assert!(folder.local_spec(&spec, &files).unwrap_err().to_string().contains("no copy"));
-    }
-}
+mod tests;

@@ -2,6 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
+
+use cluster::records::{Cluster, HostRecord};
+use cluster::store::SqliteStore;
 
 use crate::client::Client;
 use crate::console::Console;
@@ -193,4 +197,36 @@ fn a_daemon_whose_log_cannot_be_written_serves_all_the_same() {
     world.done("a", &["vm", "stop", VM, "--force"]);
     assert_eq!(state(&world.status("a")), "not-running");
     world.done("a", &["host", "stop"]);
+}
+
+/// Lets the cluster believe that the machine of a host, whose daemon does not run, was booted since.
+fn boot_anew(world: &World, host: &str) {
+    let hosts = format!("{}.hosts", world.store().display());
+    let open = |path: &std::path::Path| Arc::new(SqliteStore::open(path).unwrap());
+    let cluster = Cluster::with_hosts_in(open(&world.store()), open(hosts.as_ref()));
+    let before = cluster.host(&host.parse().unwrap()).unwrap();
+    let booted = HostRecord { boot_id: "another boot".to_owned(), ..before };
+    cluster.register_host(&booted, None).unwrap();
+}
+
+#[test]
+fn a_vm_is_started_with_its_machine_if_that_is_wanted_and_not_with_its_daemon() {
+    let mut world = World::of(&["a"]);
+    world.create("a", VM, "test-redis", false);
+    let restart = |world: &mut World, has_booted: bool| {
+        world.kill_daemon("a");
+        if has_booted {
+            boot_anew(world, "a");
+        }
+        world.start("a");
+    };
+    restart(&mut world, true);
+    world.done("a", &["vm", "set", VM, "--autostart", "on"]);
+    restart(&mut world, false);
+    // Neither without being asked, nor for a daemon.
+    assert_eq!(world.status("a")["running"], false);
+    restart(&mut world, true);
+    let started = world.wait("a", "the VM to run", |status| status["running"] == true);
+    assert_eq!((&started["autostart"], state(&started)), (&true.into(), "disabled"));
+    world.done("a", &["vm", "stop", VM, "--force"]);
 }

@@ -37,6 +37,7 @@ fn create(world: &World) -> Value {
     all_or_nothing(world, spec.to_str().unwrap());
     let created = world.json("a", &["vm", "create", spec.to_str().unwrap()]);
     assert_eq!((created["running"].as_bool(), created["host"].as_str()), (Some(false), Some("a")));
+    is_changed_while_off(world);
     let stopped = world.status("b");
     assert_eq!((state(&stopped), stopped["ft"]["enabled"].as_bool()), ("not-running", Some(false)));
     let error = world.refused("b", &["vm", "create", spec.to_str().unwrap()]);
@@ -57,6 +58,38 @@ fn all_or_nothing(world: &World, spec: &str) {
     assert_eq!(world.json("b", &["vm", "list"]).as_array().unwrap().len(), 0);
     assert!(!world.vm_folder("a").exists());
     drop(taken);
+}
+
+/// Settings, and VMs under other names.
+fn is_changed_while_off(world: &World) {
+    let set = |words: &[&str]| world.json("b", &[&["vm", "set", VM], words].concat());
+    let changed = set(&["--memory", "192M", "--cpus", "2", "--autostart", "on"]);
+    assert_eq!((&changed["memory_bytes"], &changed["cpus"]), (&(192u64 << 20).into(), &2.into()), "{changed:#}");
+    assert!(changed["autostart"] == true && changed["next_spec"].is_null(), "{changed:#}");
+    let bytes = changed["disks"][0]["size_bytes"].as_u64().unwrap();
+    let grown = set(&["--grow-disk", &format!("0={}", bytes + (1 << 20)), "--memory", "256M", "--cpus", "1"]);
+    assert_eq!(grown["disks"][0]["size_bytes"], bytes + (1 << 20));
+    for (words, expected) in [
+        (&[][..], "nothing to change"),
+        (&["--memory", "1M"], "64M to 1024G"),
+        (&["--grow-disk", "0=1G"], "not made smaller"),
+        (&["--grow-disk", "5=90G"], "disk 5"),
+        (&["--cpus", "64"], "cannot run here"),
+    ] {
+        let error = world.refused("b", &[&["vm", "set", VM], words].concat());
+        assert!(error.contains(expected), "{words:?}: {error}");
+    }
+    let clone = world.json("b", &["vm", "clone", VM, "copy"]);
+    assert_eq!((clone["name"].as_str(), &clone["disks"][0]["base"]), (Some("copy"), &grown["disks"][0]["base"]));
+    assert_ne!(clone["cards"][0]["mac"], grown["cards"][0]["mac"]);
+    assert!(world.refused("b", &["vm", "clone", VM, "copy"]).contains("already"));
+    assert!(world.refused("b", &["vm", "rename", "copy", VM]).contains("already"));
+    let renamed = world.json("c", &["vm", "rename", "copy", "other"]);
+    assert_eq!((renamed["name"].as_str(), &renamed["cards"][0]["mac"]), (Some("other"), &clone["cards"][0]["mac"]));
+    assert!(renamed["disks"][0]["path"].as_str().is_some_and(|path| path.contains("/vms/other/")), "{renamed:#}");
+    assert!(world.refused("a", &["vm", "show", "copy"]).contains("no VM named copy"));
+    world.done("a", &["vm", "rm", "other", "--yes"]);
+    assert_eq!(fs::read_dir(world.path("a").join("vms")).unwrap().count(), 1);
 }
 
 /// What the VM has, where it is, rather than what its spec once named.
@@ -190,6 +223,11 @@ fn a_protected_guest_may_reboot_and_power_off() {
     });
     assert_eq!(rebooted["replicas"][0]["pid"], before["replicas"][0]["pid"]);
     world.wait_for_redis();
+    // What is set while it runs waits for its next start.
+    let set = world.json("b", &["vm", "set", VM, "--memory", "192M"]);
+    assert_eq!(set["memory_bytes"], 256u64 << 20);
+    assert!(set["next_spec"].as_str().is_some_and(|spec| spec.contains("memory = \"192M\"")), "{set:#}");
+    assert!(world.refused("b", &["vm", "set", VM, "--grow-disk", "0=90G"]).contains("when it is off"));
     // It is protected for true: the guest that was rebooted goes on.
     let client = Client::start(world.address());
     client.wait_for_progress(10);
@@ -209,7 +247,12 @@ fn a_protected_guest_may_reboot_and_power_off() {
     world.wait_until_nothing_is_reserved("a");
     world.wait_until_nothing_is_reserved("b");
     // Protection is still wanted: it comes with the VM.
-    world.done("a", &["vm", "start", VM]);
+    let started = world.json("a", &["vm", "start", VM]);
+    assert_eq!((&started["memory_bytes"], &started["next_spec"]), (&(192u64 << 20).into(), &Value::Null));
+    world.wait_until_protected("a", "b");
+    world.done("a", &["vm", "set", VM, "--memory", "256M"]);
+    let rebooted = world.json("a", &["vm", "reboot", VM, "--force"]);
+    assert_eq!((&rebooted["memory_bytes"], rebooted["running"].as_bool()), (&(256u64 << 20).into(), Some(true)));
     world.wait_until_protected("a", "b");
     // By the power button: the guest shuts down, once it is up so far that it heeds it.
     Console::connect(&world, "b").leave();

@@ -16,7 +16,8 @@ use crate::cli::output::{human_bytes, print_json, print_line};
 /// What a spec means to a host of a cluster.
 pub const CREATE_HELP: &str = "\
 The spec is that of `twinvm run`. The host keeps copies of its own: of the kernel, and of each disk that the VM may write to. A disk
-with `base_image` whose file does not exist is made from that image's root disk.";
+with `base_image` whose file does not exist is made from that image's root disk. Others are made with QEMU's tools (Debian: qemu-utils), as by
+`qemu-img create -f qcow2 data.qcow2 20G`; docs/administration.md says more about disks.";
 
 #[derive(Args)]
 pub struct CreateArguments {
@@ -50,7 +51,7 @@ pub struct RemoveArguments {
     force: bool,
 }
 
-fn path(name: &str) -> String {
+pub fn path(name: &str) -> String {
     format!("/v1/vms/{}", path_segment(name))
 }
 
@@ -123,7 +124,12 @@ pub fn show(daemon: &DaemonConnection, arguments: &VmArguments) -> Result<()> {
     for card in &view.cards {
         print_line(&format!("{:12}{}", "network:", card_text(card)))?;
     }
-    print_line("spec, as it was created:")?;
+    print_line(&format!("{:12}{}", "autostart:", if view.autostart { "on" } else { "off" }))?;
+    if let Some(next) = &view.next_spec {
+        print_line("spec from its next start on:")?;
+        next.lines().try_for_each(|line| print_line(&format!("  {line}")))?;
+    }
+    print_line("spec:")?;
     view.spec.lines().try_for_each(|line| print_line(&format!("  {line}")))
 }
 

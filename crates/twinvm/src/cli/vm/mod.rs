@@ -2,6 +2,7 @@
 
 mod cluster;
 mod foreground;
+mod set;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,6 +29,20 @@ pub enum VmCommand {
     Start(cluster::StartArguments),
     /// Press a VM's power button, and wait until its guest has shut down
     Stop(StopArguments),
+    /// Shut a VM down, and start it again with what was set meanwhile
+    Reboot(RebootArguments),
+    /// Change memory, vCPUs, forwarded ports, sizes of disks or autostart of a VM
+    #[command(after_help = set::SET_HELP)]
+    Set(set::SetArguments),
+    /// Change the spec of a VM in an editor ($VISUAL, $EDITOR, vi)
+    Edit(VmArguments),
+    /// Make another VM with copies of the disks of one that is off
+    #[command(after_help = "\
+The clone has network cards with addresses of their own, and the same forwarded ports unless --forward names others: two VMs cannot run with the same ones.
+What its guest keeps on its disks to tell itself from others, such as a host name or the keys of an SSH server, is that of the original.")]
+    Clone(set::CloneArguments),
+    /// Give a VM that is off another name; its guest sees no difference
+    Rename(set::RenameArguments),
     /// List VMs: those of the cluster, and those in the foreground here (`twinvm run`)
     List(DaemonArguments),
     /// Show one VM: its state, disks, network cards and spec
@@ -63,6 +78,24 @@ pub struct StopArguments {
     /// Give up waiting after so long; the VM goes on, or goes on shutting down
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     timeout: u64,
+}
+
+#[derive(Args)]
+pub struct RebootArguments {
+    #[command(flatten)]
+    vm: VmArguments,
+    /// Pull the plug instead of pressing the power button
+    #[arg(long)]
+    force: bool,
+    /// Give up waiting for the guest to shut down after so long; it is not started again then
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    timeout: u64,
+}
+
+impl RebootArguments {
+    fn stop(self) -> StopArguments {
+        StopArguments { vm: self.vm, force: self.force, no_wait: false, timeout: self.timeout }
+    }
 }
 
 impl StopArguments {
@@ -111,6 +144,14 @@ fn carry_out(command: VmCommand) -> Result<()> {
         VmCommand::Create(arguments) => cluster::create(&arguments),
         VmCommand::Start(arguments) => cluster::start(&arguments),
         VmCommand::Stop(arguments) => stop(&arguments),
+        VmCommand::Reboot(arguments) => {
+            let stop = arguments.stop();
+            set::reboot(&stop.vm.daemon.daemon()?, &stop)
+        }
+        VmCommand::Set(arguments) => set::set(&arguments),
+        VmCommand::Edit(arguments) => set::edit(&arguments),
+        VmCommand::Clone(arguments) => set::clone(&arguments),
+        VmCommand::Rename(arguments) => set::rename(&arguments),
         VmCommand::List(arguments) => list(&arguments),
         VmCommand::Show(arguments) => show(&arguments),
         VmCommand::Console(arguments) => cluster::console(&arguments),
@@ -126,6 +167,11 @@ impl VmCommand {
         match self {
             Self::Start(arguments) => Some(&arguments.vm),
             Self::Rm(arguments) => Some(&arguments.vm),
+            Self::Reboot(arguments) => Some(&arguments.vm),
+            Self::Set(arguments) => Some(&arguments.vm),
+            Self::Edit(vm) => Some(vm),
+            Self::Clone(arguments) => Some(&arguments.vm),
+            Self::Rename(arguments) => Some(&arguments.vm),
             Self::Console(vm) => Some(vm),
             Self::Create(_) | Self::Stop(_) | Self::List(_) | Self::Show(_) | Self::Snapshot(_) | Self::Restore(_) => {
                 None

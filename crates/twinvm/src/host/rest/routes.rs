@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use api::client::CONSOLE_PROTOCOL;
 use api::messages::{
-    CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, StartVm, StopHost, StopVm,
+    CloneVm, CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, RenameVm, SetVm, StartVm,
+    StopHost, StopVm,
 };
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -87,6 +88,9 @@ fn routes() -> Vec<Route> {
         Route::here(POST, "/v1/vms", Operators, create_vm),
         Route::here(GET, "/v1/vms/{vm}", Operators, vm),
         Route::at_home(DELETE, "/v1/vms/{vm}", Operators, remove_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/set", Operators, set_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/clone", Operators, clone_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/rename", Operators, rename_vm),
         Route::at_home(POST, "/v1/vms/{vm}/start", Operators, start_vm),
         Route::at_home(POST, "/v1/vms/{vm}/stop", Operators, stop_vm),
         Route::at_home(GET, "/v1/vms/{vm}/console", Operators, console),
@@ -207,6 +211,33 @@ async fn create_vm(State(daemon): Shared, body: Result<Json<CreateVm>, JsonRejec
 
 async fn remove_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<RemoveVm>) -> impl IntoResponse {
     owned(daemon, vm.clone(), move |daemon| daemon.remove(&vm, body.0)).await
+}
+
+async fn set_vm(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<SetVm>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(set) = body.map_err(malformed)?;
+    owned(daemon, vm.clone(), move |daemon| daemon.set_vm(&vm, &set)).await
+}
+
+async fn clone_vm(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<CloneVm>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(clone) = body.map_err(malformed)?;
+    owned(daemon, vm.clone(), move |daemon| daemon.clone_vm(&vm, &clone)).await
+}
+
+async fn rename_vm(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<RenameVm>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(rename) = body.map_err(malformed)?;
+    owned(daemon, vm.clone(), move |daemon| daemon.rename_vm(&vm, &rename)).await
 }
 
 async fn start_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StartVm>) -> impl IntoResponse {

@@ -1,0 +1,188 @@
+//! Changing VMs of the cluster.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use api::messages::{CloneVm, RenameVm, SetVm, StartVm, StopVm, VmView};
+use clap::Args;
+use spec::{ByteSize, PortForward, VmSpec};
+
+use super::cluster::path;
+use super::{StopArguments, VmArguments};
+use crate::cli::daemon::DaemonConnection;
+use crate::cli::output::{print_json, print_line};
+
+pub const SET_HELP: &str = "\
+A VM that is off has the changes at once, one that runs from its next start on: `twinvm vm reboot` shuts it down and starts it again. What its
+guest reboots by itself goes on as it is.
+Examples:
+  twinvm vm set shop --memory 512M --cpus 2
+  twinvm vm set shop --forward tcp:127.0.0.1:8080-:80 --forward tcp:127.0.0.1:8443-:443
+  twinvm vm set shop --grow-disk 0=20G       the first disk, /dev/vda; grow the file system in the guest afterwards
+  twinvm vm set shop --autostart on";
+
+#[derive(Args)]
+pub struct SetArguments {
+    #[command(flatten)]
+    pub(super) vm: VmArguments,
+    /// Memory
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "NUMBER")]
+    cpus: Option<u32>,
+    /// A forwarded port of its user-mode network, in place of all that it has; may be repeated
+    #[arg(long, value_name = "FORWARD")]
+    forward: Vec<PortForward>,
+    /// No forwarded ports
+    #[arg(long, conflicts_with = "forward")]
+    no_forward: bool,
+    /// Start it when its host's machine has booted: on or off
+    #[arg(long, value_name = "on|off", value_parser = on_or_off)]
+    autostart: Option<bool>,
+    /// Make a disk bigger, by its number, from 0; the VM must be off. May be repeated
+    #[arg(long, value_name = "NUMBER=SIZE", value_parser = disk_size)]
+    grow_disk: Vec<(usize, ByteSize)>,
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("must be on or off".to_owned()),
+    }
+}
+
+fn disk_size(text: &str) -> Result<(usize, ByteSize), String> {
+    let (number, size) = text.split_once('=').ok_or("must be NUMBER=SIZE, as 0=20G")?;
+    Ok((number.parse().map_err(|_| format!("`{number}` is not the number of a disk; the first is 0"))?, size.parse()?))
+}
+
+impl SetArguments {
+    fn request(&self) -> SetVm {
+        SetVm {
+            spec: None,
+            memory: self.memory,
+            cpus: self.cpus,
+            forward: (self.no_forward || !self.forward.is_empty()).then(|| self.forward.clone()),
+            autostart: self.autostart,
+            disk_bytes: self.grow_disk.iter().map(|(number, size)| (*number, size.bytes())).collect::<BTreeMap<_, _>>(),
+        }
+    }
+}
+
+pub fn set(arguments: &SetArguments) -> Result<()> {
+    let request = arguments.request();
+    if request == SetVm::default() {
+        bail!("nothing to change: name what, as in `twinvm vm set {} --memory 512M`; see --help", arguments.vm.name);
+    }
+    send(&arguments.vm, &request)
+}
+
+fn send(vm: &VmArguments, request: &SetVm) -> Result<()> {
+    let view: VmView = vm.daemon.daemon()?.post(&format!("{}/set", path(&vm.name)), Some(request))?;
+    if vm.daemon.json {
+        return print_json(&view);
+    }
+    let name = &vm.name;
+    print_line(&match view.next_spec {
+        Some(_) => format!("VM {name} changed, from its next start on: `twinvm vm reboot {name}` restarts it"),
+        None => format!("VM {name} changed"),
+    })
+}
+
+#[derive(Args)]
+pub struct CloneArguments {
+    #[command(flatten)]
+    pub(super) vm: VmArguments,
+    /// Name of the clone
+    clone: String,
+    /// A forwarded port of the clone, in place of those of the VM; may be repeated
+    #[arg(long, value_name = "FORWARD")]
+    forward: Vec<PortForward>,
+}
+
+#[derive(Args)]
+pub struct RenameArguments {
+    #[command(flatten)]
+    pub(super) vm: VmArguments,
+    /// The new name
+    new_name: String,
+}
+
+pub fn clone(arguments: &CloneArguments) -> Result<()> {
+    let VmArguments { name, daemon } = &arguments.vm;
+    let forward = Some(arguments.forward.clone()).filter(|forward| !forward.is_empty());
+    let request = CloneVm { name: arguments.clone.clone(), forward };
+    let view: VmView = daemon.daemon()?.post(&format!("{}/clone", path(name)), Some(&request))?;
+    if daemon.json {
+        print_json(&view)
+    } else {
+        print_line(&format!("VM {} created as a clone of VM {name}", view.name))
+    }
+}
+
+pub fn rename(arguments: &RenameArguments) -> Result<()> {
+    let VmArguments { name, daemon } = &arguments.vm;
+    let request = RenameVm { name: arguments.new_name.clone() };
+    let view: VmView = daemon.daemon()?.post(&format!("{}/rename", path(name)), Some(&request))?;
+    if daemon.json { print_json(&view) } else { print_line(&format!("VM {name} is VM {} now", view.name)) }
+}
+
+/// Lets the user's editor change the spec.
+pub fn edit(arguments: &VmArguments) -> Result<()> {
+    let VmArguments { name, daemon } = arguments;
+    let view: VmView = daemon.daemon()?.get(&path(name))?;
+    let before = view.next_spec.unwrap_or(view.spec);
+    let mut file = tempfile::Builder::new().prefix(&format!("{name}-")).suffix(".toml").tempfile()?;
+    file.write_all(before.as_bytes()).context("cannot write the spec to be edited")?;
+    let editor =
+        ["VISUAL", "EDITOR"].into_iter().find_map(|name| std::env::var(name).ok().filter(|editor| !editor.is_empty()));
+    let editor = editor.unwrap_or_else(|| "vi".to_owned());
+    // It may come with arguments, and the path is one of its own.
+    let status = Command::new("sh").args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(file.path()).status();
+    let status = status.with_context(|| format!("cannot run the editor {editor}; EDITOR names another one"))?;
+    if !status.success() {
+        bail!("nothing was changed: the editor {editor} ended with {status}");
+    }
+    let after = std::fs::read_to_string(file.path()).context("cannot read the edited spec")?;
+    if after == before {
+        return print_line("nothing was changed");
+    }
+    let sent = VmSpec::parse(&after)
+        .map_err(Into::into)
+        .and_then(|_| send(arguments, &SetVm { spec: Some(after), ..SetVm::default() }));
+    sent.or_else(|error| {
+        let (_, kept) = file.keep().context("cannot keep the edited spec")?;
+        Err(error.context(format!("nothing was changed; what you wrote is in {}", kept.display())))
+    })
+}
+
+/// Shuts a VM down and starts it again, with what was set meanwhile.
+pub fn reboot(daemon: &DaemonConnection, arguments: &StopArguments) -> Result<()> {
+    let (name, force) = (&arguments.vm.name, arguments.force);
+    let _: VmView = daemon.post(&format!("{}/stop", path(name)), Some(&StopVm { force }))?;
+    arguments.wait(|| Ok(!daemon.get::<VmView>(&path(name))?.running))?;
+    let view: VmView = daemon.post(&format!("{}/start", path(name)), Some(&StartVm::default()))?;
+    if arguments.vm.daemon.json {
+        return print_json(&view);
+    }
+    print_line(&format!("VM {name} restarted on host {}", view.host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_disks_are_read() {
+        assert_eq!(disk_size("1=20G").unwrap(), (1, (20 << 30).into()));
+        for text in ["20G", "vda=20G", "0=much", "=1G", "-1=1G"] {
+            assert!(disk_size(text).is_err(), "{text}");
+        }
+        assert_eq!((on_or_off("on"), on_or_off("off")), (Ok(true), Ok(false)));
+        assert!(on_or_off("yes").is_err());
+    }
+}
