@@ -40,3 +40,4 @@ pub use crate::cpuid::{CpuOffer, CpuProfile, TSC_HZ};
 pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, VCPUS_MAX};
 pub use crate::signature::float_signature;
 pub use crate::state::VcpuState;
+pub use crate::sys::tell_stopped;

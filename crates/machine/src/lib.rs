@@ -9,6 +9,7 @@ pub mod devices;
 pub mod digest;
 pub mod engine;
 pub mod events;
+pub mod generation;
 pub mod input;
 pub mod irq;
 pub mod map;

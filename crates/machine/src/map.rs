@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `0x500` to `0xf000` | what the loader leaves for the kernel: GDT, `boot_params`, first stack, page tables |
 //! | `0x2_0000` | kernel command line |
-//! | `0xa_0000` to `0xf_ffff` | no RAM according to the memory map; from [`ACPI_TABLES`] on the ACPI tables |
+//! | `0xa_0000` to `0xf_ffff` | no RAM according to the memory map; from [`ACPI_TABLES`] on the ACPI tables, then [`GENERATION_ID`] |
 //! | [`HIGH_MEMORY`] to 3 GiB | RAM: kernel, initrd |
 //! | [`VIRTIO_MMIO`] | a window of [`VIRTIO_MMIO_LEN`] bytes for each virtio slot |
 //! | [`IO_APIC`], [`LOCAL_APIC`] | the interrupt controllers |
@@ -36,7 +36,11 @@ pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// The ACPI tables, RSDP first.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// First address after the ACPI tables.
-pub const ACPI_TABLES_END: u64 = 0x10_0000;
+pub const ACPI_TABLES_END: u64 = GENERATION_ID;
+/// The VM generation ID, 16 bytes, in a page that nothing else is in and that no kernel takes for its own.
+pub const GENERATION_ID: u64 = 0xf_e000;
+/// First address after the page of the generation ID. The page behind it has [`RESET_VECTOR`].
+pub const GENERATION_ID_END: u64 = GENERATION_ID + 0x1000;
 /// Where a PC's processors start, and where a kernel that knows no other way to reset jumps to in real mode.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// First address above the legacy hole: where kernels may load.

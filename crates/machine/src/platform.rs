@@ -190,6 +190,11 @@ impl Platform {
         AcpiConfig { vcpus, virtio: (0..devices).filter_map(map::virtio_slot).collect() }
     }
 
+    /// Tells the guest that its generation ID has changed.
+    pub(crate) fn announce_generation(&self) {
+        lock(&self.power).announce_generation();
+    }
+
     /// Writes all disks' content to stable storage, as far as the guest has written it.
     pub fn flush_disks(&self) -> io::Result<()> {
         for disk in &self.disks {

@@ -1,7 +1,7 @@
 //! [`Vm`]: one virtual machine, put together.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,9 @@ use crate::digest::{Digest, StateHasher};
 use crate::engine::kvm::KvmEngine;
 use crate::engine::soft::{InputMode, SoftEngine};
 use crate::engine::{DirtyLog, Engine, EngineError, EngineState, RunEnd};
+use crate::generation::GenerationId;
 use crate::platform::{Parts, Platform, PlatformError, PlatformState};
+use crate::snapshot::disk::SnapshotDisk;
 use crate::snapshot::format::{FormatError, SnapshotReader, SnapshotWriter};
 use crate::snapshot::memory::{read_memory, write_memory};
 use crate::triple_fault::TripleFault;
@@ -126,6 +128,15 @@ impl VmState {
         self.engine.processors.advance_clock(step_ns);
         self.platform.clock_ns = self.platform.clock_ns.saturating_add(step_ns);
     }
+
+    /// The state as if the VM had been paused until this moment, in nanoseconds since the Unix epoch: its clocks are ahead by what they are behind
+    /// the host's ([`Self::advance_clock`]), and its real-time clock shows the host's time. Where the host's clock is behind the guest's, the
+    /// real-time clock alone goes back.
+    pub fn catch_up(&mut self, unix_ns: u64) {
+        let saved_ns = self.platform.power_on_unix_ns.saturating_add(self.platform.clock_ns);
+        self.advance_clock(unix_ns.saturating_sub(saved_ns));
+        self.platform.power_on_unix_ns = unix_ns.saturating_sub(self.platform.clock_ns);
+    }
 }
 
 /// What a snapshot file says before its content.
@@ -135,8 +146,15 @@ pub struct SnapshotHead {
     pub config: VmConfig,
     /// The spec the VM was started from, as TOML; paths in it are absolute.
     pub spec: String,
-    /// Files of the writable disks whose content follows, in the order of the spec.
-    pub disks: Vec<PathBuf>,
+    /// The disks, in the order of the spec. The content of the files of those that the guest may write to follows.
+    pub disks: Vec<SnapshotDisk>,
+}
+
+impl SnapshotHead {
+    /// The disks whose files' content is in the snapshot, in that order.
+    pub fn written_disks(&self) -> impl Iterator<Item = &SnapshotDisk> {
+        self.disks.iter().filter(|disk| !disk.read_only)
+    }
 }
 
 const SECTION_HEAD: [u8; 4] = *b"HEAD";
@@ -170,6 +188,7 @@ impl Vm {
         let start = match boot {
             Boot::Linux { kernel, initrd, command_line } => {
                 let rsdp = crate::acpi::write_tables(&ram, &platform.acpi_config(config.cpus))?;
+                GenerationId::random()?.write(&ram)?;
                 crate::boot::linux::load(&ram, &LinuxBoot { kernel, initrd: *initrd, command_line, rsdp })?
             }
             Boot::Flat { program, address, rsi } => crate::boot::flat::load(&ram, program, *address, *rsi)?,
@@ -283,6 +302,26 @@ impl Vm {
         Self::assemble(config, platform, &state.engine, engine, mode)
     }
 
+    /// Gives back to a VM that was just booted the generation ID that it had before a reset.
+    ///
+    /// # Errors
+    /// [`VmError::Memory`] if its memory is too small for one.
+    pub fn keep_generation(&self, id: GenerationId) -> Result<(), VmError> {
+        Ok(id.write(self.platform.ram())?)
+    }
+
+    /// Makes a VM that was restored from a snapshot, and has not run since, one of its own: it gets a new generation ID, and the event that tells
+    /// its kernel; and what watches for hangs in it is told that it stood still.
+    ///
+    /// # Errors
+    /// [`VmError::Memory`] if its memory is too small for an ID; [`VmError::Engine`] if its state cannot be read.
+    pub fn begin_generation(&mut self, id: GenerationId) -> Result<(), VmError> {
+        cpu::tell_stopped(&self.engine.save()?.processors.vcpus, self.platform.ram());
+        id.write(self.platform.ram())?;
+        self.platform.announce_generation();
+        Ok(())
+    }
+
     /// Changes where the inputs of the paused VM come from. From here on its engine is like one that was just made from the saved state, so
     /// that a VM restored from that state elsewhere does exactly the same with the same inputs.
     ///
@@ -326,8 +365,8 @@ impl Vm {
         writer.value(SECTION_HEAD, head)?;
         writer.value(SECTION_STATE, &state)?;
         writer.section(SECTION_MEMORY, |out| Ok(write_memory(self.platform.ram(), out)?))?;
-        for disk in &head.disks {
-            writer.section(SECTION_DISK, |out| Ok(crate::snapshot::file::write_file(disk, out)?))?;
+        for disk in head.written_disks() {
+            writer.section(SECTION_DISK, |out| crate::snapshot::file::write_file(&disk.path, out))?;
         }
         Ok(writer.finish()?)
     }
@@ -365,15 +404,17 @@ impl<R: Read> Snapshot<R> {
         &self.head
     }
 
-    /// Reads and checks everything. The content of disk n of the head goes to the file that `disk_file(n)` names, which is
-    /// created or replaced; nothing but those files is changed, and a caller that gives temporary names can still turn back.
-    pub fn read(mut self, disk_file: impl Fn(usize) -> PathBuf) -> Result<SnapshotContent, VmError> {
+    /// Reads and checks everything. The content of disk n of [`SnapshotHead::written_disks`] goes to the file that `disk_file(n)` opens, which is
+    /// empty and sparse. Nothing but those files is changed, and as long as they are only written beside the disks, a caller can still turn back.
+    pub fn read(mut self, mut disk_file: impl FnMut(usize) -> io::Result<File>) -> Result<SnapshotContent, VmError> {
         let state = self.reader.value(SECTION_STATE)?;
         let ram = GuestRam::with_backing(self.head.config.memory_bytes, &self.head.config.backing)?;
         self.reader.section(SECTION_MEMORY, |section| read_memory(&ram, section))?;
-        for number in 0..self.head.disks.len() {
+        for (number, disk) in self.head.written_disks().enumerate() {
+            let failed = |source| FormatError::Disk { path: disk.path.clone(), source };
+            let file = disk_file(number).map_err(failed)?;
             self.reader
-                .section(SECTION_DISK, |section| crate::snapshot::file::read_file(&disk_file(number), section))?;
+                .section(SECTION_DISK, |section| crate::snapshot::file::read_file(&disk.path, &file, section))?;
         }
         self.reader.finish()?;
         Ok(SnapshotContent { ram, state })
@@ -388,7 +429,8 @@ fn check_cpus(engine: EngineKind, cpus: u32) -> Result<(), VmError> {
     if (1..=cpus_max).contains(&cpus) { Ok(()) } else { Err(VmError::Cpus { engine, cpus, cpus_max }) }
 }
 
-fn unix_now_ns() -> u64 {
+/// The host's time of day, in nanoseconds since the Unix epoch.
+pub fn unix_now_ns() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
 }

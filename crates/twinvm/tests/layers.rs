@@ -102,7 +102,7 @@ const HOUSE: &[Crate] = &[
             &["bus", "clock", "digest", "events", "input", "irq", "snapshot", "triple_fault"],
             &["map"],
             &["boot", "devices"],
-            &["acpi"],
+            &["acpi", "generation"],
             &["control"],
             &["platform"],
             &["engine"],

@@ -16,6 +16,8 @@ mod task;
 
 use iced_x86::Instruction;
 
+pub use clock::tell_stopped;
+
 use crate::op::{Handler, Op, Site};
 
 /// The handler of an instruction of this family, with `op`'s operands filled in.

@@ -17,6 +17,8 @@ const HEADER_BYTES: u32 = 36;
 const REVISION: u8 = 2;
 /// Notification of a press of a button (ACPI specification 6.5, table 5.156).
 const BUTTON_PRESSED: u8 = 0x80;
+/// Notification of a change of the generation ID (Microsoft, "Virtual Machine Generation ID", 2012).
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// The DSDT.
 pub(super) fn table(config: &AcpiConfig) -> Result<Vec<u8>, AcpiError> {
@@ -28,6 +30,7 @@ pub(super) fn table(config: &AcpiConfig) -> Result<Vec<u8>, AcpiError> {
     devices.extend(rtc());
     devices.extend(panic_notifier());
     devices.extend(power_button());
+    devices.extend(generation_id());
     devices.extend(generic_events());
     for (uid, slot) in (0..).zip(&config.virtio) {
         devices.extend(virtio(uid, slot)?);
@@ -95,8 +98,26 @@ fn power_button() -> Vec<u8> {
     ))
 }
 
-/// The Generic Event Device (ACPI specification 6.5, 5.6.9): turns the power device's interrupt into a notification of
-/// the power button.
+/// The VM generation ID, by the names that Microsoft's specification gives it: the second one fits into what ACPI allows, and is the one that
+/// Linux' vmgenid driver finds. `ADDR` is where the ID lies, its lower half first.
+fn generation_id() -> Vec<u8> {
+    const NAMES: [&str; 2] = ["VM_Gen_Counter", "VMGENCTR"];
+    // Below 4 GiB, as the map has it.
+    let address = map::GENERATION_ID as u32;
+    to_bytes(&Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"TWVM0001"),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CID".into(), &Package::new(vec![&NAMES[0], &NAMES[1]])),
+            &Name::new("_DDN".into(), &NAMES[0]),
+            &Name::new("ADDR".into(), &Package::new(vec![&address, &ZERO])),
+        ],
+    ))
+}
+
+/// The Generic Event Device (ACPI specification 6.5, 5.6.9): turns the power device's interrupt into notifications of
+/// the power button and of the generation ID.
 fn generic_events() -> Vec<u8> {
     let register = map::POWER_PORT + power::EVENT;
     to_bytes(&Device::new(
@@ -121,6 +142,8 @@ fn generic_events() -> Vec<u8> {
                     &Store::new(&Local(0), &Path::new("ESEL")),
                     &And::new(&Local(1), &Local(0), &power::EVENT_POWER_BUTTON),
                     &If::new(&Local(1), vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)]),
+                    &And::new(&Local(1), &Local(0), &power::EVENT_GENERATION),
+                    &If::new(&Local(1), vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &GENERATION_CHANGED)]),
                 ],
             ),
         ],

@@ -71,7 +71,7 @@ impl BootParams<'_> {
     }
 }
 
-/// The memory map: start, end and kind of each range, ascending. At most five ranges.
+/// The memory map: start, end and kind of each range, ascending. At most six ranges.
 fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, Kind)> {
     const LEGACY_HOLE: u64 = 0xa_0000;
     let layout = ram.layout();
@@ -79,6 +79,7 @@ fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, Kind)> {
         (0, map::CONVENTIONAL_END, Kind::Ram),
         (map::CONVENTIONAL_END, LEGACY_HOLE, Kind::Reserved),
         (map::ACPI_TABLES, map::ACPI_TABLES_END, Kind::Acpi),
+        (map::GENERATION_ID, map::GENERATION_ID_END, Kind::Reserved),
     ];
     if layout.low_bytes() > map::HIGH_MEMORY {
         ranges.push((map::HIGH_MEMORY, layout.low_bytes(), Kind::Ram));

@@ -19,11 +19,12 @@
 //! | length | content |
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 /// First bytes of every snapshot file.
 pub const MAGIC: [u8; 8] = *b"TWINVMSN";
 /// Format version written, and the only one read.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Longest content of a chunk, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Longest section that is read into memory as a whole, in bytes.
@@ -39,11 +40,21 @@ pub enum FormatError {
     /// The file system refused.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// A disk's file, which is read or written, rather than that of the snapshot.
+    #[error("disk {}: {source}", path.display())]
+    Disk {
+        /// The disk, as the VM's spec names it.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
     /// Some other file.
     #[error("not a twinvm snapshot")]
     Magic,
     /// Written by another version of twinvm.
-    #[error("snapshot format {0} is not supported: this twinvm reads format {VERSION}")]
+    #[error(
+        "it has snapshot format {0}, and this twinvm reads format {VERSION}: restore it with the twinvm that wrote it"
+    )]
     Version(u32),
     /// The file was damaged.
     #[error("the snapshot is damaged: wrong checksum in {0}")]

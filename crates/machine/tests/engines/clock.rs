@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use machine::boot::BootState;
+use machine::devices::power::EVENT_GENERATION;
 use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
+use machine::generation::GenerationId;
 use machine::vm::{Boot, Vm};
 use memory::GuestRam;
 use spec::EngineKind::{self, Soft};
@@ -225,5 +227,55 @@ fn pauses_do_not_slow_the_guests_clock_down() {
         let clock_ns = u128::from(vm.save().unwrap().platform.clock_ns);
         assert!(clock_ns >= last.as_nanos(), "{engine}: {clock_ns} ns instead of {last:?}");
         assert!(clock_ns <= before.elapsed().as_nanos(), "{engine}: {clock_ns} ns");
+    }
+}
+
+/// The flag by which a guest learns from its paravirtual clock that it stood still.
+fn was_told_stopped(ram: &GuestRam) -> bool {
+    ram.load::<u8>(PARAVIRTUAL_CLOCK + 29).unwrap() & 2 != 0
+}
+
+/// Row 1 of the snapshots' cases: by the time of day at which the VM goes on, later or (as somebody has set the host's clock) earlier.
+#[test]
+fn a_vm_that_goes_on_later_shows_the_hosts_time_and_no_clock_goes_back() {
+    for engine in engines() {
+        for later in [true, false] {
+            let mut vm = start(engine, Timer::OneShot, 0);
+            run_rounds(&mut vm, 1000);
+            let ram = vm.platform().ram().clone();
+            assert!(!was_told_stopped(&ram));
+            let before_ns = paravirtual_ns(&ram, load(&ram, TSC));
+            let mut state = vm.save().unwrap();
+            drop(vm);
+            let saved_ns = state.platform.clock_ns;
+            let saved_unix_ns = state.platform.power_on_unix_ns + saved_ns;
+            let passed_ns = if later { 100_000 * SECOND_NS } else { 0 };
+            let now_ns = if later { saved_unix_ns + passed_ns } else { saved_unix_ns - 3000 * SECOND_NS };
+            state.catch_up(now_ns);
+            assert_eq!(state.platform.clock_ns, saved_ns + passed_ns, "{engine}");
+            assert_eq!(state.platform.power_on_unix_ns + state.platform.clock_ns, now_ns, "{engine}");
+            let begun = Instant::now();
+            let mut vm = restore(&ram, state, engine, 1, &Console::default());
+            let (id, old) = (GenerationId::random().unwrap(), GenerationId::of(&ram));
+            vm.begin_generation(id).unwrap();
+            assert!(GenerationId::of(&ram) == Some(id) && old != Some(id));
+            run_rounds(&mut vm, 3000);
+            // It stays until the guest takes it back.
+            assert!(was_told_stopped(&ram), "{engine}");
+            let ns = paravirtual_ns(&ram, load(&ram, TSC));
+            assert!(ns >= before_ns + passed_ns, "{engine}: {before_ns} to {ns}");
+            let (clock, taken_ns) = (vm.platform().clock().clone(), begun.elapsed().as_nanos() as u64);
+            assert!(
+                (now_ns..=now_ns + taken_ns).contains(&clock.unix_ns()),
+                "{engine}: {} of {now_ns}",
+                clock.unix_ns()
+            );
+            // What it is now it stays, also where it goes on as the same VM.
+            let state = vm.save().unwrap();
+            assert_ne!(state.platform.power.events & EVENT_GENERATION, 0);
+            let mut vm = restore(&ram, state, engine, 1, &Console::default());
+            run_rounds(&mut vm, 1000);
+            assert_eq!(GenerationId::of(&ram), Some(id));
+        }
     }
 }

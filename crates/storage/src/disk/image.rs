@@ -58,7 +58,15 @@ impl DiskImage {
     /// # Errors
     /// Any [`DiskError`] except `OutOfRange` and `ReadOnly`.
     pub fn open(path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
-        let Content { access, format, backing, locks } = open_image(path, options)?;
+        Self::open_as(path, path, options)
+    }
+
+    /// As [`Self::open`], for an image that lies at `at` until it is open, and is then renamed to `path` within its folder.
+    ///
+    /// # Errors
+    /// As [`Self::open`], which name `at`.
+    pub fn open_as(at: &Path, path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
+        let Content { access, format, backing, locks } = open_image(at, options)?;
         let mut image = Self {
             path: path.to_path_buf(),
             format,

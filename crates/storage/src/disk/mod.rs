@@ -7,6 +7,8 @@
 //! Images that are to be compared with others, such as a replica's copy, tell what they hold themselves
 //! ([`DiskImage::extent_at`]) and what they are based on ([`BaseIdentity`]).
 //!
+//! A [`Replacement`] gives several files new content at once. Whoever opens a disk that may have been in one calls [`settle`] before.
+//!
 //! The formats are those of the `imago` library; QEMU's `docs/interop/qcow2.txt` is the specification. Not supported:
 //! encryption, external data files, extended second-level entries, compression by zstd, images whose backing format is not recorded, and
 //! writing to images with internal snapshots. What is not supported, or damaged, is refused before a byte of the file has changed.
@@ -24,6 +26,7 @@ mod open;
 mod qcow2_header;
 mod qcow2_tables;
 mod raw_file;
+mod replace;
 mod write_back;
 
 use std::path::Path;
@@ -36,6 +39,7 @@ pub use identity::{BaseIdentity, ContentDigest};
 pub use image::{DiskImage, DiskOptions};
 pub(crate) use lock::{Access, ImageLock};
 pub use raw_file::RawFile;
+pub use replace::{Replacement, settle};
 pub use write_back::WriteBack;
 
 /// Smallest unit of a disk in bytes; sizes are multiples of it.

@@ -1,7 +1,7 @@
 //! `twinvm replay`: a recorded VM, executed again.
 
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, IsTerminal};
+use std::io::{self, BufReader, ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -259,13 +259,16 @@ fn begin(
     open::config(&spec)?;
     let config = snapshot.head().config.clone();
     let folder = tempfile::tempdir().context("cannot make a folder for temporary files; TMPDIR names another place")?;
-    let files = snapshot.head().disks.clone();
+    let files: Vec<_> = snapshot.head().written_disks().map(|disk| disk.path.clone()).collect();
     let copy = |number: usize, file: &Path| {
         // The name may tell the format.
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         folder.path().join(format!("{number}-{name}"))
     };
-    let content = snapshot.read(|number| files.get(number).map(|file| copy(number, file)).unwrap_or_default());
+    let content = snapshot.read(|number| {
+        let file = files.get(number).ok_or(io::ErrorKind::NotFound)?;
+        File::create_new(copy(number, file))
+    });
     let content = content.with_context(|| format!("cannot put the disks into {}", folder.path().display()))?;
     let mut copies = files.iter().enumerate().map(|(number, file)| copy(number, file));
     let mut disks: Vec<Box<dyn BlockBackend>> = Vec::new();

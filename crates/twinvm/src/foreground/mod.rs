@@ -5,29 +5,29 @@ pub mod open;
 pub mod output;
 mod recording;
 pub mod requests;
+mod snapshots;
 pub mod terminal;
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use machine::bus::lock;
 use machine::control::Control;
 use machine::devices::serial::ConsoleSink;
 use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::events::GuestEvent;
+use machine::generation::GenerationId;
 use machine::triple_fault::TripleFault;
-use machine::vm::{Boot, Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig};
+use machine::vm::{Boot, Vm};
 use replication::lockstep::file::LogEnd;
 use spec::EngineKind;
 use spec::VmSpec;
-use storage::disk::{DiskImage, DiskOptions};
 
 use crate::interrupt;
 use events::{Event, Reporter};
@@ -35,6 +35,8 @@ use open::Ends;
 use output::Output;
 use recording::Recording;
 use requests::{Answer, Pending, Request, RequestServer, VmStatus};
+pub use snapshots::{OpenSnapshot, open_snapshot};
+use snapshots::{Restoring, SnapshotDisks};
 use terminal::RawTerminal;
 
 /// What to run.
@@ -100,7 +102,17 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
         }
     };
     let notify = on_control.clone();
-    let (_server, pending) = RequestServer::start(&spec.name, move || notify(&Control::pause))?;
+    // What a snapshot of the VM as it is now says of its disks.
+    let saved_disks: Arc<std::sync::Mutex<Option<Arc<SnapshotDisks>>>> = Arc::default();
+    let prepare = {
+        let saved_disks = saved_disks.clone();
+        move |request: &Request| match (request, lock(&saved_disks).clone()) {
+            // Here rather than in the pause.
+            (Request::Snapshot { .. }, Some(disks)) => disks.identify().map(|_| ()),
+            _ => Ok(()),
+        }
+    };
+    let (_server, pending) = RequestServer::start(&spec.name, prepare, move || notify(&Control::pause))?;
     let ends = Ends::start(&spec)?;
     let leaving = Leaving::default();
     let on_signal = (on_control.clone(), leaving.clone(), reporter.clone());
@@ -122,16 +134,23 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     let (engine, reason) = (options.engine.0, options.engine.1.as_str());
     let started = Instant::now();
     let mut crashes = 0;
+    let mut generation = None;
     loop {
-        let restored = snapshot.take().map(|(path, snapshot)| restore(&path, snapshot)).transpose()?;
-        let (mut vm, recording) = make(&spec, restored, engine, &ends, sink())?;
+        let from = match snapshot.take() {
+            Some((path, snapshot)) => From::Snapshot(Box::new(Restoring::begin(&path, &spec, snapshot)?)),
+            None => From::PowerOn(generation),
+        };
+        let Made { mut vm, recording, disks } = make(&spec, from, engine, &ends, sink())?;
+        *lock(&saved_disks) = Some(disks.clone());
         *lock(&shared) = Some(vm.control());
         reporter.report(&Event::Started { name: &spec.name, engine: engine.to_string(), reason });
         if let Some(recording) = &recording {
             reporter.report(&Event::Recording { path: recording.path() });
         }
-        let end = serve(&mut vm, &spec, recording.as_ref(), &pending, &leaving, &reporter, started);
+        let running = Running { spec: &spec, disks: &disks, recording: recording.as_ref(), started };
+        let end = serve(&mut vm, &running, &pending, &leaving, &reporter);
         *lock(&shared) = None;
+        *lock(&saved_disks) = None;
         vm.platform().flush_disks().context("cannot flush the disks")?;
         let end = end?;
         if let Some(recording) = recording {
@@ -140,6 +159,7 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
                 reporter.report(&Event::Recorded { path: &path, instructions, digest: digest.to_string() });
             }
         }
+        generation = GenerationId::of(vm.platform().ram());
         match end {
             Ended::Reset => reporter.report(&Event::Reset),
             Ended::Crashed(fault) => {
@@ -156,39 +176,74 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     }
 }
 
-/// Makes a VM, at power-on or as it was saved, and a record of its life if its spec asks for one.
-fn make(
-    spec: &VmSpec,
-    restored: Option<(VmConfig, SnapshotContent)>,
-    engine: EngineKind,
-    ends: &Ends,
-    console: Box<dyn ConsoleSink>,
-) -> Result<(Vm, Option<Recording>)> {
-    let instructions = restored.as_ref().map_or(0, |(_, content)| content.state.engine.processors.instructions);
+/// What a VM begins from.
+enum From {
+    /// Power-on; after a reset it is the VM that it was, by this ID.
+    PowerOn(Option<GenerationId>),
+    Snapshot(Box<Restoring>),
+}
+
+/// A VM that has not run here yet.
+struct Made {
+    vm: Vm,
+    /// A record of its life, if its spec asks for one.
+    recording: Option<Recording>,
+    disks: Arc<SnapshotDisks>,
+}
+
+/// Makes a VM. If it begins from a snapshot, its disks are replaced when that has succeeded.
+fn make(spec: &VmSpec, from: From, engine: EngineKind, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Made> {
+    let instructions = match &from {
+        From::PowerOn(_) => 0,
+        From::Snapshot(restoring) => restoring.content.state.engine.processors.instructions,
+    };
     let recording = Recording::new(spec, instructions)?;
     let mode = recording.as_ref().map_or(InputMode::Live, Recording::mode);
-    let disks = open::disks(spec)?;
-    let bases = match &recording {
-        Some(_) => disks.iter().map(open::base).collect::<Result<Vec<_>>>()?,
-        None => Vec::new(),
-    };
-    let parts = open::connect(disks, ends, console)?;
-    let mut vm = match restored {
-        None => {
-            let guest = open::guest(spec)?;
-            let boot = Boot::Linux {
-                kernel: &guest.kernel,
-                initrd: guest.initrd.as_deref(),
-                command_line: &guest.command_line,
-            };
-            Vm::boot(open::config(spec)?, &boot, parts, engine, mode)?
-        }
-        Some((config, content)) => Vm::restore(config, &content.ram, content.state, parts, engine, mode)?,
+    let (mut vm, disks) = match from {
+        From::PowerOn(generation) => power_on(spec, generation, engine, mode, ends, console)?,
+        From::Snapshot(restoring) => go_on(*restoring, engine, mode, ends, console)?,
     };
     if let Some(recording) = &recording {
-        recording.begin(&mut vm, spec, bases)?;
+        recording.begin(&mut vm, spec, &disks)?;
     }
-    Ok((vm, recording))
+    Ok(Made { vm, recording, disks: Arc::new(disks) })
+}
+
+fn power_on(
+    spec: &VmSpec,
+    generation: Option<GenerationId>,
+    engine: EngineKind,
+    mode: InputMode,
+    ends: &Ends,
+    console: Box<dyn ConsoleSink>,
+) -> Result<(Vm, SnapshotDisks)> {
+    let images = open::disks(spec)?;
+    let disks = SnapshotDisks::of(&images);
+    let parts = open::connect(images, ends, console)?;
+    let guest = open::guest(spec)?;
+    let boot =
+        Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
+    let vm = Vm::boot(open::config(spec)?, &boot, parts, engine, mode)?;
+    if let Some(generation) = generation {
+        vm.keep_generation(generation)?;
+    }
+    Ok((vm, disks))
+}
+
+fn go_on(
+    restoring: Restoring,
+    engine: EngineKind,
+    mode: InputMode,
+    ends: &Ends,
+    console: Box<dyn ConsoleSink>,
+) -> Result<(Vm, SnapshotDisks)> {
+    let Restoring { config, content, disks: images, replacement } = restoring;
+    let disks = SnapshotDisks::of(&images);
+    let parts = open::connect(images, ends, console)?;
+    let mut vm = Vm::restore(config, &content.ram, content.state, parts, engine, mode)?;
+    vm.begin_generation(GenerationId::random()?)?;
+    replacement.commit().context("the snapshot's disks cannot take the place of those that are there")?;
+    Ok((vm, disks))
 }
 
 /// How a VM came to its end.
@@ -199,16 +254,23 @@ enum Ended {
     Stopped(&'static str),
 }
 
+/// What belongs to a VM that runs.
+struct Running<'a> {
+    spec: &'a VmSpec,
+    disks: &'a SnapshotDisks,
+    recording: Option<&'a Recording>,
+    started: Instant,
+}
+
 /// Runs the VM and answers requests in between.
 fn serve(
     vm: &mut Vm,
-    spec: &VmSpec,
-    recording: Option<&Recording>,
+    running: &Running,
     pending: &Receiver<Pending>,
     leaving: &Leaving,
     reporter: &Reporter,
-    started: Instant,
 ) -> Result<Ended> {
+    let Running { spec, disks, recording, started } = *running;
     loop {
         let end = vm.run(recording.and_then(|recording| recording.digest_due_at(vm)))?;
         if let Some(recording) = recording
@@ -231,7 +293,7 @@ fn serve(
         while let Ok(request) = pending.try_recv() {
             let done = match &request.request {
                 Request::Status => Ok(()),
-                Request::Snapshot { path } => snapshot(vm, spec, path).inspect(|()| {
+                Request::Snapshot { path } => snapshots::write(vm, spec, disks, path).inspect(|()| {
                     reporter.report(&Event::Snapshot { path });
                 }),
                 Request::Stop { force: false } => {
@@ -263,68 +325,4 @@ fn status(vm: &Vm, spec: &VmSpec, started: Instant) -> VmStatus {
         memory_bytes: spec.memory.bytes(),
         running_s: started.elapsed().as_secs(),
     }
-}
-
-/// Writes a snapshot beside its final name and renames it into place, so that a full disk leaves no half of one.
-fn snapshot(vm: &mut Vm, spec: &VmSpec, path: &Path) -> Result<()> {
-    let head =
-        SnapshotHead { config: vm.config().clone(), spec: spec::to_toml(spec)?, disks: open::writable_disks(spec) };
-    let temporary = beside(path, "part");
-    let written = File::create(&temporary)
-        .with_context(|| format!("cannot create {}", temporary.display()))
-        .and_then(|file| {
-            let mut out = vm.write_snapshot(&head, BufWriter::new(file))?;
-            out.flush()?;
-            Ok(out.get_ref().sync_all()?)
-        })
-        .and_then(|()| Ok(fs::rename(&temporary, path)?));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written.with_context(|| format!("cannot write snapshot {}", path.display()))
-}
-
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(ending);
-    name.into()
-}
-
-/// A snapshot file that is open.
-pub type OpenSnapshot = Snapshot<std::io::BufReader<File>>;
-
-/// Opens a snapshot file; returns it with the spec of the VM that it is of.
-pub fn open_snapshot(path: &Path) -> Result<(VmSpec, OpenSnapshot)> {
-    let file = File::open(path).with_context(|| format!("cannot read snapshot {}", path.display()))?;
-    let mut snapshot =
-        Snapshot::open(std::io::BufReader::new(file)).with_context(|| format!("snapshot {}", path.display()))?;
-    let spec = VmSpec::parse(&snapshot.head().spec)?;
-    snapshot.set_backing(spec.backing());
-    if open::writable_disks(&spec) != snapshot.head().disks {
-        bail!("snapshot {}: its disks are not those of its spec", path.display());
-    }
-    Ok((spec, snapshot))
-}
-
-/// Reads a snapshot, and puts its disks' content in place of the files that are there.
-fn restore(path: &Path, snapshot: OpenSnapshot) -> Result<(VmConfig, SnapshotContent)> {
-    let config = snapshot.head().config.clone();
-    let disks = snapshot.head().disks.clone();
-    for disk in disks.iter().filter(|disk| disk.exists()) {
-        // Refused while another VM has it.
-        DiskImage::open(disk, DiskOptions::default())?;
-    }
-    let temporary = |number: usize| disks.get(number).map(|disk| beside(disk, "restoring")).unwrap_or_default();
-    let content = snapshot.read(temporary).with_context(|| format!("snapshot {}", path.display()));
-    if content.is_err() {
-        for number in 0..disks.len() {
-            let _ = fs::remove_file(temporary(number));
-        }
-    }
-    let content = content?;
-    for (number, disk) in disks.iter().enumerate() {
-        fs::rename(temporary(number), disk).with_context(|| format!("cannot replace disk {}", disk.display()))?;
-    }
-    Ok((config, content))
 }

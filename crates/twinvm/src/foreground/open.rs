@@ -1,7 +1,7 @@
 //! From a VM spec to everything a VM is made of: files opened, images locked, network ends started.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -15,7 +15,7 @@ use network::end::{EndConfig, EndProcess, Lifetime};
 use network::{Attach, FrameBackend, Link};
 use spec::MacAddr;
 use spec::{DiskSpec, VmSpec};
-use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions};
+use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, settle};
 use storage::image::{Image, ImageStore};
 
 use crate::paths;
@@ -159,6 +159,7 @@ pub fn base(disk: &DiskImage) -> Result<BaseIdentity> {
 }
 
 fn open_disk(spec: &DiskSpec) -> Result<DiskImage> {
+    settle(&spec.path)?;
     if let Some(base) = &spec.base_image
         && !spec.path.exists()
     {
@@ -191,11 +192,6 @@ fn create_overlay(spec: &DiskSpec, base: &str) -> Result<()> {
     image(base)?;
     images()?.create_disk(base, &spec.path)?;
     Ok(())
-}
-
-/// The files of the writable disks, whose content belongs into a snapshot.
-pub fn writable_disks(spec: &VmSpec) -> Vec<PathBuf> {
-    spec.disks.iter().filter(|disk| !disk.readonly).map(|disk| disk.path.clone()).collect()
 }
 
 /// The spec with absolute paths, so that it means the same from any folder.

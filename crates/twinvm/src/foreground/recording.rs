@@ -16,7 +16,8 @@ use replication::lockstep::log::SegmentWriter;
 use replication::lockstep::{ClosedSegment, LogRecorder, StateDigest, next_digest_at};
 use spec::EngineKind;
 use spec::VmSpec;
-use storage::disk::BaseIdentity;
+
+use super::snapshots::{self, SnapshotDisks};
 
 /// The epoch after which a recording begins.
 const EPOCH: Epoch = Epoch::NONE;
@@ -88,9 +89,9 @@ impl Recording {
         &self.log
     }
 
-    /// Keeps how the VM is, which has not run yet. `bases` is what its disks show where the snapshot has nothing of them.
-    pub fn begin(&self, vm: &mut Vm, spec: &VmSpec, bases: Vec<BaseIdentity>) -> Result<()> {
-        super::snapshot(vm, spec, &self.snapshot)?;
+    /// Keeps how the VM is, which has not run yet.
+    pub fn begin(&self, vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks) -> Result<()> {
+        snapshots::write(vm, spec, disks, &self.snapshot)?;
         // A replay, too, counts pages as touched from here on.
         vm.harvest()?.acknowledge();
         let name = self.snapshot.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -101,7 +102,7 @@ impl Recording {
             snapshot: name.to_owned(),
             snapshot_digest: snapshot_digest(&self.snapshot)?,
             positions: vec![InputPosition::default(); self.cards],
-            bases,
+            bases: disks.identities()?,
         };
         let file = File::create_new(&self.log).and_then(|file| LogFileWriter::new(file, &head));
         *lock(&self.output) = Output::File(file.with_context(|| format!("cannot write {}", self.log.display()))?);

@@ -87,8 +87,13 @@ pub struct RequestServer {
 }
 
 impl RequestServer {
-    /// Listens for requests to the VM `name`, and calls `notify` after each that it queues. Refused if a VM of that name runs.
-    pub fn start(name: &str, notify: impl Fn() + Send + 'static) -> Result<(Self, Receiver<Pending>)> {
+    /// Listens for requests to the VM `name`, and calls `prepare` before and `notify` after each that it queues. Refused if a VM of that
+    /// name runs.
+    pub fn start(
+        name: &str,
+        prepare: impl Fn(&Request) -> Result<()> + Send + 'static,
+        notify: impl Fn() + Send + 'static,
+    ) -> Result<(Self, Receiver<Pending>)> {
         let path = socket_path(name)?;
         if UnixStream::connect(&path).is_ok() {
             bail!("a VM named {name} is running already: stop it with `twinvm vm stop {name}`, or choose another name");
@@ -105,7 +110,7 @@ impl RequestServer {
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
                 // Who asked is told, or has gone: nobody here has to know.
-                let _ = serve(connection, &queue, &notify);
+                let _ = serve(connection, &queue, &prepare, &notify);
             }
         });
         Ok((Self { path }, pending))
@@ -118,21 +123,27 @@ impl Drop for RequestServer {
     }
 }
 
-fn serve(connection: UnixStream, queue: &Sender<Pending>, notify: &impl Fn()) -> Result<()> {
+fn serve(
+    connection: UnixStream,
+    queue: &Sender<Pending>,
+    prepare: &impl Fn(&Request) -> Result<()>,
+    notify: &impl Fn(),
+) -> Result<()> {
     connection.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     let mut line = String::new();
     if BufReader::new((&connection).take(LINE_BYTES_MAX)).read_line(&mut line)? == 0 {
         // Somebody looked whether the VM is there.
         return Ok(());
     }
-    let answer = match serde_json::from_str(&line) {
+    let request = serde_json::from_str(&line).map_err(|error| anyhow!("not a request: {error}"));
+    let answer = match request.and_then(|request| prepare(&request).map(|()| request)) {
         Ok(request) => {
             let (answer, answered) = channel();
             queue.send(Pending { request, answer }).map_err(|_| anyhow!("the VM has ended"))?;
             notify();
             answered.recv().unwrap_or_else(|_| Answer::Failed { message: "the VM has ended".to_owned() })
         }
-        Err(error) => Answer::Failed { message: format!("not a request: {error}") },
+        Err(error) => Answer::Failed { message: format!("{error:#}") },
     };
     let mut line = serde_json::to_string(&answer)?;
     line.push('\n');

@@ -13,7 +13,7 @@ use protocol::Generation;
 use replication::disk::{CopyMark, CopyState};
 use spec::DiskFormat;
 use spec::{DiskSpec, VmSpec};
-use storage::disk::{DiskImage, DiskOptions, create_qcow2, make_backing_absolute, recorded_backing};
+use storage::disk::{DiskImage, DiskOptions, create_qcow2, make_backing_absolute, recorded_backing, settle};
 use storage::image::{Image, ImageStore};
 
 use super::bases::Bases;
@@ -140,6 +140,8 @@ impl VmFolder {
                 Ok(fs::metadata(&backing.path)?.len())
             }
             _ => {
+                // What a restore of a VM in the foreground has left half done is not to be copied.
+                settle(&disk.path)?;
                 require_file(&disk.path)?;
                 let (file, path) = files.open(&disk.path)?;
                 // Held while it is copied: nobody may write to it meanwhile.

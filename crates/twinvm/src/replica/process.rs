@@ -21,6 +21,7 @@ use api::time::unix_ms_now;
 use machine::devices::virtio::net::NetConfig;
 use machine::devices::virtio::rng::OsEntropy;
 use machine::engine::soft::InputMode;
+use machine::generation::GenerationId;
 use machine::platform::Parts;
 use machine::triple_fault::TripleFaults;
 use machine::vm::{Boot, Vm};
@@ -98,8 +99,8 @@ struct Opened {
 /// Why the guest ended here, and whether it wants to be started again.
 enum Ended {
     For(ReplicaEnd),
-    /// With these disks. They stay open, as their files are locked while they are.
-    Reset(DiskSet),
+    /// With these disks, which stay open, as their files are locked while they are; and as the VM that it is, by this ID.
+    Reset(DiskSet, Option<GenerationId>),
 }
 
 /// Whether this replica has the VM for itself.
@@ -180,7 +181,7 @@ impl Process {
         thread::Builder::new().name("hang-watch".to_owned()).spawn(move || watching.watch_for_hang())?;
         let mut ended = match self.config.role {
             Role::Primary => match self.claim_alone()? {
-                Claimed::Alone(claim) => self.power_on(claim, disks)?,
+                Claimed::Alone(claim) => self.power_on(claim, disks, None)?,
                 Claimed::By(other) => bail!("the cluster store says that {other} runs VM {}", self.config.vm),
             },
             Role::Secondary => self.follow(listener.context("a secondary listens")?, disks)?,
@@ -188,7 +189,7 @@ impl Process {
         loop {
             match ended {
                 Ended::For(end) => return Ok(end),
-                Ended::Reset(disks) => ended = self.restart(disks)?,
+                Ended::Reset(disks, generation) => ended = self.restart(disks, generation)?,
             }
         }
     }
@@ -225,12 +226,12 @@ impl Process {
     }
 
     /// Boots the guest again, after a reset that it asked for.
-    fn restart(self: &Arc<Self>, disks: DiskSet) -> Result<Ended> {
+    fn restart(self: &Arc<Self>, disks: DiskSet, generation: Option<GenerationId>) -> Result<Ended> {
         // The machine before, with its memory, is gone by now, but for what holds on to it here.
         self.shared().acting = Acting::Restarting;
         loop {
             match self.claim_alone() {
-                Ok(Claimed::Alone(claim)) => return self.power_on(claim, disks),
+                Ok(Claimed::Alone(claim)) => return self.power_on(claim, disks, generation),
                 Ok(Claimed::By(other)) => {
                     let message = format!("{other} took the VM over while its guest was being reset");
                     return Ok(Ended::For(ReplicaEnd::LostArbitration { message }));
@@ -244,8 +245,8 @@ impl Process {
         }
     }
 
-    /// Boots the guest.
-    fn power_on(self: &Arc<Self>, claim: Claim, disks: DiskSet) -> Result<Ended> {
+    /// Boots the guest, with the generation ID that it had before, if any.
+    fn power_on(self: &Arc<Self>, claim: Claim, disks: DiskSet, generation: Option<GenerationId>) -> Result<Ended> {
         let config = open::config(&self.spec)?;
         let guest = open::guest(&self.spec)?;
         let boot =
@@ -256,6 +257,7 @@ impl Process {
         let parts = self.parts(&disks, cards)?;
         self.mark_copy(claim.generation);
         let mut vm = Vm::boot(config, &boot, parts, self.config.engine, InputMode::Live)?;
+        generation.map_or(Ok(()), |id| vm.keep_generation(id))?;
         let replica = Replica::primary(self.id(), claim);
         let primary = self.primary(replica, Epoch::NONE, &vm, gate, trigger, disks.clone());
         self.lead(&primary, &mut vm, disks)
@@ -308,7 +310,7 @@ impl Process {
         }
         let end = primary.run(vm)?;
         Ok(Ended::For(match end {
-            PrimaryEnd::Reset => return Ok(Ended::Reset(disks)),
+            PrimaryEnd::Reset => return Ok(Ended::Reset(disks, GenerationId::of(vm.platform().ram()))),
             PrimaryEnd::PoweredOff => ReplicaEnd::PoweredOff,
             PrimaryEnd::PlugPulled => ReplicaEnd::PlugPulled,
             PrimaryEnd::Stopped(reason) => ReplicaEnd::LostArbitration { message: reason.to_string() },

@@ -151,6 +151,63 @@ fn a_snapshot_continues_on_the_other_engine_and_back_with_its_clock_right() {
     }
 }
 
+/// What a guest says of itself once a second: its time, its real-time clock's, a random number, and how often its kernel has said that it
+/// is another VM, or that it hangs.
+struct Said {
+    time: i64,
+    clock: i64,
+    random: String,
+    forks: u32,
+    hangs: u32,
+}
+
+fn said(vm: &RunningVm, at: usize) -> (Said, i64) {
+    let line = || vm.console().split("says ").skip(1).nth(at).filter(|line| line.contains(" end")).map(str::to_owned);
+    vm.wait_until("the guest has said more", || line().is_some());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let line = line().unwrap();
+    let words: Vec<_> = line.split_whitespace().collect();
+    let number = |at: usize| words[at].parse::<i64>().unwrap_or_else(|_| panic!("{line}"));
+    let said = Said {
+        time: number(0),
+        clock: number(1),
+        random: words[2].to_owned(),
+        forks: number(3) as u32,
+        hangs: number(4) as u32,
+    };
+    (said, now)
+}
+
+/// Rows 1 and 7 of the snapshots' cases.
+#[test]
+fn a_restored_guest_has_the_hosts_time_and_knows_that_it_is_another_vm() {
+    const AWAY: Duration = Duration::from_secs(4);
+    image(&images::tiny());
+    // The patterns do not match themselves, which are in the kernel's command line.
+    let command = "while sleep 1; do echo says $(date +%s) $(cat /sys/class/rtc/rtc0/since_epoch) \
+                   $(cat /proc/sys/kernel/random/uuid) $(dmesg | grep -c machine.for[k]) \
+                   $(dmesg | grep -c -e stal[l] -e locku[p]) end; done";
+    let vm = RunningVm::start_diskless("again", "test-tiny", "128M", 1, command);
+    let (first, _) = said(&vm, 1);
+    assert_eq!((first.forks, first.hangs), (0, 0));
+    let file = vm.folder().join("again.snap");
+    vm.twinvm(&["vm", "snapshot", vm.name(), file.to_str().unwrap()]);
+    let (mut vm, mut randoms) = (vm, vec![first.random]);
+    for _ in 0..2 {
+        // The snapshot is that much behind by then.
+        std::thread::sleep(AWAY);
+        vm = vm.kill_and_restore(&file, place::engine());
+        // The first time may have been asked for before the snapshot, and said after it.
+        let (said, now) = said(&vm, 1);
+        assert!((now - said.time).abs() <= 2 && (now - said.clock).abs() <= 2, "{} {} {now}", said.time, said.clock);
+        assert_eq!((said.forks, said.hangs), (1, 0), "{}", vm.console());
+        randoms.push(said.random);
+    }
+    randoms.sort();
+    randoms.dedup();
+    assert_eq!(randoms.len(), 3, "random numbers that came before: {randoms:?}");
+}
+
 #[test]
 fn a_damaged_snapshot_is_refused_and_the_disk_keeps_its_content() {
     image(&images::redis());

@@ -7,7 +7,7 @@
 //! | 0 | sleep control (ACPI specification 6.5, 4.8.3.7): sleep type in bits 2 to 4, sleep enable in bit 5 |
 //! | 1 | sleep status: wake status in bit 7, write one to clear |
 //! | 2 | reset: [`RESET_VALUE`] resets |
-//! | 3 | events of the Generic Event Device ([`EVENT_POWER_BUTTON`]); reading clears them and drops the interrupt |
+//! | 3 | events of the Generic Event Device ([`EVENT_POWER_BUTTON`], [`EVENT_GENERATION`]); reading clears them and drops the interrupt |
 //!
 //! Next to it are the two other ways in which operating systems reset a PC: [`KeyboardReset`] and [`ResetControl`].
 
@@ -42,6 +42,8 @@ pub const RESET_VALUE: u8 = 1;
 pub const SLEEP_TYPE_OFF: u8 = 5;
 /// Event register: the power button was pressed.
 pub const EVENT_POWER_BUTTON: u8 = 1;
+/// Event register: the VM generation ID is a new one.
+pub const EVENT_GENERATION: u8 = 2;
 
 const SLEEP_ENABLE: u8 = 0x20;
 const SLEEP_TYPE_SHIFT: u32 = 2;
@@ -77,6 +79,12 @@ impl Power {
     /// Presses the power button: the guest's operating system is asked to shut down. It may ignore that.
     pub fn press_power_button(&mut self) {
         self.state.events |= EVENT_POWER_BUTTON;
+        self.update_pin();
+    }
+
+    /// Tells the guest that its VM generation ID has changed.
+    pub fn announce_generation(&mut self) {
+        self.state.events |= EVENT_GENERATION;
         self.update_pin();
     }
 

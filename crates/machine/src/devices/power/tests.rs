@@ -46,6 +46,19 @@ fn the_power_button_interrupts_until_it_is_read_also_after_a_restore() {
 }
 
 #[test]
+fn a_new_generation_is_announced_beside_the_power_button_also_after_a_restore() {
+    let (mut original, pin, _) = power(&PowerState::default());
+    original.announce_generation();
+    assert!(pin.is_asserted());
+    let (mut restored, pin, _) = power(&original.save());
+    restored.press_power_button();
+    assert!(pin.is_asserted());
+    assert_eq!(read(&mut restored, EVENT), EVENT_GENERATION | EVENT_POWER_BUTTON);
+    assert!(!pin.is_asserted());
+    assert_eq!(read(&mut restored, EVENT), 0);
+}
+
+#[test]
 fn reset_control_resets_on_a_rising_edge_also_after_a_restore() {
     let events = GuestEvents::new();
     let mut control = ResetControl::new(&ResetControlState::default(), events.clone());

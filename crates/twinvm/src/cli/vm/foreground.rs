@@ -15,6 +15,23 @@ use crate::cli::run::HowArguments;
 use crate::foreground::requests::{Request, VmStatus, ask, running};
 use crate::foreground::{self, Start};
 
+/// What a snapshot holds.
+pub const SNAPSHOT_HELP: &str = "\
+The guest stands still while its memory and its disks' files are written. Not in the file, and needed where they are when it is restored,
+are disks that the guest may only read, and the images that disks are based on; what they hold is noted. The file is for its
+owner alone (mode 600), as it holds the guest's memory. A VM whose writable disk is a block device has no snapshots.
+
+  twinvm vm snapshot shop shop.snapshot";
+
+/// What a restore does.
+pub const RESTORE_HELP: &str = "\
+Nothing is changed before all that is needed is found to be there and to hold what it held. Then the files of all writable disks are replaced, or, if that
+fails or the host crashes, none; whatever they hold is lost. Links to them, permissions and owners stay, and there has to be room for
+the new content beside the old. The guest goes on with the host's time. Its kernel is told that it is another VM than the one that was
+saved (ACPI VM generation ID), so that a snapshot may be restored more than once.
+
+  twinvm vm restore shop.snapshot";
+
 #[derive(Args)]
 pub struct SnapshotArguments {
     /// Name of the VM

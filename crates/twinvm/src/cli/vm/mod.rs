@@ -52,8 +52,10 @@ What its guest keeps on its disks to tell itself from others, such as a host nam
     /// Remove a VM and its disks from every host
     Rm(cluster::RemoveArguments),
     /// Save a VM in the foreground to a file: memory, devices and writable disks; it goes on
+    #[command(after_help = foreground::SNAPSHOT_HELP)]
     Snapshot(foreground::SnapshotArguments),
     /// Continue a VM from a snapshot file in the foreground; its disks go back to the snapshot's content
+    #[command(after_help = foreground::RESTORE_HELP)]
     Restore(foreground::RestoreArguments),
 }
 

@@ -1,0 +1,212 @@
+//! Snapshots of a VM in the foreground, and what a restore needs.
+//!
+//! A restore changes nothing before it has all that it needs: what disks are based on is what it was, the snapshot is whole, the new content of all
+//! disks lies beside the old, and the VM is made. Then the disks are replaced, all of them or none ([`Replacement`]).
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, bail};
+use machine::snapshot::disk::{SnapshotBase, SnapshotDisk};
+use machine::vm::{Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig, unix_now_ns};
+use spec::{DiskFormat, VmSpec};
+use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, Replacement};
+
+/// What a snapshot of a VM says of its disks.
+pub struct SnapshotDisks {
+    disks: Vec<Known>,
+    /// Found out when it is first needed: reading an image takes its time.
+    bases: OnceLock<Vec<Option<SnapshotBase>>>,
+}
+
+/// What is known of a disk that is open.
+struct Known {
+    path: PathBuf,
+    format: DiskFormat,
+    read_only: bool,
+    /// What it shows where a snapshot has nothing of it: of one whose content is in the snapshot, what that is based on; all of another one.
+    base: Option<Backing>,
+}
+
+impl SnapshotDisks {
+    /// Of a VM that has these disks, in the order of its spec.
+    pub fn of(disks: &[DiskImage]) -> Self {
+        let known = |disk: &DiskImage| {
+            let whole = || Backing { path: disk.path().to_owned(), format: disk.format() };
+            let base = if disk.is_read_only() { Some(whole()) } else { disk.backing().cloned() };
+            Known { path: disk.path().to_owned(), format: disk.format(), read_only: disk.is_read_only(), base }
+        };
+        Self { disks: disks.iter().map(known).collect(), bases: OnceLock::new() }
+    }
+
+    /// Finds out what images hold that no snapshot has, which takes about a second for each GiB the first time. They do not change while the VM has
+    /// them, so this is done once, and may be while it runs.
+    pub fn identify(&self) -> Result<&[Option<SnapshotBase>]> {
+        if let Some(bases) = self.bases.get() {
+            return Ok(bases);
+        }
+        let bases = self.disks.iter().map(Known::identify).collect::<Result<Vec<_>>>()?;
+        Ok(self.bases.get_or_init(|| bases))
+    }
+
+    /// As [`Self::identify`], as a log names it.
+    pub fn identities(&self) -> Result<Vec<BaseIdentity>> {
+        let bases = self.identify()?.iter();
+        Ok(bases.map(|base| base.as_ref().map_or(BaseIdentity::Zeros, |base| base.content)).collect())
+    }
+
+    /// The spec, with the formats that the disks have: they are not to be found out again.
+    fn spec(&self, spec: &VmSpec) -> VmSpec {
+        let mut spec = spec.clone();
+        for (disk, known) in spec.disks.iter_mut().zip(&self.disks) {
+            disk.format = Some(known.format);
+        }
+        spec
+    }
+
+    fn for_snapshot(&self) -> Result<Vec<SnapshotDisk>> {
+        let bases = self.identify()?;
+        self.disks.iter().zip(bases).map(|(disk, base)| disk.for_snapshot(base.clone())).collect()
+    }
+}
+
+impl Known {
+    fn identify(&self) -> Result<Option<SnapshotBase>> {
+        let Some(base) = &self.base else { return Ok(None) };
+        let content = BaseIdentity::of(Some(base));
+        let content = content.with_context(|| format!("disk {}", self.path.display()))?;
+        Ok(Some(SnapshotBase { path: base.path.clone(), format: base.format, content }))
+    }
+
+    fn for_snapshot(&self, base: Option<SnapshotBase>) -> Result<SnapshotDisk> {
+        let metadata = fs::metadata(&self.path).with_context(|| format!("disk {}", self.path.display()))?;
+        if !self.read_only && metadata.file_type().is_block_device() {
+            bail!(
+                "disk {} is a block device, whose content a restore could not replace at once: take a snapshot of it by its own means (such as \
+                 lvcreate --snapshot) while the VM is off, or use an image file",
+                self.path.display()
+            );
+        }
+        Ok(SnapshotDisk { path: self.path.clone(), read_only: self.read_only, mode: metadata.mode() & 0o7777, base })
+    }
+
+    /// Whether the VM's disk is this file, or needs it.
+    fn uses(&self, file: &fs::Metadata) -> bool {
+        let is_it =
+            |path: &Path| fs::metadata(path).is_ok_and(|own| (own.dev(), own.ino()) == (file.dev(), file.ino()));
+        is_it(&self.path) || self.base.as_ref().is_some_and(|base| is_it(&base.path))
+    }
+}
+
+/// Writes a snapshot of the paused VM to a file, which is there when it is complete and on stable storage. Only its owner may read it: it
+/// holds the guest's memory, with all secrets that are in it.
+pub fn write(vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks, path: &Path) -> Result<()> {
+    let spec = disks.spec(spec);
+    if let Ok(file) = fs::metadata(path)
+        && disks.disks.iter().any(|disk| disk.uses(&file))
+    {
+        bail!("{} is a disk of this VM: give the snapshot another name", path.display());
+    }
+    let head = SnapshotHead { config: vm.config().clone(), spec: spec::to_toml(&spec)?, disks: disks.for_snapshot()? };
+    let mut write = || -> Result<()> {
+        let mut replacement = Replacement::new();
+        replacement.add_private(path)?;
+        let mut out = vm.write_snapshot(&head, BufWriter::new(replacement.file(0)?))?;
+        out.flush()?;
+        drop(out);
+        Ok(replacement.commit()?)
+    };
+    write().with_context(|| format!("cannot write snapshot {}", path.display()))
+}
+
+/// A snapshot file that is open.
+pub type OpenSnapshot = Snapshot<BufReader<File>>;
+
+/// Opens a snapshot file; returns it with the spec of the VM that it is of.
+pub fn open_snapshot(path: &Path) -> Result<(VmSpec, OpenSnapshot)> {
+    let file = File::open(path).with_context(|| format!("cannot read snapshot {}", path.display()))?;
+    let mut snapshot = Snapshot::open(BufReader::new(file)).with_context(|| format!("snapshot {}", path.display()))?;
+    let spec = VmSpec::parse(&snapshot.head().spec)?;
+    snapshot.set_backing(spec.backing());
+    let named = spec.disks.iter().map(|disk| (&disk.path, disk.readonly));
+    if !named.eq(snapshot.head().disks.iter().map(|disk| (&disk.path, disk.read_only))) {
+        bail!("snapshot {}: its disks are not those of its spec", path.display());
+    }
+    Ok((spec, snapshot))
+}
+
+/// A snapshot that has been read, and disks with its content that have not taken the place of the old ones.
+pub struct Restoring {
+    /// The hardware.
+    pub config: VmConfig,
+    /// Memory and state, as they were saved.
+    pub content: SnapshotContent,
+    /// The disks, open.
+    pub disks: Vec<DiskImage>,
+    /// What is still to be done once the VM is made.
+    pub replacement: Replacement,
+}
+
+impl Restoring {
+    /// Reads a snapshot. Nothing has been changed when this fails, or when the result is dropped.
+    pub fn begin(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot) -> Result<Self> {
+        let head = snapshot.head().clone();
+        let in_snapshot = || format!("snapshot {} cannot be restored", path.display());
+        check_bases(&head).with_context(in_snapshot)?;
+        let mut replacement = Replacement::new();
+        for disk in head.written_disks() {
+            replacement.add(&disk.path, disk.mode).with_context(in_snapshot)?;
+        }
+        let mut content = snapshot.read(|number| replacement.file(number)).with_context(in_snapshot)?;
+        let mut disks = Vec::new();
+        let mut written = 0;
+        for disk in &spec.disks {
+            let options = DiskOptions { format: disk.format, read_only: disk.readonly, direct: false };
+            let at = if disk.readonly {
+                disk.path.clone()
+            } else {
+                written += 1;
+                let new = replacement.new_path(written - 1).ok_or_else(|| anyhow!("a disk is missing"));
+                new.with_context(in_snapshot)?.to_owned()
+            };
+            let image = DiskImage::open_as(&at, &disk.path, options);
+            disks.push(image.with_context(|| format!("{}: disk {}", in_snapshot(), disk.path.display()))?);
+        }
+        content.state.catch_up(unix_now_ns());
+        Ok(Self { config: head.config, content, disks, replacement })
+    }
+}
+
+/// Refuses a snapshot whose disks rely on images that are not what they were.
+fn check_bases(head: &SnapshotHead) -> Result<()> {
+    for disk in &head.disks {
+        let Some(base) = &disk.base else { continue };
+        let backing = Backing { path: base.path.clone(), format: base.format };
+        let is_itself = disk.read_only;
+        let found = BaseIdentity::of(Some(&backing)).with_context(|| match is_itself {
+            true => format!("read-only disk {}, which is not in the snapshot, cannot be used", disk.path.display()),
+            false => format!("what disk {} is based on cannot be used", disk.path.display()),
+        })?;
+        if found == base.content {
+            continue;
+        }
+        if is_itself {
+            bail!(
+                "read-only disk {}, which is not in the snapshot, does not hold what it held then: put the old file back",
+                disk.path.display()
+            );
+        }
+        bail!(
+            "disk {} is based on {}, which does not hold what it held when the snapshot was taken: put the old file back",
+            disk.path.display(),
+            base.path.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
