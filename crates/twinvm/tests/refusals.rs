@@ -140,6 +140,48 @@ fn a_disk_that_qemu_uses() {
 }
 
 #[test]
+fn disks_are_made_shown_and_grown() {
+    let spec = Spec::new("");
+    let json = |words: &[&str]| -> serde_json::Value {
+        let output = spec.twinvm(&[&["disk"], words, &["--json"]].concat()).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let refused = |words: &[&str]| {
+        let output = spec.twinvm(&[&["disk"], words].concat()).output().unwrap();
+        assert!(!output.status.success(), "{words:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let made = json(&["create", "data.qcow2", "8M"]);
+    assert_eq!((&made["format"], &made["size_bytes"], &made["base"]), (&"qcow2".into(), &(8 << 20).into(), &().into()));
+    assert_eq!(json(&["create", "data.raw", "1M", "--format", "raw"])["format"], "raw");
+    let top = json(&["create", "top.qcow2", "--base", "data.qcow2"]);
+    assert_eq!((&top["size_bytes"], &top["base_format"]), (&(8 << 20).into(), &"qcow2".into()));
+    assert_eq!(json(&["resize", "top.qcow2", "16M"])["size_bytes"], 16 << 20);
+    assert_eq!(json(&["info", "top.qcow2"])["size_bytes"], 16 << 20);
+    for (words, expected) in [
+        (&["create", "data.qcow2", "8M"][..], "File exists"),
+        (&["create", "x", "--format", "raw", "--base", "data.qcow2"], "cannot be based on"),
+        (&["create", "x"], "required"),
+        (&["create", "x", "--image", "no-image"], "no-image"),
+        (&["resize", "top.qcow2", "1M"], "not made smaller"),
+        (&["info", "missing"], "o such file"),
+    ] {
+        let message = refused(words);
+        assert!(message.contains(expected) && !spec.path().join("x").exists(), "{words:?}: {message}");
+    }
+    // Also one that somebody has is shown, and not changed.
+    let path = spec.path().join("data.raw");
+    let used = DiskImage::open(&path, DiskOptions::default()).unwrap();
+    assert!(json(&["info", "data.raw"])["in_use_by"].as_str().is_some_and(|who| who.contains("refusals")));
+    assert!(refused(&["resize", "data.raw", "2M"]).contains("in use by refusals"));
+    drop(used);
+    // One of a VM with a host is that host's matter.
+    fs::write(spec.path().join("vm.json"), "{}").unwrap();
+    assert!(refused(&["resize", "data.raw", "2M"]).contains("twinvm vm set"));
+}
+
+#[test]
 fn a_name_that_runs_already() {
     let mut spec = Spec::new("");
     spec.text = spec.text.replace("\"vm\"", "\"taken\"");
@@ -249,6 +291,10 @@ fn every_command_teaches_and_answers_in_json() {
         &["run", "--help"],
         &["vm", "--help"],
         &["vm", "snapshot", "--help"],
+        &["vm", "set", "--help"],
+        &["vm", "clone", "--help"],
+        &["disk", "create", "--help"],
+        &["image", "prune", "--help"],
         &["image", "build", "--help"],
         &["engine", "probe", "--help"],
         &["bench", "cpu", "--help"],
@@ -258,7 +304,7 @@ fn every_command_teaches_and_answers_in_json() {
         let output = spec.twinvm(arguments).output().unwrap();
         assert!(output.status.success() && output.stdout.len() > 100, "{arguments:?}");
     }
-    for arguments in [&["vm", "list", "--json"][..], &["image", "list", "--json"]] {
+    for arguments in [&["vm", "list", "--json"][..], &["image", "list", "--json"], &["image", "prune", "--json"]] {
         let output = spec.twinvm(arguments).output().unwrap();
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(answer.as_array().map(Vec::len), Some(0), "{arguments:?}");

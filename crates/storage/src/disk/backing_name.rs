@@ -1,11 +1,11 @@
 //! The name of the file that an image is based on.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::lock::{Access, open_locked};
-use super::open::{file_name, read_header, resolve};
+use super::open::{file_name, open_to_look, read_header, resolve};
 use super::qcow2_header::{BACKING_NAME_BYTES_MAX, BACKING_NAME_LENGTH_AT, MAGIC};
 use super::{Backing, DiskError};
 
@@ -15,14 +15,8 @@ use super::{Backing, DiskError};
 /// # Errors
 /// [`DiskError::Open`], [`DiskError::NotADisk`], [`DiskError::Corrupt`], [`DiskError::Unsupported`].
 pub fn recorded_backing(path: &Path) -> Result<Option<Backing>, DiskError> {
-    let open_error = |source| DiskError::Open { path: path.to_path_buf(), source };
-    // Whoever opens a pipe waits for its other end.
-    let kind = fs::metadata(path).map_err(open_error)?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(DiskError::NotADisk { path: path.to_path_buf() });
-    }
     let mut start = [0; MAGIC.len()];
-    let file = File::open(path).map_err(open_error)?;
+    let file = open_to_look(path)?;
     if file.read_exact_at(&mut start, 0).is_err() || start != MAGIC {
         return Ok(None);
     }

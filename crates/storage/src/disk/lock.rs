@@ -86,15 +86,7 @@ impl ImageLock {
                 Err(error) => return Err(error.into()),
             }
         }
-        for byte in refused.iter().map(|n| DONE_AT + n).chain(done.iter().map(|n| REFUSED_AT + n)) {
-            // The lock asked about is one that any other excludes; it is not taken.
-            let mut other = bytes(libc::F_WRLCK, byte, 1);
-            fcntl(&lock.0, FcntlArg::F_OFD_GETLK(&mut other))?;
-            if libc::c_int::from(other.l_type) != libc::F_UNLCK {
-                return Ok(None);
-            }
-        }
-        Ok(Some(lock))
+        Ok(if is_refused(&lock.0, access)? { None } else { Some(lock) })
     }
 
     /// The file.
@@ -112,6 +104,20 @@ impl Drop for ImageLock {
     }
 }
 
+/// Whether somebody else's locks on an open image forbid something. Takes none.
+pub(super) fn is_refused(file: &File, access: Access) -> io::Result<bool> {
+    let (done, refused) = access.permissions();
+    for byte in refused.iter().map(|n| DONE_AT + n).chain(done.iter().map(|n| REFUSED_AT + n)) {
+        // The lock asked about is one that any other excludes; it is not taken.
+        let mut other = bytes(libc::F_WRLCK, byte, 1);
+        fcntl(file, FcntlArg::F_OFD_GETLK(&mut other))?;
+        if libc::c_int::from(other.l_type) != libc::F_UNLCK {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A lock on `length` bytes from `first` on. Both fit: they are constants of this module.
 fn bytes(kind: libc::c_int, first: u64, length: u64) -> libc::flock {
     libc::flock {
@@ -124,17 +130,24 @@ fn bytes(kind: libc::c_int, first: u64, length: u64) -> libc::flock {
     }
 }
 
+/// Refuses what is neither a file nor a block device, before it is opened: opening a FIFO would wait, opening some devices does something.
+pub(super) fn require_disk(path: &Path) -> Result<(), DiskError> {
+    let metadata = fs::metadata(path).map_err(|source| DiskError::Open { path: path.to_path_buf(), source })?;
+    let kind = metadata.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        Ok(())
+    } else {
+        Err(DiskError::NotADisk { path: path.to_path_buf() })
+    }
+}
+
 /// Opens an image: exclusively to write it, shared with other readers to read it.
 ///
 /// # Errors
 /// [`DiskError::InUse`] if someone has it in a way that excludes this.
 pub(crate) fn open_locked(path: &Path, access: Access, direct: bool) -> Result<(File, ImageLock), DiskError> {
     let open_error = |source| DiskError::Open { path: path.to_path_buf(), source };
-    // Looked at before it is opened: opening a FIFO would wait, opening some devices does something.
-    let kind = fs::metadata(path).map_err(open_error)?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(DiskError::NotADisk { path: path.to_path_buf() });
-    }
+    require_disk(path)?;
     let mut options = OpenOptions::new();
     options.read(true).write(access == Access::Write);
     if direct {

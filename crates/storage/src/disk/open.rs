@@ -10,7 +10,7 @@ use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 use spec::DiskFormat;
 
-use super::lock::{ImageLock, open_locked};
+use super::lock::{ImageLock, open_locked, require_disk};
 use super::qcow2_header::{self, BackingName, Header, INCOMPATIBLE_DIRTY, Refusal};
 use super::qcow2_tables::{self, Tables};
 use super::{Backing, DiskError, DiskOptions, check_size, format};
@@ -42,6 +42,12 @@ pub(super) fn open_image(path: &Path, options: DiskOptions) -> Result<Content, D
     let (access, backing) = open_format(path, file, format, options, &mut locks)?;
     check_size(path, access.size())?;
     Ok(Content { access, format, backing, locks })
+}
+
+/// Opens an image to look at it, without a lock.
+pub(super) fn open_to_look(path: &Path) -> Result<File, DiskError> {
+    require_disk(path)?;
+    reopen(path, false)
 }
 
 /// An image that is locked already once more, through the page cache: its metadata is read at no alignment.
@@ -169,7 +175,7 @@ fn check_tables<'a>(path: &Path, file: &'a File, header: &'a Header) -> Result<T
 }
 
 /// Not the metadata's length: that of a block device is 0.
-fn length(mut file: &File) -> io::Result<u64> {
+pub(super) fn length(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 

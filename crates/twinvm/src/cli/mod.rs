@@ -5,6 +5,7 @@ mod broker;
 mod console;
 mod daemon;
 mod demo;
+mod disk;
 mod engine;
 mod ft;
 mod host;
@@ -62,6 +63,9 @@ enum Command {
     Operator(operator::OperatorCommand),
     /// Show live figures of replication
     Top(top::TopArguments),
+    /// Make disk images, make them bigger, and show what they are
+    #[command(subcommand)]
+    Disk(disk::DiskCommand),
     /// Build and manage guest images made from Debian's packages
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -92,6 +96,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Vm(command) => vm::run(command),
         Command::Image(command) => image::run(command),
+        Command::Disk(command) => disk::run(command),
         Command::Engine(command) => engine::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Demo(arguments) => demo::run(&arguments),

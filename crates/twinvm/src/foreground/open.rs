@@ -182,7 +182,7 @@ pub fn require_file(disk: &Path) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "there is no such file; `qemu-img create -f qcow2 {} 10G` makes one, and base_image = \"NAME\" in the spec lets it begin as an image of `twinvm image list`",
+        "there is no such file; `twinvm disk create {} 10G` makes one, and base_image = \"NAME\" in the spec lets it begin as an image of `twinvm image list`",
         disk.display()
     )
 }

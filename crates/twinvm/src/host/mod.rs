@@ -41,3 +41,4 @@ mod vm_files;
 mod vm_folder;
 
 pub use daemon::{Daemon, run};
+pub use vm_folder::VM_CONTENTS;

@@ -23,6 +23,8 @@ use crate::foreground::open::require_file;
 
 /// Largest kernel or initial RAM disk, in bytes.
 pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
+/// The file by which a VM's folder is known: it says what the folder holds.
+pub const VM_CONTENTS: &str = "vm.json";
 /// Disks are copied in pieces of this size; those of zeros only become holes.
 const COPY_BYTES: usize = 1 << 20;
 /// Unit in which a file says how much space it takes (`st_blocks`).
@@ -75,7 +77,7 @@ impl VmFolder {
     }
 
     fn contents_file(&self) -> PathBuf {
-        self.path.join("vm.json")
+        self.path.join(VM_CONTENTS)
     }
 
     /// What it holds; nothing if it was not filled to the end.

@@ -16,8 +16,8 @@ use crate::cli::output::{human_bytes, print_json, print_line};
 /// What a spec means to a host of a cluster.
 pub const CREATE_HELP: &str = "\
 The spec is that of `twinvm run`. The host keeps copies of its own: of the kernel, and of each disk that the VM may write to. A disk
-with `base_image` whose file does not exist is made from that image's root disk. Others are made with QEMU's tools (Debian: qemu-utils), as by
-`qemu-img create -f qcow2 data.qcow2 20G`; docs/administration.md says more about disks.";
+with `base_image` whose file does not exist is made from that image's root disk. Others are made with
+`twinvm disk create`; docs/administration.md says more about disks.";
 
 #[derive(Args)]
 pub struct CreateArguments {
