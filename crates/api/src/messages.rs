@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, PortForward};
+use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, PortForward, SnapshotName};
 
 use crate::status::{Protection, ReplicaStatus};
 
@@ -207,6 +207,29 @@ pub struct StopVm {
     /// Pull the plug.
     #[serde(default)]
     pub force: bool,
+}
+
+/// A snapshot of a VM: its memory, its devices and the content of its disks at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// Its name.
+    pub name: SnapshotName,
+    /// The VM that it is of.
+    pub vm: String,
+    /// The host that keeps it.
+    pub host: String,
+    /// When it was complete, in ms since 1970.
+    pub created_unix_ms: u64,
+    /// Size of its file, in bytes.
+    pub bytes: u64,
+}
+
+/// Asks for a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// Its name, which no other snapshot of the VM has.
+    pub name: SnapshotName,
 }
 
 /// Asks for the removal of a VM.

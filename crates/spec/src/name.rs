@@ -24,6 +24,11 @@ pub enum NameError {
         "{0:?} cannot be the name of a VM: use 1 to 63 letters, digits, '-', '_' or '.', starting with a letter or digit"
     )]
     Vm(String),
+    /// Not one of a snapshot.
+    #[error(
+        "{0:?} cannot be the name of a snapshot: use 1 to 63 letters, digits, '-', '_' or '.', starting with a letter or digit"
+    )]
+    Snapshot(String),
 }
 
 /// The name of a host: a label of the domain name system in lower case (RFC 1123), since it stands in certificates.
@@ -35,6 +40,11 @@ pub struct HostName(String);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VmName(String);
+
+/// The name of a snapshot of a VM that has a host; it is part of a file's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName(String);
 
 impl TryFrom<String> for HostName {
     type Error = NameError;
@@ -53,16 +63,23 @@ impl TryFrom<String> for VmName {
     type Error = NameError;
 
     fn try_from(name: String) -> Result<Self, NameError> {
-        let letters = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        if (1..=NAME_BYTES_MAX).contains(&name.len())
-            && letters
-            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        {
-            Ok(Self(name))
-        } else {
-            Err(NameError::Vm(name))
-        }
+        if is_plain(&name) { Ok(Self(name)) } else { Err(NameError::Vm(name)) }
     }
+}
+
+impl TryFrom<String> for SnapshotName {
+    type Error = NameError;
+
+    fn try_from(name: String) -> Result<Self, NameError> {
+        if is_plain(&name) { Ok(Self(name)) } else { Err(NameError::Snapshot(name)) }
+    }
+}
+
+/// Whether a name fits into keys of the store and names of files.
+fn is_plain(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
 impl HostName {
@@ -136,6 +153,7 @@ macro_rules! as_text {
 
 as_text!(HostName);
 as_text!(VmName);
+as_text!(SnapshotName);
 
 #[cfg(test)]
 mod tests {
@@ -154,6 +172,7 @@ mod tests {
         }
         for bad in ["", ".", "..", "-a", "_a", "a/claim", "a b", "ä", "a\0", &"x".repeat(64)] {
             assert_eq!(bad.parse::<VmName>(), Err(NameError::Vm(bad.to_owned())));
+            assert_eq!(bad.parse::<SnapshotName>(), Err(NameError::Snapshot(bad.to_owned())));
         }
         assert!(serde_json::from_str::<VmName>("\"a/b\"").is_err(), "names are checked when they are read");
     }

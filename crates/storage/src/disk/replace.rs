@@ -232,7 +232,8 @@ pub fn settle(path: &Path) -> Result<(), DiskError> {
         Ok(file) => {
             // Whoever replaces the file has it.
             let lock = FileLock::try_new(&file).map_err(failed)?;
-            let _lock = lock.ok_or_else(|| DiskError::InUse { path: path.to_owned(), holder: holder::describe(&file) })?;
+            let _lock =
+                lock.ok_or_else(|| DiskError::InUse { path: path.to_owned(), holder: holder::describe(&file) })?;
             settle_by(&file, &target).map_err(failed)?;
             fs::remove_file(&note_path).map_err(failed)?;
         }

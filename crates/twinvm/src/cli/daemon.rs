@@ -86,6 +86,16 @@ impl DaemonConnection {
         self.call(Method::POST, path, body)
     }
 
+    /// The same, for what takes long.
+    pub fn post_within<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+        timeout: Duration,
+    ) -> Result<T> {
+        self.wait_for(|client, target| async move { client.call(target, Method::POST, path, body, timeout).await })
+    }
+
     /// Asks for something to be removed.
     pub fn delete<T: DeserializeOwned>(&self, path: &str, body: Option<&(impl Serialize + Sync)>) -> Result<T> {
         self.call(Method::DELETE, path, body)

@@ -5,7 +5,7 @@ pub mod open;
 pub mod output;
 mod recording;
 pub mod requests;
-mod snapshots;
+pub mod snapshots;
 pub mod terminal;
 
 use std::io;
@@ -195,7 +195,7 @@ struct Made {
 fn make(spec: &VmSpec, from: From, engine: EngineKind, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Made> {
     let instructions = match &from {
         From::PowerOn(_) => 0,
-        From::Snapshot(restoring) => restoring.content.state.engine.processors.instructions,
+        From::Snapshot(restoring) => restoring.saved.content.state.engine.processors.instructions,
     };
     let recording = Recording::new(spec, instructions)?;
     let mode = recording.as_ref().map_or(InputMode::Live, Recording::mode);
@@ -237,12 +237,9 @@ fn go_on(
     ends: &Ends,
     console: Box<dyn ConsoleSink>,
 ) -> Result<(Vm, SnapshotDisks)> {
-    let Restoring { config, content, disks: images, replacement } = restoring;
+    let Restoring { disks: images, saved } = restoring;
     let disks = SnapshotDisks::of(&images);
-    let parts = open::connect(images, ends, console)?;
-    let mut vm = Vm::restore(config, &content.ram, content.state, parts, engine, mode)?;
-    vm.begin_generation(GenerationId::random()?)?;
-    replacement.commit().context("the snapshot's disks cannot take the place of those that are there")?;
+    let vm = saved.go_on(open::connect(images, ends, console)?, engine, mode)?;
     Ok((vm, disks))
 }
 

@@ -10,9 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, bail};
+use machine::engine::soft::InputMode;
+use machine::generation::GenerationId;
+use machine::platform::Parts;
 use machine::snapshot::disk::{SnapshotBase, SnapshotDisk};
 use machine::vm::{Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig, unix_now_ns};
-use spec::{DiskFormat, VmSpec};
+use spec::{DiskFormat, EngineKind, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, Replacement};
 
 /// What a snapshot of a VM says of its disks.
@@ -131,23 +134,47 @@ pub fn open_snapshot(path: &Path) -> Result<(VmSpec, OpenSnapshot)> {
     let mut snapshot = Snapshot::open(BufReader::new(file)).with_context(|| format!("snapshot {}", path.display()))?;
     let spec = VmSpec::parse(&snapshot.head().spec)?;
     snapshot.set_backing(spec.backing());
-    let named = spec.disks.iter().map(|disk| (&disk.path, disk.readonly));
-    if !named.eq(snapshot.head().disks.iter().map(|disk| (&disk.path, disk.read_only))) {
+    if !has_disks_of(snapshot.head(), &spec) {
         bail!("snapshot {}: its disks are not those of its spec", path.display());
     }
     Ok((spec, snapshot))
 }
 
+/// Whether a snapshot is of a VM with the disks of this spec, in the same files.
+pub fn has_disks_of(head: &SnapshotHead, spec: &VmSpec) -> bool {
+    let named = spec.disks.iter().map(|disk| (&disk.path, disk.readonly));
+    named.eq(head.disks.iter().map(|disk| (&disk.path, disk.read_only)))
+}
+
 /// A snapshot that has been read, and disks with its content that have not taken the place of the old ones.
 pub struct Restoring {
-    /// The hardware.
-    pub config: VmConfig,
-    /// Memory and state, as they were saved.
-    pub content: SnapshotContent,
     /// The disks, open.
     pub disks: Vec<DiskImage>,
+    /// All else.
+    pub saved: Saved,
+}
+
+/// A VM that is about to go on from a snapshot.
+pub struct Saved {
+    /// The hardware.
+    config: VmConfig,
+    /// Memory and state, as they were saved.
+    pub content: SnapshotContent,
     /// What is still to be done once the VM is made.
-    pub replacement: Replacement,
+    replacement: Replacement,
+}
+
+impl Saved {
+    /// Makes the VM, of which the disks that were restored are parts, as one of its own. When that has succeeded, its disks take the place of those
+    /// that are there.
+    pub fn go_on(self, parts: Parts, engine: EngineKind, mode: InputMode) -> Result<Vm> {
+        let Self { config, mut content, replacement } = self;
+        content.state.catch_up(unix_now_ns());
+        let mut vm = Vm::restore(config, &content.ram, content.state, parts, engine, mode)?;
+        vm.begin_generation(GenerationId::random()?)?;
+        replacement.commit().context("the snapshot's disks cannot take the place of those that are there")?;
+        Ok(vm)
+    }
 }
 
 impl Restoring {
@@ -155,12 +182,15 @@ impl Restoring {
     pub fn begin(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot) -> Result<Self> {
         let head = snapshot.head().clone();
         let in_snapshot = || format!("snapshot {} cannot be restored", path.display());
+        if !has_disks_of(&head, spec) {
+            return Err(anyhow!("the VM has other disks now")).with_context(in_snapshot);
+        }
         check_bases(&head).with_context(in_snapshot)?;
         let mut replacement = Replacement::new();
         for disk in head.written_disks() {
             replacement.add(&disk.path, disk.mode).with_context(in_snapshot)?;
         }
-        let mut content = snapshot.read(|number| replacement.file(number)).with_context(in_snapshot)?;
+        let content = snapshot.read(|number| replacement.file(number)).with_context(in_snapshot)?;
         let mut disks = Vec::new();
         let mut written = 0;
         for disk in &spec.disks {
@@ -175,8 +205,7 @@ impl Restoring {
             let image = DiskImage::open_as(&at, &disk.path, options);
             disks.push(image.with_context(|| format!("{}: disk {}", in_snapshot(), disk.path.display()))?);
         }
-        content.state.catch_up(unix_now_ns());
-        Ok(Self { config: head.config, content, disks, replacement })
+        Ok(Self { disks, saved: Saved { config: head.config, content, replacement } })
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `vm_folder`, `bases`, `network_ends` | what a replica needs: disks, kernel, network ends |
 //! | `vm_files` | which files of this host VM specs may name |
 //! | `power`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
+//! | `snapshots` | snapshots of VMs, in the VMs' folders |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
 //! | `runtime` | reports to the controller, and carries out what it decides |
 //! | `metrics` | what Prometheus reads |
@@ -36,6 +37,7 @@ mod rest;
 mod runtime;
 mod secondary;
 mod settings;
+mod snapshots;
 mod views;
 mod vm_files;
 mod vm_folder;

@@ -15,7 +15,7 @@ use api::status::Role;
 use api::time::unix_ms_now;
 use cluster::records::Power;
 use replication::channel::Peer;
-use spec::VmSpec;
+use spec::{SnapshotName, VmSpec};
 
 use super::daemon::Daemon;
 use super::error::HostError;
@@ -170,6 +170,16 @@ impl Daemon {
 
     /// Starts a VM from its disks. For its owner.
     pub fn start_vm(self: &Arc<Self>, name: &str, how: StartVm) -> Result<VmView, HostError> {
+        self.start_vm_from(name, how, None)
+    }
+
+    /// The same, or from a snapshot.
+    pub(super) fn start_vm_from(
+        self: &Arc<Self>,
+        name: &str,
+        how: StartVm,
+        snapshot: Option<SnapshotName>,
+    ) -> Result<VmView, HostError> {
         self.refuse_if_stopping()?;
         let vm = self.known(name)?;
         if !how.from_stale_disks {
@@ -226,6 +236,7 @@ impl Daemon {
             store: self.config.store.clone(),
             identity: None,
             folder: folder.path().to_owned(),
+            snapshot,
             network_ends,
             listen: None,
             suspicion_ms: vm.record.ft.suspicion_ms,

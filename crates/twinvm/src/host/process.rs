@@ -25,6 +25,8 @@ use crate::replica::end::ReplicaEnd;
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a replica may take from its start until it is ready. It may have to measure engines and unpack a kernel.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for one that goes on from a snapshot, which has to read all of it and write the disks.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long a killed process may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the replica that an earlier daemon has started may take until it listens.
@@ -71,7 +73,8 @@ impl ReplicaProcess {
             process.kill();
             return Err(error).context("cannot note the replica's process");
         }
-        let deadline = Instant::now() + START_TIMEOUT;
+        let patience = if config.snapshot.is_some() { RESTORE_TIMEOUT } else { START_TIMEOUT };
+        let deadline = Instant::now() + patience;
         loop {
             if let Ok(status) = process.status()
                 && is_ready(&status)
@@ -84,7 +87,7 @@ impl ReplicaProcess {
             }
             if Instant::now() > deadline {
                 process.kill();
-                bail!("the replica was not ready within {} s", START_TIMEOUT.as_secs());
+                bail!("the replica was not ready within {} s", patience.as_secs());
             }
             thread::sleep(Duration::from_millis(10));
         }

@@ -63,6 +63,7 @@ impl Daemon {
         let network_ends = self.end_sockets(&spec);
         self.ends.ensure(&self.exe, &spec, &network_ends).context("network end")?;
         let config = ReplicaConfig {
+            snapshot: None,
             vm: name.to_owned(),
             host: self.host().to_owned(),
             spec: spec::to_toml(&folder.local_spec(&spec, &self.vm_files)?).context("the spec cannot be written")?,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use api::status::Role;
 use serde::{Deserialize, Serialize};
-use spec::{EngineKind, FtMode, VmSpec};
+use spec::{EngineKind, FtMode, SnapshotName, VmSpec};
 
 /// How long a replica hears nothing from its peer before it suspects that the peer is gone, unless configured.
 pub const SUSPICION_MS_DEFAULT: u32 = 100;
@@ -44,6 +44,9 @@ pub struct ReplicaConfig {
     pub identity: Option<PathBuf>,
     /// The VM's folder on this host, which holds the control socket and what the process leaves when it ends.
     pub folder: PathBuf,
+    /// A primary: the snapshot in the VM's folder that it goes on from, instead of power-on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotName>,
     /// The socket of the network end of each card, in the order of the spec.
     pub network_ends: Vec<PathBuf>,
     /// Where a secondary listens for its primary; port 0 lets the system choose one, which the status then names. A primary
@@ -113,6 +116,16 @@ impl ReplicaConfig {
 /// The control socket of the replica whose VM folder this is.
 pub fn socket(folder: &Path) -> PathBuf {
     folder.join("replica.sock")
+}
+
+/// The folder of the snapshots of the VM whose folder this is.
+pub fn snapshots(folder: &Path) -> PathBuf {
+    folder.join("snapshots")
+}
+
+/// A snapshot of the VM whose folder this is.
+pub fn snapshot(folder: &Path, name: &SnapshotName) -> PathBuf {
+    snapshots(folder).join(format!("{name}.snapshot"))
 }
 
 /// The log of the replica whose VM folder this is.

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use api::messages::SessionKeys;
 use api::status::ReplicaStatus;
 use serde::{Deserialize, Serialize};
-use spec::FtMode;
+use spec::{FtMode, SnapshotName};
 
 /// Longest request or answer, in bytes.
 const LINE_BYTES_MAX: usize = 64 << 10;
@@ -58,6 +58,11 @@ pub enum Request {
     Stop {
         /// Pull the plug.
         force: bool,
+    },
+    /// A primary: save the VM to a snapshot in its folder. Answered when that is done; the guest stands still meanwhile.
+    Snapshot {
+        /// The snapshot.
+        name: SnapshotName,
     },
     /// Connect the client to the guest's console.
     Console,

@@ -36,7 +36,7 @@ use replication::driver::{
 use replication::gate::OutputGate;
 use spec::{FtMode, ReplicaId, VmSpec};
 
-use self::disks::{base_files, open_disks};
+use self::disks::DiskSource;
 use super::broker::Broker;
 use super::config::{self, ReplicaConfig};
 use super::console::Console;
@@ -46,6 +46,7 @@ use super::end::ReplicaEnd;
 use super::ends::Ends;
 use super::report;
 use crate::foreground::open;
+use crate::foreground::snapshots::{Saved, SnapshotDisks};
 use crate::sandbox::{self, Confinement, Kind};
 
 /// What the process is at the moment.
@@ -62,6 +63,8 @@ enum Acting {
 pub struct Process {
     config: ReplicaConfig,
     spec: VmSpec,
+    /// What a snapshot says of the disks.
+    saved_disks: SnapshotDisks,
     /// What the replica proves its host's name with, unless a request brings other keys.
     identity: Option<Identity>,
     /// Acts for this process where it may not.
@@ -94,6 +97,15 @@ struct Opened {
     /// A secondary's.
     listener: Option<Listener>,
     disks: DiskSet,
+    /// A primary's that goes on from a snapshot.
+    saved: Option<Box<Saved>>,
+}
+
+/// What a guest begins from.
+enum From {
+    /// Power-on; after a reset it is the VM that it was, by this ID.
+    PowerOn(Option<GenerationId>),
+    Snapshot(Box<Saved>),
 }
 
 /// Why the guest ended here, and whether it wants to be started again.
@@ -130,12 +142,12 @@ impl Process {
         if config.role == Role::Primary {
             disk_copy::startable(&config.folder)?;
         }
-        let images = open_disks(&spec)?;
         let mut confinement = confinement(&config, &spec);
-        for image in &images {
-            confinement.readable.extend(base_files(image)?);
-        }
+        let source = DiskSource::open(&config, &spec)?;
+        confinement.readable.extend(source.base_files()?);
         sandbox::log(confinement.enter().context("the process cannot be confined")?);
+        let (images, saved) = source.disks(&spec)?;
+        let saved_disks = SnapshotDisks::of(&images);
         let folder = config.folder.clone();
         Broker::watch(child, move |why| {
             tracing::error!(%why, "a replica without its broker could not take over");
@@ -151,11 +163,12 @@ impl Process {
             failovers: 0,
             last_takeover: None,
             protection: report::ProtectionLog::default(),
-            opened: Some(Opened { control, listener, disks: DiskSet::new(images) }),
+            opened: Some(Opened { control, listener, disks: DiskSet::new(images), saved }),
         };
         Ok(Self {
             config,
             spec,
+            saved_disks,
             identity,
             broker,
             ends,
@@ -173,7 +186,7 @@ impl Process {
 
     /// Runs the replica in its role, and in the other one once it has taken over, until there is nothing left to do.
     pub fn run(self: &Arc<Self>) -> Result<ReplicaEnd> {
-        let Opened { control, listener, disks } = self.shared().opened.take().context("a replica runs once")?;
+        let Opened { control, listener, disks, saved } = self.shared().opened.take().context("a replica runs once")?;
         let _server = ControlServer::start(control, Arc::new(Control(self.clone())))?;
         let watching = self.clone();
         thread::Builder::new().name("ends".to_owned()).spawn(move || watching.watch_ends())?;
@@ -181,7 +194,7 @@ impl Process {
         thread::Builder::new().name("hang-watch".to_owned()).spawn(move || watching.watch_for_hang())?;
         let mut ended = match self.config.role {
             Role::Primary => match self.claim_alone()? {
-                Claimed::Alone(claim) => self.power_on(claim, disks, None)?,
+                Claimed::Alone(claim) => self.begin(claim, disks, saved.map_or(From::PowerOn(None), From::Snapshot))?,
                 Claimed::By(other) => bail!("the cluster store says that {other} runs VM {}", self.config.vm),
             },
             Role::Secondary => self.follow(listener.context("a secondary listens")?, disks)?,
@@ -231,7 +244,7 @@ impl Process {
         self.shared().acting = Acting::Restarting;
         loop {
             match self.claim_alone() {
-                Ok(Claimed::Alone(claim)) => return self.power_on(claim, disks, generation),
+                Ok(Claimed::Alone(claim)) => return self.begin(claim, disks, From::PowerOn(generation)),
                 Ok(Claimed::By(other)) => {
                     let message = format!("{other} took the VM over while its guest was being reset");
                     return Ok(Ended::For(ReplicaEnd::LostArbitration { message }));
@@ -245,22 +258,30 @@ impl Process {
         }
     }
 
-    /// Boots the guest, with the generation ID that it had before, if any.
-    fn power_on(self: &Arc<Self>, claim: Claim, disks: DiskSet, generation: Option<GenerationId>) -> Result<Ended> {
-        let config = open::config(&self.spec)?;
-        let guest = open::guest(&self.spec)?;
-        let boot =
-            Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
+    /// Makes the VM and runs it.
+    fn begin(self: &Arc<Self>, claim: Claim, disks: DiskSet, from: From) -> Result<Ended> {
         let trigger = Arc::new(Trigger::default());
         let gate = gate(&trigger);
         let cards = self.connected_cards(&gate, claim.generation)?;
         let parts = self.parts(&disks, cards)?;
         self.mark_copy(claim.generation);
-        let mut vm = Vm::boot(config, &boot, parts, self.config.engine, InputMode::Live)?;
-        generation.map_or(Ok(()), |id| vm.keep_generation(id))?;
+        let mut vm = match from {
+            From::PowerOn(generation) => self.boot(parts, generation)?,
+            From::Snapshot(saved) => saved.go_on(parts, self.config.engine, InputMode::Live)?,
+        };
         let replica = Replica::primary(self.id(), claim);
         let primary = self.primary(replica, Epoch::NONE, &vm, gate, trigger, disks.clone());
         self.lead(&primary, &mut vm, disks)
+    }
+
+    /// The VM at power-on, with the generation ID that it had before, if any.
+    fn boot(&self, parts: Parts, generation: Option<GenerationId>) -> Result<Vm> {
+        let guest = open::guest(&self.spec)?;
+        let boot =
+            Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
+        let vm = Vm::boot(open::config(&self.spec)?, &boot, parts, self.config.engine, InputMode::Live)?;
+        generation.map_or(Ok(()), |id| vm.keep_generation(id))?;
+        Ok(vm)
     }
 
     /// Everything outside of the VM.
@@ -456,7 +477,7 @@ impl Process {
         Ok(())
     }
 
-    fn carry_out(&self, request: &Request) -> Result<()> {
+    fn carry_out(self: &Arc<Self>, request: &Request) -> Result<()> {
         let (primary, is_restarting) = match &self.shared().acting {
             Acting::Primary(primary) => (Some(primary.clone()), false),
             Acting::Restarting => (None, true),
@@ -487,6 +508,7 @@ impl Process {
                 Ok(())
             }
             (Request::Switchover, Some(primary)) => Ok(primary.switch_over()?),
+            (Request::Snapshot { name }, Some(primary)) => self.take_snapshot(&primary, name),
             (Request::Stop { force: true }, Some(primary)) => {
                 primary.pull_the_plug();
                 Ok(())

@@ -13,6 +13,7 @@ mod lockstep;
 mod metrics;
 mod network_ends;
 mod placement;
+mod snapshots;
 #[path = "../support/mod.rs"]
 mod support;
 mod world;

@@ -1,6 +1,6 @@
 //! VMs that run in the foreground.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use api::messages::VmView;
@@ -15,33 +15,14 @@ use crate::cli::run::HowArguments;
 use crate::foreground::requests::{Request, VmStatus, ask, running};
 use crate::foreground::{self, Start};
 
-/// What a snapshot holds.
-pub const SNAPSHOT_HELP: &str = "\
-The guest stands still while its memory and its disks' files are written. Not in the file, and needed where they are when it is restored,
-are disks that the guest may only read, and the images that disks are based on; what they hold is noted. The file is for its
-owner alone (mode 600), as it holds the guest's memory. A VM whose writable disk is a block device has no snapshots.
-
-  twinvm vm snapshot shop shop.snapshot";
-
 /// What a restore does.
 pub const RESTORE_HELP: &str = "\
 Nothing is changed before all that is needed is found to be there and to hold what it held. Then the files of all writable disks are replaced, or, if that
 fails or the host crashes, none; whatever they hold is lost. Links to them, permissions and owners stay, and there has to be room for
 the new content beside the old. The guest goes on with the host's time. Its kernel is told that it is another VM than the one that was
-saved (ACPI VM generation ID), so that a snapshot may be restored more than once.
+saved (ACPI VM generation ID, which Linux heeds if it has CONFIG_VMGENID), so that a snapshot may be restored more than once.
 
   twinvm vm restore shop.snapshot";
-
-#[derive(Args)]
-pub struct SnapshotArguments {
-    /// Name of the VM
-    name: String,
-    /// The file to write
-    file: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
 
 #[derive(Args)]
 pub struct RestoreArguments {
@@ -51,11 +32,11 @@ pub struct RestoreArguments {
     how: HowArguments,
 }
 
-pub fn snapshot(arguments: &SnapshotArguments) -> Result<()> {
-    let path = std::path::absolute(&arguments.file);
-    let path = path.with_context(|| format!("cannot resolve {}", arguments.file.display()))?;
-    let status = ask(&arguments.name, &Request::Snapshot { path })?;
-    answer(arguments.json, &status, &format!("snapshot written: {}", arguments.file.display()))
+/// Saves a VM to a file.
+pub fn snapshot(name: &str, file: &Path, json: bool) -> Result<()> {
+    let path = std::path::absolute(file).with_context(|| format!("cannot resolve {}", file.display()))?;
+    let status = ask(name, &Request::Snapshot { path })?;
+    answer(json, &status, &format!("snapshot written: {}", file.display()))
 }
 
 pub fn restore(arguments: &RestoreArguments) -> Result<()> {

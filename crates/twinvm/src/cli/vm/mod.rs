@@ -3,6 +3,7 @@
 mod cluster;
 mod foreground;
 mod set;
+mod snapshot;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -51,9 +52,9 @@ What its guest keeps on its disks to tell itself from others, such as a host nam
     Console(VmArguments),
     /// Remove a VM and its disks from every host
     Rm(cluster::RemoveArguments),
-    /// Save a VM in the foreground to a file: memory, devices and writable disks; it goes on
-    #[command(after_help = foreground::SNAPSHOT_HELP)]
-    Snapshot(foreground::SnapshotArguments),
+    /// Save VMs: memory, devices and writable disks; they go on
+    #[command(after_help = snapshot::HELP)]
+    Snapshot(snapshot::SnapshotArguments),
     /// Continue a VM from a snapshot file in the foreground; its disks go back to the snapshot's content
     #[command(after_help = foreground::RESTORE_HELP)]
     Restore(foreground::RestoreArguments),
@@ -158,7 +159,7 @@ fn carry_out(command: VmCommand) -> Result<()> {
         VmCommand::Show(arguments) => show(&arguments),
         VmCommand::Console(arguments) => cluster::console(&arguments),
         VmCommand::Rm(arguments) => cluster::remove(&arguments),
-        VmCommand::Snapshot(arguments) => foreground::snapshot(&arguments),
+        VmCommand::Snapshot(arguments) => snapshot::run(&arguments),
         VmCommand::Restore(arguments) => foreground::restore(&arguments),
     }
 }

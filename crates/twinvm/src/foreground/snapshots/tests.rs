@@ -2,10 +2,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
 use machine::devices::serial::ConsoleSink;
-use machine::engine::soft::InputMode;
-use machine::generation::GenerationId;
 use machine::vm::Boot;
-use spec::EngineKind;
 use storage::disk::create_qcow2;
 use tempfile::TempDir;
 
@@ -213,7 +210,7 @@ fn row_4_a_vm_that_cannot_be_made_here_leaves_its_disks_alone() {
     let (spec, snapshot) = open_snapshot(&file).unwrap();
     let mut restoring = Restoring::begin(&file, &spec, snapshot).unwrap();
     // Found out by the engine alone.
-    restoring.content.state.engine.processors.vcpus.clear();
+    restoring.saved.content.state.engine.processors.vcpus.clear();
     let ends = Ends::start(&spec).unwrap();
     let made = super::super::go_on(restoring, EngineKind::Soft, InputMode::Live, &ends, Box::new(Silent));
     assert!(format!("{:#}", made.err().unwrap()).contains("vCPUs"));

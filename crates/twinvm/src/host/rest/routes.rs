@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use api::client::CONSOLE_PROTOCOL;
 use api::messages::{
-    CloneVm, CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, RenameVm, SetVm, StartVm,
-    StopHost, StopVm,
+    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, RenameVm, SetVm,
+    StartVm, StopHost, StopVm,
 };
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -94,6 +94,10 @@ fn routes() -> Vec<Route> {
         Route::at_home(POST, "/v1/vms/{vm}/start", Operators, start_vm),
         Route::at_home(POST, "/v1/vms/{vm}/stop", Operators, stop_vm),
         Route::at_home(GET, "/v1/vms/{vm}/console", Operators, console),
+        Route::at_home(GET, "/v1/vms/{vm}/snapshots", Operators, snapshots),
+        Route::at_home(POST, "/v1/vms/{vm}/snapshots", Operators, create_snapshot),
+        Route::at_home(DELETE, "/v1/vms/{vm}/snapshots/{snapshot}", Operators, remove_snapshot),
+        Route::at_home(POST, "/v1/vms/{vm}/snapshots/{snapshot}/restore", Operators, restore_snapshot),
         Route::at_home(GET, "/v1/vms/{vm}/ft/price", Operators, ft_price),
         Route::at_home(POST, "/v1/vms/{vm}/ft/{action}", Operators, ft),
         Route::here(GET, "/v1/vms/{vm}/boot/{file}", Hosts, boot_file),
@@ -246,6 +250,28 @@ async fn start_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<Star
 
 async fn stop_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StopVm>) -> impl IntoResponse {
     owned(daemon, vm.clone(), move |daemon| daemon.stop_vm(&vm, body.0)).await
+}
+
+async fn snapshots(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.snapshots(&vm)).await
+}
+
+/// Not by the VM's owner, who would have time for nothing else until the file is written.
+async fn create_snapshot(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<CreateSnapshot>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(create) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.create_snapshot(&vm, &create.name)).await
+}
+
+async fn remove_snapshot(State(daemon): Shared, Path((vm, snapshot)): Path<(String, String)>) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.remove_snapshot(&vm, &snapshot)).await
+}
+
+async fn restore_snapshot(State(daemon): Shared, Path((vm, snapshot)): Path<(String, String)>) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.restore_snapshot(&vm, &snapshot)).await
 }
 
 async fn ft_price(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {

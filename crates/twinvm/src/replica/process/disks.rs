@@ -1,16 +1,20 @@
 //! A replica's disks: opening them, and noting what they are copies of.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::Result;
 use machine::bus::lock;
 use protocol::Generation;
 use replication::disk::{CopyMark, CopyState};
-use spec::VmSpec;
-use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
+use replication::driver::Primary;
+use spec::{SnapshotName, VmSpec};
+use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, settle};
 
 use super::Process;
+use crate::foreground::snapshots::{OpenSnapshot, Restoring, Saved, open_snapshot, write};
+use crate::replica::config::{self, ReplicaConfig};
 
 impl Process {
     pub(super) fn copy_mark(&self) -> CopyMark {
@@ -28,9 +32,63 @@ impl Process {
             }
         });
     }
+
+    /// Saves the VM to a snapshot in its folder; the guest stands still meanwhile.
+    pub(super) fn take_snapshot(self: &Arc<Self>, primary: &Primary, name: &SnapshotName) -> Result<()> {
+        // Here rather than in the pause.
+        self.saved_disks.identify()?;
+        let (own, file) = (self.clone(), config::snapshot(&self.config.folder, name));
+        primary.while_paused(move |vm| write(vm, &own.spec, &own.saved_disks, &file))?
+    }
 }
 
-pub(super) fn open_disks(spec: &VmSpec) -> Result<Vec<DiskImage>> {
+/// Where a replica's disks come from.
+pub(super) enum DiskSource {
+    /// The files that are there, open.
+    Files(Vec<DiskImage>),
+    /// A snapshot's, which has not been read further than what it says of itself.
+    Snapshot(PathBuf, Box<OpenSnapshot>),
+}
+
+impl DiskSource {
+    /// Opens it, for a process that is not confined yet.
+    pub fn open(config: &ReplicaConfig, spec: &VmSpec) -> Result<Self> {
+        for disk in &spec.disks {
+            settle(&disk.path)?;
+        }
+        let Some(name) = &config.snapshot else { return Ok(Self::Files(open_disks(spec)?)) };
+        let file = config::snapshot(&config.folder, name);
+        let (_, mut snapshot) = open_snapshot(&file)?;
+        snapshot.set_backing(spec.backing());
+        Ok(Self::Snapshot(file, Box::new(snapshot)))
+    }
+
+    /// The files that disks are based on, and where their digests are kept.
+    pub fn base_files(&self) -> Result<Vec<PathBuf>> {
+        let files = match self {
+            Self::Files(images) => images.iter().map(base_files).collect::<Result<Vec<_>>>()?,
+            Self::Snapshot(_, snapshot) => {
+                let bases = snapshot.head().disks.iter().filter_map(|disk| disk.base.clone());
+                let backings = bases.map(|base| Some(Backing { path: base.path, format: base.format }));
+                backings.map(backing_files).collect::<Result<Vec<_>>>()?
+            }
+        };
+        Ok(files.concat())
+    }
+
+    /// The disks, and what goes on with them from the snapshot.
+    pub fn disks(self, spec: &VmSpec) -> Result<(Vec<DiskImage>, Option<Box<Saved>>)> {
+        match self {
+            Self::Files(images) => Ok((images, None)),
+            Self::Snapshot(file, snapshot) => {
+                let Restoring { disks, saved } = Restoring::begin(&file, spec, *snapshot)?;
+                Ok((disks, Some(Box::new(saved))))
+            }
+        }
+    }
+}
+
+fn open_disks(spec: &VmSpec) -> Result<Vec<DiskImage>> {
     let disks = spec.disks.iter().map(|disk| {
         let options = DiskOptions { format: disk.format, read_only: disk.readonly, direct: false };
         Ok(DiskImage::open(&disk.path, options)?)
@@ -39,9 +97,12 @@ pub(super) fn open_disks(spec: &VmSpec) -> Result<Vec<DiskImage>> {
 }
 
 /// The files that an image is based on, and where their digests are kept.
-pub(super) fn base_files(image: &DiskImage) -> Result<Vec<PathBuf>> {
+fn base_files(image: &DiskImage) -> Result<Vec<PathBuf>> {
+    backing_files(image.backing().cloned())
+}
+
+fn backing_files(mut next: Option<Backing>) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let mut next = image.backing().cloned();
     while let Some(backing) = next {
         files.push(BaseIdentity::kept_at(&backing.path).unwrap_or_default());
         files.push(backing.path.clone());

@@ -1,0 +1,137 @@
+//! `twinvm vm snapshot`: snapshots of VMs of the cluster, and of those that run in the foreground.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use api::messages::{CreateSnapshot, SnapshotView, VmView};
+use api::time::{Elapsed, unix_ms_now};
+use clap::{Args, Subcommand};
+use spec::SnapshotName;
+
+use super::{VmArguments, foreground};
+use crate::cli::daemon::{DaemonArguments, path_segment};
+use crate::cli::output::{human_bytes, print_json, print_line, table};
+
+/// What there is to know about them.
+pub const HELP: &str = "\
+VMs with a host:
+  twinvm vm snapshot create shop before-update   # the VM runs, protected or not
+  twinvm vm snapshot list shop
+  twinvm vm snapshot restore shop before-update  # the VM is off; it is started from the snapshot
+  twinvm vm snapshot rm shop before-update
+A VM in the foreground (`twinvm run`), to a file; `twinvm vm restore` continues it:
+  twinvm vm snapshot shop shop.snapshot
+
+The guest stands still while its memory and its disks' files are written. Not in a snapshot, and needed where they are when it is
+restored, are disks that the guest may only read, and the images that disks are based on; what they hold is noted. The file is for its
+owner alone (mode 600), as it holds the guest's memory. A VM whose writable disk is a block device has no snapshots. Those of a VM with a
+host are in its folder there, and are removed with the VM.";
+
+/// How long the daemon may take to write one, or to read one.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct SnapshotArguments {
+    #[command(subcommand)]
+    command: Option<SnapshotCommand>,
+    /// Name of a VM in the foreground
+    #[arg(required = true)]
+    name: Option<String>,
+    /// The file to write
+    #[arg(required = true)]
+    file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum SnapshotCommand {
+    /// Save a running VM, which goes on
+    Create(OneArguments),
+    /// List the snapshots of a VM, the oldest first
+    List(VmArguments),
+    /// Start a VM that is off from a snapshot; what its disks hold is lost
+    Restore(OneArguments),
+    /// Remove a snapshot
+    Rm(OneArguments),
+}
+
+#[derive(Args)]
+struct OneArguments {
+    /// Name of the VM
+    name: String,
+    /// Name of the snapshot
+    snapshot: SnapshotName,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+impl OneArguments {
+    fn path(&self) -> String {
+        format!("{}/{}", path(&self.name), path_segment(&self.snapshot))
+    }
+}
+
+fn path(vm: &str) -> String {
+    format!("/v1/vms/{}/snapshots", path_segment(vm))
+}
+
+pub fn run(arguments: &SnapshotArguments) -> Result<()> {
+    match &arguments.command {
+        Some(SnapshotCommand::Create(one)) => create(one),
+        Some(SnapshotCommand::List(vm)) => list(vm),
+        Some(SnapshotCommand::Restore(one)) => restore(one),
+        Some(SnapshotCommand::Rm(one)) => remove(one),
+        None => {
+            let name = arguments.name.as_deref().context("the VM is not named")?;
+            let file = arguments.file.as_deref().context("the file is not named")?;
+            foreground::snapshot(name, file, arguments.json)
+        }
+    }
+}
+
+fn create(one: &OneArguments) -> Result<()> {
+    let request = CreateSnapshot { name: one.snapshot.clone() };
+    let view: SnapshotView = one.daemon.daemon()?.post_within(&path(&one.name), Some(&request), TIMEOUT)?;
+    if one.daemon.json {
+        return print_json(&view);
+    }
+    print_line(&format!("snapshot {} of VM {} taken: {}", view.name, view.vm, human_bytes(view.bytes)))
+}
+
+fn list(vm: &VmArguments) -> Result<()> {
+    let views: Vec<SnapshotView> = vm.daemon.daemon()?.get(&path(&vm.name))?;
+    if vm.daemon.json {
+        return print_json(&views);
+    }
+    if views.is_empty() {
+        eprintln!("VM {0} has no snapshots; `twinvm vm snapshot create {0} NAME` takes one", vm.name);
+        return Ok(());
+    }
+    let mut rows = table(&["NAME", "TAKEN", "SIZE", "HOST"]);
+    for view in views {
+        let taken = format!("{} ago", Elapsed(unix_ms_now().saturating_sub(view.created_unix_ms)));
+        rows.add_row([view.name.to_string(), taken, human_bytes(view.bytes), view.host]);
+    }
+    print_line(&rows.trim_fmt())
+}
+
+fn restore(one: &OneArguments) -> Result<()> {
+    let path = format!("{}/restore", one.path());
+    let view: VmView = one.daemon.daemon()?.post_within(&path, None::<&()>, TIMEOUT)?;
+    if one.daemon.json {
+        return print_json(&view);
+    }
+    print_line(&format!("VM {} goes on from snapshot {} on host {}", view.name, one.snapshot, view.host))
+}
+
+fn remove(one: &OneArguments) -> Result<()> {
+    let () = one.daemon.daemon()?.delete(&one.path(), None::<&()>)?;
+    if one.daemon.json {
+        return print_json(&serde_json::json!({ "removed": one.snapshot }));
+    }
+    print_line(&format!("snapshot {} of VM {} removed", one.snapshot, one.name))
+}

@@ -1,0 +1,94 @@
+//! Snapshots of a VM that has a host.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::HUNG;
+use crate::world::{VM, World};
+
+/// The answer of the guest's Redis.
+fn redis(world: &World, words: &[&str]) -> String {
+    let address = world.address();
+    let client = redis::Client::open((address.ip().to_string(), address.port())).unwrap();
+    let mut connection = client.get_connection_with_timeout(HUNG).unwrap();
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    command.query(&mut connection).unwrap()
+}
+
+#[test]
+fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
+    let world = World::of(&["a", "b"]);
+    let create = ["vm", "snapshot", "create", VM, "first"];
+    world.create("a", VM, "test-redis", false);
+    let error = world.refused("a", &create);
+    assert!(error.contains("does not run") && error.contains("twinvm vm start"), "{error}");
+    assert_eq!(world.json("a", &["vm", "snapshot", "list", VM]).as_array().unwrap().len(), 0);
+    world.done("a", &["vm", "start", VM]);
+    world.wait_for_redis();
+    assert_eq!(redis(&world, &["SET", "key", "before"]), "OK");
+    // Commands work on every host.
+    let taken = world.json("b", &create);
+    assert_eq!((taken["name"].as_str(), taken["host"].as_str()), (Some("first"), Some("a")));
+    let file = world.vm_folder("a").join("snapshots/first.snapshot");
+    let metadata = fs::metadata(&file).unwrap();
+    assert_eq!((metadata.permissions().mode() & 0o777, metadata.len()), (0o600, taken["bytes"].as_u64().unwrap()));
+    let error = world.refused("a", &create);
+    assert!(error.contains("already") && error.contains("vm snapshot rm"), "{error}");
+    assert!(!world.run("a", &["vm", "snapshot", "create", VM, "../first"]).success);
+
+    assert_eq!(redis(&world, &["SET", "key", "after"]), "OK");
+    assert_eq!(redis(&world, &["SAVE"]), "OK");
+    let restore = ["vm", "snapshot", "restore", VM, "first"];
+    assert!(world.refused("b", &restore).contains("twinvm vm stop"));
+    world.done("a", &["vm", "stop", VM, "--force"]);
+    // One that cannot be restored changes nothing.
+    let disk = world.vm_folder("a").join("disk0.qcow2");
+    let (good, before) = (fs::read(&file).unwrap(), fs::read(&disk).unwrap());
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    fs::write(&file, bad).unwrap();
+    let error = world.refused("a", &restore);
+    assert!(error.contains("first.snapshot") && error.contains("damaged"), "{error}");
+    assert!(fs::read(&disk).unwrap() == before);
+    fs::write(&file, good).unwrap();
+    // What the disk holds is of no interest.
+    File::options().write(true).open(&disk).unwrap().set_len(0).unwrap();
+    let restored = world.json("b", &restore);
+    assert_eq!((restored["running"].as_bool(), restored["host"].as_str()), (Some(true), Some("a")));
+    world.wait_for_redis();
+    assert_eq!(redis(&world, &["GET", "key"]), "before");
+    assert_eq!(redis(&world, &["SAVE"]), "OK");
+    assert!(!world.logs().contains("was refused"), "{}", world.logs());
+
+    let listed = world.json("b", &["vm", "snapshot", "list", VM]);
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert!(world.done("a", &["vm", "snapshot", "list", VM]).contains("first"));
+    world.done("b", &["vm", "snapshot", "rm", VM, "first"]);
+    assert!(!file.exists());
+    let error = world.refused("a", &restore);
+    assert!(error.contains("no snapshot named first") && error.contains("vm snapshot list"), "{error}");
+}
+
+#[test]
+fn a_protected_vm_stays_so_while_a_snapshot_is_taken_and_is_protected_again_after_a_restore() {
+    let world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    assert_eq!(redis(&world, &["SET", "key", "before"]), "OK");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let before = world.wait_until_protected("a", "a");
+    world.done("a", &["vm", "snapshot", "create", VM, "protected"]);
+    let after = world.wait_until_protected("b", "a");
+    assert_eq!(after["generation"], before["generation"], "the secondary was lost\n{}", world.logs());
+    assert_eq!(redis(&world, &["SET", "key", "after"]), "OK");
+    world.done("a", &["vm", "stop", VM, "--force"]);
+    world.wait_for_no_replica("b");
+    world.done("a", &["vm", "snapshot", "restore", VM, "protected"]);
+    world.wait_for_redis();
+    assert_eq!(redis(&world, &["GET", "key"]), "before");
+    world.wait_until_protected("a", "a");
+    world.done("a", &["ft", "failover", VM]);
+    world.wait_for_redis();
+    assert_eq!(redis(&world, &["GET", "key"]), "before");
+}
