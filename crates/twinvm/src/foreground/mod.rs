@@ -78,6 +78,39 @@ impl Leaving {
     }
 }
 
+/// The VM that runs now, as other threads reach it; a reset makes a new one.
+#[derive(Clone, Default)]
+struct Current(Arc<std::sync::Mutex<Option<(Arc<Control>, Arc<SnapshotDisks>)>>>);
+
+impl Current {
+    fn set(&self, vm: Option<(Arc<Control>, Arc<SnapshotDisks>)>) {
+        *lock(&self.0) = vm;
+    }
+
+    fn get(&self) -> Option<(Arc<Control>, Arc<SnapshotDisks>)> {
+        lock(&self.0).clone()
+    }
+
+    fn control(&self, act: impl FnOnce(&Control)) {
+        if let Some((control, _)) = self.get() {
+            act(&control);
+        }
+    }
+
+    /// How many of these bytes found room.
+    fn type_on_console(&self, bytes: &[u8]) -> usize {
+        self.get().map_or(0, |(control, _)| control.type_on_console(bytes))
+    }
+
+    /// Does what of a request takes long and needs no pause.
+    fn prepare(&self, request: &Request) -> Result<()> {
+        match (request, self.get()) {
+            (Request::Snapshot { .. }, Some((_, disks))) => disks.identify().map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Runs a VM until it ends.
 pub fn run(start: Start, options: &Options) -> Result<()> {
     let (reporter, _reports) = Reporter::start(options.json).context("cannot start to report")?;
@@ -91,43 +124,24 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     };
     open::config(&spec)?;
     Recording::check(&spec, options.engine.0)?;
-    // The control of the VM that runs now; a reset makes a new one.
-    let shared: Arc<std::sync::Mutex<Option<Arc<Control>>>> = Arc::default();
-    let on_control = {
-        let shared = shared.clone();
-        move |act: &dyn Fn(&Control)| {
-            if let Some(control) = &*lock(&shared) {
-                act(control);
-            }
-        }
-    };
-    let notify = on_control.clone();
-    // What a snapshot of the VM as it is now says of its disks.
-    let saved_disks: Arc<std::sync::Mutex<Option<Arc<SnapshotDisks>>>> = Arc::default();
-    let prepare = {
-        let saved_disks = saved_disks.clone();
-        move |request: &Request| match (request, lock(&saved_disks).clone()) {
-            // Here rather than in the pause.
-            (Request::Snapshot { .. }, Some(disks)) => disks.identify().map(|_| ()),
-            _ => Ok(()),
-        }
-    };
-    let (_server, pending) = RequestServer::start(&spec.name, prepare, move || notify(&Control::pause))?;
+    let current = Current::default();
+    let (preparing, notified) = (current.clone(), current.clone());
+    let prepare = move |request: &Request| preparing.prepare(request);
+    let (_server, pending) = RequestServer::start(&spec.name, prepare, move || notified.control(Control::pause))?;
     let ends = Ends::start(&spec)?;
     let leaving = Leaving::default();
-    let on_signal = (on_control.clone(), leaving.clone(), reporter.clone());
+    let on_signal = (current.clone(), leaving.clone(), reporter.clone());
     interrupt::catch(move || {
-        let (on_control, leaving, reporter) = &on_signal;
-        on_control(&|control| leaving.ask(control, reporter));
+        let (current, leaving, reporter) = &on_signal;
+        current.control(|control| leaving.ask(control, reporter));
     })?;
     let raw = if options.json { None } else { RawTerminal::enter()? };
     if !options.json {
         let (leaving, reporter) = (leaving.clone(), reporter.clone());
-        let typing = shared.clone();
-        let typed = move |bytes: &[u8]| lock(&typing).as_ref().map_or(0, |control| control.type_on_console(bytes));
-        let leave = move || on_control(&|control| leaving.ask(control, &reporter));
+        let (typing, left) = (current.clone(), current.clone());
+        let leave = move || left.control(|control| leaving.ask(control, &reporter));
         // At the end of input the guest's console simply stays silent.
-        terminal::feed_console(typed, leave, || ());
+        terminal::feed_console(move |bytes| typing.type_on_console(bytes), leave, || ());
     }
     let sink =
         || -> Box<dyn ConsoleSink> { if options.json { Box::new(reporter.clone()) } else { Box::new(screen.sink()) } };
@@ -141,16 +155,14 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
             None => From::PowerOn(generation),
         };
         let Made { mut vm, recording, disks } = make(&spec, from, engine, &ends, sink())?;
-        *lock(&saved_disks) = Some(disks.clone());
-        *lock(&shared) = Some(vm.control());
+        current.set(Some((vm.control(), disks.clone())));
         reporter.report(&Event::Started { name: &spec.name, engine: engine.to_string(), reason });
         if let Some(recording) = &recording {
             reporter.report(&Event::Recording { path: recording.path() });
         }
         let running = Running { spec: &spec, disks: &disks, recording: recording.as_ref(), started };
         let end = serve(&mut vm, &running, &pending, &leaving, &reporter);
-        *lock(&shared) = None;
-        *lock(&saved_disks) = None;
+        current.set(None);
         vm.platform().flush_disks().context("cannot flush the disks")?;
         let end = end?;
         if let Some(recording) = recording {
