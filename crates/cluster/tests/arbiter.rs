@@ -1,16 +1,16 @@
 //! The arbiter: of all replicas that ask for a generation exactly one gets it, whatever happens to the others.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{COPIES_MAX, Cluster, FtSettings, VmRecord};
-use cluster::store::{SqliteStore, Store};
+use cluster::store::{FolderStore, Stores};
 use protocol::{Arbiter, Claim, Generation, Verdict};
 use spec::{HostName, ReplicaId, VmName};
 
@@ -20,7 +20,7 @@ fn host(name: &str) -> HostName {
 
 /// A store with a VM, and the VM's first claim.
 fn vm_in(path: &Path) -> (Cluster, VmName, Claim) {
-    let cluster = Cluster::new(Arc::new(SqliteStore::create(path).unwrap()));
+    let cluster = Cluster::new(Stores::one(Arc::new(FolderStore::create(path).unwrap())));
     let vm: VmName = "redis".parse().unwrap();
     let claim = cluster
         .create_vm(&VmRecord::new(vm.clone(), String::new(), FtSettings::disabled(100, 100), 0), &host("a"))
@@ -35,7 +35,7 @@ fn alone(generation: Generation, replica: &str) -> Claim {
 #[test]
 fn a_generation_is_given_once() {
     let folder = tempfile::tempdir().unwrap();
-    let (cluster, vm, first) = vm_in(&folder.path().join("cluster.db"));
+    let (cluster, vm, first) = vm_in(&folder.path().join("cluster.vms"));
     let arbiter = StoreArbiter::new(cluster.store().clone(), &vm);
     assert_eq!(arbiter.read().unwrap(), first);
     let (a, b) = (alone(first.generation.next(), "a"), alone(first.generation.next(), "b"));
@@ -49,7 +49,7 @@ fn a_generation_is_given_once() {
 #[test]
 fn what_is_no_question_gets_no_verdict() {
     let folder = tempfile::tempdir().unwrap();
-    let (cluster, vm, first) = vm_in(&folder.path().join("cluster.db"));
+    let (cluster, vm, first) = vm_in(&folder.path().join("cluster.vms"));
     let arbiter = StoreArbiter::new(cluster.store().clone(), &vm);
     let last = Generation::new(u64::MAX);
     for (expected, generation) in [
@@ -71,24 +71,27 @@ fn what_is_no_question_gets_no_verdict() {
 }
 
 #[test]
-fn a_store_that_is_locked_gives_no_verdict() {
+fn a_store_that_is_away_gives_no_verdict() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("cluster.db");
+    let path = folder.path().join("cluster.vms");
     let (_, vm, first) = vm_in(&path);
-    let store = SqliteStore::open_with_timeout(&path, Duration::from_millis(100)).unwrap();
-    let arbiter = StoreArbiter::new(Arc::new(store), &vm);
-    let holder = rusqlite::Connection::open(&path).unwrap();
-    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let arbiter = StoreArbiter::new(Arc::new(FolderStore::open(&path).unwrap()), &vm);
+    let away = folder.path().join("away");
+    fs::rename(&path, &away).unwrap();
     let next = alone(first.generation.next(), "a");
-    assert!(arbiter.compare_and_swap(first.generation, &next).unwrap_err().0.contains("locked"));
-    holder.execute_batch("ROLLBACK").unwrap();
+    assert!(arbiter.compare_and_swap(first.generation, &next).unwrap_err().0.contains("deleted or moved"));
+    // Another one in its place would be another arbiter.
+    FolderStore::create(&path).unwrap();
+    assert!(arbiter.compare_and_swap(first.generation, &next).unwrap_err().0.contains("another folder"));
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&away, &path).unwrap();
     assert_eq!(arbiter.compare_and_swap(first.generation, &next).unwrap(), Verdict::Won);
 }
 
 #[test]
 fn hosts_that_had_a_replica_are_remembered_the_latest_first() {
     let folder = tempfile::tempdir().unwrap();
-    let (cluster, vm, first) = vm_in(&folder.path().join("cluster.db"));
+    let (cluster, vm, first) = vm_in(&folder.path().join("cluster.vms"));
     let arbiter = StoreArbiter::new(cluster.store().clone(), &vm);
     let mut generation = first.generation;
     let mut claim = |primary: &str, secondary: Option<&str>| {
@@ -115,15 +118,14 @@ fn of_racing_threads_one_wins_each_generation() {
     const REPLICAS: usize = 6;
     const GENERATIONS: u64 = 40;
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("cluster.db");
+    let path = folder.path().join("cluster.vms");
     let (_, vm, first) = vm_in(&path);
     let start = Arc::new(Barrier::new(REPLICAS));
     let racers: Vec<_> = (0..REPLICAS)
         .map(|number| {
             let (path, vm, start, first) = (path.clone(), vm.clone(), start.clone(), first.generation);
             thread::spawn(move || {
-                let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path).unwrap());
-                let arbiter = StoreArbiter::new(store, &vm);
+                let arbiter = StoreArbiter::new(Arc::new(FolderStore::open(&path).unwrap()), &vm);
                 let me = format!("r{number}");
                 let mut won = Vec::new();
                 for expected in first.number()..first.number() + GENERATIONS {
@@ -178,6 +180,11 @@ impl Racer {
         }
     }
 
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.process.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
     fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -189,8 +196,7 @@ impl Racer {
 fn race() {
     let path = std::env::var_os("STORE").expect("run by another test");
     let me = std::env::var("REPLICA").unwrap();
-    let store = SqliteStore::open_with_timeout(Path::new(&path), Duration::from_secs(30)).unwrap();
-    let arbiter = StoreArbiter::new(Arc::new(store), "redis");
+    let arbiter = StoreArbiter::new(Arc::new(FolderStore::open(Path::new(&path)).unwrap()), "redis");
     loop {
         let current = arbiter.read().unwrap().generation;
         if let Verdict::Won = arbiter.compare_and_swap(current, &alone(current.next(), &me)).unwrap() {
@@ -199,11 +205,55 @@ fn race() {
     }
 }
 
+/// A process that was stopped while it held a lock kept all others from arbitrating. Here each is stopped, wherever it happens to be, again and again.
+#[test]
+fn a_stopped_process_keeps_nobody_from_arbitrating() {
+    const STOPS: usize = 40;
+    /// More than are kept: whoever was stopped for so long finds that what it was about to do is long past.
+    const LONG: usize = 1_500;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cluster.vms");
+    let (cluster, vm, first) = vm_in(&path);
+    let mut racers: Vec<Racer> = (0..3).map(|number| Racer::start(&path, &format!("r{number}"))).collect();
+    let mut winners: BTreeMap<Generation, String> = BTreeMap::new();
+    let mut win = |racer: &mut Racer| {
+        let generation = racer.next_win().expect("it goes on until it is killed");
+        let earlier = winners.insert(generation, racer.name.clone());
+        assert_eq!(earlier, None, "generation {generation} was won by {} too", racer.name);
+    };
+    for stop in 0..STOPS {
+        let (stopped, free) = (stop % 3, (stop + 1) % 3);
+        racers[stopped].signal("STOP");
+        // Two of three stand still: what is in the pipe of the third does not suffice for this.
+        racers[(stop + 2) % 3].signal("STOP");
+        for _ in 0..if stop == STOPS / 2 { LONG } else { 40 } {
+            win(&mut racers[free]);
+        }
+        for racer in &racers {
+            racer.signal("CONT");
+        }
+        win(&mut racers[stopped]);
+    }
+    for racer in &mut racers {
+        racer.kill();
+        while let Some(generation) = racer.next_win() {
+            assert_eq!(winners.insert(generation, racer.name.clone()), None, "generation {generation} was won twice");
+        }
+    }
+    let last = cluster.claim(&vm).unwrap().claim.generation;
+    assert!(winners.keys().all(|generation| (first.generation..=last).contains(generation)));
+    // Each racer may have won once more when it was killed, without having said so.
+    let won = usize::try_from(last.number() - first.generation.number()).unwrap();
+    assert!((won - 3..=won).contains(&winners.len()), "{} of {won}", winners.len());
+    // What is long past is not kept.
+    assert!(fs::read_dir(&path).unwrap().count() < 1_000);
+}
+
 #[test]
 fn of_racing_processes_one_wins_each_generation_though_some_are_killed() {
     const KILLS: usize = 12;
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("cluster.db");
+    let path = folder.path().join("cluster.vms");
     let (cluster, vm, first) = vm_in(&path);
     let mut racers: Vec<Racer> = (0..3).map(|number| Racer::start(&path, &format!("r{number}"))).collect();
     let mut winners: BTreeMap<Generation, String> = BTreeMap::new();
@@ -240,6 +290,6 @@ fn of_racing_processes_one_wins_each_generation_though_some_are_killed() {
         assert_eq!(*winner, last.primary.as_str());
     }
     // Whoever comes next finds a store that works.
-    let arbiter = StoreArbiter::new(Arc::new(SqliteStore::open(&path).unwrap()), &vm);
+    let arbiter = StoreArbiter::new(Arc::new(FolderStore::open(&path).unwrap()), &vm);
     assert_eq!(arbiter.compare_and_swap(last.generation, &alone(last.generation.next(), "z")).unwrap(), Verdict::Won);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{Cluster, ClusterError, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord};
-use cluster::store::{Op, SqliteStore, Store};
+use cluster::store::{Op, SqliteStore, Store, Stores};
 use protocol::{Arbiter, Claim, Generation};
 use spec::{EngineKind, HostName, VmName};
 use tempfile::TempDir;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 fn cluster() -> (TempDir, Cluster) {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::create(&folder.path().join("cluster.db")).unwrap();
-    (folder, Cluster::new(Arc::new(store)))
+    (folder, Cluster::new(Stores::one(Arc::new(store))))
 }
 
 fn host_name(name: &str) -> HostName {
@@ -280,7 +280,7 @@ fn hosts_in_a_store_of_their_own_are_part_of_the_state() {
     let folder = tempfile::tempdir().unwrap();
     let store = |name: &str| Arc::new(SqliteStore::create(&folder.path().join(name)).unwrap());
     let (vms, hosts) = (store("cluster.db"), store("hosts.db"));
-    let cluster = Cluster::with_hosts_in(vms.clone(), hosts.clone());
+    let cluster = Cluster::new(Stores { vms: vms.clone(), hosts: hosts.clone() });
     cluster.register_host(&host("a"), None).unwrap();
     let revision = vms.list("").unwrap().revision;
     cluster.renew_lease(&host_name("a"), "", lease(2_000)).unwrap();

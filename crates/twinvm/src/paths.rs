@@ -2,16 +2,9 @@
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-
-/// Where the hosts of a cluster are whose store is the file `store`.
-pub fn hosts_store(store: &Path) -> PathBuf {
-    let mut path = store.to_owned().into_os_string();
-    path.push(".hosts");
-    path.into()
-}
 
 /// The folder of images and other data: `$TWINVM_HOME`, or `twinvm` in the user's data folder (XDG base directory
 /// specification).

@@ -10,7 +10,7 @@ use spec::{HostName, VmName};
 use super::{
     ClaimRecord, ClusterError, ClusterState, HostRecord, Lease, Unreadable, VmRecord, VmState, decode, encode,
 };
-use crate::store::{Changes, Compare, Entry, Op, Outcome, Store};
+use crate::store::{Changes, Compare, Entry, Op, Outcome, Store, Stores};
 
 /// How often a record is read and written again when others change it in between.
 const ATTEMPTS_MAX: u32 = 64;
@@ -38,24 +38,19 @@ pub(crate) fn claim_key(vm: &VmName) -> String {
 /// that this version does not understand.
 #[derive(Clone)]
 pub struct Cluster {
+    /// Where VMs and their claims are.
     store: Arc<dyn Store>,
     /// Where hosts are.
     hosts: Arc<dyn Store>,
 }
 
 impl Cluster {
-    /// The cluster that a store describes.
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { hosts: store.clone(), store }
+    /// The cluster that these stores describe.
+    pub fn new(stores: Stores) -> Self {
+        Self { store: stores.vms, hosts: stores.hosts }
     }
 
-    /// The cluster whose hosts are in a store of their own, where locks are held for each write, as in a file: a process that is stopped while it
-    /// renews a lease, which each host does all the time, must not keep replicas from arbitration.
-    pub fn with_hosts_in(store: Arc<dyn Store>, hosts: Arc<dyn Store>) -> Self {
-        Self { store, hosts }
-    }
-
-    /// The store.
+    /// The store with the VMs and their claims.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }

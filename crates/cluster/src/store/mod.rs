@@ -1,15 +1,20 @@
 //! The cluster store: a small transactional key-value store with watches.
 //!
-//! [`Store`] is the least that both a file shared by the processes of one machine ([`SqliteStore`]) and a consensus service
-//! such as etcd can do. A transaction raises the store's *revision* by one; an entry's *version* is the revision of
+//! [`Store`] is the least that both files shared by the processes of one machine and a consensus service such as etcd can do. On one machine there are two
+//! of them: [`SqliteStore`] for what may wait for a lock, [`FolderStore`] for what replicas arbitrate by. A transaction raises the store's *revision* by one; an entry's *version* is the revision of
 //! the transaction that wrote it last, so that a key which was deleted and written again never has a version twice.
 
 mod error;
+mod folder;
+mod location;
+mod place;
 mod sqlite;
 
 use std::time::Duration;
 
 pub use error::StoreError;
+pub use folder::FolderStore;
+pub use location::{StoreLocation, Stores, open_vms};
 pub use sqlite::{BUSY_TIMEOUT_DEFAULT, SqliteStore};
 
 /// Longest key, in bytes.

@@ -1,4 +1,4 @@
-//! The cluster store of one machine: an SQLite file that several processes have open.
+//! A store of one machine: an SQLite file that several processes have open.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior};
 
+use super::place::{check_file_system, unreachable};
 use super::{
     Change, Changes, Compare, Entry, KEY_BYTES_MAX, Listing, Op, Outcome, Store, StoreError, VALUE_BYTES_MAX,
     check_key, check_prefix, check_transaction,
@@ -40,13 +41,14 @@ const LAYOUT: &str = "
     INSERT INTO state VALUES (1, 0, 0);
 ";
 
-/// The cluster store of one machine: an SQLite file.
+/// A store of one machine: an SQLite file.
 ///
 /// Any number of threads and processes may use one file. It must be on a local file system: locks are not reliable on most
 /// network file systems. Write-ahead log, each commit synchronized to stable storage (`synchronous=FULL`): what was won stays
 /// won. A process that is killed in the middle of a transaction leaves nothing of it behind.
 ///
-/// A call waits for other writers up to the busy timeout. It is not bounded if the file system itself hangs.
+/// A call waits for other writers up to the busy timeout. It is not bounded if the file system itself hangs. Whoever is stopped in the middle of a
+/// transaction keeps all others from writing: so nothing is here that a takeover needs ([`super::FolderStore`] has that).
 pub struct SqliteStore {
     path: PathBuf,
     /// Device and inode: two stores under one name would be two arbiters.
@@ -246,31 +248,6 @@ impl SqliteStore {
     }
 }
 
-/// Refuses a store on the file system of `place`, if that is one between machines.
-fn check_file_system(store: &Path, place: &Path) -> Result<(), StoreError> {
-    // What cannot be looked at cannot be opened either, and says why then.
-    let Ok(found) = rustix::fs::statfs(place) else { return Ok(()) };
-    match network_file_system(found.f_type as u32) {
-        None => Ok(()),
-        Some(name) => {
-            let why = format!("it is on {name}, where two machines could both win; put it on a local file system");
-            Err(unreachable(store, &why))
-        }
-    }
-}
-
-/// The name of a file system between machines, by its magic number (statfs(2)): their memory mappings, by which the users of a
-/// write-ahead log know of each other, do not reach from one machine to another.
-fn network_file_system(magic: u32) -> Option<&'static str> {
-    match magic {
-        0x6969 => Some("NFS"),
-        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
-        0x00c3_6400 => Some("CephFS"),
-        0x5346_414f => Some("AFS"),
-        _ => None,
-    }
-}
-
 impl Store for SqliteStore {
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         check_key(key)?;
@@ -402,24 +379,4 @@ fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
 
 fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
-}
-
-fn unreachable(path: &Path, what: &str) -> StoreError {
-    StoreError::Unreachable(format!("{}: {what}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn file_systems_between_machines_are_told_from_local_ones() {
-        for magic in [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x5346_414f] {
-            assert!(network_file_system(magic).is_some(), "{magic:#x}");
-        }
-        // ext4, XFS, Btrfs, tmpfs, overlayfs.
-        for magic in [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630] {
-            assert_eq!(network_file_system(magic), None, "{magic:#x}");
-        }
-    }
 }

@@ -79,8 +79,8 @@ pub struct InitArguments {
     /// Address of the Prometheus metrics, over plain HTTP; empty for none
     #[arg(long, value_name = "IP:PORT", default_value_t = format!("127.0.0.1:{METRICS_PORT}"))]
     metrics: String,
-    /// The cluster store: an SQLite file that every host of the cluster reaches [default: cluster.db in the first host's
-    /// folder]
+    /// The cluster store: a file that every host of the cluster reaches, on one machine; VMs are in a folder beside it, FILE.vms
+    /// [default: cluster.db in the first host's folder]
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
     /// A folder below which VM specs may name kernels and disks, beside the images and `files` in the host's folder (may be repeated)

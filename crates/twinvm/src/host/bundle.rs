@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use cluster::store::StoreLocation;
 use serde::{Deserialize, Serialize};
 
 use super::config::check_host_name;
@@ -25,14 +26,14 @@ pub struct Bundle {
     /// The new host's name.
     pub host: String,
     /// The cluster store.
-    pub store: PathBuf,
+    pub store: StoreLocation,
     /// The files of its folder of keys, by name.
     keys: BTreeMap<String, String>,
 }
 
 impl Bundle {
     /// Packs the folder of keys that was made for `host`.
-    pub fn pack(host: &str, store: &Path, keys: &Path) -> Result<Self> {
+    pub fn pack(host: &str, store: &StoreLocation, keys: &Path) -> Result<Self> {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(keys).with_context(|| format!("cannot look into {}", keys.display()))? {
             let entry = entry?;
@@ -40,7 +41,7 @@ impl Bundle {
             let name = name.with_context(|| format!("{} does not belong to the keys", entry.path().display()))?;
             files.insert(name, fs::read_to_string(entry.path())?);
         }
-        Ok(Self { version: VERSION, host: host.to_owned(), store: store.to_owned(), keys: files })
+        Ok(Self { version: VERSION, host: host.to_owned(), store: store.clone(), keys: files })
     }
 
     /// Writes it to a file that is not there yet, readable by its owner only.
@@ -109,7 +110,7 @@ mod tests {
         let keys = folder.path().join("keys");
         private_folder(&keys).unwrap();
         fs::write(keys.join("host.key"), "secret").unwrap();
-        let bundle = Bundle::pack("b", Path::new("/store"), &keys).unwrap();
+        let bundle = Bundle::pack("b", &StoreLocation::file("/store".into()), &keys).unwrap();
         let file = folder.path().join("b.bundle");
         bundle.save(&file).unwrap();
         assert!(bundle.save(&file).is_err(), "a bundle was overwritten");

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use cluster::store::StoreLocation;
 use serde::{Deserialize, Serialize};
 use spec::{ByteSize, HostName};
 
@@ -27,8 +28,8 @@ pub struct HostConfig {
     /// Where Prometheus metrics are served, over plain HTTP; an empty string turns them off.
     #[serde(with = "address_or_nothing")]
     pub metrics: Option<SocketAddr>,
-    /// The cluster store: an SQLite file.
-    pub store: PathBuf,
+    /// The cluster store: a file, beside which it has a folder.
+    pub store: StoreLocation,
     /// The folder of guest images.
     pub images: PathBuf,
     /// Folders below which VM specs may name files, beside the images and `files` in the host's folder. Who can write there can give a VM any file

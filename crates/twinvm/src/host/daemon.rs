@@ -206,7 +206,7 @@ impl Daemon {
             pid: self.addresses.pid,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             metrics: self.addresses.metrics,
-            store: self.config.store.clone(),
+            store: self.config.store.path().to_owned(),
             sandbox: Enforced::by_kernel().to_string(),
         }
     }
@@ -243,7 +243,7 @@ impl Daemon {
 
     /// The sockets of a VM's network ends.
     pub(super) fn end_sockets(&self, spec: &spec::VmSpec) -> Vec<PathBuf> {
-        super::network_ends::sockets(spec, &self.config.store, &self.folder.vm(&spec.name))
+        super::network_ends::sockets(spec, self.config.store.path(), &self.folder.vm(&spec.name))
     }
 
     /// The address at which secondaries listen: any port.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use cluster::store::SqliteStore;
+use cluster::store::{StoreLocation, Stores};
 use replication::channel;
 
 use super::bundle::Bundle;
@@ -59,9 +59,9 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         (None, None) => machine_name()?,
     };
     let store = match (&options.store, &bundle) {
-        (Some(store), _) => std::path::absolute(store)?,
+        (Some(store), _) => StoreLocation::file(std::path::absolute(store)?),
         (None, Some(bundle)) => bundle.store.clone(),
-        (None, None) => folder.path().join("cluster.db"),
+        (None, None) => StoreLocation::file(folder.path().join("cluster.db")),
     };
     let config = HostConfig {
         name,
@@ -81,10 +81,12 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
     };
     config.validate()?;
     // A store of another cluster would have two authorities.
-    if bundle.is_none() && config.store.exists() {
+    if bundle.is_none()
+        && let Some(found) = config.store.files().iter().find(|file| file.exists())
+    {
         bail!(
-            "{} is the store of a cluster already: join that cluster with --bundle, or choose another file with --store",
-            config.store.display()
+            "{} is of the store of a cluster already: join that cluster with --bundle, or choose another file with --store",
+            found.display()
         );
     }
     if folder.config().exists() {
@@ -96,7 +98,9 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         // Whatever is there was made just now: the folder was empty.
         let _ = fs::remove_dir_all(folder.path());
         if bundle.is_none() {
-            let _ = fs::remove_file(&config.store);
+            for file in config.store.files() {
+                let _ = fs::remove_file(&file).or_else(|_| fs::remove_dir_all(&file));
+            }
         }
     }
     made.map(|()| config)
@@ -106,7 +110,7 @@ fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> R
     match bundle {
         Some(bundle) => bundle.unpack(&folder.keys())?,
         None => {
-            SqliteStore::create(&config.store)?;
+            Stores::create(&config.store)?;
             channel::create_authority(&folder.authority())?;
             channel::issue(&folder.authority(), &config.name, &folder.keys())?;
         }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -16,14 +15,13 @@ use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
     BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, VmRecord, VmState,
 };
-use cluster::store::{SqliteStore, Store};
+use cluster::store::Stores;
 use machine::probe::probe;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
 use spec::{EngineKind, HostName, ReplicaId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
 use super::error::HostError;
-use crate::paths::hosts_store;
 
 /// How long a host counts as alive after it has renewed its lease, in ms.
 const LEASE_TTL_MS: u64 = 3_000;
@@ -77,8 +75,6 @@ impl Registry {
     /// # Errors
     /// If another daemon serves the host already, elsewhere.
     pub fn open(config: &HostConfig, folder: &Path, api: SocketAddr) -> Result<Self> {
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store)?);
-        let hosts: Arc<dyn Store> = Arc::new(SqliteStore::create(&hosts_store(&config.store))?);
         let cpus = std::thread::available_parallelism().map_or(1, |count| count.get()) * CPUS_PER_PROCESSOR;
         let host = HostRecord {
             name: config.name.parse()?,
@@ -99,7 +95,7 @@ impl Registry {
             folder: std::path::absolute(folder)?,
             unknown: Default::default(),
         };
-        let cluster = Cluster::with_hosts_in(store, hosts);
+        let cluster = Cluster::new(Stores::open(&config.store)?);
         let before = cluster.host(&host.name).ok();
         if let Some(before) = &before {
             wait_until_ended(&cluster, before, &host)?;

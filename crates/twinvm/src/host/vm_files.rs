@@ -10,7 +10,6 @@ use storage::disk::{DiskImage, DiskOptions};
 
 use super::config::HostConfig;
 use super::folder::HostFolder;
-use crate::paths::hosts_store;
 
 /// Longest chain of disk images, each based on the next.
 const CHAIN_LENGTH_MAX: usize = 32;
@@ -37,7 +36,7 @@ impl VmFiles {
             allowed: own.into_iter().chain(config.vm_folders.iter().cloned()).collect(),
             secrets: [folder.keys(), folder.authority(), folder.operator()]
                 .into_iter()
-                .chain(store_files(config))
+                .chain(config.store.files())
                 .collect(),
         }
     }
@@ -111,22 +110,11 @@ impl VmFiles {
     }
 }
 
-/// The files of the cluster store.
-fn store_files(config: &HostConfig) -> impl Iterator<Item = PathBuf> {
-    let stores = [config.store.clone(), hosts_store(&config.store)];
-    stores.into_iter().flat_map(|store| {
-        ["", "-wal", "-shm"].map(|ending| {
-            let mut path = store.clone().into_os_string();
-            path.push(ending);
-            PathBuf::from(path)
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use cluster::store::StoreLocation;
     use spec::DiskFormat;
     use storage::disk::{Backing, create_qcow2};
 
@@ -151,8 +139,11 @@ mod tests {
         let mut config: HostConfig =
             toml::from_str("name = \"a\"\nlisten = \"127.0.0.1:1\"\nmetrics = \"\"\nstore = \"/s\"\nimages = \"/i\"\n")
                 .unwrap();
-        config.store = root.path().join("cluster.db");
-        fs::write(&config.store, [7; 4096]).unwrap();
+        config.store = StoreLocation::file(root.path().join("cluster.db"));
+        fs::create_dir(config.store.vms()).unwrap();
+        for file in [config.store.path().to_owned(), config.store.vms().join("1")] {
+            fs::write(file, [7; 4096]).unwrap();
+        }
         config.images = root.path().join("images");
         config.vm_folders = vec![root.path().to_owned()];
         Place { files: VmFiles::of(&folder, &config), root }
@@ -201,6 +192,7 @@ mod tests {
         fs::hard_link(root.join("host/authority/ca.key"), root.join("images/vmlinuz")).unwrap();
         assert!(error(&place, "images/vmlinuz").contains("only host a itself"));
         assert!(error(&place, "cluster.db").contains("only host a itself"));
+        assert!(error(&place, "cluster.db.vms/1").contains("only host a itself"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use api::status::Role;
+use cluster::store::StoreLocation;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, SnapshotName, VmSpec};
 
@@ -37,7 +38,7 @@ pub struct ReplicaConfig {
     /// What executes vCPUs. Both replicas of a VM have the same.
     pub engine: EngineKind,
     /// The cluster store.
-    pub store: PathBuf,
+    pub store: StoreLocation,
     /// The folder of the keys with which the replica proves who it is to its peer: those of one session, never the host's. A primary is given its
     /// keys when it is asked to replicate the VM, if this names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -102,11 +102,11 @@ fn a_secondary_that_wakes_after_it_was_given_up_stops() {
 #[test]
 fn without_the_store_nobody_takes_over_until_it_is_back() {
     let (world, primary, secondary, client) = protected(Setup::redis());
-    let lock = world.lock_store();
+    let away = world.take_store_away();
     primary.kill();
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(secondary.status().unwrap()["role"], "secondary", "consistency before availability");
-    drop(lock);
+    drop(away);
     secondary.wait_for_takeover();
     client.wait_for_progress(50);
     assert_whole(&client.stop());
@@ -115,10 +115,10 @@ fn without_the_store_nobody_takes_over_until_it_is_back() {
 #[test]
 fn a_primary_goes_on_holding_output_while_the_store_is_away() {
     let (world, primary, secondary, client) = protected(Setup::redis());
-    let lock = world.lock_store();
+    let away = world.take_store_away();
     secondary.kill();
     std::thread::sleep(Duration::from_secs(5));
-    drop(lock);
+    drop(away);
     primary.wait_until_alone();
     client.wait_for_progress(50);
     assert_whole(&client.stop());

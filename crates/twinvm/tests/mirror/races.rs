@@ -67,10 +67,10 @@ fn a_reset_waits_for_the_store() {
     let primary = world.boot();
     wait_for_service(world.address());
     let before = generation(&primary);
-    let lock = world.lock_store();
+    let away = world.take_store_away();
     let _console = type_on_console(&primary, "sync; reboot -f");
     primary.wait("the reset", |status| status["generation"] == 0);
-    drop(lock);
+    drop(away);
     wait_for_restart(&world, &primary, before);
 }
 
@@ -79,7 +79,7 @@ fn a_plug_that_is_pulled_during_a_reset_is_pulled() {
     let mut world = World::new(Setup::redis());
     let primary = world.boot();
     wait_for_service(world.address());
-    let _lock = world.lock_store();
+    let _away = world.take_store_away();
     let _console = type_on_console(&primary, "sync; reboot -f");
     primary.wait("the reset", |status| status["generation"] == 0);
     // The process ends without an answer.

@@ -7,11 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::records::{Cluster, FtSettings, HostRecord, Lease, VmRecord};
-use cluster::store::SqliteStore;
+use cluster::store::{StoreLocation, Stores};
 use network::end::{EndConfig, EndProcess, Lifetime};
 use serde_json::{Value, json};
 use spec::DiskFormat;
@@ -69,7 +68,7 @@ impl World {
         let authority = folder.path().join("authority");
         replication::channel::create_authority(&authority).unwrap();
         let port = free_port();
-        SqliteStore::create(&folder.path().join("store.db")).unwrap();
+        Stores::create(&StoreLocation::file(folder.path().join("store.db"))).unwrap();
         let mut world = Self {
             folder,
             setup,
@@ -142,12 +141,12 @@ impl World {
         self.path(host)
     }
 
-    pub fn store(&self) -> PathBuf {
-        self.path("store.db")
+    pub fn store(&self) -> StoreLocation {
+        StoreLocation::file(self.path("store.db"))
     }
 
     fn cluster(&self) -> Cluster {
-        Cluster::new(Arc::new(SqliteStore::open(&self.store()).unwrap()))
+        Cluster::new(Stores::open(&self.store()).unwrap())
     }
 
     /// Where the guest's service answers.
@@ -231,8 +230,6 @@ impl World {
     fn register(&self, host: &str) {
         let address = self.places.get(host).map_or("127.0.0.1", |(_, address)| address);
         let address: IpAddr = address.parse().unwrap();
-        let hosts = Arc::new(SqliteStore::create(&self.path("store.db.hosts")).unwrap());
-        let cluster = Cluster::with_hosts_in(Arc::new(SqliteStore::open(&self.store()).unwrap()), hosts);
         let record = HostRecord {
             name: host.parse().unwrap(),
             api_address: (address, 1).into(),
@@ -249,7 +246,7 @@ impl World {
             folder: PathBuf::new(),
             unknown: Default::default(),
         };
-        cluster.register_host(&record, None).unwrap();
+        self.cluster().register_host(&record, None).unwrap();
     }
 
     /// Puts a host into a network namespace, at an address.
@@ -447,16 +444,18 @@ impl Drop for Replica {
     }
 }
 
-/// Keeps everybody from writing to the cluster store, as long as it lives.
-pub struct StoreLock(rusqlite::Connection);
+/// Keeps everybody from the cluster store, as long as it lives.
+pub struct StoreAway {
+    vms: PathBuf,
+    away: PathBuf,
+}
 
 impl World {
     /// Makes the store unreachable.
-    pub fn lock_store(&self) -> StoreLock {
-        let connection = rusqlite::Connection::open(self.store()).unwrap();
-        connection.busy_timeout(HUNG).unwrap();
-        connection.execute_batch("BEGIN EXCLUSIVE").unwrap();
-        StoreLock(connection)
+    pub fn take_store_away(&self) -> StoreAway {
+        let (vms, away) = (self.store().vms(), self.path("away"));
+        std::fs::rename(&vms, &away).unwrap();
+        StoreAway { vms, away }
     }
 
     /// What the network has seen.
@@ -477,9 +476,9 @@ impl World {
     }
 }
 
-impl Drop for StoreLock {
+impl Drop for StoreAway {
     fn drop(&mut self) {
-        // Nothing was written.
-        let _ = self.0.execute_batch("ROLLBACK");
+        // The folder of the whole test may be gone already.
+        let _ = std::fs::rename(&self.away, &self.vms);
     }
 }

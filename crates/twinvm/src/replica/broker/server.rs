@@ -2,20 +2,17 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use cluster::arbiter::StoreArbiter;
 use cluster::records::Cluster;
-use cluster::store::{SqliteStore, Store};
+use cluster::store::{Stores, open_vms};
 use protocol::{Arbiter, Verdict};
 use replication::channel;
 
 use super::message::{Answer, Connected, Question, Wanted, receive, send};
-use crate::paths::hosts_store;
 use crate::replica::config::ReplicaConfig;
 
 /// How long a secondary may take to accept a connection.
@@ -23,9 +20,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves the replica with this configuration: `claim` and `connections` lead to it. Returns when it is gone.
 pub fn serve(config: &ReplicaConfig, claim: impl AsFd, connections: OwnedFd) -> Result<()> {
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.store)?);
-    let arbiter = StoreArbiter::new(store.clone(), &config.vm);
-    let connector = Connector { config: config.clone(), store };
+    let arbiter = StoreArbiter::new(open_vms(&config.store)?, &config.vm);
+    let connector = Connector { config: config.clone() };
     let connect = move || {
         while let Ok(Some((wanted, _))) = receive::<Wanted>(&connections) {
             let (answer, socket) = match connector.connect(&wanted) {
@@ -58,7 +54,6 @@ fn answer(arbiter: &StoreArbiter, question: &Question) -> Answer {
 /// Makes the connections that this replica may have.
 struct Connector {
     config: ReplicaConfig,
-    store: Arc<dyn Store>,
 }
 
 impl Connector {
@@ -74,14 +69,10 @@ impl Connector {
 
     /// Secondaries are on hosts of the cluster: nobody else is connected to.
     fn secondary(&self, address: SocketAddr) -> Result<OwnedFd> {
-        let hosts = Cluster::with_hosts_in(self.store.clone(), open(&hosts_store(&self.config.store))?).hosts()?;
+        let hosts = Cluster::new(Stores::open(&self.config.store)?).hosts()?;
         if !hosts.iter().any(|host| host.replication_ip == address.ip()) {
             bail!("no host of the cluster has the address {}", address.ip());
         }
         Ok(channel::dial(address, CONNECT_TIMEOUT)?.into())
     }
-}
-
-fn open(path: &Path) -> Result<Arc<dyn Store>> {
-    Ok(Arc::new(SqliteStore::open(path)?))
 }
