@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 # Guest images, package cache and tools: kept between runs, removed by `make clean`.
 export TWINVM_HOME ?= $(CURDIR)/.twinvm
-# pgbench may have been unpacked there; the file system's tools are not on every user's path.
+# pgbench and etcd may have been unpacked there; the file system's tools are not on every user's path.
 export PATH := $(TWINVM_HOME)/tools:$(PATH):/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)

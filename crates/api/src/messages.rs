@@ -19,7 +19,7 @@ pub struct HostView {
     pub api: String,
     /// Whether its lease is valid: its daemon was alive a moment ago.
     pub alive: bool,
-    /// Time since it renewed its lease, in ms.
+    /// Time since the host that answers has seen its lease to be good, in ms; since it registered, if it never has.
     pub lease_age_ms: u64,
     /// Memory for VMs, in bytes.
     pub memory_bytes: u64,
@@ -416,7 +416,7 @@ pub struct DaemonView {
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// The cluster store.
-    pub store: PathBuf,
+    pub store: String,
     /// What this host's kernel offers to confine replicas and network ends.
     #[serde(default)]
     pub sandbox: String,

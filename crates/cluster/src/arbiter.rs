@@ -44,7 +44,9 @@ impl StoreArbiter {
             }
             let value = encode(&key, &record.succeeded_by(new.clone()))?;
             let compare = Compare { key: &key, version };
-            if let Outcome::Done { .. } = self.store.transact(&[compare], &[Op::Put { key: &key, value: &value }])? {
+            if let Outcome::Done { .. } =
+                self.store.transact(&[compare], &[Op::Put { key: &key, value: &value, lease: None }])?
+            {
                 return Ok(Verdict::Won);
             }
             last_key = key;

@@ -5,8 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
-use cluster::records::{Cluster, ClusterError, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord};
-use cluster::store::{Op, SqliteStore, Store, Stores};
+use cluster::records::{
+    BootTime, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord,
+};
+use cluster::store::{LeaseId, Op, SqliteStore, Store, Stores};
 use protocol::{Arbiter, Claim, Generation};
 use spec::{EngineKind, HostName, VmName};
 use tempfile::TempDir;
@@ -48,12 +50,24 @@ fn host(name: &str) -> HostRecord {
     }
 }
 
+/// Longer than any test takes.
+const TTL: Duration = Duration::from_secs(600);
+
+/// The record without what its reader has seen.
+fn written(host: HostRecord) -> HostRecord {
+    HostRecord { lease: lease(1_000), ..host }
+}
+
+fn now() -> BootTime {
+    BootTime::now().unwrap()
+}
+
 fn vm(name: &str) -> VmRecord {
     VmRecord::new(vm_name(name), "name = \"v\"".to_owned(), FtSettings::disabled(100, 50), 7)
 }
 
 fn write(cluster: &Cluster, key: &str, text: &str) {
-    cluster.store().transact(&[], &[Op::Put { key, value: text.as_bytes() }]).unwrap();
+    cluster.store().transact(&[], &[Op::Put { key, value: text.as_bytes(), lease: None }]).unwrap();
 }
 
 fn text(cluster: &Cluster, key: &str) -> String {
@@ -63,11 +77,11 @@ fn text(cluster: &Cluster, key: &str) -> String {
 #[test]
 fn what_is_written_is_read() {
     let (_folder, cluster) = cluster();
-    cluster.register_host(&host("b"), None).unwrap();
-    cluster.register_host(&host("a"), None).unwrap();
+    cluster.register_host(&host("b"), None, TTL).unwrap();
+    cluster.register_host(&host("a"), None, TTL).unwrap();
     let claim = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
-    assert_eq!(cluster.hosts().unwrap(), [host("a"), host("b")]);
-    assert_eq!(cluster.host(&host_name("b")).unwrap(), host("b"));
+    assert_eq!(cluster.hosts().unwrap().into_iter().map(written).collect::<Vec<_>>(), [host("a"), host("b")]);
+    assert_eq!(written(cluster.host(&host_name("b")).unwrap()), host("b"));
     assert_eq!(cluster.vms().unwrap(), [vm("v")]);
     assert_eq!(cluster.vm(&vm_name("v")).unwrap(), vm("v"));
     assert_eq!(cluster.claim(&vm_name("v")).unwrap().claim, claim);
@@ -81,7 +95,7 @@ fn what_is_not_there_is_named() {
     let (_folder, cluster) = cluster();
     let (host, vm) = (host_name("a"), vm_name("v"));
     assert_eq!(cluster.host(&host), Err(ClusterError::NoHost(host.clone())));
-    assert_eq!(cluster.renew_lease(&host, "", lease(1)), Err(ClusterError::NoHost(host.clone())));
+    assert_eq!(cluster.renew_lease(&host, "", LeaseId(77)), Err(ClusterError::NoHost(host.clone())));
     assert_eq!(cluster.remove_host(&host), Err(ClusterError::NoHost(host)));
     assert_eq!(cluster.vm(&vm), Err(ClusterError::NoVm(vm.clone())));
     assert_eq!(cluster.claim(&vm), Err(ClusterError::NoVm(vm.clone())));
@@ -130,14 +144,14 @@ fn a_vm_that_gets_the_name_of_a_deleted_one_gets_none_of_its_generations() {
 fn changes_at_the_same_time_are_all_kept() {
     let (_folder, cluster) = cluster();
     cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
-    cluster.register_host(&host("a"), None).unwrap();
-    let writers: Vec<_> = (0..4u64)
-        .map(|number| {
+    let lease = cluster.register_host(&host("a"), None, TTL).unwrap();
+    let writers: Vec<_> = (0..4)
+        .map(|_| {
             let cluster = cluster.clone();
             thread::spawn(move || {
-                for round in 0..8 {
+                for _ in 0..8 {
                     cluster.update_vm(&vm_name("v"), |vm| vm.ft.suspicion_ms += 1).unwrap();
-                    cluster.renew_lease(&host_name("a"), "", lease(10_000 + 10 * round + number)).unwrap();
+                    cluster.renew_lease(&host_name("a"), "", lease).unwrap();
                 }
             })
         })
@@ -146,7 +160,7 @@ fn changes_at_the_same_time_are_all_kept() {
         writer.join().unwrap();
     }
     assert_eq!(cluster.vm(&vm_name("v")).unwrap().ft.suspicion_ms, 132);
-    assert!(cluster.host(&host_name("a")).unwrap().lease.renewed_boot_ms >= 10_070);
+    assert!(cluster.host(&host_name("a")).unwrap().is_alive(&now()));
 }
 
 #[test]
@@ -165,8 +179,8 @@ fn a_vm_cannot_be_renamed_by_a_change_of_its_record() {
 fn a_host_that_has_a_replica_is_not_removed() {
     let (_folder, cluster) = cluster();
     let (a, b) = (host_name("a"), host_name("b"));
-    cluster.register_host(&host("a"), None).unwrap();
-    cluster.register_host(&host("b"), None).unwrap();
+    cluster.register_host(&host("a"), None, TTL).unwrap();
+    cluster.register_host(&host("b"), None, TTL).unwrap();
     let first = cluster.create_vm(&vm("v"), &a).unwrap();
     let arbiter = StoreArbiter::new(cluster.store().clone(), "v");
     let protected = Claim { generation: first.generation.next(), secondary: Some(b.replica()), ..first.clone() };
@@ -178,16 +192,15 @@ fn a_host_that_has_a_replica_is_not_removed() {
     let alone = Claim { generation: protected.generation.next(), ..first };
     arbiter.compare_and_swap(protected.generation, &alone).unwrap();
     cluster.remove_host(&b).unwrap();
-    assert_eq!(cluster.hosts().unwrap(), [host("a")]);
+    assert_eq!(cluster.hosts().unwrap().into_iter().map(written).collect::<Vec<_>>(), [host("a")]);
 }
 
 #[test]
 fn fields_of_a_newer_version_are_kept() {
     let (_folder, cluster) = cluster();
-    cluster.register_host(&host("a"), None).unwrap();
+    cluster.register_host(&host("a"), None, TTL).unwrap();
     let claim = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
     for (key, from, to) in [
-        ("hosts/a", "{\"name\"", "{\"rack\":{\"row\":7},\"name\""),
         ("vms/v", "\"suspended\"", "\"slow_ms\":5,\"suspended\""),
         ("vms/v", "{\"name\"", "{\"priority\":[1,2],\"name\""),
         ("vms/v/claim", "\"copies\"", "\"witness\":\"w\",\"copies\""),
@@ -197,11 +210,9 @@ fn fields_of_a_newer_version_are_kept() {
         assert_ne!(old, new);
         write(&cluster, key, &new);
     }
-    cluster.renew_lease(&host_name("a"), "", lease(2_000)).unwrap();
     cluster.update_vm(&vm_name("v"), |vm| vm.ft.enabled = true).unwrap();
     let next = Claim { generation: claim.generation.next(), ..claim.clone() };
     StoreArbiter::new(cluster.store().clone(), "v").compare_and_swap(claim.generation, &next).unwrap();
-    assert!(text(&cluster, "hosts/a").contains("\"rack\":{\"row\":7}"));
     let vm = text(&cluster, "vms/v");
     assert!(vm.contains("\"slow_ms\":5") && vm.contains("\"priority\":[1,2]"), "{vm}");
     assert!(text(&cluster, "vms/v/claim").contains("\"witness\":\"w\""));
@@ -214,7 +225,7 @@ fn a_record_that_cannot_be_read_hides_no_other() {
     for name in ["good", "newer", "garbage", "other", "claimless"] {
         cluster.create_vm(&vm(name), &host_name("a")).unwrap();
     }
-    cluster.register_host(&host("a"), None).unwrap();
+    cluster.register_host(&host("a"), None, TTL).unwrap();
     let newer = text(&cluster, "vms/newer").replace("\"mirror\"", "\"a mode of later versions\"");
     write(&cluster, "vms/newer", &newer);
     write(&cluster, "vms/garbage/claim", "\u{0}");
@@ -226,7 +237,7 @@ fn a_record_that_cannot_be_read_hides_no_other() {
 
     let state = cluster.state().unwrap();
     assert_eq!(state.vms.iter().map(|vm| vm.record.name.as_str()).collect::<Vec<_>>(), ["good"]);
-    assert_eq!(state.hosts, [host("a")]);
+    assert_eq!(state.hosts.into_iter().map(written).collect::<Vec<_>>(), [host("a")]);
     let mut unreadable: Vec<&str> = state.unreadable.iter().map(|record| record.key.as_str()).collect();
     unreadable.sort_unstable();
     let expected =
@@ -243,9 +254,9 @@ fn a_record_that_cannot_be_read_hides_no_other() {
 #[test]
 fn whoever_waits_for_changes_of_vms_is_not_woken_by_leases() {
     let (_folder, cluster) = cluster();
-    cluster.register_host(&host("a"), None).unwrap();
+    let lease = cluster.register_host(&host("a"), None, TTL).unwrap();
     let since = cluster.state().unwrap().revision;
-    cluster.renew_lease(&host_name("a"), "", lease(2_000)).unwrap();
+    cluster.renew_lease(&host_name("a"), "", lease).unwrap();
     assert!(!cluster.wait_for_vm_change(since, Duration::from_millis(60)).unwrap());
     cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
     assert!(cluster.wait_for_vm_change(since, Duration::from_secs(60)).unwrap());
@@ -264,15 +275,18 @@ fn a_record_that_is_too_large_is_refused() {
 fn a_host_is_registered_by_one_instance_at_a_time() {
     let (_folder, cluster) = cluster();
     let instance = |instance: &str| HostRecord { instance: instance.to_owned(), ..host("a") };
-    let refused = Err(ClusterError::OtherInstance(host_name("a")));
-    cluster.register_host(&instance("1"), None).unwrap();
-    cluster.register_host(&instance("1"), None).unwrap();
-    assert_eq!(cluster.register_host(&instance("2"), None), refused);
-    assert_eq!(cluster.register_host(&instance("2"), Some("0")), refused);
-    cluster.register_host(&instance("2"), Some("1")).unwrap();
-    assert_eq!(cluster.renew_lease(&host_name("a"), "1", lease(5)), refused, "the one that was succeeded goes on");
-    cluster.renew_lease(&host_name("a"), "2", lease(5)).unwrap();
-    assert_eq!(cluster.host(&host_name("a")).unwrap().lease, lease(5));
+    let refused = ClusterError::OtherInstance(host_name("a"));
+    cluster.register_host(&instance("1"), None, TTL).unwrap();
+    let first = cluster.register_host(&instance("1"), None, TTL).unwrap();
+    assert_eq!(cluster.register_host(&instance("2"), None, TTL), Err(refused.clone()));
+    assert_eq!(cluster.register_host(&instance("2"), Some("0"), TTL), Err(refused.clone()));
+    let second = cluster.register_host(&instance("2"), Some("1"), TTL).unwrap();
+    let goes_on = cluster.renew_lease(&host_name("a"), "1", first);
+    assert_eq!(goes_on, Err(refused), "the one that was succeeded goes on");
+    cluster.renew_lease(&host_name("a"), "2", second).unwrap();
+    // What the first one leaves behind says nothing of the second.
+    cluster.end_lease(first).unwrap();
+    assert!(cluster.host(&host_name("a")).unwrap().is_alive(&now()));
 }
 
 #[test]
@@ -281,9 +295,9 @@ fn hosts_in_a_store_of_their_own_are_part_of_the_state() {
     let store = |name: &str| Arc::new(SqliteStore::create(&folder.path().join(name)).unwrap());
     let (vms, hosts) = (store("cluster.db"), store("hosts.db"));
     let cluster = Cluster::new(Stores { vms: vms.clone(), hosts: hosts.clone() });
-    cluster.register_host(&host("a"), None).unwrap();
+    let lease = cluster.register_host(&host("a"), None, TTL).unwrap();
     let revision = vms.list("").unwrap().revision;
-    cluster.renew_lease(&host_name("a"), "", lease(2_000)).unwrap();
+    cluster.renew_lease(&host_name("a"), "", lease).unwrap();
     assert_eq!(vms.list("").unwrap().revision, revision, "a lease was renewed in the store of the claims");
     cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
     let state = cluster.state().unwrap();
@@ -291,4 +305,59 @@ fn hosts_in_a_store_of_their_own_are_part_of_the_state() {
     assert!(cluster.remove_host(&host_name("a")).is_err(), "it has a VM");
     cluster.delete_vm(&vm_name("v")).unwrap();
     cluster.remove_host(&host_name("a")).unwrap();
+}
+
+#[test]
+fn a_host_is_alive_as_long_as_its_lease_whatever_clock_it_has() {
+    let (_folder, cluster) = cluster();
+    let a = host_name("a");
+    // On another machine, whose clock tells something else.
+    let remote = HostRecord { boot_id: "another".to_owned(), lease: lease(u64::MAX), ..host("a") };
+    let first = cluster.register_host(&remote, None, TTL).unwrap();
+    assert!(cluster.state().unwrap().hosts[0].is_alive(&now()));
+    // A state that was read is not good for ever.
+    let seen = cluster.host(&a).unwrap();
+    let later = BootTime { ms: now().ms + 60_000, ..now() };
+    assert!(!seen.is_alive(&later) && seen.silent_ms(&later) >= Some(59_000));
+    cluster.end_lease(first).unwrap();
+    let ended = cluster.state().unwrap().hosts.remove(0);
+    assert!(!ended.is_alive(&now()) && ended.silent_ms(&now()) < Some(60_000), "{ended:?}");
+    assert_eq!(cluster.renew_lease(&a, "", first), Err(ClusterError::LeaseEnded(a.clone())));
+    cluster.register_host(&remote, None, TTL).unwrap();
+    assert!(cluster.host(&a).unwrap().is_alive(&now()));
+    // Who has never seen it alive does not say since when it is not.
+    let (_folder, fresh) = self::cluster();
+    let short = fresh.register_host(&remote, None, TTL).unwrap();
+    fresh.end_lease(short).unwrap();
+    assert_eq!(fresh.host(&a).unwrap().silent_ms(&now()), None);
+}
+
+#[test]
+fn hosts_are_read_again_without_the_vms() {
+    let (_folder, cluster) = cluster();
+    let lease = cluster.register_host(&host("a"), None, TTL).unwrap();
+    cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    write(&cluster, "vms/broken", "{");
+    let mut state = cluster.state().unwrap();
+    cluster.delete_vm(&vm_name("v")).unwrap();
+    cluster.end_lease(lease).unwrap();
+    write(&cluster, "hosts/b", "{");
+    cluster.refresh_hosts(&mut state).unwrap();
+    assert_eq!((state.vms.len(), state.hosts.len(), state.hosts[0].is_alive(&now())), (1, 1, false));
+    let unreadable =
+        |state: &ClusterState| -> Vec<String> { state.unreadable.iter().map(|record| record.key.clone()).collect() };
+    assert_eq!(unreadable(&state), ["vms/broken", "hosts/b"]);
+    write(&cluster, "hosts/b", &text(&cluster, "hosts/a").replace("\"a\"", "\"b\""));
+    cluster.refresh_hosts(&mut state).unwrap();
+    assert_eq!((state.hosts.len(), unreadable(&state)), (2, vec!["vms/broken".to_owned()]));
+}
+
+#[test]
+fn a_cluster_is_made_once_in_one_store() {
+    let (_folder, cluster) = cluster();
+    cluster.found(&host_name("a")).unwrap();
+    assert_eq!(cluster.found(&host_name("b")), Err(ClusterError::ClusterExists));
+    assert_eq!(cluster.state().unwrap().unreadable, []);
+    cluster.unfound().unwrap();
+    cluster.found(&host_name("b")).unwrap();
 }

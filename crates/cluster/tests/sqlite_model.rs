@@ -55,7 +55,7 @@ impl Model {
         }
         for op in ops {
             let was_there = match *op {
-                Op::Put { key, value } => {
+                Op::Put { key, value, .. } => {
                     self.entries.insert(key.to_owned(), Entry { value: value.to_owned(), version: self.revision });
                     true
                 }
@@ -92,7 +92,7 @@ proptest! {
             let ops: Vec<Op<'_>> = ops
                 .iter()
                 .map(|(key, value)| match value {
-                    Some(value) => Op::Put { key, value },
+                    Some(value) => Op::Put { key, value, lease: None },
                     None => Op::Delete { key },
                 })
                 .collect();

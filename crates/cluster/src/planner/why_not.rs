@@ -59,7 +59,7 @@ pub enum WhyNot {
 }
 
 fn silence(silent_ms: Option<u64>) -> String {
-    silent_ms.map_or_else(|| "since the machine was booted".to_owned(), |ms| format!("for {}", span(ms)))
+    silent_ms.map_or_else(|| "since this host looks".to_owned(), |ms| format!("for {}", span(ms)))
 }
 
 /// A time span in words, rounded.

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,20 +7,27 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spec::{HostName, VmName};
 
-use super::{
-    ClaimRecord, ClusterError, ClusterState, HostRecord, Lease, Unreadable, VmRecord, VmState, decode, encode,
-};
-use crate::store::{Changes, Compare, Entry, Op, Outcome, Store, Stores};
+use super::seen::Seen;
+use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
+use crate::store::{Changes, Compare, Entry, LeaseId, Op, Outcome, Store, Stores};
 
 /// How often a record is read and written again when others change it in between.
 const ATTEMPTS_MAX: u32 = 64;
 
+/// By whom the cluster was made: of two that are made in one place, the second is refused.
+const MADE: &str = "cluster";
 const HOSTS: &str = "hosts/";
+const ALIVE: &str = "alive/";
 const VMS: &str = "vms/";
 const CLAIM: &str = "/claim";
 
 fn host_key(host: &HostName) -> String {
     format!("{HOSTS}{host}")
+}
+
+/// What is there as long as the host's lease.
+fn alive_key(host: &HostName) -> String {
+    format!("{ALIVE}{host}")
 }
 
 fn vm_key(vm: &VmName) -> String {
@@ -42,12 +49,13 @@ pub struct Cluster {
     store: Arc<dyn Store>,
     /// Where hosts are.
     hosts: Arc<dyn Store>,
+    seen: Seen,
 }
 
 impl Cluster {
     /// The cluster that these stores describe.
     pub fn new(stores: Stores) -> Self {
-        Self { store: stores.vms, hosts: stores.hosts }
+        Self { store: stores.vms, hosts: stores.hosts, seen: Seen::default() }
     }
 
     /// The store with the VMs and their claims.
@@ -61,11 +69,10 @@ impl Cluster {
         let mut state = ClusterState { revision: listing.revision, ..ClusterState::default() };
         let mut records: BTreeMap<String, VmRecord> = BTreeMap::new();
         let mut claims: BTreeMap<String, ClaimRecord> = BTreeMap::new();
-        let others = listing.entries.into_iter().filter(|(key, _)| !key.starts_with(HOSTS));
-        for (key, entry) in self.hosts.list(HOSTS)?.entries.into_iter().chain(others) {
-            let read = if let Some(name) = key.strip_prefix(HOSTS) {
-                decode_named(&key, name, &entry, |host: &HostRecord| &host.name).map(|host| state.hosts.push(host))
-            } else if let Some(name) = key.strip_prefix(VMS).and_then(|rest| rest.strip_suffix(CLAIM)) {
+        self.refresh_hosts(&mut state)?;
+        let is_elsewhere = |key: &str| key.starts_with(HOSTS) || key.starts_with(ALIVE) || key == MADE;
+        for (key, entry) in listing.entries.into_iter().filter(|(key, _)| !is_elsewhere(key)) {
+            let read = if let Some(name) = key.strip_prefix(VMS).and_then(|rest| rest.strip_suffix(CLAIM)) {
                 decode(&key, &entry.value).map(|claim| drop(claims.insert(name.to_owned(), claim)))
             } else if let Some(name) = key.strip_prefix(VMS) {
                 decode_named(&key, name, &entry, |vm: &VmRecord| &vm.name)
@@ -93,6 +100,27 @@ impl Cluster {
         Ok(state)
     }
 
+    /// Reads the hosts again, and whether they are alive. VMs stay as they are.
+    pub fn refresh_hosts(&self, state: &mut ClusterState) -> Result<(), ClusterError> {
+        let hosts = self.hosts.list(HOSTS)?.entries;
+        let alive: BTreeSet<String> = self.hosts.list(ALIVE)?.entries.into_iter().map(|(key, _)| key).collect();
+        state.hosts.clear();
+        state.unreadable.retain(|unreadable| !unreadable.key.starts_with(HOSTS));
+        for (key, entry) in hosts {
+            let name = key.strip_prefix(HOSTS).unwrap_or_default();
+            match decode_named(&key, name, &entry, |host: &HostRecord| &host.name) {
+                Ok(mut host) => {
+                    let is_alive = alive.contains(&alive_key(&host.name));
+                    self.seen.note(&mut host, is_alive);
+                    state.hosts.push(host);
+                }
+                Err(ClusterError::Unreadable { key, message }) => state.unreadable.push(Unreadable { key, message }),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until records or claims of VMs have changed after `since`, a [`ClusterState::revision`], up to `timeout`. Tells
     /// whether something may have changed: then read [`state`](Self::state) again.
     pub fn wait_for_vm_change(&self, since: u64, timeout: Duration) -> Result<bool, ClusterError> {
@@ -113,17 +141,29 @@ impl Cluster {
     /// [`ClusterError::NoHost`] if there is none of that name.
     pub fn host(&self, name: &HostName) -> Result<HostRecord, ClusterError> {
         let read = read_from(&*self.hosts, &host_key(name))?;
-        read.map(|(host, _)| host).ok_or_else(|| ClusterError::NoHost(name.clone()))
+        let (mut host, _): (HostRecord, u64) = read.ok_or_else(|| ClusterError::NoHost(name.clone()))?;
+        self.seen.note(&mut host, self.hosts.get(&alive_key(name))?.is_some());
+        Ok(host)
     }
 
-    /// Registers a host in place of an instance of it that has ended, if there was one. A record that cannot be read is overwritten. Only the host
-    /// itself does that.
+    /// Registers a host in place of an instance of it that has ended, if there was one, under a lease that ends after `ttl`. A record that cannot be
+    /// read is overwritten. Only the host itself does that.
     ///
     /// # Errors
     /// [`ClusterError::OtherInstance`] if neither that instance nor this one is registered, but another one.
-    pub fn register_host(&self, host: &HostRecord, ended: Option<&str>) -> Result<(), ClusterError> {
-        let key = host_key(&host.name);
+    pub fn register_host(
+        &self,
+        host: &HostRecord,
+        ended: Option<&str>,
+        ttl: Duration,
+    ) -> Result<LeaseId, ClusterError> {
+        let (key, alive) = (host_key(&host.name), alive_key(&host.name));
         let value = encode(&key, host)?;
+        let lease = self.hosts.grant_lease(ttl)?;
+        let ops = [
+            Op::Put { key: &key, value: &value, lease: None },
+            Op::Put { key: &alive, value: host.instance.as_bytes(), lease: Some(lease) },
+        ];
         for _ in 0..ATTEMPTS_MAX {
             let entry = self.hosts.get(&key)?;
             let found = entry.as_ref().and_then(|entry| decode::<HostRecord>(&key, &entry.value).ok());
@@ -131,8 +171,8 @@ impl Cluster {
                 return Err(ClusterError::OtherInstance(host.name.clone()));
             }
             let compare = Compare { key: &key, version: entry.map_or(0, |entry| entry.version) };
-            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &[Op::Put { key: &key, value: &value }])? {
-                return Ok(());
+            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &ops)? {
+                return Ok(lease);
             }
         }
         Err(ClusterError::Contended(key))
@@ -141,23 +181,40 @@ impl Cluster {
     /// Renews the lease of a host that is served by `instance`.
     ///
     /// # Errors
-    /// [`ClusterError::NoHost`] if it was removed: it may register again. [`ClusterError::OtherInstance`] if another daemon has registered with its
-    /// identity.
-    pub fn renew_lease(&self, host: &HostName, instance: &str, lease: Lease) -> Result<(), ClusterError> {
-        let key = host_key(host);
-        for _ in 0..ATTEMPTS_MAX {
-            let (mut record, version): (HostRecord, u64) =
-                read_from(&*self.hosts, &key)?.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
-            if record.instance != instance {
-                return Err(ClusterError::OtherInstance(host.clone()));
-            }
-            record.lease = lease;
-            let (compare, value) = (Compare { key: &key, version }, encode(&key, &record)?);
-            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &[Op::Put { key: &key, value: &value }])? {
-                return Ok(());
-            }
+    /// [`ClusterError::LeaseEnded`] or [`ClusterError::NoHost`] if it was not renewed for too long, or the host was removed: it may register again.
+    /// [`ClusterError::OtherInstance`] if another daemon has registered with its identity.
+    pub fn renew_lease(&self, host: &HostName, instance: &str, lease: LeaseId) -> Result<(), ClusterError> {
+        let is_there = self.hosts.keep_lease(lease)?;
+        let (record, _): (HostRecord, u64) =
+            read_from(&*self.hosts, &host_key(host))?.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
+        if record.instance != instance {
+            return Err(ClusterError::OtherInstance(host.clone()));
         }
-        Err(ClusterError::Contended(key))
+        if is_there { Ok(()) } else { Err(ClusterError::LeaseEnded(host.clone())) }
+    }
+
+    /// Ends the lease of a host.
+    pub fn end_lease(&self, lease: LeaseId) -> Result<(), ClusterError> {
+        Ok(self.hosts.end_lease(lease)?)
+    }
+
+    /// Notes that a cluster is made here, by its first host.
+    ///
+    /// # Errors
+    /// [`ClusterError::ClusterExists`] if one was made here before.
+    pub fn found(&self, host: &HostName) -> Result<(), ClusterError> {
+        let value = encode(MADE, &serde_json::json!({ "made_by": host }))?;
+        let there_is_none = Compare { key: MADE, version: 0 };
+        match self.hosts.transact(&[there_is_none], &[Op::Put { key: MADE, value: &value, lease: None }])? {
+            Outcome::Done { .. } => Ok(()),
+            Outcome::Conflict => Err(ClusterError::ClusterExists),
+        }
+    }
+
+    /// Undoes [`Self::found`].
+    pub fn unfound(&self) -> Result<(), ClusterError> {
+        self.hosts.transact(&[], &[Op::Delete { key: MADE }])?;
+        Ok(())
     }
 
     /// Removes a host.
@@ -219,7 +276,10 @@ impl Cluster {
         let claim = Claim { generation, primary: primary.replica(), secondary: None };
         let claim_record = encode(&claim_key, &ClaimRecord::first(claim.clone()))?;
         let compares = [Compare { key: &record_key, version: 0 }, Compare { key: &claim_key, version: 0 }];
-        let ops = [Op::Put { key: &record_key, value: &record }, Op::Put { key: &claim_key, value: &claim_record }];
+        let ops = [
+            Op::Put { key: &record_key, value: &record, lease: None },
+            Op::Put { key: &claim_key, value: &claim_record, lease: None },
+        ];
         match self.store.transact(&compares, &ops)? {
             Outcome::Done { .. } => Ok(claim),
             Outcome::Conflict => Err(ClusterError::VmExists(vm.name.clone())),
@@ -272,7 +332,8 @@ impl Cluster {
             let (mut record, version) = self.read(key)?.ok_or_else(&missing)?;
             change(&mut record);
             let value = encode(key, &record)?;
-            let outcome = self.store.transact(&[Compare { key, version }], &[Op::Put { key, value: &value }])?;
+            let outcome =
+                self.store.transact(&[Compare { key, version }], &[Op::Put { key, value: &value, lease: None }])?;
             if let Outcome::Done { .. } = outcome {
                 return Ok(record);
             }

@@ -18,9 +18,15 @@ pub enum ClusterError {
     /// There is no such host.
     #[error("there is no host {0}")]
     NoHost(HostName),
+    /// A cluster was made there already.
+    #[error("there is a cluster in this store already")]
+    ClusterExists,
     /// A VM of that name is there already.
     #[error("there is a VM {0} already")]
     VmExists(VmName),
+    /// The host's lease has ended, as it was not renewed in time.
+    #[error("the lease of host {0} has ended")]
+    LeaseEnded(HostName),
     /// Another daemon has registered with the identity of this one.
     #[error("host {0} is served by another daemon, which was started later with the same keys")]
     OtherInstance(HostName),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use spec::{EngineKind, HostName};
 
 use super::UnknownFields;
+use crate::store::BootTime;
 
 /// What a host offers, and its lease: the host itself writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +31,7 @@ pub struct HostRecord {
     /// Named storage that it reaches.
     #[serde(default)]
     pub datastores: Vec<String>,
-    /// Until when it counts as alive.
+    /// Whether it is alive, as whoever has read this sees it. In the store it says when the host has registered.
     pub lease: Lease,
     /// Version of the program that it runs.
     pub version: String,
@@ -46,37 +47,29 @@ pub struct HostRecord {
 }
 
 impl HostRecord {
-    /// How long ago the host has renewed its lease, in ms; none if its machine, or the one of which this is the time, was booted again since.
+    /// How long ago the host was last seen alive, in ms; none if it never was by whoever has read this.
     pub fn silent_ms(&self, now: &BootTime) -> Option<u64> {
-        (self.boot_id == now.boot_id).then(|| now.ms.saturating_sub(self.lease.renewed_boot_ms))
+        (self.lease.renewed_boot_ms > 0 || self.lease.ttl_ms > 0)
+            .then(|| now.ms.saturating_sub(self.lease.renewed_boot_ms))
     }
 
     /// Whether its lease is good.
     pub fn is_alive(&self, now: &BootTime) -> bool {
-        self.silent_ms(now).is_some_and(|silent_ms| silent_ms <= self.lease.ttl_ms)
+        self.lease.ttl_ms > 0 && self.silent_ms(now).is_some_and(|silent_ms| silent_ms <= self.lease.ttl_ms)
     }
 }
 
-/// A host's sign of life. It guides planning only: no replica is ever stopped or taken over because of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A host's sign of life: its lease in the store, as one reader sees it. Times are the reader's, so that nobody compares those of two machines. It guides
+/// planning only: no replica is ever stopped or taken over because of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// When the host renewed it, in ms since its machine was booted ([`BootTime`]). The store that keeps leases so is a file, whose users are on
-    /// one machine; so nobody compares it with another machine's time.
+    /// When it was last seen to be good, in ms since the reader's machine was booted ([`BootTime`]); 0 if it never was.
     #[serde(default)]
     pub renewed_boot_ms: u64,
     /// The same by the calendar, in ms since 1970: for people to read. Nothing is decided by it, as it may be set.
     pub renewed_unix_ms: u64,
-    /// For how long it is good, in ms.
+    /// For how long what was seen then is good, in ms; 0 if the lease has ended.
     pub ttl_ms: u64,
-}
-
-/// The time on one machine, suspended or not, which nobody sets. Times of different boots cannot be compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BootTime {
-    /// Which boot of which machine (`/proc/sys/kernel/random/boot_id`).
-    pub boot_id: String,
-    /// Time since then, in ms.
-    pub ms: u64,
 }
 
 #[cfg(test)]
@@ -84,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_ends_whatever_the_calendar_says_and_with_the_boot() {
+    fn a_lease_that_was_seen_is_good_for_a_while_whatever_the_calendar_says() {
         let host = HostRecord {
             name: "a".parse().unwrap(),
             api_address: "127.0.0.1:1".parse().unwrap(),
@@ -104,6 +97,13 @@ mod tests {
         };
         let at = |boot: &str, ms| host.is_alive(&BootTime { boot_id: boot.to_owned(), ms });
         assert_eq!([10_000, 13_000, 13_001, u64::MAX].map(|ms| at("one", ms)), [true, true, false, false]);
-        assert!(!at("two", 10_000), "times of two boots were compared");
+        // Where the host is does not matter: the time is that of who looks.
+        assert!(at("two", 10_000));
+        let ended = Lease { renewed_boot_ms: 10_000, renewed_unix_ms: 3_610_000, ttl_ms: 0 };
+        let now = BootTime { boot_id: "one".to_owned(), ms: 10_500 };
+        let host = HostRecord { lease: ended, ..host };
+        assert_eq!((host.is_alive(&now), host.silent_ms(&now)), (false, Some(500)));
+        let never_seen = HostRecord { lease: Lease { renewed_boot_ms: 0, ..ended }, ..host };
+        assert_eq!((never_seen.is_alive(&now), never_seen.silent_ms(&now)), (false, None));
     }
 }

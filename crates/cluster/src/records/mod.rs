@@ -2,7 +2,9 @@
 //!
 //! | key | record |
 //! | --- | --- |
-//! | `hosts/NAME` | [`HostRecord`]: what a host offers, and its lease |
+//! | `cluster` | by which host the cluster was made |
+//! | `hosts/NAME` | [`HostRecord`]: what a host offers |
+//! | `alive/NAME` | the instance of a host that is alive: it goes with that one's lease |
 //! | `vms/NAME` | [`VmRecord`]: what a VM is and what its administrator wants of it |
 //! | `vms/NAME/claim` | [`ClaimRecord`]: which replicas may run it |
 //!
@@ -13,13 +15,15 @@ mod claim;
 mod cluster;
 mod error;
 mod host;
+mod seen;
 mod state;
 mod vm;
 
+pub use crate::store::BootTime;
 pub use claim::{COPIES_MAX, ClaimRecord};
 pub use cluster::Cluster;
 pub use error::ClusterError;
-pub use host::{BootTime, HostRecord, Lease};
+pub use host::{HostRecord, Lease};
 pub use state::{ClusterState, Unreadable, VmState};
 pub use vm::{FtSettings, Power, VmRecord};
 

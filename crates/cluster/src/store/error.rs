@@ -20,6 +20,9 @@ pub enum StoreError {
         /// The newest version that this program knows.
         known: i64,
     },
+    /// The lease under which something was to be stored has ended. Nothing was done.
+    #[error("the lease in the cluster store has ended")]
+    LeaseEnded,
     /// What was asked does not keep the store's bounds.
     #[error("refused by the cluster store: {0}")]
     Refused(String),

@@ -1,43 +1,81 @@
 //! Where the store of a cluster is.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::etcd::{EtcdAddress, EtcdKeys, EtcdStore, SCHEME};
 use super::{FolderStore, SqliteStore, Store, StoreError};
 
-/// Where the store of a cluster is: a file, by its absolute path. Beside it, with `.vms` at the end of its name, is a folder.
+/// Where the store of a cluster is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct StoreLocation(PathBuf);
+#[serde(try_from = "String", into = "String")]
+pub enum StoreLocation {
+    /// On one machine: an SQLite file with the hosts, by its absolute path. Beside it, with `.vms` at the end of its name, is a folder with the VMs.
+    File(PathBuf),
+    /// In etcd, which machines share.
+    Etcd(EtcdAddress),
+}
+
+impl FromStr for StoreLocation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with(SCHEME) {
+            text.parse().map(Self::Etcd)
+        } else if text.starts_with("etcd:") || text.contains("://") {
+            Err(format!("{text} is neither a file nor etcd: write {SCHEME}HOST:PORT,HOST:PORT for etcd"))
+        } else {
+            Ok(Self::File(text.into()))
+        }
+    }
+}
+
+impl TryFrom<String> for StoreLocation {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for StoreLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Etcd(address) => address.fmt(f),
+        }
+    }
+}
+
+impl From<StoreLocation> for String {
+    fn from(location: StoreLocation) -> Self {
+        location.to_string()
+    }
+}
 
 impl StoreLocation {
-    /// That of the store with this file.
-    pub fn file(path: PathBuf) -> Self {
-        Self(path)
-    }
-
-    /// Its file.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// The folder with VMs and their claims.
-    pub fn vms(&self) -> PathBuf {
-        self.ending(".vms")
-    }
-
-    /// All its files and folders.
+    /// All its files and folders on this machine.
     pub fn files(&self) -> Vec<PathBuf> {
-        ["", "-wal", "-shm", ".vms"].map(|ending| self.ending(ending)).into()
+        match self {
+            Self::File(path) => ["", "-wal", "-shm", ".vms"].map(|ending| with_ending(path, ending)).into(),
+            Self::Etcd(_) => Vec::new(),
+        }
     }
+}
 
-    fn ending(&self, ending: &str) -> PathBuf {
-        let mut path = self.0.clone().into_os_string();
-        path.push(ending);
-        path.into()
-    }
+/// The folder with VMs and their claims, beside the file of a store.
+pub fn vms_folder(file: &Path) -> PathBuf {
+    with_ending(file, ".vms")
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut path = path.to_owned().into_os_string();
+    path.push(ending);
+    path.into()
 }
 
 /// The stores of a cluster. One store may be both.
@@ -50,13 +88,18 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Opens those of a cluster.
+    /// Opens those of a cluster; etcd with these keys.
     ///
     /// # Errors
-    /// As [`SqliteStore::open`] and [`FolderStore::open`].
-    pub fn open(location: &StoreLocation) -> Result<Self, StoreError> {
-        let hosts = Arc::new(SqliteStore::open(location.path())?);
-        Ok(Self { vms: open_vms(location)?, hosts })
+    /// As [`SqliteStore::open`], [`FolderStore::open`] and [`EtcdStore::open`].
+    pub fn open(location: &StoreLocation, keys: Option<&EtcdKeys>) -> Result<Self, StoreError> {
+        match location {
+            StoreLocation::File(path) => {
+                let hosts = Arc::new(SqliteStore::open(path)?);
+                Ok(Self { vms: Arc::new(FolderStore::open(&vms_folder(path))?), hosts })
+            }
+            StoreLocation::Etcd(address) => Ok(Self::one(Arc::new(EtcdStore::open(address, keys)?))),
+        }
     }
 
     /// One store as all of them.
@@ -68,16 +111,43 @@ impl Stores {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn create(location: &StoreLocation) -> Result<Self, StoreError> {
-        let hosts = Arc::new(SqliteStore::create(location.path())?);
-        Ok(Self { vms: Arc::new(FolderStore::create(&location.vms())?), hosts })
+    pub fn create(location: &StoreLocation, keys: Option<&EtcdKeys>) -> Result<Self, StoreError> {
+        if let StoreLocation::File(path) = location {
+            SqliteStore::create(path)?;
+            FolderStore::create(&vms_folder(path))?;
+        }
+        Self::open(location, keys)
     }
 }
 
 /// Opens what replicas arbitrate by, and nothing that has a lock.
 ///
 /// # Errors
-/// As [`FolderStore::open`].
-pub fn open_vms(location: &StoreLocation) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(FolderStore::open(&location.vms())?))
+/// As [`Stores::open`].
+pub fn open_vms(location: &StoreLocation, keys: Option<&EtcdKeys>) -> Result<Arc<dyn Store>, StoreError> {
+    match location {
+        StoreLocation::File(path) => Ok(Arc::new(FolderStore::open(&vms_folder(path))?)),
+        StoreLocation::Etcd(_) => Ok(Stores::open(location, keys)?.vms),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_is_a_file_or_etcd_and_nothing_that_looks_like_either() {
+        for (text, location) in [
+            ("/var/lib/twinvm/cluster.db", StoreLocation::File("/var/lib/twinvm/cluster.db".into())),
+            ("hosts/cluster.db", StoreLocation::File("hosts/cluster.db".into())),
+            ("etcd://a:1,b:2/lab", StoreLocation::Etcd("etcd://a:1,b:2/lab".parse().unwrap())),
+        ] {
+            assert_eq!(text.parse::<StoreLocation>().unwrap(), location);
+            assert_eq!(serde_json::to_string(&location).unwrap(), format!("\"{text}\""));
+            assert_eq!(serde_json::from_str::<StoreLocation>(&format!("\"{text}\"")).unwrap(), location);
+        }
+        for text in ["etcd:a:1", "http://a:1", "etcd://a"] {
+            assert!(text.parse::<StoreLocation>().is_err(), "{text}");
+        }
+    }
 }

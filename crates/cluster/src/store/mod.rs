@@ -4,7 +4,9 @@
 //! of them: [`SqliteStore`] for what may wait for a lock, [`FolderStore`] for what replicas arbitrate by. A transaction raises the store's *revision* by one; an entry's *version* is the revision of
 //! the transaction that wrote it last, so that a key which was deleted and written again never has a version twice.
 
+mod boot_clock;
 mod error;
+mod etcd;
 mod folder;
 mod location;
 mod place;
@@ -12,17 +14,19 @@ mod sqlite;
 
 use std::time::Duration;
 
+pub use boot_clock::{BootTime, boot_ms_now};
 pub use error::StoreError;
+pub use etcd::{EtcdAddress, EtcdKeys, EtcdStore};
 pub use folder::FolderStore;
-pub use location::{StoreLocation, Stores, open_vms};
+pub use location::{StoreLocation, Stores, open_vms, vms_folder};
 pub use sqlite::{BUSY_TIMEOUT_DEFAULT, SqliteStore};
 
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 512;
 /// Longest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
-/// Most compares, and most operations, of one transaction (the default limit of etcd).
-pub const TRANSACTION_ITEMS_MAX: usize = 128;
+/// Most compares, and most operations, of one transaction: etcd takes 128 unless told otherwise, and some are the store's own.
+pub const TRANSACTION_ITEMS_MAX: usize = 120;
 
 /// A transactional key-value store with watches. Every call is bounded in time, as far as the file system is.
 ///
@@ -40,12 +44,32 @@ pub trait Store: Send + Sync {
     /// Does all of `ops` if all of `compares` hold, else nothing. Once this has answered [`Outcome::Done`], a power failure
     /// undoes nothing.
     ///
-    /// After [`StoreError::Unreachable`] it may have been done or not: look before asking again.
+    /// After [`StoreError::Unreachable`] it may have been done or not, or may be until this store's next transaction: look before asking again.
     fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Outcome, StoreError>;
 
     /// What has changed under `prefix` after revision `since`. Waits for the first change, up to `timeout`.
     fn watch(&self, prefix: &str, since: u64, timeout: Duration) -> Result<Changes, StoreError>;
+
+    /// Begins a lease that ends `ttl` after it was kept last. When it ends, what is under it is deleted, as by a transaction. The store may count in
+    /// whole seconds, rounded up, by a clock of its own.
+    fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+
+    /// Lets a lease begin anew; whether it was there.
+    fn keep_lease(&self, lease: LeaseId) -> Result<bool, StoreError>;
+
+    /// Ends a lease now, if it is there.
+    fn end_lease(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Makes ready for a transaction that must not take long: whoever waits for a takeover asks for this now and then. Where there is nothing to be
+    /// done for it, it does nothing.
+    fn keep_ready(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
+
+/// A lease: no other one of this store has or had this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseId(pub u64);
 
 /// What is stored at a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +107,8 @@ pub enum Op<'a> {
         key: &'a str,
         /// Its value.
         value: &'a [u8],
+        /// The lease with which it goes. If that has ended already, nothing is done ([`StoreError::LeaseEnded`]).
+        lease: Option<LeaseId>,
     },
     /// Deletes an entry, if there is one.
     Delete {
@@ -154,6 +180,11 @@ fn check_prefix(prefix: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The first key after all that begin with `prefix`: keys hold no character above `~`.
+fn end_of(prefix: &str) -> String {
+    format!("{prefix}\u{7f}")
+}
+
 /// Refuses a transaction that does not keep the bounds.
 fn check_transaction(compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<(), StoreError> {
     if compares.len() > TRANSACTION_ITEMS_MAX || ops.len() > TRANSACTION_ITEMS_MAX {
@@ -169,7 +200,7 @@ fn check_transaction(compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<(), Sto
         if ops.iter().take(index).any(|earlier| earlier.key() == op.key()) {
             return Err(StoreError::Refused(format!("a transaction changes {} twice", op.key())));
         }
-        if let Op::Put { key, value } = op
+        if let Op::Put { key, value, .. } = op
             && value.len() > VALUE_BYTES_MAX
         {
             return Err(StoreError::Refused(format!("{key}: {} bytes; at most {VALUE_BYTES_MAX}", value.len())));

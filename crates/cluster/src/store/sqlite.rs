@@ -1,5 +1,7 @@
 //! A store of one machine: an SQLite file that several processes have open.
 
+mod leases;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -11,11 +13,13 @@ use std::time::{Duration, Instant};
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior};
 
+use super::boot_clock::BootTime;
 use super::place::{check_file_system, unreachable};
 use super::{
-    Change, Changes, Compare, Entry, KEY_BYTES_MAX, Listing, Op, Outcome, Store, StoreError, VALUE_BYTES_MAX,
-    check_key, check_prefix, check_transaction,
+    Change, Changes, Compare, Entry, KEY_BYTES_MAX, LeaseId, Listing, Op, Outcome, Store, StoreError, VALUE_BYTES_MAX,
+    check_key, check_prefix, check_transaction, end_of,
 };
+use leases::{IS_THERE, expire};
 
 /// How long a call waits for other processes, unless another time is chosen.
 pub const BUSY_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
@@ -32,13 +36,15 @@ const ROW_BYTES_MAX: i32 = (VALUE_BYTES_MAX + KEY_BYTES_MAX + 1024) as i32;
 /// `TWVM`, in the header of the file.
 const APPLICATION_ID: i64 = 0x5457_564d;
 /// Version of the layout below.
-const LAYOUT_VERSION: i64 = 1;
+const LAYOUT_VERSION: i64 = 2;
 /// A deleted entry stays as one without a value for a while, so that watches learn of it.
 const LAYOUT: &str = "
-    CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB, version INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB, version INTEGER NOT NULL, lease INTEGER) STRICT, WITHOUT ROWID;
     CREATE INDEX entries_by_version ON entries (version);
     CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, compacted INTEGER NOT NULL) STRICT;
     INSERT INTO state VALUES (1, 0, 0);
+    CREATE TABLE leases (id INTEGER PRIMARY KEY AUTOINCREMENT, ttl_ms INTEGER NOT NULL, boot_id TEXT NOT NULL,
+        ends_boot_ms INTEGER NOT NULL) STRICT;
 ";
 
 /// A store of one machine: an SQLite file.
@@ -162,7 +168,16 @@ impl SqliteStore {
             let path = self.path.display().to_string();
             return Err(StoreError::TooNew { path, found: version, known: LAYOUT_VERSION });
         }
+        if version < LAYOUT_VERSION {
+            let path = self.path.display();
+            return Err(StoreError::Corrupt(format!("{path} was made by an older twinvm: make the cluster anew")));
+        }
         Ok(())
+    }
+
+    /// The time by which leases are counted.
+    fn now(&self) -> Result<BootTime, StoreError> {
+        BootTime::now().map_err(|error| unreachable(&self.path, &format!("there is no clock: {error}")))
     }
 
     /// Runs a call on a connection of its own. After an error the connection is given up, and whatever was the matter with it.
@@ -251,24 +266,28 @@ impl SqliteStore {
 impl Store for SqliteStore {
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         check_key(key)?;
+        let now = self.now()?;
         self.call(|connection| {
             connection
-                .prepare_cached("SELECT value, version FROM entries WHERE key = ?1 AND value IS NOT NULL")?
-                .query_row([key], |row| Ok(Entry { value: row.get(0)?, version: unsigned(row, 1)? }))
+                .prepare_cached(&format!("SELECT value, version FROM entries WHERE key = ?3 AND {IS_THERE}"))?
+                .query_row((&now.boot_id, signed(now.ms), key), |row| {
+                    Ok(Entry { value: row.get(0)?, version: unsigned(row, 1)? })
+                })
                 .optional()
         })
     }
 
     fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         check_prefix(prefix)?;
+        let now = self.now()?;
         self.call(|connection| {
             let transaction = connection.transaction()?;
             let revision = revision(&transaction)?;
-            let mut statement = transaction.prepare_cached(
-                "SELECT key, value, version FROM entries WHERE key >= ?1 AND key < ?2 AND value IS NOT NULL ORDER BY key",
-            )?;
+            let mut statement = transaction.prepare_cached(&format!(
+                "SELECT key, value, version FROM entries WHERE key >= ?3 AND key < ?4 AND {IS_THERE} ORDER BY key"
+            ))?;
             let entries = statement
-                .query_map((prefix, end_of(prefix)), |row| {
+                .query_map((&now.boot_id, signed(now.ms), prefix, end_of(prefix)), |row| {
                     Ok((row.get(0)?, Entry { value: row.get(1)?, version: unsigned(row, 2)? }))
                 })?
                 .collect::<rusqlite::Result<_>>()?;
@@ -278,15 +297,24 @@ impl Store for SqliteStore {
 
     fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Outcome, StoreError> {
         check_transaction(compares, ops)?;
-        self.call(|connection| {
+        let now = self.now()?;
+        let done = self.call(|connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            expire(&transaction, &now)?;
             for compare in compares {
                 let version = transaction
                     .prepare_cached("SELECT version FROM entries WHERE key = ?1 AND value IS NOT NULL")?
                     .query_row([compare.key], |row| unsigned(row, 0))
                     .optional()?;
                 if version.unwrap_or(0) != compare.version {
-                    return Ok(Outcome::Conflict);
+                    return Ok(Some(Outcome::Conflict));
+                }
+            }
+            for op in ops {
+                if let Op::Put { lease: Some(lease), .. } = op
+                    && !leases::is_there(&transaction, *lease)?
+                {
+                    return Ok(None);
                 }
             }
             let mut revision = revision(&transaction)?;
@@ -299,8 +327,9 @@ impl Store for SqliteStore {
                 apply(&transaction, op, revision)?;
             }
             transaction.commit()?;
-            Ok(Outcome::Done { revision })
-        })
+            Ok(Some(Outcome::Done { revision }))
+        });
+        done?.ok_or(StoreError::LeaseEnded)
     }
 
     fn watch(&self, prefix: &str, since: u64, timeout: Duration) -> Result<Changes, StoreError> {
@@ -309,6 +338,7 @@ impl Store for SqliteStore {
         // What has been looked through already need not be looked through again.
         let mut since = since;
         loop {
+            self.expire_leases()?;
             match self.changes(prefix, since)? {
                 Changes::Seen { revision, changes } if changes.is_empty() && started.elapsed() < timeout => {
                     since = revision;
@@ -318,18 +348,32 @@ impl Store for SqliteStore {
             thread::sleep(WATCH_POLL.min(timeout.saturating_sub(started.elapsed())));
         }
     }
+
+    fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.grant(ttl)
+    }
+
+    fn keep_lease(&self, lease: LeaseId) -> Result<bool, StoreError> {
+        self.keep(lease)
+    }
+
+    fn end_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.end(lease)
+    }
 }
 
 fn apply(transaction: &Transaction<'_>, op: &Op<'_>, revision: u64) -> rusqlite::Result<()> {
     match *op {
-        Op::Put { key, value } => {
+        Op::Put { key, value, lease } => {
             transaction
-                .prepare_cached("INSERT OR REPLACE INTO entries (key, value, version) VALUES (?1, ?2, ?3)")?
-                .execute((key, value, signed(revision)))?;
+                .prepare_cached("INSERT OR REPLACE INTO entries (key, value, version, lease) VALUES (?1, ?2, ?3, ?4)")?
+                .execute((key, value, signed(revision), lease.map(|lease| signed(lease.0))))?;
         }
         Op::Delete { key } => {
             let deleted = transaction
-                .prepare_cached("UPDATE entries SET value = NULL, version = ?2 WHERE key = ?1 AND value IS NOT NULL")?
+                .prepare_cached(
+                    "UPDATE entries SET value = NULL, lease = NULL, version = ?2 WHERE key = ?1 AND value IS NOT NULL",
+                )?
                 .execute((key, signed(revision)))?;
             if deleted > 0 {
                 forget_deletions(transaction)?;
@@ -360,11 +404,6 @@ fn header(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
 
 fn revision(connection: &Connection) -> rusqlite::Result<u64> {
     connection.prepare_cached("SELECT revision FROM state")?.query_row([], |row| unsigned(row, 0))
-}
-
-/// The first key after all that begin with `prefix`: keys hold no character above `~`.
-fn end_of(prefix: &str) -> String {
-    format!("{prefix}\u{7f}")
 }
 
 /// SQLite's integers are signed. A number that does not fit is larger than any that is stored.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use api::messages::{DaemonView, HostView, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
+use cluster::store::{EtcdKeys, StoreLocation};
 use serde_json::{Value, json};
 
 use super::daemon::{DaemonArguments, path_segment};
@@ -27,6 +28,8 @@ The first host makes the cluster and signs the keys of the others:
 Commands on the first host act as operator `admin` (operator.pem in the host's folder); on others they need the keys of an operator:
   a$ twinvm operator issue alice --out alice.pem
   b$ twinvm vm list --operator alice.pem
+Hosts on several machines need a store that spans them, etcd:
+  a$ twinvm host init --new-cluster --name a --listen 192.0.2.1:7441 --store etcd://192.0.2.1:2379,192.0.2.2:2379,192.0.2.3:2379
 Three hosts on one machine, to try things out:
   twinvm host init --new-cluster --name a --dir hosts/a --listen 127.0.0.1:7441
   twinvm host issue b --dir hosts/a --out b.bundle
@@ -79,10 +82,19 @@ pub struct InitArguments {
     /// Address of the Prometheus metrics, over plain HTTP; empty for none
     #[arg(long, value_name = "IP:PORT", default_value_t = format!("127.0.0.1:{METRICS_PORT}"))]
     metrics: String,
-    /// The cluster store: a file that every host of the cluster reaches, on one machine; VMs are in a folder beside it, FILE.vms
-    /// [default: cluster.db in the first host's folder]
-    #[arg(long, value_name = "FILE")]
-    store: Option<PathBuf>,
+    /// The cluster store: etcd, by its members as etcd://HOST:PORT,HOST:PORT with perhaps /NAME for the cluster's name there; or a file on the one
+    /// machine that all hosts are on, beside which VMs are in a folder, FILE.vms [default: the bundle's, or cluster.db in the first host's folder]
+    #[arg(long, value_name = "FILE|ETCD")]
+    store: Option<StoreLocation>,
+    /// Speak TLS with etcd: the authority of its members' certificates (PEM)
+    #[arg(long, value_name = "FILE", requires_all = ["store_cert", "store_key"])]
+    store_ca: Option<PathBuf>,
+    /// This host's certificate for etcd (PEM)
+    #[arg(long, value_name = "FILE", requires = "store_ca")]
+    store_cert: Option<PathBuf>,
+    /// The private key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "store_ca")]
+    store_key: Option<PathBuf>,
     /// A folder below which VM specs may name kernels and disks, beside the images and `files` in the host's folder (may be repeated)
     #[arg(long = "vm-folder", value_name = "DIR")]
     vm_folders: Vec<PathBuf>,
@@ -176,12 +188,20 @@ fn init_host(arguments: InitArguments) -> Result<()> {
     let folder = arguments.daemon.folder()?;
     let metrics =
         parse_address_or_nothing(&arguments.metrics).map_err(|error| anyhow::anyhow!("--metrics: {error}"))?;
+    let absolute = |path: &PathBuf| std::path::absolute(path);
+    let store_keys = match (&arguments.store_ca, &arguments.store_cert, &arguments.store_key) {
+        (Some(ca), Some(cert), Some(key)) => {
+            Some(EtcdKeys { ca: absolute(ca)?, cert: absolute(cert)?, key: absolute(key)? })
+        }
+        _ => None,
+    };
     let options = InitOptions {
         keys: arguments.bundle.map_or(Keys::NewCluster, Keys::Bundle),
         name: arguments.name,
         listen: arguments.listen,
         metrics,
         store: arguments.store,
+        store_keys,
         vm_folders: arguments.vm_folders,
         networks: arguments.networks,
     };
@@ -231,7 +251,7 @@ fn show(arguments: &ShowArguments) -> Result<()> {
     }
     for (what, value) in [
         ("name", host.name.clone()),
-        ("state", format!("{}, lease renewed {:.1} s ago", state(host), host.lease_age_ms as f64 / 1e3)),
+        ("state", format!("{}, lease last seen good {:.1} s ago", state(host), host.lease_age_ms as f64 / 1e3)),
         ("api", host.api.clone()),
         ("cpus", format!("{} reserved of {}", host.cpus_reserved, host.cpus)),
         (

@@ -110,7 +110,7 @@ mod tests {
         let keys = folder.path().join("keys");
         private_folder(&keys).unwrap();
         fs::write(keys.join("host.key"), "secret").unwrap();
-        let bundle = Bundle::pack("b", &StoreLocation::file("/store".into()), &keys).unwrap();
+        let bundle = Bundle::pack("b", &StoreLocation::File("/store".into()), &keys).unwrap();
         let file = folder.path().join("b.bundle");
         bundle.save(&file).unwrap();
         assert!(bundle.save(&file).is_err(), "a bundle was overwritten");

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use cluster::store::StoreLocation;
+use cluster::store::{EtcdKeys, StoreLocation};
 use serde::{Deserialize, Serialize};
 use spec::{ByteSize, HostName};
 
@@ -28,7 +28,7 @@ pub struct HostConfig {
     /// Where Prometheus metrics are served, over plain HTTP; an empty string turns them off.
     #[serde(with = "address_or_nothing")]
     pub metrics: Option<SocketAddr>,
-    /// The cluster store: a file, beside which it has a folder.
+    /// The cluster store: a file, beside which it has a folder, or etcd.
     pub store: StoreLocation,
     /// The folder of guest images.
     pub images: PathBuf,
@@ -62,6 +62,9 @@ pub struct HostConfig {
     /// Most first copies that this host sends at a time: 1 to 64. Further VMs wait for their turn.
     #[serde(default = "first_copies_max_default")]
     pub first_copies_max: usize,
+    /// The files with which this host and etcd prove to each other who they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_keys: Option<EtcdKeys>,
 }
 
 /// Two: a first copy takes what bandwidth it gets, and one that waits for its disks leaves some to the other.
@@ -124,6 +127,9 @@ impl HostConfig {
         if let Some(relative) = self.vm_folders.iter().find(|folder| !folder.is_absolute()) {
             bail!("vm_folders: {} is not an absolute path", relative.display());
         }
+        if let (StoreLocation::File(path), Some(_)) = (&self.store, &self.store_keys) {
+            bail!("store_keys are for etcd, and the store is the file {}", path.display());
+        }
         for (name, value, range) in [
             ("suspicion_ms", self.suspicion_ms, 20..=10_000),
             ("epoch_ms_max", self.epoch_ms_max, 1..=10_000),
@@ -183,6 +189,12 @@ mod tests {
             ("metrics = \"\"", "metrics = \"x\"", "such as 127.0.0.1"),
             ("images", "colour = 1\nimages", "unknown field"),
             ("images", "vm_folders = [\"x\"]\nimages", "not an absolute path"),
+            (
+                "images = \"/i\"",
+                "images = \"/i\"\n[store_keys]\nca = \"/c\"\ncert = \"/d\"\nkey = \"/k\"",
+                "are for etcd",
+            ),
+            ("store = \"/s\"", "store = \"etcd://a\"", "has no port"),
             ("images", "suspicion_ms = 1\nimages", "20 to 10000"),
             ("images", "lag_ms_max = 9\nimages", "10 to 10000"),
         ] {

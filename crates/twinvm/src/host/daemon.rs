@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use api::client::Client;
@@ -48,6 +48,10 @@ pub struct Daemon {
     pub(super) folder: HostFolder,
     pub(super) config: HostConfig,
     pub(super) registry: Registry,
+    /// The folder of network ends that hosts of this machine share.
+    shared_ends: PathBuf,
+    /// When the daemon before this one was last known to run.
+    pub(super) alive_before: Option<SystemTime>,
     pub(super) images: ImageStore,
     pub(super) vm_files: VmFiles,
     pub(super) ends: NetworkEnds,
@@ -157,11 +161,15 @@ fn make(
     addresses: &DaemonAddresses,
 ) -> Result<Arc<Daemon>> {
     let (registry, exe) = (Registry::open(&config, folder.path(), addresses.api)?, program()?);
+    let (alive_before, shared_ends) = (folder.alive_before(), super::network_ends::shared_folder(&config.store)?);
+    folder.note_alive();
     Ok(Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
         registry,
         images: ImageStore::new(&config.images),
         vm_files: VmFiles::of(folder, &config),
         ends: NetworkEnds::default(),
+        shared_ends,
+        alive_before,
         replicas: Mutex::default(),
         exe,
         addresses: addresses.clone(),
@@ -206,7 +214,7 @@ impl Daemon {
             pid: self.addresses.pid,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             metrics: self.addresses.metrics,
-            store: self.config.store.path().to_owned(),
+            store: self.config.store.to_string(),
             sandbox: Enforced::by_kernel().to_string(),
         }
     }
@@ -243,7 +251,7 @@ impl Daemon {
 
     /// The sockets of a VM's network ends.
     pub(super) fn end_sockets(&self, spec: &spec::VmSpec) -> Vec<PathBuf> {
-        super::network_ends::sockets(spec, self.config.store.path(), &self.folder.vm(&spec.name))
+        super::network_ends::sockets(spec, &self.shared_ends, &self.folder.vm(&spec.name))
     }
 
     /// The address at which secondaries listen: any port.
@@ -319,6 +327,7 @@ impl Daemon {
         loop {
             thread::sleep(LEASE_RENEWAL);
             let renewed = self.registry.renew_lease();
+            self.folder.note_alive();
             match &renewed {
                 Err(error @ ClusterError::OtherInstance(_)) => {
                     tracing::error!("{error}: this one ends");

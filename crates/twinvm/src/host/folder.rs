@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -95,7 +96,7 @@ impl HostFolder {
 
     /// Takes the daemon's lock, which is held until the file is closed. `None` if a daemon has it.
     pub fn lock(&self) -> Result<Option<File>> {
-        let path = self.0.join("daemon.lock");
+        let path = self.lock_file();
         let file = File::options().write(true).create(true).truncate(false).open(&path);
         let file = file.with_context(|| format!("cannot open {}", path.display()))?;
         match file.try_lock() {
@@ -103,6 +104,24 @@ impl HostFolder {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
+    }
+
+    /// Notes in the file of the lock that the daemon runs now.
+    pub fn note_alive(&self) {
+        let noted =
+            File::options().write(true).open(self.lock_file()).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = noted {
+            tracing::debug!("it cannot be noted that the daemon runs: {error}");
+        }
+    }
+
+    /// When a daemon noted last that it runs.
+    pub fn alive_before(&self) -> Option<SystemTime> {
+        fs::metadata(self.lock_file()).and_then(|file| file.modified()).ok()
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.0.join("daemon.lock")
     }
 
     fn addresses_file(&self) -> PathBuf {

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use cluster::store::{StoreLocation, Stores};
+use cluster::records::{Cluster, ClusterError};
+use cluster::store::{EtcdKeys, StoreLocation, Stores};
 use replication::channel;
 
 use super::bundle::Bundle;
@@ -34,7 +35,9 @@ pub struct InitOptions {
     /// Where its metrics are served.
     pub metrics: Option<SocketAddr>,
     /// The cluster store; from the bundle, or a new one in the host's folder, if none.
-    pub store: Option<PathBuf>,
+    pub store: Option<StoreLocation>,
+    /// The keys for it, if it is in etcd.
+    pub store_keys: Option<EtcdKeys>,
     /// Folders below which VM specs may name files.
     pub vm_folders: Vec<PathBuf>,
     /// Bridges that VMs can be connected to.
@@ -59,9 +62,10 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         (None, None) => machine_name()?,
     };
     let store = match (&options.store, &bundle) {
-        (Some(store), _) => StoreLocation::file(std::path::absolute(store)?),
+        (Some(StoreLocation::File(path)), _) => StoreLocation::File(std::path::absolute(path)?),
+        (Some(store), _) => store.clone(),
         (None, Some(bundle)) => bundle.store.clone(),
-        (None, None) => StoreLocation::file(folder.path().join("cluster.db")),
+        (None, None) => StoreLocation::File(folder.path().join("cluster.db")),
     };
     let config = HostConfig {
         name,
@@ -78,6 +82,7 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
         lag_ms_max: LAG_MS_MAX_DEFAULT,
         first_copies_max: first_copies_max_default(),
+        store_keys: options.store_keys.clone(),
     };
     config.validate()?;
     // A store of another cluster would have two authorities.
@@ -110,7 +115,6 @@ fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> R
     match bundle {
         Some(bundle) => bundle.unpack(&folder.keys())?,
         None => {
-            Stores::create(&config.store)?;
             channel::create_authority(&folder.authority())?;
             channel::issue(&folder.authority(), &config.name, &folder.keys())?;
         }
@@ -127,7 +131,27 @@ fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> R
     if bundle.is_none() {
         operator::issue(folder, operator::FIRST, &folder.operator())?;
     }
-    Ok(())
+    make_store(config, bundle.is_none())
+}
+
+/// Makes the cluster's store, if it is a new one; or sees whether it answers, where only that can be seen from here. It comes last: what fails before leaves
+/// nothing in etcd.
+fn make_store(config: &HostConfig, is_new: bool) -> Result<()> {
+    let keys = config.store_keys.as_ref();
+    if !is_new {
+        return match &config.store {
+            StoreLocation::File(_) => Ok(()),
+            StoreLocation::Etcd(_) => Ok(Stores::open(&config.store, keys).map(drop)?),
+        };
+    }
+    let cluster = Cluster::new(Stores::create(&config.store, keys)?);
+    match cluster.found(&config.name.parse()?) {
+        Err(ClusterError::ClusterExists) => bail!(
+            "{} holds a cluster already: join that cluster with --bundle, or give this one another name, as in etcd://HOST:PORT/NAME",
+            config.store
+        ),
+        other => Ok(other?),
+    }
 }
 
 /// Makes the keys of a further host and writes them, packed, to `out`.

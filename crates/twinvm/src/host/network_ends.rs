@@ -1,7 +1,7 @@
 //! The network ends of VMs on this host.
 //!
 //! A user-mode end holds its guest's connections in its own process. It is shared by all hosts of this machine, so that it
-//! outlives any of them: its socket is in a folder beside the cluster store, which those hosts have in common. A bridge is
+//! outlives any of them: its socket is in a folder that those hosts have in common. A bridge is
 //! another one on each host, and so is its end.
 
 use std::collections::BTreeMap;
@@ -12,12 +12,15 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use cluster::store::StoreLocation;
 use machine::bus::lock;
 use network::end::{self, EndConfig, EndProcess, Lifetime};
 use spec::VmSpec;
 use spec::{MacAddr, NetworkSpec};
 
 use super::folder::{check_socket_path, private_folder};
+
+use crate::paths::runtime_dir;
 
 /// How long an end waits for a replica before it ends by itself, in s. A VM whose hosts all fail is back sooner or not at all.
 const WITHOUT_CLIENT_S: u32 = 60;
@@ -33,9 +36,16 @@ pub struct NetworkEnds {
     failed: Mutex<BTreeMap<PathBuf, Instant>>,
 }
 
-/// The socket of each card's end, on the host whose store and VM folder these are.
-pub fn sockets(spec: &VmSpec, store: &Path, vm_folder: &Path) -> Vec<PathBuf> {
-    let shared = store.parent().unwrap_or(Path::new("/")).join("ends");
+/// The folder of the ends that those hosts of a cluster share that are on one machine: the user's own, or beside the store if that is a file.
+pub fn shared_folder(store: &StoreLocation) -> Result<PathBuf> {
+    match store {
+        StoreLocation::File(path) => Ok(path.parent().unwrap_or(Path::new("/")).join("ends")),
+        StoreLocation::Etcd(address) => Ok(runtime_dir()?.join(format!("ends-{}", address.name))),
+    }
+}
+
+/// The socket of each card's end, on the host whose VM folder this is; `shared` is that of the ends that hosts share.
+pub fn sockets(spec: &VmSpec, shared: &Path, vm_folder: &Path) -> Vec<PathBuf> {
     let socket = |(number, network): (usize, &NetworkSpec)| match network {
         NetworkSpec::User(_) => shared.join(format!("{}-{number}.sock", spec.name)),
         NetworkSpec::Bridge(_) => vm_folder.join(format!("net-{number}.sock")),

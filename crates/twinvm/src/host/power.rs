@@ -234,6 +234,7 @@ impl Daemon {
             role: Role::Primary,
             engine,
             store: self.config.store.clone(),
+            store_keys: self.config.store_keys.clone(),
             identity: None,
             folder: folder.path().to_owned(),
             snapshot,

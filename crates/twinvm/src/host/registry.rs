@@ -3,8 +3,9 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use api::client::Target;
@@ -15,7 +16,8 @@ use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
     BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, VmRecord, VmState,
 };
-use cluster::store::Stores;
+use cluster::store::{LeaseId, Stores, boot_ms_now};
+use machine::bus::lock;
 use machine::probe::probe;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
 use spec::{EngineKind, HostName, ReplicaId, VmName, VmSpec, to_toml};
@@ -23,9 +25,11 @@ use spec::{EngineKind, HostName, ReplicaId, VmName, VmSpec, to_toml};
 use super::config::HostConfig;
 use super::error::HostError;
 
-/// How long a host counts as alive after it has renewed its lease, in ms.
-const LEASE_TTL_MS: u64 = 3_000;
-/// How often it is looked whether another daemon renews the lease of this host.
+/// How long a host counts as alive after it has renewed its lease.
+const LEASE_TTL: Duration = Duration::from_secs(3);
+/// How long it is waited at most for the lease of an earlier daemon to end. A store may make it last longer, as etcd does when its leader is lost.
+const LEASE_PATIENCE: Duration = Duration::from_secs(7);
+/// How often it is looked whether the lease of an earlier daemon has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// vCPUs that VMs may have for each processor of the machine, unless configured.
 const CPUS_PER_PROCESSOR: usize = 4;
@@ -65,7 +69,7 @@ impl KnownVm {
 pub struct Registry {
     cluster: Cluster,
     host: HostRecord,
-    alive_before_unix_ms: Option<u64>,
+    lease: Mutex<LeaseId>,
     has_booted: bool,
 }
 
@@ -89,22 +93,21 @@ impl Registry {
             engines: engines(),
             networks: config.networks.clone(),
             datastores: config.datastores.clone(),
-            lease: lease(LEASE_TTL_MS),
+            lease: Lease { renewed_unix_ms: unix_ms_now(), ..Lease::default() },
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: read_id("/proc/sys/kernel/random/uuid")?,
             folder: std::path::absolute(folder)?,
             unknown: Default::default(),
         };
-        let cluster = Cluster::new(Stores::open(&config.store)?);
+        let cluster = Cluster::new(Stores::open(&config.store, config.store_keys.as_ref())?);
         let before = cluster.host(&host.name).ok();
         if let Some(before) = &before {
             wait_until_ended(&cluster, before, &host)?;
         }
         let ended = before.as_ref().map(|before| before.instance.as_str());
-        cluster.register_host(&host, ended).context("cannot register the host")?;
+        let lease = cluster.register_host(&host, ended, LEASE_TTL).context("cannot register the host")?;
         let has_booted = before.as_ref().is_none_or(|before| before.boot_id != host.boot_id);
-        let alive_before_unix_ms = before.map(|before| before.lease.renewed_unix_ms);
-        Ok(Self { cluster, host, alive_before_unix_ms, has_booted })
+        Ok(Self { cluster, host, lease: Mutex::new(lease), has_booted })
     }
 
     /// Whether the machine has booted since the daemon before this one was started.
@@ -112,14 +115,9 @@ impl Registry {
         self.has_booted
     }
 
-    /// When the daemon before this one last renewed the lease, in ms since 1970.
-    pub fn alive_before(&self) -> Option<u64> {
-        self.alive_before_unix_ms
-    }
-
     /// Gives the lease up: from now on the host is not asked for anything.
     pub fn end_lease(&self) -> Result<(), ClusterError> {
-        self.cluster.renew_lease(&self.host.name, &self.host.instance, lease(0))
+        self.cluster.end_lease(*lock(&self.lease))
     }
 
     /// Removes another host that is not alive and holds no replica.
@@ -132,15 +130,16 @@ impl Registry {
         Ok(self.cluster.remove_host(&host)?)
     }
 
-    /// Renews the host's lease. A host that was removed meanwhile registers again.
+    /// Renews the host's lease. A host that was removed meanwhile, or whose lease has ended, registers again.
     ///
     /// # Errors
     /// [`ClusterError::OtherInstance`] if another daemon serves the host now: this one must not go on.
     pub fn renew_lease(&self) -> Result<(), ClusterError> {
-        let lease = lease(LEASE_TTL_MS);
+        let lease = *lock(&self.lease);
         match self.cluster.renew_lease(&self.host.name, &self.host.instance, lease) {
-            Err(ClusterError::NoHost(_)) => {
-                self.cluster.register_host(&HostRecord { lease, ..self.host.clone() }, None)
+            Err(ClusterError::NoHost(_) | ClusterError::LeaseEnded(_)) => {
+                *lock(&self.lease) = self.cluster.register_host(&self.host, None, LEASE_TTL)?;
+                Ok(())
             }
             other => other,
         }
@@ -175,6 +174,11 @@ impl Registry {
     /// Everything, as of now.
     pub fn state(&self) -> Result<ClusterState, HostError> {
         Ok(self.cluster.state()?)
+    }
+
+    /// Reads the hosts again. VMs stay as they are.
+    pub fn refresh_hosts(&self, state: &mut ClusterState) -> Result<(), HostError> {
+        Ok(self.cluster.refresh_hosts(state)?)
     }
 
     /// All hosts whose lease is good.
@@ -348,9 +352,11 @@ impl From<ClusterError> for HostError {
             ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
             ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
             ClusterError::VmExists(_) => Self::conflict(message).hint("choose another name"),
-            ClusterError::HostInUse { .. } | ClusterError::Contended(_) | ClusterError::OtherInstance(_) => {
-                Self::conflict(message)
-            }
+            ClusterError::HostInUse { .. }
+            | ClusterError::Contended(_)
+            | ClusterError::OtherInstance(_)
+            | ClusterError::LeaseEnded(_)
+            | ClusterError::ClusterExists => Self::conflict(message),
             ClusterError::Unreadable { .. } => anyhow!(message).into(),
         }
     }
@@ -365,18 +371,6 @@ fn engines() -> Vec<EngineKind> {
     engines
 }
 
-/// A lease that is renewed now.
-fn lease(ttl_ms: u64) -> Lease {
-    Lease { renewed_boot_ms: boot_ms_now(), renewed_unix_ms: unix_ms_now(), ttl_ms }
-}
-
-/// Time since the machine was booted, in ms.
-fn boot_ms_now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let [seconds, nanoseconds] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
-    seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
-}
-
 /// An identifier that the kernel gives.
 fn read_id(path: &str) -> Result<String> {
     let id = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
@@ -384,14 +378,14 @@ fn read_id(path: &str) -> Result<String> {
 }
 
 /// Makes sure that the instance of a host that was registered before this one has ended. One with the same folder on the same machine has, as the
-/// folder is locked. Of any other it is awaited that it renews its lease, or that the lease ends.
+/// folder is locked. Of any other it is awaited that its lease ends, which it does not if it is renewed.
 fn wait_until_ended(cluster: &Cluster, before: &HostRecord, host: &HostRecord) -> Result<()> {
     if (&before.boot_id, &before.folder) == (&host.boot_id, &host.folder) {
         return Ok(());
     }
-    let mut found = before.clone();
+    let (mut found, started) = (before.clone(), Instant::now());
     while found.is_alive(&BootTime { boot_id: host.boot_id.clone(), ms: boot_ms_now() }) {
-        if found.lease != before.lease || found.instance != before.instance {
+        if started.elapsed() > LEASE_PATIENCE || found.instance != before.instance {
             bail!(
                 "host {} runs already, from folder {}: give this one keys of its own with `twinvm host issue`",
                 host.name,

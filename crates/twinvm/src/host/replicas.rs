@@ -126,8 +126,7 @@ impl Daemon {
                 let message = "its process died, and the host's daemon did not run then".to_owned();
                 let end = ReplicaEnd::Failed { message };
                 // It ended after the daemon before did, as far as is known.
-                let at = self.registry.alive_before().map(|unix_ms| UNIX_EPOCH + Duration::from_millis(unix_ms));
-                if let Err(error) = leave_end(&end, &folder, at) {
+                if let Err(error) = leave_end(&end, &folder, self.alive_before) {
                     tracing::warn!("VM {vm}: {error:#}");
                 }
             }

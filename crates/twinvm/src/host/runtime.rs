@@ -29,14 +29,24 @@ use crate::replica::end::ReplicaEnd;
 
 /// How often the controller decides, though nothing may have changed.
 const DECIDE_INTERVAL: Duration = Duration::from_millis(100);
-/// How often the store is read, though no VM's record or claim may have changed: leases change.
-const READ_INTERVAL: Duration = Duration::from_millis(500);
+/// How often hosts are read, as leases end.
+const HOSTS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often VMs are read, though none may have changed: who watches is told of changes by somebody who may hang.
+const VMS_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a replica may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long another host may take to prepare a secondary. It may have to fetch a kernel.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What the controller knows of the store.
+struct Known {
+    state: ClusterState,
+    /// When VMs, and with them hosts, were read.
+    vms_read: Instant,
+    hosts_read: Instant,
+}
 
 /// What the controller's last plan leaves undone, for whoever looks at a VM.
 #[derive(Default)]
@@ -80,7 +90,7 @@ impl Undone {
 impl Daemon {
     /// Decides and has done what was decided, as long as the process lives.
     pub(super) fn run_controller(self: &Arc<Self>) {
-        let mut known: Option<(ClusterState, Instant)> = None;
+        let mut known: Option<Known> = None;
         loop {
             match self.wait_for_state(&mut known) {
                 Ok(()) => {}
@@ -90,23 +100,25 @@ impl Daemon {
                     thread::sleep(DECIDE_INTERVAL);
                 }
             }
-            if let Some((state, _)) = &known {
-                self.decide(state);
+            if let Some(known) = &known {
+                self.decide(&known.state);
             }
         }
     }
 
     /// Waits until it is time to decide, and reads the state if it may have changed.
-    fn wait_for_state(&self, known: &mut Option<(ClusterState, Instant)>) -> Result<(), HostError> {
-        let is_old = match known {
-            None => true,
-            Some((state, read_at)) => {
-                let has_changed = self.registry.wait_for_vm_change(state.revision, DECIDE_INTERVAL)?;
-                has_changed || read_at.elapsed() > READ_INTERVAL
-            }
+    fn wait_for_state(&self, known: &mut Option<Known>) -> Result<(), HostError> {
+        let now = Instant::now();
+        let Some(before) = known else {
+            *known = Some(Known { state: self.registry.state()?, vms_read: now, hosts_read: now });
+            return Ok(());
         };
-        if is_old {
-            *known = Some((self.registry.state()?, Instant::now()));
+        let has_changed = self.registry.wait_for_vm_change(before.state.revision, DECIDE_INTERVAL)?;
+        if has_changed || before.vms_read.elapsed() > VMS_INTERVAL {
+            *before = Known { state: self.registry.state()?, vms_read: now, hosts_read: now };
+        } else if before.hosts_read.elapsed() > HOSTS_INTERVAL {
+            self.registry.refresh_hosts(&mut before.state)?;
+            before.hosts_read = now;
         }
         Ok(())
     }

@@ -70,6 +70,7 @@ impl Daemon {
             role: Role::Secondary,
             engine: prepare.engine,
             store: self.config.store.clone(),
+            store_keys: self.config.store_keys.clone(),
             identity: Some(folder.write_session(&prepare.session)?),
             folder: folder.path().to_owned(),
             network_ends,

@@ -37,6 +37,7 @@ impl VmFiles {
             secrets: [folder.keys(), folder.authority(), folder.operator()]
                 .into_iter()
                 .chain(config.store.files())
+                .chain(config.store_keys.as_ref().map(|keys| keys.key.clone()))
                 .collect(),
         }
     }
@@ -114,7 +115,7 @@ impl VmFiles {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use cluster::store::StoreLocation;
+    use cluster::store::{EtcdKeys, StoreLocation};
     use spec::DiskFormat;
     use storage::disk::{Backing, create_qcow2};
 
@@ -139,11 +140,14 @@ mod tests {
         let mut config: HostConfig =
             toml::from_str("name = \"a\"\nlisten = \"127.0.0.1:1\"\nmetrics = \"\"\nstore = \"/s\"\nimages = \"/i\"\n")
                 .unwrap();
-        config.store = StoreLocation::file(root.path().join("cluster.db"));
-        fs::create_dir(config.store.vms()).unwrap();
-        for file in [config.store.path().to_owned(), config.store.vms().join("1")] {
+        let (store, vms) = (root.path().join("cluster.db"), root.path().join("cluster.db.vms"));
+        fs::create_dir(&vms).unwrap();
+        let key = root.path().join("etcd.key");
+        for file in [&store, &vms.join("1"), &key] {
             fs::write(file, [7; 4096]).unwrap();
         }
+        config.store = StoreLocation::File(store);
+        config.store_keys = Some(EtcdKeys { ca: root.path().join("ca.pem"), cert: root.path().join("a.pem"), key });
         config.images = root.path().join("images");
         config.vm_folders = vec![root.path().to_owned()];
         Place { files: VmFiles::of(&folder, &config), root }
@@ -193,6 +197,7 @@ mod tests {
         assert!(error(&place, "images/vmlinuz").contains("only host a itself"));
         assert!(error(&place, "cluster.db").contains("only host a itself"));
         assert!(error(&place, "cluster.db.vms/1").contains("only host a itself"));
+        assert!(error(&place, "etcd.key").contains("only host a itself"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use api::status::Role;
-use cluster::store::StoreLocation;
+use cluster::store::{EtcdKeys, StoreLocation};
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, SnapshotName, VmSpec};
 
@@ -39,6 +39,9 @@ pub struct ReplicaConfig {
     pub engine: EngineKind,
     /// The cluster store.
     pub store: StoreLocation,
+    /// The files with which its host and etcd prove to each other who they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_keys: Option<EtcdKeys>,
     /// The folder of the keys with which the replica proves who it is to its peer: those of one session, never the host's. A primary is given its
     /// keys when it is asked to replicate the VM, if this names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,11 +1,13 @@
 //! Daemons and the cluster store may go away: VMs and their protection do not depend on them.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
-use std::sync::Arc;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use cluster::records::{Cluster, HostRecord};
-use cluster::store::SqliteStore;
+use cluster::store::{StoreLocation, Stores};
 
 use crate::client::Client;
 use crate::console::Console;
@@ -156,8 +158,7 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path, without: &[&str]) {
     }
 }
 
-/// Leases are renewed all the time: a daemon that is stopped meanwhile keeps the lock of their file, the only one of the store. It is held here as such a
-/// daemon would, beside which its replicas are stopped.
+/// Leases are renewed all the time: a daemon that is stopped meanwhile keeps the lock of their file, the only one of the store.
 #[test]
 fn a_takeover_does_not_wait_for_whoever_holds_the_lock_of_the_store() {
     let mut world = World::of(&["a", "b"]);
@@ -165,14 +166,33 @@ fn a_takeover_does_not_wait_for_whoever_holds_the_lock_of_the_store() {
     world.done("a", &["ft", "on", VM, "--yes"]);
     let client = Client::start(world.address());
     client.wait_for_progress(10);
-    let connection = rusqlite::Connection::open(world.store()).unwrap();
-    connection.busy_timeout(HUNG).unwrap();
-    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "daemons::hold_the_lock", "--ignored", "--nocapture"])
+        .env("STORE", world.store())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("it is held")));
+    signal(holder.id(), "STOP");
     world.kill_host("a");
     client.wait_for_progress(30);
-    connection.execute_batch("ROLLBACK").unwrap();
+    let is_stopped = fs::read_to_string(format!("/proc/{}/stat", holder.id())).unwrap().contains(") T ");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(is_stopped);
     world.wait("b", "the takeover to show", |status| status["host"] == "b");
     assert_eq!(client.stop().error, None);
+}
+
+#[test]
+#[ignore = "run by a_takeover_does_not_wait_for_whoever_holds_the_lock_of_the_store"]
+fn hold_the_lock() {
+    let connection = rusqlite::Connection::open(std::env::var_os("STORE").expect("run by another test")).unwrap();
+    connection.busy_timeout(HUNG).unwrap();
+    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    println!("it is held");
+    std::thread::sleep(HUNG);
 }
 
 /// As when the disk with the logs is full.
@@ -192,12 +212,10 @@ fn a_daemon_whose_log_cannot_be_written_serves_all_the_same() {
 
 /// Lets the cluster believe that the machine of a host, whose daemon does not run, was booted since.
 fn boot_anew(world: &World, host: &str) {
-    let hosts = format!("{}.hosts", world.store().display());
-    let open = |path: &std::path::Path| Arc::new(SqliteStore::open(path).unwrap());
-    let cluster = Cluster::with_hosts_in(open(&world.store()), open(hosts.as_ref()));
+    let cluster = Cluster::new(Stores::open(&StoreLocation::File(world.store()), None).unwrap());
     let before = cluster.host(&host.parse().unwrap()).unwrap();
     let booted = HostRecord { boot_id: "another boot".to_owned(), ..before };
-    cluster.register_host(&booted, None).unwrap();
+    cluster.register_host(&booted, None, Duration::from_secs(1)).unwrap();
 }
 
 #[test]

@@ -8,8 +8,12 @@ mod commands;
 mod console;
 mod daemons;
 mod disks;
+mod etcd;
 mod life;
 mod lockstep;
+#[allow(dead_code, reason = "the tests of the store use the rest")]
+#[path = "../../../cluster/tests/stores/members.rs"]
+mod members;
 mod metrics;
 mod network_ends;
 mod placement;

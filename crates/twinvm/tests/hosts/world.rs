@@ -27,6 +27,8 @@ pub struct World {
     folder: TempDir,
     daemons: BTreeMap<String, Child>,
     port: u16,
+    /// The cluster store, if it is not a file.
+    etcd: Option<String>,
 }
 
 /// What a command came to.
@@ -42,7 +44,7 @@ impl World {
         // Processes are found by this path.
         let folder = tempfile::Builder::new().prefix("twinvm-hosts-").tempdir().unwrap();
         fs::create_dir(folder.path().join("run")).unwrap();
-        Self { folder, daemons: BTreeMap::new(), port: free_port() }
+        Self { folder, daemons: BTreeMap::new(), port: free_port(), etcd: None }
     }
 
     /// Hosts that run. Where silence is not tested, it is given so much time that a loaded machine does not look like a dead
@@ -51,19 +53,29 @@ impl World {
         Self::with_settings(hosts, |_, text| text)
     }
 
+    /// The same, with a store in etcd.
+    pub fn on_etcd(hosts: &[&str], address: &str) -> Self {
+        let mut world = Self::empty();
+        world.etcd = Some(address.to_owned());
+        world.with_hosts(hosts, |_, text| text)
+    }
+
     /// The same, with changes to each `host.toml`.
     pub fn with_settings(hosts: &[&str], change: impl Fn(&str, String) -> String) -> Self {
-        let mut world = Self::empty();
+        Self::empty().with_hosts(hosts, change)
+    }
+
+    fn with_hosts(mut self, hosts: &[&str], change: impl Fn(&str, String) -> String) -> Self {
         for host in hosts {
-            world.make(host, *host == hosts[0], hosts[0], &change);
+            self.make(host, *host == hosts[0], hosts[0], &change);
         }
         for host in hosts {
-            world.launch(host);
+            self.launch(host);
         }
         for host in hosts {
-            world.wait_for_daemon(host);
+            self.wait_for_daemon(host);
         }
-        world
+        self
     }
 
     /// One more host, by the keys of host `a`.
@@ -84,8 +96,8 @@ impl World {
     fn init(&self, host: &str, is_first: bool, first: &str) {
         let common = ["host", "init", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
         if is_first {
-            let store = self.store();
-            let own = ["--new-cluster", "--name", host, "--store", store.to_str().unwrap()];
+            let store = self.etcd.clone().unwrap_or_else(|| self.store().to_str().unwrap().to_owned());
+            let own = ["--new-cluster", "--name", host, "--store", &store];
             self.done(host, &[&common[..], &own].concat());
             fs::copy(self.path(host).join("operator.pem"), self.operator()).unwrap();
         } else {

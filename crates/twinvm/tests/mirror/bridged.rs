@@ -22,28 +22,28 @@ use crate::support::HUNG;
 
 /// The client's address, on the switch.
 const CLIENT: &str = "10.98.0.1/24";
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
 
 /// The bridge that is the switch.
 const SWITCH: &str = "switch";
 
 /// The switch; removed when dropped, with everything that is connected to it.
-struct Switch {
+pub struct Switch {
     /// Its namespace.
     name: String,
-    hosts: Vec<Host>,
+    pub hosts: Vec<Host>,
 }
 
 /// A host: its namespace, and the network end of the VM there.
-struct Host {
-    namespace: String,
-    socket: PathBuf,
+pub struct Host {
+    pub namespace: String,
+    pub socket: PathBuf,
     end: Child,
 }
 
 impl Switch {
     /// Makes one and moves the calling thread there, and with it the threads that it starts from now on.
-    fn enter() -> Self {
+    pub fn enter() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("tws{}n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         assert!(ip(&["netns", "add", &name]));
@@ -56,7 +56,7 @@ impl Switch {
     }
 
     /// Connects a host with a bridge of its own, which has the host's address.
-    fn connect(&mut self, folder: &Path, address: &str) -> &Host {
+    pub fn connect(&mut self, folder: &Path, address: &str) -> &Host {
         let number = self.hosts.len();
         let (namespace, port) = (format!("{}h{number}", self.name), format!("port{number}"));
         assert!(ip(&["netns", "add", &namespace]));
@@ -75,7 +75,7 @@ impl Switch {
 }
 
 impl Host {
-    fn kill_end(&mut self) {
+    pub fn kill_end(&mut self) {
         self.end.kill().unwrap();
         self.end.wait().unwrap();
     }
@@ -110,7 +110,7 @@ fn start_end(namespace: &str, socket: &Path) -> Child {
 
 /// Runs a test in a thread of its own, which may go to another network namespace: the tests' threads may be used again. Without the right to
 /// make namespaces it does not run.
-fn on_bridges(test: fn()) {
+pub fn on_bridges(test: fn()) {
     if may_make_namespaces()
         && let Err(failure) = thread::spawn(test).join()
     {

@@ -5,8 +5,12 @@ mod bridged;
 mod broken_disks;
 mod client;
 mod disks;
+mod etcd;
 mod faults;
 mod hostile;
+#[allow(dead_code, reason = "the tests of the store use the rest")]
+#[path = "../../../cluster/tests/stores/members.rs"]
+mod members;
 mod network_ends;
 mod partition;
 mod races;

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cluster::records::{Cluster, FtSettings, HostRecord, Lease, VmRecord};
-use cluster::store::{StoreLocation, Stores};
+use cluster::store::{EtcdAddress, StoreLocation, Stores, vms_folder};
 use network::end::{EndConfig, EndProcess, Lifetime};
 use serde_json::{Value, json};
 use spec::DiskFormat;
@@ -59,16 +59,28 @@ pub struct World {
     ends: BTreeMap<String, PathBuf>,
     /// The guest's own address, if it is not on the user network.
     guest_address: Option<Ipv4Addr>,
+    store: StoreLocation,
 }
 
 impl World {
     pub fn new(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let store = StoreLocation::File(folder.path().join("store.db"));
+        Self::with_store(setup, folder, store)
+    }
+
+    /// The same with a store in etcd.
+    #[allow(dead_code, reason = "lockstep makes no difference to it")]
+    pub fn on_etcd(setup: Setup, address: EtcdAddress) -> Self {
+        Self::with_store(setup, tempfile::tempdir().unwrap(), StoreLocation::Etcd(address))
+    }
+
+    fn with_store(setup: Setup, folder: TempDir, store: StoreLocation) -> Self {
         let image = image(&setup.image);
         let authority = folder.path().join("authority");
         replication::channel::create_authority(&authority).unwrap();
         let port = free_port();
-        Stores::create(&StoreLocation::file(folder.path().join("store.db"))).unwrap();
+        Stores::create(&store, None).unwrap();
         let mut world = Self {
             folder,
             setup,
@@ -79,6 +91,7 @@ impl World {
             places: BTreeMap::new(),
             ends: BTreeMap::new(),
             guest_address: None,
+            store,
         };
         world.start_end();
         let spec = world.spec(&world.path("nowhere"));
@@ -142,11 +155,11 @@ impl World {
     }
 
     pub fn store(&self) -> StoreLocation {
-        StoreLocation::file(self.path("store.db"))
+        self.store.clone()
     }
 
     fn cluster(&self) -> Cluster {
-        Cluster::new(Stores::open(&self.store()).unwrap())
+        Cluster::new(Stores::open(&self.store(), None).unwrap())
     }
 
     /// Where the guest's service answers.
@@ -240,13 +253,13 @@ impl World {
             engines: Vec::new(),
             networks: Vec::new(),
             datastores: Vec::new(),
-            lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: 0 },
+            lease: Lease::default(),
             version: String::new(),
             instance: String::new(),
             folder: PathBuf::new(),
             unknown: Default::default(),
         };
-        self.cluster().register_host(&record, None).unwrap();
+        self.cluster().register_host(&record, None, HUNG).unwrap();
     }
 
     /// Puts a host into a network namespace, at an address.
@@ -453,7 +466,7 @@ pub struct StoreAway {
 impl World {
     /// Makes the store unreachable.
     pub fn take_store_away(&self) -> StoreAway {
-        let (vms, away) = (self.store().vms(), self.path("away"));
+        let (vms, away) = (vms_folder(&self.path("store.db")), self.path("away"));
         std::fs::rename(&vms, &away).unwrap();
         StoreAway { vms, away }
     }

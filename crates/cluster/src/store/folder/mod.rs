@@ -29,7 +29,8 @@ use std::time::{Duration, Instant};
 
 use super::place::{check_file_system, unreachable};
 use super::{
-    Changes, Compare, Entry, Listing, Op, Outcome, Store, StoreError, check_key, check_prefix, check_transaction,
+    Changes, Compare, Entry, LeaseId, Listing, Op, Outcome, Store, StoreError, check_key, check_prefix,
+    check_transaction,
 };
 use files::{BLOCK, Files};
 use state::State;
@@ -191,6 +192,9 @@ impl Store for FolderStore {
 
     fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Outcome, StoreError> {
         check_transaction(compares, ops)?;
+        if ops.iter().any(|op| matches!(op, Op::Put { lease: Some(_), .. })) {
+            return Err(no_leases());
+        }
         self.with_state(|state| {
             let mut written = None;
             loop {
@@ -237,6 +241,23 @@ impl Store for FolderStore {
             thread::sleep(WATCH_POLL.min(timeout.saturating_sub(started.elapsed())));
         }
     }
+
+    fn grant_lease(&self, _: Duration) -> Result<LeaseId, StoreError> {
+        Err(no_leases())
+    }
+
+    fn keep_lease(&self, _: LeaseId) -> Result<bool, StoreError> {
+        Err(no_leases())
+    }
+
+    fn end_lease(&self, _: LeaseId) -> Result<(), StoreError> {
+        Err(no_leases())
+    }
+}
+
+/// Whoever renews a lease writes all the time, which is for a store that is made for it.
+fn no_leases() -> StoreError {
+    StoreError::Refused("leases are kept with the hosts, and not with VMs".to_owned())
 }
 
 #[cfg(test)]
@@ -244,7 +265,7 @@ mod tests {
     use super::*;
 
     fn put(store: &FolderStore, value: &[u8]) -> u64 {
-        match store.transact(&[], &[Op::Put { key: "a", value }]).unwrap() {
+        match store.transact(&[], &[Op::Put { key: "a", value, lease: None }]).unwrap() {
             Outcome::Done { revision } => revision,
             Outcome::Conflict => panic!("a transaction without compares had a conflict"),
         }
@@ -263,7 +284,7 @@ mod tests {
         }
         assert!(!late.files.transaction_path(2).exists(), "nothing is removed");
         let forged = |store: &FolderStore| {
-            store.files.write(&state::Transaction::new(&[Op::Put { key: "a", value: b"x" }])).unwrap()
+            store.files.write(&state::Transaction::new(&[Op::Put { key: "a", value: b"x", lease: None }])).unwrap()
         };
         assert!(matches!(late.place(forged(&late), 2).unwrap(), Placed::Gone));
         assert!(!late.files.transaction_path(2).exists());

@@ -20,7 +20,7 @@ impl Transaction {
     /// That of these operations.
     pub fn new(ops: &[Op<'_>]) -> Self {
         let change = |op: &Op<'_>| match *op {
-            Op::Put { key, value } => (key.to_owned(), Some(Value::from(value.to_vec()))),
+            Op::Put { key, value, .. } => (key.to_owned(), Some(Value::from(value.to_vec()))),
             Op::Delete { key } => (key.to_owned(), None),
         };
         Self { changes: ops.iter().map(change).collect() }

@@ -15,12 +15,21 @@ use replication::channel;
 use super::message::{Answer, Connected, Question, Wanted, receive, send};
 use crate::replica::config::ReplicaConfig;
 
+/// How often it is seen to that a takeover does not wait for the store to get ready.
+const READY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a secondary may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves the replica with this configuration: `claim` and `connections` lead to it. Returns when it is gone.
 pub fn serve(config: &ReplicaConfig, claim: impl AsFd, connections: OwnedFd) -> Result<()> {
-    let arbiter = StoreArbiter::new(open_vms(&config.store)?, &config.vm);
+    let store = open_vms(&config.store, config.store_keys.as_ref())?;
+    let arbiter = StoreArbiter::new(store.clone(), &config.vm);
+    let keep_ready = move || loop {
+        // A takeover says what is the matter with the store.
+        let _ = store.keep_ready();
+        thread::sleep(READY_INTERVAL);
+    };
+    thread::Builder::new().name("store".to_owned()).spawn(keep_ready).context("cannot start a thread")?;
     let connector = Connector { config: config.clone() };
     let connect = move || {
         while let Ok(Some((wanted, _))) = receive::<Wanted>(&connections) {
@@ -69,7 +78,7 @@ impl Connector {
 
     /// Secondaries are on hosts of the cluster: nobody else is connected to.
     fn secondary(&self, address: SocketAddr) -> Result<OwnedFd> {
-        let hosts = Cluster::new(Stores::open(&self.config.store)?).hosts()?;
+        let hosts = Cluster::new(Stores::open(&self.config.store, self.config.store_keys.as_ref())?).hosts()?;
         if !hosts.iter().any(|host| host.replication_ip == address.ip()) {
             bail!("no host of the cluster has the address {}", address.ip());
         }

@@ -1,0 +1,283 @@
+//! Calls to the members of an etcd cluster.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Body};
+
+use super::address::{EtcdAddress, EtcdKeys};
+use super::wire::{Problem, Streamed};
+use crate::store::StoreError;
+
+/// How long one member may take to answer, before the next one is asked. A leader that is lost has a successor within two seconds or so.
+const MEMBER_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// How long a call may take in all.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long is waited after each member was asked in vain.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Longest answer, in bytes: as long as all that is stored may be, in base64.
+const ANSWER_BYTES_MAX: u64 = 256 << 20;
+
+/// Why a call came to nothing.
+#[derive(Clone, Debug)]
+pub enum CallError {
+    /// Nobody knows whether it was done, or will be.
+    Ambiguous(String),
+    /// etcd has refused it: it was not done.
+    Refused(Problem),
+}
+
+/// A client of an etcd cluster.
+pub struct Client {
+    agent: Agent,
+    address: EtcdAddress,
+    scheme: &'static str,
+    /// The member that is asked first.
+    preferred: AtomicUsize,
+}
+
+impl Client {
+    /// Prepares one. Connects to nobody.
+    pub fn new(address: EtcdAddress, keys: Option<&EtcdKeys>) -> Result<Self, StoreError> {
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .max_redirects(0)
+            .timeout_connect(Some(MEMBER_TIMEOUT))
+            .timeout_global(Some(MEMBER_TIMEOUT));
+        if let Some(keys) = keys {
+            config = config.tls_config(tls(keys)?);
+        }
+        let scheme = if keys.is_some() { "https" } else { "http" };
+        Ok(Self { agent: config.build().into(), address, scheme, preferred: AtomicUsize::new(0) })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &EtcdAddress {
+        &self.address
+    }
+
+    /// Asks one member, the preferred one. If it does not answer, or has no leader, the next one is preferred.
+    pub fn ask<T: DeserializeOwned>(&self, path: &str, request: &impl Serialize) -> Result<T, CallError> {
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let answer = self.ask_member(preferred, path, request);
+        if let Err(CallError::Ambiguous(_)) = &answer {
+            // Several threads that failed at one member turn to the same next one.
+            let next = preferred.wrapping_add(1);
+            let _ = self.preferred.compare_exchange(preferred, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Asks what may be asked twice until there is an answer, for as long as a call may take.
+    pub fn ask_until_answered<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+    ) -> Result<T, StoreError> {
+        let mut patience = self.patience();
+        loop {
+            match self.ask(path, request) {
+                Ok(answer) => return Ok(answer),
+                Err(CallError::Refused(problem)) => return Err(self.explain(&problem)),
+                Err(CallError::Ambiguous(why)) if !patience.is_left() => return Err(self.unreachable(&why)),
+                Err(CallError::Ambiguous(_)) => {}
+            }
+        }
+    }
+
+    /// How long one goes on asking.
+    pub fn patience(&self) -> Patience {
+        Patience { asked: 0, members: self.address.members.len(), until: Instant::now() + CALL_TIMEOUT }
+    }
+
+    /// Asks for a stream of messages, which is over after `lifetime`.
+    pub fn stream(&self, path: &str, request: &impl Serialize, lifetime: Duration) -> Result<Messages, CallError> {
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let answer = self.send(preferred, path, request, lifetime);
+        match answer {
+            Ok(body) => Ok(Messages(BufReader::new(Box::new(body.into_reader())))),
+            Err(error) => {
+                let next = preferred.wrapping_add(1);
+                let _ = self.preferred.compare_exchange(preferred, next, Ordering::Relaxed, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+
+    fn ask_member<T: DeserializeOwned>(
+        &self,
+        member: usize,
+        path: &str,
+        request: &impl Serialize,
+    ) -> Result<T, CallError> {
+        let mut body = self.send(member, path, request, MEMBER_TIMEOUT)?;
+        let answer = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let answer = answer.map_err(|error| self.ambiguous(member, &error.to_string()))?;
+        serde_json::from_slice(&answer)
+            .map_err(|error| self.ambiguous(member, &format!("its answer makes no sense: {error}")))
+    }
+
+    fn send(&self, member: usize, path: &str, request: &impl Serialize, timeout: Duration) -> Result<Body, CallError> {
+        let body = serde_json::to_vec(request).map_err(|error| self.ambiguous(member, &error.to_string()))?;
+        let url = format!("{}://{}{path}", self.scheme, self.member(member));
+        let response = self
+            .agent
+            .post(&url)
+            .config()
+            .timeout_global(Some(timeout))
+            .timeout_recv_response(Some(MEMBER_TIMEOUT))
+            .build()
+            .header("Content-Type", "application/json")
+            // A member without a leader says so rather than letting a watch wait.
+            .header("Grpc-Metadata-hasleader", "true")
+            .send(&body[..]);
+        let mut response = response.map_err(|error| self.ambiguous(member, &error.to_string()))?;
+        if response.status().is_success() {
+            return Ok(response.into_body());
+        }
+        let status = response.status();
+        let answer = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().unwrap_or_default();
+        match serde_json::from_slice::<Problem>(&answer) {
+            Ok(problem) if problem.is_final() => Err(CallError::Refused(problem)),
+            Ok(problem) => Err(self.ambiguous(member, problem.text())),
+            Err(_) => Err(self.ambiguous(member, &format!("it answers {status}"))),
+        }
+    }
+
+    fn member(&self, number: usize) -> &str {
+        let members = &self.address.members;
+        members.get(number % members.len().max(1)).map_or("", String::as_str)
+    }
+
+    fn ambiguous(&self, member: usize, why: &str) -> CallError {
+        CallError::Ambiguous(format!("{}: {why}", self.member(member)))
+    }
+
+    /// What it means that nobody answers.
+    pub fn unreachable(&self, why: &str) -> StoreError {
+        StoreError::Unreachable(format!(
+            "{}: no member has answered within {} s, the last one asked: {why}",
+            self.address,
+            CALL_TIMEOUT.as_secs()
+        ))
+    }
+
+    /// What a refusal means to an administrator.
+    pub fn explain(&self, problem: &Problem) -> StoreError {
+        let (address, text) = (&self.address, problem.text());
+        match problem.code {
+            codes::NOT_FOUND if text.contains("lease") => StoreError::LeaseEnded,
+            codes::RESOURCE_EXHAUSTED => StoreError::Unreachable(format!(
+                "{address}: {text}; compact and defragment etcd, then disarm its alarm (see etcd's `--quota-backend-bytes`)"
+            )),
+            codes::PERMISSION_DENIED | codes::UNAUTHENTICATED => StoreError::Unreachable(format!(
+                "{address}: {text}; give this host's user in etcd the right to its keys"
+            )),
+            _ => StoreError::Refused(format!("{address}: {text}")),
+        }
+    }
+}
+
+/// Counts how often each member has been asked.
+pub struct Patience {
+    asked: usize,
+    members: usize,
+    until: Instant,
+}
+
+impl Patience {
+    /// Whether it may be asked again; waits a little when each member has been asked.
+    pub fn is_left(&mut self) -> bool {
+        self.asked += 1;
+        if self.asked.is_multiple_of(self.members.max(1)) {
+            thread::sleep(PAUSE);
+        }
+        Instant::now() < self.until
+    }
+}
+
+/// Messages of a stream, until it ends.
+pub struct Messages(BufReader<Box<dyn std::io::Read + Send>>);
+
+impl Messages {
+    /// The next one.
+    pub fn next<T: DeserializeOwned>(&mut self) -> Option<Streamed<T>> {
+        let mut line = Vec::new();
+        match self.0.read_until(b'\n', &mut line) {
+            Ok(length) if length > 0 => serde_json::from_slice(&line).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// Codes of gRPC.
+mod codes {
+    pub const INVALID_ARGUMENT: i32 = 3;
+    pub const NOT_FOUND: i32 = 5;
+    pub const PERMISSION_DENIED: i32 = 7;
+    pub const RESOURCE_EXHAUSTED: i32 = 8;
+    pub const FAILED_PRECONDITION: i32 = 9;
+    pub const OUT_OF_RANGE: i32 = 11;
+    pub const UNAUTHENTICATED: i32 = 16;
+}
+
+impl Problem {
+    /// In words.
+    pub fn text(&self) -> &str {
+        if self.message.is_empty() { &self.error } else { &self.message }
+    }
+
+    /// Whether etcd says by this that nothing was done and nothing will be. Time-outs and lost leaders say nothing of the kind; nor does a member
+    /// that has too much to do, which may have passed the request on.
+    fn is_final(&self) -> bool {
+        match self.code {
+            codes::RESOURCE_EXHAUSTED => self.text().contains("database space exceeded"),
+            code => [
+                codes::INVALID_ARGUMENT,
+                codes::NOT_FOUND,
+                codes::PERMISSION_DENIED,
+                codes::FAILED_PRECONDITION,
+                codes::OUT_OF_RANGE,
+                codes::UNAUTHENTICATED,
+            ]
+            .contains(&code),
+        }
+    }
+}
+
+fn tls(keys: &EtcdKeys) -> Result<TlsConfig, StoreError> {
+    let authorities: Vec<Certificate<'static>> = certificates(&keys.ca)?;
+    let chain = certificates(&keys.cert)?;
+    let key = PrivateKey::from_pem(&read(&keys.key)?).map_err(|error| unusable(&keys.key, &error.to_string()))?;
+    Ok(TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&authorities))
+        .client_cert(Some(ClientCert::new_with_certs(&chain, key)))
+        .build())
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, StoreError> {
+    let text = read(path)?;
+    let mut found = Vec::new();
+    for item in parse_pem(&text) {
+        if let PemItem::Certificate(certificate) = item.map_err(|error| unusable(path, &error.to_string()))? {
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() { Err(unusable(path, "there is no certificate in it")) } else { Ok(found) }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
+    fs::read(path).map_err(|error| unusable(path, &error.to_string()))
+}
+
+fn unusable(path: &Path, why: &str) -> StoreError {
+    StoreError::Unreachable(format!("the keys for etcd cannot be used: {}: {why}", path.display()))
+}

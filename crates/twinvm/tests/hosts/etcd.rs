@@ -1,0 +1,36 @@
+//! Hosts whose cluster store is in etcd.
+
+use crate::client::Client;
+use crate::members::Members;
+use crate::world::{VM, World};
+
+/// What an administrator does and sees is the same as with a file.
+#[test]
+fn hosts_with_a_store_in_etcd_survive_a_host_and_a_member() {
+    let mut members = Members::start(3);
+    let address = members.address().to_string();
+    let mut world = World::on_etcd(&["a", "b", "c"], &address);
+    let shown = world.json("a", &["host", "list"]);
+    assert!(shown.as_array().unwrap().iter().all(|host| host["alive"] == true), "{shown}");
+    // A second cluster there would have another authority.
+    let init = ["host", "init", "--listen", "127.0.0.1:0", "--metrics", "", "--new-cluster", "--name", "x", "--store"];
+    let error = world.refused("x", &[&init[..], &[&address]].concat());
+    assert!(error.contains("holds a cluster already") && error.contains("--bundle"), "{error}");
+    assert!(!world.path("x").exists());
+    world.done("x", &[&init[..], &[&format!("{address}/lab")]].concat());
+
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let secondary = world.status("a")["secondary"].as_str().unwrap().to_owned();
+    let client = Client::start(world.address());
+    client.wait_for_progress(10);
+    // The host takes its member of etcd with it.
+    members.kill(0);
+    world.kill_host("a");
+    client.wait_for_progress(30);
+    world.wait(&secondary, "the takeover to show", |status| status["host"] == *secondary);
+    world.wait_for_lease_end(&secondary, "a");
+    // The third host becomes the secondary.
+    world.wait_until_protected(&secondary, &secondary);
+    assert_eq!(client.stop().error, None);
+}
