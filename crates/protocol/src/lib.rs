@@ -11,12 +11,14 @@
 //! | [`FirstCopy`] | when rounds of copying go on, when the guest is slowed down for them, when they end or are given up |
 //! | [`Uplink`] | when a VM whose network is gone moves to its secondary |
 //! | [`DiskWatch`] | when a disk is broken, and whether its VM moves to its secondary or stands still |
+//! | [`CopyNotes`], [`may_start`] | what is noted of a copy of the disks, and whether a VM may start from it |
 //! | [`admits`] | which primary a secondary follows |
 
 mod admission;
 mod arbiter;
 mod claim;
 mod command;
+mod disk_copy;
 mod disk_watch;
 mod epochs;
 mod event;
@@ -39,6 +41,7 @@ pub use admission::{NotAdmitted, admits};
 pub use arbiter::{Arbiter, Unreachable, Verdict};
 pub use claim::Claim;
 pub use command::{Command, RETRY_INTERVAL, StopReason};
+pub use disk_copy::{CopyNotes, DiskCopy, NotStartable, may_start};
 pub use disk_watch::{DISK_PATIENCE, DiskAdvice, DiskHealth, DiskWatch};
 pub use epochs::{Committed, Decision, EpochBounds, Epochs, Load, NotSent, Sending};
 pub use event::{DropReason, Event, LossReason};

@@ -110,6 +110,14 @@ occurrences! {
     LagWaited,
     /// A secondary's execution came to another state, and it found out.
     Diverged,
+    /// A first copy took another round.
+    CopyRound,
+    /// The guest was slowed down for its first copy.
+    CopySlowed,
+    /// A first copy was given up, as the guest was too fast for it.
+    CopyGivenUp,
+    /// A first copy broke off that had written to the disk.
+    CopyTorn,
     /// A VM that had been protected got protected again.
     Reprotected,
     /// A first copy ended while it was not decided yet who goes on.

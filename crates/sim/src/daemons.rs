@@ -6,7 +6,7 @@ use crate::coverage::Occurrence;
 use crate::faults::{FAULTS_END, Fault, Moment, Target};
 use crate::mutation::Mutation;
 use crate::network::Side;
-use crate::process::{Body, DISK_PATIENCE, Disks, ProcessId, UPLINK_PATIENCE};
+use crate::process::{Body, DISK_PATIENCE, ProcessId, UPLINK_PATIENCE};
 use crate::time::{MILLISECOND, Nanoseconds, nanoseconds};
 use crate::violation::Violation;
 use crate::world::{Death, World};
@@ -48,8 +48,7 @@ impl World {
             Fault::PowerLoss(target, duration) => {
                 if let Some(host) = self.target(target).filter(|&host| self.hosts[host].is_up) {
                     self.coverage.note(Occurrence::PowerLoss);
-                    self.hosts[host].is_up = false;
-                    self.end_process(host, Death::Crashed, false);
+                    self.lose_power(host);
                     let delay = self.until(duration) - self.now;
                     self.power_up_after(host, delay);
                 }
@@ -93,7 +92,8 @@ impl World {
             Fault::DisksBreak { target, hang, duration } => {
                 if let Some(host) = self.target(target) {
                     let broken_until = self.until(duration);
-                    self.hosts[host].disks = Disks { broken_since: self.now, broken_until, hang };
+                    let disks = &mut self.hosts[host].disks;
+                    (disks.broken_since, disks.broken_until, disks.hang) = (self.now, broken_until, hang);
                 }
             }
             Fault::Drop(reason) => self.user_drops(reason),
@@ -239,14 +239,14 @@ impl World {
         if self.is_paused(host) {
             return;
         }
-        let (now, disks) = (self.now, self.hosts[host].disks);
+        let (now, health) = (self.now, self.hosts[host].disks.health(self.now));
         let is_protected =
             self.hosts[host].process.as_ref().is_some_and(|process| process.replica.status().is_protected());
         let secondary = self.session(host).map(|session| session.secondary);
         let could_move = is_protected && secondary.is_some_and(|secondary| self.hosts[secondary].unready_until <= now);
         let misses = self.mutation == Some(Mutation::MissDiskFailure);
         let Some(runner) = self.runner(host) else { return };
-        let advice = runner.disk_watch.look(disks.health(now), could_move);
+        let advice = runner.disk_watch.look(health, could_move);
         let since = runner.halted_since.take().filter(|_| advice == DiskAdvice::GiveUp).unwrap_or(now);
         runner.halted_since = (advice == DiskAdvice::GiveUp).then_some(since);
         if now - since > 3 * nanoseconds(DISK_PATIENCE) {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::DropReason;
 
+use crate::copying::PART_BYTES;
 use crate::random::Random;
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 
@@ -107,7 +108,12 @@ pub(crate) struct Plan {
     pub suspicion: Nanoseconds,
     /// Longest time between two things that the guest does.
     pub guest_interval_max: Nanoseconds,
-    pub copy_duration_max: Nanoseconds,
+    pub memory_bytes: u64,
+    /// What the guest writes to its memory, in percent of what the link carries, and how often, of a hundred steps, it writes to its disk.
+    pub dirty_rate: u64,
+    pub writes: u64,
+    /// How long a part of a first copy takes to send.
+    pub part_duration: Nanoseconds,
     /// Of a hundred acks.
     pub stalls: u64,
     /// Of a hundred answers of the store.
@@ -125,17 +131,34 @@ impl Plan {
         Duration::from_nanos(self.suspicion)
     }
 
+    /// How much of its memory the guest writes in a step. When faults are over, it is not too fast to be protected.
+    pub fn dirty_bytes(&self, is_calm: bool) -> u64 {
+        let rate = if is_calm { self.dirty_rate.min(20) } else { self.dirty_rate };
+        (self.guest_interval_max / 2 * rate / 100) * PART_BYTES / self.part_duration
+    }
+
+    /// How often, of a hundred steps, it writes to its disk, likewise.
+    pub fn writes(&self, is_calm: bool) -> u64 {
+        if is_calm { self.writes.min(5) } else { self.writes }
+    }
+
     pub fn draw(random: &mut Random) -> Self {
         let hosts = random.pick(&[2, 3, 3]);
         let suspicion = random.pick(&[40, 60, 100]) * MILLISECOND;
         let count = random.between(0, FAULTS_MAX + 1);
         let faults = (0..count).map(|_| Planned::draw(random, hosts, suspicion)).collect();
+        let guest_interval_max = random.pick(&[4, 10, 30]) * MILLISECOND;
+        let part_duration = random.pick(&[300, 1000, 3000]) * MICROSECOND;
+        let memory_bytes = random.pick(&[1, 6, 24]) * PART_BYTES;
         Self {
             hosts,
             faults,
             suspicion,
-            guest_interval_max: random.pick(&[4, 10, 30]) * MILLISECOND,
-            copy_duration_max: random.pick(&[5, 50, 200]) * MILLISECOND,
+            guest_interval_max,
+            memory_bytes,
+            dirty_rate: random.pick(&[0, 0, 20, 20, 80, 110, 300]),
+            writes: random.pick(&[0, 20, 20, 20, 80]),
+            part_duration,
             stalls: random.pick(&[0, 0, 0, 3]),
             answers_lost: random.pick(&[0, 0, 10, 40]),
             swaps_late: random.pick(&[0, 0, 10, 40]),

@@ -7,6 +7,7 @@ use spec::FtMode;
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;
+use crate::history::{BLOCKS, Deed, DiskOp, StateId};
 use crate::lockstep::LAG_MAX;
 use crate::mutation::Mutation;
 use crate::network::Message;
@@ -14,7 +15,7 @@ use crate::process::{Timer, Waiting};
 use crate::time::MICROSECOND;
 use crate::world::World;
 
-/// As a VM's spec might say; the simulated guest writes neither memory nor disks.
+/// As a VM's spec might say; what the simulated guest writes once its first copy is over is never too much.
 const BOUNDS: EpochBounds = EpochBounds {
     length_max: Duration::from_millis(50),
     dirty_pages_max: u64::MAX,
@@ -24,9 +25,15 @@ const BOUNDS: EpochBounds = EpochBounds {
 
 impl World {
     pub fn guest_acts(&mut self, host: usize) {
+        let now = self.now;
+        let Some(runner) = self.runner(host) else { return };
+        if runner.held_until > now {
+            let held = runner.held_until - now;
+            return self.start_timer(host, held, Timer::Guest);
+        }
         let interval = self.random.between(500 * MICROSECOND, self.plan.guest_interval_max);
         self.start_timer(host, interval, Timer::Guest);
-        let has_output = self.random.chance(70);
+        let deed = self.deed();
         let Some(runner) = self.runner(host) else { return };
         if runner.is_handing_over {
             return self.hands_over(host);
@@ -44,10 +51,13 @@ impl World {
         let Some(runner) = self.runner(host) else { return };
         runner.waited_at = None;
         let (before, is_held) = (runner.state, runner.is_held);
-        let state = self.history.step(before, has_output);
+        let state = self.history.step(before, deed);
+        if let Some(op) = deed.disk {
+            self.hosts[host].disks.does(state, op);
+        }
         let Some(runner) = self.runner(host) else { return };
         runner.state = state;
-        if has_output {
+        if deed.has_output {
             if is_held {
                 runner.waiting.push_back(Waiting { state, epoch: None });
                 if let Some(session) = &mut runner.session {
@@ -58,7 +68,34 @@ impl World {
                 self.release(host, state);
             }
         }
+        self.guest_changes(host, state, deed.disk);
         self.consider(host);
+    }
+
+    /// What the guest does next.
+    fn deed(&mut self) -> Deed {
+        let writes = self.plan.writes(self.is_calm);
+        let disk = match self.random.between(0, 100) {
+            number if number < writes => Some(DiskOp::Write(self.random.below(BLOCKS) as u8)),
+            number if number < writes + 10 => Some(DiskOp::Flush),
+            _ => None,
+        };
+        Deed { has_output: self.random.chance(70), disk }
+    }
+
+    /// What it writes concerns a first copy that is under way.
+    fn guest_changes(&mut self, host: usize, state: StateId, op: Option<DiskOp>) {
+        let (memory_bytes, dirty_bytes) = (self.plan.memory_bytes, self.plan.dirty_bytes(self.is_calm));
+        let logs = self.mutation != Some(Mutation::DoNotLogCopy);
+        if let Some(copying) = self.copying(host) {
+            copying.guest_does(dirty_bytes, memory_bytes, state, op.filter(|_| logs));
+            if !logs {
+                copying.streamed = state;
+            }
+            if let (Some(_), Some(connection)) = (op, self.session(host).map(|session| session.connection)) {
+                self.copy_goes_on(host, connection);
+            }
+        }
     }
 
     /// The guest stands still, since its secondary is slow.
@@ -135,13 +172,21 @@ impl World {
             waiting.epoch = Some(epoch);
         }
         let Some(session) = &mut runner.session else { return };
+        // What was left for the first checkpoint.
+        let copying = session.copying.take();
         let then = if then_log { FtMode::Lockstep } else { FtMode::Mirror };
         session.epochs.captured(epoch, then, now, now);
         session.output_waits = false;
         session.segment_since = now;
         let base = std::mem::replace(&mut session.base, state);
-        self.send_in_turn(host, Message::Checkpoint { epoch, heartbeat: 0, base, state, then_log }, duration);
+        let disk_base = copying.as_ref().map_or(base, |copying| copying.streamed);
+        duration += copying.map_or(0, |copying| self.sending_time(copying.left_bytes()));
+        let checkpoint = Message::Checkpoint { epoch, heartbeat: 0, base, state, disk_base, then_log };
+        self.send_in_turn(host, checkpoint, duration);
         if then_log {
+            if let Some(session) = self.session(host) {
+                session.log_base = epoch;
+            }
             self.coverage.note(Occurrence::LogBegan);
             self.moment(Moment::ModeChanged);
         }

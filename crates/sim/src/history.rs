@@ -8,12 +8,35 @@ pub(crate) type StateId = u32;
 /// The state that the VM starts from.
 pub(crate) const FIRST_STATE: StateId = 0;
 
+/// Blocks of the VM's disk.
+pub(crate) const BLOCKS: usize = 4;
+
+/// What the blocks of a disk hold: for each the state in which the guest wrote it last.
+pub(crate) type Content = [StateId; BLOCKS];
+
+/// What a guest asks of its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DiskOp {
+    Write(u8),
+    Flush,
+}
+
+/// What a guest does in a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Deed {
+    pub has_output: bool,
+    pub disk: Option<DiskOp>,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct State {
     /// What came before; smaller, so walks towards the past end.
     before: StateId,
-    /// It came about by sending a frame.
-    has_output: bool,
+    /// How it came about.
+    deed: Deed,
+    /// What the disk holds, and what it held at the last flush.
+    content: Content,
+    flushed: Content,
     /// That frame has left.
     has_left: bool,
     /// The world knows that this came about: it, or something that followed from it, was seen.
@@ -37,14 +60,55 @@ pub(crate) struct Fork;
 
 impl History {
     pub fn new() -> Self {
-        let first = State { before: FIRST_STATE, has_output: false, has_left: false, is_seen: true };
+        let content = [FIRST_STATE; BLOCKS];
+        let deed = Deed::default();
+        let first = State { before: FIRST_STATE, deed, content, flushed: content, has_left: false, is_seen: true };
         Self { states: vec![first], head: FIRST_STATE, fenced: Vec::new() }
     }
 
     /// The guest does something.
-    pub fn step(&mut self, before: StateId, has_output: bool) -> StateId {
-        self.states.push(State { before, has_output, has_left: false, is_seen: false });
-        (self.states.len() - 1) as StateId
+    pub fn step(&mut self, before: StateId, deed: Deed) -> StateId {
+        let id = self.states.len() as StateId;
+        let State { mut content, mut flushed, .. } = self.states[before as usize];
+        match deed.disk {
+            Some(DiskOp::Write(block)) => content[usize::from(block)] = id,
+            Some(DiskOp::Flush) => flushed = content,
+            None => {}
+        }
+        self.states.push(State { before, deed, content, flushed, has_left: false, is_seen: false });
+        id
+    }
+
+    /// What the disk holds in a state.
+    pub fn content(&self, state: StateId) -> Content {
+        self.states[state as usize].content
+    }
+
+    /// What the guest asked of its disk after `base`, through `last`, in order.
+    pub fn disk_ops_between(&self, base: StateId, last: StateId) -> Vec<(StateId, DiskOp)> {
+        let mut found = Vec::new();
+        let mut state = last;
+        while state > base {
+            found.extend(self.states[state as usize].deed.disk.map(|op| (state, op)));
+            state = self.states[state as usize].before;
+        }
+        found.reverse();
+        found
+    }
+
+    /// Whether a disk that holds `blocks` is one that the VM could have after a power failure: nothing on it is newer than something that the
+    /// guest flushed before and that is not there.
+    pub fn could_be_a_disk(&self, blocks: &Content) -> bool {
+        let newest = blocks.iter().copied().max().unwrap_or(FIRST_STATE);
+        let Some(State { flushed, .. }) = self.states.get(newest as usize) else { return false };
+        let is_in_its_past = |block: StateId| {
+            let mut state = newest;
+            while state > block {
+                state = self.states[state as usize].before;
+            }
+            state == block
+        };
+        blocks.iter().zip(flushed).all(|(&block, &flushed)| block >= flushed && is_in_its_past(block))
     }
 
     /// The world sees the frame that led to `state`. Returns whether it had seen what followed from it already.
@@ -76,7 +140,7 @@ impl History {
         let mut found = Vec::new();
         let mut state = last;
         while state > base {
-            if self.states[state as usize].has_output {
+            if self.states[state as usize].deed.has_output {
                 found.push(state);
             }
             state = self.states[state as usize].before;

@@ -11,9 +11,13 @@
 //! TWINVM_SIM_SEED=7 cargo test --profile checked -p sim replay -- --nocapture      # one schedule, and all that happens in it
 //! ```
 
+mod agenda;
+mod copying;
 mod coverage;
 mod daemons;
+mod disks;
 mod faults;
+mod first_copy;
 mod guest;
 mod history;
 mod lockstep;

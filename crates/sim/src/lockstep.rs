@@ -6,6 +6,7 @@ use protocol::{Epoch, Event, LossReason};
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;
+use crate::history::Deed;
 use crate::mutation::Mutation;
 use crate::network::{ConnectionId, Message, Side};
 use crate::process::{Held, Parting, Timer, Waiting};
@@ -24,13 +25,14 @@ impl World {
     /// Whatever this primary knows, its guest must not run while the secondary is far behind.
     pub fn check_lag(&mut self, host: usize) {
         let (now, clock) = (self.now, self.hosts[host].clock);
-        let Some(peer) = self.session(host).filter(|session| session.epochs.follows_log()).map(|session| session.peer)
-        else {
-            return;
-        };
+        let Some(session) = self.session(host).filter(|session| session.epochs.follows_log()) else { return };
+        let (peer, log_base) = (session.peer, session.log_base);
         let Some(secondary) = self.home(peer) else { return };
         let execution = self.follower(secondary).and_then(|follower| follower.execution.as_ref());
-        let oldest = execution.and_then(|execution| execution.waiting.front()).map(|&(_, closed_at)| closed_at);
+        // What is left of an earlier log is bounded with the checkpoints after it.
+        let is_of_it = |(segment, _): &&(Held, Nanoseconds)| segment.epoch > log_base;
+        let oldest = execution.and_then(|execution| execution.waiting.iter().find(is_of_it));
+        let oldest = oldest.map(|&(_, closed_at)| closed_at);
         if oldest.is_some_and(|closed_at| clock.reads(now).since(clock.reads(closed_at)) > LAG_MAX) {
             self.broken(Violation::TooFarAhead(self.name(host)));
         }
@@ -135,6 +137,7 @@ impl World {
         if is_listening && !self.writes_disks(host) {
             return;
         }
+        self.apply_to_disk(host, segment.base, segment.state);
         if has_more {
             return self.execute_next(host, connection);
         }
@@ -147,7 +150,7 @@ impl World {
     fn diverges(&mut self, host: usize, segment: Held) {
         self.coverage.note(Occurrence::Diverged);
         self.tell(|world| format!("{}: finds that its state differs", world.name(host)));
-        let other = self.history.step(segment.base, false);
+        let other = self.history.step(segment.base, Deed::default());
         let Some(follower) = self.follower(host) else { return };
         let connection = follower.connection;
         let was_getting_ready = std::mem::take(&mut follower.is_getting_ready);
@@ -177,6 +180,7 @@ impl World {
         let Some(mut execution) = follower.execution.take() else {
             return self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Protocol });
         };
+        let begun = execution.state;
         if !too_early {
             for (segment, _) in execution.waiting.drain(..) {
                 if segment.base != execution.state {
@@ -188,6 +192,7 @@ impl World {
         if let Some(held) = &mut follower.held {
             held.state = execution.state;
         }
+        self.apply_to_disk(host, begun, execution.state);
     }
 
     /// Executes what was received of the log to its end, if there is some.

@@ -55,13 +55,27 @@ pub enum Mutation {
     DivergedGoesOn,
     /// The guest does not wait for a secondary that is behind.
     DoNotWait,
+    /// A secondary does not note that its disk is incomplete while a first copy goes on.
+    TakePartsForCopy,
+    /// A secondary notes that its copy is whole before it is on stable storage.
+    NoteUnflushedCopy,
+    /// Of the flushes that the guest asked for, a secondary carries out only the last.
+    MergeFlushes,
+    /// What the guest writes to its disk during a first copy is not sent.
+    DoNotLogCopy,
+    /// A first copy goes on for ever.
+    CopyForEver,
+    /// A first copy ends after its first round, whatever is left.
+    FinishAtOnce,
+    /// A guest that is too fast for its first copy is not slowed down, and the copy goes on.
+    KeepHopelessCopy,
     /// The secondary forgets output of which it does not know that it has left.
     DoNotSendAgain,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 34] = [
         Self::MissDiskFailure,
         Self::RunOnBrokenDisk,
         Self::ClaimUnready,
@@ -89,5 +103,12 @@ impl Mutation {
         Self::DoNotResume,
         Self::AcknowledgeAfterLoss,
         Self::DoNotSendAgain,
+        Self::TakePartsForCopy,
+        Self::NoteUnflushedCopy,
+        Self::MergeFlushes,
+        Self::DoNotLogCopy,
+        Self::CopyForEver,
+        Self::FinishAtOnce,
+        Self::KeepHopelessCopy,
     ];
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use protocol::{Epoch, Generation};
 
-use crate::history::StateId;
+use crate::history::{Content, DiskOp, StateId};
 use crate::process::ProcessId;
 use crate::time::Nanoseconds;
 
@@ -14,15 +14,27 @@ pub(crate) type ConnectionId = usize;
 /// What the replicas say to each other, as in `replication::driver`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    Hello,
-    Welcome,
+    Hello {
+        generation: Generation,
+    },
+    Welcome {
+        /// What the secondary's disk holds.
+        blocks: Content,
+    },
     Heartbeat(u64),
+    /// Part of the first copy, and the heartbeat that follows it.
+    Part {
+        part: Part,
+        heartbeat: u64,
+    },
     Checkpoint {
         epoch: Epoch,
         heartbeat: u64,
         /// The state at the capture before.
         base: StateId,
         state: StateId,
+        /// It holds what the guest asked of its disk after this state.
+        disk_base: StateId,
         /// The log of what the guest does follows it, in place of more checkpoints.
         then_log: bool,
     },
@@ -47,6 +59,17 @@ pub(crate) enum Message {
     HandOver,
     Failed,
     Diverged,
+}
+
+/// Part of a first copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// So much of the memory.
+    Pages { bytes: u64 },
+    /// A block of the disk, as it is.
+    Block { block: u8, state: StateId },
+    /// What the guest asked of its disk.
+    Write { state: StateId, op: DiskOp },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,10 @@ use protocol::{
     RETRY_INTERVAL, Reason, Role, Silence, Status, StopReason, Verdict, heartbeat_interval,
 };
 
+use crate::copying::Copying;
 use crate::coverage::Occurrence;
 use crate::faults::{FAULTS_END, Moment};
+use crate::history::Content;
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
 use crate::process::{Body, Input, ProcessId, Runner, Session, TOO_SLOW_AFTER, Timer};
@@ -29,7 +31,7 @@ impl World {
         self.runner(host)?.session.as_mut()
     }
 
-    fn has_session(&mut self, host: usize, connection: ConnectionId) -> bool {
+    pub fn has_session(&mut self, host: usize, connection: ConnectionId) -> bool {
         self.session(host).is_some_and(|session| session.connection == connection)
     }
 
@@ -239,9 +241,16 @@ impl World {
         let now = self.clock(host);
         let Some(session) = self.session(host) else { return };
         let Some(mut message) = session.outgoing.pop_front() else { return };
-        if let Message::Checkpoint { epoch, heartbeat, .. } = &mut message {
-            session.epochs.sent(*epoch);
-            *heartbeat = session.heartbeats.number_next(now);
+        match &mut message {
+            Message::Checkpoint { epoch, heartbeat, .. } => {
+                session.epochs.sent(*epoch);
+                *heartbeat = session.heartbeats.number_next(now);
+            }
+            Message::Part { part, heartbeat } => {
+                let part = *part;
+                *heartbeat = self.part_is_sent(host, part);
+            }
+            _ => {}
         }
         self.send(connection, Side::Primary, message);
         if self.mutation == Some(Mutation::EntitleBeforeFirstAck)
@@ -259,7 +268,7 @@ impl World {
         }
     }
 
-    fn close_session(&mut self, host: usize) {
+    pub fn close_session(&mut self, host: usize) {
         if let Some(session) = self.runner(host).and_then(|runner| runner.session.take()) {
             self.close(session.connection, Side::Primary);
         }
@@ -282,8 +291,14 @@ impl World {
         let connection = self.network.connect(own, peer);
         let Some(runner) = self.runner(host) else { return };
         runner.connecting = Some(connection);
-        self.send(connection, Side::Primary, Message::Hello);
+        let generation = self.generation(host);
+        self.send(connection, Side::Primary, Message::Hello { generation });
         self.start_timer(host, CONNECT_TIMEOUT, Timer::Connect(connection));
+    }
+
+    /// In which it acts.
+    fn generation(&self, host: usize) -> Generation {
+        self.hosts[host].process.as_ref().map_or(Generation::NONE, |process| process.replica.status().generation)
     }
 
     /// Whether a session can be made.
@@ -299,10 +314,9 @@ impl World {
             && matches!(status.protection, Protection::NeedSecondary | Protection::Disabled)
     }
 
-    fn open_session(&mut self, host: usize, connection: ConnectionId) {
+    fn open_session(&mut self, host: usize, connection: ConnectionId, blocks: Content) {
         let (now, sent_at, suspicion) = (self.clock(host), self.now, self.plan.suspicion());
         let peer = self.network.end(connection, Side::Secondary).process;
-        let copied = self.random.between(MILLISECOND, self.plan.copy_duration_max);
         let secondary = self.homes[peer.0 as usize];
         let Some(runner) = self.runner(host) else { return };
         runner.connecting = None;
@@ -313,8 +327,10 @@ impl World {
             heartbeats: Heartbeats::new(suspicion),
             silence: Silence::new(suspicion, now),
             epochs: Epochs::default(),
+            copying: Some(Box::new(Copying::new(blocks, runner.state, now))),
             output_waits: false,
             segment_since: now,
+            log_base: Epoch::NONE,
             outgoing: Default::default(),
             sent_at,
             base: runner.state,
@@ -322,14 +338,15 @@ impl World {
         });
         self.start_timer(host, 0, Timer::Heartbeat(connection));
         self.start_timer(host, 0, Timer::Silence(connection));
-        self.start_timer(host, copied, Timer::Copied(connection));
+        self.copy_goes_on(host, connection);
     }
 
     /// The end of the first copy, with the guest paused.
-    fn begin_mirroring(&mut self, host: usize, connection: ConnectionId) {
+    pub fn begin_mirroring(&mut self, host: usize, connection: ConnectionId) {
         if !self.has_session(host, connection) {
             return;
         }
+        self.check_last_pause(host);
         let Some(secondary) = self.session(host).map(|session| session.secondary) else { return };
         let secondary = self.hosts[secondary].name.clone();
         self.primary_event(host, Some(connection), Event::SyncFinished { secondary });
@@ -371,7 +388,7 @@ impl World {
                     self.close(connection, Side::Primary);
                 }
             }
-            Timer::Copied(connection) => self.begin_mirroring(host, connection),
+            Timer::Copy(connection) => self.copy_timer(host, connection),
             Timer::Sent(connection) if self.has_session(host, connection) => self.first_was_sent(host, connection),
             Timer::Checked { connection, epoch } => {
                 // What was committed may be released late: nothing is undone by that.
@@ -388,7 +405,7 @@ impl World {
         let now = self.clock(host);
         if self.runner(host).is_some_and(|runner| runner.connecting == Some(connection)) {
             match arrival {
-                Arrival::Message(Message::Welcome) => self.open_session(host, connection),
+                Arrival::Message(Message::Welcome { blocks }) => self.open_session(host, connection, blocks),
                 _ => {
                     self.close(connection, Side::Primary);
                     if let Some(runner) = self.runner(host) {
@@ -409,6 +426,7 @@ impl World {
                 match message {
                     Message::Ack { epoch, heard, executed } => {
                         self.heard_of_execution(host, executed);
+                        self.copy_is_taken_in(host, connection, heard);
                         if let Some(epoch) = epoch {
                             self.acknowledged(host, connection, epoch, heard);
                         }

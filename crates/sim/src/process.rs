@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use protocol::{
-    DiskHealth, DiskWatch, Epoch, Epochs, Event, Heartbeats, MonotonicTime, Patience, Replica, Silence, Uplink,
+    CopyNotes, DiskWatch, Epoch, Epochs, Event, Heartbeats, MonotonicTime, Patience, Replica, Silence, Uplink,
 };
 
+use crate::copying::Copying;
 use crate::history::StateId;
 use crate::network::{Arrival, ConnectionId, Message};
 use crate::time::Nanoseconds;
@@ -19,29 +20,6 @@ pub(crate) const UPLINK_PATIENCE: Duration = Duration::from_millis(60);
 
 /// Likewise.
 pub(crate) const DISK_PATIENCE: Duration = Duration::from_millis(60);
-
-/// The disks of a host.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Disks {
-    pub broken_since: Nanoseconds,
-    pub broken_until: Nanoseconds,
-    /// Requests do not fail, but do not end.
-    pub hang: bool,
-}
-
-impl Disks {
-    pub fn are_broken(&self, now: Nanoseconds) -> bool {
-        self.broken_until > now
-    }
-
-    pub fn health(&self, now: Nanoseconds) -> DiskHealth {
-        let (is_broken, waiting) = (self.are_broken(now), Duration::from_nanos(now - self.broken_since.min(now)));
-        DiskHealth {
-            has_failed: is_broken && !self.hang,
-            waiting: if is_broken && self.hang { waiting } else { Duration::ZERO },
-        }
-    }
-}
 
 /// No two processes have the same, on whatever host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +45,8 @@ pub(crate) enum Timer {
     LastLook(ConnectionId),
     /// The other side has not answered a greeting.
     Connect(ConnectionId),
-    /// The first copy is over.
-    Copied(ConnectionId),
+    /// See how the first copy goes on.
+    Copy(ConnectionId),
     /// The last piece of a checkpoint can be sent, or what else is first of what waits to be sent.
     Sent(ConnectionId),
     /// A segment was executed.
@@ -104,6 +82,8 @@ pub(crate) struct Follower {
     pub heard: u64,
     pub silence: Silence,
     pub acknowledged: Option<Epoch>,
+    /// What is noted of its copy of the disk.
+    pub notes: CopyNotes,
     pub held: Option<Held>,
     /// Checkpoints whose output may not have left.
     pub unreleased: VecDeque<Held>,
@@ -154,6 +134,8 @@ pub(crate) struct Runner {
     pub is_held: bool,
     pub waiting: VecDeque<Waiting>,
     pub session: Option<Session>,
+    /// The guest is held for the first copy.
+    pub held_until: Nanoseconds,
     pub connecting: Option<ConnectionId>,
     /// The guest stands still for a hand-over.
     pub is_handing_over: bool,
@@ -181,6 +163,7 @@ impl Runner {
             is_held: false,
             waiting: VecDeque::new(),
             session: None,
+            held_until: 0,
             connecting: None,
             is_handing_over: false,
             waited_at: None,
@@ -212,10 +195,14 @@ pub(crate) struct Session {
     pub heartbeats: Heartbeats,
     pub silence: Silence,
     pub epochs: Epochs,
+    /// The first copy, until it is over.
+    pub copying: Option<Box<Copying>>,
     /// The guest has sent something since a segment of the log was closed.
     pub output_waits: bool,
     /// When the last segment was closed, or the last checkpoint captured.
     pub segment_since: MonotonicTime,
+    /// The checkpoint that the log under way follows, if one is.
+    pub log_base: Epoch,
     /// What waits to be sent, in order, and when the last of it will have been. The heartbeats of checkpoints are numbered then.
     pub outgoing: VecDeque<Message>,
     pub sent_at: Nanoseconds,

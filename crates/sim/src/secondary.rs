@@ -1,11 +1,13 @@
 //! What `replication::driver`'s secondary does around the protocol.
 
 use protocol::{
-    Claim, Command, Epoch, Event, Look, LossReason, RETRY_INTERVAL, Silence, StopReason, Verdict, heartbeat_interval,
+    Claim, Command, CopyNotes, Epoch, Event, Look, LossReason, RETRY_INTERVAL, Silence, StopReason, Verdict,
+    heartbeat_interval,
 };
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;
+use crate::history::StateId;
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
 use crate::process::{Body, Execution, Follower, Held, Parting, Runner, Timer};
@@ -33,12 +35,13 @@ impl World {
         let suspicion = if early { self.plan.suspicion() / 2 } else { self.plan.suspicion() };
         let Some(process) = &mut self.hosts[host].process else { return };
         if matches!(process.body, Body::Listening) {
-            if arrival == Arrival::Message(Message::Hello) {
+            if let Arrival::Message(Message::Hello { generation }) = arrival {
                 process.body = Body::Following(Box::new(Follower {
                     connection,
                     heard: 0,
                     silence: Silence::new(suspicion, now),
                     acknowledged: None,
+                    notes: CopyNotes::new(generation),
                     held: None,
                     unreleased: Default::default(),
                     execution: None,
@@ -48,7 +51,8 @@ impl World {
                     has_broken_disks: false,
                     has_failed: false,
                 }));
-                self.send(connection, Side::Secondary, Message::Welcome);
+                let blocks = self.hosts[host].disks.blocks;
+                self.send(connection, Side::Secondary, Message::Welcome { blocks });
                 self.start_timer(host, 0, Timer::Heartbeat(connection));
                 self.start_timer(host, 0, Timer::Silence(connection));
             }
@@ -67,23 +71,31 @@ impl World {
         follower.silence.heard(now);
         match message {
             Message::Heartbeat(number) => follower.heard = number,
-            Message::Checkpoint { epoch, heartbeat, base, state, then_log } => {
-                self.checkpoint(host, heartbeat, Held { epoch, base, state }, then_log);
+            Message::Part { part, heartbeat } => self.part_arrives(host, part, heartbeat),
+            Message::Checkpoint { epoch, heartbeat, base, state, disk_base, then_log } => {
+                self.checkpoint(host, heartbeat, Held { epoch, base, state }, disk_base, then_log);
             }
             Message::Segment { epoch, base, state, closed_at } => {
                 self.segment(host, Held { epoch, base, state }, closed_at);
             }
             Message::EndOfLog => self.end_of_log(host),
             Message::Released(through) => follower.unreleased.retain(|held| held.epoch > through),
-            Message::Entitled(generation) => self.secondary_event(host, Event::Entitled { generation }),
+            Message::Entitled(generation) => {
+                self.secondary_event(host, Event::Entitled { generation });
+                self.note_entitled(host, generation);
+            }
             Message::HandOver => self.part(host, Parting::HandOver, Event::HandOver),
-            Message::Hello | Message::Welcome | Message::Ack { .. } | Message::Failed | Message::Diverged => {
+            Message::Hello { .. }
+            | Message::Welcome { .. }
+            | Message::Ack { .. }
+            | Message::Failed
+            | Message::Diverged => {
                 self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Protocol });
             }
         }
     }
 
-    fn checkpoint(&mut self, host: usize, heartbeat: u64, complete: Held, then_log: bool) {
+    fn checkpoint(&mut self, host: usize, heartbeat: u64, complete: Held, disk_base: StateId, then_log: bool) {
         let loses_it = self.mutation == Some(Mutation::AcknowledgeUnheld) && self.random.chance(10);
         let Some(follower) = self.follower(host) else { return };
         if follower.held.is_some_and(|held| held.epoch >= complete.epoch) {
@@ -94,7 +106,8 @@ impl World {
             return self.broken(Violation::Differs(self.name(host)));
         }
         let Some(follower) = self.follower(host) else { return };
-        if !loses_it || follower.held.is_none() {
+        let keeps_it = !loses_it || follower.held.is_none();
+        if keeps_it {
             follower.held = Some(complete);
             follower.unreleased.push_back(complete);
         }
@@ -103,7 +116,9 @@ impl World {
         }
         follower.heard = heartbeat;
         self.secondary_event(host, Event::CheckpointHeld { epoch: complete.epoch });
-        self.writes_disks(host);
+        if self.writes_disks(host) && keeps_it {
+            self.apply_to_disk(host, disk_base, complete.state);
+        }
     }
 
     /// A secondary writes its disks; whether it could.
@@ -126,7 +141,7 @@ impl World {
     }
 
     /// The secondary's heartbeat: what it holds and has heard.
-    fn send_ack(&mut self, host: usize) {
+    pub fn send_ack(&mut self, host: usize) {
         if let Some(follower) = self.follower(host) {
             let (connection, epoch, heard) = (follower.connection, follower.acknowledged, follower.heard);
             let executed = follower.execution.as_ref().and_then(|execution| execution.executed);
@@ -298,6 +313,12 @@ impl World {
         }
         if self.history.take_over(held.state).is_err() {
             return self.broken(Violation::OutputUndone(self.name(host)));
+        }
+        let disks = &mut self.hosts[host].disks;
+        // What a flush was put off for is made up for before anybody is asked.
+        disks.flush();
+        if disks.blocks != self.history.content(held.state) {
+            return self.broken(Violation::TookOverOtherDisk(self.name(host)));
         }
         if parting == Some(Parting::Silent) {
             self.history.fence(primary);

@@ -47,6 +47,18 @@ pub enum Violation {
     /// A replica has taken the VM though it could have known that it cannot run it.
     #[error("replica {0} has asked for the VM, though its disks were broken before")]
     TookWithBrokenDisks(String),
+    /// A disk that is noted to be a copy holds parts of different times.
+    #[error("the disk of host {0} is noted to be a copy, and is none")]
+    TornCopy(String),
+    /// A replica has taken over, and its disk is not the guest's.
+    #[error("replica {0} has taken over, and its disk is not what its guest knows")]
+    TookOverOtherDisk(String),
+    /// More was left for the end of a first copy than may be.
+    #[error("replica {0} ends a first copy with more left than the secondary takes in soon")]
+    LongPause(String),
+    /// More disk writes wait than the log has room for.
+    #[error("replica {0} lets its guest write more to its disk than a first copy keeps up with")]
+    LogOverflows(String),
     /// Nobody runs the VM, or nobody protects it, long after the last fault.
     #[error("{0}")]
     Stuck(String),

@@ -1,17 +1,16 @@
 //! [`World`]: hosts, network, store, and what happens next.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
-
 use protocol::{Claim, Epoch, Generation, MonotonicTime, Replica};
 use spec::ReplicaId;
 
+use crate::agenda::Agenda;
 use crate::coverage::{Coverage, Occurrence};
+use crate::disks::Disks;
 use crate::faults::{FAULTS_END, Moment, Plan, Trigger};
 use crate::history::{FIRST_STATE, History};
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Network, Side};
-use crate::process::{Body, Disks, Input, Process, ProcessId, Runner, Timer};
+use crate::process::{Body, Input, Process, ProcessId, Runner, Timer};
 use crate::random::Random;
 use crate::store::{Pending, Request, Store};
 use crate::time::{Clock, MICROSECOND, MILLISECOND, Nanoseconds, RATE_ERROR_PPM_MAX};
@@ -41,33 +40,6 @@ enum Happening {
     Daemons,
 }
 
-struct Entry {
-    at: Nanoseconds,
-    /// Those of the same time happen in the order in which they were scheduled.
-    number: u64,
-    happening: Happening,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Entry {}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.number).cmp(&(self.at, self.number))
-    }
-}
-
 pub(crate) struct Host {
     pub name: ReplicaId,
     pub clock: Clock,
@@ -76,7 +48,7 @@ pub(crate) struct Host {
     pub store_unreachable_until: Nanoseconds,
     /// The VM could not be run here.
     pub unready_until: Nanoseconds,
-    /// The disks do not do what is asked of them.
+    /// Its copy of the VM's disk.
     pub disks: Disks,
     /// The way to each host.
     pub blocked_until: [Nanoseconds; HOST_NAMES.len()],
@@ -93,8 +65,7 @@ pub(crate) enum Death {
 
 pub(crate) struct World {
     pub now: Nanoseconds,
-    queue: BinaryHeap<Entry>,
-    next_number: u64,
+    agenda: Agenda<Happening>,
     pub random: Random,
     pub plan: Plan,
     pub hosts: Vec<Host>,
@@ -133,7 +104,8 @@ impl World {
         let plan = Plan::draw(&mut random);
         let hosts: Vec<Host> = HOST_NAMES[..plan.hosts]
             .iter()
-            .map(|&name| {
+            .enumerate()
+            .map(|(number, &name)| {
                 let error = random.between(0, 2 * RATE_ERROR_PPM_MAX as u64 + 1) as i64 - RATE_ERROR_PPM_MAX;
                 Host {
                     name: ReplicaId::new(name),
@@ -142,7 +114,7 @@ impl World {
                     process: None,
                     store_unreachable_until: 0,
                     unready_until: 0,
-                    disks: Disks::default(),
+                    disks: if number == 0 { Disks::whole(FIRST_STATE) } else { Disks::empty() },
                     blocked_until: [0; HOST_NAMES.len()],
                 }
             })
@@ -150,8 +122,7 @@ impl World {
         let claim = Claim { generation: Generation::new(1), primary: hosts[0].name.clone(), secondary: None };
         let mut world = Self {
             now: 0,
-            queue: BinaryHeap::with_capacity(64),
-            next_number: 0,
+            agenda: Agenda::default(),
             random,
             plan,
             hosts,
@@ -197,9 +168,9 @@ impl World {
     /// Lets happen what will, until it is over or a promise is broken.
     pub fn run(&mut self) {
         while !self.is_over && self.violation.is_none() {
-            let Some(Entry { at, happening, .. }) = self.queue.pop() else { return };
+            let Some((at, happening)) = self.agenda.pop() else { return };
             self.now = at;
-            if at > FAULTS_END + RECOVERY_MAX || self.next_number > HAPPENINGS_MAX {
+            if at > FAULTS_END + RECOVERY_MAX || self.agenda.scheduled() > HAPPENINGS_MAX {
                 self.violation = Some(Violation::Stuck(self.describe()));
                 return;
             }
@@ -244,9 +215,7 @@ impl World {
     }
 
     fn schedule(&mut self, delay: Nanoseconds, happening: Happening) {
-        let number = self.next_number;
-        self.next_number += 1;
-        self.queue.push(Entry { at: self.now + delay, number, happening });
+        self.agenda.push(self.now + delay, happening);
     }
 
     /// What the clock of `host` says.
@@ -318,9 +287,18 @@ impl World {
             }
         }
         if has_power {
+            self.check_copy(host);
             let delay = self.random.between(10, 150) * MILLISECOND;
             self.schedule(delay, Happening::Start(host));
         }
+    }
+
+    /// All that runs on a host ends at once, and what its disk had not on stable storage may be lost.
+    pub fn lose_power(&mut self, host: usize) {
+        self.hosts[host].is_up = false;
+        self.end_process(host, Death::Crashed, false);
+        self.hosts[host].disks.lose_power(&mut self.random);
+        self.check_copy(host);
     }
 
     pub fn power_up_after(&mut self, host: usize, delay: Nanoseconds) {

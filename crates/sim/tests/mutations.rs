@@ -10,13 +10,16 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
     use Violation as V;
     match mutation {
         // Output that nobody holds: somebody goes on without it, or it leaves where nobody goes on.
-        Mutation::ReleaseOnCapture
-        | Mutation::DoNotHold
-        | Mutation::OpenBeforeArbitration
-        | Mutation::DoNotStop
-        | Mutation::AcknowledgeUnheld
-        | Mutation::AcknowledgeAfterLoss => {
+        Mutation::ReleaseOnCapture | Mutation::DoNotHold | Mutation::AcknowledgeAfterLoss => {
             matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_))
+        }
+        // Output passes while the guest stands still for a hand-over.
+        Mutation::OpenBeforeArbitration | Mutation::DoNotStop => {
+            matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::StandsStill(_))
+        }
+        // The disk has not been written either.
+        Mutation::AcknowledgeUnheld => {
+            matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::TookOverOtherDisk(_))
         }
         Mutation::AcceptStaleAcks | Mutation::SuspectEarly => matches!(violation, V::TwoRelease(_)),
         // Two go on.
@@ -44,6 +47,13 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
             matches!(violation, V::Differs(_) | V::Fork(_) | V::OutputUndone(_) | V::Undone(..))
         }
         Mutation::DoNotWait => matches!(violation, V::TooFarAhead(_)),
+        Mutation::TakePartsForCopy | Mutation::NoteUnflushedCopy | Mutation::MergeFlushes => {
+            matches!(violation, V::TornCopy(_))
+        }
+        Mutation::DoNotLogCopy => matches!(violation, V::TookOverOtherDisk(_) | V::TornCopy(_)),
+        Mutation::CopyForEver => matches!(violation, V::Stuck(_)),
+        Mutation::FinishAtOnce => matches!(violation, V::LongPause(_)),
+        Mutation::KeepHopelessCopy => matches!(violation, V::LogOverflows(_)),
         Mutation::DoNotSendAgain => matches!(violation, V::OutputLost(_)),
     }
 }

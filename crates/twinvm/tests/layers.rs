@@ -73,7 +73,7 @@ const HOUSE: &[Crate] = &[
         // `replica` is one of the two roles, and each of them makes it the other or ends it.
         layers: &[
             &["numbers", "time"],
-            &["disk_watch", "epochs", "heartbeats", "patience", "silence", "uplink"],
+            &["disk_copy", "disk_watch", "epochs", "heartbeats", "patience", "silence", "uplink"],
             &["claim", "first_copy"],
             &["admission", "arbiter"],
             &["command", "event"],
@@ -121,10 +121,10 @@ const HOUSE: &[Crate] = &[
         name: "sim",
         floor: 6,
         layers: &[
-            &["coverage", "mutation", "random", "time", "violation"],
-            &["faults", "history", "network", "process", "store"],
+            &["agenda", "coverage", "mutation", "random", "time", "violation"],
+            &["copying", "disks", "faults", "history", "network", "process", "store"],
             // The world is one; these are its parts.
-            &["daemons", "guest", "lockstep", "output", "primary", "secondary", "world"],
+            &["daemons", "first_copy", "guest", "lockstep", "output", "primary", "secondary", "world"],
             &["schedule"],
             &["soak"],
         ],

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use protocol::Generation;
+use protocol::{DiskCopy, Generation};
 use serde::{Deserialize, Serialize};
 
 /// What a copy of a VM's disks is.
@@ -29,14 +29,45 @@ pub enum CopyState {
 }
 
 impl CopyState {
-    /// A first copy from a primary of this generation begins now.
+    /// The copy is incomplete from now on.
     pub fn incomplete(generation: Generation) -> Self {
-        Self::Incomplete { generation: generation.number(), since_unix_ms: unix_ms_now() }
+        DiskCopy::Incomplete { generation }.into()
     }
 
     /// The copy is that of a VM of this generation now.
     pub fn consistent(generation: Generation) -> Self {
-        Self::Consistent { generation: generation.number(), since_unix_ms: unix_ms_now() }
+        DiskCopy::Consistent { generation }.into()
+    }
+
+    /// When that was noted, in ms since 1970.
+    pub fn since_unix_ms(self) -> u64 {
+        let (Self::Incomplete { since_unix_ms, .. } | Self::Consistent { since_unix_ms, .. }) = self;
+        since_unix_ms
+    }
+
+    /// The generation that it names.
+    pub fn generation(self) -> Generation {
+        let (Self::Incomplete { generation, .. } | Self::Consistent { generation, .. }) = self;
+        Generation::new(generation)
+    }
+
+    /// The same without when it was noted.
+    pub fn copy(self) -> DiskCopy {
+        match self {
+            Self::Incomplete { generation, .. } => DiskCopy::Incomplete { generation: Generation::new(generation) },
+            Self::Consistent { generation, .. } => DiskCopy::Consistent { generation: Generation::new(generation) },
+        }
+    }
+}
+
+/// Noted now.
+impl From<DiskCopy> for CopyState {
+    fn from(copy: DiskCopy) -> Self {
+        let since_unix_ms = unix_ms_now();
+        match copy {
+            DiskCopy::Incomplete { generation } => Self::Incomplete { generation: generation.number(), since_unix_ms },
+            DiskCopy::Consistent { generation } => Self::Consistent { generation: generation.number(), since_unix_ms },
+        }
     }
 }
 

@@ -15,8 +15,8 @@ use machine::vm::{Vm, VmState};
 use memory::encoding;
 use network::{FrameOffload, InputPosition};
 use protocol::{
-    Command, DiskWatch, Epoch, Event, Generation, Look, LossReason, MonotonicTime, RETRY_INTERVAL, Silence, StopReason,
-    heartbeat_interval,
+    Command, CopyNotes, DiskWatch, Epoch, Event, Generation, Look, LossReason, MonotonicTime, RETRY_INTERVAL, Silence,
+    StopReason, heartbeat_interval,
 };
 use spec::FtMode;
 
@@ -143,10 +143,8 @@ pub(super) struct Follower {
     voice: Arc<Voice>,
     primary_disks: Vec<DiskDescription>,
     closer: Closer,
-    /// The primary's generation when it connected.
-    generation: Generation,
-    /// The copy of the disks is marked as incomplete.
-    is_marked: bool,
+    /// What is noted of the copy of the disks.
+    notes: CopyNotes,
     staging: Option<Staging>,
     held: Option<Held>,
     /// The VM, made of what is held, and how long that took; once this replica is ready to run it.
@@ -174,8 +172,7 @@ impl Follower {
             voice: Arc::new(voice),
             primary_disks: hello.disks.clone(),
             closer,
-            generation: hello.generation,
-            is_marked: false,
+            notes: CopyNotes::new(hello.generation),
             staging: None,
             held: None,
             made: None,
@@ -290,7 +287,8 @@ impl Follower {
                 }
                 let protocol = parts.replica.status();
                 self.secondary.status.update(|status| status.protocol = protocol);
-                self.mark_consistent(generation);
+                let copy = self.notes.after_entitled(generation);
+                self.note_copy(copy);
             }
             // A primary whose disks are broken does not wait for the end of a checkpoint, and nothing of that was applied.
             (Kind::HandOver, _) => return Err(Parting::HandOver),
@@ -347,8 +345,8 @@ impl Follower {
             encoding::apply(records, &self.secondary.ram).map_err(StagingError::from)?;
         }
         self.secondary.applier.push(writes);
-        if self.held.is_none() {
-            self.mark_consistent(self.generation);
+        if let Some(copy) = self.notes.after_checkpoint() {
+            self.note_copy(copy);
         }
         let content = match end.then {
             FtMode::Mirror => Content::Checkpoint { state: Box::new(state), inputs: end.inputs },

@@ -101,7 +101,7 @@ impl Daemon {
                 .hint(format!("stop it first with `twinvm vm stop {name}`")));
         }
         let folder = self.vm_folder(name);
-        disk_copy::startable(folder.path()).map_err(|error| HostError::conflict(error_text(&error)))?;
+        disk_copy::startable(folder.path(), false).map_err(|error| HostError::conflict(error_text(&error)))?;
         self.take_next_spec(vm)
     }
 

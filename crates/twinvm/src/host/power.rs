@@ -36,18 +36,11 @@ const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long guests may take to shut down when the host stops with its VMs.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a forced start starts from, in words. Refuses a copy that is incomplete; a forced start also one of which nothing says what it is.
+/// What a forced start starts from, in words. Refuses a copy that no VM may start from.
 fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> {
-    let copy = disk_copy::startable(folder).map_err(|error| HostError::conflict(error_text(&error)))?;
-    match copy {
-        _ if !how.from_stale_disks => Ok(None),
-        Some(copy) => Ok(Some(copy)),
-        None => Err(HostError::conflict(format!(
-            "nothing says whether the copy of the disks in {} is whole",
-            folder.display()
-        ))
-        .hint("it is from an older version of twinvm; start the VM on the host that ran it last")),
-    }
+    let copy = disk_copy::startable(folder, how.from_stale_disks);
+    let copy = copy.map_err(|error| HostError::conflict(error_text(&error)))?;
+    Ok(copy.filter(|_| how.from_stale_disks))
 }
 
 impl Daemon {

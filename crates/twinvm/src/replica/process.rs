@@ -140,7 +140,7 @@ impl Process {
             }
         };
         if config.role == Role::Primary {
-            disk_copy::startable(&config.folder)?;
+            disk_copy::startable(&config.folder, false)?;
         }
         let mut confinement = confinement(&config, &spec);
         let source = DiskSource::open(&config, &spec)?;

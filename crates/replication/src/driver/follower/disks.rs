@@ -1,9 +1,9 @@
 //! A secondary's copies of the disks: what they hold, the first copy, and what they are marked as.
 
-use protocol::Generation;
+use protocol::DiskCopy;
 
 use super::{Follower, Parting, Voice};
-use crate::disk::{CopyState, DiskDescription, DiskSet, DiskSyncError, DiskWrite, SummaryWriter};
+use crate::disk::{DiskDescription, DiskSet, DiskSyncError, DiskWrite, SummaryWriter};
 use crate::driver::message::Kind;
 use crate::driver::secondary::SecondaryParts;
 
@@ -11,17 +11,18 @@ impl Follower {
     /// A piece of the first copy, before which the disks are noted to be incomplete.
     pub(super) fn copy_disks(&mut self, writes: &[DiskWrite]) -> Result<(), Parting> {
         let SecondaryParts { options, disks, .. } = &self.secondary.parts;
-        let mark = options.copy_mark.as_ref().filter(|_| !self.is_marked);
-        let marked = mark.map_or(Ok(()), |mark| mark.write(CopyState::incomplete(self.generation)));
-        let applied = marked.map_err(DiskSyncError::Mark).and_then(|()| disks.apply(writes));
-        self.is_marked = true;
+        let noted = match (self.notes.before_part(), &options.copy_mark) {
+            (Some(copy), Some(mark)) => mark.write(copy.into()),
+            _ => Ok(()),
+        };
+        let applied = noted.map_err(DiskSyncError::Mark).and_then(|()| disks.apply(writes));
         applied.map_err(|error| self.fail(format!("the disks cannot be written: {error}")))
     }
 
-    /// Has it noted that the copy of the disks is what the VM's were at some time of this generation, once that is so on stable storage.
-    pub(super) fn mark_consistent(&self, generation: Generation) {
+    /// Has it noted what the copy of the disks is, once all that was handed over to be applied is on stable storage.
+    pub(super) fn note_copy(&self, copy: DiskCopy) {
         if let Some(mark) = &self.secondary.parts.options.copy_mark {
-            self.secondary.applier.mark(mark.clone(), CopyState::consistent(generation));
+            self.secondary.applier.mark(mark.clone(), copy.into());
         }
     }
 }

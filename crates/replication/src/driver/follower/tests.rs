@@ -277,11 +277,13 @@ fn a_copy_is_marked_as_incomplete_before_it_is_written_and_as_consistent_when_it
     let incomplete = mark.read().unwrap();
     assert!(matches!(incomplete, Some(CopyState::Incomplete { generation: 2, .. })), "{incomplete:?}");
     // What fails to be applied is not whole.
-    follower.mark_consistent(Generation::new(2));
+    let copy = follower.notes.after_checkpoint().unwrap();
+    follower.note_copy(copy);
     follower.secondary.applier.drain().unwrap();
     assert!(matches!(mark.read().unwrap(), Some(CopyState::Consistent { generation: 2, .. })));
     follower.secondary.applier.push(writes_that_fail_in_the_end());
-    follower.mark_consistent(Generation::new(3));
+    let copy = follower.notes.after_entitled(Generation::new(3));
+    follower.note_copy(copy);
     assert!(follower.secondary.applier.drain().is_err());
     assert!(matches!(mark.read().unwrap(), Some(CopyState::Consistent { generation: 2, .. })));
 }
