@@ -39,8 +39,8 @@ pub const ACPI_TABLES: u64 = 0xe_0000;
 pub const ACPI_TABLES_END: u64 = GENERATION_ID;
 /// The VM generation ID, 16 bytes, in a page that nothing else is in and that no kernel takes for its own.
 pub const GENERATION_ID: u64 = 0xf_e000;
-/// First address after the page of the generation ID. The page behind it has [`RESET_VECTOR`].
-pub const GENERATION_ID_END: u64 = GENERATION_ID + 0x1000;
+/// First address after what is reserved from the generation ID on: its page, and the one with [`RESET_VECTOR`].
+pub const GENERATION_ID_END: u64 = 0x10_0000;
 /// Where a PC's processors start, and where a kernel that knows no other way to reset jumps to in real mode.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// First address above the legacy hole: where kernels may load.
