@@ -78,34 +78,40 @@ impl Leaving {
     }
 }
 
-/// The VM that runs now, as other threads reach it; a reset makes a new one.
+/// The VM that runs now, if there is one, as other threads reach it. A reset makes a new one.
 #[derive(Clone, Default)]
-struct Current(Arc<std::sync::Mutex<Option<(Arc<Control>, Arc<SnapshotDisks>)>>>);
+struct Current(Arc<std::sync::Mutex<Option<Reached>>>);
+
+#[derive(Clone)]
+struct Reached {
+    control: Arc<Control>,
+    disks: Arc<SnapshotDisks>,
+}
 
 impl Current {
-    fn set(&self, vm: Option<(Arc<Control>, Arc<SnapshotDisks>)>) {
+    fn set(&self, vm: Option<Reached>) {
         *lock(&self.0) = vm;
     }
 
-    fn get(&self) -> Option<(Arc<Control>, Arc<SnapshotDisks>)> {
+    fn get(&self) -> Option<Reached> {
         lock(&self.0).clone()
     }
 
     fn control(&self, act: impl FnOnce(&Control)) {
-        if let Some((control, _)) = self.get() {
-            act(&control);
+        if let Some(vm) = self.get() {
+            act(&vm.control);
         }
     }
 
     /// How many of these bytes found room.
     fn type_on_console(&self, bytes: &[u8]) -> usize {
-        self.get().map_or(0, |(control, _)| control.type_on_console(bytes))
+        self.get().map_or(0, |vm| vm.control.type_on_console(bytes))
     }
 
     /// Does what of a request takes long and needs no pause.
     fn prepare(&self, request: &Request) -> Result<()> {
         match (request, self.get()) {
-            (Request::Snapshot { .. }, Some((_, disks))) => disks.identify().map(|_| ()),
+            (Request::Snapshot { .. }, Some(vm)) => vm.disks.identify().map(|_| ()),
             _ => Ok(()),
         }
     }
@@ -155,7 +161,7 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
             None => From::PowerOn(generation),
         };
         let Made { mut vm, recording, disks } = make(&spec, from, engine, &ends, sink())?;
-        current.set(Some((vm.control(), disks.clone())));
+        current.set(Some(Reached { control: vm.control(), disks: disks.clone() }));
         reporter.report(&Event::Started { name: &spec.name, engine: engine.to_string(), reason });
         if let Some(recording) = &recording {
             reporter.report(&Event::Recording { path: recording.path() });
