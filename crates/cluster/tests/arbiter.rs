@@ -208,9 +208,9 @@ fn race() {
 /// A process that was stopped while it held a lock kept all others from arbitrating. Here each is stopped, wherever it happens to be, again and again.
 #[test]
 fn a_stopped_process_keeps_nobody_from_arbitrating() {
-    const STOPS: usize = 40;
+    const STOPS: usize = 24;
     /// More than are kept: whoever was stopped for so long finds that what it was about to do is long past.
-    const LONG: usize = 1_500;
+    const LONG: usize = 900;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cluster.vms");
     let (cluster, vm, first) = vm_in(&path);

@@ -81,13 +81,13 @@ impl EtcdStore {
     fn request(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> TxnRequest {
         let compare = |compare: &Compare<'_>| CompareRevision::new(&self.entry_key(compare.key), compare.version);
         let op = |op: &Op<'_>| match *op {
-            Op::Put { key, value, lease } => RequestOp::RequestPut(PutRequest {
+            Op::Put { key, value, lease } => RequestOp::Put(PutRequest {
                 key: Bytes::key(&self.entry_key(key)),
                 value: Bytes(value.to_vec()),
                 lease: lease.map(|lease| Number(lease.0)),
             }),
             Op::Delete { key } => {
-                RequestOp::RequestDeleteRange(RangeRequest { key: Bytes::key(&self.entry_key(key)), range_end: None })
+                RequestOp::DeleteRange(RangeRequest { key: Bytes::key(&self.entry_key(key)), range_end: None })
             }
         };
         TxnRequest {
@@ -128,8 +128,8 @@ impl Store for EtcdStore {
         if ops.is_empty() {
             // One that reads nothing either would be answered by a member alone, from what it knows.
             let read = RangeRequest { key: Bytes::key(&self.entry_key("")), range_end: None };
-            request.success.push(RequestOp::RequestRange(read.clone()));
-            request.failure.push(RequestOp::RequestRange(read));
+            request.success.push(RequestOp::Range(read.clone()));
+            request.failure.push(RequestOp::Range(read));
             let answer: TxnResponse = self.client.ask_until_answered(TXN, &request)?;
             let revision = answer.header.revision.0;
             return Ok(if answer.succeeded { Outcome::Done { revision } } else { Outcome::Conflict });

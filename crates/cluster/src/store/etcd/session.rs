@@ -92,7 +92,7 @@ impl Session {
 
     fn put(&self, text: &str) -> RequestOp {
         let (key, value) = (Bytes::key(&self.receipt), Bytes::key(text));
-        RequestOp::RequestPut(PutRequest { key, value, lease: Some(Number(self.lease.0)) })
+        RequestOp::Put(PutRequest { key, value, lease: Some(Number(self.lease.0)) })
     }
 
     /// Does a transaction, once.
@@ -102,8 +102,7 @@ impl Session {
         let mut request = wanted.clone();
         request.compare.push(CompareRevision::new(&self.receipt, self.revision));
         request.success.push(self.put(&nonce));
-        request.failure =
-            vec![RequestOp::RequestRange(RangeRequest { key: Bytes::key(&self.receipt), range_end: None })];
+        request.failure = vec![RequestOp::Range(RangeRequest { key: Bytes::key(&self.receipt), range_end: None })];
         let mut patience = client.patience();
         let mut is_repeated = false;
         loop {

@@ -140,7 +140,7 @@ fn follow(mut messages: Messages, entries: &str, listener: &Sender<Batch>) {
         let change = |event: super::wire::Event| {
             let (revision, kv) = (event.kv.mod_revision.0, event.kv);
             let key = std::str::from_utf8(&kv.key.0).ok()?.strip_prefix(entries)?.to_owned();
-            let entry = (event.kind != "DELETE").then(|| Entry { value: kv.value.0, version: revision });
+            let entry = (event.kind != "DELETE").then_some(Entry { value: kv.value.0, version: revision });
             Some((revision, Change { key, entry }))
         };
         let changes: Vec<(u64, Change)> = told.events.into_iter().filter_map(change).collect();

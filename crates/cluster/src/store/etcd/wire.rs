@@ -111,11 +111,13 @@ pub struct PutRequest {
 }
 
 #[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
 pub enum RequestOp {
-    RequestPut(PutRequest),
-    RequestDeleteRange(RangeRequest),
-    RequestRange(RangeRequest),
+    #[serde(rename = "request_put")]
+    Put(PutRequest),
+    #[serde(rename = "request_delete_range")]
+    DeleteRange(RangeRequest),
+    #[serde(rename = "request_range")]
+    Range(RangeRequest),
 }
 
 #[derive(Clone, Debug, Serialize)]
