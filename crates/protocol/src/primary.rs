@@ -334,6 +334,10 @@ impl Primary {
         mem::replace(&mut self.phase, Phase::Alone { reason: Reason::NoSecondaryYet })
     }
 
+    pub fn is_protected(&self) -> bool {
+        matches!(self.phase, Phase::Protected { .. })
+    }
+
     pub fn status(&self) -> Status {
         let (secondary, protection, reason) = match &self.phase {
             Phase::Alone { reason } => (None, unprotected(*reason), Some(*reason)),

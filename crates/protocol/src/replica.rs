@@ -50,6 +50,15 @@ impl Replica {
         commands
     }
 
+    /// Whether the VM survives the loss of a host, as [`Status::is_protected`] says it.
+    pub fn is_protected(&self) -> bool {
+        match &self.0 {
+            State::Primary(primary) => primary.is_protected(),
+            State::Secondary(secondary) => secondary.is_protected(),
+            State::Stopped { .. } => false,
+        }
+    }
+
     /// How it is.
     pub fn status(&self) -> Status {
         match &self.0 {

@@ -249,6 +249,10 @@ impl Secondary {
         }
     }
 
+    pub fn is_protected(&self) -> bool {
+        matches!(self.phase, Phase::Entitled { .. })
+    }
+
     pub fn status(&self) -> Status {
         let (protection, reason) = match &self.phase {
             Phase::Empty | Phase::Following { .. } => (Protection::Starting, Some(Reason::FirstCheckpoint)),

@@ -1,8 +1,5 @@
 //! [`Agenda`]: what happens when.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use crate::time::Nanoseconds;
 
 /// Bits of a key that name a place.
@@ -12,8 +9,8 @@ const NUMBER_BITS: u32 = 64 - PLACE_BITS;
 /// What happens, by time; what happens at the same time does so in the order in which it was scheduled.
 #[derive(Debug)]
 pub(crate) struct Agenda<T> {
-    /// Time, number and place of each: small, as most of the work of a simulation is to keep them in order.
-    keys: BinaryHeap<Reverse<u128>>,
+    /// Time, number and place of each, the last first. There are some dozens, most of what is added comes soon, and so a list is faster than a heap.
+    keys: Vec<u128>,
     places: Vec<Option<T>>,
     free: Vec<u32>,
     scheduled: u64,
@@ -21,7 +18,7 @@ pub(crate) struct Agenda<T> {
 
 impl<T> Default for Agenda<T> {
     fn default() -> Self {
-        Self { keys: BinaryHeap::with_capacity(128), places: Vec::with_capacity(128), free: Vec::new(), scheduled: 0 }
+        Self { keys: Vec::with_capacity(128), places: Vec::with_capacity(128), free: Vec::new(), scheduled: 0 }
     }
 }
 
@@ -33,13 +30,15 @@ impl<T> Agenda<T> {
             None => self.places.push(Some(item)),
         }
         let order = self.scheduled << PLACE_BITS | u64::from(place);
-        self.keys.push(Reverse(u128::from(at) << u64::BITS | u128::from(order)));
+        let key = u128::from(at) << u64::BITS | u128::from(order);
+        let index = self.keys.partition_point(|&other| other > key);
+        self.keys.insert(index, key);
         self.scheduled = (self.scheduled + 1) & ((1 << NUMBER_BITS) - 1);
     }
 
     /// What is next, and when.
     pub fn pop(&mut self) -> Option<(Nanoseconds, T)> {
-        let Reverse(key) = self.keys.pop()?;
+        let key = self.keys.pop()?;
         let place = key as u32 & ((1 << PLACE_BITS) - 1);
         let item = self.places[place as usize].take()?;
         self.free.push(place);

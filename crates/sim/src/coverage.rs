@@ -122,10 +122,38 @@ occurrences! {
     Reprotected,
     /// A first copy ended while it was not decided yet who goes on.
     JoinedUndecided,
+    /// A daemon was killed.
+    DaemonKilled,
+    /// A daemon was killed in the midst of a task.
+    TaskLost,
+    /// A daemon ended a replica that had no place any more.
+    Retired,
+    /// A primary was ended that did not know that its VM had been started elsewhere.
+    DisplacedEnded,
+    /// Such a one let something out before.
+    ReleasedDisplaced,
+    /// A host prepared no secondary, as the claim had changed.
+    NotPrepared,
+    /// Nor one in place of another one that might have been about to take over.
+    NotPreparedUndecided,
+    /// A host did not drop its secondary.
+    NotDropped,
+    /// The user's restart of the secondary met a takeover.
+    TakenOverMeanwhile,
+    /// The user turned protection off while it was not decided whether the secondary takes over.
+    OffUndecided,
+    /// A secondary did not follow whoever had connected.
+    NotAdmitted,
+    /// The VM was started where its disks are the newest.
+    Started,
+    /// The VM was started elsewhere, by force.
+    StartedByForce,
+    /// A start was refused, as the VM ran or was at home elsewhere.
+    StartRefused,
+    /// A start was refused, as the copy of the disk is incomplete.
+    StartRefusedIncomplete,
     /// The schedule ended with a protected VM.
     EndedProtected,
-    /// The schedule ended without anybody who could go on: all whom the store named had crashed.
-    EndedLost,
 }
 
 /// How often each [`Occurrence`] came up.

@@ -1,18 +1,19 @@
 //! What is around the replicas: faults, the user, the host daemons, and how all should end.
 
-use protocol::{DiskAdvice, DropReason, Event, LossReason, Role};
+use protocol::{DiskAdvice, Event, LossReason};
 
 use crate::coverage::Occurrence;
 use crate::faults::{FAULTS_END, Fault, Moment, Target};
 use crate::mutation::Mutation;
 use crate::network::Side;
 use crate::process::{Body, DISK_PATIENCE, ProcessId, UPLINK_PATIENCE};
+use crate::store::NOBODY;
 use crate::time::{MILLISECOND, Nanoseconds, nanoseconds};
 use crate::violation::Violation;
 use crate::world::{Death, World};
 
 /// How long all has to be well in the end.
-const WELL_FOR: Nanoseconds = 60 * MILLISECOND;
+const WELL_FOR: Nanoseconds = 40 * MILLISECOND;
 
 impl World {
     fn target(&mut self, target: Target) -> Option<usize> {
@@ -104,6 +105,18 @@ impl World {
                 }
             }
             Fault::SlowExecution(duration) => self.slow_execution_until = self.now + duration,
+            Fault::DaemonKilled(target, duration) => {
+                if let Some(host) = self.target(target).filter(|&host| self.has_daemon(host)) {
+                    self.coverage.note(Occurrence::DaemonKilled);
+                    let duration = self.until(duration) - self.now;
+                    self.daemon_is_killed(host, duration);
+                }
+            }
+            Fault::Start { target, is_forced } => {
+                if let Some(host) = self.target(target).filter(|&host| self.has_daemon(host)) {
+                    self.asks_to_start(host, is_forced);
+                }
+            }
             Fault::SwitchOver => {
                 if let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) {
                     self.switch_over(host);
@@ -112,7 +125,7 @@ impl World {
         }
     }
 
-    fn is_paused(&self, host: usize) -> bool {
+    pub fn is_paused(&self, host: usize) -> bool {
         self.hosts[host].process.as_ref().is_some_and(|process| process.is_paused)
     }
 
@@ -155,22 +168,16 @@ impl World {
         }
     }
 
-    fn user_drops(&mut self, reason: DropReason) {
-        let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) else { return };
-        self.coverage.note(match reason {
-            DropReason::Off => Occurrence::Off,
-            DropReason::Suspend => Occurrence::Suspend,
-            _ => Occurrence::Restart,
-        });
-        self.is_protection_wanted = reason == DropReason::Restart;
-        self.unprotect(host, reason);
-    }
-
     /// From now on nothing goes wrong. What went wrong before may still have its consequences.
     pub fn faults_end(&mut self) {
         self.tell(|_| "no more faults".to_owned());
         self.is_calm = true;
-        self.is_protection_wanted = true;
+        self.want_ft(true, false);
+        let vm = self.vm.clone();
+        for host in &mut self.hosts {
+            host.daemon.controller.hurry(&vm);
+            host.daemon.is_settled = false;
+        }
     }
 
     /// Sees that the VM is protected, and whether it is.
@@ -179,23 +186,15 @@ impl World {
             self.look_at_network(host);
             self.look_at_disks(host);
         }
-        if self.is_protection_wanted {
-            for host in 0..self.hosts.len() {
-                if self.wants_secondary(host)
-                    && let Some(secondary) = self.free_secondary(host)
-                {
-                    self.tell(|world| format!("{}: is to be protected by {}", world.name(host), world.name(secondary)));
-                    self.protect(host, secondary);
-                }
-            }
+        for host in 0..self.hosts.len() {
+            self.daemon_looks(host);
         }
         if !self.is_calm {
             return;
         }
         if self.is_nobody_left() {
             self.check_lost();
-            self.coverage.note(Occurrence::EndedLost);
-            self.is_over = true;
+            self.start_at_home();
         } else if let Some(primary) = self.protected_primary() {
             let since = *self.well_since.get_or_insert(self.now);
             let flows = self.last_release.is_some_and(|(by, at)| by == primary && at > since);
@@ -210,9 +209,11 @@ impl World {
 
     /// A primary looks whether it reaches its network: where the VM cannot be run, that is gone.
     fn look_at_network(&mut self, host: usize) {
+        if self.session(host).is_none() {
+            return;
+        }
         let (now, clock, stays) = (self.now, self.clock(host), self.mutation == Some(Mutation::StayCutOff));
-        let is_protected =
-            self.hosts[host].process.as_ref().is_some_and(|process| process.replica.status().is_protected());
+        let is_protected = self.hosts[host].process.as_ref().is_some_and(|process| process.replica.is_protected());
         let Some(secondary) = self.session(host).map(|session| session.secondary) else { return };
         if self.is_paused(host) {
             return;
@@ -236,12 +237,11 @@ impl World {
 
     /// A primary looks whether its disks are broken.
     fn look_at_disks(&mut self, host: usize) {
-        if self.is_paused(host) {
+        if self.is_paused(host) || self.runner(host).is_none() {
             return;
         }
         let (now, health) = (self.now, self.hosts[host].disks.health(self.now));
-        let is_protected =
-            self.hosts[host].process.as_ref().is_some_and(|process| process.replica.status().is_protected());
+        let is_protected = self.hosts[host].process.as_ref().is_some_and(|process| process.replica.is_protected());
         let secondary = self.session(host).map(|session| session.secondary);
         let could_move = is_protected && secondary.is_some_and(|secondary| self.hosts[secondary].unready_until <= now);
         let misses = self.mutation == Some(Mutation::MissDiskFailure);
@@ -290,7 +290,7 @@ impl World {
         self.hosts
             .iter()
             .filter_map(|host| host.process.as_ref())
-            .all(|process| matches!(&process.body, Body::Listening))
+            .all(|process| matches!(&process.body, Body::Listening { .. }))
     }
 
     /// The only primary, if it and its secondary agree that the VM is protected.
@@ -300,23 +300,33 @@ impl World {
         });
         let (host, None) = (running.next()?, running.next()) else { return None };
         let process = self.hosts[host].process.as_ref()?;
-        if process.replica.status().role != Role::Primary || !process.replica.status().is_protected() {
+        // It runs the guest.
+        if !process.replica.is_protected() {
             return None;
         }
         let id = process.id;
         let peer = self.session(host)?.peer;
         let secondary = self.hosts[self.home(peer)?].process.as_ref()?;
-        secondary.replica.status().is_protected().then_some(id)
+        secondary.replica.is_protected().then_some(id)
+    }
+
+    /// Nobody runs the VM: the operator starts it where its disks are the newest.
+    fn start_at_home(&mut self) {
+        let primary = &self.claim().primary;
+        if let Some(home) = self.hosts.iter().position(|host| host.name == *primary) {
+            self.asks_to_start(home, false);
+        }
     }
 
     /// The VM is lost. That may be only if all that the store names have crashed.
     fn check_lost(&mut self) {
         let entry = self.store.current().clone();
-        let death = |process: ProcessId| self.deaths[process.0 as usize];
-        let primary = death(entry.author) == Some(Death::Crashed);
-        let secondary = entry
-            .secondary
-            .is_none_or(|secondary| matches!(death(secondary), Some(Death::Crashed | Death::Unentitled)));
+        let death = |process: ProcessId| self.deaths.get(process.0 as usize).copied().flatten();
+        // What a daemon has ended was none that anything depended on, and where a daemon has claimed the VM nobody runs it.
+        let primary = entry.author == NOBODY || matches!(death(entry.author), Some(Death::Crashed | Death::Retired));
+        let secondary = entry.secondary.is_none_or(|secondary| {
+            matches!(death(secondary), Some(Death::Crashed | Death::Unentitled | Death::Retired))
+        });
         if !primary || !secondary {
             self.broken(Violation::Abandoned(format!("{:?}", entry.claim)));
         }

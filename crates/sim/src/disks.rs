@@ -51,6 +51,12 @@ impl Disks {
         }
     }
 
+    /// What it holds is deleted.
+    pub fn delete(&mut self) {
+        let (broken_since, broken_until, hang) = (self.broken_since, self.broken_until, self.hang);
+        *self = Self { broken_since, broken_until, hang, ..Self::empty() };
+    }
+
     pub fn are_broken(&self, now: Nanoseconds) -> bool {
         self.broken_until > now
     }
@@ -95,6 +101,13 @@ impl Disks {
                 }
                 self.write(block, state);
             }
+        }
+    }
+
+    /// Makes up for a flush that was put off.
+    pub fn settle(&mut self) {
+        if self.is_flush_asked {
+            self.flush();
         }
     }
 

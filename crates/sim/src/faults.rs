@@ -55,6 +55,13 @@ pub(crate) enum Fault {
         duration: Nanoseconds,
     },
     Drop(DropReason),
+    /// The host's daemon ends, in the midst of whatever it does, and is started again.
+    DaemonKilled(Target, Nanoseconds),
+    /// Somebody starts the VM on a host.
+    Start {
+        target: Target,
+        is_forced: bool,
+    },
     SwitchOver,
     /// The user changes the FT mode.
     ChangeMode,
@@ -149,15 +156,15 @@ impl Plan {
         let faults = (0..count).map(|_| Planned::draw(random, hosts, suspicion)).collect();
         let guest_interval_max = random.pick(&[4, 10, 30]) * MILLISECOND;
         let part_duration = random.pick(&[300, 1000, 3000]) * MICROSECOND;
-        let memory_bytes = random.pick(&[1, 6, 24]) * PART_BYTES;
+        let memory_bytes = random.pick(&[1, 6, 16]) * PART_BYTES;
         Self {
             hosts,
             faults,
             suspicion,
             guest_interval_max,
             memory_bytes,
-            dirty_rate: random.pick(&[0, 0, 20, 20, 80, 110, 300]),
-            writes: random.pick(&[0, 20, 20, 20, 80]),
+            dirty_rate: random.pick(&[0, 0, 0, 20, 20, 80, 110, 300]),
+            writes: random.pick(&[0, 20, 20, 20, 20, 80]),
             part_duration,
             stalls: random.pick(&[0, 0, 0, 3]),
             answers_lost: random.pick(&[0, 0, 10, 40]),
@@ -190,7 +197,7 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(26) {
+        match random.below(31) {
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),
@@ -207,6 +214,9 @@ impl Fault {
             18 | 19 => Self::ChangeMode,
             20 => Self::SlowExecution(duration),
             21 => Self::Unready(target, duration),
+            24..=26 => Self::DaemonKilled(target, duration),
+            27 => Self::Start { target, is_forced: random.chance(70) },
+            28 => Self::Drop(random.pick(&[DropReason::Off, DropReason::Restart])),
             22 | 23 => Self::DisksBreak { target, hang: random.chance(30), duration },
             _ => Self::SwitchOver,
         }

@@ -16,7 +16,7 @@ use crate::world::World;
 
 /// How often the copy is looked at though nothing was taken in; and while the guest is slowed down.
 const LOOK_INTERVAL: Nanoseconds = 10 * MILLISECOND;
-const SLOWED_LOOK_INTERVAL: Nanoseconds = 2 * MILLISECOND;
+const SLOWED_LOOK_INTERVAL: Nanoseconds = 3 * MILLISECOND;
 /// Bytes of disk writes for which the log has room.
 const LOG_BYTES_MAX: u64 = 256 << 20;
 

@@ -50,6 +50,8 @@ pub(crate) struct History {
     states: Vec<State>,
     /// The last state of the line that the world sees.
     head: StateId,
+    /// The state that the VM was last started in.
+    booted: StateId,
     /// Who must not release anything any more.
     fenced: Vec<ProcessId>,
 }
@@ -63,7 +65,7 @@ impl History {
         let content = [FIRST_STATE; BLOCKS];
         let deed = Deed::default();
         let first = State { before: FIRST_STATE, deed, content, flushed: content, has_left: false, is_seen: true };
-        Self { states: vec![first], head: FIRST_STATE, fenced: Vec::new() }
+        Self { states: vec![first], head: FIRST_STATE, booted: FIRST_STATE, fenced: Vec::new() }
     }
 
     /// The guest does something.
@@ -77,6 +79,23 @@ impl History {
         }
         self.states.push(State { before, deed, content, flushed, has_left: false, is_seen: false });
         id
+    }
+
+    /// The VM is started from a disk that holds `content`, all of it on stable storage. The world begins anew.
+    pub fn boots(&mut self, content: Content) -> StateId {
+        let id = self.states.len() as StateId;
+        // What the disk holds is in its past.
+        let before = content.iter().copied().max().unwrap_or(FIRST_STATE);
+        let deed = Deed::default();
+        self.states.push(State { before, deed, content, flushed: content, has_left: false, is_seen: true });
+        (self.head, self.booted) = (id, id);
+        id
+    }
+
+    /// Whether a disk holds all that the guest had flushed before what the world has seen last.
+    pub fn keeps_what_was_flushed(&self, blocks: &Content) -> bool {
+        let flushed = self.states[self.head as usize].flushed;
+        blocks.iter().zip(flushed).all(|(&block, flushed)| block >= flushed)
     }
 
     /// What the disk holds in a state.
@@ -151,7 +170,7 @@ impl History {
 
     /// Whether all output on the way to `state` has left.
     pub fn all_has_left(&self, state: StateId) -> bool {
-        self.output_between(FIRST_STATE, state).iter().all(|&state| self.states[state as usize].has_left)
+        self.output_between(self.booted, state).iter().all(|&state| self.states[state as usize].has_left)
     }
 
     fn advance(&mut self, to: StateId) -> Result<(), Fork> {

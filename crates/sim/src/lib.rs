@@ -1,7 +1,8 @@
-//! Seeded simulation of the replication protocol under faults.
+//! Seeded simulation of the replication protocol, and of what hosts decide, under faults.
 //!
 //! A schedule is a life of a VM on two or three hosts, of which everything follows from a seed: delays, clocks, what goes wrong and when. The
-//! replicas decide by the shipped crate [`protocol`]; what `replication::driver` does to carry it out is imitated, with time that is simulated.
+//! replicas decide by the shipped crate [`protocol`], the hosts' daemons by the shipped [`cluster::controller`]; what `replication::driver` and
+//! `twinvm::host` do to carry it out is imitated, with time that is simulated.
 //! After every step the promises of the protocol must hold ([`Violation`]); and once nothing goes wrong any more, the VM must get protected
 //! again. [`Mutation`]s are mistakes made on purpose, to see that they are found.
 //!
@@ -12,8 +13,10 @@
 //! ```
 
 mod agenda;
+mod controller;
 mod copying;
 mod coverage;
+mod daemon;
 mod daemons;
 mod disks;
 mod faults;
@@ -23,6 +26,7 @@ mod history;
 mod lockstep;
 mod mutation;
 mod network;
+mod operator;
 mod output;
 mod primary;
 mod process;

@@ -223,6 +223,10 @@ impl World {
             return self.secondary_event(host, Event::PeerLost { reason: LossReason::Failed });
         }
         follower.has_broken_disks = has_broken_disks;
+        if self.mutation != Some(Mutation::AskBeforeFlush) {
+            self.hosts[host].disks.settle();
+        }
+        let Some(follower) = self.follower(host) else { return };
         if is_ready || claims {
             follower.is_unready = !is_ready;
             return self.secondary_event(host, Event::Ready);

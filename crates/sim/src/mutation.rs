@@ -63,6 +63,14 @@ pub enum Mutation {
     MergeFlushes,
     /// What the guest writes to its disk during a first copy is not sent.
     DoNotLogCopy,
+    /// A host makes room for a new secondary though it is not decided whether the one that it has takes over.
+    PrepareUndecided,
+    /// A secondary is let go before the claim is decided.
+    DropUndecided,
+    /// A VM is started from a copy that is noted to be incomplete.
+    StartFromParts,
+    /// A secondary asks for the VM before its disk is flushed as its guest wants it.
+    AskBeforeFlush,
     /// A first copy goes on for ever.
     CopyForEver,
     /// A first copy ends after its first round, whatever is left.
@@ -75,7 +83,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 38] = [
         Self::MissDiskFailure,
         Self::RunOnBrokenDisk,
         Self::ClaimUnready,
@@ -107,6 +115,10 @@ impl Mutation {
         Self::NoteUnflushedCopy,
         Self::MergeFlushes,
         Self::DoNotLogCopy,
+        Self::PrepareUndecided,
+        Self::DropUndecided,
+        Self::StartFromParts,
+        Self::AskBeforeFlush,
         Self::CopyForEver,
         Self::FinishAtOnce,
         Self::KeepHopelessCopy,

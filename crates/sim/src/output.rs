@@ -28,8 +28,17 @@ impl World {
         }
     }
 
+    /// Whether the VM was started elsewhere by force since the replica here was.
+    pub fn is_displaced(&self, host: usize) -> bool {
+        let by = self.process_id(host);
+        by.zip(self.forced_since).is_some_and(|(by, since)| by.0 < since.0)
+    }
+
     pub fn release(&mut self, host: usize, state: StateId) {
         let Some(by) = self.process_id(host) else { return };
+        if self.is_displaced(host) {
+            return self.coverage.note(Occurrence::ReleasedDisplaced);
+        }
         self.last_release = Some((by, self.now));
         if self.history.is_fenced(by) && !self.is_behind {
             return self.broken(Violation::TwoRelease(self.name(host)));

@@ -98,7 +98,7 @@ impl World {
     fn note_protected(&mut self, host: usize) {
         let Some(process) = &mut self.hosts[host].process else { return };
         let Body::Running(runner) = &mut process.body else { return };
-        let is_protected = runner.session.is_some() && process.replica.status().is_protected();
+        let is_protected = runner.session.is_some() && process.replica.is_protected();
         let was_protected = std::mem::replace(&mut runner.was_protected, is_protected);
         if is_protected && !was_protected {
             if process.replica.status().generation > Generation::new(2) {
@@ -285,9 +285,9 @@ impl World {
         }
     }
 
-    /// The daemon of `host` wants its VM protected by the secondary on another one.
-    pub fn protect(&mut self, host: usize, secondary: usize) {
-        let (Some(own), Some(peer)) = (self.process_id(host), self.process_id(secondary)) else { return };
+    /// The daemon of `host` wants its VM protected by this secondary on another one.
+    pub fn protect(&mut self, host: usize, peer: ProcessId) {
+        let Some(own) = self.process_id(host) else { return };
         let connection = self.network.connect(own, peer);
         let Some(runner) = self.runner(host) else { return };
         runner.connecting = Some(connection);
@@ -485,7 +485,7 @@ impl World {
 
     pub fn switch_over(&mut self, host: usize) {
         let Some(process) = &self.hosts[host].process else { return };
-        if !process.replica.status().is_protected() || self.session(host).is_none() {
+        if !process.replica.is_protected() || self.session(host).is_none() {
             return;
         }
         self.coverage.note(Occurrence::SwitchOver);

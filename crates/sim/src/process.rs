@@ -69,8 +69,10 @@ pub(crate) struct Process {
 
 #[derive(Debug)]
 pub(crate) enum Body {
-    /// A secondary that waits for a primary.
-    Listening,
+    /// A secondary that waits for a primary, by whose keys alone it can be reached.
+    Listening {
+        expects: ProcessId,
+    },
     Following(Box<Follower>),
     Running(Box<Runner>),
 }

@@ -1,8 +1,8 @@
 //! What `replication::driver`'s secondary does around the protocol.
 
 use protocol::{
-    Claim, Command, CopyNotes, Epoch, Event, Look, LossReason, RETRY_INTERVAL, Silence, StopReason, Verdict,
-    heartbeat_interval,
+    Claim, Command, CopyNotes, Epoch, Event, Generation, Look, LossReason, RETRY_INTERVAL, Silence, StopReason,
+    Verdict, heartbeat_interval,
 };
 
 use crate::coverage::Occurrence;
@@ -10,7 +10,7 @@ use crate::faults::Moment;
 use crate::history::StateId;
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
-use crate::process::{Body, Execution, Follower, Held, Parting, Runner, Timer};
+use crate::process::{Body, Execution, Follower, Held, Parting, ProcessId, Runner, Timer};
 use crate::store::Request;
 use crate::time::{MICROSECOND, nanoseconds};
 use crate::violation::Violation;
@@ -34,8 +34,13 @@ impl World {
         let early = self.mutation == Some(Mutation::SuspectEarly);
         let suspicion = if early { self.plan.suspicion() / 2 } else { self.plan.suspicion() };
         let Some(process) = &mut self.hosts[host].process else { return };
-        if matches!(process.body, Body::Listening) {
+        if let Body::Listening { expects } = process.body {
             if let Arrival::Message(Message::Hello { generation }) = arrival {
+                if !self.admits(host, connection, expects, generation) {
+                    self.coverage.note(Occurrence::NotAdmitted);
+                    return self.close(connection, Side::Secondary);
+                }
+                let Some(process) = &mut self.hosts[host].process else { return };
                 process.body = Body::Following(Box::new(Follower {
                     connection,
                     heard: 0,
@@ -93,6 +98,13 @@ impl World {
                 self.part(host, Parting::Otherwise, Event::PeerLost { reason: LossReason::Protocol });
             }
         }
+    }
+
+    /// Whether it follows whoever has connected: the replica that has the keys, if it is the store's primary.
+    fn admits(&mut self, host: usize, connection: ConnectionId, expects: ProcessId, generation: Generation) -> bool {
+        let peer = self.network.end(connection, Side::Primary).process;
+        let name = self.hosts[self.homes[peer.0 as usize]].name.clone();
+        peer == expects && self.reaches_store(host) && protocol::admits(self.claim(), &name, &name, generation).is_ok()
     }
 
     fn checkpoint(&mut self, host: usize, heartbeat: u64, complete: Held, disk_base: StateId, then_log: bool) {
@@ -311,13 +323,10 @@ impl World {
         if self.follower(host).is_some_and(|follower| follower.has_broken_disks) {
             return self.broken(Violation::TookWithBrokenDisks(self.name(host)));
         }
-        if self.history.take_over(held.state).is_err() {
+        if !self.is_displaced(host) && self.history.take_over(held.state).is_err() {
             return self.broken(Violation::OutputUndone(self.name(host)));
         }
-        let disks = &mut self.hosts[host].disks;
-        // What a flush was put off for is made up for before anybody is asked.
-        disks.flush();
-        if disks.blocks != self.history.content(held.state) {
+        if self.hosts[host].disks.blocks != self.history.content(held.state) {
             return self.broken(Violation::TookOverOtherDisk(self.name(host)));
         }
         if parting == Some(Parting::Silent) {
@@ -339,16 +348,5 @@ impl World {
         let restored = self.random.between(100, 5000) * MICROSECOND;
         self.start_timer(host, restored, Timer::Guest);
         self.moment(Moment::TakenOver);
-    }
-
-    /// A secondary that waits for a primary, on a host other than this one.
-    pub fn free_secondary(&mut self, primary: usize) -> Option<usize> {
-        let free: Vec<usize> = (0..self.hosts.len())
-            .filter(|&host| host != primary)
-            .filter(|&host| {
-                self.hosts[host].process.as_ref().is_some_and(|process| matches!(process.body, Body::Listening))
-            })
-            .collect();
-        (!free.is_empty()).then(|| self.random.pick(&free))
     }
 }

@@ -27,6 +27,9 @@ pub(crate) struct Pending {
     pub is_answered: bool,
 }
 
+/// Nobody: a claim that no replica has written.
+pub(crate) const NOBODY: ProcessId = ProcessId(u32::MAX);
+
 #[derive(Debug)]
 pub(crate) struct Store {
     /// The first has generation 1.
@@ -44,6 +47,11 @@ impl Store {
 
     pub fn entry(&self, generation: Generation) -> Option<&Entry> {
         self.entries.get(usize::try_from(generation.number().checked_sub(1)?).ok()?)
+    }
+
+    /// A daemon makes its host the only one that may run the VM.
+    pub fn claim_alone(&mut self, claim: Claim, author: ProcessId) {
+        self.entries.push(Entry { claim, author, secondary: None });
     }
 
     pub fn carry_out(&mut self, pending: &Pending) -> Event {

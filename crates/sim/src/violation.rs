@@ -53,6 +53,18 @@ pub enum Violation {
     /// A replica has taken over, and its disk is not the guest's.
     #[error("replica {0} has taken over, and its disk is not what its guest knows")]
     TookOverOtherDisk(String),
+    /// A daemon has ended a replica that the VM depends on.
+    #[error("the daemon of host {0} has ended a replica that the store names")]
+    EndedNeeded(String),
+    /// A daemon has deleted a disk that may be the newest.
+    #[error("the daemon of host {0} has deleted the disk of a replica that the store names")]
+    DeletedNewest(String),
+    /// A VM was started from a copy that is none.
+    #[error("the VM is started on host {0} from parts of different times")]
+    StartedFromParts(String),
+    /// What the guest had flushed is not on the disk that its VM starts from.
+    #[error("the VM is started on host {0}, and something that its guest had flushed is gone")]
+    FlushLost(String),
     /// More was left for the end of a first copy than may be.
     #[error("replica {0} ends a first copy with more left than the secondary takes in soon")]
     LongPause(String),

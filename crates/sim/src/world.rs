@@ -1,10 +1,12 @@
 //! [`World`]: hosts, network, store, and what happens next.
 
+use cluster::records::ClusterState;
 use protocol::{Claim, Epoch, Generation, MonotonicTime, Replica};
-use spec::ReplicaId;
+use spec::{HostName, ReplicaId, VmName};
 
 use crate::agenda::Agenda;
 use crate::coverage::{Coverage, Occurrence};
+use crate::daemon::{Daemon, Task, records};
 use crate::disks::Disks;
 use crate::faults::{FAULTS_END, Moment, Plan, Trigger};
 use crate::history::{FIRST_STATE, History};
@@ -22,7 +24,7 @@ const RECOVERY_MAX: Nanoseconds = 4_000 * MILLISECOND;
 /// What happens in a schedule without end.
 const HAPPENINGS_MAX: u64 = 1_000_000;
 /// How often the host daemons look whether something is to be done.
-pub(crate) const DAEMON_INTERVAL: Nanoseconds = 20 * MILLISECOND;
+pub(crate) const DAEMON_INTERVAL: Nanoseconds = 40 * MILLISECOND;
 /// What a replica's host is called.
 const HOST_NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -36,7 +38,8 @@ enum Happening {
     FaultsEnd,
     Wake(ProcessId),
     PowerUp(usize),
-    Start(usize),
+    DaemonUp(usize),
+    Task(Box<Task>),
     Daemons,
 }
 
@@ -50,6 +53,7 @@ pub(crate) struct Host {
     pub unready_until: Nanoseconds,
     /// Its copy of the VM's disk.
     pub disks: Disks,
+    pub daemon: Daemon,
     /// The way to each host.
     pub blocked_until: [Nanoseconds; HOST_NAMES.len()],
 }
@@ -61,6 +65,8 @@ pub(crate) enum Death {
     /// It stopped, and was not entitled to go on.
     Unentitled,
     Stopped,
+    /// A daemon ended it.
+    Retired,
 }
 
 pub(crate) struct World {
@@ -83,7 +89,11 @@ pub(crate) struct World {
     pub slow_execution_until: Nanoseconds,
     /// The FT mode that the user wants.
     pub wants_log: bool,
-    pub is_protection_wanted: bool,
+    /// The cluster's records, with the VM's claim.
+    pub records: ClusterState,
+    pub vm: VmName,
+    /// Since the VM was started by force: the process.
+    pub forced_since: Option<ProcessId>,
     pub is_calm: bool,
     /// What happens now was decided before the process stood still.
     pub is_behind: bool,
@@ -102,12 +112,15 @@ impl World {
     pub fn new(seed: u64, mutation: Option<Mutation>, is_traced: bool) -> Self {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random);
+        let names: Vec<HostName> = HOST_NAMES[..plan.hosts].iter().filter_map(|name| name.parse().ok()).collect();
+        let vm: VmName = VmName::try_from("v".to_owned()).unwrap_or_else(|error| unreachable!("{error}"));
         let hosts: Vec<Host> = HOST_NAMES[..plan.hosts]
             .iter()
             .enumerate()
             .map(|(number, &name)| {
                 let error = random.between(0, 2 * RATE_ERROR_PPM_MAX as u64 + 1) as i64 - RATE_ERROR_PPM_MAX;
                 Host {
+                    daemon: Daemon::new(&names[number], 0),
                     name: ReplicaId::new(name),
                     clock: Clock { rate_error_ppm: error },
                     is_up: true,
@@ -137,7 +150,9 @@ impl World {
             slow_sender_extra: 0,
             slow_execution_until: 0,
             wants_log: false,
-            is_protection_wanted: true,
+            records: records(&names, claim.clone(), &vm),
+            vm,
+            forced_since: None,
             is_calm: false,
             is_behind: false,
             last_release: None,
@@ -152,9 +167,6 @@ impl World {
         let replica = Replica::primary(world.hosts[0].name.clone(), claim);
         world.start_process(0, replica, Body::Running(Box::new(Runner::new(FIRST_STATE, Epoch::NONE))));
         world.start_timer(0, 0, Timer::Guest);
-        for host in 1..world.hosts.len() {
-            world.start_secondary(host);
-        }
         world.schedule(0, Happening::Daemons);
         world.schedule(FAULTS_END, Happening::FaultsEnd);
         for (index, planned) in world.plan.faults.clone().iter().enumerate() {
@@ -182,7 +194,8 @@ impl World {
                 Happening::FaultsEnd => self.faults_end(),
                 Happening::Wake(process) => self.wake(process),
                 Happening::PowerUp(host) => self.power_up(host),
-                Happening::Start(host) => self.start_secondary(host),
+                Happening::DaemonUp(host) => self.daemon_starts(host),
+                Happening::Task(task) => self.task(*task),
                 Happening::Daemons => {
                     self.daemons();
                     self.schedule(DAEMON_INTERVAL, Happening::Daemons);
@@ -258,16 +271,14 @@ impl World {
         self.hosts[host].process = Some(Process { id, replica, body, is_paused: false, pile: Vec::new() });
     }
 
-    fn start_secondary(&mut self, host: usize) {
-        if self.hosts[host].is_up && self.hosts[host].process.is_none() {
-            self.tell(|world| format!("{}: a secondary starts", world.name(host)));
-            self.start_process(host, Replica::secondary(self.hosts[host].name.clone()), Body::Listening);
-        }
+    /// The id of the process that is started next.
+    pub fn next_process(&self) -> ProcessId {
+        ProcessId(self.homes.len() as u32)
     }
 
     /// Where the process is, if it still is.
     pub fn home(&self, process: ProcessId) -> Option<usize> {
-        let host = self.homes[process.0 as usize];
+        let host = *self.homes.get(process.0 as usize)?;
         self.hosts[host].process.as_ref().is_some_and(|current| current.id == process).then_some(host)
     }
 
@@ -288,8 +299,6 @@ impl World {
         }
         if has_power {
             self.check_copy(host);
-            let delay = self.random.between(10, 150) * MILLISECOND;
-            self.schedule(delay, Happening::Start(host));
         }
     }
 
@@ -309,8 +318,33 @@ impl World {
         if !self.hosts[host].is_up {
             self.tell(|world| format!("{}: has power again", world.name(host)));
             self.hosts[host].is_up = true;
-            let delay = self.random.between(10, 150) * MILLISECOND;
-            self.schedule(delay, Happening::Start(host));
+            self.daemon_starts(host);
+        }
+    }
+
+    /// The daemon ends, and whatever it had under way stays as it is.
+    pub fn daemon_is_killed(&mut self, host: usize, duration: Nanoseconds) {
+        self.hosts[host].daemon.is_up = false;
+        self.schedule(duration, Happening::DaemonUp(host));
+    }
+
+    /// A new one remembers nothing.
+    fn daemon_starts(&mut self, host: usize) {
+        let run = self.hosts[host].daemon.run + 1;
+        self.hosts[host].daemon = Daemon::new(&self.host_name(host), run);
+    }
+
+    pub fn task_after(&mut self, delay: Nanoseconds, task: Task) {
+        self.schedule(delay, Happening::Task(Box::new(task)));
+    }
+
+    /// The records say who may run the VM.
+    pub fn note_claim(&mut self) {
+        let claim = self.store.current().claim.clone();
+        let record = &mut self.records.vms[0].claim;
+        if record.claim != claim {
+            *record = record.succeeded_by(claim);
+            self.records.revision += 1;
         }
     }
 
@@ -485,6 +519,7 @@ impl World {
 
     fn store_reached(&mut self, pending: &Pending) {
         let answer = self.store.carry_out(pending);
+        self.note_claim();
         let name = self.name(self.homes[pending.from.0 as usize]);
         self.tell(|_| format!("store: {:?} of {name}: {answer:?}", pending.request));
         if matches!(pending.request, Request::CompareAndSwap { .. }) {

@@ -18,9 +18,10 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
             matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::StandsStill(_))
         }
         // The disk has not been written either.
-        Mutation::AcknowledgeUnheld => {
-            matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::TookOverOtherDisk(_))
-        }
+        Mutation::AcknowledgeUnheld => matches!(
+            violation,
+            V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::TookOverOtherDisk(_) | V::TornCopy(_)
+        ),
         Mutation::AcceptStaleAcks | Mutation::SuspectEarly => matches!(violation, V::TwoRelease(_)),
         // Two go on.
         Mutation::TakeOverWithoutArbitration | Mutation::UnentitledTakesOver | Mutation::LoserGoesOn => {
@@ -51,6 +52,10 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
             matches!(violation, V::TornCopy(_))
         }
         Mutation::DoNotLogCopy => matches!(violation, V::TookOverOtherDisk(_) | V::TornCopy(_)),
+        Mutation::PrepareUndecided => matches!(violation, V::EndedNeeded(_)),
+        Mutation::DropUndecided => matches!(violation, V::EndedNeeded(_) | V::DeletedNewest(_)),
+        Mutation::StartFromParts => matches!(violation, V::StartedFromParts(_) | V::FlushLost(_)),
+        Mutation::AskBeforeFlush => matches!(violation, V::FlushLost(_) | V::TornCopy(_)),
         Mutation::CopyForEver => matches!(violation, V::Stuck(_)),
         Mutation::FinishAtOnce => matches!(violation, V::LongPause(_)),
         Mutation::KeepHopelessCopy => matches!(violation, V::LogOverflows(_)),
@@ -60,10 +65,21 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
 
 #[test]
 fn every_mistake_is_found_for_what_it_is() {
+    let mut wrong = Vec::new();
     for mutation in Mutation::ALL {
         let report = Soak { first_seed: 0, schedules: SCHEDULES, mutation: Some(mutation) }.run();
-        let Some(failure) = report.failure else { panic!("{mutation:?} was not found in {SCHEDULES} schedules") };
-        println!("{mutation:?}: schedule {}: {}", failure.seed, failure.violation);
-        assert!(gives_away(&failure.violation, mutation), "{mutation:?} was found as {:?}", failure.violation);
+        match report.failure {
+            None => wrong.push(format!("{mutation:?} was not found in {SCHEDULES} schedules")),
+            Some(failure) => {
+                println!("{mutation:?}: schedule {}: {}", failure.seed, failure.violation);
+                if !gives_away(&failure.violation, mutation) {
+                    wrong.push(format!(
+                        "{mutation:?} was found as {:?}, in schedule {}",
+                        failure.violation, failure.seed
+                    ));
+                }
+            }
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -122,9 +122,20 @@ const HOUSE: &[Crate] = &[
         floor: 6,
         layers: &[
             &["agenda", "coverage", "mutation", "random", "time", "violation"],
-            &["copying", "disks", "faults", "history", "network", "process", "store"],
+            &["copying", "daemon", "disks", "faults", "history", "network", "process", "store"],
             // The world is one; these are its parts.
-            &["daemons", "first_copy", "guest", "lockstep", "output", "primary", "secondary", "world"],
+            &[
+                "controller",
+                "daemons",
+                "first_copy",
+                "guest",
+                "lockstep",
+                "operator",
+                "output",
+                "primary",
+                "secondary",
+                "world",
+            ],
             &["schedule"],
             &["soak"],
         ],

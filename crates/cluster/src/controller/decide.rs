@@ -131,6 +131,9 @@ impl Controller {
         now: &BootTime,
         plan: &mut Plan,
     ) {
+        if candidates.is_empty() {
+            return;
+        }
         let mut under_way = self.searches.values().filter(|search| search.is_copying()).count();
         candidates.sort_by(|a, b| {
             a.alone_since_ms.cmp(&b.alone_since_ms).then_with(|| a.vm.record.name.cmp(&b.vm.record.name))

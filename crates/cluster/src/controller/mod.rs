@@ -12,6 +12,7 @@
 //! | [`Controller`] | what decides |
 //! | [`Plan`], [`Planned`], [`Action`] | what is to be done, and why |
 //! | [`Idle`] | why nothing is done about a VM |
+//! | [`consent`] | what a host may do with its replica when it is asked to start, prepare, drop or end one |
 //! | [`Outcome`] | how an action that took its time has ended |
 //!
 //! Plans are advice, as the planner's are: two hosts may decide at once from states that differ, and the compare-and-swap on a VM's claim
@@ -19,6 +20,7 @@
 //! action on an old state would do harm.
 
 mod action;
+pub mod consent;
 mod decide;
 mod idle;
 mod report;

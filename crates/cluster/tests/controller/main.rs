@@ -1,6 +1,7 @@
 //! Decisions of the controller: a state in, the expected actions out. Each file of `decisions` is a story of one host; whoever changes the
 //! controller sees there what changes for whom.
 
+mod consent;
 mod story;
 
 use std::fs;

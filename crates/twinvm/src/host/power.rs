@@ -13,6 +13,7 @@ use api::client::Target;
 use api::messages::{CreateVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
 use api::status::Role;
 use api::time::unix_ms_now;
+use cluster::controller::consent::{NotStarted, may_start};
 use cluster::records::Power;
 use replication::channel::Peer;
 use spec::{SnapshotName, VmSpec};
@@ -175,27 +176,13 @@ impl Daemon {
     ) -> Result<VmView, HostError> {
         self.refuse_if_stopping()?;
         let vm = self.known(name)?;
-        if !how.from_stale_disks {
-            self.require_home(&vm).map_err(|error| self.advise_stale_disks(name, error))?;
+        if let Some(replica) = self.replica(name).filter(|replica| replica.is_gone()) {
+            self.settle(&replica);
         }
+        let allowed = may_start(&vm.claim, self.registry.host_name(), self.here(name), how.from_stale_disks);
+        allowed.map_err(|why| self.not_started(&vm, why))?;
         if let Some(replica) = self.replica(name) {
-            if replica.is_gone() {
-                self.settle(&replica);
-            } else if vm.home() == self.host() {
-                // Also one that says nothing yet, or is just taking over: what it said last may be out of date, the claim is not.
-                return Err(
-                    HostError::conflict(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
-                );
-            } else if replica.status().is_some_and(|status| status.role == Role::Secondary && status.peer.is_some()) {
-                return Err(HostError::conflict(format!(
-                    "this host holds the secondary of VM {name}, connected to its primary on host {}",
-                    vm.home()
-                ))
-                .hint("it takes over by itself when that host is lost"));
-            } else {
-                // A secondary that nobody needs, or a primary that has been succeeded.
-                self.retire(&replica, REQUEST_TIMEOUT);
-            }
+            self.retire(&replica, REQUEST_TIMEOUT);
         }
         let vm = self.take_next_spec(vm)?;
         let folder = self.vm_folder(name);
@@ -253,6 +240,24 @@ impl Daemon {
             None => tracing::info!("VM {name} started"),
         }
         Ok(view)
+    }
+
+    fn not_started(&self, vm: &KnownVm, why: NotStarted) -> HostError {
+        let name = &vm.name;
+        match why {
+            NotStarted::NotAtHome => match self.require_home(vm) {
+                Err(error) => self.advise_stale_disks(name, error),
+                Ok(()) => HostError::unavailable(format!("VM {name} has just moved to this host")).hint("try again"),
+            },
+            NotStarted::Runs => {
+                HostError::conflict(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
+            }
+            NotStarted::Follows => HostError::conflict(format!(
+                "this host holds the secondary of VM {name}, connected to its primary on host {}",
+                vm.home()
+            ))
+            .hint("it takes over by itself when that host is lost"),
+        }
     }
 
     /// Presses a VM's power button, or pulls the plug. For its owner.

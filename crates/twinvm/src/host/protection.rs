@@ -9,6 +9,7 @@ use api::messages::{DropSecondary, FtAction, FtOptions, FtPrice, VmView};
 use api::status::ProtectionState;
 use axum::http::Method;
 use cluster::controller::Idle;
+use cluster::controller::consent::{LetGo, let_go};
 use machine::bus::lock;
 use spec::{EngineKind, FtMode, HostName};
 
@@ -219,15 +220,21 @@ impl Daemon {
         let deadline = Instant::now() + LET_GO_TIMEOUT;
         loop {
             let known = self.known(vm)?;
-            if known.home() != self.host() {
-                return Err(HostError::conflict(format!("VM {vm} was taken over by host {} meanwhile", known.home()))
-                    .hint("try again"));
-            }
-            let Some(secondary) = known.claim.secondary else { break };
-            if Instant::now() > deadline {
-                return Err(HostError::conflict(format!(
-                    "it is not decided yet whether host {secondary} takes VM {vm} over"
-                )));
+            match let_go(&known.claim, self.registry.host_name()) {
+                LetGo::Drop => break,
+                LetGo::TakenOver => {
+                    let by = known.home();
+                    return Err(
+                        HostError::conflict(format!("VM {vm} was taken over by host {by} meanwhile")).hint("try again")
+                    );
+                }
+                LetGo::Wait if Instant::now() > deadline => {
+                    let secondary = known.claim.secondary.map_or_else(String::new, |secondary| secondary.to_string());
+                    return Err(HostError::conflict(format!(
+                        "it is not decided yet whether host {secondary} takes VM {vm} over"
+                    )));
+                }
+                LetGo::Wait => {}
             }
             thread::sleep(Duration::from_millis(10));
         }

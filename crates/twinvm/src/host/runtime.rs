@@ -11,6 +11,7 @@ use api::messages::{PrepareSecondary, PreparedSecondary, SessionKeys};
 use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use axum::http::Method;
+use cluster::controller::consent::{Here, is_displaced};
 use cluster::controller::{
     Action, HostReport, Idle, Loss, LossCause, Outcome, Plan, Planned, ReplicaReport, ReplicaState,
 };
@@ -281,15 +282,23 @@ impl Daemon {
     /// Ends a replica that has no place any more: a secondary that no primary came to, or a primary that lost its claim while no secondary bound
     /// it, as when its VM was started elsewhere in the belief that this host was gone, which it does not notice by itself.
     fn end_displaced(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, HostError> {
+        // Asked now: what was seen may be out of date. One that does not answer is what it said last.
+        let status = replica.ask(&Request::Status, END_TIMEOUT).ok().or_else(|| replica.status());
+        let Some(status) = status else { return Ok(Outcome::NotWanted) };
+        let (here, generation) = (self.here(vm), Generation::new(status.generation));
+        let known = match self.registry.vm(vm)? {
+            Some(known) if is_displaced(&known.claim, self.registry.host_name(), here, generation) => known,
+            // Of a VM that was removed.
+            None if here == Here::Waiting => {
+                replica.end(END_TIMEOUT);
+                return Ok(Outcome::Done);
+            }
+            _ => return Ok(Outcome::NotWanted),
+        };
         if !replica.is_primary() {
             tracing::info!("VM {vm}: no primary came to this secondary");
             replica.end(END_TIMEOUT);
             return Ok(Outcome::Done);
-        }
-        let known = self.known(vm)?;
-        let is_succeeded = |status: ReplicaStatus| status.generation < known.claim.generation.number();
-        if known.home() == self.host() || !replica.status().is_some_and(is_succeeded) {
-            return Ok(Outcome::NotWanted);
         }
         tracing::warn!("VM {vm} was started on host {}: its replica here is ended", known.home());
         replica.process().kill();

@@ -7,14 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use api::messages::{DropSecondary, PrepareSecondary, PreparedSecondary};
 use api::status::Role;
+use cluster::controller::consent::{Here, NotDropped, NotPrepared, may_drop, may_prepare};
 use cluster::records::ClusterError;
+use protocol::Generation;
 use replication::channel::Peer;
-use spec::{EngineKind, VmName, VmSpec};
+use spec::{EngineKind, ReplicaId, VmName, VmSpec};
 
 use super::daemon::Daemon;
 use super::error::HostError;
 use super::process::ReplicaProcess;
-use super::registry::KnownVm;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
 use crate::replica::config::ReplicaConfig;
 
@@ -39,11 +40,10 @@ impl Daemon {
             return Err(HostError::bad_request(format!("the spec is of VM {}, not {name}", spec.name)));
         }
         self.refuse_if_stopping()?;
-        let vm = self.refuse_if_home(name)?;
-        if vm.home() != prepare.primary || vm.claim.generation.number() != prepare.generation {
-            // A replica that is here now may be the one that the VM depends on.
-            return Err(HostError::conflict(format!("the replicas of VM {name} have changed meanwhile")));
-        }
+        let vm = self.known(name)?;
+        let (primary, generation) = (ReplicaId::new(&prepare.primary), Generation::new(prepare.generation));
+        let host = self.registry.host_name();
+        may_prepare(&vm.claim, host, &primary, generation).map_err(|why| self.not_prepared(name, why))?;
         if prepare.engine == EngineKind::Kvm && File::options().read(true).write(true).open("/dev/kvm").is_err() {
             return Err(HostError::conflict("the VM runs on the kvm engine, and /dev/kvm cannot be used here"));
         }
@@ -100,19 +100,16 @@ impl Daemon {
     pub fn drop_secondary(&self, name: &str, client: &Peer, how: DropSecondary) -> Result<(), HostError> {
         // The VM may be gone from the store already: the name has to be one that a VM can have, as it becomes a path.
         name.parse::<VmName>().map_err(ClusterError::from)?;
-        if self.registry.vm(name)?.is_some() {
-            let vm = self.refuse_if_home(name)?;
-            if vm.claim.secondary.as_ref().is_some_and(|secondary| secondary.as_str() == self.host()) {
-                return Err(HostError::conflict(format!("host {} is the secondary of VM {name}", self.host())));
-            }
-            if client.host() != Some(vm.home()) {
-                return Err(HostError::forbidden(format!(
-                    "VM {name} is at home on host {}, not on {client}",
-                    vm.home()
-                )));
-            }
+        if let Some(vm) = self.registry.vm(name)? {
+            let host = self.registry.host_name();
+            may_drop(&vm.claim, host, client.host()).map_err(|why| match why {
+                NotDropped::IsPrimary => self.is_primary_here(name),
+                NotDropped::IsSecondary => HostError::conflict(format!("host {host} is the secondary of VM {name}")),
+                NotDropped::NotForAsker => {
+                    HostError::forbidden(format!("VM {name} is at home on host {}, not on {client}", vm.home()))
+                }
+            })?;
         }
-        // A claim that does not name a replica never does so again without this host being asked to prepare one.
         if let Some(replica) = self.replica(name) {
             self.retire(&replica, END_TIMEOUT);
         }
@@ -122,11 +119,28 @@ impl Daemon {
         Ok(())
     }
 
-    fn refuse_if_home(&self, name: &str) -> Result<KnownVm, HostError> {
-        let vm = self.known(name)?;
-        if vm.home() == self.host() {
-            return Err(HostError::conflict(format!("host {} is the primary of VM {name}", self.host())));
+    /// The replica of a VM that runs here, as far as it matters for what is asked for.
+    pub(super) fn here(&self, vm: &str) -> Here {
+        let Some(replica) = self.replica(vm).filter(|replica| !replica.is_gone()) else { return Here::Nothing };
+        match replica.status() {
+            Some(status) if status.role == Role::Secondary && status.peer.is_none() => Here::Waiting,
+            Some(status) if status.role == Role::Secondary => Here::Following,
+            _ => Here::Primary,
         }
-        Ok(vm)
+    }
+
+    fn not_prepared(&self, vm: &str, why: NotPrepared) -> HostError {
+        match why {
+            NotPrepared::IsPrimary => self.is_primary_here(vm),
+            NotPrepared::Changed => HostError::conflict(format!("the replicas of VM {vm} have changed meanwhile")),
+            NotPrepared::Undecided => HostError::conflict(format!(
+                "it is not decided yet whether the secondary of VM {vm} on host {} takes over",
+                self.host()
+            )),
+        }
+    }
+
+    fn is_primary_here(&self, vm: &str) -> HostError {
+        HostError::conflict(format!("host {} is the primary of VM {vm}", self.host()))
     }
 }

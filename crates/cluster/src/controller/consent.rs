@@ -1,0 +1,146 @@
+//! What a host may do with its replica of a VM when somebody asks for it. The claim is decided first: nothing is ended, and nothing is deleted,
+//! that may be the newest of the VM.
+
+use protocol::{Claim, Generation};
+use spec::{HostName, ReplicaId};
+
+/// The replica of a VM that runs on the host that is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Here {
+    /// None.
+    Nothing,
+    /// A secondary that no primary has come to.
+    Waiting,
+    /// A secondary that has, or had, a primary: it may be about to take over.
+    Following,
+    /// A primary, or one that does not say what it is.
+    Primary,
+}
+
+/// Why a VM is not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStarted {
+    /// Another host ran it last, whose disks are the newest.
+    NotAtHome,
+    /// It runs here already.
+    Runs,
+    /// The replica here takes over by itself when the primary is lost.
+    Follows,
+}
+
+/// Why a host prepares no secondary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotPrepared {
+    /// The VM is at home here.
+    IsPrimary,
+    /// Another host is the primary's by now, or another generation the VM's.
+    Changed,
+    /// The claim names this host's replica: whether that takes over is not decided.
+    Undecided,
+}
+
+/// Why a secondary is not dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotDropped {
+    /// The VM is at home here.
+    IsPrimary,
+    /// The claim names this host's replica as secondary.
+    IsSecondary,
+    /// Whoever asks is not the VM's home.
+    NotForAsker,
+}
+
+/// What becomes of a secondary that the primary was told to let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LetGo {
+    /// The claim names it still: it may be about to take over, with the newest disks.
+    Wait,
+    /// Another host has taken the VM over.
+    TakenOver,
+    /// It is dropped.
+    Drop,
+}
+
+fn names(claim: &Claim, host: &HostName) -> bool {
+    claim.secondary.as_ref().is_some_and(|secondary| host.is(secondary))
+}
+
+/// Whether the VM is started on `host`, in place of what runs here. `is_forced`: somebody knows that it does not run any more on a host that does not
+/// answer, and does without what was written there since.
+///
+/// # Errors
+/// [`NotStarted`].
+pub fn may_start(claim: &Claim, host: &HostName, here: Here, is_forced: bool) -> Result<(), NotStarted> {
+    let is_home = host.is(&claim.primary);
+    match here {
+        _ if !is_home && !is_forced => Err(NotStarted::NotAtHome),
+        // Also one that says nothing yet, or is just taking over: what it said last may be out of date, the claim is not.
+        Here::Waiting | Here::Following | Here::Primary if is_home => Err(NotStarted::Runs),
+        Here::Following => Err(NotStarted::Follows),
+        // A secondary that nobody needs, or a primary that has been succeeded.
+        Here::Nothing | Here::Waiting | Here::Primary => Ok(()),
+    }
+}
+
+/// Whether `host` prepares a secondary, in place of what runs and what copy of the disks is here, for a primary on host `primary` that acts in `generation`.
+///
+/// # Errors
+/// [`NotPrepared`].
+pub fn may_prepare(
+    claim: &Claim,
+    host: &HostName,
+    primary: &ReplicaId,
+    generation: Generation,
+) -> Result<(), NotPrepared> {
+    if host.is(&claim.primary) {
+        return Err(NotPrepared::IsPrimary);
+    }
+    if (&claim.primary, claim.generation) != (primary, generation) {
+        return Err(NotPrepared::Changed);
+    }
+    // A primary that has lost it asks for the next generation; until that is won, either may go on. That holds for one that is gone as well: what it has
+    // asked the store for may yet be carried out, and then the disks here are the VM's.
+    if names(claim, host) {
+        return Err(NotPrepared::Undecided);
+    }
+    Ok(())
+}
+
+/// Whether `host` ends its secondary, and removes its disks if that is asked for too, for the host `asker`.
+///
+/// # Errors
+/// [`NotDropped`].
+pub fn may_drop(claim: &Claim, host: &HostName, asker: Option<&str>) -> Result<(), NotDropped> {
+    if host.is(&claim.primary) {
+        return Err(NotDropped::IsPrimary);
+    }
+    // A claim that does not name a replica never does so again without its host being asked to prepare one.
+    if names(claim, host) {
+        return Err(NotDropped::IsSecondary);
+    }
+    if asker != Some(claim.primary.as_str()) {
+        return Err(NotDropped::NotForAsker);
+    }
+    Ok(())
+}
+
+/// What becomes of the secondary that the primary on `host` was told to let go.
+pub fn let_go(claim: &Claim, host: &HostName) -> LetGo {
+    if !host.is(&claim.primary) {
+        LetGo::TakenOver
+    } else if claim.secondary.is_some() {
+        LetGo::Wait
+    } else {
+        LetGo::Drop
+    }
+}
+
+/// Whether the replica on `host`, which acts in `generation`, has no place any more, and is ended: a secondary that still no primary has come to, or a
+/// primary that was succeeded without its knowledge.
+pub fn is_displaced(claim: &Claim, host: &HostName, here: Here, generation: Generation) -> bool {
+    match here {
+        Here::Nothing | Here::Following => false,
+        Here::Waiting => true,
+        Here::Primary => !host.is(&claim.primary) && generation < claim.generation,
+    }
+}

@@ -1,0 +1,384 @@
+//! What `twinvm::host::runtime` does: reports to the shipped [`cluster::controller`], and carries out what that decides, step by step.
+
+use cluster::controller::consent::{self, Here, LetGo};
+use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, ReplicaReport, ReplicaState};
+use protocol::{Claim, DropReason, LossReason, Protection, Reason, Replica, Role, Status};
+use spec::HostName;
+
+use crate::coverage::Occurrence;
+use crate::daemon::{Step, Task, boot_time, hasty_ms, here};
+use crate::mutation::Mutation;
+use crate::process::{Body, ProcessId};
+use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
+use crate::violation::Violation;
+use crate::world::{Death, World};
+
+/// How long a host waits for the answer of another one.
+const ANSWER_TIMEOUT: Nanoseconds = 50 * MILLISECOND;
+/// How long a primary may take to let its secondary go, and how often it is looked whether it has.
+const LET_GO_TIMEOUT: Nanoseconds = 300 * MILLISECOND;
+const LET_GO_INTERVAL: Nanoseconds = 10 * MILLISECOND;
+
+impl World {
+    /// The daemon of a host looks around, and begins what is to be done.
+    pub fn daemon_looks(&mut self, host: usize) {
+        if !self.has_daemon(host) {
+            return;
+        }
+        let mut is_news = self.sees_replica(host);
+        let can_read = self.reaches_store(host);
+        let now = boot_time(self.now);
+        let daemon = &mut self.hosts[host].daemon;
+        if can_read {
+            self.records.hosts[host].lease.renewed_boot_ms = now.ms;
+            if daemon.known.revision != self.records.revision {
+                if daemon.known.hosts.is_empty() {
+                    daemon.known.hosts.clone_from(&self.records.hosts);
+                }
+                daemon.known.vms.clone_from(&self.records.vms);
+                daemon.known.revision = self.records.revision;
+                is_news = true;
+            }
+            for (known, current) in daemon.known.hosts.iter_mut().zip(&self.records.hosts) {
+                known.lease = current.lease;
+            }
+        }
+        if daemon.is_settled && !is_news {
+            return;
+        }
+        let plan = daemon.controller.decide(&daemon.known, &daemon.report, &now);
+        let stays = |idle: &Idle| matches!(idle, Idle::Protected { .. } | Idle::Secondary | Idle::Syncing { .. });
+        daemon.is_settled = plan.actions.is_empty() && plan.idle.values().all(stays);
+        let (run, replica) = (daemon.run, daemon.watched.map(|(process, _)| process));
+        for (_, idle) in plan.idle {
+            self.tell(|world| format!("daemon {}: nothing ({idle})", world.name(host)));
+        }
+        for planned in plan.actions {
+            self.tell(|world| format!("daemon {}: {planned}", world.name(host)));
+            let task = Task { host, run, action: Some(planned.action), step: Step::Begin { replica } };
+            self.soon(task);
+        }
+    }
+
+    pub fn has_daemon(&self, host: usize) -> bool {
+        self.hosts[host].is_up && self.hosts[host].daemon.is_up
+    }
+
+    pub fn reaches_store(&self, host: usize) -> bool {
+        self.hosts[host].store_unreachable_until <= self.now
+    }
+
+    pub fn claim(&self) -> &Claim {
+        &self.store.current().claim
+    }
+
+    /// What the daemon sees of the replica here; whether that is news. What does not answer is what it said last.
+    fn sees_replica(&mut self, host: usize) -> bool {
+        let now = self.now;
+        let seen = self.hosts[host].process.as_ref().map(|process| (process.id, process.is_paused));
+        let Some((id, is_paused)) = seen else {
+            self.hosts[host].daemon.watched = None;
+            return self.hosts[host].daemon.sees(&self.vm, None);
+        };
+        let watched = self.hosts[host].daemon.watched.filter(|(process, _)| *process == id);
+        let is_new = watched.is_none();
+        let (_, since) = watched.unwrap_or((id, now));
+        self.hosts[host].daemon.watched = Some((id, since));
+        if is_paused && !is_new {
+            return false;
+        }
+        let report = self.replica_report(host, is_paused, since);
+        self.hosts[host].daemon.sees(&self.vm, report)
+    }
+
+    fn replica_report(&self, host: usize, is_paused: bool, since: Nanoseconds) -> Option<ReplicaReport> {
+        let process = self.hosts[host].process.as_ref()?;
+        let status = process.replica.status();
+        let state = match &process.body {
+            _ if is_paused => ReplicaState::Booting,
+            Body::Listening { .. } => ReplicaState::Secondary { unclaimed_ms: hasty_ms(self.now - since) },
+            Body::Following(_) => ReplicaState::Secondary { unclaimed_ms: 0 },
+            Body::Running(runner) => {
+                let peer = runner.session.as_ref().map(|session| self.host_name(session.secondary));
+                primary_state(&status, peer)
+            }
+        };
+        Some(ReplicaReport { generation: status.generation, state })
+    }
+
+    pub fn host_name(&self, host: usize) -> HostName {
+        self.records.hosts[host].name.clone()
+    }
+
+    /// What runs on a host, for whoever wants something of it.
+    pub fn here(&self, host: usize) -> Here {
+        match &self.hosts[host].process {
+            None => Here::Nothing,
+            Some(process) => {
+                let is_unclaimed = matches!(process.body, Body::Listening { .. });
+                here(process.replica.status().role == Role::Secondary, is_unclaimed)
+            }
+        }
+    }
+
+    // Tasks.
+
+    /// Goes on with a task after about as long as a request takes.
+    pub fn soon(&mut self, task: Task) {
+        let delay = self.random.between(100 * MICROSECOND, 3 * MILLISECOND);
+        self.task_after(delay, task);
+    }
+
+    /// The next step of a task.
+    pub fn task(&mut self, task: Task) {
+        if let Step::Prepare { target, .. } | Step::Drop { target, .. } = task.step {
+            return self.asked(target, task);
+        }
+        let host = task.host;
+        if !self.has_daemon(host) || self.hosts[host].daemon.run != task.run {
+            return self.coverage.note(Occurrence::TaskLost);
+        }
+        match task.step {
+            Step::Begin { replica } => self.begins(host, task, replica),
+            Step::Prepared { target, replica, secondary } => self.prepared(task, target, replica, secondary),
+            Step::LetGo { until, reason } => self.lets_go(task, until, reason),
+            Step::Start { is_forced } => self.starts_vm(host, is_forced),
+            Step::Prepare { .. } | Step::Drop { .. } => {}
+        }
+    }
+
+    /// The task is over.
+    fn ends(&mut self, task: &Task, outcome: &Outcome) {
+        if let Some(action) = &task.action {
+            self.tell(|world| format!("daemon {}: {action}: {outcome:?}", world.name(task.host)));
+            let (vm, now) = (self.vm.clone(), hasty_ms(self.now));
+            let daemon = &mut self.hosts[task.host].daemon;
+            daemon.is_settled = false;
+            daemon.controller.note(&vm, action, outcome, now);
+        }
+    }
+
+    fn fails(&mut self, task: &Task, why: &str) {
+        self.ends(task, &Outcome::Failed(why.to_owned()));
+    }
+
+    fn begins(&mut self, host: usize, mut task: Task, replica: Option<ProcessId>) {
+        if !self.reaches_store(host) {
+            return self.fails(&task, "the store does not answer");
+        }
+        let replica = replica.filter(|_| replica == self.process_id(host));
+        let (is_home, ft) = (self.host_name(host).is(&self.claim().primary), self.records.vms[0].record.ft.clone());
+        match (task.action.clone(), replica) {
+            (Some(Action::ReleaseReservation), _) => {
+                self.reserve(None);
+                self.ends(&task, &Outcome::Done);
+            }
+            (Some(Action::Protect { secondary }), Some(replica)) if is_home && ft.is_wanted() => {
+                let claim = self.claim().clone();
+                let Some(target) = self.host_of(&secondary) else { return };
+                self.reserve(Some(secondary));
+                task.step = Step::Prepare { target, replica, claim };
+                self.soon(task);
+            }
+            (Some(Action::Unprotect), Some(_)) if is_home && !ft.is_wanted() => {
+                let reason = if ft.enabled { DropReason::Suspend } else { DropReason::Off };
+                self.begins_to_let_go(host, task, reason);
+            }
+            (Some(Action::EndReplica), Some(_)) => {
+                let outcome = if self.ends_displaced(host) { Outcome::Done } else { Outcome::NotWanted };
+                self.ends(&task, &outcome);
+            }
+            _ => self.ends(&task, &Outcome::NotWanted),
+        }
+    }
+
+    fn host_of(&self, name: &HostName) -> Option<usize> {
+        self.records.hosts.iter().position(|host| host.name == *name)
+    }
+
+    /// The record changes.
+    pub fn reserve(&mut self, syncing_to: Option<HostName>) {
+        let record = &mut self.records.vms[0].record;
+        if !record.ft.suspended && record.syncing_to != syncing_to {
+            record.syncing_to = syncing_to;
+            self.records.revision += 1;
+        }
+    }
+
+    /// The primary is told to let its secondary go.
+    pub fn begins_to_let_go(&mut self, host: usize, mut task: Task, reason: DropReason) {
+        if self.runner(host).is_none() || self.is_paused(host) {
+            return self.fails(&task, "the replica does not answer");
+        }
+        self.unprotect(host, reason);
+        task.step = Step::LetGo { until: self.now + LET_GO_TIMEOUT, reason };
+        self.soon(task);
+    }
+
+    fn lets_go(&mut self, task: Task, until: Nanoseconds, reason: DropReason) {
+        let (host, decides) = (task.host, self.mutation != Some(Mutation::DropUndecided));
+        let becomes =
+            if self.reaches_store(host) { consent::let_go(self.claim(), &self.host_name(host)) } else { LetGo::Wait };
+        match becomes {
+            LetGo::Wait if decides => {
+                if self.now > until {
+                    return self.fails(&task, "it is not decided yet whether the secondary takes over");
+                }
+                self.task_after(LET_GO_INTERVAL, task);
+            }
+            LetGo::TakenOver => {
+                self.coverage.note(Occurrence::TakenOverMeanwhile);
+                self.fails(&task, "it was taken over meanwhile");
+            }
+            LetGo::Wait | LetGo::Drop => {
+                self.drop_secondaries(&task, reason == DropReason::Off);
+                self.ends(&task, &Outcome::Done);
+            }
+        }
+    }
+
+    /// All other hosts are asked to end their secondaries.
+    pub fn drop_secondaries(&mut self, task: &Task, deletes: bool) {
+        for target in (0..self.hosts.len()).filter(|&target| target != task.host) {
+            let step = Step::Drop { target, deletes };
+            self.soon(Task { step, action: None, ..task.clone() });
+        }
+    }
+
+    /// Another host is asked for something.
+    fn asked(&mut self, target: usize, mut task: Task) {
+        let answers = self.has_daemon(target)
+            && self.hosts[task.host].blocked_until[target] <= self.now
+            && self.hosts[target].blocked_until[task.host] <= self.now;
+        match task.step {
+            Step::Prepare { replica, claim, .. } => {
+                let secondary = if answers { self.prepares(target, task.host, replica, &claim) } else { None };
+                task.step = Step::Prepared { target, replica, secondary };
+                if answers { self.soon(task) } else { self.task_after(ANSWER_TIMEOUT, task) }
+            }
+            Step::Drop { deletes, .. } if answers => self.drops(target, task.host, deletes),
+            _ => {}
+        }
+    }
+
+    /// A secondary is prepared on `target`, for a replica on `primary`.
+    fn prepares(&mut self, target: usize, primary: usize, replica: ProcessId, read: &Claim) -> Option<ProcessId> {
+        if !self.reaches_store(target) || self.hosts[target].disks.are_broken(self.now) {
+            return None;
+        }
+        let (primary, decides) = (self.hosts[primary].name.clone(), self.mutation != Some(Mutation::PrepareUndecided));
+        match consent::may_prepare(self.claim(), &self.host_name(target), &primary, read.generation) {
+            Err(consent::NotPrepared::Undecided) if !decides => {}
+            Err(why) => {
+                self.coverage.note(match why {
+                    consent::NotPrepared::Undecided => Occurrence::NotPreparedUndecided,
+                    _ => Occurrence::NotPrepared,
+                });
+                return None;
+            }
+            Ok(()) => {}
+        }
+        self.retires(target);
+        self.tell(|world| format!("{}: a secondary starts", world.name(target)));
+        let listens = Body::Listening { expects: replica };
+        self.start_process(target, Replica::secondary(self.hosts[target].name.clone()), listens);
+        self.process_id(target)
+    }
+
+    /// The other host has prepared a secondary, or not: the primary is told of it.
+    fn prepared(&mut self, task: Task, target: usize, replica: ProcessId, secondary: Option<ProcessId>) {
+        let host = task.host;
+        let Some(secondary) = secondary else { return self.fails(&task, "no secondary was prepared") };
+        let ft = self.records.vms[0].record.ft.clone();
+        let outcome = if !self.reaches_store(host) {
+            Outcome::Failed("the store does not answer".to_owned())
+        } else if !ft.is_wanted() || self.process_id(host) != Some(replica) {
+            Outcome::NotWanted
+        } else if self.wants_secondary(host) {
+            self.protect(host, secondary);
+            Outcome::Done
+        } else {
+            Outcome::Failed("the replica takes no secondary now".to_owned())
+        };
+        if outcome != Outcome::Done {
+            let step = Step::Drop { target, deletes: !ft.enabled };
+            self.soon(Task { step, action: None, ..task.clone() });
+        }
+        self.ends(&task, &outcome);
+    }
+
+    fn drops(&mut self, target: usize, asker: usize, deletes: bool) {
+        if !self.reaches_store(target) {
+            return;
+        }
+        let asker = self.hosts[asker].name.clone();
+        let decides = self.mutation != Some(Mutation::DropUndecided);
+        match consent::may_drop(self.claim(), &self.host_name(target), Some(asker.as_str())) {
+            Err(consent::NotDropped::IsSecondary) if !decides => {}
+            Err(_) => return self.coverage.note(Occurrence::NotDropped),
+            Ok(()) => {}
+        }
+        self.retires(target);
+        if deletes {
+            self.tell(|world| format!("{}: its disk is deleted", world.name(target)));
+            let name = self.host_name(target);
+            if name.is(&self.claim().primary) || self.claim().secondary.as_ref().is_some_and(|it| name.is(it)) {
+                self.broken(Violation::DeletedNewest(self.name(target)));
+            }
+            self.hosts[target].disks.delete();
+        }
+    }
+
+    /// A daemon ends the replica on its host, on which nothing may depend.
+    pub fn retires(&mut self, host: usize) {
+        let Some(id) = self.process_id(host) else { return };
+        self.tell(|world| format!("{}: its replica is ended", world.name(host)));
+        let entry = self.store.current();
+        if entry.author == id || entry.secondary == Some(id) {
+            self.broken(Violation::EndedNeeded(self.name(host)));
+        }
+        self.coverage.note(Occurrence::Retired);
+        self.end_process(host, Death::Retired, true);
+    }
+
+    /// Ends a replica that has no place any more; whether it has none.
+    fn ends_displaced(&mut self, host: usize) -> bool {
+        let Some(process) = &self.hosts[host].process else { return false };
+        let Status { role, generation, .. } = process.replica.status();
+        if !consent::is_displaced(self.claim(), &self.host_name(host), self.here(host), generation) {
+            return false;
+        }
+        if role == Role::Primary {
+            self.coverage.note(Occurrence::DisplacedEnded);
+        }
+        self.retires(host);
+        true
+    }
+}
+
+/// As `twinvm::host::runtime` sees a primary.
+fn primary_state(status: &Status, peer: Option<HostName>) -> ReplicaState {
+    match (status.protection, peer) {
+        (Protection::Protected, Some(by)) => ReplicaState::Protected { by },
+        (Protection::Starting | Protection::NeedSecondary, Some(to)) => ReplicaState::Syncing { to },
+        (Protection::Protected | Protection::Starting | Protection::NotRunning, _) => ReplicaState::Booting,
+        (Protection::NeedSecondary | Protection::Disabled, _) => ReplicaState::Alone { loss: status.reason.map(loss) },
+    }
+}
+
+fn loss(reason: Reason) -> Loss {
+    let cause = match reason {
+        Reason::NotReady | Reason::Dropped(DropReason::TooSlow) => LossCause::Fault,
+        Reason::Arbitrating(loss) | Reason::Lost(loss) => match loss {
+            LossReason::Closed | LossReason::Silent => LossCause::Silence,
+            LossReason::Protocol | LossReason::Failed | LossReason::Diverged => LossCause::Fault,
+        },
+        Reason::Dropped(_) | Reason::HandOver | Reason::Stopped(_) => LossCause::Request,
+        Reason::NoSecondaryYet
+        | Reason::FirstCheckpoint
+        | Reason::Entitling
+        | Reason::TookOver
+        | Reason::StoreUnreachable => LossCause::Silence,
+    };
+    Loss { cause, text: String::new() }
+}

@@ -1,0 +1,137 @@
+//! [`Daemon`]: a host's daemon, which asks the controller what to do; the records that it reads; and what it has under way.
+
+use cluster::controller::consent::Here;
+use cluster::controller::{Action, Controller, HostReport, ReplicaReport, Settings};
+use cluster::records::{
+    BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord, VmState,
+};
+use protocol::{Claim, DropReason};
+use spec::{EngineKind, HostName, VmName};
+
+use crate::process::ProcessId;
+use crate::time::{MILLISECOND, Nanoseconds};
+
+/// Daemons wait for seconds where replicas wait for milliseconds, and no schedule lasts so long: their clocks run so many times faster.
+pub(crate) const HASTE: u64 = 50;
+/// How long a host counts as alive, by those clocks.
+const LEASE_MS: u64 = 3_000;
+/// The machine that all hosts are on.
+const BOOT: &str = "boot";
+
+/// A host's daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Daemon {
+    pub is_up: bool,
+    /// New at each start: what was under way before is not gone on with.
+    pub run: u32,
+    pub controller: Controller,
+    /// The store's records as it knows them.
+    pub known: ClusterState,
+    /// What it sees.
+    pub report: HostReport,
+    /// The replica that it has seen, and since when no primary has come to it.
+    pub watched: Option<(ProcessId, Nanoseconds)>,
+    /// It has decided on this, and nothing has to be done until it changes.
+    pub is_settled: bool,
+}
+
+impl Daemon {
+    pub fn new(host: &HostName, run: u32) -> Self {
+        Self {
+            is_up: true,
+            run,
+            controller: Controller::new(Settings { first_copies_max: 1 }),
+            known: ClusterState::default(),
+            report: HostReport {
+                host: host.clone(),
+                is_stopping: false,
+                replicas: Default::default(),
+                powered_off: Default::default(),
+            },
+            watched: None,
+            is_settled: false,
+        }
+    }
+
+    /// Sees a replica here, or none; whether that is news.
+    pub fn sees(&mut self, vm: &VmName, replica: Option<ReplicaReport>) -> bool {
+        if self.report.replicas.get(vm) == replica.as_ref() {
+            return false;
+        }
+        match replica {
+            Some(replica) => drop(self.report.replicas.insert(vm.clone(), replica)),
+            None => drop(self.report.replicas.remove(vm)),
+        }
+        true
+    }
+}
+
+/// Something that a daemon does step by step. It may be killed before each.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub host: usize,
+    pub run: u32,
+    /// What the controller wants; nothing if somebody else asked.
+    pub action: Option<Action>,
+    pub step: Step,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Carry out what the controller wants with the replica that it was about.
+    Begin { replica: Option<ProcessId> },
+    /// On another host: prepare a secondary for this replica, in the generation that its host has read.
+    Prepare { target: usize, replica: ProcessId, claim: Claim },
+    /// The answer.
+    Prepared { target: usize, replica: ProcessId, secondary: Option<ProcessId> },
+    /// Wait until the claim names no secondary, and have it dropped.
+    LetGo { until: Nanoseconds, reason: DropReason },
+    /// On another host: end the secondary, and delete its disks.
+    Drop { target: usize, deletes: bool },
+    /// Start the VM.
+    Start { is_forced: bool },
+}
+
+/// The records of the cluster in the beginning: one VM, on the first host.
+pub(crate) fn records(hosts: &[HostName], claim: Claim, vm: &VmName) -> ClusterState {
+    let host = |name: &HostName| HostRecord {
+        name: name.clone(),
+        api_address: ([127, 0, 0, 1], 1).into(),
+        replication_ip: [127, 0, 0, 1].into(),
+        boot_id: BOOT.to_owned(),
+        cpus: 8,
+        memory_bytes: 1 << 40,
+        engines: vec![EngineKind::Soft],
+        networks: Vec::new(),
+        datastores: Vec::new(),
+        lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_MS },
+        version: String::new(),
+        instance: String::new(),
+        folder: Default::default(),
+        unknown: UnknownFields::default(),
+    };
+    let ft = FtSettings { enabled: true, ..FtSettings::disabled(100, 50) };
+    let spec = format!("name = \"{vm}\"\nmemory = \"1G\"\nkernel = \"k\"\n");
+    let mut record = VmRecord::new(vm.clone(), spec, ft, 0);
+    record.power = Power::On;
+    let state = VmState { record, claim: ClaimRecord::first(claim) };
+    ClusterState { revision: 1, hosts: hosts.iter().map(host).collect(), vms: vec![state], ..ClusterState::default() }
+}
+
+/// The time by the daemons' clocks.
+pub(crate) fn boot_time(now: Nanoseconds) -> BootTime {
+    BootTime { boot_id: BOOT.to_owned(), ms: hasty_ms(now) }
+}
+
+pub(crate) fn hasty_ms(now: Nanoseconds) -> u64 {
+    now * HASTE / MILLISECOND
+}
+
+/// What a daemon makes of a secondary: `is_unclaimed`: no primary has come to it.
+pub(crate) fn here(is_secondary: bool, is_unclaimed: bool) -> Here {
+    match (is_secondary, is_unclaimed) {
+        (true, true) => Here::Waiting,
+        (true, false) => Here::Following,
+        (false, _) => Here::Primary,
+    }
+}
