@@ -2,6 +2,7 @@
 
 use cluster::controller::consent::{self, Here, LetGo};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, ReplicaReport, ReplicaState};
+use cluster::records::Power;
 use protocol::{Claim, DropReason, LossReason, Protection, Reason, Replica, Role, Status};
 use spec::HostName;
 
@@ -9,6 +10,7 @@ use crate::coverage::Occurrence;
 use crate::daemon::{Step, Task, boot_time, hasty_ms, here};
 use crate::mutation::Mutation;
 use crate::process::{Body, ProcessId};
+use crate::store::NOBODY;
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
 use crate::world::{Death, World};
@@ -77,9 +79,15 @@ impl World {
         let now = self.now;
         let seen = self.hosts[host].process.as_ref().map(|process| (process.id, process.is_paused));
         let Some((id, is_paused)) = seen else {
-            self.hosts[host].daemon.watched = None;
-            return self.hosts[host].daemon.sees(&self.vm, None);
+            let is_powered_off = self.hosts[host].is_powered_off;
+            let daemon = &mut self.hosts[host].daemon;
+            daemon.watched = None;
+            let is_news = daemon.report.powered_off.is_empty() == is_powered_off;
+            daemon.report.powered_off.clear();
+            daemon.report.powered_off.extend(is_powered_off.then(|| self.vm.clone()));
+            return daemon.sees(&self.vm, None) || is_news;
         };
+        self.hosts[host].daemon.report.powered_off.clear();
         let watched = self.hosts[host].daemon.watched.filter(|(process, _)| *process == id);
         let is_new = watched.is_none();
         let (_, since) = watched.unwrap_or((id, now));
@@ -172,6 +180,26 @@ impl World {
             (Some(Action::ReleaseReservation), _) => {
                 self.reserve(None);
                 self.ends(&task, &Outcome::Done);
+            }
+            (Some(Action::NotePowerOff), _) => {
+                let outcome = if self.process_id(host).is_some() {
+                    Outcome::NotWanted
+                } else {
+                    if is_home && self.records.vms[0].record.power == Power::On {
+                        self.coverage.note(Occurrence::PowerOffNoted);
+                        let decides = self.mutation != Some(Mutation::NoteUndecidedPowerOff);
+                        if self.claim().secondary.is_some() && decides {
+                            self.coverage.note(Occurrence::PowerOffDecided);
+                            self.claim_alone(host, NOBODY);
+                        }
+                        let record = &mut self.records.vms[0].record;
+                        (record.power, record.syncing_to) = (Power::Off, None);
+                        self.records.revision += 1;
+                    }
+                    self.hosts[host].is_powered_off = false;
+                    Outcome::Done
+                };
+                self.ends(&task, &outcome);
             }
             (Some(Action::Protect { secondary }), Some(replica)) if is_home && ft.is_wanted() => {
                 let claim = self.claim().clone();

@@ -122,6 +122,14 @@ occurrences! {
     Reprotected,
     /// A first copy ended while it was not decided yet who goes on.
     JoinedUndecided,
+    /// The guest powered off.
+    PoweredOff,
+    /// That was written down.
+    PowerOffNoted,
+    /// Before that the claim was decided, as a secondary might not have heard of it.
+    PowerOffDecided,
+    /// The guest was reset, and booted again.
+    Rebooted,
     /// A daemon was killed.
     DaemonKilled,
     /// A daemon was killed in the midst of a task.

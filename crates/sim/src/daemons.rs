@@ -105,6 +105,11 @@ impl World {
                 }
             }
             Fault::SlowExecution(duration) => self.slow_execution_until = self.now + duration,
+            Fault::GuestEnds(end) => {
+                if let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) {
+                    self.guest_ends(host, end);
+                }
+            }
             Fault::DaemonKilled(target, duration) => {
                 if let Some(host) = self.target(target).filter(|&host| self.has_daemon(host)) {
                     self.coverage.note(Occurrence::DaemonKilled);
@@ -323,9 +328,10 @@ impl World {
         let entry = self.store.current().clone();
         let death = |process: ProcessId| self.deaths.get(process.0 as usize).copied().flatten();
         // What a daemon has ended was none that anything depended on, and where a daemon has claimed the VM nobody runs it.
-        let primary = entry.author == NOBODY || matches!(death(entry.author), Some(Death::Crashed | Death::Retired));
+        let primary = entry.author == NOBODY
+            || matches!(death(entry.author), Some(Death::Crashed | Death::Retired | Death::Ended));
         let secondary = entry.secondary.is_none_or(|secondary| {
-            matches!(death(secondary), Some(Death::Crashed | Death::Unentitled | Death::Retired))
+            matches!(death(secondary), Some(Death::Crashed | Death::Unentitled | Death::Retired | Death::Ended))
         });
         if !primary || !secondary {
             self.broken(Violation::Abandoned(format!("{:?}", entry.claim)));

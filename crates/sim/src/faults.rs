@@ -5,6 +5,7 @@ use std::time::Duration;
 use protocol::DropReason;
 
 use crate::copying::PART_BYTES;
+use crate::process::GuestEnd;
 use crate::random::Random;
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 
@@ -55,6 +56,8 @@ pub(crate) enum Fault {
         duration: Nanoseconds,
     },
     Drop(DropReason),
+    /// The guest powers off, or asks for a reset.
+    GuestEnds(GuestEnd),
     /// The host's daemon ends, in the midst of whatever it does, and is started again.
     DaemonKilled(Target, Nanoseconds),
     /// Somebody starts the VM on a host.
@@ -156,7 +159,7 @@ impl Plan {
         let faults = (0..count).map(|_| Planned::draw(random, hosts, suspicion)).collect();
         let guest_interval_max = random.pick(&[4, 10, 30]) * MILLISECOND;
         let part_duration = random.pick(&[300, 1000, 3000]) * MICROSECOND;
-        let memory_bytes = random.pick(&[1, 6, 16]) * PART_BYTES;
+        let memory_bytes = random.pick(&[1, 4, 16]) * PART_BYTES;
         Self {
             hosts,
             faults,
@@ -197,7 +200,7 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(31) {
+        match random.below(32) {
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),
@@ -215,6 +218,7 @@ impl Fault {
             20 => Self::SlowExecution(duration),
             21 => Self::Unready(target, duration),
             24..=26 => Self::DaemonKilled(target, duration),
+            31 => Self::GuestEnds(random.pick(&[GuestEnd::PowerOff, GuestEnd::Reset])),
             27 => Self::Start { target, is_forced: random.chance(70) },
             28 => Self::Drop(random.pick(&[DropReason::Off, DropReason::Restart])),
             22 | 23 => Self::DisksBreak { target, hang: random.chance(30), duration },

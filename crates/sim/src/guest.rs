@@ -35,6 +35,9 @@ impl World {
         self.start_timer(host, interval, Timer::Guest);
         let deed = self.deed();
         let Some(runner) = self.runner(host) else { return };
+        if let Some(leaving) = runner.leaving {
+            return self.leaves(host, leaving);
+        }
         if runner.is_handing_over {
             return self.hands_over(host);
         }
@@ -149,7 +152,7 @@ impl World {
 
     /// Does what is due, if it is.
     pub fn consider(&mut self, host: usize) {
-        if self.runner(host).is_none_or(|runner| runner.is_handing_over) {
+        if self.runner(host).is_none_or(|runner| runner.is_handing_over || runner.leaving.is_some()) {
             return;
         }
         match self.decide(host) {

@@ -28,6 +28,7 @@ mod mutation;
 mod network;
 mod operator;
 mod output;
+mod power;
 mod primary;
 mod process;
 mod random;

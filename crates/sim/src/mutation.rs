@@ -67,6 +67,10 @@ pub enum Mutation {
     PrepareUndecided,
     /// A secondary is let go before the claim is decided.
     DropUndecided,
+    /// A secondary goes on with a guest that was powered off.
+    TakeOverEnded,
+    /// A VM is noted to be off before it is decided whether its secondary takes over.
+    NoteUndecidedPowerOff,
     /// A VM is started from a copy that is noted to be incomplete.
     StartFromParts,
     /// A secondary asks for the VM before its disk is flushed as its guest wants it.
@@ -83,7 +87,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 40] = [
         Self::MissDiskFailure,
         Self::RunOnBrokenDisk,
         Self::ClaimUnready,
@@ -118,6 +122,8 @@ impl Mutation {
         Self::PrepareUndecided,
         Self::DropUndecided,
         Self::StartFromParts,
+        Self::TakeOverEnded,
+        Self::NoteUndecidedPowerOff,
         Self::AskBeforeFlush,
         Self::CopyForEver,
         Self::FinishAtOnce,

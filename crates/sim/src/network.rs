@@ -57,6 +57,8 @@ pub(crate) enum Message {
     Released(Epoch),
     Entitled(Generation),
     HandOver,
+    /// The guest is off.
+    Ended,
     Failed,
     Diverged,
 }

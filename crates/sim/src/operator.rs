@@ -1,6 +1,7 @@
 //! What the user and the operator ask of hosts: protection on and off, starts of the VM.
 
 use cluster::controller::consent;
+use cluster::records::Power;
 use protocol::{Claim, DropReason, Epoch, Replica};
 
 use crate::coverage::Occurrence;
@@ -68,7 +69,7 @@ impl World {
     }
 
     /// Makes a host the only one that may run the VM.
-    fn claim_alone(&mut self, host: usize, author: crate::process::ProcessId) -> Claim {
+    pub fn claim_alone(&mut self, host: usize, author: crate::process::ProcessId) -> Claim {
         let generation = self.claim().generation.next();
         let claim = Claim { generation, primary: self.hosts[host].name.clone(), secondary: None };
         self.store.claim_alone(claim.clone(), author);
@@ -97,6 +98,8 @@ impl World {
             return self.coverage.note(Occurrence::StartRefusedIncomplete);
         }
         self.retires(host);
+        let record = &mut self.records.vms[0].record;
+        (record.power, record.syncing_to) = (Power::On, None);
         self.hosts[host].disks.flush();
         let blocks = self.hosts[host].disks.blocks;
         if !self.history.could_be_a_disk(&blocks) {

@@ -190,6 +190,10 @@ impl World {
 
     fn tell_entitled(&mut self, host: usize, generation: Generation) {
         let peer = self.session(host).map(|session| session.peer);
+        // One that was told that the guest is off has gone, and the protocol has not heard of that.
+        if peer.is_none() && self.runner(host).is_some_and(|runner| runner.leaving.is_some()) {
+            return;
+        }
         let entry = self.store.entry(generation);
         if peer.is_none() || entry.is_none_or(|entry| entry.secondary != peer) {
             let name = peer.map_or(0, |peer| self.homes[peer.0 as usize]);
@@ -279,7 +283,10 @@ impl World {
             return;
         }
         self.tell(|world| format!("{}: the secondary is lost: {reason}", world.name(host)));
-        self.primary_event(host, Some(connection), Event::PeerLost { reason });
+        // One that was told that the guest is off closes the connection, which is no loss.
+        if self.runner(host).is_none_or(|runner| runner.leaving.is_none_or(|leaving| leaving.told_at.is_none())) {
+            self.primary_event(host, Some(connection), Event::PeerLost { reason });
+        }
         if self.has_session(host, connection) {
             self.close_session(host);
         }

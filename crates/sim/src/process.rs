@@ -117,6 +117,8 @@ pub(crate) struct Execution {
 pub(crate) enum Parting {
     Silent,
     HandOver,
+    /// The guest was off: [`crate::Mutation::TakeOverEnded`].
+    Ended,
     Otherwise,
 }
 
@@ -125,6 +127,20 @@ pub(crate) struct Held {
     pub epoch: Epoch,
     pub base: StateId,
     pub state: StateId,
+}
+
+/// How a guest ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GuestEnd {
+    PowerOff,
+    Reset,
+}
+
+/// The guest has ended, and the secondary was told so then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leaving {
+    pub end: GuestEnd,
+    pub told_at: Option<Nanoseconds>,
 }
 
 /// A primary, as `replication::driver`'s of this name.
@@ -139,6 +155,7 @@ pub(crate) struct Runner {
     /// The guest is held for the first copy.
     pub held_until: Nanoseconds,
     pub connecting: Option<ConnectionId>,
+    pub leaving: Option<Leaving>,
     /// The guest stands still for a hand-over.
     pub is_handing_over: bool,
     /// When the guest was last found to wait for its secondary, if it has done nothing since.
@@ -167,6 +184,7 @@ impl Runner {
             session: None,
             held_until: 0,
             connecting: None,
+            leaving: None,
             is_handing_over: false,
             waited_at: None,
             patience: Patience::new(TOO_SLOW_AFTER),

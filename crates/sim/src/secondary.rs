@@ -89,6 +89,7 @@ impl World {
                 self.secondary_event(host, Event::Entitled { generation });
                 self.note_entitled(host, generation);
             }
+            Message::Ended => self.guest_has_ended(host),
             Message::HandOver => self.part(host, Parting::HandOver, Event::HandOver),
             Message::Hello { .. }
             | Message::Welcome { .. }
@@ -314,10 +315,13 @@ impl World {
         if held.epoch != from && self.mutation != Some(Mutation::AcknowledgeUnheld) {
             return self.broken(Violation::Undone(self.name(host), format!("a takeover from epoch {from}")));
         }
+        if parting == Some(Parting::Ended) {
+            return self.broken(Violation::PowerOffUndone(self.name(host)));
+        }
         self.coverage.note(match parting {
             Some(Parting::Silent) => Occurrence::TakeOverSilent,
             Some(Parting::HandOver) => Occurrence::TakeOverHandOver,
-            Some(Parting::Otherwise) | None => Occurrence::TakeOverClosed,
+            Some(Parting::Otherwise | Parting::Ended) | None => Occurrence::TakeOverClosed,
         });
         self.check_consent(host);
         if self.follower(host).is_some_and(|follower| follower.has_broken_disks) {

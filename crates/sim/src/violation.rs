@@ -59,6 +59,9 @@ pub enum Violation {
     /// A daemon has deleted a disk that may be the newest.
     #[error("the daemon of host {0} has deleted the disk of a replica that the store names")]
     DeletedNewest(String),
+    /// A replica goes on with a guest that was powered off.
+    #[error("replica {0} has taken over, though its guest was powered off")]
+    PowerOffUndone(String),
     /// A VM was started from a copy that is none.
     #[error("the VM is started on host {0} from parts of different times")]
     StartedFromParts(String),

@@ -54,6 +54,8 @@ pub(crate) struct Host {
     /// Its copy of the VM's disk.
     pub disks: Disks,
     pub daemon: Daemon,
+    /// The last replica here ended because its guest was powered off.
+    pub is_powered_off: bool,
     /// The way to each host.
     pub blocked_until: [Nanoseconds; HOST_NAMES.len()],
 }
@@ -67,6 +69,8 @@ pub(crate) enum Death {
     Stopped,
     /// A daemon ended it.
     Retired,
+    /// Its guest has ended.
+    Ended,
 }
 
 pub(crate) struct World {
@@ -121,6 +125,7 @@ impl World {
                 let error = random.between(0, 2 * RATE_ERROR_PPM_MAX as u64 + 1) as i64 - RATE_ERROR_PPM_MAX;
                 Host {
                     daemon: Daemon::new(&names[number], 0),
+                    is_powered_off: false,
                     name: ReplicaId::new(name),
                     clock: Clock { rate_error_ppm: error },
                     is_up: true,
@@ -268,6 +273,7 @@ impl World {
         let id = ProcessId(self.homes.len() as u32);
         self.homes.push(host);
         self.deaths.push(None);
+        self.hosts[host].is_powered_off = false;
         self.hosts[host].process = Some(Process { id, replica, body, is_paused: false, pile: Vec::new() });
     }
 

@@ -54,6 +54,9 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::DoNotLogCopy => matches!(violation, V::TookOverOtherDisk(_) | V::TornCopy(_)),
         Mutation::PrepareUndecided => matches!(violation, V::EndedNeeded(_)),
         Mutation::DropUndecided => matches!(violation, V::EndedNeeded(_) | V::DeletedNewest(_)),
+        Mutation::TakeOverEnded => matches!(violation, V::PowerOffUndone(_)),
+        // It runs, and is never protected.
+        Mutation::NoteUndecidedPowerOff => matches!(violation, V::Stuck(_)),
         Mutation::StartFromParts => matches!(violation, V::StartedFromParts(_) | V::FlushLost(_)),
         Mutation::AskBeforeFlush => matches!(violation, V::FlushLost(_) | V::TornCopy(_)),
         Mutation::CopyForEver => matches!(violation, V::Stuck(_)),

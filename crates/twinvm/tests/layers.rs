@@ -132,6 +132,7 @@ const HOUSE: &[Crate] = &[
                 "lockstep",
                 "operator",
                 "output",
+                "power",
                 "primary",
                 "secondary",
                 "world",

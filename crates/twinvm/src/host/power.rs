@@ -320,6 +320,10 @@ impl Daemon {
 
     /// Notes that a VM that is at home here is off, and ends what it needed.
     pub(super) fn power_off(&self, vm: &KnownVm) -> Result<(), HostError> {
+        // A secondary that has not heard of it may be about to take over: the claim decides whether the VM is off.
+        if vm.claim.secondary.is_some() {
+            self.registry.claim_alone(vm)?;
+        }
         self.registry.update(&vm.name, |record| {
             record.power = Power::Off;
             record.syncing_to = None;

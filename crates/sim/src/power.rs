@@ -1,0 +1,74 @@
+//! The guest ends: it powers off, or asks for a reset. What `replication::driver` does then, and the replica's process after a reset.
+
+use protocol::{Claim, Epoch, Event, LossReason, Replica};
+
+use crate::coverage::Occurrence;
+use crate::mutation::Mutation;
+use crate::network::Message;
+use crate::process::{Body, GuestEnd, Leaving, Parting, Runner, Timer};
+use crate::time::{MILLISECOND, Nanoseconds};
+use crate::world::{Death, World};
+
+/// How long a secondary may take to hear that the guest is off.
+const GOODBYE_MAX: Nanoseconds = 100 * MILLISECOND;
+
+impl World {
+    /// The guest on a host ends.
+    pub fn guest_ends(&mut self, host: usize, end: GuestEnd) {
+        let Some(runner) = self.runner(host).filter(|runner| runner.leaving.is_none()) else { return };
+        runner.leaving = Some(Leaving { end, told_at: None });
+        self.tell(|world| format!("{}: the guest ends: {end:?}", world.name(host)));
+    }
+
+    /// Tells the secondary that there is nothing to take over, and ends. One that does not hear goes on from the last checkpoint.
+    pub fn leaves(&mut self, host: usize, leaving: Leaving) {
+        let now = self.now;
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let Body::Running(runner) = &mut process.body else { return };
+        let has_begun = runner.session.as_ref().is_some_and(|session| session.epochs.has_begun());
+        // If the other replica goes on, what the guest did here has never happened, its end included.
+        if !has_begun && runner.is_held && leaving.told_at.is_none() {
+            return;
+        }
+        match (&runner.session, leaving.told_at) {
+            (Some(session), None) => {
+                let connection = session.connection;
+                runner.leaving = Some(Leaving { told_at: Some(now), ..leaving });
+                self.send(connection, crate::network::Side::Primary, Message::Ended);
+            }
+            (Some(_), Some(told_at)) if now - told_at < GOODBYE_MAX => {}
+            _ => self.has_left(host, leaving.end),
+        }
+    }
+
+    fn has_left(&mut self, host: usize, end: GuestEnd) {
+        self.hosts[host].disks.flush();
+        if end == GuestEnd::PowerOff {
+            self.coverage.note(Occurrence::PoweredOff);
+            self.hosts[host].is_powered_off = true;
+            return self.end_process(host, Death::Ended, true);
+        }
+        // The VM is this replica's alone, if it still is, and boots again.
+        let is_home = self.host_name(host).is(&self.claim().primary);
+        if !is_home || !self.reaches_store(host) {
+            let death = if is_home { Death::Crashed } else { Death::Stopped };
+            return self.end_process(host, death, true);
+        }
+        self.coverage.note(Occurrence::Rebooted);
+        self.end_process(host, Death::Ended, true);
+        let id = self.next_process();
+        let claim: Claim = self.claim_alone(host, id);
+        let state = self.history.boots(self.hosts[host].disks.blocks);
+        let replica = Replica::primary(self.hosts[host].name.clone(), claim);
+        self.start_process(host, replica, Body::Running(Box::new(Runner::new(state, Epoch::NONE))));
+        self.start_timer(host, 0, Timer::Guest);
+    }
+
+    /// The primary says that the guest is off: there is nothing to take over.
+    pub fn guest_has_ended(&mut self, host: usize) {
+        if self.mutation == Some(Mutation::TakeOverEnded) {
+            return self.part(host, Parting::Ended, Event::PeerLost { reason: LossReason::Closed });
+        }
+        self.end_process(host, Death::Ended, true);
+    }
+}
