@@ -84,10 +84,10 @@ bench-peer: setup-image setup-peer build ## Measure QEMU alone, on the same work
 
 lint: setup-build ## Check formatting and clippy
 	cargo fmt --all --check
-	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	cargo clippy $(TEST_FLAGS) --workspace --all-targets -- -D warnings
 
 docs: setup-build ## Render the documentation of all crates, private items included
-	cargo doc --release --locked --workspace --no-deps --document-private-items --config 'build.rustdocflags=["-D", "warnings", "-A", "rustdoc::private-intra-doc-links"]'
+	cargo doc $(TEST_FLAGS) --workspace --no-deps --document-private-items --config 'build.rustdocflags=["-D", "warnings", "-A", "rustdoc::private-intra-doc-links"]'
 
 clean: ## Remove everything that was built, guest images included
 	cargo clean
