@@ -35,7 +35,7 @@ Three hosts on one machine, to try things out:
   twinvm host issue b --dir hosts/a --out b.bundle
   twinvm host init --bundle b.bundle --dir hosts/b --listen 127.0.0.1:7442 --metrics 127.0.0.1:9442
 What was decided is in host.toml in the host's folder, and can be changed there while the daemon does not run.")]
-    Init(InitArguments),
+    Init(Box<InitArguments>),
     /// Make the keys of a further host, on the host that has made the cluster
     #[command(after_help = "\
 The bundle holds the new host's private key: whoever has it is that host. It does not entitle to what operators do. Remove it when it has
@@ -150,7 +150,7 @@ pub struct ShowArguments {
 
 pub fn run(command: HostCommand) -> Result<ExitCode> {
     match command {
-        HostCommand::Init(arguments) => init_host(arguments)?,
+        HostCommand::Init(arguments) => init_host(*arguments)?,
         HostCommand::Issue(arguments) => {
             issue(&arguments.daemon.folder()?, &arguments.name, &arguments.out)?;
             let (name, out) = (&arguments.name, arguments.out.display());
