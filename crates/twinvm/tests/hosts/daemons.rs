@@ -11,7 +11,7 @@ use cluster::store::{StoreLocation, Stores};
 
 use crate::client::Client;
 use crate::console::Console;
-use crate::metrics::scrape;
+use crate::metrics::scrape_until;
 use crate::support::HUNG;
 use crate::world::{VM, World, signal, state};
 
@@ -116,8 +116,7 @@ fn without_the_store_commands_say_so_and_protection_stands() {
         let error = world.refused("a", words);
         assert!(error.contains("cluster store unreachable") && error.contains("VMs go on"), "{words:?}: {error}");
     }
-    let text = scrape(&world, "a");
-    assert!(text.contains("twinvm_store_reachable{host=\"a\"} 0"), "{text}");
+    let text = scrape_until(&world, "a", "twinvm_store_reachable{host=\"a\"} 0");
     assert!(text.contains("twinvm_lag_epochs{host=\"a\",role=\"primary\""), "{text}");
     client.wait_for_progress(30);
     fs::rename(&away, &vms).unwrap();

@@ -2,9 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::support::HUNG;
 use crate::world::{VM, World};
 
 /// What a host's metrics say.
@@ -17,6 +19,19 @@ pub fn scrape(world: &World, host: &str) -> String {
     connection.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("application/openmetrics-text"), "{answer}");
     answer
+}
+
+/// What a host's metrics say once `part` is in it.
+pub fn scrape_until(world: &World, host: &str, part: &str) -> String {
+    let deadline = Instant::now() + HUNG;
+    loop {
+        let text = scrape(world, host);
+        if text.contains(part) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{part} does not come: {text}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Everything that `twinvm top` shows of a protected VM, on the hosts of its replicas.

@@ -74,8 +74,9 @@ fn a_vm_that_cannot_start_is_off_and_its_port_is_named() {
     let world = World::of(&["a"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let spec = world.spec(VM, "test-redis", false, taken.local_addr().unwrap().port());
-    let error = world.refused("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
-    assert!(error.contains("was created, but does not run") && error.contains("already in use"), "{error}");
+    world.done("a", &["vm", "create", spec.to_str().unwrap()]);
+    let error = world.refused("a", &["vm", "start", VM]);
+    assert!(error.contains(&taken.local_addr().unwrap().to_string()) && error.contains("in use"), "{error}");
     let view = world.json("a", &["vm", "show", VM]);
     assert_eq!((state(&view), view["running"].as_bool()), ("not-running", Some(false)));
     assert_eq!(world.json("a", &["host", "show"])["memory_reserved_bytes"], 0);
