@@ -24,14 +24,15 @@ fn disk_fault(status: &Value) -> Option<&str> {
     fault["detail"].as_str().filter(|_| fault["since_unix_ms"].is_u64())
 }
 
-/// Redis writes what it holds to the guest's disk, with a flush, and says whether that worked. In a thread: it may take until the disk is mended.
+/// Redis writes what it holds to the guest's disk, with a flush, and says whether that worked. In a thread: it may take until the disk is mended, and
+/// so may the connection, if the guest writes to its disk of its own accord before.
 fn save(world: &World) -> thread::JoinHandle<redis::RedisResult<()>> {
     let client = redis::Client::open(("127.0.0.1", world.address().port())).unwrap();
-    let mut connection = client.get_connection().unwrap();
-    connection.set_read_timeout(Some(HUNG)).unwrap();
     // Not to be compressed, and never where an earlier one was.
     let value: Vec<u8> = (0..4u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     thread::spawn(move || {
+        let mut connection = client.get_connection_with_timeout(HUNG)?;
+        connection.set_read_timeout(Some(HUNG))?;
         let _: () = redis::cmd("SET").arg("large").arg(value).query(&mut connection)?;
         for _ in 0..2 {
             let _: () = redis::cmd("SAVE").query(&mut connection)?;
