@@ -24,7 +24,7 @@ pub enum NotStarted {
     NotAtHome,
     /// It runs here already.
     Runs,
-    /// The replica here takes over by itself when the primary is lost.
+    /// The replica here takes over by itself when the primary is lost, or may be about to.
     Follows,
 }
 
@@ -77,6 +77,8 @@ pub fn may_start(claim: &Claim, host: &HostName, here: Here, is_forced: bool) ->
         // Also one that says nothing yet, or is just taking over: what it said last may be out of date, the claim is not.
         Here::Waiting | Here::Following | Here::Primary if is_home => Err(NotStarted::Runs),
         Here::Following => Err(NotStarted::Follows),
+        // One that says nothing, or not yet that its primary has come: the newest of the VM may be in it.
+        Here::Waiting | Here::Primary if names(claim, host) => Err(NotStarted::Follows),
         // A secondary that nobody needs, or a primary that has been succeeded.
         Here::Nothing | Here::Waiting | Here::Primary => Ok(()),
     }

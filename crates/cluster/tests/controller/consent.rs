@@ -27,9 +27,21 @@ fn a_vm_starts_at_home_unless_somebody_forces_it_and_never_beside_itself() {
         assert_eq!(may_start(&claim, &host("a"), here, true), runs);
         assert_eq!(may_start(&claim, &host("b"), here, false), Err(NotStarted::NotAtHome));
     }
-    assert_eq!(may_start(&claim, &host("b"), Here::Following, true), Err(NotStarted::Follows));
+    assert_eq!(may_start(&claim, &host("c"), Here::Following, true), Err(NotStarted::Follows));
     for here in [Here::Nothing, Here::Waiting, Here::Primary] {
-        assert_eq!(may_start(&claim, &host("b"), here, true), Ok(()));
+        assert_eq!(may_start(&claim, &host("c"), here, true), Ok(()));
+    }
+}
+
+/// A replica that does not answer counts as a primary, and one that has just got its primary says that it waits.
+#[test]
+fn a_forced_start_ends_no_replica_that_the_claim_names_as_secondary() {
+    for here in [Here::Waiting, Here::Following, Here::Primary] {
+        assert_eq!(may_start(&claim(Some("b")), &host("b"), here, true), Err(NotStarted::Follows), "{here:?}");
+    }
+    assert_eq!(may_start(&claim(Some("b")), &host("b"), Here::Nothing, true), Ok(()));
+    for secondary in [None, Some("c")] {
+        assert_eq!(may_start(&claim(secondary), &host("b"), Here::Primary, true), Ok(()), "one that was succeeded");
     }
 }
 
