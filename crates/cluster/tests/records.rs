@@ -305,6 +305,7 @@ fn hosts_in_a_store_of_their_own_are_part_of_the_state() {
     assert!(cluster.remove_host(&host_name("a")).is_err(), "it has a VM");
     cluster.delete_vm(&vm_name("v")).unwrap();
     cluster.remove_host(&host_name("a")).unwrap();
+    assert_eq!(hosts.list("").unwrap().entries, [], "something of the host stays, as that it is alive");
 }
 
 #[test]
@@ -358,6 +359,10 @@ fn a_cluster_is_made_once_in_one_store() {
     cluster.found(&host_name("a")).unwrap();
     assert_eq!(cluster.found(&host_name("b")), Err(ClusterError::ClusterExists));
     assert_eq!(cluster.state().unwrap().unreadable, []);
-    cluster.unfound().unwrap();
+    cluster.unfound(&host_name("b")).unwrap();
+    assert!(cluster.is_made().unwrap(), "it was another one's");
+    cluster.unfound(&host_name("a")).unwrap();
+    assert!(!cluster.is_made().unwrap());
+    cluster.unfound(&host_name("a")).unwrap();
     cluster.found(&host_name("b")).unwrap();
 }

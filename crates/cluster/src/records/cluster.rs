@@ -203,7 +203,7 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::ClusterExists`] if one was made here before.
     pub fn found(&self, host: &HostName) -> Result<(), ClusterError> {
-        let value = encode(MADE, &serde_json::json!({ "made_by": host }))?;
+        let value = made_by(host)?;
         let there_is_none = Compare { key: MADE, version: 0 };
         match self.hosts.transact(&[there_is_none], &[Op::Put { key: MADE, value: &value, lease: None }])? {
             Outcome::Done { .. } => Ok(()),
@@ -211,10 +211,19 @@ impl Cluster {
         }
     }
 
-    /// Undoes [`Self::found`].
-    pub fn unfound(&self) -> Result<(), ClusterError> {
-        self.hosts.transact(&[], &[Op::Delete { key: MADE }])?;
+    /// Undoes [`Self::found`] by this host, also if it is not known whether that was done. What another one has made stays.
+    pub fn unfound(&self, host: &HostName) -> Result<(), ClusterError> {
+        let Some(entry) = self.hosts.get(MADE)? else { return Ok(()) };
+        if entry.value == made_by(host)? {
+            let as_read = Compare { key: MADE, version: entry.version };
+            self.hosts.transact(&[as_read], &[Op::Delete { key: MADE }])?;
+        }
         Ok(())
+    }
+
+    /// Whether a cluster was made here.
+    pub fn is_made(&self) -> Result<bool, ClusterError> {
+        Ok(self.hosts.get(MADE)?.is_some())
     }
 
     /// Removes a host.
@@ -228,11 +237,12 @@ impl Cluster {
                 return Err(ClusterError::HostInUse { host: host.clone(), vm: vm.record.name });
             }
         }
-        let key = host_key(host);
+        let (key, alive) = (host_key(host), alive_key(host));
         for _ in 0..ATTEMPTS_MAX {
             let entry = self.hosts.get(&key)?.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
             let compare = Compare { key: &key, version: entry.version };
-            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &[Op::Delete { key: &key }])? {
+            let ops = [Op::Delete { key: &key }, Op::Delete { key: &alive }];
+            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &ops)? {
                 return Ok(());
             }
         }
@@ -340,6 +350,11 @@ impl Cluster {
         }
         Err(ClusterError::Contended(key.to_owned()))
     }
+}
+
+/// What says that a cluster was made by this host.
+fn made_by(host: &HostName) -> Result<Vec<u8>, ClusterError> {
+    encode(MADE, &serde_json::json!({ "made_by": host }))
 }
 
 /// A record and its version.
