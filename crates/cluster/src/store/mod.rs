@@ -47,6 +47,9 @@ pub trait Store: Send + Sync {
     /// After [`StoreError::Unreachable`] it may have been done or not, or may be until this store's next transaction: look before asking again.
     fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Outcome, StoreError>;
 
+    /// Makes sure that the store can be written to, as far as can be seen without changing anything in it.
+    fn check_writable(&self) -> Result<(), StoreError>;
+
     /// What has changed under `prefix` after revision `since`. Waits for the first change, up to `timeout`.
     fn watch(&self, prefix: &str, since: u64, timeout: Duration) -> Result<Changes, StoreError>;
 

@@ -332,6 +332,11 @@ impl Store for SqliteStore {
         done?.ok_or(StoreError::LeaseEnded)
     }
 
+    /// Takes the lock of writers.
+    fn check_writable(&self) -> Result<(), StoreError> {
+        self.transact(&[], &[]).map(drop)
+    }
+
     fn watch(&self, prefix: &str, since: u64, timeout: Duration) -> Result<Changes, StoreError> {
         check_prefix(prefix)?;
         let started = Instant::now();

@@ -17,6 +17,7 @@ pub fn all(place: &dyn Place) {
     a_key_that_is_written_again_never_has_a_version_twice(place);
     a_prefix_is_one_of_characters_and_not_a_pattern(place);
     bounds_are_kept(place);
+    looking_whether_it_can_be_written_to_changes_nothing(place);
     a_watch_sees_what_others_write_and_delete(place);
     a_watch_misses_nothing_and_repeats_nothing(place);
     of_swaps_at_the_same_time_one_is_done(place);
@@ -50,6 +51,14 @@ fn a_transaction_does_all_or_nothing(place: &dyn Place) {
     assert!(other.revision >= revision);
     let versions: Vec<u64> = other.entries.iter().map(|(_, entry)| entry.version).collect();
     assert_eq!(versions, [revision; 2]);
+}
+
+fn looking_whether_it_can_be_written_to_changes_nothing(place: &dyn Place) {
+    let store = place.client();
+    put(&*store, "writable/a", b"1");
+    let before = store.list("").unwrap();
+    store.check_writable().unwrap();
+    assert_eq!(store.list("").unwrap(), before);
 }
 
 fn a_key_that_is_written_again_never_has_a_version_twice(place: &dyn Place) {

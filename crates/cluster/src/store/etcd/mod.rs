@@ -162,6 +162,18 @@ impl Store for EtcdStore {
         }
     }
 
+    /// A write whose condition never holds: all members agree upon it, and etcd refuses it as it would any other write, but no revision comes of it.
+    fn check_writable(&self) -> Result<(), StoreError> {
+        let nobodys = self.entry_key("");
+        let put = PutRequest { key: Bytes::key(&nobodys), value: Bytes::default(), lease: None };
+        let request = TxnRequest {
+            compare: vec![CompareRevision::new(&nobodys, u64::from(u32::MAX))],
+            success: vec![RequestOp::Put(put)],
+            failure: Vec::new(),
+        };
+        self.client.ask_until_answered::<TxnResponse>(TXN, &request).map(drop)
+    }
+
     fn watch(&self, prefix: &str, since: u64, timeout: Duration) -> Result<Changes, StoreError> {
         check_prefix(prefix)?;
         let until = Instant::now() + timeout;

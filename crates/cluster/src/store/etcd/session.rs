@@ -78,8 +78,10 @@ impl Session {
 
     /// Renews its lease; whether it was there.
     pub fn keep(&mut self, store: &EtcdStore) -> Result<bool, StoreError> {
-        self.kept = Instant::now();
-        store.keep_lease(self.lease)
+        let asked = Instant::now();
+        let is_there = store.keep_lease(self.lease)?;
+        self.kept = asked;
+        Ok(is_there)
     }
 
     /// Writes the receipt, whatever is there; answers a revision of it. May be done several times, and late.

@@ -55,6 +55,12 @@ impl Files {
         write().map_err(|error| explain(&self.folder, &error))
     }
 
+    /// Writes a file, of a block's size as the file system gives room in blocks, and removes it.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        let write = || tempfile::Builder::new().prefix(NEW).tempfile_in(&self.folder)?.write_all(&[0; 4096]);
+        write().map_err(|error| explain(&self.folder, &error))
+    }
+
     /// Makes a transaction that of a revision; gives it back if that revision is another one's.
     pub fn place(&self, file: NamedTempFile, revision: u64) -> Result<Option<NamedTempFile>, StoreError> {
         match file.persist_noclobber(self.transaction_path(revision)) {
@@ -84,8 +90,16 @@ impl Files {
         });
         let Some(newest) = snapshots.max() else { return Ok(State::default()) };
         // If it has been removed meanwhile, there is a newer one, which whoever asks finds next time.
-        let saved: Option<Saved> = read(&self.numbered(SNAPSHOT, newest))?;
-        Ok(saved.map(State::from).unwrap_or_default())
+        let path = self.numbered(SNAPSHOT, newest);
+        let saved: Option<Saved> = read(&path)?;
+        let Some(saved) = saved else { return Ok(State::default()) };
+        let state = State::from(saved);
+        // They are made at the ends of blocks, so that there is a next revision.
+        if state.revision() != newest || !newest.is_multiple_of(BLOCK) {
+            let what = format!("{}: it is of revision {}", path.display(), state.revision());
+            return Err(StoreError::Corrupt(what));
+        }
+        Ok(state)
     }
 
     /// Writes a snapshot, unless somebody has.

@@ -49,8 +49,15 @@ pub struct FolderStore {
     files: Files,
     /// Device and inode: two stores under one name would be two arbiters.
     folder: (u64, u64),
-    /// What has been read so far.
-    state: Mutex<State>,
+    known: Mutex<Known>,
+}
+
+/// What has been read so far.
+#[derive(Default)]
+struct Known {
+    state: State,
+    /// Up to here the names of transactions are on stable storage.
+    synced: u64,
 }
 
 impl FolderStore {
@@ -72,8 +79,8 @@ impl FolderStore {
         }
         check_file_system(&path, &path)?;
         let folder = (metadata.dev(), metadata.ino());
-        let store = Self { files: Files::new(path), folder, state: Mutex::new(State::default()) };
-        store.with_state(|_| Ok(()))?;
+        let store = Self { files: Files::new(path), folder, known: Mutex::default() };
+        store.keep_ready()?;
         Ok(store)
     }
 
@@ -98,11 +105,11 @@ impl FolderStore {
     }
 
     /// Does something with everything as of now.
-    fn with_state<T>(&self, work: impl FnOnce(&mut State) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    fn with_known<T>(&self, work: impl FnOnce(&mut Known) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.check_folder()?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.advance(&mut state)?;
-        work(&mut state)
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.advance(&mut known)?;
+        work(&mut known)
     }
 
     /// Whether the path still leads to the folder that was opened.
@@ -119,8 +126,7 @@ impl FolderStore {
     }
 
     /// Reads what others have written. What it answers is on stable storage, whoever wrote it.
-    fn advance(&self, state: &mut State) -> Result<(), StoreError> {
-        let known = state.revision();
+    fn advance(&self, Known { state, synced }: &mut Known) -> Result<(), StoreError> {
         let mut loads = 0;
         loop {
             let next = state.revision() + 1;
@@ -133,13 +139,19 @@ impl FolderStore {
                     return Err(StoreError::Corrupt(what));
                 }
                 *state = self.files.newest_snapshot()?;
+                *synced = 0;
                 continue;
             }
             let Some(transaction) = found else { break };
             state.apply(next, transaction);
             self.tidy(state);
         }
-        if state.revision() != known { files::sync(self.path()) } else { Ok(()) }
+        // Not only if this call has read something: one before may have failed half-way.
+        if state.revision() != *synced {
+            files::sync(self.path())?;
+            *synced = state.revision();
+        }
+        Ok(())
     }
 
     /// Gives a transaction its revision.
@@ -182,12 +194,12 @@ enum Placed {
 impl Store for FolderStore {
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         check_key(key)?;
-        self.with_state(|state| Ok(state.get(key).cloned()))
+        self.with_known(|known| Ok(known.state.get(key).cloned()))
     }
 
     fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         check_prefix(prefix)?;
-        self.with_state(|state| Ok(Listing { revision: state.revision(), entries: state.list(prefix) }))
+        self.with_known(|Known { state, .. }| Ok(Listing { revision: state.revision(), entries: state.list(prefix) }))
     }
 
     fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Outcome, StoreError> {
@@ -195,9 +207,10 @@ impl Store for FolderStore {
         if ops.iter().any(|op| matches!(op, Op::Put { lease: Some(_), .. })) {
             return Err(no_leases());
         }
-        self.with_state(|state| {
+        self.with_known(|known| {
             let mut written = None;
             loop {
+                let state = &mut known.state;
                 let has_version =
                     |compare: &Compare<'_>| state.get(compare.key).map_or(0, |entry| entry.version) == compare.version;
                 if !compares.iter().all(has_version) {
@@ -216,14 +229,21 @@ impl Store for FolderStore {
                     Placed::There => {
                         state.apply(next, transaction);
                         self.tidy(state);
+                        known.synced = next;
                         return Ok(Outcome::Done { revision: next });
                     }
                     Placed::Taken(file) => written = Some(file),
                     Placed::Gone => {}
                 }
-                self.advance(state)?;
+                self.advance(known)?;
             }
         })
+    }
+
+    /// Writes a file that is nobody's.
+    fn check_writable(&self) -> Result<(), StoreError> {
+        self.check_folder()?;
+        self.files.check_writable()
     }
 
     fn watch(&self, prefix: &str, since: u64, timeout: Duration) -> Result<Changes, StoreError> {
@@ -232,7 +252,7 @@ impl Store for FolderStore {
         // What has been looked through already need not be looked through again.
         let mut since = since;
         loop {
-            match self.with_state(|state| Ok(state.changes(prefix, since)))? {
+            match self.with_known(|known| Ok(known.state.changes(prefix, since)))? {
                 Changes::Seen { revision, changes } if changes.is_empty() && started.elapsed() < timeout => {
                     since = revision;
                 }
@@ -240,6 +260,11 @@ impl Store for FolderStore {
             }
             thread::sleep(WATCH_POLL.min(timeout.saturating_sub(started.elapsed())));
         }
+    }
+
+    /// What others have written is read.
+    fn keep_ready(&self) -> Result<(), StoreError> {
+        self.with_known(|_| Ok(()))
     }
 
     fn grant_lease(&self, _: Duration) -> Result<LeaseId, StoreError> {
@@ -298,6 +323,63 @@ mod tests {
         }
         assert!(!late.files.transaction_path(2).exists(), "what nobody reads stays");
         assert_eq!(store.get("a").unwrap().unwrap().value, b"3");
+    }
+
+    /// Whoever asks again must not be answered from what may be gone after a power loss.
+    #[test]
+    fn what_was_read_before_an_error_is_synchronized_before_it_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, reader) = (FolderStore::create(folder.path()).unwrap(), FolderStore::open(folder.path()).unwrap());
+        let read_and_synced = |store: &FolderStore| {
+            let known = store.known.lock().unwrap();
+            (known.state.revision(), known.synced)
+        };
+        put(&writer, b"1");
+        assert_eq!(read_and_synced(&writer), (1, 1), "what it has written itself is synchronized again");
+        put(&writer, b"2");
+        fs::write(writer.files.transaction_path(3), "{").unwrap();
+        assert!(reader.get("a").is_err());
+        assert_eq!(read_and_synced(&reader), (2, 0));
+        fs::remove_file(writer.files.transaction_path(3)).unwrap();
+        assert_eq!(reader.get("a").unwrap().unwrap().version, 2);
+        assert_eq!(read_and_synced(&reader), (2, 2));
+    }
+
+    #[test]
+    fn who_keeps_ready_has_read_what_others_wrote() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, reader) = (FolderStore::create(folder.path()).unwrap(), FolderStore::open(folder.path()).unwrap());
+        put(&writer, b"1");
+        reader.keep_ready().unwrap();
+        assert_eq!(reader.known.lock().unwrap().state.revision(), 1);
+    }
+
+    #[test]
+    fn a_folder_that_can_only_be_read_is_not_writable() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FolderStore::create(folder.path()).unwrap();
+        store.check_writable().unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "it leaves something behind");
+        // Nobody can make a file there, not even who may do everything.
+        let store = FolderStore::open(Path::new("/proc")).unwrap();
+        assert_eq!(store.get("a").unwrap(), None);
+        assert!(matches!(store.check_writable(), Err(StoreError::Unreachable(_))));
+    }
+
+    #[test]
+    fn a_snapshot_of_another_revision_than_its_name_says_is_refused_and_overflows_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FolderStore::create(folder.path()).unwrap();
+        fs::write(folder.path().join("gone-0000000000000000"), "null").unwrap();
+        for (name, revision) in [(BLOCK, BLOCK + 1), (BLOCK, u64::MAX), (u64::MAX, u64::MAX)] {
+            let path = folder.path().join(format!("snapshot-{name:016}"));
+            fs::write(&path, format!(r#"{{"revision":{revision},"compacted":0,"entries":[],"deleted":{{}}}}"#))
+                .unwrap();
+            for result in [store.get("a").map(drop), FolderStore::open(folder.path()).map(drop)] {
+                assert!(matches!(&result, Err(StoreError::Corrupt(why)) if why.contains("snapshot")), "{result:?}");
+            }
+            fs::remove_file(path).unwrap();
+        }
     }
 
     #[test]
