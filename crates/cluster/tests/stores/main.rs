@@ -3,6 +3,7 @@
 mod conformance;
 mod etcd;
 mod files;
+mod impostor;
 mod leases;
 mod members;
 mod proxy;

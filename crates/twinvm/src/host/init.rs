@@ -8,11 +8,13 @@ use anyhow::{Context, Result, bail};
 use cluster::records::{Cluster, ClusterError};
 use cluster::store::{EtcdKeys, StoreLocation, Stores};
 use replication::channel;
+use spec::HostName;
 
 use super::bundle::Bundle;
 use super::config::{HostConfig, check_host_name, first_copies_max_default};
 use super::folder::{HostFolder, new_private_folder, private_folder};
 use super::operator;
+use super::registry::open_cluster;
 use crate::paths;
 use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, LAG_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
 
@@ -98,15 +100,14 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         bail!("{} holds a host already: choose another folder with --dir", folder.path().display());
     }
     new_private_folder(folder.path())?;
-    let made = write(folder, &config, bundle.as_ref());
+    let made = write(folder, &config, bundle.as_ref()).and_then(|()| match bundle {
+        // It comes last: what fails before leaves nothing in the store.
+        None => make_store(&config),
+        Some(_) => see_store(&config),
+    });
     if made.is_err() {
         // Whatever is there was made just now: the folder was empty.
         let _ = fs::remove_dir_all(folder.path());
-        if bundle.is_none() {
-            for file in config.store.files() {
-                let _ = fs::remove_file(&file).or_else(|_| fs::remove_dir_all(&file));
-            }
-        }
     }
     made.map(|()| config)
 }
@@ -131,26 +132,43 @@ fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> R
     if bundle.is_none() {
         operator::issue(folder, operator::FIRST, &folder.operator())?;
     }
-    make_store(config, bundle.is_none())
+    Ok(())
 }
 
-/// Makes the cluster's store, if it is a new one; or sees whether it answers, where only that can be seen from here. It comes last: what fails before leaves
-/// nothing in etcd.
-fn make_store(config: &HostConfig, is_new: bool) -> Result<()> {
-    let keys = config.store_keys.as_ref();
-    if !is_new {
-        return match &config.store {
-            StoreLocation::File(_) => Ok(()),
-            StoreLocation::Etcd(_) => Ok(Stores::open(&config.store, keys).map(drop)?),
-        };
-    }
-    let cluster = Cluster::new(Stores::create(&config.store, keys)?);
-    match cluster.found(&config.name.parse()?) {
+/// Makes the store of a new cluster. Leaves nothing of it behind when it fails, but what another one has made.
+fn make_store(config: &HostConfig) -> Result<()> {
+    let host: HostName = config.name.parse()?;
+    let made =
+        Stores::create(&config.store, config.store_keys.as_ref()).map_err(ClusterError::from).and_then(|stores| {
+            let cluster = Cluster::new(stores);
+            cluster.found(&host).inspect_err(|error| {
+                // It may have been done, or done later, though no answer came.
+                if !matches!(error, ClusterError::ClusterExists) {
+                    let _ = cluster.unfound(&host);
+                }
+            })
+        });
+    match made {
+        // Whoever was faster has a host with that store by now.
         Err(ClusterError::ClusterExists) => bail!(
             "{} holds a cluster already: join that cluster with --bundle, or give this one another name, as in etcd://HOST:PORT/NAME",
             config.store
         ),
-        other => Ok(other?),
+        Err(error) => {
+            for file in config.store.files() {
+                let _ = fs::remove_file(&file).or_else(|_| fs::remove_dir_all(&file));
+            }
+            Err(error.into())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Sees whether the store of a cluster that is joined answers and holds one, where only that can be seen from here.
+fn see_store(config: &HostConfig) -> Result<()> {
+    match &config.store {
+        StoreLocation::File(_) => Ok(()),
+        StoreLocation::Etcd(_) => open_cluster(config).map(drop),
     }
 }
 

@@ -16,7 +16,7 @@ use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
     BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, VmRecord, VmState,
 };
-use cluster::store::{LeaseId, Stores, boot_ms_now};
+use cluster::store::{LeaseId, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
 use machine::probe::probe;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
@@ -69,7 +69,8 @@ impl KnownVm {
 pub struct Registry {
     cluster: Cluster,
     host: HostRecord,
-    lease: Mutex<LeaseId>,
+    /// None once it was given up.
+    lease: Mutex<Option<LeaseId>>,
     has_booted: bool,
 }
 
@@ -99,7 +100,7 @@ impl Registry {
             folder: std::path::absolute(folder)?,
             unknown: Default::default(),
         };
-        let cluster = Cluster::new(Stores::open(&config.store, config.store_keys.as_ref())?);
+        let cluster = open_cluster(config)?;
         let before = cluster.host(&host.name).ok();
         if let Some(before) = &before {
             wait_until_ended(&cluster, before, &host)?;
@@ -107,7 +108,7 @@ impl Registry {
         let ended = before.as_ref().map(|before| before.instance.as_str());
         let lease = cluster.register_host(&host, ended, LEASE_TTL).context("cannot register the host")?;
         let has_booted = before.as_ref().is_none_or(|before| before.boot_id != host.boot_id);
-        Ok(Self { cluster, host, lease: Mutex::new(lease), has_booted })
+        Ok(Self { cluster, host, lease: Mutex::new(Some(lease)), has_booted })
     }
 
     /// Whether the machine has booted since the daemon before this one was started.
@@ -115,9 +116,12 @@ impl Registry {
         self.has_booted
     }
 
-    /// Gives the lease up: from now on the host is not asked for anything.
+    /// Gives the lease up, for good: from now on the host is not asked for anything.
     pub fn end_lease(&self) -> Result<(), ClusterError> {
-        self.cluster.end_lease(*lock(&self.lease))
+        match lock(&self.lease).take() {
+            Some(lease) => self.cluster.end_lease(lease),
+            None => Ok(()),
+        }
     }
 
     /// Removes another host that is not alive and holds no replica.
@@ -130,15 +134,17 @@ impl Registry {
         Ok(self.cluster.remove_host(&host)?)
     }
 
-    /// Renews the host's lease. A host that was removed meanwhile, or whose lease has ended, registers again.
+    /// Renews the host's lease, unless it was given up. A host that was removed meanwhile, or whose lease has ended, registers again.
     ///
     /// # Errors
     /// [`ClusterError::OtherInstance`] if another daemon serves the host now: this one must not go on.
     pub fn renew_lease(&self) -> Result<(), ClusterError> {
-        let lease = *lock(&self.lease);
-        match self.cluster.renew_lease(&self.host.name, &self.host.instance, lease) {
+        // Held meanwhile: what is given up must not be taken again.
+        let mut lease = lock(&self.lease);
+        let Some(current) = *lease else { return Ok(()) };
+        match self.cluster.renew_lease(&self.host.name, &self.host.instance, current) {
             Err(ClusterError::NoHost(_) | ClusterError::LeaseEnded(_)) => {
-                *lock(&self.lease) = self.cluster.register_host(&self.host, None, LEASE_TTL)?;
+                *lease = Some(self.cluster.register_host(&self.host, None, LEASE_TTL)?);
                 Ok(())
             }
             other => other,
@@ -147,8 +153,7 @@ impl Registry {
 
     /// Whether the store can be written to.
     pub fn check_writable(&self) -> Result<(), ClusterError> {
-        self.cluster.store().transact(&[], &[])?;
-        Ok(())
+        Ok(self.cluster.store().check_writable()?)
     }
 
     /// The time by which leases and back-offs are counted.
@@ -360,6 +365,24 @@ impl From<ClusterError> for HostError {
             ClusterError::Unreadable { .. } => anyhow!(message).into(),
         }
     }
+}
+
+/// Opens the cluster of a host.
+///
+/// # Errors
+/// Also if there is none under the name that the address of its etcd ends with: nothing but that name tells it from another one, or from an empty one.
+pub fn open_cluster(config: &HostConfig) -> Result<Cluster> {
+    let cluster = Cluster::new(Stores::open(&config.store, config.store_keys.as_ref())?);
+    if let StoreLocation::Etcd(address) = &config.store
+        && !cluster.is_made()?
+    {
+        bail!(
+            "{}: there is no cluster with the name {}: look at the name at the end of the store's address, as in etcd://HOST:PORT/NAME",
+            config.store,
+            address.name
+        );
+    }
+    Ok(cluster)
 }
 
 /// Engines that run here, the faster one first.

@@ -1,19 +1,19 @@
 //! Calls to the members of an etcd cluster.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::address::{EtcdAddress, EtcdKeys};
-use super::wire::{Problem, Streamed};
+use super::wire::{Answered, Header, Problem, Streamed};
 use crate::store::StoreError;
 
 /// How long one member may take to answer, before the next one is asked. A leader that is lost has a successor within two seconds or so.
@@ -24,6 +24,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest answer, in bytes: as long as all that is stored may be, in base64.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
+/// How much is told of what etcd, or whatever stands before it, says of a problem, in bytes.
+const TEXT_BYTES_MAX: usize = 1 << 10;
 
 /// Why a call came to nothing.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct Client {
     scheme: &'static str,
     /// The member that is asked first.
     preferred: AtomicUsize,
+    /// The etcd cluster that has answered first: another one would be another arbiter.
+    cluster: OnceLock<u64>,
 }
 
 impl Client {
@@ -56,7 +60,13 @@ impl Client {
             config = config.tls_config(tls(keys)?);
         }
         let scheme = if keys.is_some() { "https" } else { "http" };
-        Ok(Self { agent: config.build().into(), address, scheme, preferred: AtomicUsize::new(0) })
+        Ok(Self {
+            agent: config.build().into(),
+            address,
+            scheme,
+            preferred: AtomicUsize::new(0),
+            cluster: OnceLock::new(),
+        })
     }
 
     /// Where it is.
@@ -65,23 +75,17 @@ impl Client {
     }
 
     /// Asks one member, the preferred one. If it does not answer, or has no leader, the next one is preferred.
-    pub fn ask<T: DeserializeOwned>(&self, path: &str, request: &impl Serialize) -> Result<T, CallError> {
+    pub fn ask<T: Answered>(&self, path: &str, request: &impl Serialize) -> Result<T, CallError> {
         let preferred = self.preferred.load(Ordering::Relaxed);
         let answer = self.ask_member(preferred, path, request);
         if let Err(CallError::Ambiguous(_)) = &answer {
-            // Several threads that failed at one member turn to the same next one.
-            let next = preferred.wrapping_add(1);
-            let _ = self.preferred.compare_exchange(preferred, next, Ordering::Relaxed, Ordering::Relaxed);
+            self.turn_from(preferred);
         }
         answer
     }
 
     /// Asks what may be asked twice until there is an answer, for as long as a call may take.
-    pub fn ask_until_answered<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        request: &impl Serialize,
-    ) -> Result<T, StoreError> {
+    pub fn ask_until_answered<T: Answered>(&self, path: &str, request: &impl Serialize) -> Result<T, StoreError> {
         let mut patience = self.patience();
         loop {
             match self.ask(path, request) {
@@ -103,26 +107,53 @@ impl Client {
         let preferred = self.preferred.load(Ordering::Relaxed);
         let answer = self.send(preferred, path, request, lifetime);
         match answer {
-            Ok(body) => Ok(Messages(BufReader::new(Box::new(body.into_reader())))),
+            Ok(body) => Ok(Messages { lines: BufReader::new(Box::new(body.into_reader())), member: preferred }),
             Err(error) => {
-                let next = preferred.wrapping_add(1);
-                let _ = self.preferred.compare_exchange(preferred, next, Ordering::Relaxed, Ordering::Relaxed);
+                self.turn_from(preferred);
                 Err(error)
             }
         }
     }
 
-    fn ask_member<T: DeserializeOwned>(
-        &self,
-        member: usize,
-        path: &str,
-        request: &impl Serialize,
-    ) -> Result<T, CallError> {
+    /// Prefers the next member to this one. Several threads that failed at one member turn to the same next one.
+    pub fn turn_from(&self, member: usize) {
+        let next = member.wrapping_add(1);
+        let _ = self.preferred.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Waits a little, not beyond a time.
+    pub fn pause(&self, until: Instant) {
+        thread::sleep(PAUSE.min(until.saturating_duration_since(Instant::now())));
+    }
+
+    /// Makes sure that what a member has answered is of the etcd cluster that has answered before.
+    pub fn check_cluster(&self, member: usize, header: Header) -> Result<(), CallError> {
+        let answers = header.cluster_id.0;
+        if answers == 0 {
+            return Err(self.ambiguous(member, "its answer makes no sense: it says not of which etcd cluster it is"));
+        }
+        let first = *self.cluster.get_or_init(|| answers);
+        if answers == first {
+            return Ok(());
+        }
+        let member = self.member(member);
+        let why = format!(
+            "{member}: it is of another etcd cluster ({answers:x}) than the others ({first:x}): correct the address of the store"
+        );
+        tracing::error!("{}: {why}", self.address);
+        Err(CallError::Ambiguous(why))
+    }
+
+    fn ask_member<T: Answered>(&self, member: usize, path: &str, request: &impl Serialize) -> Result<T, CallError> {
         let mut body = self.send(member, path, request, MEMBER_TIMEOUT)?;
         let answer = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
         let answer = answer.map_err(|error| self.ambiguous(member, &error.to_string()))?;
-        serde_json::from_slice(&answer)
-            .map_err(|error| self.ambiguous(member, &format!("its answer makes no sense: {error}")))
+        let answer: T = serde_json::from_slice(&answer)
+            .map_err(|error| self.ambiguous(member, &format!("its answer makes no sense: {error}")))?;
+        if let Some(header) = answer.header() {
+            self.check_cluster(member, header)?;
+        }
+        Ok(answer)
     }
 
     fn send(&self, member: usize, path: &str, request: &impl Serialize, timeout: Duration) -> Result<Body, CallError> {
@@ -205,13 +236,17 @@ impl Patience {
 }
 
 /// Messages of a stream, until it ends.
-pub struct Messages(BufReader<Box<dyn std::io::Read + Send>>);
+pub struct Messages {
+    lines: BufReader<Box<dyn Read + Send>>,
+    /// The member that tells them.
+    pub member: usize,
+}
 
 impl Messages {
     /// The next one.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Option<Streamed<T>> {
+    pub fn next<T: Answered>(&mut self) -> Option<Streamed<T>> {
         let mut line = Vec::new();
-        match self.0.read_until(b'\n', &mut line) {
+        match (&mut self.lines).take(ANSWER_BYTES_MAX).read_until(b'\n', &mut line) {
             Ok(length) if length > 0 => serde_json::from_slice(&line).ok(),
             _ => None,
         }
@@ -230,9 +265,11 @@ mod codes {
 }
 
 impl Problem {
-    /// In words.
+    /// In words, not too many.
     pub fn text(&self) -> &str {
-        if self.message.is_empty() { &self.error } else { &self.message }
+        let text = if self.message.is_empty() { &self.error } else { &self.message };
+        let length = (0..=TEXT_BYTES_MAX).rev().find(|&length| text.is_char_boundary(length));
+        length.and_then(|length| text.get(..length)).filter(|_| text.len() > TEXT_BYTES_MAX).unwrap_or(text)
     }
 
     /// Whether etcd says by this that nothing was done and nothing will be. Time-outs and lost leaders say nothing of the kind; nor does a member
@@ -280,4 +317,20 @@ fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
 
 fn unusable(path: &Path, why: &str) -> StoreError {
     StoreError::Unreachable(format!("the keys for etcd cannot be used: {}: {why}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It goes on from here to replicas, in messages that have an end.
+    #[test]
+    fn not_all_is_told_of_a_long_text() {
+        let problem = |message: String| Problem { message, error: "other".to_owned(), code: 0 };
+        assert_eq!(problem(String::new()).text(), "other");
+        for (letter, told) in [("x", 1024), ("\u{e4}", 1024), ("\u{20ac}", 1023)] {
+            assert_eq!(problem(letter.repeat(100_000)).text(), letter.repeat(told / letter.len()));
+        }
+        assert_eq!(problem("x".repeat(1024)).text().len(), 1024);
+    }
 }

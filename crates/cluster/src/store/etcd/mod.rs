@@ -24,8 +24,8 @@ use client::{CallError, Client};
 use session::Session;
 use stream::{Opened, Stream, Waited};
 use wire::{
-    Bytes, CompareRevision, GrantRequest, KeyValue, LeaseRequest, LeaseResponse, Number, PutRequest, RangeRequest,
-    RangeResponse, RequestOp, Streamed, TxnRequest, TxnResponse,
+    Bytes, CompareRevision, Done, GrantRequest, KeyValue, LeaseRequest, LeaseResponse, Number, PutRequest,
+    RangeRequest, RangeResponse, RequestOp, Streamed, TxnRequest, TxnResponse,
 };
 
 const RANGE: &str = "/v3/kv/range";
@@ -205,7 +205,11 @@ impl Store for EtcdStore {
             let changes = match stream.wait(since, until.saturating_duration_since(Instant::now())) {
                 Waited::Changes(changes) => changes,
                 Waited::Compacted => return Ok(Changes::Compacted),
-                Waited::Ended if Instant::now() < until => continue,
+                Waited::Ended if Instant::now() < until => {
+                    // A member may end one as soon as it has begun, again and again.
+                    self.client.pause(until);
+                    continue;
+                }
                 Waited::Ended | Waited::Nothing => Vec::new(),
             };
             let revision = stream.revision();
@@ -241,7 +245,7 @@ impl Store for EtcdStore {
     }
 
     fn end_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        match self.client.ask_until_answered::<serde_json::Value>(REVOKE, &LeaseRequest { id: Number(lease.0) }) {
+        match self.client.ask_until_answered::<Done>(REVOKE, &LeaseRequest { id: Number(lease.0) }) {
             Ok(_) | Err(StoreError::LeaseEnded) => Ok(()),
             Err(error) => Err(error),
         }

@@ -60,16 +60,7 @@ impl Stream {
             start_revision: Number(since.saturating_add(1)),
         };
         let mut messages = client.stream(WATCH, &WatchRequest { create_request: create }, LIFETIME)?;
-        let first = loop {
-            match messages.next::<WatchResponse>() {
-                Some(Streamed { result: Some(first), .. }) => break first,
-                Some(Streamed { error: Some(problem), .. }) => {
-                    return Err(CallError::Ambiguous(problem.text().to_owned()));
-                }
-                Some(Streamed { .. }) => {}
-                None => return Err(CallError::Ambiguous("a watch ended before it began".to_owned())),
-            }
-        };
+        let first = first(client, &mut messages).inspect_err(|_| client.turn_from(messages.member))?;
         if first.compact_revision.0 > since {
             return Ok(Opened::Compacted);
         }
@@ -125,6 +116,23 @@ impl Stream {
         let mut changes: Vec<(u64, Change)> = last.into_values().collect();
         changes.sort_by(|(revision, change), (other, than)| (revision, &change.key).cmp(&(other, &than.key)));
         Waited::Changes(changes.into_iter().map(|(_, change)| change).collect())
+    }
+}
+
+/// What a member says first.
+fn first(client: &Client, messages: &mut Messages) -> Result<WatchResponse, CallError> {
+    loop {
+        match messages.next::<WatchResponse>() {
+            Some(Streamed { result: Some(first), .. }) => {
+                client.check_cluster(messages.member, first.header)?;
+                return Ok(first);
+            }
+            Some(Streamed { error: Some(problem), .. }) => {
+                return Err(CallError::Ambiguous(problem.text().to_owned()));
+            }
+            Some(Streamed { .. }) => {}
+            None => return Err(CallError::Ambiguous("a watch ended before it began".to_owned())),
+        }
     }
 }
 

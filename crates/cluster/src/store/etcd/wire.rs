@@ -3,7 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::Error as _;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Bytes.
@@ -47,11 +47,42 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// What every answer begins with.
+/// What every answer begins with. An answer without one is not etcd's, and says nothing: also not that a key is not there.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Header {
+    pub cluster_id: Number,
     pub revision: Number,
+}
+
+/// An answer.
+pub trait Answered: DeserializeOwned {
+    /// Its header; none if it only tells of a problem.
+    fn header(&self) -> Option<Header>;
+}
+
+/// An answer of which nothing else is of interest.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Done {
+    pub header: Header,
+}
+
+macro_rules! answered {
+    ($($answer:ty),*) => {$(
+        impl Answered for $answer {
+            fn header(&self) -> Option<Header> {
+                Some(self.header)
+            }
+        }
+    )*};
+}
+
+answered!(Done, RangeResponse, TxnResponse, LeaseResponse, WatchResponse);
+
+impl<T: Answered> Answered for Streamed<T> {
+    fn header(&self) -> Option<Header> {
+        self.result.as_ref().and_then(T::header)
+    }
 }
 
 /// An entry.
@@ -79,10 +110,10 @@ pub struct RangeRequest {
     pub range_end: Option<Bytes>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct RangeResponse {
     pub header: Header,
+    #[serde(default)]
     pub kvs: Vec<KeyValue>,
 }
 
@@ -127,11 +158,12 @@ pub struct TxnRequest {
     pub failure: Vec<RequestOp>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct TxnResponse {
     pub header: Header,
+    #[serde(default)]
     pub succeeded: bool,
+    #[serde(default)]
     pub responses: Vec<ResponseOp>,
 }
 
@@ -154,13 +186,13 @@ pub struct LeaseRequest {
     pub id: Number,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct LeaseResponse {
-    #[serde(rename = "ID")]
+    pub header: Header,
+    #[serde(rename = "ID", default)]
     pub id: Number,
     /// Left out, or less, if it has ended.
-    #[serde(rename = "TTL")]
+    #[serde(rename = "TTL", default)]
     pub ttl: Number,
 }
 
@@ -183,14 +215,16 @@ pub struct Streamed<T> {
     pub error: Option<Problem>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct WatchResponse {
     pub header: Header,
-    pub created: bool,
+    #[serde(default)]
     pub canceled: bool,
+    #[serde(default)]
     pub compact_revision: Number,
+    #[serde(default)]
     pub cancel_reason: String,
+    #[serde(default)]
     pub events: Vec<Event>,
 }
 

@@ -19,6 +19,8 @@ use crate::replica::config::ReplicaConfig;
 const READY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a secondary may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much a replica is told of what is wrong, in bytes.
+const TEXT_BYTES_MAX: usize = 1 << 10;
 
 /// Serves the replica with this configuration: `claim` and `connections` lead to it. Returns when it is gone.
 pub fn serve(config: &ReplicaConfig, claim: impl AsFd, connections: OwnedFd) -> Result<()> {
@@ -35,7 +37,7 @@ pub fn serve(config: &ReplicaConfig, claim: impl AsFd, connections: OwnedFd) -> 
         while let Ok(Some((wanted, _))) = receive::<Wanted>(&connections) {
             let (answer, socket) = match connector.connect(&wanted) {
                 Ok(socket) => (Connected::Yes, Some(socket)),
-                Err(error) => (Connected::No { message: format!("{error:#}") }, None),
+                Err(error) => (Connected::No { message: shortened(&format!("{error:#}")) }, None),
             };
             if send(&connections, &answer, socket.as_ref().map(AsFd::as_fd)).is_err() {
                 break;
@@ -57,7 +59,13 @@ fn answer(arbiter: &StoreArbiter, question: &Question) -> Answer {
             Verdict::Lost(claim) => Answer::Claim { claim },
         }),
     };
-    answer.unwrap_or_else(|error| Answer::Unreachable { message: error.0 })
+    answer.unwrap_or_else(|error| Answer::Unreachable { message: shortened(&error.0) })
+}
+
+/// What fits into a message, whoever has written it: a replica that gets none ends.
+fn shortened(text: &str) -> String {
+    let length = (0..=TEXT_BYTES_MAX).rev().find(|&length| text.is_char_boundary(length)).unwrap_or(0);
+    text.get(..length).filter(|_| text.len() > TEXT_BYTES_MAX).unwrap_or(text).to_owned()
 }
 
 /// Makes the connections that this replica may have.
