@@ -197,3 +197,30 @@ fn machine_name() -> Result<String> {
     check_host_name(&name).context("name the host with --name")?;
     Ok(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both have seen no store before they made one.
+    #[test]
+    fn of_two_that_make_one_store_the_slower_one_leaves_it_to_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("cluster.db");
+        let config = |host: &str| -> HostConfig {
+            let text = format!("name = {host:?}\nlisten = \"127.0.0.1:7441\"\nstore = {store:?}\nimages = \"/i\"\n");
+            toml::from_str(&text).unwrap()
+        };
+        make_store(&config("a")).unwrap();
+        let refused = make_store(&config("b")).unwrap_err().to_string();
+        assert!(refused.contains("holds a cluster already"), "{refused}");
+        let cluster = Cluster::new(Stores::open(&config("a").store, None).unwrap());
+        assert!(cluster.is_made().unwrap());
+        // What cannot become one is not left half made.
+        let half = folder.path().join("half.db");
+        fs::write(folder.path().join("half.db.vms"), "").unwrap();
+        let config = HostConfig { store: StoreLocation::File(half), ..config("c") };
+        assert!(make_store(&config).is_err());
+        assert!(config.store.files().iter().all(|file| !file.exists()));
+    }
+}

@@ -424,3 +424,47 @@ fn wait_until_ended(cluster: &Cluster, before: &HostRecord, host: &HostRecord) -
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The thread that renews it may come once more after the daemon has given it up.
+    #[test]
+    fn a_lease_that_was_given_up_is_not_taken_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = || {
+            let location = StoreLocation::File(folder.path().join("cluster.db"));
+            Cluster::new(Stores::create(&location, None).unwrap())
+        };
+        let host = HostRecord {
+            name: "a".parse().unwrap(),
+            api_address: "127.0.0.1:7441".parse().unwrap(),
+            replication_ip: "127.0.0.1".parse().unwrap(),
+            boot_id: "one".to_owned(),
+            cpus: 1,
+            memory_bytes: 1 << 30,
+            engines: vec![EngineKind::Soft],
+            networks: Vec::new(),
+            datastores: Vec::new(),
+            lease: Lease::default(),
+            version: String::new(),
+            instance: "1".to_owned(),
+            folder: folder.path().to_owned(),
+            unknown: Default::default(),
+        };
+        let ttl = Duration::from_secs(600);
+        let lease = cluster().register_host(&host, None, ttl).unwrap();
+        let registry = Registry { cluster: cluster(), host, lease: Mutex::new(Some(lease)), has_booted: false };
+        let is_alive = || cluster().host(&registry.host.name).unwrap().is_alive(&BootTime::now().unwrap());
+        // One that ended by itself is taken again.
+        registry.cluster.end_lease(lease).unwrap();
+        assert!(!is_alive());
+        registry.renew_lease().unwrap();
+        assert!(is_alive());
+        registry.end_lease().unwrap();
+        registry.renew_lease().unwrap();
+        assert!(!is_alive());
+        registry.end_lease().unwrap();
+    }
+}

@@ -18,6 +18,14 @@ fn hosts_with_a_store_in_etcd_survive_a_host_and_a_member() {
     assert!(error.contains("holds a cluster already") && error.contains("--bundle"), "{error}");
     assert!(!world.path("x").exists());
     world.done("x", &[&init[..], &[&format!("{address}/lab")]].concat());
+    // Under another name there would be no VM.
+    let bundle = world.path("y.bundle");
+    let bundle = bundle.to_str().unwrap();
+    world.done("a", &["host", "issue", "y", "--out", bundle]);
+    let join = ["host", "init", "--listen", "127.0.0.1:0", "--metrics", "", "--bundle", bundle, "--store"];
+    let error = world.refused("y", &[&join[..], &[&format!("{address}/typo")]].concat());
+    assert!(error.contains("no cluster with the name typo") && error.contains("end of the store's address"), "{error}");
+    assert!(!world.path("y").exists());
 
     world.boot_redis("a");
     world.done("a", &["ft", "on", VM, "--yes"]);

@@ -93,3 +93,31 @@ impl Connector {
         Ok(channel::dial(address, CONNECT_TIMEOUT)?.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use cluster::store::StoreLocation;
+
+    use super::*;
+
+    /// A name that no VM can have is in the store's answer as it was asked for.
+    #[test]
+    fn an_error_of_any_length_reaches_the_replica() {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = Stores::create(&StoreLocation::File(folder.path().join("cluster.db")), None).unwrap();
+        let (broker, replica) = UnixDatagram::pair().unwrap();
+        for letter in ["x", "\u{1}", "\u{20ac}"] {
+            let arbiter = StoreArbiter::new(stores.vms.clone(), &letter.repeat(50_000));
+            send(&broker, &answer(&arbiter, &Question::Read), None).unwrap();
+            match receive::<Answer>(&replica).unwrap() {
+                Some((Answer::Unreachable { message }, _)) => {
+                    assert!((1_000..=TEXT_BYTES_MAX).contains(&message.len()))
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(shortened("short"), "short");
+    }
+}
