@@ -81,13 +81,16 @@ fn open(impostors: &[&Impostor]) -> Result<EtcdStore, StoreError> {
 /// That there is nothing at a key is said by etcd, or by nobody.
 #[test]
 fn an_answer_that_is_not_etcds_does_not_say_that_a_key_is_not_there() {
-    for answer in ["{}", r#"{"header":{}}"#, r#"{"status":"ok"}"#] {
-        let impostor = Impostor::start(answer);
-        match open(&[&impostor]).map(drop) {
-            Err(StoreError::Unreachable(why)) => assert!(why.contains("makes no sense"), "{why}"),
-            other => panic!("{answer}: {other:?}"),
+    let refused = |answer: &'static str| match open(&[&Impostor::start(answer)]).map(drop) {
+        Err(StoreError::Unreachable(why)) => assert!(why.contains("makes no sense"), "{why}"),
+        other => panic!("{answer}: {other:?}"),
+    };
+    // Each is asked for as long as a call may take.
+    thread::scope(|scope| {
+        for answer in ["{}", r#"{"header":{}}"#, r#"{"status":"ok"}"#] {
+            scope.spawn(move || refused(answer));
         }
-    }
+    });
 }
 
 #[test]
