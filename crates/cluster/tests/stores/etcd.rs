@@ -199,6 +199,17 @@ fn without_a_majority_nothing_is_said() {
 }
 
 #[test]
+fn a_full_etcd_can_be_read_and_is_not_writable() {
+    let members = Members::start(1);
+    let store = members.client();
+    put(&*store, "a", b"1");
+    store.check_writable().unwrap();
+    members.fill_up();
+    assert_eq!(store.get("a").unwrap().unwrap().value, b"1");
+    assert!(matches!(store.check_writable(), Err(StoreError::Unreachable(why)) if why.contains("defragment")));
+}
+
+#[test]
 fn etcd_is_spoken_to_with_certificates_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let mut keys = make_keys(folder.path());

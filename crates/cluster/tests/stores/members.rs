@@ -183,6 +183,12 @@ impl Members {
         }
     }
 
+    /// Lets etcd refuse to store anything, as when its database is full.
+    pub fn fill_up(&self) {
+        let alarm = r#"{"action": "ACTIVATE", "memberID": "0", "alarm": "NOSPACE"}"#;
+        assert!(self.ask(0, "/v3/maintenance/alarm", alarm).is_some());
+    }
+
     /// Asks one member, without TLS.
     fn ask(&self, number: usize, path: &str, request: &str) -> Option<serde_json::Value> {
         let place = &self.places[number];
