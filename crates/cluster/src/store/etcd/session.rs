@@ -167,3 +167,27 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Or nobody would try again until the receipt is gone.
+    #[test]
+    fn a_lease_that_could_not_be_renewed_does_not_count_as_renewed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("etcd://{}", listener.local_addr().unwrap()).parse().unwrap();
+        // Nobody listens there from now on.
+        drop(listener);
+        let client = Arc::new(Client::new(address, None).unwrap());
+        let store = EtcdStore { client, entries: String::new(), session: Mutex::default(), streams: Mutex::default() };
+        let kept = Instant::now().checked_sub(RENEWAL).unwrap();
+        let receipt = "twinvm/r/1".to_owned();
+        let mut session = Session { receipt, lease: LeaseId(1), kept, revision: 1, count: 0, is_certain: true };
+        assert!(matches!(session.keep(&store), Err(StoreError::Unreachable(_))));
+        assert!(!session.is_fresh());
+    }
+}
