@@ -66,7 +66,7 @@ fn what_is_no_question_gets_no_verdict() {
         assert!(nobody.read().is_err());
         assert!(nobody.compare_and_swap(Generation::new(1), &alone(Generation::new(2), "b")).is_err());
     }
-    cluster.delete_vm(&vm).unwrap();
+    cluster.delete_vm(&vm, None).unwrap();
     assert!(arbiter.compare_and_swap(first.generation, &alone(first.generation.next(), "a")).is_err());
 }
 

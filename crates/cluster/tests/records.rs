@@ -100,7 +100,7 @@ fn what_is_not_there_is_named() {
     assert_eq!(cluster.vm(&vm), Err(ClusterError::NoVm(vm.clone())));
     assert_eq!(cluster.claim(&vm), Err(ClusterError::NoVm(vm.clone())));
     assert_eq!(cluster.update_vm(&vm, |_| ()), Err(ClusterError::NoVm(vm.clone())));
-    assert_eq!(cluster.delete_vm(&vm), Err(ClusterError::NoVm(vm)));
+    assert_eq!(cluster.delete_vm(&vm, None), Err(ClusterError::NoVm(vm)));
 }
 
 #[test]
@@ -135,9 +135,31 @@ fn a_vm_that_gets_the_name_of_a_deleted_one_gets_none_of_its_generations() {
         }
         highest = cluster.claim(&vm_name("v")).unwrap().claim.generation;
         assert_eq!(highest.number(), claim.generation.number() + 10);
-        cluster.delete_vm(&vm_name("v")).unwrap();
+        cluster.delete_vm(&vm_name("v"), None).unwrap();
         assert_eq!(cluster.state().unwrap().vms, []);
     }
+}
+
+/// The record and the claim were deleted whatever they said: those of a VM that a secondary had taken over meanwhile, and ran.
+#[test]
+fn a_vm_that_was_taken_over_meanwhile_is_not_deleted() {
+    let (_folder, cluster) = cluster();
+    let first = cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    let next = Claim { generation: first.generation.next(), primary: host_name("b").replica(), secondary: None };
+    StoreArbiter::new(cluster.store().clone(), "v").compare_and_swap(first.generation, &next).unwrap();
+    let deleted = cluster.delete_vm(&vm_name("v"), Some(first.generation));
+    assert!(matches!(deleted, Err(ClusterError::Contended(_))), "{deleted:?}");
+    assert_eq!(cluster.claim(&vm_name("v")).unwrap().claim, next);
+    cluster.vm(&vm_name("v")).unwrap();
+    cluster.delete_vm(&vm_name("v"), Some(next.generation)).unwrap();
+    assert_eq!(cluster.store().list("vms/").unwrap().entries, []);
+    // One that nobody can read goes too, where that is asked for.
+    cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
+    write(&cluster, "vms/v", "{");
+    write(&cluster, "vms/v/claim", "{");
+    assert!(matches!(cluster.delete_vm(&vm_name("v"), Some(first.generation)), Err(ClusterError::Unreadable { .. })));
+    cluster.delete_vm(&vm_name("v"), None).unwrap();
+    assert_eq!(cluster.store().list("vms/").unwrap().entries, []);
 }
 
 #[test]
@@ -303,7 +325,7 @@ fn hosts_in_a_store_of_their_own_are_part_of_the_state() {
     let state = cluster.state().unwrap();
     assert_eq!((state.hosts.len(), state.vms.len(), state.unreadable.len()), (1, 1, 0));
     assert!(cluster.remove_host(&host_name("a")).is_err(), "it has a VM");
-    cluster.delete_vm(&vm_name("v")).unwrap();
+    cluster.delete_vm(&vm_name("v"), None).unwrap();
     cluster.remove_host(&host_name("a")).unwrap();
     assert_eq!(hosts.list("").unwrap().entries, [], "something of the host stays, as that it is alive");
 }
@@ -340,7 +362,7 @@ fn hosts_are_read_again_without_the_vms() {
     cluster.create_vm(&vm("v"), &host_name("a")).unwrap();
     write(&cluster, "vms/broken", "{");
     let mut state = cluster.state().unwrap();
-    cluster.delete_vm(&vm_name("v")).unwrap();
+    cluster.delete_vm(&vm_name("v"), None).unwrap();
     cluster.end_lease(lease).unwrap();
     write(&cluster, "hosts/b", "{");
     cluster.refresh_hosts(&mut state).unwrap();

@@ -312,19 +312,32 @@ impl Cluster {
         )
     }
 
-    /// Deletes a VM and its claim. Nobody can take it over from then on; its replicas must have ended before.
+    /// Deletes a VM and its claim, which must still be of the generation `expected`: a replica that has won a later one runs. Nobody can take the VM over
+    /// from then on. Without `expected`, whatever the claim says, also where it or the record cannot be read.
     ///
     /// # Errors
-    /// [`ClusterError::NoVm`] if there is none of that name.
-    pub fn delete_vm(&self, vm: &VmName) -> Result<(), ClusterError> {
+    /// [`ClusterError::NoVm`] if there is none of that name. [`ClusterError::Contended`] if the claim is of another generation: nothing is deleted.
+    pub fn delete_vm(&self, vm: &VmName, expected: Option<Generation>) -> Result<(), ClusterError> {
         let (record_key, claim_key) = (vm_key(vm), claim_key(vm));
-        let there = Compare { key: &record_key, version: 0 };
-        // Conflict means that it is there.
-        if let Outcome::Done { .. } = self.store.transact(&[there], &[])? {
-            return Err(ClusterError::NoVm(vm.clone()));
+        for _ in 0..ATTEMPTS_MAX {
+            let record = self.store.get(&record_key)?.ok_or_else(|| ClusterError::NoVm(vm.clone()))?;
+            let claim = self.store.get(&claim_key)?;
+            if let Some(expected) = expected {
+                let claim = claim.as_ref().map(|claim| decode::<ClaimRecord>(&claim_key, &claim.value)).transpose()?;
+                if claim.is_none_or(|claim| claim.claim.generation != expected) {
+                    return Err(ClusterError::Contended(claim_key));
+                }
+            }
+            let compares = [
+                Compare { key: &record_key, version: record.version },
+                Compare { key: &claim_key, version: claim.map_or(0, |claim| claim.version) },
+            ];
+            let ops = [Op::Delete { key: &record_key }, Op::Delete { key: &claim_key }];
+            if let Outcome::Done { .. } = self.store.transact(&compares, &ops)? {
+                return Ok(());
+            }
         }
-        self.store.transact(&[], &[Op::Delete { key: &record_key }, Op::Delete { key: &claim_key }])?;
-        Ok(())
+        Err(ClusterError::Contended(record_key))
     }
 
     fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, u64)>, ClusterError> {

@@ -9,7 +9,7 @@ use cluster::records::{Power, VmRecord};
 use spec::{MacAddr, NetworkSpec, VmSpec};
 
 use super::daemon::Daemon;
-use super::error::HostError;
+use super::error::{HostError, Kind};
 use super::folder::check_socket_path;
 use super::registry::KnownVm;
 use super::settings::changed;
@@ -85,21 +85,48 @@ impl Daemon {
             self.registry.remove_vm(&new)?;
             return Err(HostError::conflict(format!("VM {name} was not renamed: {}", error_text(&error))));
         }
-        self.registry.remove_vm(&vm)?;
+        if let Err(error) = self.registry.remove_vm(&vm) {
+            // Whether a store that does not answer has done it is not known: then both stay.
+            return if error.kind == Kind::Conflict { Err(self.undo_rename(&vm, &spec, error)) } else { Err(error) };
+        }
         self.drop_secondaries(name, true)?;
         self.ends.stop(&self.end_sockets(&vm.spec));
         tracing::info!("VM {name} renamed to {}", spec.name);
         self.vm(&spec.name)
     }
 
+    /// Takes a rename back whose VM was started elsewhere before it was done.
+    fn undo_rename(&self, vm: &KnownVm, spec: &VmSpec, error: HostError) -> HostError {
+        let moved = self.vm_folder(&spec.name).move_to(&self.vm_folder(&vm.name), &self.images);
+        let undone = moved.map_err(HostError::from).and_then(|()| self.known(&spec.name));
+        if let Err(why) = undone.and_then(|new| self.registry.remove_vm(&new)) {
+            tracing::warn!("VM {}: its rename to {} was not undone: {why}", vm.name, spec.name);
+        }
+        error
+    }
+
+    /// A VM that is at home here and does not run, when it is sure that no secondary takes it over any more: one that has lost its primary may be about
+    /// to, and the claim decides. Fails if it was faster.
+    pub(super) fn decided(&self, vm: KnownVm) -> Result<KnownVm, HostError> {
+        if vm.claim.secondary.is_none() {
+            return Ok(vm);
+        }
+        self.registry.claim_alone(&vm)?;
+        self.known(&vm.name)
+    }
+
     /// A VM whose home is this host, and which is off, with whole disks.
     fn off_here(&self, name: &str) -> Result<KnownVm, HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
-        if self.replica(name).is_some_and(|replica| !replica.is_gone()) {
-            return Err(HostError::conflict(format!("VM {name} runs"))
-                .hint(format!("stop it first with `twinvm vm stop {name}`")));
+        if let Some(replica) = self.replica(name) {
+            if !replica.is_gone() {
+                return Err(HostError::conflict(format!("VM {name} runs"))
+                    .hint(format!("stop it first with `twinvm vm stop {name}`")));
+            }
+            self.settle(&replica);
         }
+        let vm = self.decided(self.known(name)?)?;
         let folder = self.vm_folder(name);
         disk_copy::startable(folder.path(), false).map_err(|error| HostError::conflict(error_text(&error)))?;
         self.take_next_spec(vm)

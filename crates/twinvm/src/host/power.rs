@@ -23,6 +23,7 @@ use super::error::HostError;
 use super::folder::check_socket_path;
 use super::process::ReplicaProcess;
 use super::registry::KnownVm;
+use super::settings::at_next_start;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
 use crate::error_text::error_text;
 use crate::replica::config::{ReplicaConfig, socket};
@@ -120,7 +121,7 @@ impl Daemon {
         }
         self.start_vm(&spec.name, StartVm::default()).map_err(|mut error| {
             // All or nothing: who asks for a VM that runs does not want to find one that does not.
-            let left = match self.remove(&spec.name, RemoveVm { force: true }) {
+            let left = match self.remove_new(&spec.name) {
                 Ok(()) => "nothing was created".to_owned(),
                 Err(removal) => format!("VM {} was created, and could not be removed again: {removal}", spec.name),
             };
@@ -131,8 +132,9 @@ impl Daemon {
 
     /// Removes a VM from every host that is alive, disks included. For its owner.
     pub fn remove(&self, name: &str, how: RemoveVm) -> Result<(), HostError> {
-        let vm = self.known(name)?;
-        if !how.force {
+        let mut vm = self.known(name)?;
+        let is_lost = how.force && vm.home() != self.host() && self.registry.alive_host(vm.home())?.is_none();
+        if !is_lost {
             self.require_home(&vm).map_err(|error| {
                 let HostError { kind, mut problem } = error;
                 problem.hint = problem.hint.map(|hint| {
@@ -146,12 +148,21 @@ impl Daemon {
         if let Some(replica) = self.replica(name) {
             if replica.is_gone() {
                 self.settle(&replica);
+                vm = self.known(name)?;
             } else if vm.home() == self.host() {
                 return Err(HostError::conflict(format!("VM {name} runs"))
                     .hint(format!("stop it first with `twinvm vm stop {name}`")));
-            } else {
-                self.retire(&replica, REQUEST_TIMEOUT);
             }
+        }
+        // A secondary may be about to take over, here or on another host.
+        let vm = if is_lost {
+            self.registry.claim_alone(&vm)?;
+            self.known(name)?
+        } else {
+            self.decided(vm)?
+        };
+        if let Some(replica) = self.replica(name) {
+            self.retire(&replica, REQUEST_TIMEOUT);
         }
         self.registry.remove_vm(&vm)?;
         // From here on nobody starts it. Hosts that are not alive now keep a folder that no VM refers to.
@@ -160,6 +171,18 @@ impl Daemon {
         self.vm_folder(name).remove()?;
         tracing::info!("VM {name} removed");
         Ok(())
+    }
+
+    /// Removes a VM that was created just now and could not be started. No other host has anything of it.
+    fn remove_new(&self, name: &str) -> Result<(), HostError> {
+        if let Some(replica) = self.replica(name) {
+            self.retire(&replica, REQUEST_TIMEOUT);
+        }
+        let vm = self.known(name)?;
+        self.require_home(&vm)?;
+        self.registry.remove_vm(&vm)?;
+        self.ends.stop(&self.end_sockets(&vm.spec));
+        Ok(self.vm_folder(name).remove()?)
     }
 
     /// Starts a VM from its disks. For its owner.
@@ -184,7 +207,8 @@ impl Daemon {
         if let Some(replica) = self.replica(name) {
             self.retire(&replica, REQUEST_TIMEOUT);
         }
-        let vm = self.take_next_spec(vm)?;
+        // It becomes the VM's when the VM is this host's: until then a secondary may take over with the one that it has now.
+        let vm = at_next_start(vm)?;
         let folder = self.vm_folder(name);
         let started_from = start_from(folder.path(), how)?;
         let local =
@@ -206,6 +230,7 @@ impl Daemon {
         })?;
         // No replica of an earlier time may run from now on, wherever it is.
         self.registry.claim_alone(&vm)?;
+        self.note_spec(&vm)?;
         drop(admission);
         let config = ReplicaConfig {
             vm: vm.name.clone(),
@@ -225,12 +250,7 @@ impl Daemon {
             mode: vm.record.ft.mode,
             lag_ms_max: vm.record.ft.lag_ms_max,
         };
-        let started = ReplicaProcess::start(&self.exe, &config);
-        let (process, status) = started.map_err(|error| {
-            self.vm_powered_off(name);
-            HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
-        })?;
-        self.watch_replica(name.to_owned(), process, Some(status))?;
+        self.start_primary(&config)?;
         let mut view = self.vm(name)?;
         match started_from {
             Some(copy) => {
@@ -240,6 +260,16 @@ impl Daemon {
             None => tracing::info!("VM {name} started"),
         }
         Ok(view)
+    }
+
+    fn start_primary(self: &Arc<Self>, config: &ReplicaConfig) -> Result<(), HostError> {
+        let name = &config.vm;
+        let started = ReplicaProcess::start(&self.exe, config);
+        let (process, status) = started.map_err(|error| {
+            self.vm_powered_off(name);
+            HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
+        })?;
+        Ok(self.watch_replica(name.to_owned(), process, Some(status))?)
     }
 
     fn not_started(&self, vm: &KnownVm, why: NotStarted) -> HostError {

@@ -285,9 +285,9 @@ impl Registry {
         }
     }
 
-    /// Removes a VM.
+    /// Removes a VM. Fails if the claim has changed since `vm` was read.
     pub fn remove_vm(&self, vm: &KnownVm) -> Result<(), HostError> {
-        Ok(self.cluster.delete_vm(&vm.record.name)?)
+        Ok(self.cluster.delete_vm(&vm.record.name, Some(vm.claim.generation))?)
     }
 
     /// Changes what is wanted of a VM.

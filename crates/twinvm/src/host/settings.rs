@@ -69,21 +69,21 @@ fn refuse_other_files(before: &VmSpec, after: &VmSpec) -> Result<(), HostError> 
 impl Daemon {
     /// Changes a VM: at once if it is off, else from its next start on. For its owner.
     pub fn set_vm(self: &Arc<Self>, name: &str, set: &SetVm) -> Result<VmView, HostError> {
-        let vm = self.known(name)?;
+        let mut vm = self.known(name)?;
         self.require_home(&vm)?;
-        let runs = self.replica(name).is_some_and(|replica| !replica.is_gone());
-        let wanted = changed(&next_spec(&vm)?, set)?;
+        let is_here = self.replica(name).is_some_and(|replica| !replica.is_gone());
         if !set.disk_bytes.is_empty() {
-            if runs {
+            if is_here {
                 return Err(HostError::conflict(format!(
                     "VM {name} runs: its disks can be made bigger when it is off"
                 ))
                 .hint(format!("stop it with `twinvm vm stop {name}`")));
             }
-            self.vm_folder(name)
-                .grow_disks(&set.disk_bytes)
-                .map_err(|error| HostError::bad_request(error_text(&error)))?;
+            vm = self.decided(vm)?;
         }
+        // A secondary that is about to take over, or has, goes on with the spec that it has.
+        let runs = is_here || vm.claim.secondary.is_some();
+        let wanted = changed(&at_next_start(vm.clone())?.spec, set)?;
         let text = |spec| to_toml(spec).map_err(anyhow::Error::from);
         let (now, next) = match (runs, wanted == vm.spec) {
             (_, true) => (None, None),
@@ -94,6 +94,11 @@ impl Daemon {
                 (Some(text(&wanted)?), None)
             }
         };
+        if !set.disk_bytes.is_empty() {
+            self.vm_folder(name)
+                .grow_disks(&set.disk_bytes)
+                .map_err(|error| HostError::bad_request(error_text(&error)))?;
+        }
         self.registry.update(name, |record| {
             record.autostart = set.autostart.unwrap_or(record.autostart);
             record.next_spec.clone_from(&next);
@@ -105,7 +110,18 @@ impl Daemon {
         self.vm(name)
     }
 
-    /// Lets a VM that is about to start have the spec that was set while it ran.
+    /// Keeps the spec that a VM starts with, if it is another one than it had.
+    pub(super) fn note_spec(&self, vm: &KnownVm) -> Result<(), HostError> {
+        if self.known(&vm.name)?.record.next_spec.is_none() {
+            return Ok(());
+        }
+        self.registry.update(&vm.name, |record| {
+            record.spec.clone_from(&vm.record.spec);
+            record.next_spec = None;
+        })
+    }
+
+    /// Lets a VM that is off have the spec that was set while it ran.
     pub(super) fn take_next_spec(&self, vm: KnownVm) -> Result<KnownVm, HostError> {
         if vm.record.next_spec.is_none() {
             return Ok(vm);
@@ -160,10 +176,13 @@ impl Daemon {
     }
 }
 
-/// The spec that a VM has at its next start.
-fn next_spec(vm: &KnownVm) -> Result<VmSpec, HostError> {
-    let Some(text) = &vm.record.next_spec else { return Ok(vm.spec.clone()) };
-    VmSpec::parse(text).map_err(|error| anyhow::anyhow!("VM {}: {error}", vm.name).into())
+/// The VM as it is at its next start.
+pub(super) fn at_next_start(mut vm: KnownVm) -> Result<KnownVm, HostError> {
+    if let Some(text) = vm.record.next_spec.take() {
+        vm.spec = VmSpec::parse(&text).map_err(|error| anyhow::anyhow!("VM {}: {error}", vm.name))?;
+        vm.record.spec = text;
+    }
+    Ok(vm)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::daemon::Daemon;
 use super::error::HostError;
 use super::folder::private_folder;
 use super::registry::KnownVm;
+use super::settings::at_next_start;
 use crate::foreground::open;
 use crate::foreground::snapshots::{has_disks_of, open_snapshot};
 use crate::replica::config;
@@ -93,7 +94,7 @@ impl Daemon {
 
     /// Starts a VM that is off from a snapshot; what its disks hold is lost. For its owner.
     pub fn restore_snapshot(self: &Arc<Self>, name: &str, snapshot: &str) -> Result<VmView, HostError> {
-        let vm = self.known(name)?;
+        let vm = at_next_start(self.known(name)?)?;
         self.require_home(&vm)?;
         let snapshot = self.found_snapshot(&vm, snapshot)?;
         if self.replica(name).is_some_and(|replica| !replica.is_gone()) {
