@@ -365,9 +365,15 @@ pub struct PreparedSecondary {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DropSecondary {
-    /// Remove its folder too, disks included.
+    /// Remove its copies of the disks too.
     #[serde(default)]
     pub remove_disks: bool,
+    /// Remove the VM's snapshots there with them.
+    #[serde(default)]
+    pub remove_snapshots: bool,
+    /// When the VM was created, in ms since 1970: the folder of another VM of its name is set aside, not removed.
+    #[serde(default)]
+    pub created_unix_ms: Option<u64>,
 }
 
 /// What one host knows about VMs.

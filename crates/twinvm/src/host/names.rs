@@ -11,6 +11,7 @@ use spec::{MacAddr, NetworkSpec, VmSpec};
 use super::daemon::Daemon;
 use super::error::{HostError, Kind};
 use super::folder::check_socket_path;
+use super::protection::Removed;
 use super::registry::KnownVm;
 use super::settings::changed;
 use crate::error_text::error_text;
@@ -65,8 +66,16 @@ impl Daemon {
         self.vm(&spec.name)
     }
 
-    /// Gives a VM that is off another name. For its owner. A copy of its disks on another host, for a secondary, is removed.
+    /// Gives a VM that is off another name. For its owner. A copy of its disks on another host, for a secondary, is removed. A snapshot names the VM and
+    /// the files of its disks: there may be none.
     pub fn rename_vm(self: &Arc<Self>, name: &str, rename: &RenameVm) -> Result<VmView, HostError> {
+        if let Some(snapshot) = self.snapshots(name)?.first() {
+            let snapshot = &snapshot.name;
+            return Err(HostError::conflict(format!(
+                "VM {name} has snapshots, such as {snapshot}, which could not be restored under another name"
+            ))
+            .hint(format!("remove them first, with `twinvm vm snapshot rm {name} {snapshot}`")));
+        }
         let vm = self.off_here(name)?;
         let spec = renamed(&vm.spec, &rename.name)?;
         self.require_free_name(&spec)?;
@@ -81,15 +90,18 @@ impl Daemon {
             ..vm.record.clone()
         })?;
         if let Err(error) = before.move_to(&after, &self.images) {
-            let new = self.known(&spec.name)?;
-            self.registry.remove_vm(&new)?;
+            // Not if they are under the new name all the same.
+            if before.path().exists() {
+                let new = self.known(&spec.name)?;
+                self.registry.remove_vm(&new)?;
+            }
             return Err(HostError::conflict(format!("VM {name} was not renamed: {}", error_text(&error))));
         }
         if let Err(error) = self.registry.remove_vm(&vm) {
             // Whether a store that does not answer has done it is not known: then both stay.
             return if error.kind == Kind::Conflict { Err(self.undo_rename(&vm, &spec, error)) } else { Err(error) };
         }
-        self.drop_secondaries(name, true)?;
+        self.drop_secondaries(&vm, Removed::Copies)?;
         self.ends.stop(&self.end_sockets(&vm.spec));
         tracing::info!("VM {name} renamed to {}", spec.name);
         self.vm(&spec.name)
@@ -128,6 +140,7 @@ impl Daemon {
         }
         let vm = self.decided(self.known(name)?)?;
         let folder = self.vm_folder(name);
+        folder.settle_disks()?;
         disk_copy::startable(folder.path(), false).map_err(|error| HostError::conflict(error_text(&error)))?;
         self.take_next_spec(vm)
     }

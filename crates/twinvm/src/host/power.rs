@@ -22,6 +22,7 @@ use super::daemon::Daemon;
 use super::error::HostError;
 use super::folder::check_socket_path;
 use super::process::ReplicaProcess;
+use super::protection::Removed;
 use super::registry::KnownVm;
 use super::settings::at_next_start;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
@@ -166,7 +167,7 @@ impl Daemon {
         }
         self.registry.remove_vm(&vm)?;
         // From here on nobody starts it. Hosts that are not alive now keep a folder that no VM refers to.
-        self.drop_secondaries(name, true)?;
+        self.drop_secondaries(&vm, Removed::Everything)?;
         self.ends.stop(&self.end_sockets(&vm.spec));
         self.vm_folder(name).remove()?;
         tracing::info!("VM {name} removed");
@@ -213,7 +214,9 @@ impl Daemon {
         let started_from = start_from(folder.path(), how)?;
         let local =
             folder.local_spec(&vm.spec, &self.vm_files).map_err(|error| HostError::conflict(error_text(&error)))?;
-        folder.bases().check().map_err(|error| HostError::conflict(error_text(&error)))?;
+        if snapshot.is_none() {
+            folder.bases().check().map_err(|error| HostError::conflict(error_text(&error)))?;
+        }
         // Until the claim is this host's, another VM could be given the same memory.
         let admission = self.admission();
         self.registry.admit_start(&vm, how.from_stale_disks)?;
@@ -269,6 +272,12 @@ impl Daemon {
             self.vm_powered_off(name);
             HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
         })?;
+        if config.snapshot.is_some()
+            && let Err(error) = self.vm_folder(name).note_restored(&self.images)
+        {
+            // The VM runs. It cannot be protected until this is mended.
+            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {error:#}");
+        }
         Ok(self.watch_replica(name.to_owned(), process, Some(status))?)
     }
 

@@ -26,10 +26,26 @@ const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long another host may take to end a secondary.
 const DROP_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// What another host removes of a VM that it holds no secondary of any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removed {
+    /// Nothing: another first copy would take its time.
+    Nothing,
+    /// Its copies of disks.
+    Copies,
+    /// Snapshots too: the VM is removed.
+    Everything,
+}
+
 impl Daemon {
-    pub(super) fn drop_secondary_at(&self, target: &Target, vm: &str, remove_disks: bool) {
+    pub(super) fn drop_secondary_at(&self, target: &Target, vm: &KnownVm, removed: Removed) {
+        let (created_unix_ms, vm) = (vm.record.created_unix_ms, &vm.name);
         let path = format!("/v1/secondaries/{vm}");
-        let drop = DropSecondary { remove_disks };
+        let drop = DropSecondary {
+            remove_disks: removed != Removed::Nothing,
+            remove_snapshots: removed == Removed::Everything,
+            created_unix_ms: Some(created_unix_ms),
+        };
         let dropped: Result<serde_json::Value, _> =
             self.wait_for(self.client().call(target, Method::DELETE, &path, Some(&drop), DROP_TIMEOUT));
         if let Err(error) = dropped {
@@ -38,9 +54,9 @@ impl Daemon {
     }
 
     /// Ends the secondary wherever one may be.
-    pub(super) fn drop_secondaries(&self, vm: &str, remove_disks: bool) -> Result<(), HostError> {
+    pub(super) fn drop_secondaries(&self, vm: &KnownVm, removed: Removed) -> Result<(), HostError> {
         for target in self.registry.alive_hosts()?.iter().filter(|target| target.host != self.host()) {
-            self.drop_secondary_at(target, vm, remove_disks);
+            self.drop_secondary_at(target, vm, removed);
         }
         Ok(())
     }
@@ -79,7 +95,7 @@ impl Daemon {
         match action {
             FtAction::Off => {
                 self.wait_until_alone(name, &Idle::Disabled)?;
-                self.drop_secondaries(name, true)?;
+                self.drop_secondaries(&self.known(name)?, Removed::Copies)?;
             }
             FtAction::Suspend => self.wait_until_alone(name, &Idle::Suspended)?,
             _ => {}
@@ -218,10 +234,10 @@ impl Daemon {
             replica.ask(&Request::Unprotect { reason }, REQUEST_TIMEOUT)?;
         }
         let deadline = Instant::now() + LET_GO_TIMEOUT;
-        loop {
+        let known = loop {
             let known = self.known(vm)?;
             match let_go(&known.claim, self.registry.host_name()) {
-                LetGo::Drop => break,
+                LetGo::Drop => break known,
                 LetGo::TakenOver => {
                     let by = known.home();
                     return Err(
@@ -237,8 +253,9 @@ impl Daemon {
                 LetGo::Wait => {}
             }
             thread::sleep(Duration::from_millis(10));
-        }
-        self.drop_secondaries(vm, reason == UnprotectReason::Off)
+        };
+        let removed = if reason == UnprotectReason::Off { Removed::Copies } else { Removed::Nothing };
+        self.drop_secondaries(&known, removed)
     }
 }
 

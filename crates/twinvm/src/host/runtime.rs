@@ -23,6 +23,7 @@ use spec::{HostName, VmName};
 
 use super::daemon::Daemon;
 use super::error::HostError;
+use super::protection::Removed;
 use super::registry::KnownVm;
 use super::replicas::Replica;
 use crate::replica::control::{Request, UnprotectReason};
@@ -212,7 +213,7 @@ impl Daemon {
         let told = self.tell_primary(replica, &target, address, ours);
         if told != Ok(Outcome::Done) {
             let keeps_disks = self.known(&vm.name).is_ok_and(|vm| vm.record.ft.enabled);
-            self.drop_secondary_at(&target, &vm.name, !keeps_disks);
+            self.drop_secondary_at(&target, &vm, if keeps_disks { Removed::Nothing } else { Removed::Copies });
         }
         told
     }

@@ -113,10 +113,14 @@ impl Daemon {
         if let Some(replica) = self.replica(name) {
             self.retire(&replica, END_TIMEOUT);
         }
-        if how.remove_disks {
-            self.vm_folder(name).remove()?;
+        if !how.remove_disks {
+            return Ok(());
         }
-        Ok(())
+        let folder = self.vm_folder(name);
+        if let Some(created_unix_ms) = how.created_unix_ms {
+            folder.clear_of_others(created_unix_ms, &self.images)?;
+        }
+        Ok(if how.remove_snapshots { folder.remove() } else { folder.remove_copies() }?)
     }
 
     /// The replica of a VM that runs here, as far as it matters for what is asked for.

@@ -139,15 +139,17 @@ impl Daemon {
         if !self.registry.has_booted() {
             return;
         }
+        let mut left = None;
         for attempt in 1..=AUTOSTART_TRIES {
-            let left = match self.vms_to_start() {
-                Ok(vms) => vms.into_iter().filter(|vm| !self.is_autostarted(vm, attempt)).count(),
-                Err(error) => {
-                    tracing::warn!("it is not known which VMs are to be started: {error}");
-                    1
+            match self.vms_to_start() {
+                Ok(vms) => {
+                    let mut due = still_due(left.take(), vms);
+                    due.retain(|vm| !self.is_autostarted(vm, attempt));
+                    left = Some(due);
                 }
-            };
-            if left == 0 || self.is_stopping() {
+                Err(error) => tracing::warn!("it is not known which VMs are to be started: {error}"),
+            }
+            if left.as_ref().is_some_and(Vec::is_empty) || self.is_stopping() {
                 return;
             }
             thread::sleep(AUTOSTART_INTERVAL);
@@ -176,6 +178,11 @@ impl Daemon {
     }
 }
 
+/// Which VMs are to be started, of those that are off now: those that could not be before. One that has run meanwhile was stopped by somebody.
+fn still_due(failed: Option<Vec<String>>, off: Vec<String>) -> Vec<String> {
+    off.into_iter().filter(|vm| failed.as_ref().is_none_or(|failed| failed.contains(vm))).collect()
+}
+
 /// The VM as it is at its next start.
 pub(super) fn at_next_start(mut vm: KnownVm) -> Result<KnownVm, HostError> {
     if let Some(text) = vm.record.next_spec.take() {
@@ -187,6 +194,10 @@ pub(super) fn at_next_start(mut vm: KnownVm) -> Result<KnownVm, HostError> {
 
 #[cfg(test)]
 mod tests {
+    use cluster::records::{FtSettings, VmRecord};
+    use protocol::{Claim, Generation};
+    use spec::ReplicaId;
+
     use super::*;
 
     fn spec(more: &str) -> VmSpec {
@@ -206,6 +217,31 @@ mod tests {
         let after = changed(&before, &SetVm { forward: Some(forward.clone()), ..SetVm::default() }).unwrap();
         let NetworkSpec::User(user) = &after.networks[1] else { panic!("{after:?}") };
         assert_eq!((&user.forward, after.memory), (&forward, before.memory));
+    }
+
+    /// The list was asked for anew at each try: what was stopped meanwhile was off, and was started again.
+    #[test]
+    fn a_vm_that_was_started_and_stopped_is_not_started_again() {
+        let vms = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(still_due(None, vms(&["a", "b"])), ["a", "b"]);
+        assert_eq!(still_due(Some(vms(&["b"])), vms(&["a", "b"])), ["b"]);
+        assert!(still_due(Some(vms(&["b"])), vms(&["a"])).is_empty());
+    }
+
+    #[test]
+    fn a_vm_starts_with_the_spec_that_was_set_while_it_ran() {
+        let (now, next) = (spec(""), VmSpec { cpus: 3, ..spec("") });
+        let text = |spec: &VmSpec| to_toml(spec).unwrap();
+        let mut record = VmRecord::new("shop".parse().unwrap(), text(&now), FtSettings::disabled(0, 0), 0);
+        record.next_spec = Some(text(&next));
+        let claim = Claim { generation: Generation::NONE, primary: ReplicaId::new("a"), secondary: None };
+        let vm = KnownVm { name: "shop".to_owned(), spec: now, record, claim };
+        let starts = at_next_start(vm).unwrap();
+        assert_eq!((&starts.spec, &starts.record.spec, &starts.record.next_spec), (&next, &text(&next), &None));
+        assert_eq!(at_next_start(starts.clone()).unwrap().spec, next);
+        let mut broken = starts;
+        broken.record.next_spec = Some("?".to_owned());
+        assert!(at_next_start(broken).unwrap_err().to_string().contains("VM shop"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use api::messages::{SnapshotView, StartVm, VmView};
 use machine::snapshot::disk::SnapshotBase;
 use spec::{SnapshotName, VmSpec};
-use storage::disk::{DiskImage, DiskOptions};
+use storage::disk::{DiskImage, DiskOptions, settle};
 
 use super::daemon::Daemon;
 use super::error::HostError;
@@ -74,6 +74,7 @@ impl Daemon {
             ));
         }
         private_folder(&config::snapshots(&folder))?;
+        remove_left_behind(&config::snapshots(&folder));
         let asked = replica.ask(&Request::Snapshot { name: snapshot.clone() }, WRITE_TIMEOUT);
         asked.map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;
         let metadata = fs::metadata(&file).with_context(|| format!("cannot find {}", file.display()))?;
@@ -142,6 +143,38 @@ impl Daemon {
     }
 }
 
+/// Removes what snapshots that were cut short have left of files, whatever their names. One that is being written is locked, and stays.
+fn remove_left_behind(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some((snapshot, _)) = name.to_str().and_then(|name| name.split_once(".restoring-")) else { continue };
+        if let Err(error) = settle(&folder.join(snapshot)) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
 fn hardware(config: &machine::vm::VmConfig) -> String {
     format!("{} vCPUs ({}) and {} MiB of memory", config.cpus, config.cpu, config.memory_bytes >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They take as much space as the guest's memory and disks, and were removed only when a snapshot of the same name was taken.
+    #[test]
+    fn what_was_left_of_a_snapshot_is_removed_whatever_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["a.snapshot", "a.snapshot.restoring-1", "b.snapshot.restoring-2"] {
+            fs::write(folder.path().join(file), "x").unwrap();
+        }
+        let mut written = storage::disk::Replacement::new();
+        written.add_private(&folder.path().join("c.snapshot")).unwrap();
+        remove_left_behind(folder.path());
+        let new = written.new_path(0).unwrap().to_owned();
+        let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        left.sort();
+        assert_eq!(left, [folder.path().join("a.snapshot"), new]);
+    }
 }

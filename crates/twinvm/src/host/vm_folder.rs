@@ -21,6 +21,9 @@ use super::folder::private_folder;
 use super::vm_files::VmFiles;
 use crate::foreground::open::require_file;
 
+mod durable;
+mod place;
+
 /// Largest kernel or initial RAM disk, in bytes.
 pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
 /// The file by which a VM's folder is known: it says what the folder holds.
@@ -86,17 +89,13 @@ impl VmFolder {
     }
 
     fn write_contents(&self, contents: &VmContents) -> Result<()> {
-        let path = self.contents_file();
-        fs::write(&path, serde_json::to_vec(contents)?).with_context(|| format!("cannot write {}", path.display()))
+        durable::write(&self.contents_file(), &serde_json::to_vec(contents)?)
     }
 
     /// Fills a new folder for the first replica of a VM. The files that the spec names stay as they are. Returns the spec to
     /// keep, in which nothing depends on images any more but disks. Leaves nothing behind when it fails.
     pub fn create(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<VmSpec> {
-        if self.path.exists() {
-            bail!("{} is there already, from an earlier VM of this name: move it away first", self.path.display());
-        }
-        private_folder(&self.path)?;
+        durable::create_folder(&self.path)?;
         let filled = self.fill(spec, images, files);
         if filled.is_err() {
             self.remove_after_failure();
@@ -142,9 +141,9 @@ impl VmFolder {
                 Ok(fs::metadata(&backing.path)?.len())
             }
             _ => {
-                // What a restore of a VM in the foreground has left half done is not to be copied.
-                settle(&disk.path)?;
                 require_file(&disk.path)?;
+                // What a restore of a VM in the foreground has left half done is not to be copied. Only where a VM may be given the file is anything touched.
+                settle(&files.open(&disk.path)?.1)?;
                 let (file, path) = files.open(&disk.path)?;
                 // Held while it is copied: nobody may write to it meanwhile.
                 let options = DiskOptions { format: disk.format, read_only: true, direct: false };
@@ -177,14 +176,7 @@ impl VmFolder {
         if contents.disk_bytes.len() != spec.disks.len() {
             bail!("the spec has {} disks, not {}", spec.disks.len(), contents.disk_bytes.len());
         }
-        if self.contents().is_none_or(|found| found.created_unix_ms != contents.created_unix_ms) {
-            if self.contents_file().exists() {
-                self.set_aside()?;
-            } else {
-                // It was not filled to the end, so nobody has ever run a VM from it.
-                self.remove()?;
-            }
-        }
+        self.clear_of_others(contents.created_unix_ms, images)?;
         private_folder(&self.path)?;
         for (number, (disk, &size_bytes)) in spec.disks.iter().zip(&contents.disk_bytes).enumerate() {
             self.prepare_disk(number, disk, size_bytes, images, files).with_context(|| format!("disk {number}"))?;
@@ -193,25 +185,10 @@ impl VmFolder {
         for (name, path) in [("kernel", self.kernel()), ("initrd", self.initrd())] {
             if (name == "kernel" || has_initrd) && !path.exists() {
                 let bytes = fetch(name).with_context(|| format!("cannot fetch the VM's {name}"))?;
-                fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+                durable::write(&path, &bytes)?;
             }
         }
         self.write_contents(contents)
-    }
-
-    /// Moves the folder of another VM of this name out of the way: one of an older cluster, or one that was removed while this host was away.
-    /// Nobody here can tell whether its disks are the only ones.
-    fn set_aside(&self) -> Result<()> {
-        let (Some(folders), Some(name)) = (self.path.parent(), self.path.file_name()) else {
-            bail!("{} is not the folder of a VM", self.path.display());
-        };
-        let place = folders.with_file_name("set-aside");
-        private_folder(&place)?;
-        let mut target = place.join(name).into_os_string();
-        target.push(format!("-{}", unix_ms_now()));
-        fs::rename(&self.path, &target).with_context(|| format!("cannot move {} away", self.path.display()))?;
-        tracing::warn!("{} was that of another VM: it is {} now", self.path.display(), target.display());
-        Ok(())
     }
 
     fn prepare_disk(
@@ -303,6 +280,7 @@ impl VmFolder {
     /// Makes disks bigger, given by number, to sizes in bytes. All are looked at before the first is changed.
     pub fn grow_disks(&self, sizes: &BTreeMap<usize, u64>) -> Result<()> {
         let mut contents = self.contents().ok_or_else(|| anyhow!("{} holds no VM", self.path.display()))?;
+        self.settle_disks()?;
         let open = |(&number, &size_bytes): (&usize, &u64)| {
             let (path, format) = self
                 .found_disk(number)
@@ -329,10 +307,7 @@ impl VmFolder {
 
     /// Fills the new folder `target` for another VM with copies of what is here. Leaves nothing behind when it fails.
     pub fn copy_to(&self, target: &Self, images: &ImageStore) -> Result<()> {
-        if target.path.exists() {
-            bail!("{} is there already, from an earlier VM of this name: move it away first", target.path.display());
-        }
-        private_folder(&target.path)?;
+        durable::create_folder(&target.path)?;
         let copied = self.copy_files_to(target, images);
         if copied.is_err() {
             target.remove_after_failure();
@@ -361,19 +336,6 @@ impl VmFolder {
         target.bases().copy_from(&self.bases())?;
         CopyMark::of(&target.path).write(CopyState::consistent(Generation::NONE)).context("cannot mark the disks")?;
         target.write_contents(&VmContents { created_unix_ms: unix_ms_now(), ..contents })
-    }
-
-    /// Becomes the folder `target`, which is not there yet.
-    pub fn move_to(&self, target: &Self, images: &ImageStore) -> Result<()> {
-        if target.path.exists() {
-            bail!("{} is there already, from an earlier VM of this name: move it away first", target.path.display());
-        }
-        fs::rename(&self.path, &target.path)
-            .with_context(|| format!("cannot rename {} to {}", self.path.display(), target.path.display()))?;
-        for disk in target.disk_views().into_iter().filter(|disk| disk.format == Some(DiskFormat::Qcow2)) {
-            images.note_disk(&disk.path.unwrap_or_default())?;
-        }
-        Ok(())
     }
 
     /// Writes the keys of a session for the replica that is about to be started; the folder that holds them.

@@ -43,6 +43,8 @@ The clone has network cards with addresses of their own, and the same forwarded 
 What its guest keeps on its disks to tell itself from others, such as a host name or the keys of an SSH server, is that of the original.")]
     Clone(set::CloneArguments),
     /// Give a VM that is off another name; its guest sees no difference
+    #[command(after_help = "\
+A VM that has snapshots on its host is refused, as they could not be restored under another name: remove them first with `twinvm vm snapshot rm`.")]
     Rename(set::RenameArguments),
     /// List VMs: those of the cluster, and those in the foreground here (`twinvm run`)
     List(DaemonArguments),

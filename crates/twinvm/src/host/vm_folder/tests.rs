@@ -173,3 +173,92 @@ fn a_secondary_keeps_copies_that_fit_and_no_others() {
     folder.remove().unwrap();
     assert!(folder.local_spec(&spec, &files).unwrap_err().to_string().contains("no copy"));
 }
+
+/// Its disks were under the new name then, and no VM had that: it was lost.
+#[test]
+fn a_folder_that_cannot_be_moved_stays_where_it_is() {
+    let temporary = tempfile::tempdir().unwrap();
+    let images = ImageStore::new(temporary.path().join("images"));
+    let [folder, moved] = ["vm", "moved"].map(|name| VmFolder::new(temporary.path().join(name)));
+    folder.create(&spec(temporary.path()), &images, &files(temporary.path())).unwrap();
+    create_qcow2(&folder.path().join("disk1.qcow2"), 8192, None).unwrap();
+    // A store in which nothing can be noted.
+    fs::write(temporary.path().join("images"), "").unwrap();
+    folder.move_to(&moved, &images).unwrap_err();
+    assert!(folder.contents().is_some() && !moved.path().exists());
+    // Not even one with nothing in it is replaced: another operation may have just made it.
+    fs::remove_file(temporary.path().join("images")).unwrap();
+    fs::create_dir(moved.path()).unwrap();
+    assert!(folder.move_to(&moved, &images).unwrap_err().to_string().contains("there already"));
+    assert!(folder.copy_to(&moved, &images).unwrap_err().to_string().contains("there already"));
+    assert!(folder.contents().is_some() && moved.path().exists());
+}
+
+/// `ft off` removed the folder with the snapshots of the time when the VM was at home there.
+#[test]
+fn snapshots_stay_when_the_copies_of_disks_are_removed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let images = ImageStore::new(temporary.path().join("images"));
+    let folder = VmFolder::new(temporary.path().join("vms/vm"));
+    fs::create_dir(temporary.path().join("vms")).unwrap();
+    let make = || folder.create(&spec(temporary.path()), &images, &files(temporary.path())).unwrap();
+    make();
+    let snapshots = folder.path().join("snapshots");
+    fs::create_dir(&snapshots).unwrap();
+    fs::write(snapshots.join("s.snapshot"), "x").unwrap();
+    let created_unix_ms = folder.contents().unwrap().created_unix_ms;
+    folder.clear_of_others(created_unix_ms, &images).unwrap();
+    folder.remove_copies().unwrap();
+    assert!(snapshots.join("s.snapshot").exists() && folder.kernel().exists() && folder.contents().is_some());
+    assert!(folder.found_disk(0).is_none());
+    let mark = CopyMark::of(folder.path()).read().unwrap().unwrap();
+    assert_eq!(mark.copy(), CopyState::incomplete(Generation::NONE).copy());
+    // Nor are they lost where nobody can say any more whose they are, and another VM's never.
+    fs::write(folder.contents_file(), "?").unwrap();
+    folder.clear_of_others(created_unix_ms, &images).unwrap();
+    assert!(!folder.path().exists());
+    make();
+    folder.clear_of_others(folder.contents().unwrap().created_unix_ms + 1, &images).unwrap();
+    assert_eq!(fs::read_dir(temporary.path().join("set-aside")).unwrap().count(), 2);
+    // Without any, nothing stays.
+    make();
+    folder.remove_copies().unwrap();
+    assert!(!folder.path().exists());
+    folder.remove_copies().unwrap();
+}
+
+/// A disk that was made bigger after the snapshot was taken: the VM could not be protected any more.
+#[test]
+fn what_disks_are_after_a_restore_is_noted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let images = ImageStore::new(temporary.path().join("images"));
+    let folder = VmFolder::new(temporary.path().join("vm"));
+    folder.create(&spec(temporary.path()), &images, &files(temporary.path())).unwrap();
+    let (disk, _) = folder.found_disk(0).unwrap();
+    File::options().write(true).open(&disk).unwrap().set_len(4 << 20).unwrap();
+    let _replica = DiskImage::open(&disk, DiskOptions::default()).unwrap();
+    folder.note_restored(&images).unwrap();
+    assert_eq!(folder.contents().unwrap().disk_bytes, [4 << 20]);
+}
+
+/// What lay beside a disk was removed, or took its name, before it was looked whether a VM may be given that disk at all.
+#[test]
+fn nothing_is_touched_where_no_vm_may_have_a_file() {
+    let temporary = tempfile::tempdir().unwrap();
+    let images = ImageStore::new(temporary.path().join("images"));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut spec = spec(temporary.path());
+    let folder = VmFolder::new(temporary.path().join("vm"));
+    let mut create = |place: &Path| {
+        fs::write(place.join("d.raw"), [0; 4096]).unwrap();
+        fs::write(place.join("d.raw.restoring-1"), "").unwrap();
+        spec.disks[0].path = place.join("d.raw");
+        let created = folder.create(&spec, &images, &files(temporary.path())).map(drop);
+        (created, place.join("d.raw.restoring-1").exists())
+    };
+    let (refused, is_left) = create(elsewhere.path());
+    assert!(format!("{:#}", refused.unwrap_err()).contains("is in no folder") && is_left);
+    let (created, is_left) = create(temporary.path());
+    created.unwrap();
+    assert!(!is_left);
+}

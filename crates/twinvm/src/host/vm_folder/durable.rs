@@ -1,0 +1,53 @@
+//! Changes of files and folders that are on stable storage when they are done, and of which a power failure leaves all or nothing.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+/// Gives a file new content, or makes it.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut new = path.to_owned().into_os_string();
+    new.push(".new");
+    let written =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
+    written.and_then(|()| fs::rename(&new, path)).with_context(|| format!("cannot write {}", path.display()))?;
+    sync_parent(path)
+}
+
+/// Makes a folder of a VM, which only its owner may enter. Fails if there is one already.
+pub fn create_folder(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!(is_there(path)),
+        made => made.with_context(|| format!("cannot make {}", path.display()))?,
+    }
+    sync_parent(path)
+}
+
+/// Gives a folder of a VM another path. Fails if there is one of that path already.
+pub fn rename_folder(from: &Path, to: &Path) -> Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::EXIST) => bail!(is_there(to)),
+        renamed => {
+            renamed.with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))?;
+        }
+    }
+    sync_parent(to)?;
+    sync_parent(from)
+}
+
+fn is_there(path: &Path) -> String {
+    format!("{} is there already, from an earlier VM of this name: move it away first", path.display())
+}
+
+fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().ok_or_else(|| anyhow!("{} is in no folder", path.display()))?;
+    let synced = File::open(parent).and_then(|parent| parent.sync_all());
+    synced.with_context(|| format!("cannot write {}", parent.display()))
+}
