@@ -4,5 +4,6 @@
 //! - [`image`] builds bootable Debian guests (kernel, initial RAM disk, root disk) from Debian's own packages.
 
 pub mod disk;
+pub mod durable;
 mod file_lock;
 pub mod image;

@@ -28,11 +28,11 @@ fn name(process: u32, folder: &Path) -> String {
     format!("{} (process {process})", name.trim())
 }
 
-/// Whether the process in `folder` has the file open and locked.
+/// Whether the process in `folder` has the file open and locked: an image, or what a restore leaves beside one while it is under way.
 fn has_locked(folder: &Path, file: (u64, u64)) -> bool {
     let open = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
     open.filter(|entry| fs::metadata(entry.path()).is_ok_and(|found| (found.dev(), found.ino()) == file)).any(|entry| {
         let about = fs::read_to_string(folder.join("fdinfo").join(entry.file_name())).unwrap_or_default();
-        about.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK"))
+        about.lines().any(|line| line.starts_with("lock:") && (line.contains("OFDLCK") || line.contains("FLOCK")))
     })
 }

@@ -14,14 +14,14 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::DiskError;
 use super::holder;
 use super::lock::{Access, ImageLock, open_locked};
+use crate::durable::{FileId, is_unique, sync_folder_of, unique};
 use crate::file_lock::FileLock;
 
 /// Most links that lead from a name to a file, as in the kernel.
@@ -30,6 +30,10 @@ const LINKS_MAX: usize = 40;
 const NEW: &str = ".restoring-";
 /// What follows a file's name in that of its note.
 const NOTE: &str = ".restore";
+/// What a note begins with.
+const NOTE_BEGINS: &[u8] = b"{\"first\":";
+/// Who has a file that was just made.
+const SETTLING: &str = "another program that is about to use it: try again";
 /// Longest note that is read, in bytes.
 const NOTE_BYTES_MAX: u64 = 64 << 10;
 /// Permission bits, with those of set-user-ID and its kin.
@@ -65,9 +69,8 @@ struct Part {
 struct Note {
     /// The file that is replaced first.
     first: PathBuf,
-    /// Device and inode of its new content: when the file is that one, the replacement has been decided.
-    first_device: u64,
-    first_inode: u64,
+    /// Its new content: when the file is that one, the replacement has been decided.
+    first_new: FileId,
     /// What the file with the new content of this one is called, which lies beside it. By no other file may it be replaced, whatever a note says.
     new: OsString,
 }
@@ -105,8 +108,12 @@ impl Replacement {
         let file = file.map_err(failed("create a file beside it"))?;
         // From here on the file is removed if anything fails.
         let mut part = Part { path: path.to_owned(), target, new, file, lock: None, old };
-        part.lock = FileLock::try_new(&part.file).map_err(failed("lock"))?;
+        part.lock = lock_own(&part.file).map_err(failed("lock"))?;
+        let is_locked = part.lock.is_some();
         self.parts.push(part);
+        if !is_locked {
+            return Err(DiskError::InUse { path: path.to_owned(), holder: SETTLING.to_owned() });
+        }
         if let Some(part) = self.parts.last() {
             if let Some(old) = &part.old {
                 keep_properties(old.file(), &part.file).map_err(failed("keep the owner of"))?;
@@ -181,19 +188,19 @@ impl Replacement {
         for part in others {
             let note = Note {
                 first: first.target.clone(),
-                first_device: metadata.dev(),
-                first_inode: metadata.ino(),
+                first_new: FileId::of(&metadata),
                 new: part.new.file_name().unwrap_or_default().to_owned(),
             };
             let path = beside(&part.target, NOTE);
-            let written =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|mut file| {
-                    let lock = FileLock::try_new(&file)?.ok_or(io::ErrorKind::ResourceBusy)?;
-                    notes.push((lock, path));
-                    file.write_all(&serde_json::to_vec(&note)?)?;
-                    file.sync_all()
-                });
-            written.map_err(part.failed("write a note beside it"))?;
+            let failed = |source| part.failed("write a note beside it")(source);
+            let made = OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(&path);
+            let mut file = made.map_err(failed)?;
+            let Some(lock) = lock_own(&file).map_err(failed)? else {
+                return Err(DiskError::InUse { path: part.path.clone(), holder: SETTLING.to_owned() });
+            };
+            notes.push((lock, path));
+            let text = serde_json::to_vec(&note).map_err(io::Error::from);
+            text.and_then(|text| file.write_all(&text)).and_then(|()| file.sync_all()).map_err(failed)?;
         }
         Ok(())
     }
@@ -228,47 +235,70 @@ pub fn settle(path: &Path) -> Result<(), DiskError> {
     let failed = |source| DiskError::Io { path: path.to_owned(), action: "settle an interrupted restore of", source };
     let Ok(target) = resolve(path) else { return Ok(()) };
     let note_path = beside(&target, NOTE);
-    match OpenOptions::new().read(true).write(true).open(&note_path) {
-        Ok(file) => {
-            // Whoever replaces the file has it.
-            let lock = FileLock::try_new(&file).map_err(failed)?;
-            let _lock =
-                lock.ok_or_else(|| DiskError::InUse { path: path.to_owned(), holder: holder::describe(&file) })?;
-            settle_by(&file, &target).map_err(failed)?;
+    if let Some(file) = open_regular(&note_path).map_err(failed)? {
+        // Whoever replaces the file has it.
+        let lock = FileLock::try_new(&file).map_err(failed)?;
+        let _lock = lock.ok_or_else(|| DiskError::InUse { path: path.to_owned(), holder: holder::describe(&file) })?;
+        // Unless somebody else has settled it since, and there may be another one by now.
+        let is_there = file.metadata().map_err(failed)?.nlink() > 0;
+        if is_there && settle_by(&file, &target).map_err(failed)? {
             fs::remove_file(&note_path).map_err(failed)?;
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
     }
     remove_left_behind(&target);
     Ok(())
 }
 
-fn settle_by(note: &File, target: &Path) -> io::Result<()> {
+/// Does what a note says. False if it is none, but a file of somebody else's that is called so.
+fn settle_by(note: &File, target: &Path) -> io::Result<bool> {
     let mut text = Vec::new();
     note.take(NOTE_BYTES_MAX).read_to_end(&mut text)?;
-    // One that is not complete was cut short before anything was decided.
-    let Ok(note) = serde_json::from_slice::<Note>(&text) else { return Ok(()) };
-    let is_decided = fs::metadata(&note.first)
-        .is_ok_and(|first| (first.dev(), first.ino()) == (note.first_device, note.first_inode));
-    let new = target.with_file_name(&note.new);
-    let is_new =
-        new_prefix(target).is_some_and(|prefix| starts_with(&note.new, &prefix)) && new.parent() == target.parent();
+    let Ok(note) = serde_json::from_slice::<Note>(&text) else {
+        // One that is not complete was cut short before anything was decided. Of one that never reached the medium there are zeros, at most.
+        let is_note = text.starts_with(NOTE_BEGINS) || NOTE_BEGINS.starts_with(&text);
+        return Ok(is_note || text.iter().all(|&byte| byte == 0));
+    };
+    let is_decided = fs::metadata(&note.first).is_ok_and(|first| note.first_new.is(&FileId::of(&first)));
     // It has taken its name already, or is removed as left behind.
-    if is_decided && is_new && new.exists() {
-        fs::rename(&new, target)?;
-        sync_folder(target)?;
+    if is_decided && is_new_content(&note.new, target) {
+        let new = target.with_file_name(&note.new);
+        if fs::symlink_metadata(&new).is_ok_and(|new| new.is_file()) {
+            fs::rename(&new, target)?;
+            sync_folder_of(target)?;
+        }
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Opens a file that may be somebody else's; `None` if it is not there, or no regular one. Waits for nobody, as opening a FIFO would.
+fn open_regular(path: &Path) -> io::Result<Option<File>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    // For writing, without which some file systems lock nothing exclusively.
+    match OpenOptions::new().read(true).write(true).custom_flags(flags.bits().cast_signed()).open(path) {
+        Ok(file) => Ok(file.metadata()?.is_file().then_some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Locks a file that was just made. `None` if somebody has taken it for left behind before: then it is gone, or about to be.
+fn lock_own(file: &File) -> io::Result<Option<FileLock>> {
+    let lock = FileLock::try_new(file)?;
+    Ok(lock.filter(|_| file.metadata().is_ok_and(|metadata| metadata.nlink() == 1)))
 }
 
 /// Removes new content for `target` that nobody holds. What cannot be removed costs space, and nothing else.
 fn remove_left_behind(target: &Path) {
-    let (Some(folder), Some(prefix)) = (target.parent(), new_prefix(target)) else { return };
+    let Some(folder) = target.parent() else { return };
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let is_one = starts_with(&entry.file_name(), &prefix);
-        if is_one
-            && let Ok(file) = File::open(entry.path())
+        if is_new_content(&entry.file_name(), target)
+            && let Ok(Some(file)) = open_regular(&entry.path())
             && let Ok(Some(_lock)) = FileLock::try_new(&file)
         {
             let _ = fs::remove_file(entry.path());
@@ -276,15 +306,12 @@ fn remove_left_behind(target: &Path) {
     }
 }
 
-/// How the names of all new content for `target` begin.
-fn new_prefix(target: &Path) -> Option<OsString> {
-    let mut prefix = target.file_name()?.to_os_string();
-    prefix.push(NEW);
-    Some(prefix)
-}
-
-fn starts_with(name: &OsStr, prefix: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes())
+/// Whether new content for `target` may be called so: exactly as [`Replacement::add`] calls it.
+fn is_new_content(name: &OsStr, target: &Path) -> bool {
+    let Some(own) = target.file_name() else { return false };
+    let rest = name.as_encoded_bytes().strip_prefix(own.as_encoded_bytes());
+    let rest = rest.and_then(|rest| rest.strip_prefix(NEW.as_bytes()));
+    rest.and_then(|rest| std::str::from_utf8(rest).ok()).is_some_and(is_unique)
 }
 
 /// The file behind a name: of links, what they lead to, also if that is not there.
@@ -359,29 +386,16 @@ fn sync_folders<'a>(parts: impl Iterator<Item = &'a Part>) -> Result<(), DiskErr
     let mut done = BTreeSet::new();
     for part in parts {
         if done.insert(part.target.parent().map(Path::to_owned)) {
-            sync_folder(&part.target).map_err(part.failed("write the folder of"))?;
+            sync_folder_of(&part.target).map_err(part.failed("write the folder of"))?;
         }
     }
     Ok(())
-}
-
-/// Brings the name of a file to stable storage.
-fn sync_folder(file: &Path) -> io::Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
-}
-
-/// A part of a name that no other file has, now or from an earlier boot.
-fn unique() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    format!("{now:x}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 #[cfg(test)]

@@ -159,7 +159,7 @@ fn a_note_that_was_cut_short_decides_nothing() {
     let disk = file(folder.path(), "disk", 0o600);
     for text in ["", "{", "{\"first\":\"/x\"}"] {
         fs::write(folder.path().join("disk.restore"), text).unwrap();
-        fs::write(folder.path().join("disk.restoring-1"), NEW_CONTENT).unwrap();
+        fs::write(folder.path().join("disk.restoring-1a-2-3"), NEW_CONTENT).unwrap();
         settle(&disk).unwrap();
         assert_eq!((fs::read(&disk).unwrap(), names(folder.path())), (OLD.to_vec(), vec!["disk".to_owned()]));
     }
@@ -169,15 +169,72 @@ fn a_note_that_was_cut_short_decides_nothing() {
 fn a_note_names_no_other_file_than_new_content_beside_the_old() {
     let folder = tempfile::tempdir().unwrap();
     let (disk, first) = (file(folder.path(), "disk", 0o600), file(folder.path(), "first", 0o600));
-    fs::create_dir(folder.path().join("disk.restoring-1")).unwrap();
+    fs::create_dir(folder.path().join("disk.restoring-1a-2-3")).unwrap();
     let secret = file(folder.path(), "secret", 0o600);
     fs::write(&secret, NEW_CONTENT).unwrap();
     let metadata = fs::metadata(&first).unwrap();
-    for new in ["secret", "../secret", "disk.restoring-1/../secret", secret.to_str().unwrap()] {
-        let note =
-            Note { first: first.clone(), first_device: metadata.dev(), first_inode: metadata.ino(), new: new.into() };
+    for new in ["secret", "../secret", "disk.restoring-1a-2-3/../secret", secret.to_str().unwrap()] {
+        let note = Note { first: first.clone(), first_new: FileId::of(&metadata), new: new.into() };
         fs::write(folder.path().join("disk.restore"), serde_json::to_vec(&note).unwrap()).unwrap();
         settle(&disk).unwrap();
         assert_eq!((fs::read(&disk).unwrap(), fs::read(&secret).unwrap()), (OLD.to_vec(), NEW_CONTENT.to_vec()));
     }
+}
+
+/// After a reboot a device may have another number.
+#[test]
+fn a_decided_replacement_is_carried_through_where_the_device_has_another_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (file(folder.path(), "first", 0o600), file(folder.path(), "second", 0o600));
+    let interrupted = replacement(&[&first, &second]);
+    let mut notes = Vec::new();
+    interrupted.write_notes(&mut notes).unwrap();
+    interrupted.parts[0].rename().unwrap();
+    crash(interrupted, notes);
+    let note = folder.path().join("second.restore");
+    let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&note).unwrap()).unwrap();
+    text["first_new"]["device"] = serde_json::json!(4711);
+    fs::write(&note, text.to_string()).unwrap();
+    settle(&second).unwrap();
+    assert_eq!(
+        (fs::read(&second).unwrap(), names(folder.path())),
+        (NEW_CONTENT.to_vec(), vec!["first".to_owned(), "second".to_owned()])
+    );
+}
+
+#[test]
+fn files_of_others_with_names_like_those_of_a_restore_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = file(folder.path(), "disk", 0o600);
+    for name in ["disk.restoring-notes", "disk.restoring-1", "disk.restore", "disk2.restoring-1-2-3"] {
+        file(folder.path(), name, 0o600);
+    }
+    let fifo = |name: &str| {
+        let made = std::process::Command::new("mkfifo").arg(folder.path().join(name)).status().unwrap();
+        assert!(made.success());
+    };
+    fifo("disk.restoring-1-2-3");
+    symlink(&disk, folder.path().join("disk.restoring-1-2-4")).unwrap();
+    let before = names(folder.path());
+    settle(&disk).unwrap();
+    assert_eq!(names(folder.path()), before);
+    fs::remove_file(folder.path().join("disk.restore")).unwrap();
+    fifo("disk.restore");
+    settle(&disk).unwrap();
+    assert_eq!((names(folder.path()), fs::read(&disk).unwrap()), (before, OLD.to_vec()));
+}
+
+/// Between its making and its lock, somebody who is about to use the disk may take a file for left behind.
+#[test]
+fn a_file_that_somebody_removes_before_it_is_locked_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new");
+    let made = File::create_new(&path).unwrap();
+    let settling = File::options().read(true).write(true).open(&path).unwrap();
+    let lock = FileLock::try_new(&settling).unwrap().unwrap();
+    assert!(lock_own(&made).unwrap().is_none());
+    fs::remove_file(&path).unwrap();
+    drop(lock);
+    assert!(lock_own(&made).unwrap().is_none());
+    assert!(lock_own(&File::create_new(&path).unwrap()).unwrap().is_some());
 }

@@ -1,0 +1,126 @@
+//! Small files that a crash leaves as they were or as they are to be, and what tells a file from every other one.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Gives a file new content, in one step and on stable storage: it is written beside it, under a name that begins with a dot.
+///
+/// # Errors
+/// Those of the file system; the file is then as it was, unless only its folder could not be written any more.
+pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let new = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), unique()));
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&new)?;
+    let written = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        // The error that is returned says more than one about this.
+        let _ = fs::remove_file(&new);
+    }
+    written?;
+    sync_folder_of(path)
+}
+
+/// Brings the name of a file to stable storage.
+pub(crate) fn sync_folder_of(file: &Path) -> io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+/// A part of a name that no other file has, now or from an earlier boot.
+pub(crate) fn unique() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    format!("{now:x}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Whether [`unique`] can have made this.
+pub(crate) fn is_unique(part: &str) -> bool {
+    let is = |part: &str, digit: fn(char) -> bool| !part.is_empty() && part.chars().all(digit);
+    let hex = |digit: char| matches!(digit, '0'..='9' | 'a'..='f');
+    let decimal = |digit: char| digit.is_ascii_digit();
+    let parts: Vec<&str> = part.split('-').collect();
+    matches!(parts.as_slice(), [now, process, count] if is(now, hex) && is(process, decimal) && is(count, decimal))
+}
+
+/// What tells a file, or a folder, from every other one, also after a reboot: a device's number may be another one then (btrfs, device mapper).
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct FileId {
+    inode: u64,
+    /// When it was made, in nanoseconds, where the file system knows.
+    born_ns: Option<u64>,
+    /// Where it does not, one of these is to be the same.
+    device: u64,
+    modified: (i64, i64),
+}
+
+impl FileId {
+    pub fn of(metadata: &Metadata) -> Self {
+        let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        Self {
+            inode: metadata.ino(),
+            born_ns: born.and_then(|born| u64::try_from(born.as_nanos()).ok()),
+            device: metadata.dev(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+
+    /// Whether this is of the same file as `other`.
+    pub fn is(&self, other: &Self) -> bool {
+        self.inode == other.inode
+            && match (self.born_ns, other.born_ns) {
+                (Some(own), Some(others)) => own == others,
+                _ => self.device == other.device || self.modified == other.modified,
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_again_whatever_number_its_device_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let id = |name: &str| FileId::of(&fs::metadata(at(name)).unwrap());
+        fs::write(at("one"), "1").unwrap();
+        fs::write(at("other"), "2").unwrap();
+        let noted = FileId { device: !id("one").device, ..id("one") };
+        fs::rename(at("one"), at("renamed")).unwrap();
+        assert!(noted.is(&id("renamed")) && !noted.is(&id("other")));
+        // A file that has got the number of another one.
+        assert!(!FileId { born_ns: Some(1), ..noted }.is(&FileId { born_ns: Some(2), ..noted }));
+        // Where nobody knows when a file was made.
+        let unborn = FileId { born_ns: None, ..noted };
+        assert!(unborn.is(&id("renamed")));
+        assert!(!FileId { modified: (0, 0), ..unborn }.is(&id("renamed")));
+        assert!(FileId { modified: (0, 0), device: id("renamed").device, ..unborn }.is(&id("renamed")));
+    }
+
+    #[test]
+    fn content_is_replaced_and_nothing_stays_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for content in ["one", "other"] {
+            write(&path, content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        fs::create_dir(folder.path().join("folder")).unwrap();
+        assert!(write(&folder.path().join("folder"), b"").is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn only_its_own_names_are_taken_for_unique_ones() {
+        assert!(is_unique(&unique()));
+        for other in ["", "notes", "1", "1-2", "1-2-", "x-1-2", "1-2-3-4", "1-a-3", "A-1-2"] {
+            assert!(!is_unique(other), "{other}");
+        }
+    }
+}
