@@ -56,7 +56,8 @@ pub(crate) struct FileId {
     born_ns: Option<u64>,
     /// Where it does not, one of these is to be the same.
     device: u64,
-    modified: (i64, i64),
+    /// Not of a folder, where it changes with everything that is made or removed in it.
+    modified: Option<(i64, i64)>,
 }
 
 impl FileId {
@@ -66,7 +67,7 @@ impl FileId {
             inode: metadata.ino(),
             born_ns: born.and_then(|born| u64::try_from(born.as_nanos()).ok()),
             device: metadata.dev(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            modified: metadata.is_file().then(|| (metadata.mtime(), metadata.mtime_nsec())),
         }
     }
 
@@ -75,7 +76,7 @@ impl FileId {
         self.inode == other.inode
             && match (self.born_ns, other.born_ns) {
                 (Some(own), Some(others)) => own == others,
-                _ => self.device == other.device || self.modified == other.modified,
+                _ => self.device == other.device || (self.modified.is_some() && self.modified == other.modified),
             }
     }
 }
@@ -99,8 +100,8 @@ mod tests {
         // Where nobody knows when a file was made.
         let unborn = FileId { born_ns: None, ..noted };
         assert!(unborn.is(&id("renamed")));
-        assert!(!FileId { modified: (0, 0), ..unborn }.is(&id("renamed")));
-        assert!(FileId { modified: (0, 0), device: id("renamed").device, ..unborn }.is(&id("renamed")));
+        assert!(!FileId { modified: Some((0, 0)), ..unborn }.is(&id("renamed")));
+        assert!(FileId { modified: None, device: id("renamed").device, ..unborn }.is(&id("renamed")));
     }
 
     #[test]

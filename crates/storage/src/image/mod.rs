@@ -38,6 +38,7 @@ mod spec;
 mod store;
 mod systemd;
 mod tree;
+mod users;
 mod versions;
 
 pub use error::ImageError;

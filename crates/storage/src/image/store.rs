@@ -207,7 +207,11 @@ impl ImageStore {
         let size_bytes = fs::metadata(&root).map_err(ImageError::at(&root))?.len();
         let backing = Backing { path: root, format: DiskFormat::Raw };
         create_qcow2(path, size_bytes, Some(&backing)).map_err(ImageError::Disk)?;
-        self.versions().note_users(path)?;
+        if let Err(error) = self.versions().note_users(path) {
+            // Of a disk that nobody knows the base might go.
+            let _ = fs::remove_file(path);
+            return Err(error);
+        }
         Ok(backing)
     }
 
@@ -221,6 +225,19 @@ impl ImageStore {
         }
         let _lock = self.lock_if_writable()?;
         self.versions().note_users(disk)
+    }
+
+    /// Notes that the snapshot in the file `snapshot` can only be restored over `bases`, of which images of this store stay for as long as that file is there.
+    /// To be called once it is there.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`].
+    pub fn note_snapshot(&self, snapshot: &Path, bases: &[&Path]) -> Result<(), ImageError> {
+        if bases.is_empty() || !self.dir.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock_if_writable()?;
+        self.versions().note_snapshot(snapshot, bases)
     }
 
     /// The image that the qcow2 image at `disk` is based on, if it is one of this store: with the kernel that belongs to what is on the disk.
@@ -245,9 +262,12 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::NotFound`], [`ImageError::InvalidSpec`], [`ImageError::Io`].
     pub fn remove(&self, name: &str) -> Result<Removal, ImageError> {
-        let dir = self.existing(name)?;
+        // A store that is not there is not made for this.
+        self.existing(name)?;
         let versions = self.versions();
         let _lock = versions.lock()?;
+        // A build may have given the name to another version meanwhile.
+        let dir = self.existing(name)?;
         if versions.named(name).is_none() {
             versions.supersede(name)?;
             return self.remove_old(dir, false);
@@ -261,7 +281,7 @@ impl ImageStore {
         self.remove_unneeded(dir)
     }
 
-    /// Removes the versions of images that have no name any more and that no disk is based on. `all` says that folders of images from versions of twinvm
+    /// Removes the versions of images that have no name any more and that no disk or snapshot needs. `all` says that folders of images from versions of twinvm
     /// which did not note the disks go as well.
     ///
     /// # Errors
@@ -295,16 +315,14 @@ impl ImageStore {
 
     fn remove_unneeded(&self, dir: PathBuf) -> Result<Removal, ImageError> {
         let why = match Versions::need(&dir)? {
-            Need::Disks(disks) => {
-                let disks: Vec<String> = disks.iter().map(|disk| disk.display().to_string()).collect();
-                format!("the base of {}", disks.join(", "))
-            }
+            Need::Users(users) => format!("the base of {}", users.join(", ")),
             Need::Open(error) => error.to_string(),
             Need::None => {
                 let _root_disk = lock_root_disk(&dir)?;
                 // Out of sight in one step; the rest is a matter of time.
                 let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let doomed = Temporary(self.dir.join(format!("{BUILD_PREFIX}removed-{name}")));
+                remove_folder(&doomed.0)?;
                 fs::rename(&dir, &doomed.0).map_err(ImageError::at(&dir))?;
                 return Ok(Removal::Removed { dir });
             }
@@ -326,10 +344,26 @@ impl ImageStore {
         for entry in fs::read_dir(&self.dir).map_err(ImageError::at(&self.dir))? {
             let entry = entry.map_err(ImageError::at(&self.dir))?;
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(BUILD_PREFIX)) {
-                fs::remove_dir_all(entry.path()).map_err(ImageError::at(entry.path()))?;
+                remove_folder(&entry.path())?;
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a folder that a removal or a build left; somebody else may be doing the same.
+fn remove_folder(path: &Path) -> Result<(), ImageError> {
+    loop {
+        match fs::remove_dir_all(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // What is missing may be something in it.
+                if fs::symlink_metadata(path).is_err() {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(ImageError::io(path, error)),
+        }
     }
 }
 

@@ -1,14 +1,11 @@
-//! The versions of images, and which disks need them.
+//! The versions of images, and how long they are kept.
 //!
 //! A build makes a new version in `.versions/<digest of its manifest>`, and the image's name in `.names` becomes a link to it. A version stays as it is and
-//! where it is as long as a name leads to it, or a disk is based on its root disk: each such disk is noted in the version's
-//! `users`. Images of twinvm before that were folders by name; disks that are based on them are noted nowhere, so a folder of those stays
+//! where it is as long as a name leads to it, or somebody needs its root disk: a disk that is based on it, or a snapshot of such a disk ([`super::users`]). Images of twinvm before that were folders by name; disks that are based on them are noted nowhere, so a folder of those stays
 //! until somebody says that it is not needed.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -18,19 +15,19 @@ use spec::DiskFormat;
 use super::ImageError;
 use super::manifest::Manifest;
 use super::store::{Image, hex};
+use super::users::{UserKind, note_user, users};
 use crate::disk::{Access, DiskError, ImageLock, recorded_backing};
+use crate::durable::sync_folder_of;
 use crate::file_lock::FileLock;
 
 /// Folder of the versions.
 const VERSIONS: &str = ".versions";
 /// Folder of the names.
 const NAMES: &str = ".names";
-/// Folder of a version that says which disks are based on it: a file for each, with its path.
-const USERS: &str = "users";
 /// What the manifest of a folder by name is called once a version has its name.
 const SUPERSEDED: &str = "superseded.json";
 /// Characters of a digest that name a version.
-const ID_CHARACTERS: usize = 16;
+pub(super) const ID_CHARACTERS: usize = 16;
 /// Longest chain of disks, each based on the next.
 const CHAIN_LENGTH_MAX: usize = 32;
 
@@ -39,8 +36,8 @@ const CHAIN_LENGTH_MAX: usize = 32;
 pub(super) enum Need {
     /// Nobody.
     None,
-    /// These disks.
-    Disks(Vec<PathBuf>),
+    /// These disks and snapshots, in words.
+    Users(Vec<String>),
     /// Somebody has it open.
     Open(ImageError),
 }
@@ -95,6 +92,7 @@ impl Versions {
     pub fn publish(&self, new: &Path, name: &str, is_forced: bool) -> Result<PathBuf, ImageError> {
         let manifest = new.join(Manifest::FILE_NAME);
         let text = fs::read(&manifest).map_err(ImageError::at(&manifest))?;
+        sync_files(new)?;
         let mut id = hex(&Sha256::digest(&text));
         id.truncate(ID_CHARACTERS);
         let _lock = self.lock()?;
@@ -106,13 +104,14 @@ impl Versions {
         }
         if !version.exists() {
             fs::rename(new, &version).map_err(ImageError::at(&version))?;
+            sync_folder_of(&version).map_err(ImageError::at(&version))?;
         }
         self.point(name, &version)?;
         self.supersede(name)?;
         Ok(version)
     }
 
-    /// Lets a name lead to a version, in one step.
+    /// Lets a name lead to a version, in one step, and after a power failure as well.
     fn point(&self, name: &str, version: &Path) -> Result<(), ImageError> {
         let path = self.dir.join(NAMES).join(name);
         let new = self.dir.join(NAMES).join(format!(".{name}"));
@@ -122,7 +121,7 @@ impl Versions {
             _ => {}
         }
         symlink(target, &new).map_err(ImageError::at(&new))?;
-        fs::rename(&new, &path).map_err(ImageError::at(&path))
+        fs::rename(&new, &path).and_then(|()| sync_folder_of(&path)).map_err(ImageError::at(&path))
     }
 
     /// Takes its name from a folder by name. Its files stay, for the disks that are based on it.
@@ -155,12 +154,27 @@ impl Versions {
             let Ok(Some(base)) = recorded_backing(&disk) else { break };
             let Ok(path) = fs::canonicalize(&base.path) else { break };
             if let Some(version) = folder_of_root_disk(&dir, &path) {
-                note_user(version, &disk)?;
+                note_user(version, UserKind::Disk, &disk)?;
             }
             if base.format != DiskFormat::Qcow2 {
                 break;
             }
             disk = path;
+        }
+        Ok(())
+    }
+
+    /// Notes that a snapshot needs what its disks are based on, as far as that is of this store.
+    pub fn note_snapshot(&self, snapshot: &Path, bases: &[&Path]) -> Result<(), ImageError> {
+        let Ok(dir) = fs::canonicalize(&self.dir) else { return Ok(()) };
+        let snapshot = std::path::absolute(snapshot).map_err(ImageError::at(snapshot))?;
+        for base in bases {
+            let Ok(path) = fs::canonicalize(base) else { continue };
+            match folder_of_root_disk(&dir, &path) {
+                Some(version) => note_user(version, UserKind::Snapshot, &snapshot)?,
+                // A disk of its own, which may be based on an image.
+                None => self.note_users(&path)?,
+            }
         }
         Ok(())
     }
@@ -185,7 +199,7 @@ impl Versions {
     pub fn need(folder: &Path) -> Result<Need, ImageError> {
         let users = users(folder)?;
         if !users.is_empty() {
-            return Ok(Need::Disks(users));
+            return Ok(Need::Users(users));
         }
         match lock_root_disk(folder) {
             Err(error @ ImageError::InUse { .. }) => Ok(Need::Open(error)),
@@ -195,8 +209,17 @@ impl Versions {
     }
 }
 
+/// Brings the files of a finished image to stable storage: before a name leads to it.
+fn sync_files(folder: &Path) -> Result<(), ImageError> {
+    for entry in fs::read_dir(folder).map_err(ImageError::at(folder))? {
+        let path = entry.map_err(ImageError::at(folder))?.path();
+        File::open(&path).and_then(|file| file.sync_all()).map_err(ImageError::at(&path))?;
+    }
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(ImageError::at(folder))
+}
+
 /// Names in a folder, sorted; none if it is not there. Those that begin with a dot are not listed.
-fn entries(folder: &Path) -> Result<Vec<String>, ImageError> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<String>, ImageError> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(ImageError::at(folder))?,
@@ -212,47 +235,6 @@ fn entries(folder: &Path) -> Result<Vec<String>, ImageError> {
 /// The folder of an image's root disk in `dir`. Both paths are without links.
 fn folder_of_root_disk<'a>(dir: &Path, file: &'a Path) -> Option<&'a Path> {
     file.parent().filter(|folder| folder.starts_with(dir) && file.ends_with(Image::ROOT_DISK))
-}
-
-fn note_user(version: &Path, disk: &Path) -> Result<(), ImageError> {
-    let users = version.join(USERS);
-    let mut name = hex(&Sha256::digest(disk.as_os_str().as_encoded_bytes()));
-    name.truncate(ID_CHARACTERS);
-    let note = users.join(name);
-    if note.exists() {
-        return Ok(());
-    }
-    let written = fs::create_dir_all(&users).and_then(|()| fs::write(&note, disk.as_os_str().as_encoded_bytes()));
-    match written {
-        // Who cannot write here cannot remove anything here either.
-        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
-            Ok(())
-        }
-        other => other.map_err(ImageError::at(&note)),
-    }
-}
-
-/// The disks that are noted for a version and still based on it. Notes of others are removed.
-fn users(version: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    let folder = version.join(USERS);
-    let root = fs::canonicalize(version.join(Image::ROOT_DISK)).ok();
-    let mut users = Vec::new();
-    for name in entries(&folder)? {
-        let note = folder.join(name);
-        let disk = PathBuf::from(OsString::from_vec(fs::read(&note).map_err(ImageError::at(&note))?));
-        let is_based_on_it = match recorded_backing(&disk) {
-            Ok(base) => base.is_some_and(|base| fs::canonicalize(base.path).ok() == root),
-            Err(DiskError::Open { source, .. }) => source.kind() != io::ErrorKind::NotFound,
-            // What cannot be told is taken for a user.
-            Err(_) => true,
-        };
-        if is_based_on_it {
-            users.push(disk);
-        } else {
-            fs::remove_file(&note).map_err(ImageError::at(&note))?;
-        }
-    }
-    Ok(users)
 }
 
 /// Locks the root disk in a folder, if there is one, so that no VM has it or gets it.

@@ -200,3 +200,91 @@ fn damaged_manifests_are_errors() {
     assert!(store.list().unwrap().is_empty());
     store.remove("bad").unwrap();
 }
+
+/// `prune` took disks for gone whose file system was just not mounted.
+#[test]
+fn a_base_stays_while_the_folder_of_its_disk_is_another_one() {
+    let (dir, store) = store();
+    let mount = dir.path().join("mount");
+    fs::create_dir_all(mount.join("vm")).unwrap();
+    let version = add(&store, "t", 1);
+    store.create_disk("t", &mount.join("vm/disk")).unwrap();
+    assert!(kept(&store.remove("t").unwrap()).contains("vm/disk"));
+    // As without a mount: an empty folder in its place, or none.
+    let elsewhere = dir.path().join("elsewhere");
+    fs::rename(&mount, &elsewhere).unwrap();
+    fs::create_dir(&mount).unwrap();
+    assert!(kept(&store.prune(true).unwrap()[0]).contains("may just not be mounted"));
+    fs::remove_dir(&mount).unwrap();
+    fs::rename(&elsewhere, &mount).unwrap();
+    assert!(!kept(&store.prune(true).unwrap()[0]).contains("mounted"));
+    // With its own folder it is gone for good.
+    fs::remove_dir_all(mount.join("vm")).unwrap();
+    assert!(is_removed(&store.prune(true).unwrap()[0]) && !version.exists());
+}
+
+#[test]
+fn a_note_that_nobody_can_read_counts_until_it_is_written_again() {
+    let (dir, store) = store();
+    let disk = dir.path().join("disk");
+    let version = add(&store, "t", 1);
+    store.create_disk("t", &disk).unwrap();
+    store.remove("t").unwrap();
+    let note = || fs::read_dir(version.join("users")).unwrap().next().unwrap().unwrap().path();
+    for damaged in ["", "{", "\0\0\0", "{}"] {
+        fs::write(note(), damaged).unwrap();
+        assert!(kept(&store.prune(true).unwrap()[0]).contains("damaged"), "{damaged}");
+    }
+    store.note_disk(&disk).unwrap();
+    let whole = fs::read(note()).unwrap();
+    assert!(!kept(&store.prune(true).unwrap()[0]).contains("damaged"));
+    // It is the same while nothing has changed, and one of twinvm before has the path alone.
+    store.note_disk(&disk).unwrap();
+    assert_eq!(fs::read(note()).unwrap(), whole);
+    fs::write(note(), disk.to_str().unwrap()).unwrap();
+    assert!(kept(&store.prune(true).unwrap()[0]).ends_with("/disk"));
+    store.note_disk(&disk).unwrap();
+    assert_eq!(fs::read(note()).unwrap(), whole);
+    fs::remove_file(&disk).unwrap();
+    assert!(is_removed(&store.prune(true).unwrap()[0]));
+}
+
+#[test]
+fn a_disk_that_cannot_be_noted_is_not_made() {
+    let (dir, store) = store();
+    let version = add(&store, "t", 1);
+    fs::write(version.join("users"), "in the way").unwrap();
+    assert!(matches!(store.create_disk("t", &dir.path().join("disk")), Err(ImageError::Io { .. })));
+    assert!(!dir.path().join("disk").exists());
+}
+
+#[test]
+fn a_snapshot_keeps_what_its_disks_are_based_on() {
+    let (dir, store) = store();
+    let at = |name: &str| dir.path().join(name);
+    let version = add(&store, "t", 1);
+    let root = version.join(Image::ROOT_DISK);
+    create_qcow2(&at("base"), 4096, Some(&Backing { path: root.clone(), format: DiskFormat::Raw })).unwrap();
+    fs::write(at("snapshot"), "a snapshot").unwrap();
+    store.note_snapshot(&at("snapshot"), &[&root, &at("missing")]).unwrap();
+    assert!(kept(&store.remove("t").unwrap()).ends_with("/snapshot"));
+    // Or a disk, which is based on it.
+    store.note_snapshot(&at("other"), &[&at("base")]).unwrap();
+    fs::remove_file(at("snapshot")).unwrap();
+    assert!(kept(&store.prune(true).unwrap()[0]).ends_with("/base"));
+    fs::remove_file(at("base")).unwrap();
+    assert!(is_removed(&store.prune(true).unwrap()[0]));
+}
+
+/// A removal that was killed left a folder by the same name.
+#[test]
+fn what_a_removal_left_is_not_in_the_way_of_another_one() {
+    let (_dir, store) = store();
+    let version = add(&store, "t", 1);
+    let name = version.file_name().unwrap().to_str().unwrap();
+    let left = store.dir().join(format!("{BUILD_PREFIX}removed-{name}"));
+    fs::create_dir_all(left.join("folder")).unwrap();
+    assert!(is_removed(&store.remove("t").unwrap()));
+    assert!(!left.exists());
+    store.remove_stale_builds().unwrap();
+}
