@@ -61,12 +61,13 @@ impl DiskImage {
         Self::open_as(path, path, options)
     }
 
-    /// As [`Self::open`], for an image that lies at `at` until it is open, and is then renamed to `path` within its folder.
+    /// As [`Self::open`], for an image that lies at `at` until it is open and then becomes what `path` leads to. Relative names in it are those of files in the
+    /// folder of `path`, where a link may be that leads to another one.
     ///
     /// # Errors
     /// As [`Self::open`], which name `at`.
     pub fn open_as(at: &Path, path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
-        let Content { access, format, backing, locks } = open_image(at, options)?;
+        let Content { access, format, backing, locks } = open_image(at, path, options)?;
         let mut image = Self {
             path: path.to_path_buf(),
             format,

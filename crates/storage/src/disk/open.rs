@@ -31,15 +31,15 @@ pub(super) struct Content {
     pub locks: Vec<ImageLock>,
 }
 
-/// Opens and locks the image at `path`, and what it is based on.
-pub(super) fn open_image(path: &Path, options: DiskOptions) -> Result<Content, DiskError> {
+/// Opens and locks the image at `path`, and what it is based on: of which a relative name is meant as one in an image called `name`.
+pub(super) fn open_image(path: &Path, name: &Path, options: DiskOptions) -> Result<Content, DiskError> {
     let (file, lock) = open_locked(path, options.access(), options.direct)?;
     let mut locks = vec![lock];
     let format = match options.format {
         Some(format) => format,
         None => format::guess(path, &reopen(path, false)?)?,
     };
-    let (access, backing) = open_format(path, file, format, options, &mut locks)?;
+    let (access, backing) = open_format(path, name, file, format, options, &mut locks)?;
     check_size(path, access.size())?;
     Ok(Content { access, format, backing, locks })
 }
@@ -60,8 +60,10 @@ fn reopen(path: &Path, writable: bool) -> Result<File, DiskError> {
 }
 
 /// Opens the image in `file`, which is locked, and for qcow2 what it is based on; the locks of that are added to `locks`.
+/// A relative name of that is meant as one in an image called `name`.
 fn open_format(
     path: &Path,
+    name: &Path,
     file: File,
     format: DiskFormat,
     options: DiskOptions,
@@ -80,7 +82,7 @@ fn open_format(
     let header = read_header(path)?;
     check_size(path, header.size_bytes)?;
     // What the image refers to is opened here, read-only and locked, and by nobody else.
-    let base = header.backing.as_ref().map(|name| open_backing(path, name, options, locks)).transpose()?;
+    let base = header.backing.as_ref().map(|base| open_backing(path, name, base, options, locks)).transpose()?;
     let open = |file, writable| {
         let builder = Qcow2::<Storage>::builder(storage(file, writable)?).write(writable).backing(None).data_file(None);
         builder.open(DenyImplicitOpenGate::default()).map_err(|e: io::Error| DiskError::Corrupt {
@@ -114,6 +116,7 @@ fn open_format(
 
 fn open_backing(
     path: &Path,
+    image: &Path,
     recorded: &BackingName,
     options: DiskOptions,
     locks: &mut Vec<ImageLock>,
@@ -134,12 +137,12 @@ fn open_backing(
             "its backing file {name:?} is not the name of a file; `qemu-img rebase -u -b FILE -F FORMAT` records one"
         ))
     })?;
-    let backing = Backing { path: resolve(path, file_name), format };
+    let backing = Backing { path: resolve(image, file_name), format };
     let options = DiskOptions { format: Some(format), read_only: true, ..options };
     let (file, lock) = open_locked(&backing.path, options.access(), options.direct)
         .map_err(|source| DiskError::Backing { path: path.to_path_buf(), source: Box::new(source) })?;
     locks.push(lock);
-    let (access, _) = open_format(&backing.path, file, format, options, locks)?;
+    let (access, _) = open_format(&backing.path, &backing.path, file, format, options, locks)?;
     Ok((access, backing))
 }
 
@@ -184,5 +187,40 @@ fn refused(path: &Path, refusal: Refusal) -> DiskError {
     match refusal {
         Refusal::Corrupt(reason) => DiskError::Corrupt { path, format: DiskFormat::Qcow2, reason },
         Refusal::Unsupported(reason) => DiskError::Unsupported { path, reason: reason.to_owned() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use imago::FormatCreateBuilder;
+
+    use super::*;
+    use crate::disk::{DiskImage, create_raw};
+
+    /// A restore opened the new content, which lies where the link leads, as if its base were there.
+    #[test]
+    fn a_relative_base_lies_in_the_folder_of_the_name_that_an_image_is_opened_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("elsewhere")).unwrap();
+        create_raw(&at("base"), 1 << 20).unwrap();
+        let new = at("elsewhere/disk.new");
+        let options = StorageOpenOptions::new().filename(&new).write(true);
+        let file = File::options().read(true).write(true).create_new(true).open(&new).unwrap();
+        let storage = Storage::from_open_file(file, options).unwrap();
+        let builder = Qcow2::<Storage>::create_builder(storage).size(1 << 20);
+        builder.backing("base".to_owned(), "raw".to_owned()).create().unwrap();
+        symlink("elsewhere/disk", at("disk")).unwrap();
+        let options = DiskOptions { format: Some(DiskFormat::Qcow2), ..DiskOptions::default() };
+        let named = DiskImage::open_as(&new, &at("disk"), options).unwrap();
+        assert_eq!(named.backing().unwrap().path, at("base"));
+        drop(named);
+        assert!(DiskImage::open(&new, options).is_err());
+        // As it is opened later.
+        fs::rename(&new, at("elsewhere/disk")).unwrap();
+        assert_eq!(DiskImage::open(&at("disk"), options).unwrap().backing().unwrap().path, at("base"));
     }
 }
