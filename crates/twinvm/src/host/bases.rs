@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use storage::disk::{Backing, BaseIdentity, recorded_backing};
+use storage::durable;
 
 /// A file in the folder, which holds the identities of bases by the names of the disks' files. Folders of earlier versions have none: nothing is known of their
 /// disks' bases.
@@ -28,23 +30,42 @@ impl Bases {
 
     fn read(&self) -> Result<Notes> {
         let file = self.file();
-        if !file.exists() {
-            return Ok(Notes::new());
-        }
-        let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))
+        let text = match fs::read(&file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Notes::new()),
+            other => other.with_context(|| format!("cannot read {}", file.display()))?,
+        };
+        serde_json::from_slice(&text).map_err(|error| {
+            anyhow!(
+                "{} is damaged ({error}), so that nobody knows whether what the disks there are based on has changed: \
+                 if it has not, remove that file",
+                file.display()
+            )
+        })
+    }
+
+    /// As they are to be written anew. What is damaged is worth nothing any more, and is set aside: it is not to keep a disk from being made.
+    fn read_to_change(&self) -> Result<Notes> {
+        self.read().or_else(|error| {
+            let (file, aside) = (self.file(), self.folder.join("bases.json.damaged"));
+            if fs::read(&file).is_ok() {
+                tracing::warn!("{error:#}; it is kept as {}", aside.display());
+                fs::rename(&file, &aside).with_context(|| format!("cannot rename {}", file.display()))?;
+                return Ok(Notes::new());
+            }
+            Err(error)
+        })
     }
 
     /// Notes what a qcow2 image in the folder is based on now. Reads the base, which takes about a second for each GiB in use, unless that was done before.
     pub fn note(&self, disk: &Path) -> Result<()> {
-        let mut notes = self.read()?;
+        let mut notes = self.read_to_change()?;
         let name = name(disk)?;
         match recorded_backing(disk)? {
             Some(base) => notes.insert(name, identity(&base)?),
             None => notes.remove(&name),
         };
         let file = self.file();
-        fs::write(&file, serde_json::to_vec(&notes)?).with_context(|| format!("cannot write {}", file.display()))
+        durable::write(&file, &serde_json::to_vec(&notes)?).with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// Refuses a folder in which a disk is based on something that has changed.
@@ -69,11 +90,11 @@ impl Bases {
 
     /// Takes the notes of another folder, whose disks were copied.
     pub fn copy_from(&self, other: &Self) -> Result<()> {
-        if !other.file().exists() {
-            return Ok(());
-        }
-        let copied = fs::copy(other.file(), self.file());
-        copied.map(drop).with_context(|| format!("cannot write {}", self.file().display()))
+        let text = match fs::read(other.file()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other_text => other_text.with_context(|| format!("cannot read {}", other.file().display()))?,
+        };
+        durable::write(&self.file(), &text).with_context(|| format!("cannot write {}", self.file().display()))
     }
 }
 
@@ -127,7 +148,25 @@ mod tests {
         Bases::of(copy.path()).copy_from(&bases).unwrap();
         fs::write(at("base"), [2; 8192]).unwrap();
         assert!(Bases::of(copy.path()).check_disk(&copy.path().join("disk0.qcow2")).is_err());
-        fs::write(at("bases.json"), "{").unwrap();
-        assert!(format!("{:#}", bases.check().unwrap_err()).contains("is damaged"));
+    }
+
+    #[test]
+    fn damaged_notes_say_what_to_do_and_keep_no_disk_from_being_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let bases = Bases::of(folder.path());
+        fs::write(at("base"), [1; 8192]).unwrap();
+        let base = Backing { path: at("base"), format: DiskFormat::Raw };
+        create_qcow2(&at("disk0.qcow2"), 8192, Some(&base)).unwrap();
+        for damaged in ["", "{"] {
+            fs::write(at("bases.json"), damaged).unwrap();
+            let refused = format!("{:#}", bases.check().unwrap_err());
+            assert!(refused.contains("bases.json is damaged") && refused.contains("remove that file"), "{refused}");
+            bases.note(&at("disk0.qcow2")).unwrap();
+            bases.check().unwrap();
+            assert_eq!(fs::read_to_string(at("bases.json.damaged")).unwrap(), damaged);
+        }
+        fs::write(at("base"), [2; 8192]).unwrap();
+        assert!(bases.check().is_err());
     }
 }
