@@ -105,7 +105,8 @@ const SOCKETS: &[i64] = &[
     libc::SYS_shutdown,
 ];
 
-/// Disks, guest memory, and files in the VM's folder. The end of a process is waited for: of the one that acts for this replica.
+/// Disks, guest memory, and files in the VM's folder. A restore gives its files the owner, the permissions and the access control lists of those whose place they
+/// take. The end of a process is waited for: of the one that acts for this replica.
 const REPLICA: &[i64] = &[
     libc::SYS_access,
     libc::SYS_copy_file_range,
@@ -113,11 +114,14 @@ const REPLICA: &[i64] = &[
     libc::SYS_faccessat2,
     libc::SYS_fadvise64,
     libc::SYS_fallocate,
+    libc::SYS_fchmod,
+    libc::SYS_fchown,
     libc::SYS_fdatasync,
     libc::SYS_fgetxattr,
     libc::SYS_flistxattr,
     libc::SYS_flock,
     libc::SYS_fstatfs,
+    libc::SYS_fsetxattr,
     libc::SYS_fsync,
     libc::SYS_ftruncate,
     libc::SYS_get_mempolicy,

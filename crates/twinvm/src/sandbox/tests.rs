@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -177,6 +177,11 @@ fn what_it_needs_goes_on(world: &Path) {
     let mut file = OpenOptions::new().read(true).write(true).open(&disk).unwrap();
     file.write_all(b"written").unwrap();
     file.sync_all().unwrap();
+    // As a restore does to the file that takes the place of another one.
+    file.set_permissions(PermissionsExt::from_mode(0o640)).unwrap();
+    std::os::unix::fs::fchown(&file, None, None).unwrap();
+    let noted = rustix::fs::fsetxattr(&file, "user.note", b"note", rustix::fs::XattrFlags::empty());
+    assert_ne!(noted, Err(rustix::io::Errno::PERM));
     fs::rename(&disk, world.join("vms/v/disk1.raw")).unwrap();
     fs::write(world.join("vms/v/ended.json"), "{}").unwrap();
     fs::remove_file(world.join("vms/v/ended.json")).unwrap();
