@@ -1,5 +1,6 @@
 //! `twinvm disk`: disk images for VMs.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -104,12 +105,12 @@ fn create(arguments: &CreateArguments) -> Result<()> {
             let found = DiskImage::open(base, options)?;
             let backing = Backing { path: base.clone(), format: found.format() };
             create_qcow2(file, size_bytes.unwrap_or(found.size_bytes()), Some(&backing))?;
-            images.note_disk(file)?;
+            or_remove(file, images.note_disk(file).map_err(Into::into))?;
         }
         (None, Some(image), _) => {
             images.create_disk(image, file)?;
             if let Some(size_bytes) = size_bytes {
-                grow(file, Some(*format), size_bytes)?;
+                or_remove(file, grow(file, Some(*format), size_bytes))?;
             }
         }
         (None, None, Some(size_bytes)) if *format == DiskFormat::Raw => create_raw(file, size_bytes)?,
@@ -117,6 +118,15 @@ fn create(arguments: &CreateArguments) -> Result<()> {
         (None, None, None) => bail!("how big? as in `twinvm disk create {} 20G`", file.display()),
     }
     show(file, Some(*format), arguments.json)
+}
+
+/// Removes a disk that was just made if what makes it whole has failed.
+fn or_remove(disk: &Path, result: Result<()>) -> Result<()> {
+    if result.is_err() {
+        // The error that is returned says more than one about this.
+        let _ = fs::remove_file(disk);
+    }
+    result
 }
 
 fn resize(arguments: &ResizeArguments) -> Result<()> {
@@ -164,4 +174,20 @@ fn show(file: &Path, format: Option<DiskFormat>, json: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_cannot_get_its_size_does_not_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk.qcow2");
+        for (size_bytes, is_there) in [(1 << 20, false), (2 << 20, true)] {
+            create_qcow2(&disk, 2 << 20, None).unwrap();
+            assert_eq!(or_remove(&disk, grow(&disk, None, size_bytes)).is_ok(), is_there);
+            assert_eq!(disk.exists(), is_there);
+        }
+    }
 }
