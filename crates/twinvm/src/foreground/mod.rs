@@ -164,7 +164,10 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
         current.set(Some(Reached { control: vm.control(), disks: disks.clone() }));
         reporter.report(&Event::Started { name: &spec.name, engine: engine.to_string(), reason });
         if let Some(recording) = &recording {
-            reporter.report(&Event::Recording { path: recording.path() });
+            reporter.report(&match recording.failure() {
+                None => Event::Recording { path: recording.path() },
+                Some(error) => Event::RecordingFailed { path: recording.path(), reason: error.to_string() },
+            });
         }
         let running = Running { spec: &spec, disks: &disks, recording: recording.as_ref(), started };
         let end = serve(&mut vm, &running, &pending, &leaving, &reporter);
@@ -217,12 +220,19 @@ fn make(spec: &VmSpec, from: From, engine: EngineKind, ends: &Ends, console: Box
     };
     let recording = Recording::new(spec, instructions)?;
     let mode = recording.as_ref().map_or(InputMode::Live, Recording::mode);
+    let is_restored = matches!(from, From::Snapshot(_));
     let (mut vm, disks) = match from {
         From::PowerOn(generation) => power_on(spec, generation, engine, mode, ends, console)?,
         From::Snapshot(restoring) => go_on(*restoring, engine, mode, ends, console)?,
     };
-    if let Some(recording) = &recording {
-        recording.begin(&mut vm, spec, &disks)?;
+    if let Some(recording) = &recording
+        && let Err(error) = recording.begin(&mut vm, spec, &disks)
+    {
+        // The disks are the snapshot's already, and those before are gone: a VM that goes on unrecorded is the lesser loss.
+        if !is_restored {
+            return Err(error);
+        }
+        recording.give_up(&error);
     }
     Ok(Made { vm, recording, disks: Arc::new(disks) })
 }
@@ -258,6 +268,7 @@ fn go_on(
     let Restoring { disks: images, saved } = restoring;
     let disks = SnapshotDisks::of(&images);
     let vm = saved.go_on(open::connect(images, ends, console)?, engine, mode)?;
+    disks.note_images();
     Ok((vm, disks))
 }
 
@@ -309,6 +320,7 @@ fn serve(
             let done = match &request.request {
                 Request::Status => Ok(()),
                 Request::Snapshot { path } => snapshots::write(vm, spec, disks, path).inspect(|()| {
+                    disks.note_snapshot(path);
                     reporter.report(&Event::Snapshot { path });
                 }),
                 Request::Stop { force: false } => {

@@ -50,7 +50,7 @@ pub fn host_memory_bytes() -> Result<u64> {
         .ok_or_else(|| anyhow!("/proc/meminfo names no MemTotal"))
 }
 
-fn images() -> Result<ImageStore> {
+pub fn images() -> Result<ImageStore> {
     Ok(ImageStore::new(paths::images_dir()?))
 }
 
@@ -168,12 +168,17 @@ fn open_disk(spec: &DiskSpec) -> Result<DiskImage> {
     require_file(&spec.path).with_context(|| format!("disk {}", spec.path.display()))?;
     let options = DiskOptions { format: spec.format, read_only: spec.readonly, direct: false };
     let disk = DiskImage::open(&spec.path, options)?;
-    if disk.backing().is_some()
-        && let Err(error) = images()?.note_disk(&spec.path)
-    {
-        tracing::warn!("nobody will know that {} is based on an image: {error}", spec.path.display());
+    if disk.backing().is_some() {
+        note_image(&spec.path);
     }
     Ok(disk)
+}
+
+/// Notes which image a qcow2 disk is based on, if it is on one.
+pub fn note_image(disk: &Path) {
+    if let Err(error) = images().and_then(|images| Ok(images.note_disk(disk)?)) {
+        tracing::warn!("nobody will know that {} is based on an image: {error:#}", disk.display());
+    }
 }
 
 /// Says what to do about a disk that is not there.

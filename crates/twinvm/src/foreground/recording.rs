@@ -92,6 +92,7 @@ impl Recording {
     /// Keeps how the VM is, which has not run yet.
     pub fn begin(&self, vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks) -> Result<()> {
         snapshots::write(vm, spec, disks, &self.snapshot)?;
+        disks.note_snapshot(&self.snapshot);
         // A replay, too, counts pages as touched from here on.
         vm.harvest()?.acknowledge();
         let name = self.snapshot.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -107,6 +108,11 @@ impl Recording {
         let file = File::create_new(&self.log).and_then(|file| LogFileWriter::new(file, &head));
         *lock(&self.output) = Output::File(file.with_context(|| format!("cannot write {}", self.log.display()))?);
         Ok(())
+    }
+
+    /// Goes on without a log that could not be begun, for the reason that [`Self::failure`] then says.
+    pub fn give_up(&self, error: &anyhow::Error) {
+        *lock(&self.output) = Output::Failed(io::Error::other(format!("{error:#}")));
     }
 
     /// Up to which instruction the VM is to run before its next digest.

@@ -18,6 +18,8 @@ use machine::vm::{Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig, unix_no
 use spec::{DiskFormat, EngineKind, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, Replacement};
 
+use super::open;
+
 /// What a snapshot of a VM says of its disks.
 pub struct SnapshotDisks {
     disks: Vec<Known>,
@@ -68,6 +70,21 @@ impl SnapshotDisks {
             disk.format = Some(known.format);
         }
         spec
+    }
+
+    /// Notes which images the disks are based on now.
+    pub fn note_images(&self) {
+        for disk in self.disks.iter().filter(|disk| disk.format == DiskFormat::Qcow2) {
+            open::note_image(&disk.path);
+        }
+    }
+
+    /// Notes that a snapshot that was written needs the images that its disks are based on. The VM has them still, so none has been removed before this.
+    pub fn note_snapshot(&self, snapshot: &Path) {
+        let bases: Vec<&Path> = self.disks.iter().filter_map(|disk| Some(disk.base.as_ref()?.path.as_path())).collect();
+        if let Err(error) = open::images().and_then(|images| Ok(images.note_snapshot(snapshot, &bases)?)) {
+            tracing::warn!("nobody will know that snapshot {} needs an image: {error:#}", snapshot.display());
+        }
     }
 
     fn for_snapshot(&self) -> Result<Vec<SnapshotDisk>> {

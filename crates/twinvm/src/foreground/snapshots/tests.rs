@@ -7,7 +7,7 @@ use storage::disk::create_qcow2;
 use tempfile::TempDir;
 
 use super::*;
-use crate::foreground::open::{self, Ends};
+use crate::foreground::open::Ends;
 
 /// A console that nobody reads.
 struct Silent;
