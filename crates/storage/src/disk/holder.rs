@@ -33,6 +33,6 @@ fn has_locked(folder: &Path, file: (u64, u64)) -> bool {
     let open = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
     open.filter(|entry| fs::metadata(entry.path()).is_ok_and(|found| (found.dev(), found.ino()) == file)).any(|entry| {
         let about = fs::read_to_string(folder.join("fdinfo").join(entry.file_name())).unwrap_or_default();
-        about.lines().any(|line| line.starts_with("lock:") && (line.contains("OFDLCK") || line.contains("FLOCK")))
+        about.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK"))
     })
 }

@@ -139,7 +139,8 @@ fn a_crash_leaves_all_old_or_all_new_and_nothing_else() {
                 part.rename().unwrap();
             }
             // While it is under way, nobody else may use them.
-            assert!(settle(&third).unwrap_err().to_string().contains("in use"));
+            let refused = settle(&third).unwrap_err().to_string();
+            assert!(refused.contains("in use by another disk of this process"), "{refused}");
         }
         crash(interrupted, notes);
         let expected = if renamed.is_some_and(|renamed| renamed > 0) { NEW_CONTENT } else { OLD };
