@@ -180,6 +180,19 @@ fn free_names(folder: &Path, name: &str) -> io::Result<(PathBuf, PathBuf)> {
 mod tests {
     use super::*;
 
+    /// It was the end of a VM whose disks had been replaced.
+    #[test]
+    fn a_recording_that_cannot_begin_is_given_up_and_says_why_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spec = VmSpec::parse("name = \"vm\"\nmemory = \"64M\"\nkernel = \"kernel\"\n").unwrap();
+        spec.record = Some(folder.path().to_owned());
+        let recording = Recording::new(&spec, 0).unwrap().unwrap();
+        assert!(recording.failure().is_none());
+        recording.give_up(&anyhow::anyhow!("no space").context("cannot write"));
+        assert_eq!(recording.failure().unwrap().to_string(), "cannot write: no space");
+        assert!(recording.failure().is_none());
+    }
+
     #[test]
     fn a_recording_comes_after_all_that_are_there() {
         let folder = tempfile::tempdir().unwrap();
