@@ -208,7 +208,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = folder.path().join("cluster.db");
         let config = |host: &str| -> HostConfig {
-            let text = format!("name = {host:?}\nlisten = \"127.0.0.1:7441\"\nstore = {store:?}\nimages = \"/i\"\n");
+            let text = format!(
+                "name = {host:?}\nlisten = \"127.0.0.1:7441\"\nmetrics = \"\"\nstore = {store:?}\nimages = \"/i\"\n"
+            );
             toml::from_str(&text).unwrap()
         };
         make_store(&config("a")).unwrap();
