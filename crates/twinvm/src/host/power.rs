@@ -25,7 +25,7 @@ use super::process::ReplicaProcess;
 use super::protection::Removed;
 use super::registry::KnownVm;
 use super::settings::at_next_start;
-use super::vm_folder::BOOT_FILE_BYTES_MAX;
+use super::vm_folder::{BOOT_FILE_BYTES_MAX, VmFolder};
 use crate::error_text::error_text;
 use crate::replica::config::{ReplicaConfig, socket};
 use crate::replica::control::{self, Request};
@@ -212,11 +212,7 @@ impl Daemon {
         let vm = at_next_start(vm)?;
         let folder = self.vm_folder(name);
         let started_from = start_from(folder.path(), how)?;
-        let local =
-            folder.local_spec(&vm.spec, &self.vm_files).map_err(|error| HostError::conflict(error_text(&error)))?;
-        if snapshot.is_none() {
-            folder.bases().check().map_err(|error| HostError::conflict(error_text(&error)))?;
-        }
+        let local = self.startable_spec(&vm, &folder, snapshot.is_some())?;
         // Until the claim is this host's, another VM could be given the same memory.
         let admission = self.admission();
         self.registry.admit_start(&vm, how.from_stale_disks)?;
@@ -263,6 +259,18 @@ impl Daemon {
             None => tracing::info!("VM {name} started"),
         }
         Ok(view)
+    }
+
+    /// The spec with the files that are here. Refuses disks whose bases have changed; a snapshot brings its own disks, and has its bases checked.
+    fn startable_spec(&self, vm: &KnownVm, folder: &VmFolder, is_restored: bool) -> Result<VmSpec, HostError> {
+        let local = folder.local_spec(&vm.spec, &self.vm_files);
+        let checked = local.and_then(|local| {
+            if !is_restored {
+                folder.bases().check()?;
+            }
+            Ok(local)
+        });
+        checked.map_err(|error| HostError::conflict(error_text(&error)))
     }
 
     fn start_primary(self: &Arc<Self>, config: &ReplicaConfig) -> Result<(), HostError> {

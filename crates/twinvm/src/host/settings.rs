@@ -72,18 +72,16 @@ impl Daemon {
         let mut vm = self.known(name)?;
         self.require_home(&vm)?;
         let is_here = self.replica(name).is_some_and(|replica| !replica.is_gone());
-        if !set.disk_bytes.is_empty() {
-            if is_here {
-                return Err(HostError::conflict(format!(
-                    "VM {name} runs: its disks can be made bigger when it is off"
-                ))
+        if is_here && !set.disk_bytes.is_empty() {
+            return Err(HostError::conflict(format!("VM {name} runs: its disks can be made bigger when it is off"))
                 .hint(format!("stop it with `twinvm vm stop {name}`")));
-            }
+        }
+        let wanted = changed(&at_next_start(vm.clone())?.spec, set)?;
+        if !set.disk_bytes.is_empty() {
             vm = self.decided(vm)?;
         }
         // A secondary that is about to take over, or has, goes on with the spec that it has.
         let runs = is_here || vm.claim.secondary.is_some();
-        let wanted = changed(&at_next_start(vm.clone())?.spec, set)?;
         let text = |spec| to_toml(spec).map_err(anyhow::Error::from);
         let (now, next) = match (runs, wanted == vm.spec) {
             (_, true) => (None, None),
