@@ -120,11 +120,16 @@ impl Daemon {
     /// A VM that is at home here and does not run, when it is sure that no secondary takes it over any more: one that has lost its primary may be about
     /// to, and the claim decides. Fails if it was faster.
     pub(super) fn decided(&self, vm: KnownVm) -> Result<KnownVm, HostError> {
-        if vm.claim.secondary.is_none() {
-            return Ok(vm);
-        }
-        self.registry.claim_alone(&vm)?;
-        self.known(&vm.name)
+        self.require_home(&vm)?;
+        if vm.claim.secondary.is_none() { Ok(vm) } else { self.claimed(&vm) }
+    }
+
+    /// The VM when this host alone may run it. Fails if the claim has changed since it was read.
+    pub(super) fn claimed(&self, vm: &KnownVm) -> Result<KnownVm, HostError> {
+        self.registry.claim_alone(vm)?;
+        let vm = self.known(&vm.name)?;
+        self.require_home(&vm)?;
+        Ok(vm)
     }
 
     /// A VM whose home is this host, and which is off, with whole disks.

@@ -133,7 +133,7 @@ impl Daemon {
 
     /// Removes a VM from every host that is alive, disks included. For its owner.
     pub fn remove(&self, name: &str, how: RemoveVm) -> Result<(), HostError> {
-        let mut vm = self.known(name)?;
+        let vm = self.known(name)?;
         let is_lost = how.force && vm.home() != self.host() && self.registry.alive_host(vm.home())?.is_none();
         if !is_lost {
             self.require_home(&vm).map_err(|error| {
@@ -149,19 +149,13 @@ impl Daemon {
         if let Some(replica) = self.replica(name) {
             if replica.is_gone() {
                 self.settle(&replica);
-                vm = self.known(name)?;
             } else if vm.home() == self.host() {
                 return Err(HostError::conflict(format!("VM {name} runs"))
                     .hint(format!("stop it first with `twinvm vm stop {name}`")));
             }
         }
         // A secondary may be about to take over, here or on another host.
-        let vm = if is_lost {
-            self.registry.claim_alone(&vm)?;
-            self.known(name)?
-        } else {
-            self.decided(vm)?
-        };
+        let vm = if is_lost { self.claimed(&vm) } else { self.decided(self.known(name)?) }?;
         if let Some(replica) = self.replica(name) {
             self.retire(&replica, REQUEST_TIMEOUT);
         }

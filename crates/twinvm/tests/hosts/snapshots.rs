@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 
+use serde_json::Value;
+
 use crate::support::HUNG;
 use crate::world::{VM, World};
 
@@ -42,6 +44,10 @@ fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
     let restore = ["vm", "snapshot", "restore", VM, "first"];
     assert!(world.refused("b", &restore).contains("twinvm vm stop"));
     world.done("a", &["vm", "stop", VM, "--force"]);
+    let error = world.refused("b", &["vm", "rename", VM, "other"]);
+    assert!(error.contains("has snapshots") && error.contains("vm snapshot rm"), "{error}");
+    let size = |view: &Value| view["disks"][0]["size_bytes"].as_u64().unwrap();
+    assert_eq!(size(&world.json("b", &["vm", "set", VM, "--grow-disk", "0=90G"])), 90 << 30);
     // One that cannot be restored changes nothing.
     let disk = world.vm_folder("a").join("disk0.qcow2");
     let (good, before) = (fs::read(&file).unwrap(), fs::read(&disk).unwrap());
@@ -57,6 +63,7 @@ fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
     File::options().write(true).open(&disk).unwrap().set_len(0).unwrap();
     let restored = world.json("b", &restore);
     assert_eq!((restored["running"].as_bool(), restored["host"].as_str()), (Some(true), Some("a")));
+    assert!(size(&restored) < 90 << 30, "the disk is as it was, and so is what is said of it: {restored:#}");
     world.wait_for_redis();
     assert_eq!(redis(&world, &["GET", "key"]), "before");
     assert_eq!(redis(&world, &["SAVE"]), "OK");
