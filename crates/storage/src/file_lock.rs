@@ -55,7 +55,13 @@ fn byte(kind: i32) -> libc::flock {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::fd::AsRawFd;
+
+    use spec::DiskFormat;
+
     use super::*;
+    use crate::disk::{DiskImage, DiskOptions};
 
     #[test]
     fn one_at_a_time_has_a_file_also_within_a_process() {
@@ -77,13 +83,9 @@ mod tests {
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         file.set_len(4096).unwrap();
         let _lock = FileLock::try_new(&file).unwrap().unwrap();
-        crate::disk::DiskImage::open(
-            &path,
-            crate::disk::DiskOptions { format: Some(spec::DiskFormat::Raw), ..Default::default() },
-        )
-        .unwrap();
-        let locks = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
-        let locks = locks.unwrap();
+        let options = DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::default() };
+        DiskImage::open(&path, options).unwrap();
+        let locks = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap();
         assert!(!locks.contains("FLOCK") && locks.contains("OFDLCK"), "{locks}");
     }
 }

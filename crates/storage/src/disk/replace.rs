@@ -33,7 +33,7 @@ const NOTE: &str = ".restore";
 /// What a note begins with.
 const NOTE_BEGINS: &[u8] = b"{\"first\":";
 /// Who has a file that was just made.
-const SETTLING: &str = "another program that is about to use it: try again";
+const SETTLING: &str = "another program that is about to use it";
 /// Longest note that is read, in bytes.
 const NOTE_BYTES_MAX: u64 = 64 << 10;
 /// Permission bits, with those of set-user-ID and its kin.
@@ -192,15 +192,15 @@ impl Replacement {
                 new: part.new.file_name().unwrap_or_default().to_owned(),
             };
             let path = beside(&part.target, NOTE);
-            let failed = |source| part.failed("write a note beside it")(source);
+            let failed = || part.failed("write a note beside it");
             let made = OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(&path);
-            let mut file = made.map_err(failed)?;
-            let Some(lock) = lock_own(&file).map_err(failed)? else {
+            let mut file = made.map_err(failed())?;
+            let Some(lock) = lock_own(&file).map_err(failed())? else {
                 return Err(DiskError::InUse { path: part.path.clone(), holder: SETTLING.to_owned() });
             };
             notes.push((lock, path));
             let text = serde_json::to_vec(&note).map_err(io::Error::from);
-            text.and_then(|text| file.write_all(&text)).and_then(|()| file.sync_all()).map_err(failed)?;
+            text.and_then(|text| file.write_all(&text)).and_then(|()| file.sync_all()).map_err(failed())?;
         }
         Ok(())
     }

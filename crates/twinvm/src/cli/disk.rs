@@ -184,7 +184,7 @@ mod tests {
     fn a_disk_that_cannot_get_its_size_does_not_stay() {
         let folder = tempfile::tempdir().unwrap();
         let disk = folder.path().join("disk.qcow2");
-        for (size_bytes, is_there) in [(1 << 20, false), (2 << 20, true)] {
+        for (size_bytes, is_there) in [(1 << 20, false), (4 << 20, true)] {
             create_qcow2(&disk, 2 << 20, None).unwrap();
             assert_eq!(or_remove(&disk, grow(&disk, None, size_bytes)).is_ok(), is_there);
             assert_eq!(disk.exists(), is_there);
