@@ -166,7 +166,11 @@ mod tests {
     #[test]
     fn what_was_left_of_a_snapshot_is_removed_whatever_its_name() {
         let folder = tempfile::tempdir().unwrap();
-        for file in ["a.snapshot", "a.snapshot.restoring-1", "b.snapshot.restoring-2"] {
+        for file in [
+            "a.snapshot",
+            "a.snapshot.restoring-18ecb567c4518986-30987-1",
+            "b.snapshot.restoring-18ecb567c4518986-30987-2",
+        ] {
             fs::write(folder.path().join(file), "x").unwrap();
         }
         let mut written = storage::disk::Replacement::new();

@@ -251,10 +251,10 @@ fn nothing_is_touched_where_no_vm_may_have_a_file() {
     let folder = VmFolder::new(temporary.path().join("vm"));
     let mut create = |place: &Path| {
         fs::write(place.join("d.raw"), [0; 4096]).unwrap();
-        fs::write(place.join("d.raw.restoring-1"), "").unwrap();
+        fs::write(place.join("d.raw.restoring-18ecb567c4518986-30987-1"), "").unwrap();
         spec.disks[0].path = place.join("d.raw");
         let created = folder.create(&spec, &images, &files(temporary.path())).map(drop);
-        (created, place.join("d.raw.restoring-1").exists())
+        (created, place.join("d.raw.restoring-18ecb567c4518986-30987-1").exists())
     };
     let (refused, is_left) = create(elsewhere.path());
     assert!(format!("{:#}", refused.unwrap_err()).contains("is in no folder") && is_left);
