@@ -1,4 +1,4 @@
-//! What `twinvm::host::runtime` does: reports to the shipped [`cluster::controller`], and carries out what that decides, step by step.
+//! What `host::runtime` does: reports to the shipped [`cluster::controller`], and carries out what that decides, step by step.
 
 use cluster::controller::consent::{self, Here, LetGo};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, ReplicaReport, ReplicaState};
@@ -384,7 +384,7 @@ impl World {
     }
 }
 
-/// As `twinvm::host::runtime` sees a primary.
+/// As `host::runtime` sees a primary.
 fn primary_state(status: &Status, peer: Option<HostName>) -> ReplicaState {
     match (status.protection, peer) {
         (Protection::Protected, Some(by)) => ReplicaState::Protected { by },

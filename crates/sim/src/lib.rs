@@ -2,7 +2,7 @@
 //!
 //! A schedule is a life of a VM on two or three hosts, of which everything follows from a seed: delays, clocks, what goes wrong and when. The
 //! replicas decide by the shipped crate [`protocol`], the hosts' daemons by the shipped [`cluster::controller`]; what `replication::driver` and
-//! `twinvm::host` do to carry it out is imitated, with time that is simulated.
+//! `host` do to carry it out is imitated, with time that is simulated.
 //! After every step the promises of the protocol must hold ([`Violation`]); and once nothing goes wrong any more, the VM must get protected
 //! again. [`Mutation`]s are mistakes made on purpose, to see that they are found.
 //!

@@ -37,7 +37,7 @@ impl World {
         self.records.revision += 1;
     }
 
-    /// As `twinvm::host::protection`: what is a state is wanted from now on, and the controller sees to it.
+    /// As `host::protection`: what is a state is wanted from now on, and the controller sees to it.
     pub fn user_drops(&mut self, reason: DropReason) {
         let Some(home) = self.answering_home() else { return };
         let is_wanted = self.records.vms[0].record.ft.is_wanted();
@@ -83,7 +83,7 @@ impl World {
         self.soon(task);
     }
 
-    /// As `twinvm::host::power`.
+    /// As `host::power`.
     pub fn starts_vm(&mut self, host: usize, is_forced: bool) {
         if !self.reaches_store(host) {
             return;

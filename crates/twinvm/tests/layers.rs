@@ -142,16 +142,51 @@ const HOUSE: &[Crate] = &[
         ],
     },
     Crate {
-        name: "twinvm",
+        name: "terminal",
+        floor: 5,
+        layers: &[&["choices", "error_text", "interrupt", "output"], &["image_progress"]],
+    },
+    Crate {
+        name: "host",
         floor: 6,
         layers: &[
-            &["error_text", "interrupt", "load", "paths", "sandbox"],
+            &["paths", "sandbox"],
             &["foreground"],
             &["replica"],
-            &["host"],
-            &["cli"],
+            &["error", "folder", "hardware", "owner"],
+            &["config", "network_ends"],
+            &["bases", "bundle", "operator", "process", "vm_files"],
+            &["registry", "vm_folder"],
+            &["init"],
+            // The daemon is one thing; these are its parts.
+            &[
+                "daemon",
+                "metrics",
+                "names",
+                "power",
+                "protection",
+                "replicas",
+                "rest",
+                "runtime",
+                "secondary",
+                "settings",
+                "snapshots",
+                "views",
+            ],
         ],
     },
+    Crate {
+        name: "bench",
+        floor: 7,
+        layers: &[
+            &["cpu_time", "image", "load"],
+            &["demo", "work"],
+            &["stopwatch"],
+            &["qemu", "report", "soft"],
+            &["cpu", "ft", "kvm"],
+        ],
+    },
+    Crate { name: "twinvm", floor: 8, layers: &[&["cli"]] },
 ];
 
 #[test]

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use crate::replica::broker;
-use crate::replica::config::ReplicaConfig;
+use host::replica::broker;
+use host::replica::config::ReplicaConfig;
 
 #[derive(Args)]
 pub struct BrokerArguments {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::daemon::{DaemonConnection, path_segment};
-use crate::foreground::terminal::{RawTerminal, feed_console};
+use host::foreground::raw_terminal::{RawTerminal, feed_console};
 
 /// Pieces of typed input that may wait.
 const TYPED_MAX: usize = 64;

@@ -12,9 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
-use crate::host::config::HostConfig;
-use crate::host::folder::HostFolder;
-use crate::host::operator;
+use host::config::HostConfig;
+use host::folder::HostFolder;
+use host::operator;
 
 /// How long the daemon may take. Starting a VM can take a minute, stopping a host with its VMs two.
 const TIMEOUT: Duration = Duration::from_secs(180);

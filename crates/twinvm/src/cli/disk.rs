@@ -11,9 +11,9 @@ use spec::{ByteSize, DiskFormat};
 use storage::disk::{Backing, DiskImage, DiskInfo, DiskOptions, create_qcow2, create_raw};
 use storage::image::ImageStore;
 
-use super::output::{human_bytes, print_json, print_line};
-use crate::host::VM_CONTENTS;
-use crate::paths;
+use host::VM_CONTENTS;
+use host::paths;
+use terminal::output::{human_bytes, print_json, print_line};
 
 #[derive(Subcommand)]
 pub enum DiskCommand {

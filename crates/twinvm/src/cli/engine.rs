@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use machine::probe::{Feature, FeatureState, ProbeReport, probe};
 
-use super::output::{print_json, print_line, table};
+use terminal::output::{print_json, print_line, table};
 
 #[derive(Subcommand)]
 pub enum EngineCommand {

@@ -8,14 +8,15 @@ use anyhow::{Result, bail};
 use api::figures::Figures;
 use api::messages::{FtAction, FtOptions, FtPrice, VmView};
 use api::status::ProtectionState;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use spec::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
-use super::output::{human_bits_per_s, human_bytes, print_json, print_line};
 use super::vm::explain;
 use super::wait::{Look, Patience};
+use terminal::choices::ModeName;
+use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line};
 
 /// What most actions take.
 const NO_OPTIONS: FtOptions = FtOptions { mode: None };
@@ -87,23 +88,6 @@ pub struct ModeArguments {
     /// How the secondary follows its primary
     #[arg(value_enum)]
     mode: ModeName,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum ModeName {
-    /// It holds checkpoints of what has changed
-    Mirror,
-    /// It executes the same instructions; needs the soft engine
-    Lockstep,
-}
-
-impl From<ModeName> for FtMode {
-    fn from(name: ModeName) -> Self {
-        match name {
-            ModeName::Mirror => Self::Mirror,
-            ModeName::Lockstep => Self::Lockstep,
-        }
-    }
 }
 
 pub fn run(command: FtCommand) -> Result<ExitCode> {

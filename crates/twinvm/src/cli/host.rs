@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 
 use super::daemon::{DaemonArguments, path_segment};
 use super::logging;
-use super::output::{human_bytes, print_json, print_line, table};
-use crate::host::config::{API_PORT, METRICS_PORT, parse_address_or_nothing};
-use crate::host::init::{InitOptions, Keys, init, issue};
-use crate::host::run as run_daemon;
+use host::config::{API_PORT, METRICS_PORT, parse_address_or_nothing};
+use host::init::{InitOptions, Keys, init, issue};
+use host::run as run_daemon;
+use terminal::output::{human_bytes, print_json, print_line, table};
 
 #[derive(Subcommand)]
 pub enum HostCommand {
@@ -162,7 +162,7 @@ pub fn run(command: HostCommand) -> Result<ExitCode> {
         }
         HostCommand::Start(arguments) => {
             let _log = logging::start().context("cannot start the log")?;
-            run_daemon(&crate::host::folder::HostFolder::find(arguments.dir.as_deref())?)?;
+            run_daemon(&host::folder::HostFolder::find(arguments.dir.as_deref())?)?;
         }
         HostCommand::Stop(arguments) => {
             let daemon = arguments.daemon.daemon()?;

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use spec::ByteSize;
-use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Progress, Removal, Stage};
+use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Removal};
 
-use super::output::{human_bytes, print_json, print_line, table};
-use crate::{interrupt, paths};
+use host::paths;
+use terminal::image_progress::Bar;
+use terminal::interrupt;
+use terminal::output::{human_bytes, print_json, print_line, table};
 
 #[derive(Subcommand)]
 pub enum ImageCommand {
@@ -159,25 +160,6 @@ fn build(arguments: BuildArguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The image of a spec, for demo and benchmarks: built if need be, with its progress shown. Where it cannot be built, one that was built
-/// from the same spec before is good enough: on a machine without a network, say.
-pub fn ready(spec: &ImageSpec) -> Result<Image> {
-    let store = ImageStore::new(paths::images_dir()?);
-    let mut bar = Bar::default();
-    let built = store.build(spec, BuildOptions::default(), &mut bar);
-    bar.clear();
-    match built {
-        Ok(built) => Ok(built.image),
-        Err(error) => match store.get(&spec.name) {
-            Ok(image) if image.manifest().spec == *spec && !interrupt::is_requested() => {
-                eprintln!("image {} may be out of date: {error}", spec.name);
-                Ok(image)
-            }
-            _ => Err(error).context("cannot build the guest image"),
-        },
-    }
-}
-
 fn list(arguments: &FormatArguments) -> Result<ExitCode> {
     let images = arguments.store()?.list()?;
     if arguments.json {
@@ -285,43 +267,4 @@ fn describe(image: &Image, cached: bool) -> serde_json::Value {
         "cached": cached,
         "manifest": image.manifest(),
     })
-}
-
-/// A progress bar a stage, on standard error if that is a terminal.
-#[derive(Default)]
-pub struct Bar {
-    current: Option<(Stage, ProgressBar)>,
-}
-
-impl Bar {
-    /// Takes it off the terminal.
-    pub fn clear(&mut self) {
-        if let Some((_, bar)) = self.current.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Progress for Bar {
-    fn update(&mut self, stage: Stage, done: u64, total: u64) {
-        if self.current.as_ref().is_none_or(|(current, _)| *current != stage) {
-            self.clear();
-            let template = match (total, stage.counts_bytes()) {
-                (0, _) => "{spinner} {msg}",
-                (_, true) => "{msg:26} [{bar:30}] {binary_bytes}/{binary_total_bytes}",
-                (_, false) => "{msg:26} [{bar:30}] {pos}/{len}",
-            };
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(stage.label());
-            self.current = Some((stage, bar));
-        }
-        if let Some((_, bar)) = &self.current {
-            bar.set_length(total);
-            bar.set_position(done);
-        }
-    }
-
-    fn is_cancelled(&self) -> bool {
-        interrupt::is_requested()
-    }
 }

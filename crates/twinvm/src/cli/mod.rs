@@ -1,10 +1,8 @@
 //! The command line.
 
-mod bench;
 mod broker;
 mod console;
 mod daemon;
-mod demo;
 mod disk;
 mod engine;
 mod ft;
@@ -16,7 +14,6 @@ mod log_limit;
 mod logging;
 mod net_end;
 mod operator;
-mod output;
 mod replay;
 mod replica;
 mod run;
@@ -77,7 +74,7 @@ enum Command {
     #[command(subcommand)]
     Engine(engine::EngineCommand),
     /// Protect a Redis in a Debian guest, and kill its host again and again
-    Demo(demo::DemoArguments),
+    Demo(bench::demo::DemoArguments),
     /// Measure twinvm beside its peers
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -99,7 +96,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Disk(command) => disk::run(command),
         Command::Engine(command) => engine::run(command),
         Command::Bench(command) => bench::run(command),
-        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Demo(arguments) => bench::demo::run(&arguments),
         Command::Host(command) => host::run(command),
         Command::Operator(command) => operator::run(command),
         Command::Ft(command) => ft::run(command),

@@ -10,7 +10,7 @@ use clap::Args;
 use network::end::{EndConfig, Lifetime};
 use spec::NetworkSpec;
 
-use crate::sandbox::{Confinement, Kind};
+use host::sandbox::{Confinement, Kind};
 
 #[derive(Args)]
 pub struct NetEndArguments {

@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::daemon::DaemonArguments;
-use super::output::{print_json, print_line};
-use crate::host::operator;
+use host::operator;
+use terminal::output::{print_json, print_line};
 
 #[derive(Subcommand)]
 pub enum OperatorCommand {

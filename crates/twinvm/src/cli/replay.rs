@@ -22,11 +22,11 @@ use spec::VmSpec;
 use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 use tempfile::TempDir;
 
-use super::output::{is_stdout, print_line, write_json};
-use crate::foreground::open;
-use crate::foreground::terminal::TerminalSink;
-use crate::foreground::{OpenSnapshot, open_snapshot};
-use crate::interrupt;
+use host::foreground::open;
+use host::foreground::raw_terminal::TerminalSink;
+use host::foreground::{OpenSnapshot, open_snapshot};
+use terminal::interrupt;
+use terminal::output::{is_stdout, print_line, write_json};
 
 /// Time between two lines that say how far a long replay is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);

@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::logging;
-use crate::replica::config::{ReplicaConfig, log};
-use crate::replica::end::ReplicaEnd;
-use crate::replica::process::Process;
+use host::replica::config::{ReplicaConfig, log};
+use host::replica::end::ReplicaEnd;
+use host::replica::process::Process;
 
 #[derive(Args)]
 pub struct ReplicaArguments {

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use machine::probe::choose;
 use spec::VmSpec;
 use spec::{EngineChoice, EngineKind};
 
-use crate::foreground::{self, Options, Start};
+use host::foreground::{self, Options, Start};
+use terminal::choices::EngineName;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -44,26 +45,6 @@ pub struct HowArguments {
     /// Print events as JSON lines, console output included, instead of connecting the terminal
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum EngineName {
-    /// Whichever is faster here, by measurement
-    Auto,
-    /// Hardware virtualization by /dev/kvm
-    Kvm,
-    /// The software x86-64 processor
-    Soft,
-}
-
-impl From<EngineName> for EngineChoice {
-    fn from(name: EngineName) -> Self {
-        match name {
-            EngineName::Auto => Self::Auto,
-            EngineName::Kvm => Self::Kvm,
-            EngineName::Soft => Self::Soft,
-        }
-    }
 }
 
 impl HowArguments {

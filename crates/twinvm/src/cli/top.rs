@@ -16,9 +16,9 @@ use spec::FtMode;
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::keys::Keys;
-use super::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
 use super::vm::explain;
-use crate::interrupt;
+use terminal::interrupt;
+use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
 
 /// Time from one table to the next.
 const REFRESH: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 
-use crate::interrupt;
+use terminal::interrupt;
 
 /// How often it is looked whether it has.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@ use spec::{VmSpec, to_toml};
 use super::{StopArguments, VmArguments};
 use crate::cli::console;
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
-use crate::cli::output::{human_bytes, print_json, print_line};
+use terminal::output::{human_bytes, print_json, print_line};
 
 /// What a spec means to a host of a cluster.
 pub const CREATE_HELP: &str = "\

@@ -10,10 +10,10 @@ use spec::EngineChoice;
 
 use super::StopArguments;
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
-use crate::cli::output::{human_bytes, print_json, print_line};
 use crate::cli::run::HowArguments;
-use crate::foreground::requests::{Request, VmStatus, ask, running};
-use crate::foreground::{self, Start};
+use host::foreground::requests::{Request, VmStatus, ask, running};
+use host::foreground::{self, Start};
+use terminal::output::{human_bytes, print_json, print_line};
 
 /// What a restore does.
 pub const RESTORE_HELP: &str = "\

@@ -17,9 +17,9 @@ pub use foreground::explain;
 use foreground::only_here;
 
 use super::daemon::DaemonArguments;
-use super::output::{human_bytes, print_json, print_line, table};
 use super::wait::{Look, Patience};
-use crate::foreground::requests::{VmStatus, running};
+use host::foreground::requests::{VmStatus, running};
+use terminal::output::{human_bytes, print_json, print_line, table};
 
 #[derive(Subcommand)]
 pub enum VmCommand {

@@ -12,7 +12,7 @@ use spec::{ByteSize, PortForward, VmSpec};
 use super::cluster::path;
 use super::{StopArguments, VmArguments};
 use crate::cli::daemon::DaemonConnection;
-use crate::cli::output::{print_json, print_line};
+use terminal::output::{print_json, print_line};
 
 pub const SET_HELP: &str = "\
 A VM that is off has the changes at once, one that runs from its next start on: `twinvm vm reboot` shuts it down and starts it again. What its

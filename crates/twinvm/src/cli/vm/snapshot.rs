@@ -11,7 +11,7 @@ use spec::SnapshotName;
 
 use super::{VmArguments, foreground};
 use crate::cli::daemon::{DaemonArguments, path_segment};
-use crate::cli::output::{human_bytes, print_json, print_line, table};
+use terminal::output::{human_bytes, print_json, print_line, table};
 
 /// What there is to know about them.
 pub const HELP: &str = "\

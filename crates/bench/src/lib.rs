@@ -1,0 +1,39 @@
+//! `twinvm bench`, how fast twinvm is beside its peers; `twinvm demo`; and the load clients that both use.
+
+mod cpu;
+mod cpu_time;
+pub mod demo;
+mod ft;
+mod image;
+mod kvm;
+pub mod load;
+mod qemu;
+mod report;
+mod soft;
+mod stopwatch;
+mod work;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum BenchCommand {
+    /// Measure the software processor with work in a Debian guest, in turns with QEMU where it is installed
+    Cpu(cpu::CpuArguments),
+    /// Measure what protection costs, beside the same VM without it
+    Ft(ft::FtArguments),
+    /// Measure the kvm engine beside QEMU on the same KVM, in turns
+    Kvm(kvm::KvmArguments),
+}
+
+/// Measures, and prints or writes the figures.
+pub fn run(command: BenchCommand) -> Result<ExitCode> {
+    match command {
+        BenchCommand::Cpu(arguments) => cpu::run(&arguments),
+        BenchCommand::Ft(arguments) => ft::run(&arguments),
+        BenchCommand::Kvm(arguments) => kvm::run(&arguments),
+    }
+}

@@ -1,0 +1,54 @@
+//! A host: its folder and keys, the daemon that keeps replicas of VMs on it, and the processes that run VMs.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `folder`, `config` | where things are, and `host.toml` |
+//! | `init`, `bundle`, `operator` | making a host, and the keys of further ones and of operators |
+//! | `registry` | the cluster store, as the daemon uses it |
+//! | `daemon` | the daemon: what it has, its start and end |
+//! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
+//! | `vm_folder`, `bases`, `network_ends` | what a replica needs: disks, kernel, network ends |
+//! | `vm_files` | which files of this host VM specs may name |
+//! | `power`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
+//! | `snapshots` | snapshots of VMs, in the VMs' folders |
+//! | `owner` | the thread in which whatever changes a VM's state here happens |
+//! | `runtime` | reports to the controller, and carries out what it decides |
+//! | `metrics` | what Prometheus reads |
+//! | `replica` | the process of one replica |
+//! | `foreground` | a VM without a daemon, in the foreground of a terminal |
+//! | `sandbox` | what processes give up before they read what a guest or a peer sends |
+//! | `paths` | where twinvm keeps things |
+
+mod bases;
+mod bundle;
+pub mod config;
+mod daemon;
+mod error;
+pub mod folder;
+pub mod foreground;
+mod hardware;
+pub mod init;
+mod metrics;
+mod names;
+mod network_ends;
+pub mod operator;
+mod owner;
+pub mod paths;
+mod power;
+mod process;
+mod protection;
+mod registry;
+pub mod replica;
+mod replicas;
+mod rest;
+mod runtime;
+pub mod sandbox;
+mod secondary;
+mod settings;
+mod snapshots;
+mod views;
+mod vm_files;
+mod vm_folder;
+
+pub use daemon::{Daemon, run};
+pub use vm_folder::VM_CONTENTS;

@@ -1,0 +1,202 @@
+//! VMs under other names: clones, and VMs that are renamed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use api::messages::{CloneVm, RenameVm, SetVm, VmView};
+use api::time::unix_ms_now;
+use cluster::records::{Power, VmRecord};
+use spec::{MacAddr, NetworkSpec, VmSpec};
+
+use super::daemon::Daemon;
+use super::error::{HostError, Kind};
+use super::folder::check_socket_path;
+use super::protection::Removed;
+use super::registry::KnownVm;
+use super::settings::changed;
+use crate::replica::config::socket;
+use crate::replica::disk_copy;
+use terminal::error_text::error_text;
+
+/// The spec of a clone. Its network cards have addresses of their own.
+fn spec_of_clone(spec: &VmSpec, clone: &CloneVm) -> Result<VmSpec, HostError> {
+    let set = SetVm { forward: clone.forward.clone(), ..SetVm::default() };
+    let mut spec = changed(spec, &set)?;
+    spec.name.clone_from(&clone.name);
+    spec.networks.iter_mut().for_each(|network| *mac_of(network) = None);
+    spec.validate().map_err(|error| HostError::bad_request(error.to_string()))?;
+    Ok(spec)
+}
+
+/// The spec of a VM that has another name now. Its guest sees no difference: addresses that came from the old name are named.
+fn renamed(spec: &VmSpec, name: &str) -> Result<VmSpec, HostError> {
+    let mut after = spec.clone();
+    for (number, network) in (0..).zip(&mut after.networks) {
+        mac_of(network).get_or_insert_with(|| MacAddr::for_vm(&spec.name, number));
+    }
+    name.clone_into(&mut after.name);
+    after.validate().map_err(|error| HostError::bad_request(error.to_string()))?;
+    Ok(after)
+}
+
+fn mac_of(network: &mut NetworkSpec) -> &mut Option<MacAddr> {
+    match network {
+        NetworkSpec::User(user) => &mut user.mac,
+        NetworkSpec::Bridge(bridge) => &mut bridge.mac,
+    }
+}
+
+impl Daemon {
+    /// Makes a VM with copies of the disks of another one, which is off. For the owner of the latter.
+    pub fn clone_vm(self: &Arc<Self>, name: &str, clone: &CloneVm) -> Result<VmView, HostError> {
+        let vm = self.off_here(name)?;
+        let spec = spec_of_clone(&vm.spec, clone)?;
+        self.require_free_name(&spec)?;
+        self.registry.admit(&spec)?;
+        let folder = self.vm_folder(&spec.name);
+        self.vm_folder(name)
+            .copy_to(&folder, &self.images)
+            .map_err(|error| HostError::conflict(format!("VM {name} was not cloned: {}", error_text(&error))))?;
+        let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
+        if let Err(error) = self.registry.add_vm(&spec, &self.config, created_unix_ms) {
+            folder.remove_after_failure();
+            return Err(error);
+        }
+        tracing::info!("VM {} created as a clone of VM {name}", spec.name);
+        self.vm(&spec.name)
+    }
+
+    /// Gives a VM that is off another name. For its owner. A copy of its disks on another host, for a secondary, is removed. A snapshot names the VM and
+    /// the files of its disks: there may be none.
+    pub fn rename_vm(self: &Arc<Self>, name: &str, rename: &RenameVm) -> Result<VmView, HostError> {
+        if let Some(snapshot) = self.snapshots(name)?.first() {
+            let snapshot = &snapshot.name;
+            return Err(HostError::conflict(format!(
+                "VM {name} has snapshots, such as {snapshot}, which could not be restored under another name"
+            ))
+            .hint(format!("remove them first, with `twinvm vm snapshot rm {name} {snapshot}`")));
+        }
+        let vm = self.off_here(name)?;
+        let spec = renamed(&vm.spec, &rename.name)?;
+        self.require_free_name(&spec)?;
+        let (before, after) = (self.vm_folder(name), self.vm_folder(&spec.name));
+        // Until both are there, the one under the old name is the VM.
+        self.registry.add_record(&VmRecord {
+            name: spec.name.parse().map_err(cluster::records::ClusterError::from)?,
+            spec: spec::to_toml(&spec).map_err(anyhow::Error::from)?,
+            power: Power::Off,
+            network_ends: Vec::new(),
+            syncing_to: None,
+            ..vm.record.clone()
+        })?;
+        if let Err(error) = before.move_to(&after, &self.images) {
+            // Not if they are under the new name all the same.
+            if before.path().exists() {
+                let new = self.known(&spec.name)?;
+                self.registry.remove_vm(&new)?;
+            }
+            return Err(HostError::conflict(format!("VM {name} was not renamed: {}", error_text(&error))));
+        }
+        if let Err(error) = self.registry.remove_vm(&vm) {
+            // Whether a store that does not answer has done it is not known: then both stay.
+            return if error.kind == Kind::Conflict { Err(self.undo_rename(&vm, &spec, error)) } else { Err(error) };
+        }
+        self.drop_secondaries(&vm, Removed::Copies)?;
+        self.ends.stop(&self.end_sockets(&vm.spec));
+        tracing::info!("VM {name} renamed to {}", spec.name);
+        self.vm(&spec.name)
+    }
+
+    /// Takes a rename back whose VM was started elsewhere before it was done.
+    fn undo_rename(&self, vm: &KnownVm, spec: &VmSpec, error: HostError) -> HostError {
+        let moved = self.vm_folder(&spec.name).move_to(&self.vm_folder(&vm.name), &self.images);
+        let undone = moved.map_err(HostError::from).and_then(|()| self.known(&spec.name));
+        if let Err(why) = undone.and_then(|new| self.registry.remove_vm(&new)) {
+            tracing::warn!("VM {}: its rename to {} was not undone: {why}", vm.name, spec.name);
+        }
+        error
+    }
+
+    /// A VM that is at home here and does not run, when it is sure that no secondary takes it over any more: one that has lost its primary may be about
+    /// to, and the claim decides. Fails if it was faster.
+    pub(super) fn decided(&self, vm: KnownVm) -> Result<KnownVm, HostError> {
+        self.require_home(&vm)?;
+        if vm.claim.secondary.is_none() { Ok(vm) } else { self.claimed(&vm) }
+    }
+
+    /// The VM when this host alone may run it. Fails if the claim has changed since it was read.
+    pub(super) fn claimed(&self, vm: &KnownVm) -> Result<KnownVm, HostError> {
+        self.registry.claim_alone(vm)?;
+        let vm = self.known(&vm.name)?;
+        self.require_home(&vm)?;
+        Ok(vm)
+    }
+
+    /// A VM whose home is this host, and which is off, with whole disks.
+    fn off_here(&self, name: &str) -> Result<KnownVm, HostError> {
+        let vm = self.known(name)?;
+        self.require_home(&vm)?;
+        if let Some(replica) = self.replica(name) {
+            if !replica.is_gone() {
+                return Err(HostError::conflict(format!("VM {name} runs"))
+                    .hint(format!("stop it first with `twinvm vm stop {name}`")));
+            }
+            self.settle(&replica);
+        }
+        let vm = self.decided(self.known(name)?)?;
+        let folder = self.vm_folder(name);
+        folder.settle_disks()?;
+        disk_copy::startable(folder.path(), false).map_err(|error| HostError::conflict(error_text(&error)))?;
+        self.take_next_spec(vm)
+    }
+
+    /// Refuses a name that another VM has, or whose sockets would have paths that are too long.
+    fn require_free_name(&self, spec: &VmSpec) -> Result<(), HostError> {
+        let name = &spec.name;
+        if self.registry.vm(name)?.is_some() {
+            return Err(HostError::conflict(format!("there is a VM named {name} already")).hint("choose another name"));
+        }
+        let folder = self.vm_folder(name);
+        let sockets = self.end_sockets(spec).into_iter().chain([socket(folder.path())]);
+        sockets.into_iter().try_for_each(|path| Ok(check_socket_path(Path::new(&path))?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> VmSpec {
+        VmSpec::parse(
+            "name = \"shop\"\nmemory = \"128M\"\nkernel = \"k\"\n[[network]]\nmode = \"user\"\nforward = [\"tcp:127.0.0.1:80-:80\"]\n\
+             [[network]]\nmode = \"bridge\"\nbridge = \"br0\"\nmac = \"52:54:00:00:00:01\"\n",
+        )
+        .unwrap()
+    }
+
+    fn macs(spec: &VmSpec) -> Vec<MacAddr> {
+        let mac = |(number, network): (u32, &NetworkSpec)| {
+            network.mac().unwrap_or_else(|| MacAddr::for_vm(&spec.name, number))
+        };
+        (0..).zip(&spec.networks).map(mac).collect()
+    }
+
+    #[test]
+    fn a_clone_shares_no_address_with_its_original() {
+        let clone = CloneVm { name: "copy".to_owned(), forward: Some(vec!["tcp:127.0.0.1:81-:80".parse().unwrap()]) };
+        let made = spec_of_clone(&spec(), &clone).unwrap();
+        assert_eq!((made.name.as_str(), made.memory), ("copy", spec().memory));
+        assert!(macs(&made).iter().all(|mac| !macs(&spec()).contains(mac)), "{made:?}");
+        let NetworkSpec::User(user) = &made.networks[0] else { panic!("{made:?}") };
+        assert_eq!(user.forward[0].to_string(), "tcp:127.0.0.1:81-:80");
+        let bad = CloneVm { name: "../x".to_owned(), forward: None };
+        assert!(spec_of_clone(&spec(), &bad).unwrap_err().problem.to_string().contains("name ="));
+    }
+
+    #[test]
+    fn a_renamed_vm_keeps_its_addresses() {
+        let after = renamed(&spec(), "store").unwrap();
+        assert_eq!((after.name.as_str(), macs(&after)), ("store", macs(&spec())));
+        assert!(renamed(&spec(), "").is_err());
+    }
+}

@@ -1,0 +1,455 @@
+//! VMs made, started, stopped and removed on this host.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use api::client::Target;
+use api::messages::{CreateVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
+use api::status::Role;
+use api::time::unix_ms_now;
+use cluster::controller::consent::{NotStarted, may_start};
+use cluster::records::Power;
+use replication::channel::Peer;
+use spec::{SnapshotName, VmSpec};
+
+use super::daemon::Daemon;
+use super::error::HostError;
+use super::folder::check_socket_path;
+use super::process::ReplicaProcess;
+use super::protection::Removed;
+use super::registry::KnownVm;
+use super::settings::at_next_start;
+use super::vm_folder::{BOOT_FILE_BYTES_MAX, VmFolder};
+use crate::replica::config::{ReplicaConfig, socket};
+use crate::replica::control::{self, Request};
+use crate::replica::disk_copy;
+use crate::replica::end::ReplicaEnd;
+use terminal::error_text::error_text;
+
+/// How long a replica may take to answer a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a VM may take to end after its plug was pulled.
+const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long guests may take to shut down when the host stops with its VMs.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a forced start starts from, in words. Refuses a copy that no VM may start from.
+fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> {
+    let copy = disk_copy::startable(folder, how.from_stale_disks);
+    let copy = copy.map_err(|error| HostError::conflict(error_text(&error)))?;
+    Ok(copy.filter(|_| how.from_stale_disks))
+}
+
+impl Daemon {
+    /// What the cluster store says about a VM.
+    pub(super) fn known(&self, vm: &str) -> Result<KnownVm, HostError> {
+        self.registry
+            .vm(vm)?
+            .ok_or_else(|| HostError::not_found(format!("there is no VM named {vm}")).hint("see `twinvm vm list`"))
+    }
+
+    /// The host that answers for a VM, if that is another one and it is alive.
+    pub fn home_elsewhere(&self, vm: &str) -> Result<Option<Target>, HostError> {
+        if self.replica(vm).is_some_and(|replica| replica.is_primary()) {
+            return Ok(None);
+        }
+        let vm = self.known(vm)?;
+        if vm.home() == self.host() { Ok(None) } else { self.registry.alive_host(vm.home()) }
+    }
+
+    /// Refuses what only the VM's home can do.
+    pub(super) fn require_home(&self, vm: &KnownVm) -> Result<(), HostError> {
+        if vm.home() == self.host() {
+            return Ok(());
+        }
+        let (home, name) = (vm.home(), &vm.name);
+        Err(match self.registry.alive_host(home)? {
+            None => HostError::unavailable(format!("host {home}, which holds VM {name}, is not alive"))
+                .hint(format!("start its daemon with `twinvm host start` on host {home}; see `twinvm host list`")),
+            Some(_) => HostError::unavailable(format!("VM {name} has just moved to host {home}")).hint("try again"),
+        })
+    }
+
+    /// Refuses new replicas on a host that stops.
+    pub(super) fn refuse_if_stopping(&self) -> Result<(), HostError> {
+        if !self.is_stopping() {
+            return Ok(());
+        }
+        Err(HostError::unavailable(format!("host {} is being stopped", self.host())).hint("use another host"))
+    }
+
+    /// Makes a VM on this host.
+    pub fn create(self: &Arc<Self>, create: &CreateVm) -> Result<VmView, HostError> {
+        let spec = VmSpec::parse(&create.spec).map_err(|error| HostError::bad_request(error.to_string()))?;
+        if spec.record.is_some() {
+            return Err(HostError::bad_request("record: only a VM in the foreground can be recorded")
+                .hint("leave it out of the spec of a VM with a host, or run the VM with `twinvm run`"));
+        }
+        let start = create.start;
+        self.owned(&spec.name.clone(), move |daemon| daemon.create_from(&spec, start))
+    }
+
+    fn create_from(self: &Arc<Self>, spec: &VmSpec, start: bool) -> Result<VmView, HostError> {
+        self.refuse_if_stopping()?;
+        if self.registry.vm(&spec.name)?.is_some() {
+            let name = &spec.name;
+            return Err(HostError::conflict(format!("there is a VM named {name} already"))
+                .hint(format!("choose another name, or remove that VM with `twinvm vm rm {name}`")));
+        }
+        let folder = self.vm_folder(&spec.name);
+        check_socket_path(&socket(folder.path()))?;
+        for end in self.end_sockets(spec) {
+            check_socket_path(&end)?;
+        }
+        self.registry.admit(spec)?;
+        let kept = folder
+            .create(spec, &self.images, &self.vm_files)
+            .map_err(|error| HostError::bad_request(error_text(&error)))?;
+        let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
+        if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
+            folder.remove_after_failure();
+            return Err(error);
+        }
+        tracing::info!("VM {} created", spec.name);
+        if !start {
+            return self.vm(&spec.name);
+        }
+        self.start_vm(&spec.name, StartVm::default()).map_err(|mut error| {
+            // All or nothing: who asks for a VM that runs does not want to find one that does not.
+            let left = match self.remove_new(&spec.name) {
+                Ok(()) => "nothing was created".to_owned(),
+                Err(removal) => format!("VM {} was created, and could not be removed again: {removal}", spec.name),
+            };
+            error.problem.error = format!("{}; {left}", error.problem.error);
+            error
+        })
+    }
+
+    /// Removes a VM from every host that is alive, disks included. For its owner.
+    pub fn remove(&self, name: &str, how: RemoveVm) -> Result<(), HostError> {
+        let vm = self.known(name)?;
+        let is_lost = how.force && vm.home() != self.host() && self.registry.alive_host(vm.home())?.is_none();
+        if !is_lost {
+            self.require_home(&vm).map_err(|error| {
+                let HostError { kind, mut problem } = error;
+                problem.hint = problem.hint.map(|hint| {
+                    format!(
+                        "{hint}; if it is gone for good, remove the VM all the same with `twinvm vm rm {name} --force`"
+                    )
+                });
+                HostError { kind, problem }
+            })?;
+        }
+        if let Some(replica) = self.replica(name) {
+            if replica.is_gone() {
+                self.settle(&replica);
+            } else if vm.home() == self.host() {
+                return Err(HostError::conflict(format!("VM {name} runs"))
+                    .hint(format!("stop it first with `twinvm vm stop {name}`")));
+            }
+        }
+        // A secondary may be about to take over, here or on another host.
+        let vm = if is_lost { self.claimed(&vm) } else { self.decided(self.known(name)?) }?;
+        if let Some(replica) = self.replica(name) {
+            self.retire(&replica, REQUEST_TIMEOUT);
+        }
+        self.registry.remove_vm(&vm)?;
+        // From here on nobody starts it. Hosts that are not alive now keep a folder that no VM refers to.
+        self.drop_secondaries(&vm, Removed::Everything)?;
+        self.ends.stop(&self.end_sockets(&vm.spec));
+        self.vm_folder(name).remove()?;
+        tracing::info!("VM {name} removed");
+        Ok(())
+    }
+
+    /// Removes a VM that was created just now and could not be started. No other host has anything of it.
+    fn remove_new(&self, name: &str) -> Result<(), HostError> {
+        if let Some(replica) = self.replica(name) {
+            self.retire(&replica, REQUEST_TIMEOUT);
+        }
+        let vm = self.known(name)?;
+        self.require_home(&vm)?;
+        self.registry.remove_vm(&vm)?;
+        self.ends.stop(&self.end_sockets(&vm.spec));
+        Ok(self.vm_folder(name).remove()?)
+    }
+
+    /// Starts a VM from its disks. For its owner.
+    pub fn start_vm(self: &Arc<Self>, name: &str, how: StartVm) -> Result<VmView, HostError> {
+        self.start_vm_from(name, how, None)
+    }
+
+    /// The same, or from a snapshot.
+    pub(super) fn start_vm_from(
+        self: &Arc<Self>,
+        name: &str,
+        how: StartVm,
+        snapshot: Option<SnapshotName>,
+    ) -> Result<VmView, HostError> {
+        self.refuse_if_stopping()?;
+        let vm = self.known(name)?;
+        if let Some(replica) = self.replica(name).filter(|replica| replica.is_gone()) {
+            self.settle(&replica);
+        }
+        let allowed = may_start(&vm.claim, self.registry.host_name(), self.here(name), how.from_stale_disks);
+        allowed.map_err(|why| self.not_started(&vm, why))?;
+        if let Some(replica) = self.replica(name) {
+            self.retire(&replica, REQUEST_TIMEOUT);
+        }
+        // It becomes the VM's when the VM is this host's: until then a secondary may take over with the one that it has now.
+        let vm = at_next_start(vm)?;
+        let folder = self.vm_folder(name);
+        let started_from = start_from(folder.path(), how)?;
+        let local = self.startable_spec(&vm, &folder, snapshot.is_some())?;
+        // Until the claim is this host's, another VM could be given the same memory.
+        let admission = self.admission();
+        self.registry.admit_start(&vm, how.from_stale_disks)?;
+        let network_ends = self.end_sockets(&vm.spec);
+        self.ends
+            .ensure(&self.exe, &vm.spec, &network_ends)
+            .map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
+        let engine = self.engine_of(&vm);
+        self.registry.update(name, |record| {
+            record.power = Power::On;
+            record.engine = Some(engine);
+            record.network_ends.clone_from(&network_ends);
+            record.syncing_to = None;
+        })?;
+        // No replica of an earlier time may run from now on, wherever it is.
+        self.registry.claim_alone(&vm)?;
+        self.note_spec(&vm)?;
+        drop(admission);
+        let config = ReplicaConfig {
+            vm: vm.name.clone(),
+            host: self.host().to_owned(),
+            spec: spec::to_toml(&local).context("the spec cannot be written")?,
+            role: Role::Primary,
+            engine,
+            store: self.config.store.clone(),
+            store_keys: self.config.store_keys.clone(),
+            identity: None,
+            folder: folder.path().to_owned(),
+            snapshot,
+            network_ends,
+            listen: None,
+            suspicion_ms: vm.record.ft.suspicion_ms,
+            epoch_ms_max: vm.record.ft.epoch_ms_max,
+            mode: vm.record.ft.mode,
+            lag_ms_max: vm.record.ft.lag_ms_max,
+        };
+        self.start_primary(&config)?;
+        let mut view = self.vm(name)?;
+        match started_from {
+            Some(copy) => {
+                tracing::warn!("VM {name} started from {copy}");
+                view.note = Some(format!("started from {copy}; what was written since is lost"));
+            }
+            None => tracing::info!("VM {name} started"),
+        }
+        Ok(view)
+    }
+
+    /// The spec with the files that are here. Refuses disks whose bases have changed; a snapshot brings its own disks, and has its bases checked.
+    fn startable_spec(&self, vm: &KnownVm, folder: &VmFolder, is_restored: bool) -> Result<VmSpec, HostError> {
+        let local = folder.local_spec(&vm.spec, &self.vm_files);
+        let checked = local.and_then(|local| {
+            if !is_restored {
+                folder.bases().check()?;
+            }
+            Ok(local)
+        });
+        checked.map_err(|error| HostError::conflict(error_text(&error)))
+    }
+
+    fn start_primary(self: &Arc<Self>, config: &ReplicaConfig) -> Result<(), HostError> {
+        let name = &config.vm;
+        let started = ReplicaProcess::start(&self.exe, config);
+        let (process, status) = started.map_err(|error| {
+            self.vm_powered_off(name);
+            HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
+        })?;
+        if config.snapshot.is_some()
+            && let Err(error) = self.vm_folder(name).note_restored(&self.images)
+        {
+            // The VM runs. It cannot be protected until this is mended.
+            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {error:#}");
+        }
+        Ok(self.watch_replica(name.to_owned(), process, Some(status))?)
+    }
+
+    fn not_started(&self, vm: &KnownVm, why: NotStarted) -> HostError {
+        let name = &vm.name;
+        match why {
+            NotStarted::NotAtHome => match self.require_home(vm) {
+                Err(error) => self.advise_stale_disks(name, error),
+                Ok(()) => HostError::unavailable(format!("VM {name} has just moved to this host")).hint("try again"),
+            },
+            NotStarted::Runs => {
+                HostError::conflict(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
+            }
+            NotStarted::Follows => HostError::conflict(format!(
+                "this host holds the secondary of VM {name}, connected to its primary on host {}",
+                vm.home()
+            ))
+            .hint("it takes over by itself when that host is lost"),
+        }
+    }
+
+    /// Presses a VM's power button, or pulls the plug. For its owner.
+    pub fn stop_vm(&self, name: &str, how: StopVm) -> Result<VmView, HostError> {
+        let vm = self.known(name)?;
+        self.require_home(&vm)?;
+        let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {
+            return Err(
+                HostError::conflict(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
+            );
+        };
+        let asked = replica.ask(&Request::Stop { force: how.force }, REQUEST_TIMEOUT);
+        if !how.force {
+            asked?;
+            return self.vm(name);
+        }
+        match (asked, &vm.claim.secondary) {
+            (Ok(_), _) if replica.wait(PLUG_TIMEOUT) => {}
+            // Nobody takes over: a process that hangs is as good as a plug.
+            (_, None) => {
+                replica.process().kill();
+                ReplicaEnd::PlugPulled.leave(&self.folder.vm(name))?;
+            }
+            (_, Some(secondary)) => {
+                return Err(HostError::conflict(format!(
+                    "VM {name} does not answer, and host {secondary} may take it over"
+                ))
+                .hint("try again"));
+            }
+        }
+        self.settle(&replica);
+        self.vm(name)
+    }
+
+    fn advise_stale_disks(&self, name: &str, error: HostError) -> HostError {
+        if self.vm_folder(name).contents().is_none() {
+            return error;
+        }
+        let HostError { kind, mut problem } = error;
+        let hint = problem.hint.take().unwrap_or_default();
+        problem.hint = Some(match start_from(self.vm_folder(name).path(), StartVm { from_stale_disks: true }) {
+            Ok(copy) => format!(
+                "{hint}. If that host is off and does not come back: `twinvm vm start {name} --from-stale-disks` on this host starts \
+                 from its older copy of the disks ({}), and what was written since is lost",
+                copy.unwrap_or_default()
+            ),
+            Err(error) => format!("{hint}. This host has nothing to start from: {}", error.problem.error),
+        });
+        HostError { kind, problem }
+    }
+
+    /// A VM has ended here by itself or by request, not by a fault. If that cannot be noted now, the controller sees to it later.
+    pub(super) fn vm_powered_off(&self, name: &str) {
+        let noted = self.known(name).and_then(|vm| if vm.home() == self.host() { self.power_off(&vm) } else { Ok(()) });
+        if let Err(error) = noted {
+            tracing::warn!("VM {name} is off, which cannot be noted yet: {error}");
+            self.find_powered_off(std::iter::once(name.to_owned()));
+        }
+    }
+
+    /// Notes that a VM that is at home here is off, and ends what it needed.
+    pub(super) fn power_off(&self, vm: &KnownVm) -> Result<(), HostError> {
+        // A secondary that has not heard of it may be about to take over: the claim decides whether the VM is off.
+        if vm.claim.secondary.is_some() {
+            self.registry.claim_alone(vm)?;
+        }
+        self.registry.update(&vm.name, |record| {
+            record.power = Power::Off;
+            record.syncing_to = None;
+        })?;
+        self.ends.stop(&self.end_sockets(&vm.spec));
+        Ok(())
+    }
+
+    /// Connects to a VM's console: the connection, and what has been written since.
+    pub fn console(&self, name: &str) -> Result<(UnixStream, Vec<u8>), HostError> {
+        let vm = self.known(name)?;
+        if self.replica(name).is_none_or(|replica| !replica.is_primary()) {
+            self.require_home(&vm)?;
+            return Err(HostError::conflict(format!("VM {name} does not run"))
+                .hint(format!("start it with `twinvm vm start {name}`")));
+        }
+        Ok(control::console(&socket(&self.folder.vm(name)), REQUEST_TIMEOUT)?)
+    }
+
+    /// The kernel or the initial RAM disk of a VM here, for the host that was asked to prepare its secondary, and as long as it does.
+    pub fn boot_file(&self, name: &str, client: &Peer, file: &str) -> Result<Vec<u8>, HostError> {
+        let vm = self.known(name)?;
+        if client.host().is_none_or(|host| !self.is_preparing(&vm.name, host)) {
+            return Err(HostError::forbidden(format!("{client} was not asked to prepare a secondary of VM {name}")));
+        }
+        let folder = self.vm_folder(&vm.name);
+        let path = match file {
+            "kernel" => folder.kernel(),
+            "initrd" => folder.initrd(),
+            _ => return Err(HostError::not_found(format!("a VM has no boot file named {file}"))),
+        };
+        let mut bytes = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(BOOT_FILE_BYTES_MAX).read_to_end(&mut bytes));
+        read.with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(bytes)
+    }
+
+    /// Ends the daemon, and its VMs if asked to.
+    pub fn stop_host(self: &Arc<Self>, how: StopHost) -> Result<(), HostError> {
+        self.begin_to_stop();
+        if how.with_vms {
+            self.stop_vms();
+        }
+        self.request_stop();
+        Ok(())
+    }
+
+    fn stop_vms(self: &Arc<Self>) {
+        let (mut primaries, secondaries): (Vec<_>, Vec<_>) =
+            self.all_replicas().into_iter().partition(|replica| replica.is_primary());
+        for replica in secondaries {
+            let retired = self.owned(&replica.vm.clone(), {
+                let replica = replica.clone();
+                move |daemon| {
+                    // It may have taken over meanwhile.
+                    let is_secondary = !replica.is_primary();
+                    if is_secondary {
+                        daemon.retire(&replica, REQUEST_TIMEOUT);
+                    }
+                    Ok(is_secondary)
+                }
+            });
+            match retired {
+                Ok(true) => {}
+                Ok(false) => primaries.push(replica),
+                Err(error) => tracing::warn!("VM {}: {error}", replica.vm),
+            }
+        }
+        for replica in &primaries {
+            if let Err(error) = replica.ask(&Request::Stop { force: false }, REQUEST_TIMEOUT) {
+                tracing::warn!("VM {}: {error:#}", replica.vm);
+            }
+        }
+        let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+        for replica in &primaries {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !replica.wait(left) {
+                tracing::warn!("VM {} does not shut down: its plug is pulled", replica.vm);
+                replica.end(PLUG_TIMEOUT);
+            }
+        }
+        // The VMs' owners still have to note that the VMs are off.
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        while !self.all_replicas().is_empty() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Sending a client on to the host that runs the VM it asks about.
+//!
+//! A host does not pass requests on: it would do so with its own certificate, and the other host could not tell what an operator has asked
+//! for from what a host makes up. The client itself goes there, with its own certificate.
+
+use std::sync::Arc;
+
+use api::Problem;
+use api::client::{HOME_HEADER, SENT_ON_HEADER, Target};
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::refusal::Refusal;
+use crate::Daemon;
+
+/// Middleware of what the home of a VM answers: if that is another host, the client is told which. One that was sent on is answered here.
+pub async fn at_home(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
+    if request.headers().contains_key(SENT_ON_HEADER) {
+        return next.run(request).await;
+    }
+    let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
+    let vm = request.uri().path().strip_prefix("/v1/vms/").and_then(|rest| rest.split('/').next());
+    let vm = vm.unwrap_or_default().to_owned();
+    let home = tokio::task::spawn_blocking(move || daemon.home_elsewhere(&vm));
+    match home.await {
+        Ok(Ok(None)) => next.run(request).await,
+        Ok(Ok(Some(home))) => send_on(&home, &path),
+        Ok(Err(error)) => Refusal::from(error).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+fn send_on(home: &Target, path: &str) -> Response {
+    let Target { host, address } = home;
+    let problem =
+        Problem { error: format!("the VM is at home on host {host}, which answers at {address}"), hint: None };
+    let mut response = (StatusCode::TEMPORARY_REDIRECT, Json(problem)).into_response();
+    let location = HeaderValue::try_from(format!("https://{address}{path}"));
+    if let (Ok(location), Ok(host)) = (location, HeaderValue::try_from(host)) {
+        response.headers_mut().insert(header::LOCATION, location);
+        response.headers_mut().insert(HOME_HEADER, host);
+    }
+    response
+}

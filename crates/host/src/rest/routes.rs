@@ -1,0 +1,392 @@
+//! The API's routes. Each handler only translates: what is done is the daemon's.
+
+use std::sync::Arc;
+
+use api::client::CONSOLE_PROTOCOL;
+use api::messages::{
+    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, RenameVm, SetVm,
+    StartVm, StopHost, StopVm,
+};
+use axum::body::Bytes;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::handler::Handler;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::{Extension, Json, Router, middleware};
+use hyper_util::rt::TokioIo;
+use replication::channel::Peer;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::home::at_home;
+use super::refusal::Refusal;
+use super::role::{Role, authorize};
+use crate::Daemon;
+use crate::error::HostError;
+
+/// Largest body of a request, in bytes.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// Longest text of a refusal by axum, in bytes.
+const REFUSAL_BYTES_MAX: usize = 4096;
+
+type Shared = State<Arc<Daemon>>;
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// One method of one path.
+struct Route {
+    /// Which method, of which the handler answers no other.
+    #[cfg(test)]
+    method: MethodFilter,
+    path: &'static str,
+    role: Role,
+    /// Whether the VM's home answers, which may be another host. The path begins with `/v1/vms/{vm}` then.
+    is_at_home: bool,
+    handler: MethodRouter<Arc<Daemon>>,
+}
+
+impl Route {
+    fn here<H, T>(method: MethodFilter, path: &'static str, role: Role, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Daemon>>,
+        T: 'static,
+    {
+        Self {
+            #[cfg(test)]
+            method,
+            path,
+            role,
+            is_at_home: false,
+            handler: on(method, handler),
+        }
+    }
+
+    fn at_home<H, T>(method: MethodFilter, path: &'static str, role: Role, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Daemon>>,
+        T: 'static,
+    {
+        Self { is_at_home: true, ..Self::here(method, path, role, handler) }
+    }
+}
+
+/// The table of all routes, and for whom each is.
+fn routes() -> Vec<Route> {
+    use Role::{Both, Hosts, Operators};
+    const GET: MethodFilter = MethodFilter::GET;
+    const POST: MethodFilter = MethodFilter::POST;
+    const PUT: MethodFilter = MethodFilter::PUT;
+    const DELETE: MethodFilter = MethodFilter::DELETE;
+    vec![
+        Route::here(GET, "/v1/host", Both, host),
+        Route::here(POST, "/v1/host/stop", Operators, stop_host),
+        Route::here(GET, "/v1/hosts", Operators, hosts),
+        Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host),
+        Route::here(GET, "/v1/vms", Operators, vms),
+        Route::here(POST, "/v1/vms", Operators, create_vm),
+        Route::here(GET, "/v1/vms/{vm}", Operators, vm),
+        Route::at_home(DELETE, "/v1/vms/{vm}", Operators, remove_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/set", Operators, set_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/clone", Operators, clone_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/rename", Operators, rename_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/start", Operators, start_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/stop", Operators, stop_vm),
+        Route::at_home(GET, "/v1/vms/{vm}/console", Operators, console),
+        Route::at_home(GET, "/v1/vms/{vm}/snapshots", Operators, snapshots),
+        Route::at_home(POST, "/v1/vms/{vm}/snapshots", Operators, create_snapshot),
+        Route::at_home(DELETE, "/v1/vms/{vm}/snapshots/{snapshot}", Operators, remove_snapshot),
+        Route::at_home(POST, "/v1/vms/{vm}/snapshots/{snapshot}/restore", Operators, restore_snapshot),
+        Route::at_home(GET, "/v1/vms/{vm}/ft/price", Operators, ft_price),
+        Route::at_home(POST, "/v1/vms/{vm}/ft/{action}", Operators, ft),
+        Route::here(GET, "/v1/vms/{vm}/boot/{file}", Hosts, boot_file),
+        Route::here(GET, "/v1/replicas", Both, replicas),
+        Route::here(PUT, "/v1/secondaries/{vm}", Hosts, prepare_secondary),
+        Route::here(DELETE, "/v1/secondaries/{vm}", Hosts, drop_secondary),
+    ]
+}
+
+/// The router of all routes.
+pub fn router(daemon: Arc<Daemon>) -> Router {
+    let add = |router: Router<Arc<Daemon>>, route: Route| {
+        let mut handler = route.handler;
+        if route.is_at_home {
+            handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_home));
+        }
+        // The last layer is the first to see a request.
+        router.route(route.path, handler.route_layer(middleware::from_fn_with_state(route.role, authorize)))
+    };
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
+        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .method_not_allowed_fallback(|| async {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not know the method")
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::map_response(as_problem))
+        .with_state(daemon)
+}
+
+/// A body of JSON, whatever its media type is called; an empty one means the default.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|error| Refusal::new(error.status(), error.body_text()))?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        Json::from_bytes(&bytes).map(|Json(value)| Self(value)).map_err(malformed)
+    }
+}
+
+/// Refusals that axum words itself, as of a path that is no UTF-8, get the body that all others have.
+async fn as_problem(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let text = axum::body::to_bytes(response.into_body(), REFUSAL_BYTES_MAX).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let error = if text.trim().is_empty() { status.to_string() } else { text.trim().to_owned() };
+    Refusal::new(status, error).into_response()
+}
+
+fn malformed(rejection: JsonRejection) -> Refusal {
+    Refusal::new(rejection.status(), rejection.body_text())
+}
+
+/// Runs what may wait for disks, processes or the store on a thread of its own.
+async fn blocking<T: Serialize + Send + 'static>(
+    daemon: Arc<Daemon>,
+    work: impl FnOnce(&Arc<Daemon>) -> Result<T, HostError> + Send + 'static,
+) -> Answer<T> {
+    tokio::task::spawn_blocking(move || work(&daemon))
+        .await
+        .unwrap_or_else(|error| Err(anyhow::anyhow!("the request was not finished: {error}").into()))
+        .map(Json)
+        .map_err(Refusal::from)
+}
+
+/// The same, in the owner of the VM that it changes.
+async fn owned<T: Serialize + Send + 'static>(
+    daemon: Arc<Daemon>,
+    vm: String,
+    work: impl FnOnce(&Arc<Daemon>) -> Result<T, HostError> + Send + 'static,
+) -> Answer<T> {
+    blocking(daemon, move |daemon| daemon.owned(&vm, work)).await
+}
+
+async fn host(State(daemon): Shared) -> impl IntoResponse {
+    Json(daemon.view())
+}
+
+async fn stop_host(State(daemon): Shared, body: Body<StopHost>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.stop_host(body.0)).await
+}
+
+async fn hosts(State(daemon): Shared) -> impl IntoResponse {
+    blocking(daemon, |daemon| daemon.hosts()).await
+}
+
+async fn remove_host(State(daemon): Shared, Path(host): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.registry().remove_host(&host)).await
+}
+
+async fn vms(State(daemon): Shared) -> impl IntoResponse {
+    blocking(daemon, |daemon| daemon.vms()).await
+}
+
+async fn vm(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.vm(&vm)).await
+}
+
+async fn create_vm(State(daemon): Shared, body: Result<Json<CreateVm>, JsonRejection>) -> impl IntoResponse {
+    let Json(create) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.create(&create)).await
+}
+
+async fn remove_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<RemoveVm>) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.remove(&vm, body.0)).await
+}
+
+async fn set_vm(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<SetVm>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(set) = body.map_err(malformed)?;
+    owned(daemon, vm.clone(), move |daemon| daemon.set_vm(&vm, &set)).await
+}
+
+async fn clone_vm(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<CloneVm>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(clone) = body.map_err(malformed)?;
+    owned(daemon, vm.clone(), move |daemon| daemon.clone_vm(&vm, &clone)).await
+}
+
+async fn rename_vm(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<RenameVm>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(rename) = body.map_err(malformed)?;
+    owned(daemon, vm.clone(), move |daemon| daemon.rename_vm(&vm, &rename)).await
+}
+
+async fn start_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StartVm>) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.start_vm(&vm, body.0)).await
+}
+
+async fn stop_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StopVm>) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.stop_vm(&vm, body.0)).await
+}
+
+async fn snapshots(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.snapshots(&vm)).await
+}
+
+/// Not by the VM's owner, who would have time for nothing else until the file is written.
+async fn create_snapshot(
+    State(daemon): Shared,
+    Path(vm): Path<String>,
+    body: Result<Json<CreateSnapshot>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(create) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.create_snapshot(&vm, &create.name)).await
+}
+
+async fn remove_snapshot(State(daemon): Shared, Path((vm, snapshot)): Path<(String, String)>) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.remove_snapshot(&vm, &snapshot)).await
+}
+
+async fn restore_snapshot(State(daemon): Shared, Path((vm, snapshot)): Path<(String, String)>) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.restore_snapshot(&vm, &snapshot)).await
+}
+
+async fn ft_price(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.ft_price(&vm)).await
+}
+
+async fn ft(
+    State(daemon): Shared,
+    Path((vm, action)): Path<(String, String)>,
+    body: Body<FtOptions>,
+) -> impl IntoResponse {
+    let action: FtAction = serde_json::from_value(action.clone().into())
+        .map_err(|_| HostError::not_found(format!("`{action}` is nothing that can be done about fault tolerance")))?;
+    blocking(daemon, move |daemon| daemon.ft(&vm, action, body.0)).await
+}
+
+async fn replicas(State(daemon): Shared) -> impl IntoResponse {
+    blocking(daemon, |daemon| Ok(daemon.local_vms())).await
+}
+
+async fn prepare_secondary(
+    State(daemon): Shared,
+    Extension(client): Extension<Peer>,
+    Path(vm): Path<String>,
+    body: Result<Json<PrepareSecondary>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(prepare) = body.map_err(malformed)?;
+    owned(daemon, vm.clone(), move |daemon| daemon.prepare_secondary(&vm, &client, &prepare)).await
+}
+
+async fn drop_secondary(
+    State(daemon): Shared,
+    Extension(client): Extension<Peer>,
+    Path(vm): Path<String>,
+    body: Body<DropSecondary>,
+) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.drop_secondary(&vm, &client, body.0)).await
+}
+
+async fn boot_file(
+    State(daemon): Shared,
+    Extension(client): Extension<Peer>,
+    Path((vm, file)): Path<(String, String)>,
+) -> Result<Vec<u8>, Refusal> {
+    tokio::task::spawn_blocking(move || daemon.boot_file(&vm, &client, &file))
+        .await
+        .unwrap_or_else(|error| Err(anyhow::anyhow!("the file was not read: {error}").into()))
+        .map_err(Refusal::from)
+}
+
+/// Joins the client's connection to the replica's console socket.
+async fn console(State(daemon): Shared, Path(vm): Path<String>, request: Request) -> Result<Response, Refusal> {
+    let wanted = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == CONSOLE_PROTOCOL);
+    if !wanted {
+        return Err(HostError::bad_request(format!("a console needs the header `Upgrade: {CONSOLE_PROTOCOL}`")).into());
+    }
+    let connected = tokio::task::spawn_blocking(move || daemon.console(&vm)).await;
+    let (stream, early) =
+        connected.unwrap_or_else(|error| Err(HostError::from(anyhow::anyhow!("no console: {error}"))))?;
+    stream.set_nonblocking(true).map_err(anyhow::Error::from)?;
+    let mut guest = UnixStream::from_std(stream).map_err(anyhow::Error::from)?;
+    tokio::spawn(async move {
+        let Ok(client) = hyper::upgrade::on(request).await else { return };
+        let mut client = TokioIo::new(client);
+        // Either side may end the connection whenever it likes.
+        if tokio::io::AsyncWriteExt::write_all(&mut client, &early).await.is_ok() {
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut guest).await;
+        }
+    });
+    let upgrade = [(header::CONNECTION, "upgrade"), (header::UPGRADE, CONSOLE_PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, upgrade.map(|(name, value)| (name, HeaderValue::from_static(value))))
+        .into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The routes that a client is admitted to, or those that it is not.
+    fn paths(client: &Peer, admitted: bool) -> Vec<String> {
+        let names = [
+            (MethodFilter::GET, "GET"),
+            (MethodFilter::POST, "POST"),
+            (MethodFilter::PUT, "PUT"),
+            (MethodFilter::DELETE, "DELETE"),
+        ];
+        let of_client = routes().into_iter().filter(|route| route.role.admits(client) == admitted);
+        of_client
+            .map(|route| {
+                let (_, name) = names.iter().find(|(method, _)| *method == route.method).unwrap();
+                format!("{name} {}", route.path)
+            })
+            .collect()
+    }
+
+    /// A route for hosts has to be named here as well: for whom it is is decided twice.
+    #[test]
+    fn hosts_may_ask_only_for_what_hosts_need_of_each_other() {
+        assert_eq!(
+            paths(&Peer::Host("a".to_owned()), true),
+            [
+                "GET /v1/host",
+                "GET /v1/vms/{vm}/boot/{file}",
+                "GET /v1/replicas",
+                "PUT /v1/secondaries/{vm}",
+                "DELETE /v1/secondaries/{vm}"
+            ]
+        );
+    }
+
+    #[test]
+    fn operators_do_not_pass_for_hosts() {
+        assert_eq!(
+            paths(&Peer::Operator("alice".to_owned()), false),
+            ["GET /v1/vms/{vm}/boot/{file}", "PUT /v1/secondaries/{vm}", "DELETE /v1/secondaries/{vm}"]
+        );
+    }
+}

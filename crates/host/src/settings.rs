@@ -1,0 +1,275 @@
+//! Changes of VMs that exist.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use api::messages::{SetVm, StartVm, VmView};
+use spec::{NetworkSpec, VmSpec, to_toml};
+
+use super::daemon::Daemon;
+use super::error::HostError;
+use super::registry::KnownVm;
+use terminal::error_text::error_text;
+
+/// How often a VM is tried to be started after the machine has booted: what it needs, such as a bridge, may come a little later.
+const AUTOSTART_TRIES: u32 = 12;
+/// Time between two tries.
+const AUTOSTART_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The spec of a VM with changes to it; or why they cannot be.
+pub(super) fn changed(before: &VmSpec, set: &SetVm) -> Result<VmSpec, HostError> {
+    let bad = |reason: String| HostError::bad_request(reason);
+    let mut spec = match &set.spec {
+        Some(text) => VmSpec::parse(text).map_err(|error| bad(error.to_string()))?,
+        None => before.clone(),
+    };
+    if let Some(memory) = set.memory {
+        spec.memory = memory;
+    }
+    if let Some(cpus) = set.cpus {
+        spec.cpus = cpus;
+    }
+    if let Some(forward) = &set.forward {
+        let user = spec.networks.iter_mut().find_map(|network| match network {
+            NetworkSpec::User(user) => Some(user),
+            NetworkSpec::Bridge(_) => None,
+        });
+        let user = user.ok_or_else(|| {
+            bad(format!("VM {} has no user-mode network, and only such a one forwards ports", before.name))
+                .hint("a card on a bridge has an address of its own there")
+        })?;
+        user.forward.clone_from(forward);
+    }
+    spec.validate().map_err(|error| bad(error.to_string()))?;
+    refuse_other_files(before, &spec)?;
+    Ok(spec)
+}
+
+/// What was copied when the VM was created is not copied again, and a name is more than a line of the spec.
+fn refuse_other_files(before: &VmSpec, after: &VmSpec) -> Result<(), HostError> {
+    let changed = [
+        ("name", before.name != after.name),
+        ("image", before.image != after.image),
+        ("kernel", before.kernel != after.kernel),
+        ("initrd", before.initrd != after.initrd),
+        ("record", before.record != after.record),
+        ("disk", before.disks != after.disks),
+    ];
+    match changed.into_iter().find(|(_, is_other)| *is_other) {
+        Some((key, _)) => Err(HostError::bad_request(format!(
+            "`{key}` of VM {} cannot be changed: it was settled when the VM was created",
+            before.name
+        ))
+        .hint("memory, cpus, cpu, engine, cmdline, huge_pages, numa_node and networks can be; `twinvm vm set --grow-disk` makes a disk bigger")),
+        None => Ok(()),
+    }
+}
+
+impl Daemon {
+    /// Changes a VM: at once if it is off, else from its next start on. For its owner.
+    pub fn set_vm(self: &Arc<Self>, name: &str, set: &SetVm) -> Result<VmView, HostError> {
+        let mut vm = self.known(name)?;
+        self.require_home(&vm)?;
+        let is_here = self.replica(name).is_some_and(|replica| !replica.is_gone());
+        if is_here && !set.disk_bytes.is_empty() {
+            return Err(HostError::conflict(format!("VM {name} runs: its disks can be made bigger when it is off"))
+                .hint(format!("stop it with `twinvm vm stop {name}`")));
+        }
+        let wanted = changed(&at_next_start(vm.clone())?.spec, set)?;
+        if !set.disk_bytes.is_empty() {
+            vm = self.decided(vm)?;
+        }
+        // A secondary that is about to take over, or has, goes on with the spec that it has.
+        let runs = is_here || vm.claim.secondary.is_some();
+        let text = |spec| to_toml(spec).map_err(anyhow::Error::from);
+        let (now, next) = match (runs, wanted == vm.spec) {
+            (_, true) => (None, None),
+            (true, false) => (None, Some(text(&wanted)?)),
+            (false, false) => {
+                let changed = KnownVm { spec: wanted.clone(), ..vm.clone() };
+                self.registry.admit_spec(&changed)?;
+                (Some(text(&wanted)?), None)
+            }
+        };
+        if !set.disk_bytes.is_empty() {
+            self.vm_folder(name)
+                .grow_disks(&set.disk_bytes)
+                .map_err(|error| HostError::bad_request(error_text(&error)))?;
+        }
+        self.registry.update(name, |record| {
+            record.autostart = set.autostart.unwrap_or(record.autostart);
+            record.next_spec.clone_from(&next);
+            if let Some(now) = &now {
+                record.spec.clone_from(now);
+            }
+        })?;
+        tracing::info!("VM {name} was changed{}", if next.is_some() { " from its next start on" } else { "" });
+        self.vm(name)
+    }
+
+    /// Keeps the spec that a VM starts with, if it is another one than it had.
+    pub(super) fn note_spec(&self, vm: &KnownVm) -> Result<(), HostError> {
+        if self.known(&vm.name)?.record.next_spec.is_none() {
+            return Ok(());
+        }
+        self.registry.update(&vm.name, |record| {
+            record.spec.clone_from(&vm.record.spec);
+            record.next_spec = None;
+        })
+    }
+
+    /// Lets a VM that is off have the spec that was set while it ran.
+    pub(super) fn take_next_spec(&self, vm: KnownVm) -> Result<KnownVm, HostError> {
+        if vm.record.next_spec.is_none() {
+            return Ok(vm);
+        }
+        self.registry.update(&vm.name, |record| {
+            if let Some(next) = record.next_spec.take() {
+                record.spec = next;
+            }
+        })?;
+        self.known(&vm.name)
+    }
+
+    /// Starts the VMs that are to be started with the machine, if it has booted since this host's daemon ran last.
+    pub(super) fn autostart(self: &Arc<Self>) {
+        if !self.registry.has_booted() {
+            return;
+        }
+        let mut left = None;
+        for attempt in 1..=AUTOSTART_TRIES {
+            match self.vms_to_start() {
+                Ok(vms) => {
+                    let mut due = still_due(left.take(), vms);
+                    due.retain(|vm| !self.is_autostarted(vm, attempt));
+                    left = Some(due);
+                }
+                Err(error) => tracing::warn!("it is not known which VMs are to be started: {error}"),
+            }
+            if left.as_ref().is_some_and(Vec::is_empty) || self.is_stopping() {
+                return;
+            }
+            thread::sleep(AUTOSTART_INTERVAL);
+        }
+    }
+
+    /// VMs that are at home here, are to be started with the machine, and do not run.
+    fn vms_to_start(&self) -> Result<Vec<String>, HostError> {
+        let vms = super::registry::known_vms(self.registry.state()?);
+        let is_due = |vm: &KnownVm| vm.record.autostart && vm.home() == self.host() && self.replica(&vm.name).is_none();
+        Ok(vms.into_iter().filter(is_due).map(|vm| vm.name).collect())
+    }
+
+    fn is_autostarted(self: &Arc<Self>, name: &str, attempt: u32) -> bool {
+        let vm = name.to_owned();
+        let started = self.owned(name, move |daemon| daemon.start_vm(&vm, StartVm::default()));
+        match started {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(
+                    "VM {name} is to be started with the machine (try {attempt} of {AUTOSTART_TRIES}): {error}"
+                );
+                false
+            }
+        }
+    }
+}
+
+/// Which VMs are to be started, of those that are off now: those that could not be before. One that has run meanwhile was stopped by somebody.
+fn still_due(failed: Option<Vec<String>>, off: Vec<String>) -> Vec<String> {
+    off.into_iter().filter(|vm| failed.as_ref().is_none_or(|failed| failed.contains(vm))).collect()
+}
+
+/// The VM as it is at its next start.
+pub(super) fn at_next_start(mut vm: KnownVm) -> Result<KnownVm, HostError> {
+    if let Some(text) = vm.record.next_spec.take() {
+        vm.spec = VmSpec::parse(&text).map_err(|error| anyhow::anyhow!("VM {}: {error}", vm.name))?;
+        vm.record.spec = text;
+    }
+    Ok(vm)
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::records::{FtSettings, VmRecord};
+    use protocol::{Claim, Generation};
+    use spec::ReplicaId;
+
+    use super::*;
+
+    fn spec(more: &str) -> VmSpec {
+        VmSpec::parse(&format!("name = \"shop\"\nmemory = \"128M\"\nkernel = \"k\"\n{more}")).unwrap()
+    }
+
+    const USER: &str = "[[network]]\nmode = \"bridge\"\nbridge = \"br0\"\n[[network]]\nmode = \"user\"\nforward = [\"tcp:127.0.0.1:80-:80\"]\n";
+
+    #[test]
+    fn what_is_named_changes_and_nothing_else() {
+        let before = spec(USER);
+        assert_eq!(changed(&before, &SetVm::default()).unwrap(), before);
+        let set = SetVm { memory: Some("1G".parse().unwrap()), cpus: Some(3), ..SetVm::default() };
+        let after = changed(&before, &set).unwrap();
+        assert_eq!((after.memory.bytes(), after.cpus, &after.networks), (1 << 30, 3, &before.networks));
+        let forward = vec!["tcp:127.0.0.1:81-:80".parse().unwrap(), "tcp:127.0.0.1:82-:22".parse().unwrap()];
+        let after = changed(&before, &SetVm { forward: Some(forward.clone()), ..SetVm::default() }).unwrap();
+        let NetworkSpec::User(user) = &after.networks[1] else { panic!("{after:?}") };
+        assert_eq!((&user.forward, after.memory), (&forward, before.memory));
+    }
+
+    /// The list was asked for anew at each try: what was stopped meanwhile was off, and was started again.
+    #[test]
+    fn a_vm_that_was_started_and_stopped_is_not_started_again() {
+        let vms = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(still_due(None, vms(&["a", "b"])), ["a", "b"]);
+        assert_eq!(still_due(Some(vms(&["b"])), vms(&["a", "b"])), ["b"]);
+        assert!(still_due(Some(vms(&["b"])), vms(&["a"])).is_empty());
+    }
+
+    #[test]
+    fn a_vm_starts_with_the_spec_that_was_set_while_it_ran() {
+        let (now, next) = (spec(""), VmSpec { cpus: 3, ..spec("") });
+        let text = |spec: &VmSpec| to_toml(spec).unwrap();
+        let mut record = VmRecord::new("shop".parse().unwrap(), text(&now), FtSettings::disabled(0, 0), 0);
+        record.next_spec = Some(text(&next));
+        let claim = Claim { generation: Generation::NONE, primary: ReplicaId::new("a"), secondary: None };
+        let vm = KnownVm { name: "shop".to_owned(), spec: now, record, claim };
+        let starts = at_next_start(vm).unwrap();
+        assert_eq!((&starts.spec, &starts.record.spec, &starts.record.next_spec), (&next, &text(&next), &None));
+        assert_eq!(at_next_start(starts.clone()).unwrap().spec, next);
+        let mut broken = starts;
+        broken.record.next_spec = Some("?".to_owned());
+        assert!(at_next_start(broken).unwrap_err().to_string().contains("VM shop"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let refused = |before: &VmSpec, set: SetVm| changed(before, &set).unwrap_err().problem.to_string();
+        let memory = SetVm { memory: Some("1M".parse().unwrap()), ..SetVm::default() };
+        assert!(refused(&spec(USER), memory).contains("64M to 1024G"));
+        assert!(refused(&spec(USER), SetVm { cpus: Some(0), ..SetVm::default() }).contains("cpus = 0"));
+        let forward = "tcp:127.0.0.1:80-:80".parse().unwrap();
+        let twice = SetVm { forward: Some(vec![forward, forward]), ..SetVm::default() };
+        assert!(refused(&spec(USER), twice).contains("twice"));
+        let none = SetVm { forward: Some(vec![forward]), ..SetVm::default() };
+        assert!(refused(&spec(""), none).contains("has no user-mode network"));
+    }
+
+    #[test]
+    fn a_whole_spec_changes_what_was_not_copied() {
+        let before = spec("[[disk]]\npath = \"/d\"\nformat = \"raw\"\n");
+        let edit = |from: &str, to: &str| {
+            let text = to_toml(&before).unwrap();
+            assert!(text.contains(from), "{text}");
+            changed(&before, &SetVm { spec: Some(text.replace(from, to)), ..SetVm::default() })
+        };
+        assert_eq!(edit("cpus = 1", "cpus = 2").unwrap().cpus, 2);
+        for (key, from, to) in
+            [("name", "\"shop\"", "\"other\""), ("kernel", "\"k\"", "\"other\""), ("disk", "\"/d\"", "\"/other\"")]
+        {
+            let refused = edit(from, to).unwrap_err().problem.to_string();
+            assert!(refused.contains(&format!("`{key}` of VM shop cannot be changed")), "{refused}");
+        }
+        assert!(edit("cpus = 1", "cpsu = 1").unwrap_err().problem.to_string().contains("cpsu"));
+    }
+}
