@@ -12,7 +12,7 @@ use super::daemon::Daemon;
 use super::error::{HostError, Kind};
 use super::folder::check_socket_path;
 use super::protection::Removed;
-use super::registry::KnownVm;
+use super::registry::{KnownVm, random_vm_id};
 use super::settings::changed;
 use crate::replica::config::socket;
 use crate::replica::disk_copy;
@@ -23,6 +23,7 @@ fn spec_of_clone(spec: &VmSpec, clone: &CloneVm) -> Result<VmSpec, HostError> {
     let set = SetVm { forward: clone.forward.clone(), ..SetVm::default() };
     let mut spec = changed(spec, &set)?;
     spec.name.clone_from(&clone.name);
+    spec.id = Some(random_vm_id()?);
     spec.networks.iter_mut().for_each(|network| *mac_of(network) = None);
     spec.validate().map_err(|error| HostError::bad_request(error.to_string()))?;
     Ok(spec)
@@ -168,7 +169,7 @@ mod tests {
 
     fn spec() -> VmSpec {
         VmSpec::parse(
-            "name = \"shop\"\nmemory = \"128M\"\nkernel = \"k\"\n[[network]]\nmode = \"user\"\nforward = [\"tcp:127.0.0.1:80-:80\"]\n\
+            "name = \"shop\"\nid = \"00f3a0b15c2d4e6f8a9b0c1d2e3f4a5b\"\nmemory = \"128M\"\nkernel = \"k\"\n[[network]]\nmode = \"user\"\nforward = [\"tcp:127.0.0.1:80-:80\"]\n\
              [[network]]\nmode = \"bridge\"\nbridge = \"br0\"\nmac = \"52:54:00:00:00:01\"\n",
         )
         .unwrap()
@@ -189,6 +190,8 @@ mod tests {
         assert!(macs(&made).iter().all(|mac| !macs(&spec()).contains(mac)), "{made:?}");
         let NetworkSpec::User(user) = &made.networks[0] else { panic!("{made:?}") };
         assert_eq!(user.forward[0].to_string(), "tcp:127.0.0.1:81-:80");
+        assert!(made.id.is_some_and(|id| Some(id) != spec().id), "its guest is to know that it is another VM");
+        assert_ne!(spec_of_clone(&spec(), &clone).unwrap().id, made.id);
         let bad = CloneVm { name: "../x".to_owned(), forward: None };
         assert!(spec_of_clone(&spec(), &bad).unwrap_err().problem.to_string().contains("name ="));
     }
@@ -197,6 +200,7 @@ mod tests {
     fn a_renamed_vm_keeps_its_addresses() {
         let after = renamed(&spec(), "store").unwrap();
         assert_eq!((after.name.as_str(), macs(&after)), ("store", macs(&spec())));
+        assert_eq!(after.id, spec().id, "it is the same VM");
         assert!(renamed(&spec(), "").is_err());
     }
 }

@@ -20,7 +20,7 @@ use cluster::store::{LeaseId, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
 use machine::probe::probe;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
-use spec::{EngineKind, HostName, ReplicaId, VmName, VmSpec, to_toml};
+use spec::{EngineKind, HostName, ReplicaId, VmId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
 use super::error::HostError;
@@ -392,6 +392,14 @@ fn engines() -> Vec<EngineKind> {
     let others = report.engines.iter().filter(|engine| engine.mips.is_some() && engine.engine != report.auto);
     engines.extend(others.map(|engine| engine.engine));
     engines
+}
+
+/// An ID that no VM has had.
+///
+/// # Errors
+/// If the host gives no random bytes.
+pub fn random_vm_id() -> Result<VmId> {
+    Ok(read_id("/proc/sys/kernel/random/uuid")?.parse()?)
 }
 
 /// An identifier that the kernel gives.

@@ -50,6 +50,7 @@ pub(super) fn changed(before: &VmSpec, set: &SetVm) -> Result<VmSpec, HostError>
 fn refuse_other_files(before: &VmSpec, after: &VmSpec) -> Result<(), HostError> {
     let changed = [
         ("name", before.name != after.name),
+        ("id", before.id != after.id),
         ("image", before.image != after.image),
         ("kernel", before.kernel != after.kernel),
         ("initrd", before.initrd != after.initrd),

@@ -18,6 +18,7 @@ use storage::image::{Image, ImageStore};
 
 use super::bases::Bases;
 use super::folder::private_folder;
+use super::registry::random_vm_id;
 use super::vm_files::VmFiles;
 use crate::foreground::open::require_file;
 
@@ -122,7 +123,8 @@ impl VmFolder {
         CopyMark::of(&self.path).write(CopyState::consistent(Generation::NONE)).context("cannot mark the disks")?;
         self.write_contents(&VmContents { created_unix_ms: unix_ms_now(), disk_bytes })?;
         let cmdline = spec.cmdline.clone().or_else(|| image.map(|image| image.manifest().cmdline.clone()));
-        Ok(VmSpec { cmdline: Some(cmdline.unwrap_or_else(|| "console=ttyS0".to_owned())), ..spec.clone() })
+        let id = Some(spec.id.map_or_else(random_vm_id, Ok)?);
+        Ok(VmSpec { id, cmdline: Some(cmdline.unwrap_or_else(|| "console=ttyS0".to_owned())), ..spec.clone() })
     }
 
     fn copy_boot_file(&self, from: &Path, to: &Path, files: &VmFiles) -> Result<()> {

@@ -14,6 +14,7 @@ mod name;
 mod network;
 mod replica_id;
 mod vm;
+mod vm_id;
 
 pub use byte_size::ByteSize;
 pub use cpu_level::CpuLevel;
@@ -27,3 +28,4 @@ pub use name::{HostName, NameError, SnapshotName, VmName};
 pub use network::{BridgeSpec, Ipv4Subnet, NetworkError, NetworkSpec, UserSpec};
 pub use replica_id::ReplicaId;
 pub use vm::{DEVICES_MAX, DiskSpec, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, SpecError, VCPUS_MAX, VmSpec, to_toml};
+pub use vm_id::{VmId, VmIdError};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, CpuLevel, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, VmName};
+use crate::{ByteSize, CpuLevel, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, VmId, VmName};
 
 /// Fewest bytes of memory a VM can have: below this Debian's kernel does not unpack.
 pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
@@ -38,6 +38,9 @@ pub const DEVICES_MAX: usize = 15;
 pub struct VmSpec {
     /// Name: 1 to 63 letters, digits, `-`, `_` or `.`, starting with a letter or digit.
     pub name: String,
+    /// Which VM this is: chosen when a VM is created that has a host, and anew for a clone. A guest of an image has it as its machine-id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<VmId>,
     /// Number of vCPUs.
     #[serde(default = "one")]
     pub cpus: u32,
@@ -136,6 +139,21 @@ fn one_line(message: &str) -> String {
 }
 
 impl VmSpec {
+    /// What the guest's kernel command line says of which VM it is in, after all else: images of ours make their host name and machine-id of it.
+    pub fn identity_parameters(&self) -> String {
+        let mut parameters = format!(" twinvm.hostname={}", self.host_name());
+        if let Some(id) = self.id {
+            parameters += &format!(" twinvm.id={id}");
+        }
+        parameters
+    }
+
+    /// A host name that says the VM's name as well as RFC 1123 lets it.
+    fn host_name(&self) -> String {
+        let mapped: String = self.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        mapped.trim_matches('-').to_owned()
+    }
+
     /// Reads, parses and validates a spec. Paths in it come back relative to the current directory.
     pub fn load(path: &Path) -> Result<Self, SpecError> {
         let text = std::fs::read_to_string(path).map_err(|source| SpecError::Read { path: path.to_owned(), source })?;

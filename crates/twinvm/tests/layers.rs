@@ -33,6 +33,7 @@ const HOUSE: &[Crate] = &[
                 "mac",
                 "memory_backing",
                 "replica_id",
+                "vm_id",
             ],
             &["name", "network"],
             &["vm"],

@@ -84,14 +84,15 @@ pub fn guest(spec: &VmSpec) -> Result<Guest> {
         .or_else(|| image.as_ref().map(Image::kernel))
         .ok_or_else(|| anyhow!("the spec names no kernel"))?;
     let initrd = spec.initrd.clone().or_else(|| image.as_ref().map(Image::initrd));
+    let command_line = spec
+        .cmdline
+        .clone()
+        .or_else(|| image.as_ref().map(|image| image.manifest().cmdline.clone()))
+        .unwrap_or_else(|| "console=ttyS0".to_owned());
     Ok(Guest {
         kernel: read("kernel", &kernel)?,
         initrd: initrd.map(|path| read("initrd", &path)).transpose()?,
-        command_line: spec
-            .cmdline
-            .clone()
-            .or_else(|| image.as_ref().map(|image| image.manifest().cmdline.clone()))
-            .unwrap_or_else(|| "console=ttyS0".to_owned()),
+        command_line: command_line + &spec.identity_parameters(),
     })
 }
 
