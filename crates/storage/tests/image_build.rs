@@ -61,7 +61,7 @@ fn builds_are_reproducible_and_cached() {
 #[ignore = "needs a Debian mirror"]
 fn a_cancelled_build_leaves_nothing() {
     let own = ImageStore::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("cancelled"));
-    for stage in [Stage::Unpack, Stage::Initrd, Stage::RootDisk, Stage::Digest] {
+    for stage in [Stage::Install, Stage::Unpack, Stage::Initrd, Stage::RootDisk, Stage::Digest] {
         let result = own.build(&ImageSpec::new("half"), BuildOptions::default(), &mut CancelAt(stage, false));
         assert!(matches!(result, Err(ImageError::Cancelled)), "{stage:?}");
         assert!(names(&own).is_empty(), "{stage:?}: {:?}", names(&own));

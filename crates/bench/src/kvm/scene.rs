@@ -85,7 +85,7 @@ pub fn image() -> Result<Image> {
     let agent =
         ExtraFile { path: agent::SERVICE_PATH.to_owned(), contents: agent::service().into_bytes(), mode: 0o755 };
     let packages = ["redis-server", "fio"].map(str::to_owned).to_vec();
-    ready(&ImageSpec { packages, files: vec![agent], ..ImageSpec::new(IMAGE) })
+    ready(&ImageSpec { packages, recommends: false, files: vec![agent], ..ImageSpec::new(IMAGE) })
 }
 
 /// Writes the disk in full: holes would be read without reading anything.

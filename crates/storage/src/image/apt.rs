@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
 use super::command::{Finished, Stream, command, run};
 use super::manifest::PackageInfo;
-use super::store::sha256_file;
+use super::store::{hex, sha256_file};
 use super::{ImageError, Progress, Stage};
 
-/// Debian release that guests are made of.
-const RELEASE: &str = "bookworm";
 /// Where Debian is when the host's apt does not know a mirror.
 const MIRROR_DEFAULT: &str = "http://deb.debian.org/debian";
 /// The same for security updates.
@@ -21,12 +22,13 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Package lists younger than this are not fetched again unless asked for.
 const LISTS_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// Directory of what was resolved from the lists that are there.
+const RESOLUTIONS: &str = "resolutions";
 /// Directory that stays empty.
 const NO_ARCHIVES: &str = "no-archives/partial";
 
-/// The system that dependencies are resolved against: nothing, but with what a kernel wants on an installed system and a
-/// guest with our initial RAM disk does not need.
-const DPKG_STATUS: &str = "\
+/// What a kernel wants on an installed system and a guest with our initial RAM disk does not need, as if it were there.
+pub(crate) const WANTED_BY_KERNELS: &str = "\
 Package: linux-base
 Status: install ok installed
 Architecture: all
@@ -44,8 +46,19 @@ Description: stands for the tool that makes an initial RAM disk
 
 ";
 
+/// What is to be installed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Request {
+    /// Names of packages, or patterns of apt's.
+    pub packages: Vec<String>,
+    /// Whether what packages recommend comes with them, as it does on Debian.
+    pub recommends: bool,
+    /// What is installed already, as in dpkg's file `status`.
+    pub status: String,
+}
+
 /// A package that the resolver chose.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Package {
     /// What the manifest says about it.
     pub info: PackageInfo,
@@ -58,31 +71,38 @@ pub(crate) struct Apt {
     dir: PathBuf,
     config: PathBuf,
     suites: Vec<String>,
+    sources: String,
 }
 
 impl Apt {
-    /// Sets up the private state in `dir` for the standard suites and `extra_suites`.
-    pub fn open(dir: &Path, extra_suites: &[String], progress: &mut dyn Progress) -> Result<Self, ImageError> {
+    /// Sets up the private state in `dir` for the suites of a release and `extra_suites`.
+    pub fn open(
+        dir: &Path,
+        release: &str,
+        extra_suites: &[String],
+        progress: &mut dyn Progress,
+    ) -> Result<Self, ImageError> {
         let make = |path: PathBuf| fs::create_dir_all(&path).map_err(ImageError::at(path));
-        for sub in ["etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "archives/partial", NO_ARCHIVES] {
+        for sub in
+            ["etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "archives/partial", NO_ARCHIVES, RESOLUTIONS]
+        {
             make(dir.join(sub))?;
         }
         if !Path::new(KEYRING).exists() {
             return Err(ImageError::MissingProgram { program: KEYRING.to_owned(), package: "debian-archive-keyring" });
         }
         let dir = fs::canonicalize(dir).map_err(ImageError::at(dir))?;
-        let mut suites = vec![RELEASE.to_owned(), format!("{RELEASE}-updates"), format!("{RELEASE}-security")];
+        let mut suites = suites_of(release);
         suites.extend(extra_suites.iter().filter(|s| !suites.contains(s)).cloned().collect::<Vec<_>>());
         let sources = sources(&suites, &Mirrors::of_host(progress));
         let config_text = config(&dir, &host_acquire_options(progress));
-        let apt = Self { config: dir.join("apt.conf"), dir, suites };
+        let apt = Self { config: dir.join("apt.conf"), dir, suites, sources };
         apt.write("apt.conf", &config_text)?;
-        apt.write("status", DPKG_STATUS)?;
         // Lists of other sources would be dropped by the next update: fetch when the sources change.
         let sources_path = apt.dir.join("etc/sources.list");
-        if fs::read_to_string(&sources_path).ok().as_deref() != Some(&sources) {
+        if fs::read_to_string(&sources_path).ok().as_deref() != Some(&apt.sources) {
             let _ = fs::remove_file(apt.stamp());
-            apt.write("etc/sources.list", &sources)?;
+            apt.write("etc/sources.list", &apt.sources)?;
         }
         Ok(apt)
     }
@@ -103,6 +123,7 @@ impl Apt {
             }
         })?;
         if finished.status.success() {
+            self.forget_resolutions()?;
             return fs::write(self.stamp(), "").map_err(ImageError::at(self.stamp()));
         }
         if age.is_ok() && !refresh {
@@ -111,13 +132,25 @@ impl Apt {
         Err(self.classify(&finished, &[]))
     }
 
-    /// Works out the closure of `packages`, sorted by name.
-    pub fn resolve(&self, packages: &[String], progress: &mut dyn Progress) -> Result<Vec<Package>, ImageError> {
+    /// Works out the closure of what is asked for, sorted by name. What was worked out from the same lists is remembered.
+    pub fn resolve(&self, request: &Request, progress: &mut dyn Progress) -> Result<Vec<Package>, ImageError> {
         progress.update(Stage::Resolve, 0, 0);
-        let mut resolve = self.command("apt-get");
+        let question = serde_json::to_vec(request).expect("a request has no map keys that JSON cannot hold");
+        let known = self.dir.join(RESOLUTIONS).join(hex(&Sha256::digest(&question)));
+        if let Some(packages) = fs::read(&known).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
+            return Ok(packages);
+        }
+        let packages = self.resolve_anew(request, progress)?;
+        let text = serde_json::to_vec(&packages).expect("packages have no map keys that JSON cannot hold");
+        fs::write(&known, text).map_err(ImageError::at(&known))?;
+        Ok(packages)
+    }
+
+    fn resolve_anew(&self, request: &Request, progress: &mut dyn Progress) -> Result<Vec<Package>, ImageError> {
+        let mut resolve = self.install(request)?;
         // apt prints only what it would fetch, so it must not see what has been fetched already.
         resolve.arg("-o").arg(format!("Dir::Cache::Archives={}/", self.dir.join("no-archives").display()));
-        resolve.args(["-qq", "-y", "--print-uris", "install", "--"]).args(packages);
+        resolve.args(["-qq", "--print-uris", "--"]).args(&request.packages);
         let mut chosen = BTreeMap::new();
         let mut unmet = Vec::new();
         let finished = run(resolve, "apt", progress, |_, stream, line| {
@@ -135,26 +168,53 @@ impl Apt {
         Ok(chosen.into_values().collect())
     }
 
-    /// Downloads what `packages` (as given to [`Self::resolve`], which found `chosen`) need, and verifies every file.
+    /// What dpkg's file `status` says where `packages` are installed.
+    pub fn status_of(&self, packages: &[Package], progress: &mut dyn Progress) -> Result<String, ImageError> {
+        let mut show = self.command("apt-cache");
+        show.arg("show").args(packages.iter().map(|p| format!("{}={}", p.info.name, p.info.version)));
+        let mut status = String::new();
+        let finished = run(show, "apt", progress, |_, stream, line| {
+            if stream == Stream::Stdout {
+                status += line;
+                status.push('\n');
+                if line.starts_with("Package: ") {
+                    status += "Status: install ok installed\n";
+                }
+            }
+        })?;
+        if !finished.status.success() {
+            return Err(self.classify(&finished, &[]));
+        }
+        Ok(status)
+    }
+
+    /// Downloads what a request (which [`Self::resolve`] answered with `chosen`) needs, and verifies every file.
     /// Returns the directory that holds them.
     pub fn download(
         &self,
-        packages: &[String],
+        request: &Request,
         chosen: &[Package],
         progress: &mut dyn Progress,
     ) -> Result<PathBuf, ImageError> {
-        let archives = self.dir.join("archives");
+        let archives = self.archives();
         let total: u64 = chosen.iter().map(|p| p.info.size_bytes).sum();
         progress.update(Stage::Download, 0, total);
         // A damaged file of the right size would be taken by apt for the real one.
+        let mut missing = false;
         for package in chosen {
             let path = archives.join(&package.file_name);
-            if path.exists() && sha256_file(&path, &mut |_| {})? != package.info.sha256 {
+            let is_there = path.exists();
+            if is_there && sha256_file(&path, &mut |_| {})? != package.info.sha256 {
                 fs::remove_file(&path).map_err(ImageError::at(&path))?;
             }
+            missing |= !path.exists();
         }
-        let mut download = self.command("apt-get");
-        download.args(["-q", "-y", "-o", "APT::Status-Fd=1", "--download-only", "install", "--"]).args(packages);
+        if !missing {
+            progress.update(Stage::Download, total, total);
+            return Ok(archives);
+        }
+        let mut download = self.install(request)?;
+        download.args(["-q", "-o", "APT::Status-Fd=1", "--download-only", "--"]).args(&request.packages);
         let finished = run(download, "apt", progress, |progress, stream, line| {
             if let (Stream::Stdout, Some(percent)) = (stream, download_percent(line)) {
                 progress.update(Stage::Download, (total as f64 * percent / 100.0) as u64, total);
@@ -172,6 +232,44 @@ impl Apt {
         }
         progress.update(Stage::Download, total, total);
         Ok(archives)
+    }
+
+    /// The folder of what was downloaded.
+    pub fn archives(&self) -> PathBuf {
+        self.dir.join("archives")
+    }
+
+    /// The folder of the package lists.
+    pub fn lists(&self) -> PathBuf {
+        self.dir.join("state/lists")
+    }
+
+    /// The sources of the package lists.
+    pub fn sources(&self) -> &str {
+        &self.sources
+    }
+
+    /// apt-get as it answers a request, up to its further options.
+    fn install(&self, request: &Request) -> Result<Command, ImageError> {
+        self.write("status", &request.status)?;
+        let mut install = self.command("apt-get");
+        install.args([
+            "-y",
+            "--no-remove",
+            "-o",
+            &format!("APT::Install-Recommends={}", request.recommends),
+            "install",
+        ]);
+        Ok(install)
+    }
+
+    fn forget_resolutions(&self) -> Result<(), ImageError> {
+        let dir = self.dir.join(RESOLUTIONS);
+        for entry in fs::read_dir(&dir).map_err(ImageError::at(&dir))? {
+            let path = entry.map_err(ImageError::at(&dir))?.path();
+            fs::remove_file(&path).map_err(ImageError::at(&path))?;
+        }
+        Ok(())
     }
 
     fn command(&self, program: &str) -> Command {
@@ -231,18 +329,19 @@ struct Mirrors {
 }
 
 impl Mirrors {
-    /// Those that the host's apt uses for the same release, else the defaults.
+    /// Those that the host's apt uses, for whichever release of Debian, else the defaults.
     fn of_host(progress: &mut dyn Progress) -> Self {
         let mut mirrors = Self { main: MIRROR_DEFAULT.to_owned(), security: MIRROR_SECURITY_DEFAULT.to_owned() };
         let mut targets = command("apt-get");
-        targets.args(["indextargets", "--format", "$(RELEASE) $(COMPONENT) $(SITE)", "Created-By: Packages"]);
+        let format = "$(ORIGIN) $(RELEASE) $(COMPONENT) $(SITE)";
+        targets.args(["indextargets", "--format", format, "Created-By: Packages"]);
         // A host without a usable apt of its own still has the defaults.
         let _ = run(targets, "apt", progress, |_, _, line| {
-            if let [suite, "main", site] = line.split_whitespace().collect::<Vec<_>>()[..] {
-                if suite == RELEASE {
-                    mirrors.main = site.to_owned();
-                } else if suite == format!("{RELEASE}-security") {
+            if let ["Debian", suite, "main", site] = line.split_whitespace().collect::<Vec<_>>()[..] {
+                if suite.ends_with("-security") {
                     mirrors.security = site.to_owned();
+                } else if !suite.contains('-') {
+                    mirrors.main = site.to_owned();
                 }
             }
         });
@@ -274,6 +373,17 @@ fn sources(suites: &[String], mirrors: &Mirrors) -> String {
         .collect()
 }
 
+/// The sources that a guest's own apt has: Debian's mirrors, which do not depend on the host.
+pub(crate) fn sources_of_guests(release: &str) -> String {
+    let mirrors = Mirrors { main: MIRROR_DEFAULT.to_owned(), security: MIRROR_SECURITY_DEFAULT.to_owned() };
+    sources(&suites_of(release), &mirrors)
+}
+
+/// The suites of a release that are always used.
+fn suites_of(release: &str) -> Vec<String> {
+    vec![release.to_owned(), format!("{release}-updates"), format!("{release}-security")]
+}
+
 fn config(dir: &Path, host_options: &[String]) -> String {
     let dir = dir.display();
     let own = format!(
@@ -290,7 +400,6 @@ Dir::Cache::Archives "archives/";
 Dir::Log "{dir}/log";
 APT::Architecture "amd64";
 APT::Architectures {{ "amd64"; }};
-APT::Install-Recommends "false";
 APT::Sandbox::User "root";
 Acquire::Languages "none";
 Acquire::ForceHash "SHA256";
@@ -357,7 +466,8 @@ mod tests {
 
     #[test]
     fn messages_of_apt_become_typed_errors() {
-        let apt = Apt { dir: "/x".into(), config: "/x".into(), suites: vec!["bookworm".into()] };
+        let apt =
+            Apt { dir: "/x".into(), config: "/x".into(), suites: vec!["bookworm".into()], sources: String::new() };
         let failed = |lines: &[&str]| Finished {
             status: ExitStatus::from_raw(100 << 8),
             stderr: lines.iter().map(|l| (*l).to_owned()).collect(),

@@ -101,6 +101,23 @@ pub enum ImageError {
         /// What was being written.
         path: PathBuf,
     },
+    /// The host does not let this user make the namespaces in which packages are installed.
+    #[error(
+        "packages cannot be installed, as this host refuses namespaces: {reason}; an ordinary user needs the Debian package uidmap and \
+         subordinate IDs (`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`), a container the capability SYS_ADMIN"
+    )]
+    Namespaces {
+        /// What the kernel or `unshare` said.
+        reason: String,
+    },
+    /// A package could not be installed.
+    #[error("{}: {reason}", package.as_ref().map_or_else(|| "packages cannot be installed".to_owned(), |name| format!("package {name}")))]
+    Script {
+        /// The package, if it is known.
+        package: Option<String>,
+        /// What dpkg or apt said.
+        reason: String,
+    },
     /// A program failed for a reason not covered above.
     #[error("{program} failed: {reason}")]
     Program {

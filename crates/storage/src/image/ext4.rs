@@ -195,7 +195,16 @@ mod tests {
         tree.file("usr/bin/su", "x".repeat(10_000), 0o4755).unwrap();
         tree.file("etc/a name with \"quotes\" and 'spaces'", "odd", 0o600).unwrap();
         tree.file("var/lib/service/data", "", 0o640).unwrap();
-        tree.chown("var/lib/service", 101, 102);
+        let mut service = tar::Header::new_gnu();
+        service.set_entry_type(tar::EntryType::Directory);
+        service.set_mode(0o750);
+        service.set_uid(101);
+        service.set_gid(102);
+        service.set_mtime(TIME_S.into());
+        service.set_size(0);
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_data(&mut service, "var/lib/service", &[][..]).unwrap();
+        tree.unpack("service.deb", &archive.into_inner().unwrap()[..], |_| true).unwrap();
         tree.symlink("etc/link", "../usr/bin/su").unwrap();
         tree.directory("tmp", 0o1777).unwrap();
         for index in 0..300 {

@@ -1,11 +1,12 @@
-//! What maintainer scripts would have left behind: users, start scripts, and the configuration of the services that are known.
+//! What is ours in a guest: the light init, what tells its VM from others, and settings of a few services by which they serve the guest's network.
 
 use super::tree::Tree;
-use super::{ImageError, ImageSpec, Init};
+use super::{ImageError, ImageSpec, Init, apt};
 
-/// Files of the light init, for the digest of the builder's inputs.
-pub(crate) const EMBEDDED: [&str; 13] = [
+/// The files, for the digest of the builder's inputs.
+pub(crate) const EMBEDDED: [&str; 14] = [
     INITTAB,
+    KEYS,
     RC,
     RC_SHUTDOWN,
     POWER_BUTTON,
@@ -21,6 +22,8 @@ pub(crate) const EMBEDDED: [&str; 13] = [
 ];
 
 const INITTAB: &str = include_str!("../../guest/inittab");
+/// Makes the keys that each VM has of its own.
+const KEYS: &str = include_str!("../../guest/keys");
 const RC: &str = include_str!("../../guest/rc");
 const RC_SHUTDOWN: &str = include_str!("../../guest/rc.shutdown");
 const POWER_BUTTON: &str = include_str!("../../guest/power-button");
@@ -28,7 +31,7 @@ const UDHCPC: &str = include_str!("../../guest/udhcpc");
 const REDIS_CONF: &str = include_str!("../../guest/services/redis.conf");
 const POSTGRESQL_CONF: &str = include_str!("../../guest/services/postgresql.conf");
 
-/// Scripts that the light init's start and stop scripts read in.
+/// Scripts that the light init's start and stop scripts read in, in place of Debian's, which take many times as long. They are called like these.
 struct Service {
     name: &'static str,
     start: &'static str,
@@ -36,7 +39,7 @@ struct Service {
 }
 
 const REDIS: Service = Service {
-    name: "50-redis",
+    name: "50-redis-server",
     start: include_str!("../../guest/services/redis"),
     stop: include_str!("../../guest/services/redis.stop"),
 };
@@ -51,86 +54,12 @@ const NGINX: Service = Service {
     stop: include_str!("../../guest/services/nginx.stop"),
 };
 
-/// A system user that a package's maintainer script would have made, with a group of the same name and number.
-struct User {
-    name: &'static str,
-    /// User and group number, from the range that Debian gives to such users.
-    id: u32,
-    home: &'static str,
-    /// A file whose presence means that the user is needed.
-    needed_by: &'static str,
-    /// Directories that belong to the user, with their modes.
-    directories: &'static [(&'static str, u32)],
-}
+/// Those services, by what is there if they are.
+const SERVICES: [(&str, Service); 3] =
+    [("etc/redis/redis.conf", REDIS), ("usr/lib/postgresql", POSTGRESQL), ("usr/sbin/nginx", NGINX)];
 
-const USERS: [User; 8] = [
-    User {
-        name: "redis",
-        id: 101,
-        home: "/var/lib/redis",
-        needed_by: "usr/bin/redis-server",
-        directories: &[("var/lib/redis", 0o750), ("var/log/redis", 0o750)],
-    },
-    User {
-        name: "postgres",
-        id: 102,
-        home: "/var/lib/postgresql",
-        needed_by: "usr/lib/postgresql",
-        directories: &[
-            ("var/lib/postgresql", 0o755),
-            ("var/lib/postgresql/data", 0o700),
-            ("var/log/postgresql", 0o755),
-            ("etc/postgresql", 0o755),
-        ],
-    },
-    User { name: "messagebus", id: 103, home: "/nonexistent", needed_by: "usr/bin/dbus-daemon", directories: &[] },
-    User { name: "sshd", id: 104, home: "/run/sshd", needed_by: "usr/sbin/sshd", directories: &[] },
-    User {
-        name: "systemd-timesync",
-        id: 997,
-        home: "/",
-        needed_by: "usr/lib/systemd/systemd-timesyncd",
-        directories: &[],
-    },
-    User {
-        name: "systemd-resolve",
-        id: 996,
-        home: "/",
-        needed_by: "usr/lib/systemd/systemd-resolved",
-        directories: &[],
-    },
-    User {
-        name: "systemd-journal",
-        id: 999,
-        home: "/",
-        needed_by: "usr/lib/systemd/systemd-journald",
-        directories: &[],
-    },
-    User {
-        name: "systemd-network",
-        id: 998,
-        home: "/",
-        needed_by: "usr/lib/systemd/systemd-networkd",
-        directories: &[],
-    },
-];
-
-/// Links that `update-alternatives` would have made: name, target, each made if the target is there and the name is not.
-const ALTERNATIVES: [(&str, &str); 4] = [
-    ("usr/bin/awk", "mawk"),
-    ("usr/bin/which", "which.debianutils"),
-    ("usr/bin/pager", "more"),
-    ("usr/bin/nc", "nc.openbsd"),
-];
-
-/// PAM's common stacks, as `pam-auth-update` writes them for local users.
-const PAM_COMMON: [(&str, &str); 5] = [
-    ("auth", "auth sufficient pam_unix.so nullok\nauth required pam_deny.so\n"),
-    ("account", "account required pam_unix.so\n"),
-    ("password", "password required pam_unix.so obscure yescrypt\n"),
-    ("session", "session required pam_unix.so\n"),
-    ("session-noninteractive", "session required pam_unix.so\n"),
-];
+/// systemd's resolver.
+const RESOLVER: &str = "usr/lib/systemd/systemd-resolved";
 
 /// Kernel command line for a guest built from `spec`.
 pub(crate) fn cmdline(spec: &ImageSpec) -> String {
@@ -140,11 +69,11 @@ pub(crate) fn cmdline(spec: &ImageSpec) -> String {
     format!("console=ttyS0 {place}{names}")
 }
 
-/// Turns the unpacked packages into a system that boots.
+/// Turns the installed packages into a system that boots.
 pub(crate) fn configure(tree: &mut Tree, spec: &ImageSpec) -> Result<(), ImageError> {
     base(tree, spec)?;
-    users(tree)?;
-    services(tree, spec)?;
+    settings(tree, spec)?;
+    tree.file("etc/twinvm/keys", KEYS, 0o755)?;
     match spec.init {
         Init::Light => light_init(tree)?,
         Init::Systemd => super::systemd::configure(tree)?,
@@ -155,123 +84,36 @@ pub(crate) fn configure(tree: &mut Tree, spec: &ImageSpec) -> Result<(), ImageEr
     Ok(())
 }
 
-/// What base-files, base-passwd, PAM and the installer would have done.
+/// What Debian's installer would have done.
 fn base(tree: &mut Tree, spec: &ImageSpec) -> Result<(), ImageError> {
-    for dir in ["dev", "proc", "sys", "run", "mnt", "media", "opt", "srv", "usr/local/bin", "usr/local/sbin"] {
-        tree.directory(dir, 0o755)?;
-    }
-    for (path, target) in [("var/run", "/run"), ("var/lock", "/run/lock")] {
-        tree.remove(path)?;
-        tree.symlink(path, target)?;
-    }
-    tree.symlink("etc/mtab", "../proc/self/mounts")?;
-    for (path, target) in ALTERNATIVES {
-        let (dir, _) = path.rsplit_once('/').unwrap_or(("", path));
-        if !tree.exists(path) && tree.exists(&format!("{dir}/{target}")) {
-            tree.symlink(path, target)?;
-        }
-    }
     let host = &spec.hostname;
     tree.file("etc/hostname", format!("{host}\n"), 0o644)?;
     tree.file("etc/hosts", format!("127.0.0.1 localhost\n127.0.1.1 {host}\n::1 localhost\n"), 0o644)?;
     tree.file("etc/fstab", "/dev/vda / ext4 defaults,noatime 0 1\n", 0o644)?;
-    tree.file("etc/resolv.conf", "", 0o644)?;
-    tree.file("etc/machine-id", "", 0o444)?;
-    for (from, to) in [
-        ("usr/share/base-files/profile", "etc/profile"),
-        ("usr/share/base-files/motd", "etc/motd"),
-        ("usr/share/base-files/dot.profile", "root/.profile"),
-        ("usr/share/base-files/dot.bashrc", "root/.bashrc"),
-        ("usr/share/base-files/nsswitch.conf", "etc/nsswitch.conf"),
-        ("usr/share/libc-bin/nsswitch.conf", "etc/nsswitch.conf"),
-    ] {
-        if tree.exists(from) && !tree.exists(to) {
-            let contents = tree.read(from)?;
-            tree.file(to, contents, 0o644)?;
-        }
+    if !tree.exists("etc/mtab") {
+        tree.symlink("etc/mtab", "../proc/self/mounts")?;
     }
-    for (name, rules) in PAM_COMMON {
-        tree.file(&format!("etc/pam.d/common-{name}"), rules, 0o644)?;
+    // systemd's resolver has put a link there, which leads somewhere once it runs.
+    if spec.init == Init::Light || !tree.exists(RESOLVER) {
+        tree.file("etc/resolv.conf", "", 0o644)?;
     }
-    certificates(tree)
+    tree.file("etc/apt/sources.list", apt::sources_of_guests(spec.suite.name()), 0o644)
 }
 
-/// The certificate bundle that `update-ca-certificates` would have made.
-fn certificates(tree: &mut Tree) -> Result<(), ImageError> {
-    let dir = "usr/share/ca-certificates/mozilla";
-    let mut bundle = Vec::new();
-    for name in tree.list(dir) {
-        bundle.extend(tree.read(&format!("{dir}/{name}"))?);
-    }
-    if bundle.is_empty() {
-        return Ok(());
-    }
-    tree.file("etc/ssl/certs/ca-certificates.crt", bundle, 0o644)
-}
-
-/// `/etc/passwd` and its companions. Root has an empty password: the console is the only way in unless the image's owner adds
-/// another.
-fn users(tree: &mut Tree) -> Result<(), ImageError> {
-    let text = |tree: &Tree, path: &str| Ok(String::from_utf8_lossy(&tree.read(path)?).into_owned());
-    // In the masters, "*" stands for a password that is then moved to the shadow file.
-    let mut passwd: String = text(tree, "usr/share/base-passwd/passwd.master")?.replace(":*:", ":x:");
-    let mut group: String = text(tree, "usr/share/base-passwd/group.master")?.replace(":*:", ":x:");
-    for user in USERS.iter().filter(|u| tree.exists(u.needed_by)).collect::<Vec<_>>() {
-        let User { name, id, home, directories, .. } = user;
-        let shell = if *name == "postgres" { "/bin/bash" } else { "/usr/sbin/nologin" };
-        passwd += &format!("{name}:x:{id}:{id}::{home}:{shell}\n");
-        group += &format!("{name}:x:{id}:\n");
-        for (path, mode) in *directories {
-            tree.directory(path, *mode)?;
-            tree.chown(path, *id, *id);
-        }
-    }
-    if tree.exists("usr/lib/systemd/systemd") {
-        for (name, id) in [("kvm", 105), ("render", 106), ("input", 107), ("sgx", 108), ("crontab", 109)] {
-            group += &format!("{name}:x:{id}:\n");
-        }
-    }
-    let shadow: String = passwd
-        .lines()
-        .filter_map(|line| line.split(':').next())
-        .map(|name| {
-            if name == "root" {
-                "root::19518:0:99999:7:::\n".to_owned()
-            } else {
-                format!("{name}:*:19518:0:99999:7:::\n")
-            }
-        })
-        .collect();
-    tree.file("etc/passwd", passwd, 0o644)?;
-    tree.file("etc/group", group, 0o644)?;
-    tree.file("etc/shadow", shadow, 0o640)?;
-    tree.chown("etc/shadow", 0, 42);
-    Ok(())
-}
-
-/// Configuration and start scripts of the services that are known and there.
-fn services(tree: &mut Tree, spec: &ImageSpec) -> Result<(), ImageError> {
-    if tree.exists("usr/bin/redis-server") {
+/// Settings by which services that twinvm knows serve the guest's network, in the places that Debian's own configuration has for them.
+fn settings(tree: &mut Tree, spec: &ImageSpec) -> Result<(), ImageError> {
+    if tree.exists("etc/redis/redis.conf") {
         let append_only = if spec.redis_append_only { "appendonly yes\nappendfsync always\n" } else { "" };
         tree.file("etc/redis/twinvm.conf", format!("{REDIS_CONF}{append_only}"), 0o644)?;
-        service(tree, &REDIS)?;
+        tree.append("etc/redis/redis.conf", "\ninclude /etc/redis/twinvm.conf\n")?;
     }
-    if tree.exists("usr/lib/postgresql") {
-        tree.file("etc/postgresql/twinvm.conf", POSTGRESQL_CONF, 0o644)?;
-        service(tree, &POSTGRESQL)?;
-    }
-    if tree.exists("usr/sbin/nginx") {
-        if tree.exists("etc/nginx/sites-available/default") && !tree.exists("etc/nginx/sites-enabled/default") {
-            tree.symlink("etc/nginx/sites-enabled/default", "../sites-available/default")?;
+    for version in tree.list("etc/postgresql") {
+        let cluster = format!("etc/postgresql/{version}/main");
+        if tree.exists(&format!("{cluster}/pg_hba.conf")) {
+            tree.file(&format!("{cluster}/conf.d/twinvm.conf"), POSTGRESQL_CONF, 0o644)?;
+            // The guest's network is the trust boundary: there is no password.
+            tree.append(&format!("{cluster}/pg_hba.conf"), "host all all 0.0.0.0/0 trust\n")?;
         }
-        if !tree.exists("var/www/html") {
-            tree.directory("var/www/html", 0o755)?;
-            if tree.exists("usr/share/nginx/html/index.html") {
-                let page = tree.read("usr/share/nginx/html/index.html")?;
-                tree.file("var/www/html/index.nginx-debian.html", page, 0o644)?;
-            }
-        }
-        service(tree, &NGINX)?;
     }
     Ok(())
 }
@@ -288,6 +130,11 @@ fn light_init(tree: &mut Tree) -> Result<(), ImageError> {
     tree.file("etc/inittab", INITTAB, 0o644)?;
     tree.directory("etc/twinvm/services.d", 0o755)?;
     tree.directory("etc/twinvm/stop.d", 0o755)?;
+    for (program, ours) in SERVICES {
+        if tree.exists(program) {
+            service(tree, &ours)?;
+        }
+    }
     // busybox acpid's name for "the power button was pressed".
     tree.file("etc/twinvm/acpi/PWRF/00000080", POWER_BUTTON, 0o755)?;
     for (name, script) in [("rc", RC), ("rc.shutdown", RC_SHUTDOWN), ("udhcpc", UDHCPC)] {

@@ -13,11 +13,13 @@
 //!
 //! 1. `apt` with private state resolves the packages against an empty system, so that the whole closure comes, and downloads
 //!    and verifies them. The Debian mirror is the one that the host is configured with.
-//! 2. Each package is unpacked into a staging tree. Owners and modes are kept in memory (the tree), so no step needs
-//!    root. Maintainer scripts do **not** run; what they would have left behind for the services that are known
-//!    is written by the builder.
-//! 3. `mke2fs` and `debugfs` make the ext4 disk from it with fixed identifiers and times, so that the same packages give the
-//!    same bytes.
+//! 2. dpkg and apt of the new system install them, maintainer scripts included, in namespaces of their own and without root (`install`). First comes the base
+//!    system, which is kept for the next image, then the packages that were asked for.
+//! 3. What came out is taken into a staging tree. Owners and modes are kept in memory (the tree), so no step needs
+//!    root. The kernel is unpacked there, since a guest of ours gets it from its host, and the builder adds what is ours: the light init, and settings of a few
+//!    services (`guest`).
+//! 4. `mke2fs` and `debugfs` make the ext4 disk from it with fixed identifiers and times, so that the same packages give the
+//!    same bytes, as far as their maintainer scripts do.
 //!
 //! The initial RAM disk is not compressed because the guest would have to decompress it, which costs an interpreted
 //! processor more than the host's page cache costs the host.
@@ -32,6 +34,7 @@ mod error;
 mod ext4;
 mod guest;
 mod initrd;
+mod install;
 mod manifest;
 mod progress;
 mod spec;
@@ -44,5 +47,5 @@ mod versions;
 pub use error::ImageError;
 pub use manifest::{BuiltFile, KernelInfo, Manifest, PackageInfo};
 pub use progress::{NoProgress, Progress, Stage};
-pub use spec::{ExtraFile, ImageSpec, Init, KERNEL_DEFAULT};
+pub use spec::{ExtraFile, ImageSpec, Init, KERNEL_DEFAULT, Suite};
 pub use store::{BuildOptions, BuiltImage, Image, ImageStore, Removal};

@@ -11,7 +11,9 @@ pub enum Stage {
     Resolve,
     /// Downloading packages; counted in bytes.
     Download,
-    /// Unpacking packages; counted in packages.
+    /// Installing packages, with their maintainer scripts; counted in steps.
+    Install,
+    /// Unpacking packages, or the new system; packages are counted.
     Unpack,
     /// Writing configuration, module lists and library caches.
     Configure,
@@ -31,6 +33,7 @@ impl Stage {
             Self::Update => "fetching package lists",
             Self::Resolve => "resolving packages",
             Self::Download => "downloading packages",
+            Self::Install => "installing packages",
             Self::Unpack => "unpacking packages",
             Self::Configure => "configuring",
             Self::Initrd => "writing initial RAM disk",

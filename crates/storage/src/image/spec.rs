@@ -10,6 +10,35 @@ pub const KERNEL_DEFAULT: &str = "linux-image-cloud-amd64";
 /// Size of the root disk when none is named. The file is sparse: it takes what its content takes.
 pub const ROOT_DISK_BYTES_DEFAULT: u64 = 2 << 30;
 
+/// A release of Debian.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Suite {
+    /// Debian 12.
+    #[default]
+    Bookworm,
+    /// Debian 13.
+    Trixie,
+}
+
+impl Suite {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Bookworm, Self::Trixie];
+
+    /// Its code name, by which the mirrors have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+
+    /// The suite with this code name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|suite| suite.name() == name)
+    }
+}
+
 /// What runs as process 1 on the root disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -37,8 +66,14 @@ pub struct ExtraFile {
 pub struct ImageSpec {
     /// Name of the image and of its directory: letters, digits, `-`, `_`, `.`.
     pub name: String,
+    /// The release of Debian that it is made of.
+    #[serde(default)]
+    pub suite: Suite,
     /// Debian packages beside the base system; `NAME/SUITE` takes one from another suite, such as `bookworm-backports`.
     pub packages: Vec<String>,
+    /// Whether what these packages recommend is installed too, as it is on Debian.
+    #[serde(default)]
+    pub recommends: bool,
     /// Kernel package, or a metapackage that depends on it; `NAME/SUITE` as above.
     pub kernel: String,
     /// Size of the root disk in bytes; `None` makes an image that lives in its initial RAM disk.
@@ -63,7 +98,9 @@ impl ImageSpec {
         Self {
             hostname: hostname_from(&name),
             name,
+            suite: Suite::default(),
             packages: Vec::new(),
+            recommends: true,
             kernel: KERNEL_DEFAULT.to_owned(),
             root_disk_bytes: Some(ROOT_DISK_BYTES_DEFAULT),
             init: Init::default(),

@@ -148,7 +148,7 @@ impl ImageStore {
         let _lock = lock(&cache.join("lock"), progress)?;
         self.remove_stale_builds()?;
 
-        let builder = Builder::resolve(spec, &cache.join("apt"), options.refresh, progress)?;
+        let builder = Builder::resolve(spec, &cache, options.refresh, progress)?;
         if !options.force
             && let Ok(image) = self.get(&spec.name)
             && image.manifest.inputs_sha256 == builder.inputs_sha256()
@@ -159,7 +159,7 @@ impl ImageStore {
         let temporary = Temporary::create(self.dir.join(format!("{BUILD_PREFIX}{}", spec.name)))?;
         let output = temporary.0.join("image");
         fs::create_dir(&output).map_err(ImageError::at(&output))?;
-        builder.build(&temporary.0.join("root"), &output, progress)?;
+        builder.build(&cache, &temporary.0, &output, progress)?;
         if progress.is_cancelled() {
             return Err(ImageError::Cancelled);
         }

@@ -14,19 +14,21 @@ const READY: &str = "[Unit]\nDescription=Tell the host that the guest is ready\n
                      [Service]\nType=oneshot\nRemainAfterExit=yes\nStandardOutput=tty\nTTYPath=/dev/ttyS0\n\
                      ExecStart=/bin/echo twinvm: guest ready\n\n[Install]\nWantedBy=multi-user.target\n";
 
-/// Runs the start script that the light init would run: Debian's own units expect what maintainer scripts set up.
-fn service_unit(script: &str) -> String {
-    format!(
-        "[Unit]\nDescription=twinvm service {script}\nAfter=network-online.target\nWants=network-online.target\n\n\
-         [Service]\nType=oneshot\nRemainAfterExit=yes\nKillMode=control-group\nTimeoutStartSec=900\n\
-         ExecStart=/bin/busybox sh /etc/twinvm/services.d/{script}\nExecStop=/bin/busybox sh /etc/twinvm/stop.d/{script}\n\n\
-         [Install]\nWantedBy=multi-user.target\n"
-    )
-}
+/// Makes the VM's keys before anything can want them.
+const KEYS: &str = "[Unit]\nDescription=Keys that this VM has of its own\nDefaultDependencies=no\nAfter=local-fs.target\n\
+                    Before=sysinit.target shutdown.target\nConflicts=shutdown.target\n\
+                    ConditionPathExists=!/etc/twinvm/keys-made\n\n\
+                    [Service]\nType=oneshot\nRemainAfterExit=yes\nTimeoutStartSec=infinity\nExecStart=/etc/twinvm/keys\n\n\
+                    [Install]\nWantedBy=sysinit.target\n";
 
 /// Writes the configuration.
 pub(crate) fn configure(tree: &mut Tree) -> Result<(), ImageError> {
     tree.file("etc/systemd/network/80-virtio.network", NETWORK, 0o644)?;
+    if tree.exists("usr/lib/systemd/systemd-resolved") {
+        // Whether a guest has a name server of its own at that port is its matter.
+        tree.file("etc/systemd/resolved.conf.d/twinvm.conf", "[Resolve]\nDNSStubListener=no\n", 0o644)?;
+        tree.symlink("etc/resolv.conf", "../run/systemd/resolve/resolv.conf")?;
+    }
     tree.file("etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf", AUTOLOGIN, 0o644)?;
     tree.file("etc/systemd/system/twinvm-ready.service", READY, 0o644)?;
     enable(tree, "/etc/systemd/system/twinvm-ready.service", "multi-user.target")?;
@@ -36,14 +38,8 @@ pub(crate) fn configure(tree: &mut Tree) -> Result<(), ImageError> {
             enable(tree, &format!("/lib/systemd/system/{unit}"), "multi-user.target")?;
         }
     }
-    for script in tree.list("etc/twinvm/services.d") {
-        let unit = format!("twinvm-{script}.service");
-        tree.file(&format!("etc/systemd/system/{unit}"), service_unit(&script), 0o644)?;
-        enable(tree, &format!("/etc/systemd/system/{unit}"), "multi-user.target")?;
-    }
-    // A machine id that is there keeps systemd from taking every boot of a fresh image for the first one, in which it would
-    // enable whatever units the packages bring.
-    tree.file("etc/machine-id", "74776e766d0040008000000000000001\n", 0o444)
+    tree.file("etc/systemd/system/twinvm-keys.service", KEYS, 0o644)?;
+    enable(tree, "/etc/systemd/system/twinvm-keys.service", "sysinit.target")
 }
 
 fn enable(tree: &mut Tree, unit: &str, target: &str) -> Result<(), ImageError> {

@@ -149,6 +149,21 @@ impl Tree {
         self.put_file(path, &mut contents.as_ref(), attributes)
     }
 
+    /// Adds text to the regular file at `path`, whose owner and mode stay.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`], also if it is not there.
+    pub fn append(&mut self, path: &str, text: &str) -> Result<(), ImageError> {
+        let mut contents = self.read(path)?;
+        contents.extend_from_slice(text.as_bytes());
+        let resolved = self.resolve(path, true).unwrap_or_else(|| path.to_owned());
+        let attributes = match self.nodes.get(&resolved) {
+            Some(node) => Attributes { mtime_s: self.mtime_s, ..node.attributes },
+            None => self.own(0o644),
+        };
+        self.put_file(&resolved, &mut contents.as_slice(), attributes)
+    }
+
     /// Makes a symbolic link owned by root, replacing a file or link that is there.
     ///
     /// # Errors
@@ -156,14 +171,6 @@ impl Tree {
     pub fn symlink(&mut self, path: &str, target: &str) -> Result<(), ImageError> {
         let attributes = self.own(0o777);
         self.put_symlink(path, target, attributes)
-    }
-
-    /// Changes the owner of the node at `path`, if there is one.
-    pub fn chown(&mut self, path: &str, uid: u32, gid: u32) {
-        if let Some(node) = self.resolve(path, true).and_then(|p| self.nodes.get_mut(&p)) {
-            node.attributes.uid = uid;
-            node.attributes.gid = gid;
-        }
     }
 
     /// Removes the file or link at `path`, or the whole directory.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use spec::ByteSize;
-use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Removal};
+use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Removal, Suite};
 
 use host::paths;
 use terminal::image_progress::Bar;
@@ -22,8 +22,10 @@ Examples:
   twinvm image build redis --package redis-server
   twinvm image build db --package postgresql --disk-size 4G
   twinvm image build web --package nginx --init systemd
+  twinvm image build next --package redis-server --suite trixie
   twinvm image build tiny --no-disk
-A package or kernel may name a suite: --kernel linux-image-cloud-amd64/bookworm-backports")]
+A package or kernel may name a suite: --kernel linux-image-cloud-amd64/bookworm-backports
+Packages are installed with their maintainer scripts, in namespaces: an ordinary user needs the package uidmap and subordinate IDs.")]
     Build(BuildArguments),
     /// List the images
     List(FormatArguments),
@@ -62,6 +64,12 @@ pub struct BuildArguments {
     /// A Debian package to install, with all it needs; may be repeated
     #[arg(long = "package", value_name = "PACKAGE")]
     packages: Vec<String>,
+    /// Release of Debian: bookworm (12) or trixie (13)
+    #[arg(long, default_value = "bookworm", value_parser = parse_suite)]
+    suite: Suite,
+    /// Install only what the packages depend on, without what they recommend
+    #[arg(long)]
+    no_recommends: bool,
     /// Kernel package
     #[arg(long, default_value = storage::image::KERNEL_DEFAULT)]
     kernel: String,
@@ -113,6 +121,11 @@ pub struct PruneArguments {
     format: FormatArguments,
 }
 
+fn parse_suite(text: &str) -> Result<Suite, String> {
+    let names = Suite::ALL.map(Suite::name).join(" or ");
+    Suite::named(text).ok_or_else(|| format!("must be {names}"))
+}
+
 fn parse_init(text: &str) -> Result<Init, String> {
     match text {
         "light" => Ok(Init::Light),
@@ -134,7 +147,9 @@ pub fn run(command: ImageCommand) -> Result<ExitCode> {
 fn build(arguments: BuildArguments) -> Result<ExitCode> {
     let defaults = ImageSpec::new(arguments.name);
     let spec = ImageSpec {
+        suite: arguments.suite,
         packages: arguments.packages,
+        recommends: !arguments.no_recommends,
         kernel: arguments.kernel,
         root_disk_bytes: match arguments.disk_size {
             _ if arguments.no_disk => None,

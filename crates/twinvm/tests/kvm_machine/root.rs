@@ -26,6 +26,7 @@ pub fn with_peer() -> Image {
 fn build(name: &str, packages: &[&str]) -> Image {
     image(&ImageSpec {
         packages: packages.iter().copied().map(str::to_owned).collect(),
+        recommends: false,
         kernel: "linux-image-amd64".to_owned(),
         // Bochs' disks.
         modules: ["ata_piix", "sd_mod"].map(str::to_owned).to_vec(),

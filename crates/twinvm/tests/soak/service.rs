@@ -76,6 +76,7 @@ impl Service {
 fn guest(cpus: u32) -> Guest {
     let file = |path: &str, text: &str, mode| ExtraFile { path: path.into(), contents: text.into(), mode };
     let image = image(&ImageSpec {
+        recommends: false,
         packages: ["redis-server", "postgresql", "gcc", "libc6-dev"].map(String::from).to_vec(),
         files: vec![
             file("/usr/local/share/soak/work.c", WORK_C, 0o644),

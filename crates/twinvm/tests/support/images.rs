@@ -2,9 +2,9 @@
 
 use storage::image::{ImageSpec, Init};
 
-/// Debian with a service, under the light init.
+/// Debian with a service and what it depends on, under the light init.
 pub fn service(name: &str, package: &str) -> ImageSpec {
-    ImageSpec { packages: vec![package.to_owned()], ..ImageSpec::new(name) }
+    ImageSpec { packages: vec![package.to_owned()], recommends: false, ..ImageSpec::new(name) }
 }
 
 /// Redis.
