@@ -1,5 +1,6 @@
 //! Real services in Debian guests, started and used as a user does: the `twinvm` program outside, real clients.
 
+mod debian;
 #[path = "../support/mod.rs"]
 mod support;
 mod vm;

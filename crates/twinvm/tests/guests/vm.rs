@@ -99,11 +99,17 @@ fn follow(process: &mut Child) -> Arc<Mutex<Seen>> {
 impl RunningVm {
     /// Starts a VM of this image with these ports forwarded.
     pub fn start(name: &str, image: &str, memory: &str, cpus: u32, guest_ports: &[u16]) -> Self {
+        Self::start_as(name, None, image, memory, cpus, guest_ports)
+    }
+
+    /// The same, of a VM with this ID.
+    pub fn start_as(name: &str, id: Option<&str>, image: &str, memory: &str, cpus: u32, guest_ports: &[u16]) -> Self {
+        let id = id.map_or_else(String::new, |id| format!("id = \"{id}\"\n"));
         let folder = tempfile::tempdir().unwrap();
         let ports: Vec<_> = guest_ports.iter().map(|&port| (port, free_port())).collect();
         let forward: Vec<_> = ports.iter().map(|(guest, host)| format!("\"tcp:127.0.0.1:{host}-:{guest}\"")).collect();
         let spec = format!(
-            "name = \"{name}\"\nmemory = \"{memory}\"\ncpus = {cpus}\nimage = \"{image}\"\n\
+            "name = \"{name}\"\n{id}memory = \"{memory}\"\ncpus = {cpus}\nimage = \"{image}\"\n\
              [[disk]]\npath = \"root.qcow2\"\nformat = \"qcow2\"\nbase_image = \"{image}\"\n\
              [[network]]\nmode = \"user\"\nforward = [{}]\n",
             forward.join(", ")
@@ -193,6 +199,22 @@ impl RunningVm {
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
         let disk = folder.path().join("root.qcow2");
         (folder, disk)
+    }
+
+    /// Changes the spec, for the next start.
+    pub fn replace_in_spec(&self, from: &str, to: &str) {
+        let file = self.folder().join("vm.toml");
+        let spec = std::fs::read_to_string(&file).unwrap();
+        assert!(spec.contains(from), "{spec}");
+        std::fs::write(&file, spec.replace(from, to)).unwrap();
+    }
+
+    /// Ends the process, with which all is gone that the guest has not brought to its disk, and powers the VM on again.
+    pub fn cut_power_and_start(self) -> Self {
+        let (name, ports) = (self.name.clone(), self.ports.clone());
+        let (folder, _) = self.kill();
+        let spec = std::fs::read_to_string(folder.path().join("vm.toml")).unwrap();
+        Self::run(&name, folder, &spec, ports)
     }
 
     /// Ends the process as a crash would, and continues from a snapshot, on this engine.
