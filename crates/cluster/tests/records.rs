@@ -40,6 +40,7 @@ fn host(name: &str) -> HostRecord {
         cpus: 8,
         memory_bytes: 4 << 30,
         engines: vec![EngineKind::Soft],
+        kvm_processor: None,
         networks: vec!["br0".to_owned()],
         datastores: Vec::new(),
         lease: lease(1_000),

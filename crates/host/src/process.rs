@@ -123,7 +123,7 @@ impl ReplicaProcess {
 
     /// What it says of itself.
     pub fn status(&self) -> Result<ReplicaStatus> {
-        control::ask(&config::socket(&self.folder), &Request::Status, STATUS_TIMEOUT)
+        Ok(control::ask(&config::socket(&self.folder), &Request::Status, STATUS_TIMEOUT)?.status)
     }
 
     /// Whether the process has ended. If so, it is reaped.

@@ -64,7 +64,8 @@ impl Daemon {
     /// The host that would hold the secondary of a VM; or why there is none.
     fn plan_secondary(&self, vm: &str) -> Result<Result<HostName, String>, HostError> {
         let failures = lock(&self.controller).failures().clone();
-        self.registry.plan_secondary(vm, &failures)
+        let processor = self.replica(vm).and_then(|replica| replica.processor());
+        self.registry.plan_secondary(vm, processor.as_ref(), &failures)
     }
 
     /// What protection of a VM costs.

@@ -18,6 +18,7 @@ use cluster::records::{
 };
 use cluster::store::{LeaseId, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
+use machine::engine::CpuProfile;
 use machine::probe::probe;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
 use spec::{EngineKind, HostName, ReplicaId, VmId, VmName, VmSpec, to_toml};
@@ -92,6 +93,7 @@ impl Registry {
                 None => crate::foreground::open::host_memory_bytes()?,
             },
             engines: engines(),
+            kvm_processor: machine::engine::cpu_offer(EngineKind::Kvm).ok(),
             networks: config.networks.clone(),
             datastores: config.datastores.clone(),
             lease: Lease { renewed_unix_ms: unix_ms_now(), ..Lease::default() },
@@ -279,7 +281,8 @@ impl Registry {
             }
         }
         state.hosts.retain(|host| host.name == *here || host.name.is(&vm.claim.claim.primary));
-        match no_place(place_secondary(&vm, &state, &Failures::default(), &self.now()), &vm) {
+        // Whether the guest's processor can be had here is told to the primary itself, which knows it.
+        match no_place(place_secondary(&vm, None, &state, &Failures::default(), &self.now()), &vm) {
             Ok(_) => Ok(()),
             Err(why) => Err(HostError::conflict(why)),
         }
@@ -313,12 +316,17 @@ impl Registry {
         }
     }
 
-    /// The host that is to hold the secondary of a VM; or why there is none.
-    pub fn plan_secondary(&self, name: &str, failures: &Failures) -> Result<Result<HostName, String>, HostError> {
+    /// The host that is to hold the secondary of a VM; or why there is none. `processor` is what the guest was told its processors are, if it runs here.
+    pub fn plan_secondary(
+        &self,
+        name: &str,
+        processor: Option<&CpuProfile>,
+        failures: &Failures,
+    ) -> Result<Result<HostName, String>, HostError> {
         let state = self.state()?;
         let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
         let vm = vm.ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
-        Ok(no_place(place_secondary(vm, &state, failures, &self.now()), vm))
+        Ok(no_place(place_secondary(vm, processor, &state, failures, &self.now()), vm))
     }
 }
 
@@ -453,6 +461,7 @@ mod tests {
             cpus: 1,
             memory_bytes: 1 << 30,
             engines: vec![EngineKind::Soft],
+            kvm_processor: None,
             networks: Vec::new(),
             datastores: Vec::new(),
             lease: Lease::default(),

@@ -12,12 +12,13 @@ use api::messages::{LocalDisks, LocalVms, VmNote};
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use machine::bus::lock;
+use machine::engine::CpuProfile;
 use spec::VmName;
 
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;
 use crate::replica::config::{self, ReplicaConfig, socket};
-use crate::replica::control::{self, Request};
+use crate::replica::control::{self, Request, Statement};
 use crate::replica::end::ReplicaEnd;
 
 /// How long a replica may take to answer how it is.
@@ -43,6 +44,7 @@ pub struct Replica {
 /// What a replica said last, and when.
 struct Answer {
     status: Option<ReplicaStatus>,
+    processor: Option<CpuProfile>,
     at: Instant,
 }
 
@@ -52,6 +54,11 @@ impl Replica {
         lock(&self.answer).status.clone()
     }
 
+    /// What the guest was told that its processors are, if it runs the VM.
+    pub fn processor(&self) -> Option<CpuProfile> {
+        lock(&self.answer).processor.clone()
+    }
+
     /// Whether it runs the VM, as far as is known.
     pub fn is_primary(&self) -> bool {
         lock(&self.answer).status.as_ref().is_some_and(|status| status.role == Role::Primary)
@@ -59,8 +66,8 @@ impl Replica {
 
     /// Sends it a request and waits for the answer.
     pub fn ask(&self, request: &Request, timeout: Duration) -> Result<ReplicaStatus> {
-        let status = control::ask(&self.socket, request, timeout)?;
-        *lock(&self.answer) = Answer { status: Some(status.clone()), at: Instant::now() };
+        let Statement { status, processor } = control::ask(&self.socket, request, timeout)?;
+        *lock(&self.answer) = Answer { status: Some(status.clone()), processor, at: Instant::now() };
         Ok(status)
     }
 
@@ -158,7 +165,7 @@ impl Daemon {
             vm: vm.clone(),
             socket: socket(&self.folder.vm(&vm)),
             process: Mutex::new(process),
-            answer: Mutex::new(Answer { status, at: Instant::now() }),
+            answer: Mutex::new(Answer { status, processor: None, at: Instant::now() }),
             unclaimed_since: Mutex::new(Instant::now()),
         });
         if let Ok(name) = vm.parse::<VmName>() {

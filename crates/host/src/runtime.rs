@@ -335,7 +335,7 @@ fn session(keys: PemKeys) -> SessionKeys {
 /// What is seen of a replica.
 fn replica_report(replica: &Replica) -> ReplicaReport {
     let Some(status) = replica.status() else {
-        return ReplicaReport { generation: Generation::NONE, state: ReplicaState::Booting };
+        return ReplicaReport { generation: Generation::NONE, state: ReplicaState::Booting, processor: None };
     };
     let state = match status.role {
         Role::Secondary => ReplicaState::Secondary {
@@ -343,7 +343,7 @@ fn replica_report(replica: &Replica) -> ReplicaReport {
         },
         Role::Primary => primary_state(&status),
     };
-    ReplicaReport { generation: Generation::new(status.generation), state }
+    ReplicaReport { generation: Generation::new(status.generation), state, processor: replica.processor() }
 }
 
 fn primary_state(status: &ReplicaStatus) -> ReplicaState {

@@ -111,7 +111,7 @@ impl World {
                 primary_state(&status, peer)
             }
         };
-        Some(ReplicaReport { generation: status.generation, state })
+        Some(ReplicaReport { generation: status.generation, state, processor: None })
     }
 
     pub fn host_name(&self, host: usize) -> HostName {

@@ -102,6 +102,7 @@ pub(crate) fn records(hosts: &[HostName], claim: Claim, vm: &VmName) -> ClusterS
         cpus: 8,
         memory_bytes: 1 << 40,
         engines: vec![EngineKind::Soft],
+        kvm_processor: None,
         networks: Vec::new(),
         datastores: Vec::new(),
         lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_MS },

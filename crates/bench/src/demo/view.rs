@@ -21,7 +21,9 @@ impl View {
     pub fn of(folders: impl Iterator<Item = PathBuf>) -> Self {
         Self(
             folders
-                .filter_map(|folder| control::ask(&socket(&folder), &Request::Status, STATUS_TIMEOUT).ok())
+                .filter_map(|folder| {
+                    Some(control::ask(&socket(&folder), &Request::Status, STATUS_TIMEOUT).ok()?.status)
+                })
                 .collect(),
         )
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cpu::CpuProfile;
 use spec::{HostName, VmName};
 
 use super::action::{Action, Outcome, Plan, Planned, Why};
@@ -33,6 +34,7 @@ pub struct Controller {
 /// A VM that could be given a secondary now.
 struct Candidate<'a> {
     vm: &'a VmState,
+    processor: Option<&'a CpuProfile>,
     alone_since_ms: u64,
 }
 
@@ -78,7 +80,8 @@ impl Controller {
                 }
                 Considered::Nothing(idle) => drop(plan.idle.insert(name.clone(), idle)),
                 Considered::NeedsSecondary(vm) => {
-                    candidates.push(Candidate { vm, alone_since_ms: search.alone_since_ms() });
+                    let processor = replica.processor.as_ref();
+                    candidates.push(Candidate { vm, processor, alone_since_ms: search.alone_since_ms() });
                 }
             }
         }
@@ -140,14 +143,14 @@ impl Controller {
         });
         let mut state = wanted.clone();
         let mut ahead = 0;
-        for Candidate { vm, .. } in candidates {
+        for Candidate { vm, processor, .. } in candidates {
             let name = &vm.record.name;
             if under_way >= self.settings.first_copies_max.max(1) {
                 plan.idle.insert(name.clone(), Idle::Queued { ahead, under_way });
                 ahead += 1;
                 continue;
             }
-            match place_secondary(vm, &state, &self.failures, now) {
+            match place_secondary(vm, processor, &state, &self.failures, now) {
                 Ok(secondary) => {
                     under_way += 1;
                     reserve(&mut state, name, &secondary);

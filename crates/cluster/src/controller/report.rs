@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cpu::CpuProfile;
 use protocol::Generation;
 use spec::{HostName, VmName};
 
@@ -25,6 +26,8 @@ pub struct ReplicaReport {
     pub generation: Generation,
     /// What it is, and how that goes.
     pub state: ReplicaState,
+    /// A primary's: what the guest was told that its processors are, if that is known.
+    pub processor: Option<CpuProfile>,
 }
 
 /// What a replica is, and how that goes.

@@ -1,4 +1,5 @@
-use spec::{EngineChoice, EngineKind, HostName, NetworkSpec, SpecError, VmName, VmSpec};
+use cpu::CpuProfile;
+use spec::{CpuLevel, EngineChoice, EngineKind, HostName, NetworkSpec, SpecError, VmName, VmSpec};
 
 use crate::records::{ClusterState, Power, VmRecord};
 
@@ -11,6 +12,10 @@ pub struct Demand {
     pub cpus: u32,
     /// The engine; none if any will do.
     pub engine: Option<EngineKind>,
+    /// How much of a processor the guest gets at power-on.
+    pub cpu_level: CpuLevel,
+    /// What a guest that runs was told that its processors are, if that is known.
+    pub processor: Option<CpuProfile>,
     /// Bridges that its cards are connected to.
     pub bridges: Vec<String>,
     /// Whether it has cards on user-mode networks, whose connections exist on one machine only.
@@ -18,7 +23,7 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// What a VM needs.
+    /// What a VM needs at power-on.
     ///
     /// # Errors
     /// If its spec is not one that this version understands.
@@ -37,7 +42,15 @@ impl Demand {
                 NetworkSpec::Bridge(bridge) => bridges.push(bridge.bridge.clone()),
             }
         }
-        Ok(Self { memory_bytes: spec.memory.bytes(), cpus: spec.cpus, engine, bridges, user_network })
+        Ok(Self {
+            memory_bytes: spec.memory.bytes(),
+            cpus: spec.cpus,
+            engine,
+            cpu_level: spec.cpu,
+            processor: None,
+            bridges,
+            user_network,
+        })
     }
 }
 

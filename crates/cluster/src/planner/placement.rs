@@ -1,6 +1,7 @@
 use std::cmp::Ordering;
 
-use spec::{HostName, ReplicaId, SpecError};
+use cpu::CpuProfile;
+use spec::{CpuLevel, EngineKind, HostName, ReplicaId, SpecError};
 use thiserror::Error;
 
 use super::demand::{Demand, reserved};
@@ -28,19 +29,20 @@ fn sentence(refusals: &[(HostName, WhyNot)]) -> String {
 
 /// The host that is to hold the secondary of a VM.
 ///
-/// It is never that of the primary, is alive, runs the VM's engine, reaches its networks, and has the memory and vCPUs of a whole
-/// second VM free. Of those that fit comes first the one that has failed least lately, then the one whose copy of the disks is
+/// It is never that of the primary, is alive, runs the VM's engine, can be the processor that the guest was told it has, reaches its networks, and
+/// has the memory and vCPUs of a whole second VM free. Of those that fit comes first the one that has failed least lately, then the one whose copy of the disks is
 /// newest, since it needs only what differs, then the one with the least part of its memory reserved, then the first by name.
 ///
 /// # Errors
 /// [`NoPlace`], with a reason for each host.
 pub fn place_secondary(
     vm: &VmState,
+    processor: Option<&CpuProfile>,
     state: &ClusterState,
     failures: &Failures,
     now: &BootTime,
 ) -> Result<HostName, NoPlace> {
-    let demand = Demand::of(&vm.record)?;
+    let demand = Demand { processor: processor.cloned(), ..Demand::of(&vm.record)? };
     let claim = &vm.claim.claim;
     let primary = state.hosts.iter().find(|host| host.name.is(&claim.primary));
     let check = |host: &HostRecord| {
@@ -129,6 +131,7 @@ fn check_host(
     if let Some(engine) = demand.engine.filter(|engine| !host.engines.contains(engine)) {
         return Err(WhyNot::NoEngine(engine));
     }
+    check_processor(host, demand)?;
     if let Some(bridge) = demand.bridges.iter().find(|bridge| !host.networks.contains(bridge)) {
         return Err(WhyNot::NoNetwork(bridge.clone()));
     }
@@ -142,6 +145,23 @@ fn check_host(
         return Err(WhyNot::TooFewCpus { needed: demand.cpus, free });
     }
     Ok(())
+}
+
+/// Whether a host can be the processor of a VM. One that says nothing of its own finds out when it is asked to hold a replica.
+fn check_processor(host: &HostRecord, demand: &Demand) -> Result<(), WhyNot> {
+    let offer = host.kvm_processor.as_ref().filter(|_| demand.engine != Some(EngineKind::Soft));
+    let Some(offer) = offer else { return Ok(()) };
+    match &demand.processor {
+        Some(processor) => match offer.refusal(processor) {
+            Some(why) => Err(WhyNot::OtherProcessor(why)),
+            None => Ok(()),
+        },
+        None if demand.cpu_level == CpuLevel::V3 => {
+            let missing = offer.lacks_of_v3();
+            if missing.is_empty() { Ok(()) } else { Err(WhyNot::TooLittleProcessor { missing: missing.join(", ") }) }
+        }
+        None => Ok(()),
+    }
 }
 
 /// Place of a host in a list of copies of which the newest is first; the list's length if it has none.

@@ -16,6 +16,15 @@ pub enum WhyNot {
     /// It does not have the VM's engine.
     #[error("cannot run engine {0}")]
     NoEngine(EngineKind),
+    /// It cannot be the processor that the guest was told it has, for the reason that is given.
+    #[error("cannot be the VM's processor: {0}")]
+    OtherProcessor(String),
+    /// Its processor is not an x86-64-v3, which the VM's spec asks for.
+    #[error("has no x86-64-v3 for guests: its KVM does not offer {missing}")]
+    TooLittleProcessor {
+        /// What of it is missing.
+        missing: String,
+    },
     /// It does not reach a bridge.
     #[error("is not connected to network {0}")]
     NoNetwork(String),

@@ -1,6 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use cpu::CpuOffer;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, HostName};
 
@@ -25,6 +26,9 @@ pub struct HostRecord {
     pub memory_bytes: u64,
     /// Engines that it can run, the preferred one first.
     pub engines: Vec<EngineKind>,
+    /// Which processors its KVM can give to guests; none if it has no KVM, or is of a version that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvm_processor: Option<CpuOffer>,
     /// Bridges that its VMs can be connected to.
     #[serde(default)]
     pub networks: Vec<String>,
@@ -86,6 +90,7 @@ mod tests {
             cpus: 1,
             memory_bytes: 1,
             engines: Vec::new(),
+            kvm_processor: None,
             networks: Vec::new(),
             datastores: Vec::new(),
             // The calendar was an hour ahead when it was written.

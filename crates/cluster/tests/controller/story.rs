@@ -6,12 +6,16 @@ use cluster::controller::{
     Action, Controller, HostReport, Loss, LossCause, Outcome, Plan, ReplicaReport, ReplicaState, Settings,
 };
 use cluster::records::{BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Power, VmRecord, VmState};
+use cpu::CpuProfile;
+use cpu::cpuid::{CpuOffer, Features, TscOffer, XsaveComponent, word};
 use protocol::{Claim, Generation};
 use serde::Deserialize;
-use spec::{EngineKind, HostName, ReplicaId, VmName};
+use spec::{CpuLevel, EngineKind, HostName, ReplicaId, VmName};
 
 const BOOT: &str = "boot";
 const LEASE_TTL_MS: u64 = 3_000;
+/// AES instructions, which are in no level.
+const AES: u32 = 1 << 25;
 
 /// The story of host `a`.
 #[derive(Deserialize)]
@@ -32,6 +36,8 @@ struct Host {
     name: HostName,
     #[serde(default = "much")]
     memory_mib: u64,
+    /// How much of a processor its KVM can be; without, it has no KVM.
+    kvm: Option<CpuLevel>,
 }
 
 #[derive(Deserialize)]
@@ -48,6 +54,8 @@ struct Vm {
     syncing_to: Option<HostName>,
     #[serde(default)]
     off: bool,
+    /// It runs on KVM, at this level.
+    kvm: Option<CpuLevel>,
     #[serde(default)]
     ft: Ft,
 }
@@ -105,6 +113,8 @@ struct Seen {
     #[serde(default)]
     unclaimed_ms: u64,
     loss: Option<Cause>,
+    /// What its guest was told of its processors.
+    told: Option<CpuLevel>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -225,7 +235,8 @@ impl Host {
             boot_id: BOOT.to_owned(),
             cpus: 64,
             memory_bytes: self.memory_mib << 20,
-            engines: vec![EngineKind::Soft],
+            engines: self.kvm.map(|_| EngineKind::Kvm).into_iter().chain([EngineKind::Soft]).collect(),
+            kvm_processor: self.kvm.map(offer),
             networks: Vec::new(),
             datastores: Vec::new(),
             lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_TTL_MS },
@@ -237,10 +248,34 @@ impl Host {
     }
 }
 
+/// A KVM that can be all of a level and no more; `host` stands for more than x86-64-v3.
+fn offer(level: CpuLevel) -> CpuOffer {
+    let CpuProfile { vendor, features, physical_bits, xsave, .. } = profile(level);
+    let tsc = TscOffer::Scaled;
+    CpuOffer { vendor: Some(vendor), features, arch_capabilities: 0, physical_bits, xsave, tsc }
+}
+
+/// What a guest of this level was told.
+fn profile(level: CpuLevel) -> CpuProfile {
+    let portable = CpuProfile { signature: 0x0005_0657, ..CpuProfile::in_order() };
+    let avx = XsaveComponent { number: 2, offset: 576, bytes: 256 };
+    match level {
+        CpuLevel::Portable => portable,
+        CpuLevel::V3 => CpuProfile { features: Features::PORTABLE.or(Features::V3), xsave: vec![avx], ..portable },
+        CpuLevel::Host => {
+            let v3 = profile(CpuLevel::V3);
+            CpuProfile { features: v3.features.with((word::BASIC_ECX, AES)), ..v3 }
+        }
+    }
+}
+
 impl Vm {
     fn state(&self) -> VmState {
-        let spec = format!("name = \"{}\"\nmemory = \"{}M\"\nkernel = \"k\"\n", self.name, self.memory_mib);
+        let cpu = self.kvm.unwrap_or_default();
+        let spec =
+            format!("name = \"{}\"\nmemory = \"{}M\"\nkernel = \"k\"\ncpu = \"{cpu}\"\n", self.name, self.memory_mib);
         let mut record = VmRecord::new(self.name.clone(), spec, FtSettings::disabled(100, 50), 0);
+        record.engine = self.kvm.map(|_| EngineKind::Kvm);
         record.power = if self.off { Power::Off } else { Power::On };
         record.syncing_to = self.syncing_to.clone();
         set_ft(&mut record.ft, self.ft);
@@ -282,6 +317,6 @@ impl Seen {
             Is::Protected => ReplicaState::Protected { by: peer() },
             Is::Secondary => ReplicaState::Secondary { unclaimed_ms: self.unclaimed_ms },
         };
-        ReplicaReport { generation: Generation::new(self.generation), state }
+        ReplicaReport { generation: Generation::new(self.generation), state, processor: self.told.map(profile) }
     }
 }

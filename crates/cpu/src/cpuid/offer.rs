@@ -1,13 +1,17 @@
 //! [`CpuOffer`]: which processors an engine can be on a host.
 
+use serde::{Deserialize, Serialize};
+
 use super::features::{Features, bit};
 use super::profile::{CpuProfile, XsaveComponent};
 
 /// Bits of IA32_ARCH_CAPABILITIES that tell of a weakness rather than of its absence: RSBA and RRSBA (Intel SDM volume 4).
 const WEAKNESSES: u64 = 1 << 2 | 1 << 19;
+/// AVX state, the upper halves of YMM0 to YMM15: its number among XSAVE's components.
+const COMPONENT_AVX: u8 = 2;
 
 /// Which rates a host can give a time-stamp counter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TscOffer {
     /// Any: it is scaled.
     Scaled,
@@ -16,7 +20,7 @@ pub enum TscOffer {
 }
 
 /// Which processors an engine can be on a host: those that are no more than this.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuOffer {
     /// The maker, on an engine that executes on the host's own processor.
     pub vendor: Option<[u8; 12]>,
@@ -44,6 +48,20 @@ impl CpuOffer {
             xsave: Vec::new(),
             tsc: TscOffer::Fixed(crate::cpuid::TSC_HZ),
         }
+    }
+
+    /// AVX state, if it can be saved here.
+    pub fn avx(&self) -> Option<XsaveComponent> {
+        self.xsave.iter().find(|component| component.number == COMPONENT_AVX).copied()
+    }
+
+    /// What of x86-64-v3 is not here, by name; nothing if all of it is.
+    pub fn lacks_of_v3(&self) -> Vec<String> {
+        let mut missing = Features::V3.with(bit::XSAVE).minus(self.features).names();
+        if self.avx().is_none() {
+            missing.push("AVX state in XSAVE".to_owned());
+        }
+        missing
     }
 
     /// Why a VM with this processor cannot run here, if so; a clause that goes on after "because".

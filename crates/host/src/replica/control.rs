@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use api::messages::SessionKeys;
 use api::status::ReplicaStatus;
+use machine::engine::CpuProfile;
 use serde::{Deserialize, Serialize};
 use spec::{FtMode, SnapshotName};
 
@@ -87,10 +88,7 @@ pub enum UnprotectReason {
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
     /// It is done.
-    Done {
-        /// What the replica is now.
-        status: Box<ReplicaStatus>,
-    },
+    Done(Box<Statement>),
     /// It could not be done.
     Failed {
         /// Why.
@@ -98,11 +96,21 @@ pub enum Answer {
     },
 }
 
+/// What a replica says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Statement {
+    /// What it is and does, as administrators see it.
+    pub status: ReplicaStatus,
+    /// A primary that runs the VM: what the guest was told at power-on that its processors are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<CpuProfile>,
+}
+
 impl Answer {
-    /// The status, or the reason as an error.
-    fn into_status(self) -> Result<ReplicaStatus> {
+    /// The statement, or the reason as an error.
+    fn into_statement(self) -> Result<Statement> {
         match self {
-            Self::Done { status } => Ok(*status),
+            Self::Done(statement) => Ok(*statement),
             Self::Failed { message } => bail!(message),
         }
     }
@@ -208,7 +216,7 @@ fn serve(connection: UnixStream, handler: &impl Handler) -> Result<()> {
         Err(error) => Answer::Failed { message: format!("not a request: {error}") },
     };
     write_line(&connection, &answer)?;
-    if is_console && matches!(answer, Answer::Done { .. }) {
+    if is_console && matches!(answer, Answer::Done(_)) {
         connection.set_read_timeout(None)?;
         handler.console(connection);
     }
@@ -216,14 +224,14 @@ fn serve(connection: UnixStream, handler: &impl Handler) -> Result<()> {
 }
 
 /// Sends a request to the replica that listens at `socket`, and waits for its answer.
-pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<ReplicaStatus> {
-    exchange(socket, request, timeout)?.1.into_status()
+pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<Statement> {
+    exchange(socket, request, timeout)?.1.into_statement()
 }
 
 /// Connects to the guest's console: the connection, and what the guest has written to it since.
 pub fn console(socket: &Path, timeout: Duration) -> Result<(UnixStream, Vec<u8>)> {
     let (connection, answer, early) = exchange(socket, &Request::Console, timeout)?;
-    answer.into_status()?;
+    answer.into_statement()?;
     connection.set_read_timeout(None)?;
     connection.set_write_timeout(None)?;
     Ok((connection, early))
@@ -295,8 +303,9 @@ mod tests {
         fn handle(&self, request: Request) -> Answer {
             match request {
                 Request::Switchover => Answer::Failed { message: "no secondary".to_owned() },
-                _ => Answer::Done {
-                    status: Box::new(ReplicaStatus {
+                _ => Answer::Done(Box::new(Statement {
+                    processor: Some(CpuProfile::in_order()),
+                    status: ReplicaStatus {
                         vm: "v".to_owned(),
                         host: "a".to_owned(),
                         pid: 7,
@@ -311,8 +320,8 @@ mod tests {
                         listen: None,
                         faults: Vec::new(),
                         figures: Figures::default(),
-                    }),
-                },
+                    },
+                })),
             }
         }
 
@@ -329,7 +338,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("replica.sock");
         let server = ControlServer::start(ControlSocket::bind(&path).unwrap(), Arc::new(Echo)).unwrap();
-        assert_eq!(ask(&path, &Request::Status, HUNG).unwrap().pid, 7);
+        let said = ask(&path, &Request::Status, HUNG).unwrap();
+        assert_eq!((said.status.pid, said.processor), (7, Some(CpuProfile::in_order())));
         assert_eq!(ask(&path, &Request::Switchover, HUNG).unwrap_err().to_string(), "no secondary");
         assert!(ControlSocket::bind(&path).is_err(), "two replicas at one socket");
         let (mut stream, mut seen) = console(&path, HUNG).unwrap();

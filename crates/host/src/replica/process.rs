@@ -3,11 +3,11 @@
 mod cards;
 mod disks;
 mod hang;
+mod requests;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -37,10 +37,11 @@ use replication::gate::OutputGate;
 use spec::{FtMode, ReplicaId, VmSpec};
 
 use self::disks::DiskSource;
+use self::requests::Control;
 use super::broker::Broker;
 use super::config::{self, ReplicaConfig};
 use super::console::Console;
-use super::control::{Answer, ControlServer, ControlSocket, Handler, Request, UnprotectReason};
+use super::control::{ControlServer, ControlSocket, Request, UnprotectReason};
 use super::disk_copy;
 use super::end::ReplicaEnd;
 use super::ends::Ends;
@@ -529,23 +530,6 @@ impl Process {
             }
             (_, None) => bail!("this replica does not run the VM"),
         }
-    }
-}
-
-/// Answers what comes in at the control socket.
-struct Control(Arc<Process>);
-
-impl Handler for Control {
-    fn handle(&self, request: Request) -> Answer {
-        match self.0.carry_out(&request) {
-            Ok(()) => Answer::Done { status: Box::new(self.0.status()) },
-            Err(error) => Answer::Failed { message: format!("{error:#}") },
-        }
-    }
-
-    fn console(&self, client: UnixStream) {
-        // A client that is gone is no news.
-        let _ = self.0.console.serve(client);
     }
 }
 

@@ -221,6 +221,11 @@ impl Primary {
         Self { shared: Arc::new(shared) }
     }
 
+    /// What the guest was told at power-on that its processors are.
+    pub fn profile(&self) -> &CpuProfile {
+        &self.shared.profile
+    }
+
     /// Runs the guest until it ends here, taking checkpoints on the way.
     ///
     /// # Errors

@@ -251,6 +251,7 @@ impl World {
             cpus: 1,
             memory_bytes: 0,
             engines: Vec::new(),
+            kvm_processor: None,
             networks: Vec::new(),
             datastores: Vec::new(),
             lease: Lease::default(),

@@ -1,7 +1,7 @@
 //! Which processor a VM gets at power-on.
 
 use cpu::CpuProfile;
-use cpu::cpuid::{CpuOffer, Features, TscOffer, XsaveComponent, bit, vendor, word};
+use cpu::cpuid::{Features, TscOffer, bit, vendor, word};
 use spec::CpuLevel;
 
 use super::support::Support;
@@ -10,8 +10,6 @@ use crate::engine::EngineError;
 /// Family 6, model 55h, stepping 7. Kernels derive from these numbers which weaknesses a processor has unless IA32_ARCH_CAPABILITIES says
 /// otherwise, and have the longest list for this one: a guest that says it protects itself on any of Intel's processors.
 const INTEL_SIGNATURE: u32 = 0x0005_0657;
-/// AVX state, the upper halves of YMM0 to YMM15.
-const COMPONENT_AVX: u8 = 2;
 
 /// The processor of a VM that is started here at a level.
 ///
@@ -32,13 +30,12 @@ pub(super) fn at_power_on(level: CpuLevel, support: &Support) -> Result<CpuProfi
     match level {
         CpuLevel::Portable => {}
         CpuLevel::V3 => {
-            let missing = Features::V3.with(bit::XSAVE).minus(offer.features).names();
-            let avx = component(offer, COMPONENT_AVX);
-            if !missing.is_empty() || avx.is_none() {
+            let missing = offer.lacks_of_v3();
+            if !missing.is_empty() {
                 return Err(EngineError::CpuLevel { level, missing: missing.join(", ") });
             }
             profile.features = portable.or(Features::V3);
-            profile.xsave = avx.into_iter().collect();
+            profile.xsave = offer.avx().into_iter().collect();
         }
         CpuLevel::Host => {
             let kvm = (word::KVM_EAX, u32::MAX);
@@ -60,8 +57,4 @@ pub(super) fn at_power_on(level: CpuLevel, support: &Support) -> Result<CpuProfi
         profile.arch_capabilities = offer.arch_capabilities;
     }
     Ok(profile)
-}
-
-fn component(offer: &CpuOffer, number: u8) -> Option<XsaveComponent> {
-    offer.xsave.iter().find(|component| component.number == number).copied()
 }

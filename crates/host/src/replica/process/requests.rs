@@ -1,0 +1,34 @@
+//! What is asked of the replica at its control socket.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use super::super::control::{Answer, Handler, Request, Statement};
+use super::{Acting, Process};
+
+/// Answers it.
+pub(super) struct Control(pub(super) Arc<Process>);
+
+impl Control {
+    fn statement(&self) -> Statement {
+        let processor = match &self.0.shared().acting {
+            Acting::Primary(primary) => Some(primary.profile().clone()),
+            Acting::Starting | Acting::Restarting | Acting::Secondary(_) => None,
+        };
+        Statement { status: self.0.status(), processor }
+    }
+}
+
+impl Handler for Control {
+    fn handle(&self, request: Request) -> Answer {
+        match self.0.carry_out(&request) {
+            Ok(()) => Answer::Done(Box::new(self.statement())),
+            Err(error) => Answer::Failed { message: format!("{error:#}") },
+        }
+    }
+
+    fn console(&self, client: UnixStream) {
+        // A client that is gone is no news.
+        let _ = self.0.console.serve(client);
+    }
+}
