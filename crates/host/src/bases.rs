@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use storage::disk::{Backing, BaseIdentity, recorded_backing};
-use storage::durable;
+use storage::durable::{self, Readers};
 
 /// A file in the folder, which holds the identities of bases by the names of the disks' files. Folders of earlier versions have none: nothing is known of their
 /// disks' bases.
@@ -65,7 +65,8 @@ impl Bases {
             None => notes.remove(&name),
         };
         let file = self.file();
-        durable::write(&file, &serde_json::to_vec(&notes)?).with_context(|| format!("cannot write {}", file.display()))
+        durable::write(&file, &serde_json::to_vec(&notes)?, Readers::Owner)
+            .with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// Refuses a folder in which a disk is based on something that has changed.
@@ -94,7 +95,8 @@ impl Bases {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             other_text => other_text.with_context(|| format!("cannot read {}", other.file().display()))?,
         };
-        durable::write(&self.file(), &text).with_context(|| format!("cannot write {}", self.file().display()))
+        durable::write(&self.file(), &text, Readers::Owner)
+            .with_context(|| format!("cannot write {}", self.file().display()))
     }
 }
 

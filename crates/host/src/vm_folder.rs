@@ -14,6 +14,7 @@ use replication::disk::{CopyMark, CopyState};
 use spec::DiskFormat;
 use spec::{DiskSpec, VmSpec};
 use storage::disk::{DiskImage, DiskOptions, create_qcow2, make_backing_absolute, recorded_backing, settle};
+use storage::durable::{self, Readers};
 use storage::image::{Image, ImageStore};
 
 use super::bases::Bases;
@@ -22,7 +23,7 @@ use super::registry::random_vm_id;
 use super::vm_files::VmFiles;
 use crate::foreground::open::require_file;
 
-mod durable;
+mod folders;
 mod place;
 
 /// Largest kernel or initial RAM disk, in bytes.
@@ -90,13 +91,13 @@ impl VmFolder {
     }
 
     fn write_contents(&self, contents: &VmContents) -> Result<()> {
-        durable::write(&self.contents_file(), &serde_json::to_vec(contents)?)
+        write(&self.contents_file(), &serde_json::to_vec(contents)?)
     }
 
     /// Fills a new folder for the first replica of a VM. The files that the spec names stay as they are. Returns the spec to
     /// keep, in which nothing depends on images any more but disks. Leaves nothing behind when it fails.
     pub fn create(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<VmSpec> {
-        durable::create_folder(&self.path)?;
+        folders::create_folder(&self.path)?;
         let filled = self.fill(spec, images, files);
         if filled.is_err() {
             self.remove_after_failure();
@@ -187,7 +188,7 @@ impl VmFolder {
         for (name, path) in [("kernel", self.kernel()), ("initrd", self.initrd())] {
             if (name == "kernel" || has_initrd) && !path.exists() {
                 let bytes = fetch(name).with_context(|| format!("cannot fetch the VM's {name}"))?;
-                durable::write(&path, &bytes)?;
+                write(&path, &bytes)?;
             }
         }
         self.write_contents(contents)
@@ -309,7 +310,7 @@ impl VmFolder {
 
     /// Fills the new folder `target` for another VM with copies of what is here. Leaves nothing behind when it fails.
     pub fn copy_to(&self, target: &Self, images: &ImageStore) -> Result<()> {
-        durable::create_folder(&target.path)?;
+        folders::create_folder(&target.path)?;
         let copied = self.copy_files_to(target, images);
         if copied.is_err() {
             target.remove_after_failure();
@@ -394,6 +395,11 @@ fn disk_view(path: PathBuf, format: DiskFormat, size_bytes: Option<u64>) -> Disk
         readonly: false,
         base: base.map(|base| base.path),
     }
+}
+
+/// Writes a file that only this host's user reads.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    durable::write(path, bytes, Readers::Owner).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn extension(format: DiskFormat) -> &'static str {

@@ -1,29 +1,62 @@
 //! Small files that a crash leaves as they were or as they are to be, and what tells a file from every other one.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// Gives a file new content, in one step and on stable storage: it is written beside it, under a name that begins with a dot.
+use crate::file_lock::FileLock;
+
+/// Who may read a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// Its owner, and nobody else.
+    Owner,
+    /// Whoever may read what this process makes.
+    Others,
+}
+
+/// Gives a file new content, in one step and on stable storage, or makes it. It is written beside it under a name of its own that begins with a dot: what
+/// a crash leaves there the next one overwrites. Of several that write at once, one comes after the other.
 ///
 /// # Errors
 /// Those of the file system; the file is then as it was, unless only its folder could not be written any more.
-pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let new = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), unique()));
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&new)?;
-    let written = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, path));
+pub fn write(path: &Path, content: &[u8], readers: Readers) -> io::Result<()> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().ok_or(io::ErrorKind::InvalidInput)?);
+    name.push(".new");
+    let new = path.with_file_name(name);
+    let (mut file, _lock) = open_new(&new, readers)?;
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.write_all(content))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&new, path));
     if written.is_err() {
         // The error that is returned says more than one about this.
         let _ = fs::remove_file(&new);
     }
     written?;
     sync_folder_of(path)
+}
+
+/// Opens the file beside, for this writer alone.
+fn open_new(new: &Path, readers: Readers) -> io::Result<(File, FileLock)> {
+    let mode = if readers == Readers::Owner { 0o600 } else { 0o666 };
+    loop {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(new)?;
+        let lock = FileLock::wait(&file)?;
+        // Whoever had it before has renamed it, and it is what must not be written to.
+        let (own, found) = (file.metadata()?, fs::metadata(new));
+        if found.is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())) {
+            return Ok((file, lock));
+        }
+    }
 }
 
 /// Brings the name of a file to stable storage.
@@ -108,13 +141,44 @@ mod tests {
     fn content_is_replaced_and_nothing_stays_beside_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        for content in ["one", "other"] {
-            write(&path, content.as_bytes()).unwrap();
+        for content in ["one that is long", "other"] {
+            // What a crash has left.
+            fs::write(folder.path().join(".file.new"), "and something that is longer").unwrap();
+            write(&path, content.as_bytes(), Readers::Others).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), content);
         }
         fs::create_dir(folder.path().join("folder")).unwrap();
-        assert!(write(&folder.path().join("folder"), b"").is_err());
+        assert!(write(&folder.path().join("folder"), b"", Readers::Owner).is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_for_its_owner_nobody_else_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |name: &str, readers| {
+            write(&folder.path().join(name), b"x", readers).unwrap();
+            fs::metadata(folder.path().join(name)).unwrap().mode() & 0o777
+        };
+        assert_eq!(mode("own", Readers::Owner), 0o600);
+        fs::write(folder.path().join("made"), "").unwrap();
+        let made = fs::metadata(folder.path().join("made")).unwrap().mode() & 0o777;
+        assert_eq!(mode("others", Readers::Others), made);
+    }
+
+    #[test]
+    fn of_many_that_write_at_once_each_writes_all_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let content = |writer: u8| vec![writer; 10_000 + usize::from(writer)];
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                scope.spawn(move || (0..25).for_each(|_| write(path, &content(writer), Readers::Owner).unwrap()));
+            }
+        });
+        let found = fs::read(&path).unwrap();
+        assert_eq!(found, content(found[0]));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -13,16 +13,16 @@ use storage::disk::{DiskInfo, settle};
 use storage::image::ImageStore;
 
 use super::super::folder::private_folder;
-use super::{VmFolder, durable, extension};
+use super::{VmFolder, extension, folders};
 use crate::replica::config;
 
 impl VmFolder {
     /// Becomes the folder `target`, which is not there yet. Stays as it is when that fails.
     pub fn move_to(&self, target: &Self, images: &ImageStore) -> Result<()> {
-        let moved = durable::rename_folder(&self.path, &target.path);
+        let moved = folders::rename_folder(&self.path, &target.path);
         let was_moved = !self.path.exists() && target.path.exists();
         let Err(error) = moved.and_then(|()| target.note_users(images)) else { return Ok(()) };
-        if was_moved && let Err(back) = durable::rename_folder(&target.path, &self.path) {
+        if was_moved && let Err(back) = folders::rename_folder(&target.path, &self.path) {
             return Err(error.context(format!("{back:#}")));
         }
         Err(error)

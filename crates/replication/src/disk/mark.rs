@@ -1,12 +1,13 @@
 //! [`CopyMark`]: what a host's copy of a VM's disks is, kept beside it.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use protocol::{DiskCopy, Generation};
 use serde::{Deserialize, Serialize};
+use storage::durable::{self, Readers};
 
 /// What a copy of a VM's disks is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,12 +109,7 @@ impl CopyMark {
     /// # Errors
     /// The host's.
     pub fn write(&self, state: CopyState) -> io::Result<()> {
-        let new = self.folder.join("copy.json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(&state)?)?;
-        file.sync_all()?;
-        fs::rename(&new, self.path())?;
-        File::open(&self.folder)?.sync_all()
+        durable::write(&self.path(), &serde_json::to_vec(&state)?, Readers::Owner)
     }
 }
 

@@ -14,7 +14,7 @@ use super::ImageError;
 use super::store::{Image, hex};
 use super::versions::{ID_CHARACTERS, entries};
 use crate::disk::{DiskError, recorded_backing};
-use crate::durable::{self, FileId};
+use crate::durable::{self, FileId, Readers};
 
 /// Folder of a version with a note for each user.
 const USERS: &str = "users";
@@ -68,7 +68,7 @@ pub(super) fn note_user(version: &Path, kind: UserKind, path: &Path) -> Result<(
             fs::create_dir_all(&users)?;
             durable::sync_folder_of(&users)?;
         }
-        durable::write(&file, &text)
+        durable::write(&file, &text, Readers::Others)
     };
     match write() {
         Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {

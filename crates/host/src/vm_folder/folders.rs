@@ -1,26 +1,13 @@
-//! Changes of files and folders that are on stable storage when they are done, and of which a power failure leaves all or nothing.
+//! Changes of folders that are on stable storage when they are done, and of which a power failure leaves all or nothing.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
-
-/// Gives a file new content, or makes it.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut new = path.to_owned().into_os_string();
-    new.push(".new");
-    let written =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-    written.and_then(|()| fs::rename(&new, path)).with_context(|| format!("cannot write {}", path.display()))?;
-    sync_parent(path)
-}
 
 /// Makes a folder of a VM, which only its owner may enter. Fails if there is one already.
 pub fn create_folder(path: &Path) -> Result<()> {
@@ -72,8 +59,7 @@ mod tests {
         let [from, to, taken] = ["from", "to", "taken"].map(|name| place.path().join(name));
         for rename in [rename_folder, rename_over_new] {
             create_folder(&from).unwrap();
-            write(&from.join("file"), b"old").unwrap();
-            write(&from.join("file"), b"new").unwrap();
+            fs::write(from.join("file"), "new").unwrap();
             // Even one with nothing in it is somebody's.
             create_folder(&taken).unwrap();
             assert!(rename(&from, &taken).unwrap_err().to_string().contains("there already"));
