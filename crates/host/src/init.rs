@@ -138,6 +138,7 @@ fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> R
 /// Makes the store of a new cluster. Leaves nothing of it behind when it fails, but what another one has made.
 fn make_store(config: &HostConfig) -> Result<()> {
     let host: HostName = config.name.parse()?;
+    let new: Vec<PathBuf> = config.store.files().into_iter().filter(|file| !file.exists()).collect();
     let made =
         Stores::create(&config.store, config.store_keys.as_ref()).map_err(ClusterError::from).and_then(|stores| {
             let cluster = Cluster::new(stores);
@@ -155,7 +156,8 @@ fn make_store(config: &HostConfig) -> Result<()> {
             config.store
         ),
         Err(error) => {
-            for file in config.store.files() {
+            // What was there before may be all that is left of a cluster.
+            for file in new {
                 let _ = fs::remove_file(&file).or_else(|_| fs::remove_dir_all(&file));
             }
             Err(error.into())
@@ -218,11 +220,24 @@ mod tests {
         assert!(refused.contains("holds a cluster already"), "{refused}");
         let cluster = Cluster::new(Stores::open(&config("a").store, None).unwrap());
         assert!(cluster.is_made().unwrap());
-        // What cannot become one is not left half made.
-        let half = folder.path().join("half.db");
-        fs::write(folder.path().join("half.db.vms"), "").unwrap();
-        let config = HostConfig { store: StoreLocation::File(half), ..config("c") };
-        assert!(make_store(&config).is_err());
-        assert!(config.store.files().iter().all(|file| !file.exists()));
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_made_takes_nothing_with_it_that_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = |store: PathBuf| -> HostConfig {
+            let text = format!(
+                "name = \"c\"\nlisten = \"127.0.0.1:7441\"\nmetrics = \"\"\nstore = {store:?}\nimages = \"/i\"\n"
+            );
+            toml::from_str(&text).unwrap()
+        };
+        let left = folder.path().join("half.db.vms");
+        fs::write(&left, "of a cluster whose other file is gone").unwrap();
+        assert!(make_store(&config(folder.path().join("half.db"))).is_err());
+        assert_eq!(fs::read_to_string(&left).unwrap(), "of a cluster whose other file is gone");
+        assert!(!folder.path().join("half.db").exists(), "what cannot become one is not left half made");
+        let nowhere = config(folder.path().join("nowhere/cluster.db"));
+        assert!(make_store(&nowhere).is_err());
+        assert!(nowhere.store.files().iter().all(|file| !file.exists()));
     }
 }

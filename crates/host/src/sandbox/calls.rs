@@ -119,7 +119,6 @@ const REPLICA: &[i64] = &[
     libc::SYS_fdatasync,
     libc::SYS_fgetxattr,
     libc::SYS_flistxattr,
-    libc::SYS_flock,
     libc::SYS_fstatfs,
     libc::SYS_fsetxattr,
     libc::SYS_fsync,
