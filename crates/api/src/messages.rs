@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, PortForward, SnapshotName};
+use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, PortForward, Priority, SnapshotName};
 
 use crate::status::{Protection, ReplicaStatus};
 
@@ -96,6 +96,25 @@ pub struct VmView {
     /// Whether its host starts it when the machine has booted.
     #[serde(default)]
     pub autostart: bool,
+    /// Which of several VMs comes first where not all can at once.
+    #[serde(default)]
+    pub priority: Priority,
+    /// What was asked for last that happens once.
+    #[serde(default)]
+    pub operation: Option<OperationView>,
+}
+
+/// Something that was asked of a VM and happens once, as a start or a hand-over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationView {
+    /// Tells it from others of the VM: each has the next number.
+    pub id: u64,
+    /// What it is, in words.
+    pub what: String,
+    /// Whether it has ended. Until then the VM's host goes on with it, also after its daemon was killed.
+    pub is_over: bool,
+    /// Why it was not done.
+    pub failure: Option<String>,
 }
 
 /// A disk of a VM.
@@ -164,6 +183,9 @@ pub struct SetVm {
     /// All forwarded ports of its first user-mode network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward: Option<Vec<PortForward>>,
+    /// Which of several VMs comes first where not all can at once: at once, whether it runs or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// Whether its host starts it when the machine has booted: at once, whether it runs or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,
@@ -207,6 +229,28 @@ pub struct StopVm {
     /// Pull the plug.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Asks for a reboot: the guest is shut down, and started again with what was set meanwhile.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RebootVm {
+    /// Pull the plug instead of pressing the power button.
+    #[serde(default)]
+    pub force: bool,
+    /// How long the guest may take to shut down, in seconds. After that the VM goes on, and is not started again when it ends.
+    #[serde(default = "shutdown_s_default")]
+    pub timeout_s: u64,
+}
+
+fn shutdown_s_default() -> u64 {
+    180
+}
+
+impl Default for RebootVm {
+    fn default() -> Self {
+        Self { force: false, timeout_s: shutdown_s_default() }
+    }
 }
 
 /// A snapshot of a VM: its memory, its devices and the content of its disks at one moment.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{
-    BootTime, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord,
+    BootTime, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, OperationKind, OperationResult,
+    Power, UnknownFields, VmRecord,
 };
 use cluster::store::{LeaseId, Op, SqliteStore, Store, Stores};
 use protocol::{Arbiter, Claim, Generation};
@@ -196,6 +197,45 @@ fn a_vm_cannot_be_renamed_by_a_change_of_its_record() {
     });
     assert_eq!(changed.unwrap(), VmRecord { power: Power::On, ..vm("v") });
     assert_eq!(cluster.vms().unwrap().len(), 1);
+}
+
+#[test]
+fn an_operation_stays_in_its_record_until_the_next_one_takes_its_place() {
+    let (_folder, cluster) = cluster();
+    let generation = cluster.create_vm(&vm("v"), &host_name("a")).unwrap().generation;
+    let change = |change: &dyn Fn(&mut VmRecord)| cluster.update_vm(&vm_name("v"), change).unwrap();
+    let read = || cluster.vm(&vm_name("v")).unwrap();
+    let start = |snapshot| OperationKind::Start { from_stale_disks: true, snapshot };
+    let from = host_name("a");
+    let kinds = [
+        start(None),
+        start(Some("s".parse().unwrap())),
+        OperationKind::Stop { force: true },
+        OperationKind::Switchover { from: from.clone() },
+        OperationKind::Failover { from: from.clone() },
+        OperationKind::RestartSecondary,
+        OperationKind::Reboot { force: false, patience_ms: 7 },
+    ];
+    for (id, kind) in (1..).zip(kinds) {
+        change(&|record| {
+            record.ask(kind.clone(), Some(from.clone()), generation);
+        });
+        // Somebody else writes to the record, with all that was read.
+        change(&|record| record.power = Power::On);
+        let found = read().pending().cloned().unwrap();
+        assert_eq!((found.id, &found.kind, &found.host), (id, &kind, &Some(from.clone())));
+        assert!(found.unknown.is_empty(), "{found:?}");
+    }
+    // A reboot becomes a start when that begins; what has ended stays so, and an earlier one has no say.
+    change(&|record| record.begin_start(generation.next()));
+    change(&|record| record.end(6, OperationResult::Done));
+    let begun = read().pending().cloned().unwrap();
+    assert_eq!((begun.id, begun.generation), (7, generation.next()));
+    assert_eq!(begun.kind, OperationKind::Start { from_stale_disks: false, snapshot: None });
+    let failed = OperationResult::Failed { why: "it is full".to_owned() };
+    change(&|record| record.end(7, failed.clone()));
+    change(&|record| record.end(7, OperationResult::Done));
+    assert_eq!((read().pending(), read().operation.unwrap().result), (None, Some(failed)));
 }
 
 #[test]

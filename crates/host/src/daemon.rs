@@ -29,6 +29,7 @@ use super::error::HostError;
 use super::folder::{DaemonAddresses, HostFolder, private_folder};
 use super::metrics;
 use super::network_ends::NetworkEnds;
+use super::operations::Attempts;
 use super::owner::Owners;
 use super::registry::{KnownVm, Registry};
 use super::replicas::Replica;
@@ -67,6 +68,8 @@ pub struct Daemon {
     pub(super) controller: Mutex<Controller>,
     /// What the controller's last plan leaves undone.
     pub(super) undone: Mutex<Undone>,
+    /// How the last attempts at operations have ended.
+    pub(super) attempts: Attempts,
     /// VMs whose guests were powered off here, which their records may not say yet.
     pub(super) powered_off: Mutex<BTreeSet<VmName>>,
     /// VMs whose secondaries are being prepared, and the hosts that do.
@@ -181,6 +184,7 @@ fn make(
         }),
         controller: Mutex::new(Controller::new(Settings { first_copies_max: config.first_copies_max })),
         undone: Mutex::default(),
+        attempts: Attempts::default(),
         powered_off: Mutex::default(),
         preparing: Mutex::default(),
         admission: Mutex::default(),

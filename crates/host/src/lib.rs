@@ -13,6 +13,7 @@
 //! | `snapshots` | snapshots of VMs, in the VMs' folders |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
 //! | `runtime` | reports to the controller, and carries out what it decides |
+//! | `operations` | what administrators ask for that happens once: written down, waited for, carried out |
 //! | `metrics` | what Prometheus reads |
 //! | `replica` | the process of one replica |
 //! | `foreground` | a VM without a daemon, in the foreground of a terminal |
@@ -31,6 +32,7 @@ pub mod init;
 mod metrics;
 mod names;
 mod network_ends;
+mod operations;
 pub mod operator;
 mod owner;
 pub mod paths;

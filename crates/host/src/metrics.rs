@@ -470,6 +470,8 @@ mod tests {
             spec: String::new(),
             next_spec: None,
             autostart: false,
+            priority: Default::default(),
+            operation: None,
         };
         let seen = Seen { host: "a".to_owned(), replicas: vec![status], vms: vec![vm], is_store_reachable: true };
         let text = text(&seen).unwrap();

@@ -88,6 +88,7 @@ impl Daemon {
             power: Power::Off,
             network_ends: Vec::new(),
             syncing_to: None,
+            operation: None,
             ..vm.record.clone()
         })?;
         if let Err(error) = before.move_to(&after, &self.images) {

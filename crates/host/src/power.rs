@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use api::client::Target;
-use api::messages::{CreateVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
+use api::messages::{CreateVm, RebootVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
 use api::status::Role;
 use api::time::unix_ms_now;
 use cluster::controller::consent::{NotStarted, may_start};
-use cluster::records::Power;
+use cluster::records::{OperationKind, Power};
+use machine::bus::lock;
 use replication::channel::Peer;
 use spec::{SnapshotName, VmSpec};
 
@@ -24,6 +25,7 @@ use super::folder::check_socket_path;
 use super::process::ReplicaProcess;
 use super::protection::Removed;
 use super::registry::KnownVm;
+use super::replicas::Replica;
 use super::settings::at_next_start;
 use super::vm_folder::{BOOT_FILE_BYTES_MAX, VmFolder};
 use crate::replica::config::{ReplicaConfig, socket};
@@ -34,6 +36,12 @@ use terminal::error_text::error_text;
 
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a VM may take to be started: its replica has a minute for itself.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+/// The same from a snapshot, all of which has to be read.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(3630);
+/// How long it may take until a VM's power button is pressed or its plug pulled.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a VM may take to end after its plug was pulled.
 const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long guests may take to shut down when the host stops with its VMs.
@@ -91,11 +99,24 @@ impl Daemon {
             return Err(HostError::bad_request("record: only a VM in the foreground can be recorded")
                 .hint("leave it out of the spec of a VM with a host, or run the VM with `twinvm run`"));
         }
-        let start = create.start;
-        self.owned(&spec.name.clone(), move |daemon| daemon.create_from(&spec, start))
+        let name = spec.name.clone();
+        let created = self.owned(&name, move |daemon| daemon.create_from(&spec))?;
+        if !create.start {
+            return Ok(created);
+        }
+        self.start_vm(&name, StartVm::default()).map_err(|mut error| {
+            // All or nothing: who asks for a VM that runs does not want to find one that does not.
+            let new = name.clone();
+            let left = match self.owned(&name, move |daemon| daemon.remove_new(&new)) {
+                Ok(()) => "nothing was created".to_owned(),
+                Err(removal) => format!("VM {name} was created, and could not be removed again: {removal}"),
+            };
+            error.problem.error = format!("{}; {left}", error.problem.error);
+            error
+        })
     }
 
-    fn create_from(self: &Arc<Self>, spec: &VmSpec, start: bool) -> Result<VmView, HostError> {
+    fn create_from(self: &Arc<Self>, spec: &VmSpec) -> Result<VmView, HostError> {
         self.refuse_if_stopping()?;
         if self.registry.vm(&spec.name)?.is_some() {
             let name = &spec.name;
@@ -117,18 +138,7 @@ impl Daemon {
             return Err(error);
         }
         tracing::info!("VM {} created", spec.name);
-        if !start {
-            return self.vm(&spec.name);
-        }
-        self.start_vm(&spec.name, StartVm::default()).map_err(|mut error| {
-            // All or nothing: who asks for a VM that runs does not want to find one that does not.
-            let left = match self.remove_new(&spec.name) {
-                Ok(()) => "nothing was created".to_owned(),
-                Err(removal) => format!("VM {} was created, and could not be removed again: {removal}", spec.name),
-            };
-            error.problem.error = format!("{}; {left}", error.problem.error);
-            error
-        })
+        self.vm(&spec.name)
     }
 
     /// Removes a VM from every host that is alive, disks included. For its owner.
@@ -180,7 +190,7 @@ impl Daemon {
         Ok(self.vm_folder(name).remove()?)
     }
 
-    /// Starts a VM from its disks. For its owner.
+    /// Starts a VM from its disks.
     pub fn start_vm(self: &Arc<Self>, name: &str, how: StartVm) -> Result<VmView, HostError> {
         self.start_vm_from(name, how, None)
     }
@@ -192,30 +202,76 @@ impl Daemon {
         how: StartVm,
         snapshot: Option<SnapshotName>,
     ) -> Result<VmView, HostError> {
-        self.refuse_if_stopping()?;
-        let vm = self.known(name)?;
-        if let Some(replica) = self.replica(name).filter(|replica| replica.is_gone()) {
-            self.settle(&replica);
+        let patience = if snapshot.is_some() { RESTORE_TIMEOUT } else { START_TIMEOUT };
+        let vm = name.to_owned();
+        let (id, started_from) = self.owned(name, move |daemon| daemon.ask_for_start(&vm, how, snapshot))?;
+        self.wait_for_operation(name, id, patience)?;
+        let mut view = self.vm(name)?;
+        match started_from {
+            Some(copy) => {
+                tracing::warn!("VM {name} started from {copy}");
+                view.note = Some(format!("started from {copy}; what was written since is lost"));
+            }
+            None => tracing::info!("VM {name} started"),
         }
-        let allowed = may_start(&vm.claim, self.registry.host_name(), self.here(name), how.from_stale_disks);
-        allowed.map_err(|why| self.not_started(&vm, why))?;
+        Ok(view)
+    }
+
+    /// Writes down that a VM is to be started, unless it is plain that it cannot be. Answers the operation's number, and what a forced start starts from.
+    fn ask_for_start(
+        &self,
+        name: &str,
+        how: StartVm,
+        snapshot: Option<SnapshotName>,
+    ) -> Result<(u64, Option<String>), HostError> {
+        // It may change the claim.
+        self.settle_gone(name);
+        let vm = self.known(name)?;
+        self.require_startable(&vm, how.from_stale_disks)?;
+        let started_from = start_from(self.vm_folder(name).path(), how)?;
+        let kind = OperationKind::Start { from_stale_disks: how.from_stale_disks, snapshot };
+        // Whoever forces a start names the host by asking it.
+        let host = how.from_stale_disks.then(|| self.registry.host_name().clone());
+        Ok((self.ask(&vm, kind, host)?, started_from))
+    }
+
+    fn require_startable(&self, vm: &KnownVm, is_forced: bool) -> Result<(), HostError> {
+        self.refuse_if_stopping()?;
+        let allowed = may_start(&vm.claim, self.registry.host_name(), self.here(&vm.name), is_forced);
+        allowed.map_err(|why| self.not_started(vm, why))
+    }
+
+    /// Starts a VM on this host, from its disks or from a snapshot, for its owner. Whoever is killed within does not keep the next one from doing it
+    /// again, from the beginning.
+    pub(super) fn start_here(
+        self: &Arc<Self>,
+        vm: &KnownVm,
+        from_stale_disks: bool,
+        snapshot: Option<SnapshotName>,
+    ) -> Result<(), HostError> {
+        let name = &vm.name;
+        self.require_startable(vm, from_stale_disks)?;
         if let Some(replica) = self.replica(name) {
             self.retire(&replica, REQUEST_TIMEOUT);
         }
         // It becomes the VM's when the VM is this host's: until then a secondary may take over with the one that it has now.
-        let vm = at_next_start(vm)?;
+        let vm = at_next_start(vm.clone())?;
         let folder = self.vm_folder(name);
-        let started_from = start_from(folder.path(), how)?;
+        start_from(folder.path(), StartVm { from_stale_disks })?;
         let local = self.startable_spec(&vm, &folder, snapshot.is_some())?;
         // Until the claim is this host's, another VM could be given the same memory.
         let admission = self.admission();
-        self.registry.admit_start(&vm, how.from_stale_disks)?;
+        self.registry.admit_start(&vm, from_stale_disks)?;
         let network_ends = self.end_sockets(&vm.spec);
         self.ends
             .ensure(&self.exe, &vm.spec, &network_ends)
             .map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
         let engine = self.engine_of(&vm);
+        // Of the end before: the next daemon would take it for that of this start, if this one is killed.
+        ReplicaEnd::clear(folder.path());
+        lock(&self.powered_off).remove(&vm.record.name);
         self.registry.update(name, |record| {
+            record.begin_start(vm.claim.generation);
             record.power = Power::On;
             record.engine = Some(engine);
             record.network_ends.clone_from(&network_ends);
@@ -243,16 +299,7 @@ impl Daemon {
             mode: vm.record.ft.mode,
             lag_ms_max: vm.record.ft.lag_ms_max,
         };
-        self.start_primary(&config)?;
-        let mut view = self.vm(name)?;
-        match started_from {
-            Some(copy) => {
-                tracing::warn!("VM {name} started from {copy}");
-                view.note = Some(format!("started from {copy}; what was written since is lost"));
-            }
-            None => tracing::info!("VM {name} started"),
-        }
-        Ok(view)
+        self.start_primary(&config)
     }
 
     /// The spec with the files that are here. Refuses disks whose bases have changed; a snapshot brings its own disks, and has its bases checked.
@@ -298,23 +345,55 @@ impl Daemon {
                 vm.home()
             ))
             .hint("it takes over by itself when that host is lost"),
+            NotStarted::Undecided => HostError::conflict(format!(
+                "the replica of VM {name} on this host does not say that it follows its primary on host {}, and may be about to take over",
+                vm.home()
+            ))
+            .hint(format!("see `twinvm ft status {name}`, and try again")),
         }
     }
 
-    /// Presses a VM's power button, or pulls the plug. For its owner.
-    pub fn stop_vm(&self, name: &str, how: StopVm) -> Result<VmView, HostError> {
-        let vm = self.known(name)?;
-        self.require_home(&vm)?;
-        let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {
-            return Err(
-                HostError::conflict(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
-            );
-        };
-        let asked = replica.ask(&Request::Stop { force: how.force }, REQUEST_TIMEOUT);
-        if !how.force {
-            asked?;
-            return self.vm(name);
-        }
+    /// Presses a VM's power button, or pulls the plug.
+    pub fn stop_vm(self: &Arc<Self>, name: &str, how: StopVm) -> Result<VmView, HostError> {
+        self.ask_running(name, OperationKind::Stop { force: how.force })
+    }
+
+    /// Shuts a VM down and starts it again. It has begun to shut down when this returns; the view shows how it goes on.
+    pub fn reboot_vm(self: &Arc<Self>, name: &str, how: RebootVm) -> Result<VmView, HostError> {
+        let patience_ms = how.timeout_s.saturating_mul(1000);
+        self.ask_running(name, OperationKind::Reboot { force: how.force, patience_ms })
+    }
+
+    /// Writes down what is asked of a VM that runs here, and waits until it has begun.
+    fn ask_running(self: &Arc<Self>, name: &str, kind: OperationKind) -> Result<VmView, HostError> {
+        let vm = name.to_owned();
+        let id = self.owned(name, move |daemon| {
+            let vm = daemon.known(&vm)?;
+            daemon.require_home(&vm)?;
+            daemon.running(&vm.name)?;
+            daemon.ask(&vm, kind, None)
+        })?;
+        self.wait_for_operation(name, id, STOP_TIMEOUT)?;
+        self.vm(name)
+    }
+
+    /// The primary of a VM here.
+    fn running(&self, name: &str) -> Result<Arc<Replica>, HostError> {
+        self.replica(name).filter(|replica| replica.is_primary()).ok_or_else(|| {
+            HostError::conflict(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
+        })
+    }
+
+    /// Presses a VM's power button, for its owner.
+    pub(super) fn press_power_button(&self, name: &str) -> Result<(), HostError> {
+        self.running(name)?.ask(&Request::Stop { force: false }, REQUEST_TIMEOUT)?;
+        Ok(())
+    }
+
+    /// Pulls a VM's plug, for its owner.
+    pub(super) fn pull_plug(&self, vm: &KnownVm) -> Result<(), HostError> {
+        let (name, replica) = (&vm.name, self.running(&vm.name)?);
+        let asked = replica.ask(&Request::Stop { force: true }, REQUEST_TIMEOUT);
         match (asked, &vm.claim.secondary) {
             (Ok(_), _) if replica.wait(PLUG_TIMEOUT) => {}
             // Nobody takes over: a process that hangs is as good as a plug.
@@ -330,7 +409,7 @@ impl Daemon {
             }
         }
         self.settle(&replica);
-        self.vm(name)
+        Ok(())
     }
 
     fn advise_stale_disks(&self, name: &str, error: HostError) -> HostError {

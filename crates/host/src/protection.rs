@@ -10,6 +10,7 @@ use api::status::ProtectionState;
 use axum::http::Method;
 use cluster::controller::Idle;
 use cluster::controller::consent::{LetGo, let_go};
+use cluster::records::{ClusterError, OperationKind};
 use machine::bus::lock;
 use spec::{EngineKind, FtMode, HostName};
 
@@ -21,6 +22,8 @@ use crate::replica::control::{Request, UnprotectReason};
 
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it may take until what is asked for has begun: the primary may be busy, and the secondary let go.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a primary may take to let its secondary go.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long another host may take to end a secondary.
@@ -92,7 +95,9 @@ impl Daemon {
     pub fn ft(self: &Arc<Self>, name: &str, action: FtAction, options: FtOptions) -> Result<VmView, HostError> {
         let mode = mode_of(action, options)?;
         let vm = name.to_owned();
-        self.owned(name, move |daemon| daemon.begin_ft(&vm, action, mode))?;
+        if let Some(id) = self.owned(name, move |daemon| daemon.begin_ft(&vm, action, mode))? {
+            self.wait_for_operation(name, id, OPERATION_TIMEOUT)?;
+        }
         match action {
             FtAction::Off => {
                 self.wait_until_alone(name, &Idle::Disabled)?;
@@ -104,8 +109,8 @@ impl Daemon {
         self.vm(name)
     }
 
-    /// Writes down what is wanted, which the controller sees to; what is no state but happens once is done here.
-    fn begin_ft(&self, name: &str, action: FtAction, mode: Option<FtMode>) -> Result<(), HostError> {
+    /// Writes down what is wanted, which the controller sees to. Answers the number of the operation, if what is asked for is no state but happens once.
+    fn begin_ft(&self, name: &str, action: FtAction, mode: Option<FtMode>) -> Result<Option<u64>, HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let replica = self.replica(name).filter(|replica| replica.is_primary());
@@ -126,6 +131,7 @@ impl Daemon {
         if let Some(mode) = mode {
             self.change_mode(&vm, replica.as_deref(), mode)?;
         }
+        let mut id = None;
         match action {
             FtAction::On | FtAction::Resume => self.want(&vm, true, false)?,
             FtAction::Mode => {}
@@ -137,27 +143,12 @@ impl Daemon {
                     self.registry.claim_alone(&vm)?;
                 }
             }
-            FtAction::RestartSecondary => {
-                let replica = running(name, replica.as_deref())?;
-                if vm.record.ft.suspended {
-                    return Err(suspended(name));
-                }
-                self.let_go(name, Some(replica), UnprotectReason::Restart)?;
-            }
-            FtAction::Failover => {
-                let replica = protected(&vm, replica.as_deref())?;
-                // The answer is that there is none: the process is gone.
-                let _ = replica.ask(&Request::Kill, REQUEST_TIMEOUT);
-                if !replica.wait(REQUEST_TIMEOUT) {
-                    replica.process().kill();
-                }
-            }
-            FtAction::Switchover => {
-                protected(&vm, replica.as_deref())?.ask(&Request::Switchover, REQUEST_TIMEOUT)?;
+            FtAction::RestartSecondary | FtAction::Failover | FtAction::Switchover => {
+                id = Some(self.ask(&vm, operation(&vm, replica.as_deref(), action)?, None)?);
             }
         }
         lock(&self.controller).hurry(&vm.record.name);
-        Ok(())
+        Ok(id)
     }
 
     /// Waits until the primary here, if there is one, has no secondary, as the controller says by having nothing else to do.
@@ -270,14 +261,28 @@ fn mode_of(action: FtAction, options: FtOptions) -> Result<Option<FtMode>, HostE
     }
 }
 
+/// What is asked for that happens once, if the VM is as it has to be for it.
+fn operation(vm: &KnownVm, replica: Option<&Replica>, action: FtAction) -> Result<OperationKind, HostError> {
+    let from = HostName::try_from(vm.home().to_owned()).map_err(ClusterError::from)?;
+    if action == FtAction::RestartSecondary {
+        running(&vm.name, replica)?;
+        if vm.record.ft.suspended {
+            return Err(suspended(&vm.name));
+        }
+        return Ok(OperationKind::RestartSecondary);
+    }
+    protected(vm, replica)?;
+    Ok(if action == FtAction::Failover { OperationKind::Failover { from } } else { OperationKind::Switchover { from } })
+}
+
 fn running<'a>(vm: &str, replica: Option<&'a Replica>) -> Result<&'a Replica, HostError> {
     replica.ok_or_else(|| {
         HostError::conflict(format!("VM {vm} does not run")).hint(format!("start it with `twinvm vm start {vm}`"))
     })
 }
 
-/// A replica whose end its VM survives.
-fn protected<'a>(vm: &KnownVm, replica: Option<&'a Replica>) -> Result<&'a Replica, HostError> {
+/// Refuses a VM that does not survive the end of its primary.
+fn protected(vm: &KnownVm, replica: Option<&Replica>) -> Result<(), HostError> {
     let replica = running(&vm.name, replica)?;
     if vm.record.ft.suspended {
         return Err(suspended(&vm.name));
@@ -288,7 +293,7 @@ fn protected<'a>(vm: &KnownVm, replica: Option<&'a Replica>) -> Result<&'a Repli
         return Err(HostError::conflict(format!("VM {}: {}", vm.name, status.protection))
             .hint(format!("wait until `twinvm ft status {}` says Protected", vm.name)));
     }
-    Ok(replica)
+    Ok(())
 }
 
 fn suspended(vm: &str) -> HostError {

@@ -232,6 +232,13 @@ impl Daemon {
         }
     }
 
+    /// Draws the consequences of the end of a VM's replica here, if it has ended, for the VM's owner.
+    pub(super) fn settle_gone(&self, vm: &str) {
+        if let Some(replica) = self.replica(vm).filter(|replica| replica.is_gone()) {
+            self.settle(&replica);
+        }
+    }
+
     /// Draws the consequences of a replica's end, for the VM's owner. Whoever comes second finds it done: what was started in its place is not
     /// touched.
     pub(super) fn settle(&self, replica: &Arc<Replica>) {

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use api::client::Target;
 use api::messages::{PrepareSecondary, PreparedSecondary, SessionKeys};
-use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
+use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use axum::http::Method;
 use cluster::controller::consent::{Here, is_displaced};
 use cluster::controller::{
-    Action, HostReport, Idle, Loss, LossCause, Outcome, Plan, Planned, ReplicaReport, ReplicaState,
+    Action, HostReport, Idle, Loss, LossCause, Outcome, Plan, Planned, ReplicaReport, ReplicaState, Waiting,
 };
 use cluster::records::{ClusterState, Power};
 use machine::bus::lock;
@@ -28,6 +28,7 @@ use super::registry::KnownVm;
 use super::replicas::Replica;
 use crate::replica::control::{Request, UnprotectReason};
 use crate::replica::end::ReplicaEnd;
+use crate::replica::report::{protection_of, reason_of};
 
 /// How often the controller decides, though nothing may have changed.
 const DECIDE_INTERVAL: Duration = Duration::from_millis(100);
@@ -54,6 +55,7 @@ struct Known {
 #[derive(Default)]
 pub struct Undone {
     idle: BTreeMap<VmName, Idle>,
+    waiting: BTreeMap<VmName, Waiting>,
     /// What keeps VMs from being protected, and since when, in ms since 1970.
     obstacles: BTreeMap<VmName, (String, u64)>,
 }
@@ -62,6 +64,11 @@ impl Undone {
     /// Why nothing is done about a VM.
     pub fn idle(&self, vm: &str) -> Option<&Idle> {
         self.idle.get(vm)
+    }
+
+    /// What the operation of a VM waits for.
+    pub fn waiting(&self, vm: &str) -> Option<&Waiting> {
+        self.waiting.get(vm)
     }
 
     /// What keeps a VM from being protected, and since when, in ms since 1970.
@@ -85,7 +92,7 @@ impl Undone {
                 obstacles.insert(vm.clone(), (text, since));
             }
         }
-        *self = Self { idle: plan.idle, obstacles };
+        *self = Self { idle: plan.idle, waiting: plan.waiting, obstacles };
     }
 }
 
@@ -181,6 +188,13 @@ impl Daemon {
             (Action::NotePowerOff, _) => self.note_power_off(vm).map_err(text),
             (Action::ReleaseReservation, _) => {
                 self.reserve(vm, None).map_err(text)?;
+                Ok(Outcome::Done)
+            }
+            (Action::Step { operation, step, is_last }, _) => {
+                self.take_step(vm, *operation, step, *is_last).map_err(text)
+            }
+            (Action::NoteResult { operation, result }, _) => {
+                self.note_result(vm, *operation, result).map_err(text)?;
                 Ok(Outcome::Done)
             }
             (Action::Protect { secondary }, Some(replica)) => self.protect(replica, secondary),
@@ -347,32 +361,14 @@ fn replica_report(replica: &Replica) -> ReplicaReport {
 }
 
 fn primary_state(status: &ReplicaStatus) -> ReplicaState {
+    let said = &status.protection;
+    let loss = said.reason.map(|reason| Loss {
+        cause: LossCause::of(reason_of(reason)),
+        text: match &said.detail {
+            Some(detail) => format!("{reason}: {detail}"),
+            None => reason.to_string(),
+        },
+    });
     let peer = status.peer.as_ref().and_then(|peer| peer.parse::<HostName>().ok());
-    match (status.protection.state, peer) {
-        (ProtectionState::Protected, Some(by)) => ReplicaState::Protected { by },
-        (ProtectionState::Starting, Some(to)) => ReplicaState::Syncing { to },
-        // The VM itself is being started or ends.
-        (ProtectionState::Protected | ProtectionState::Starting | ProtectionState::NotRunning, _) => {
-            ReplicaState::Booting
-        }
-        (ProtectionState::NeedSecondary | ProtectionState::Disabled, _) => {
-            ReplicaState::Alone { loss: loss(&status.protection) }
-        }
-    }
-}
-
-fn loss(protection: &Protection) -> Option<Loss> {
-    let reason = protection.reason?;
-    let cause = match reason {
-        Reason::UserAction | Reason::NoHost => LossCause::Request,
-        Reason::LostConnection | Reason::Initializing => LossCause::Silence,
-        Reason::Divergence | Reason::HardwareFailure | Reason::CheckpointError | Reason::SecondaryTooSlow => {
-            LossCause::Fault
-        }
-    };
-    let text = match &protection.detail {
-        Some(detail) => format!("{reason}: {detail}"),
-        None => reason.to_string(),
-    };
-    Some(Loss { cause, text })
+    ReplicaState::of_primary(protection_of(said.state), peer, loss)
 }

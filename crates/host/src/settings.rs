@@ -30,6 +30,9 @@ pub(super) fn changed(before: &VmSpec, set: &SetVm) -> Result<VmSpec, HostError>
     if let Some(cpus) = set.cpus {
         spec.cpus = cpus;
     }
+    if let Some(priority) = set.priority {
+        spec.priority = priority;
+    }
     if let Some(forward) = &set.forward {
         let user = spec.networks.iter_mut().find_map(|network| match network {
             NetworkSpec::User(user) => Some(user),
@@ -62,9 +65,17 @@ fn refuse_other_files(before: &VmSpec, after: &VmSpec) -> Result<(), HostError> 
             "`{key}` of VM {} cannot be changed: it was settled when the VM was created",
             before.name
         ))
-        .hint("memory, cpus, cpu, engine, cmdline, huge_pages, numa_node and networks can be; `twinvm vm set --grow-disk` makes a disk bigger")),
+        .hint("memory, cpus, priority, cpu, engine, cmdline, huge_pages, numa_node and networks can be; `twinvm vm set --grow-disk` makes a disk bigger")),
         None => Ok(()),
     }
+}
+
+/// What becomes of the spec of a VM that is to have another one: what it is at once, and what it is from the next start on, each if that is something
+/// else than before. No guest sees its priority, so that it changes at once.
+fn now_and_next(before: &VmSpec, wanted: VmSpec, runs: bool) -> (Option<VmSpec>, Option<VmSpec>) {
+    let now = if runs { VmSpec { priority: wanted.priority, ..before.clone() } } else { wanted.clone() };
+    let next = Some(wanted).filter(|wanted| *wanted != now);
+    (Some(now).filter(|now| now != before), next)
 }
 
 impl Daemon {
@@ -83,16 +94,12 @@ impl Daemon {
         }
         // A secondary that is about to take over, or has, goes on with the spec that it has.
         let runs = is_here || vm.claim.secondary.is_some();
-        let text = |spec| to_toml(spec).map_err(anyhow::Error::from);
-        let (now, next) = match (runs, wanted == vm.spec) {
-            (_, true) => (None, None),
-            (true, false) => (None, Some(text(&wanted)?)),
-            (false, false) => {
-                let changed = KnownVm { spec: wanted.clone(), ..vm.clone() };
-                self.registry.admit_spec(&changed)?;
-                (Some(text(&wanted)?), None)
-            }
-        };
+        let (now, next) = now_and_next(&vm.spec, wanted, runs);
+        if let Some(now) = now.as_ref().filter(|_| !runs) {
+            self.registry.admit_spec(&KnownVm { spec: now.clone(), ..vm.clone() })?;
+        }
+        let text = |spec: Option<VmSpec>| spec.map(|spec| to_toml(&spec).map_err(anyhow::Error::from)).transpose();
+        let (now, next) = (text(now)?, text(next)?);
         if !set.disk_bytes.is_empty() {
             self.vm_folder(name)
                 .grow_disks(&set.disk_bytes)
@@ -163,9 +170,7 @@ impl Daemon {
     }
 
     fn is_autostarted(self: &Arc<Self>, name: &str, attempt: u32) -> bool {
-        let vm = name.to_owned();
-        let started = self.owned(name, move |daemon| daemon.start_vm(&vm, StartVm::default()));
-        match started {
+        match self.start_vm(name, StartVm::default()) {
             Ok(_) => true,
             Err(error) => {
                 tracing::warn!(
@@ -195,7 +200,7 @@ pub(super) fn at_next_start(mut vm: KnownVm) -> Result<KnownVm, HostError> {
 mod tests {
     use cluster::records::{FtSettings, VmRecord};
     use protocol::{Claim, Generation};
-    use spec::ReplicaId;
+    use spec::{Priority, ReplicaId};
 
     use super::*;
 
@@ -241,6 +246,20 @@ mod tests {
         let mut broken = starts;
         broken.record.next_spec = Some("?".to_owned());
         assert!(at_next_start(broken).unwrap_err().to_string().contains("VM shop"));
+    }
+
+    #[test]
+    fn priority_changes_at_once_and_the_rest_when_the_vm_is_started() {
+        let before = spec("");
+        let wanted = VmSpec { priority: Priority::Highest, cpus: 3, ..before.clone() };
+        let urgent = VmSpec { priority: Priority::Highest, ..before.clone() };
+        let changes = |wanted: &VmSpec, runs| now_and_next(&before, wanted.clone(), runs);
+        assert_eq!(changes(&wanted, true), (Some(urgent.clone()), Some(wanted.clone())));
+        assert_eq!(changes(&wanted, false), (Some(wanted), None));
+        assert_eq!(changes(&urgent, true), (Some(urgent.clone()), None));
+        assert_eq!(changes(&before, true), (None, None));
+        let set = SetVm { priority: Some(Priority::Low), ..SetVm::default() };
+        assert_eq!(changed(&before, &set).unwrap(), VmSpec { priority: Priority::Low, ..before });
     }
 
     #[test]

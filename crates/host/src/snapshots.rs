@@ -77,9 +77,21 @@ impl Daemon {
         remove_left_behind(&config::snapshots(&folder));
         let asked = replica.ask(&Request::Snapshot { name: snapshot.clone() }, WRITE_TIMEOUT);
         asked.map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;
+        if let Err(error) = self.note_bases(&file) {
+            // It can be restored all the same, as long as nobody removes the image.
+            tracing::warn!("VM {name}: what snapshot {snapshot} is based on was not noted: {error:#}");
+        }
         let metadata = fs::metadata(&file).with_context(|| format!("cannot find {}", file.display()))?;
         tracing::info!("VM {name}: snapshot {snapshot} taken");
         Ok(self.snapshot_view(&vm, snapshot.clone(), &metadata))
+    }
+
+    /// Notes with the images that a snapshot is based on them: they are not removed as long as it is there.
+    fn note_bases(&self, file: &Path) -> anyhow::Result<()> {
+        let (_, snapshot) = open_snapshot(file)?;
+        let bases = snapshot.head().disks.iter().filter_map(|disk| disk.base.as_ref());
+        let bases: Vec<&Path> = bases.map(|base| base.path.as_path()).collect();
+        Ok(self.images.note_snapshot(&std::path::absolute(file)?, &bases)?)
     }
 
     /// Removes a snapshot. For the VM's owner.
@@ -93,8 +105,17 @@ impl Daemon {
         Ok(())
     }
 
-    /// Starts a VM that is off from a snapshot; what its disks hold is lost. For its owner.
+    /// Starts a VM that is off from a snapshot; what its disks hold is lost.
     pub fn restore_snapshot(self: &Arc<Self>, name: &str, snapshot: &str) -> Result<VmView, HostError> {
+        let (vm, wanted) = (name.to_owned(), snapshot.to_owned());
+        let snapshot = self.owned(name, move |daemon| daemon.restorable(&vm, &wanted))?;
+        let view = self.start_vm_from(name, StartVm::default(), Some(snapshot.clone()))?;
+        tracing::info!("VM {name} goes on from snapshot {snapshot}");
+        Ok(view)
+    }
+
+    /// The snapshot of a VM that is off, if the VM can go on from it. For the VM's owner.
+    fn restorable(&self, name: &str, snapshot: &str) -> Result<SnapshotName, HostError> {
         let vm = at_next_start(self.known(name)?)?;
         self.require_home(&vm)?;
         let snapshot = self.found_snapshot(&vm, snapshot)?;
@@ -108,9 +129,7 @@ impl Daemon {
         };
         let local = folder.local_spec(&vm.spec, &self.vm_files).map_err(refused)?;
         self.check_snapshot(&config::snapshot(folder.path(), &snapshot), &local).map_err(refused)?;
-        let view = self.start_vm_from(name, StartVm::default(), Some(snapshot.clone()))?;
-        tracing::info!("VM {name} goes on from snapshot {snapshot}");
-        Ok(view)
+        Ok(snapshot)
     }
 
     fn found_snapshot(&self, vm: &KnownVm, snapshot: &str) -> Result<SnapshotName, HostError> {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use api::client::CallError;
-use api::messages::{DiskView, HostView, LocalVms, VmNote, VmView};
+use api::messages::{DiskView, HostView, LocalVms, OperationView, VmNote, VmView};
 use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use axum::http::Method;
 use cluster::planner::reserved;
-use cluster::records::{ClusterState, HostRecord, Power, VmState};
+use cluster::records::{ClusterState, HostRecord, Operation, OperationResult, Power, VmState};
 
 use super::daemon::Daemon;
 use super::error::HostError;
@@ -160,9 +160,20 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         spec: spec::to_toml(&vm.spec).unwrap_or_default(),
         next_spec: vm.record.next_spec.clone(),
         autostart: vm.record.autostart,
+        priority: vm.spec.priority,
+        operation: vm.record.operation.as_ref().map(operation),
         host,
         replicas,
     }
+}
+
+fn operation(operation: &Operation) -> OperationView {
+    let failure = match &operation.result {
+        Some(OperationResult::Failed { why }) => Some(why.clone()),
+        Some(OperationResult::Done) | None => None,
+    };
+    let (id, what) = (operation.id, operation.kind.label().to_owned());
+    OperationView { id, what, is_over: operation.result.is_some(), failure }
 }
 
 /// A VM may run, or be protected, and yet miss something, on either host.

@@ -3,7 +3,7 @@
 use cluster::controller::consent::{self, Here, LetGo};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, ReplicaReport, ReplicaState};
 use cluster::records::Power;
-use protocol::{Claim, DropReason, LossReason, Protection, Reason, Replica, Role, Status};
+use protocol::{Claim, DropReason, Replica, Role, Status};
 use spec::HostName;
 
 use crate::coverage::Occurrence;
@@ -15,6 +15,8 @@ use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
 use crate::world::{Death, World};
 
+/// Why a step of an operation is made again rather than given up.
+pub(crate) const STORE_AWAY: &str = "the store does not answer";
 /// How long a host waits for the answer of another one.
 const ANSWER_TIMEOUT: Nanoseconds = 50 * MILLISECOND;
 /// How long a primary may take to let its secondary go, and how often it is looked whether it has.
@@ -50,7 +52,7 @@ impl World {
         }
         let plan = daemon.controller.decide(&daemon.known, &daemon.report, &now);
         let stays = |idle: &Idle| matches!(idle, Idle::Protected { .. } | Idle::Secondary | Idle::Syncing { .. });
-        daemon.is_settled = plan.actions.is_empty() && plan.idle.values().all(stays);
+        daemon.is_settled = plan.actions.is_empty() && plan.waiting.is_empty() && plan.idle.values().all(stays);
         let (run, replica) = (daemon.run, daemon.watched.map(|(process, _)| process));
         for (_, idle) in plan.idle {
             self.tell(|world| format!("daemon {}: nothing ({idle})", world.name(host)));
@@ -108,7 +110,8 @@ impl World {
             Body::Following(_) => ReplicaState::Secondary { unclaimed_ms: 0 },
             Body::Running(runner) => {
                 let peer = runner.session.as_ref().map(|session| self.host_name(session.secondary));
-                primary_state(&status, peer)
+                let loss = status.reason.map(|reason| Loss { cause: LossCause::of(reason), text: String::new() });
+                ReplicaState::of_primary(status.protection, peer, loss)
             }
         };
         Some(ReplicaReport { generation: status.generation, state, processor: None })
@@ -146,19 +149,22 @@ impl World {
         if !self.has_daemon(host) || self.hosts[host].daemon.run != task.run {
             return self.coverage.note(Occurrence::TaskLost);
         }
-        match task.step {
+        match task.step.clone() {
             Step::Begin { replica } => self.begins(host, task, replica),
             Step::Prepared { target, replica, secondary } => self.prepared(task, target, replica, secondary),
             Step::LetGo { until, reason } => self.lets_go(task, until, reason),
-            Step::Start { is_forced } => self.starts_vm(host, is_forced),
+            Step::Claim { generation, was_home } => self.claims_for_start(task, generation, was_home),
+            Step::Launch { claim, was_home } => self.launches(task, claim, was_home),
+            Step::Launched => self.ends(&task, &Outcome::Done),
             Step::Prepare { .. } | Step::Drop { .. } => {}
         }
     }
 
     /// The task is over.
-    fn ends(&mut self, task: &Task, outcome: &Outcome) {
+    pub fn ends(&mut self, task: &Task, outcome: &Outcome) {
         if let Some(action) = &task.action {
             self.tell(|world| format!("daemon {}: {action}: {outcome:?}", world.name(task.host)));
+            let outcome = &self.notes_result(task.host, action, outcome);
             let (vm, now) = (self.vm.clone(), hasty_ms(self.now));
             let daemon = &mut self.hosts[task.host].daemon;
             daemon.is_settled = false;
@@ -166,17 +172,19 @@ impl World {
         }
     }
 
-    fn fails(&mut self, task: &Task, why: &str) {
+    pub fn fails(&mut self, task: &Task, why: &str) {
         self.ends(task, &Outcome::Failed(why.to_owned()));
     }
 
     fn begins(&mut self, host: usize, mut task: Task, replica: Option<ProcessId>) {
         if !self.reaches_store(host) {
-            return self.fails(&task, "the store does not answer");
+            return self.fails(&task, STORE_AWAY);
         }
         let replica = replica.filter(|_| replica == self.process_id(host));
         let (is_home, ft) = (self.host_name(host).is(&self.claim().primary), self.records.vms[0].record.ft.clone());
         match (task.action.clone(), replica) {
+            (Some(Action::Step { operation, step, .. }), _) => self.takes_step(task, operation, &step),
+            (Some(Action::NoteResult { .. }), _) => self.ends(&task, &Outcome::Done),
             (Some(Action::ReleaseReservation), _) => {
                 self.reserve(None);
                 self.ends(&task, &Outcome::Done);
@@ -382,31 +390,4 @@ impl World {
         self.retires(host);
         true
     }
-}
-
-/// As `host::runtime` sees a primary.
-fn primary_state(status: &Status, peer: Option<HostName>) -> ReplicaState {
-    match (status.protection, peer) {
-        (Protection::Protected, Some(by)) => ReplicaState::Protected { by },
-        (Protection::Starting | Protection::NeedSecondary, Some(to)) => ReplicaState::Syncing { to },
-        (Protection::Protected | Protection::Starting | Protection::NotRunning, _) => ReplicaState::Booting,
-        (Protection::NeedSecondary | Protection::Disabled, _) => ReplicaState::Alone { loss: status.reason.map(loss) },
-    }
-}
-
-fn loss(reason: Reason) -> Loss {
-    let cause = match reason {
-        Reason::NotReady | Reason::Dropped(DropReason::TooSlow) => LossCause::Fault,
-        Reason::Arbitrating(loss) | Reason::Lost(loss) => match loss {
-            LossReason::Closed | LossReason::Silent => LossCause::Silence,
-            LossReason::Protocol | LossReason::Failed | LossReason::Diverged => LossCause::Fault,
-        },
-        Reason::Dropped(_) | Reason::HandOver | Reason::Stopped(_) => LossCause::Request,
-        Reason::NoSecondaryYet
-        | Reason::FirstCheckpoint
-        | Reason::Entitling
-        | Reason::TookOver
-        | Reason::StoreUnreachable => LossCause::Silence,
-    };
-    Loss { cause, text: String::new() }
 }

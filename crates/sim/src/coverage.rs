@@ -160,6 +160,16 @@ occurrences! {
     StartRefused,
     /// A start was refused, as the copy of the disk is incomplete.
     StartRefusedIncomplete,
+    /// Somebody asked for a reboot.
+    RebootAsked,
+    /// A VM was started again for a reboot.
+    RebootDone,
+    /// Somebody pressed the VM's power button, or pulled its plug.
+    StopAsked,
+    /// What one run of a daemon was asked for was done by another.
+    Inherited,
+    /// What was asked for failed.
+    OperationFailed,
     /// The schedule ended with a protected VM.
     EndedProtected,
 }

@@ -5,7 +5,7 @@ use cluster::controller::{Action, Controller, HostReport, ReplicaReport, Setting
 use cluster::records::{
     BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord, VmState,
 };
-use protocol::{Claim, DropReason};
+use protocol::{Claim, DropReason, Generation};
 use spec::{EngineKind, HostName, VmName};
 
 use crate::process::ProcessId;
@@ -76,6 +76,17 @@ pub(crate) struct Task {
     pub step: Step,
 }
 
+/// What is known of the operation that was asked for last, for judging what becomes of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    /// Its number.
+    pub id: u64,
+    /// Which run of which host's daemon was asked.
+    pub of: (usize, u32),
+    /// Whether the VM has been started for it.
+    pub is_launched: bool,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// Carry out what the controller wants with the replica that it was about.
@@ -88,8 +99,12 @@ pub(crate) enum Step {
     LetGo { until: Nanoseconds, reason: DropReason },
     /// On another host: end the secondary, and delete its disks.
     Drop { target: usize, deletes: bool },
-    /// Start the VM.
-    Start { is_forced: bool },
+    /// Make this host the only one that may run the VM, which is to be started in this generation. `was_home`: it was at home here before.
+    Claim { generation: Generation, was_home: bool },
+    /// Start its replica.
+    Launch { claim: Claim, was_home: bool },
+    /// It runs, which is to be noted.
+    Launched,
 }
 
 /// The records of the cluster in the beginning: one VM, on the first host.

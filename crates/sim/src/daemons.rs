@@ -1,5 +1,6 @@
 //! What is around the replicas: faults, the user, the host daemons, and how all should end.
 
+use cluster::records::{OperationKind, OperationResult};
 use protocol::{DiskAdvice, Event, LossReason};
 
 use crate::coverage::Occurrence;
@@ -111,7 +112,9 @@ impl World {
                 }
             }
             Fault::DaemonKilled(target, duration) => {
-                if let Some(host) = self.target(target).filter(|&host| self.has_daemon(host)) {
+                // While nobody runs the VM, its home's is who sees to it.
+                let host = self.target(target).or_else(|| self.home_of_vm());
+                if let Some(host) = host.filter(|&host| self.has_daemon(host)) {
                     self.coverage.note(Occurrence::DaemonKilled);
                     let duration = self.until(duration) - self.now;
                     self.daemon_is_killed(host, duration);
@@ -122,11 +125,8 @@ impl World {
                     self.asks_to_start(host, is_forced);
                 }
             }
-            Fault::SwitchOver => {
-                if let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) {
-                    self.switch_over(host);
-                }
-            }
+            Fault::Stop { force, is_reboot } => self.asks_to_stop(force, is_reboot),
+            Fault::SwitchOver => self.asks_to_switch_over(),
         }
     }
 
@@ -199,6 +199,7 @@ impl World {
         }
         if self.is_nobody_left() {
             self.check_lost();
+            self.check_forgotten();
             self.start_at_home();
         } else if let Some(primary) = self.protected_primary() {
             let since = *self.well_since.get_or_insert(self.now);
@@ -315,10 +316,24 @@ impl World {
         secondary.replica.is_protected().then_some(id)
     }
 
-    /// Nobody runs the VM: the operator starts it where its disks are the newest.
+    /// Nobody runs the VM: a start that was asked for is still to come, or has failed.
+    fn check_forgotten(&mut self) {
+        let Some(operation) = &self.records.vms[0].record.operation else { return };
+        let starts = matches!(operation.kind, OperationKind::Start { .. } | OperationKind::Reboot { .. });
+        let is_launched = self.asked.is_some_and(|asked| asked.id == operation.id && asked.is_launched);
+        if starts && operation.result == Some(OperationResult::Done) && !is_launched {
+            let (id, text) = (operation.id, format!("{operation:?}"));
+            self.broken(Violation::Forgotten(id, text));
+        }
+    }
+
+    /// Nobody runs the VM: the operator starts it where its disks are the newest, unless that has been asked for.
     fn start_at_home(&mut self) {
-        let primary = &self.claim().primary;
-        if let Some(home) = self.hosts.iter().position(|host| host.name == *primary) {
+        let pending = self.records.vms[0].record.pending();
+        if pending.is_some_and(|operation| matches!(operation.kind, OperationKind::Start { .. })) {
+            return;
+        }
+        if let Some(home) = self.home_of_vm() {
             self.asks_to_start(home, false);
         }
     }

@@ -65,6 +65,11 @@ pub(crate) enum Fault {
         target: Target,
         is_forced: bool,
     },
+    /// Somebody shuts the VM down, or restarts it.
+    Stop {
+        force: bool,
+        is_reboot: bool,
+    },
     SwitchOver,
     /// The user changes the FT mode.
     ChangeMode,
@@ -84,9 +89,11 @@ pub(crate) enum Moment {
     HandOverSent,
     Lost,
     TakenOver,
+    StartBegun,
+    Launched,
 }
 
-const MOMENTS: [Moment; 9] = [
+const MOMENTS: [Moment; 11] = [
     Moment::ModeChanged,
     Moment::Copied,
     Moment::SwapAsked,
@@ -96,6 +103,8 @@ const MOMENTS: [Moment; 9] = [
     Moment::HandOverSent,
     Moment::Lost,
     Moment::TakenOver,
+    Moment::StartBegun,
+    Moment::Launched,
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +209,7 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(32) {
+        match random.below(34) {
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),
@@ -222,6 +231,8 @@ impl Fault {
             27 => Self::Start { target, is_forced: random.chance(70) },
             28 => Self::Drop(random.pick(&[DropReason::Off, DropReason::Restart])),
             22 | 23 => Self::DisksBreak { target, hang: random.chance(30), duration },
+            32 => Self::Stop { force: random.chance(50), is_reboot: random.chance(30) },
+            33 => Self::Stop { force: random.chance(50), is_reboot: true },
             _ => Self::SwitchOver,
         }
     }

@@ -81,13 +81,19 @@ pub enum Mutation {
     FinishAtOnce,
     /// A guest that is too fast for its first copy is not slowed down, and the copy goes on.
     KeepHopelessCopy,
+    /// A start is noted to be done before the replica runs.
+    NoteStartEarly,
+    /// A reboot is noted to be done when the guest is told to shut down: that it is to be started is only remembered.
+    RememberReboot,
+    /// A VM is started for a reboot, and it is not noted that it need not be shut down any more.
+    RebootAgain,
     /// The secondary forgets output of which it does not know that it has left.
     DoNotSendAgain,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 43] = [
         Self::MissDiskFailure,
         Self::RunOnBrokenDisk,
         Self::ClaimUnready,
@@ -128,5 +134,8 @@ impl Mutation {
         Self::CopyForEver,
         Self::FinishAtOnce,
         Self::KeepHopelessCopy,
+        Self::NoteStartEarly,
+        Self::RememberReboot,
+        Self::RebootAgain,
     ];
 }

@@ -1,22 +1,33 @@
 //! What the user and the operator ask of hosts: protection on and off, starts of the VM.
 
-use cluster::controller::consent;
-use cluster::records::Power;
-use protocol::{Claim, DropReason, Epoch, Replica};
+use cluster::controller::{Action, Outcome, Step as OperationStep, consent};
+use cluster::records::{OperationKind, OperationResult, Power};
+use protocol::{Claim, DropReason, Epoch, Generation, Replica};
+use spec::HostName;
 
+use crate::controller::STORE_AWAY;
 use crate::coverage::Occurrence;
-use crate::daemon::{Step, Task};
+use crate::daemon::{Asked, Step, Task, hasty_ms};
+use crate::faults::Moment;
 use crate::mutation::Mutation;
-use crate::process::{Body, Runner, Timer};
+use crate::process::{Body, GuestEnd, Runner, Timer};
 use crate::store::NOBODY;
+use crate::time::{MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
-use crate::world::World;
+use crate::world::{Death, World};
+
+/// How long a guest may take to shut down when it is restarted.
+const SHUTDOWN_MAX: Nanoseconds = 200 * MILLISECOND;
 
 impl World {
+    /// The host that the store names as the VM's.
+    pub fn home_of_vm(&self) -> Option<usize> {
+        self.hosts.iter().position(|host| host.name == self.claim().primary)
+    }
+
     /// The host that answers for the VM, if it does.
     fn answering_home(&self) -> Option<usize> {
-        let primary = &self.claim().primary;
-        let home = self.hosts.iter().position(|host| host.name == *primary)?;
+        let home = self.home_of_vm()?;
         (self.has_daemon(home) && self.reaches_store(home)).then_some(home)
     }
 
@@ -45,8 +56,7 @@ impl World {
             DropReason::Restart if !is_wanted => self.want_ft(true, false),
             DropReason::Restart => {
                 self.coverage.note(Occurrence::Restart);
-                let task = self.errand(home, Step::Begin { replica: None });
-                self.begins_to_let_go(home, task, reason);
+                self.asks(home, OperationKind::RestartSecondary, None);
             }
             DropReason::Suspend => {
                 self.coverage.note(Occurrence::Suspend);
@@ -77,48 +87,208 @@ impl World {
         claim
     }
 
+    /// Somebody asks a host for something that happens once: it is written down.
+    fn asks(&mut self, host: usize, kind: OperationKind, by: Option<HostName>) {
+        if !self.has_daemon(host) || !self.reaches_store(host) {
+            return;
+        }
+        self.tell(|world| format!("{} is asked for a {}", world.name(host), kind.label()));
+        let generation = self.claim().generation;
+        let id = self.records.vms[0].record.ask(kind, by, generation);
+        self.records.revision += 1;
+        self.asked = Some(Asked { id, of: (host, self.hosts[host].daemon.run), is_launched: false });
+    }
+
     /// Somebody starts the VM on a host, by force or not.
     pub fn asks_to_start(&mut self, host: usize, is_forced: bool) {
-        let task = self.errand(host, Step::Start { is_forced });
+        if consent::may_start(self.claim(), &self.host_name(host), self.here(host), is_forced).is_err() {
+            return self.coverage.note(Occurrence::StartRefused);
+        }
+        let by = is_forced.then(|| self.host_name(host));
+        self.asks(host, OperationKind::Start { from_stale_disks: is_forced, snapshot: None }, by);
+    }
+
+    /// Somebody presses the VM's power button, or pulls its plug.
+    pub fn asks_to_stop(&mut self, force: bool, is_reboot: bool) {
+        let Some(home) = self.answering_home().filter(|&home| self.runner(home).is_some()) else { return };
+        let patience_ms = hasty_ms(SHUTDOWN_MAX);
+        let (kind, occurrence) = match is_reboot {
+            true => (OperationKind::Reboot { force, patience_ms }, Occurrence::RebootAsked),
+            false => (OperationKind::Stop { force }, Occurrence::StopAsked),
+        };
+        self.coverage.note(occurrence);
+        self.asks(home, kind, None);
+    }
+
+    /// Somebody asks for a planned takeover.
+    pub fn asks_to_switch_over(&mut self) {
+        let Some(home) = self.answering_home() else { return };
+        if self.hosts[home].process.as_ref().is_some_and(|process| process.replica.is_protected()) {
+            let from = self.host_name(home);
+            self.asks(home, OperationKind::Switchover { from }, None);
+        }
+    }
+
+    /// As `host::operations`: a step, unless something else was asked for since it was decided.
+    pub fn takes_step(&mut self, task: Task, operation: u64, step: &OperationStep) {
+        let host = task.host;
+        let Some(pending) = self.records.vms[0].record.pending().filter(|pending| pending.id == operation).cloned()
+        else {
+            return self.ends(&task, &Outcome::NotWanted);
+        };
+        match step {
+            OperationStep::Start { from_stale_disks, .. } => self.begins_to_start(task, *from_stale_disks),
+            OperationStep::RestartSecondary => self.begins_to_let_go(host, task, DropReason::Restart),
+            _ if self.runner(host).is_none() || self.is_paused(host) => {
+                self.fails(&task, "the replica does not answer");
+            }
+            OperationStep::PressPowerButton | OperationStep::PullPlug => {
+                if self.asked.is_some_and(|asked| asked.id == operation && asked.is_launched) {
+                    self.broken(Violation::RebootedTwice(operation));
+                }
+                self.guest_ends(host, GuestEnd::PowerOff);
+                self.ends(&task, &Outcome::Done);
+            }
+            OperationStep::SwitchOver | OperationStep::KillPrimary if self.claim().generation != pending.generation => {
+                self.fails(&task, "the replicas have changed meanwhile");
+            }
+            OperationStep::SwitchOver => {
+                self.switch_over(host);
+                self.ends(&task, &Outcome::Done);
+            }
+            OperationStep::KillPrimary => {
+                self.end_process(host, Death::Crashed, true);
+                self.ends(&task, &Outcome::Done);
+            }
+        }
+    }
+
+    /// What is written down when a step, or the operation, is over. Answers the outcome for the controller.
+    pub fn notes_result(&mut self, host: usize, action: &Action, outcome: &Outcome) -> Outcome {
+        let remembers = self.mutation == Some(Mutation::RememberReboot);
+        let (operation, result) = match (action, outcome) {
+            (Action::NoteResult { operation, result }, _) => {
+                // As by a takeover.
+                if *result == OperationResult::Done && self.runner(host).is_some() {
+                    self.runs_for(*operation);
+                }
+                (*operation, Some(result.clone()))
+            }
+            (Action::Step { operation, is_last, .. }, Outcome::Done) => {
+                (*operation, Some(OperationResult::Done).filter(|_| *is_last || remembers))
+            }
+            (Action::Step { operation, .. }, Outcome::Failed(why)) if why != STORE_AWAY => {
+                self.coverage.note(Occurrence::OperationFailed);
+                (*operation, Some(OperationResult::Failed { why: why.clone() }))
+            }
+            _ => return outcome.clone(),
+        };
+        let Some(result) = result else { return outcome.clone() };
+        if !self.reaches_store(host) {
+            return Outcome::Failed(STORE_AWAY.to_owned());
+        }
+        let run = (host, self.hosts[host].daemon.run);
+        if self.asked.is_some_and(|asked| asked.id == operation && asked.of != run) {
+            self.coverage.note(Occurrence::Inherited);
+        }
+        self.records.vms[0].record.end(operation, result);
+        self.records.revision += 1;
+        if let Outcome::Failed(_) = outcome { Outcome::NotWanted } else { outcome.clone() }
+    }
+
+    /// As `host::power`, step by step: what is to be done is written down first.
+    fn begins_to_start(&mut self, mut task: Task, is_forced: bool) {
+        let (host, name) = (task.host, self.host_name(task.host));
+        let was_home = name.is(&self.claim().primary);
+        if consent::may_start(self.claim(), &name, self.here(host), is_forced).is_err() {
+            self.coverage.note(Occurrence::StartRefused);
+            return self.fails(&task, "it runs, or is at home elsewhere");
+        }
+        if !self.has_a_copy(host, is_forced) {
+            return self.fails(&task, "its copy is incomplete");
+        }
+        self.retires(host);
+        self.hosts[host].is_powered_off = false;
+        let generation = self.claim().generation;
+        let (begins_anew, is_early) =
+            (self.mutation == Some(Mutation::RebootAgain), self.mutation == Some(Mutation::NoteStartEarly));
+        let record = &mut self.records.vms[0].record;
+        if let Some(operation) = record.pending().filter(|_| is_early).map(|operation| operation.id) {
+            record.end(operation, OperationResult::Done);
+        }
+        if !begins_anew {
+            record.begin_start(generation);
+        }
+        (record.power, record.syncing_to) = (Power::On, None);
+        self.records.revision += 1;
+        task.step = Step::Claim { generation, was_home };
+        self.soon(task);
+        self.moment(Moment::StartBegun);
+    }
+
+    fn has_a_copy(&mut self, host: usize, is_forced: bool) -> bool {
+        let (noted, trusts) = (self.hosts[host].disks.noted, self.mutation == Some(Mutation::StartFromParts));
+        let has_one = protocol::may_start(Some(noted), is_forced).is_ok() || trusts;
+        if !has_one {
+            self.coverage.note(Occurrence::StartRefusedIncomplete);
+        }
+        has_one
+    }
+
+    pub fn claims_for_start(&mut self, mut task: Task, generation: Generation, was_home: bool) {
+        let host = task.host;
+        if !self.reaches_store(host) {
+            return self.fails(&task, STORE_AWAY);
+        }
+        if self.claim().generation != generation {
+            return self.fails(&task, "it was started or taken over by another host meanwhile");
+        }
+        let claim = self.claim_alone(host, NOBODY);
+        task.step = Step::Launch { claim, was_home };
         self.soon(task);
     }
 
-    /// As `host::power`.
-    pub fn starts_vm(&mut self, host: usize, is_forced: bool) {
-        if !self.reaches_store(host) {
-            return;
+    pub fn launches(&mut self, mut task: Task, claim: Claim, was_home: bool) {
+        let host = task.host;
+        if *self.claim() != claim {
+            return self.fails(&task, "it was started by another host meanwhile");
         }
-        let name = self.host_name(host);
-        let is_home = name.is(&self.claim().primary);
-        if consent::may_start(self.claim(), &name, self.here(host), is_forced).is_err() {
-            return self.coverage.note(Occurrence::StartRefused);
-        }
-        let (noted, trusts) = (self.hosts[host].disks.noted, self.mutation == Some(Mutation::StartFromParts));
-        if protocol::may_start(Some(noted), is_forced).is_err() && !trusts {
-            return self.coverage.note(Occurrence::StartRefusedIncomplete);
+        if !self.has_a_copy(host, !was_home) {
+            return self.fails(&task, "its copy is incomplete");
         }
         self.retires(host);
-        let record = &mut self.records.vms[0].record;
-        (record.power, record.syncing_to) = (Power::On, None);
         self.hosts[host].disks.flush();
         let blocks = self.hosts[host].disks.blocks;
         if !self.history.could_be_a_disk(&blocks) {
             return self.broken(Violation::StartedFromParts(self.name(host)));
         }
-        if is_home && !self.history.keeps_what_was_flushed(&blocks) {
+        if was_home && !self.history.keeps_what_was_flushed(&blocks) {
             return self.broken(Violation::FlushLost(self.name(host)));
         }
-        self.coverage.note(if is_home { Occurrence::Started } else { Occurrence::StartedByForce });
+        self.coverage.note(if was_home { Occurrence::Started } else { Occurrence::StartedByForce });
         self.tell(|world| format!("{}: the VM is started", world.name(host)));
         let id = self.next_process();
-        let claim = self.claim_alone(host, id);
-        if !is_home {
+        self.store.author(claim.generation, id);
+        if !was_home {
             // Whoever forces a start says that nobody else runs the VM: what a replica that does lets out is his fault.
             self.forced_since = Some(id);
+        }
+        if let Some(Action::Step { operation, .. }) = &task.action {
+            self.runs_for(*operation);
         }
         let state = self.history.boots(blocks);
         let replica = Replica::primary(self.hosts[host].name.clone(), claim);
         self.start_process(host, replica, Body::Running(Box::new(Runner::new(state, Epoch::NONE))));
         self.start_timer(host, 0, Timer::Guest);
+        self.moment(Moment::Launched);
+        task.step = Step::Launched;
+        self.soon(task);
+    }
+
+    /// The VM runs that was to be started for an operation.
+    fn runs_for(&mut self, operation: u64) {
+        if let Some(asked) = self.asked.as_mut().filter(|asked| asked.id == operation) {
+            asked.is_launched = true;
+        }
     }
 }

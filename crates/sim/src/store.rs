@@ -54,6 +54,13 @@ impl Store {
         self.entries.push(Entry { claim, author, secondary: None });
     }
 
+    /// The replica for which a daemon has claimed the VM runs now.
+    pub fn author(&mut self, generation: Generation, author: ProcessId) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.claim.generation == generation) {
+            entry.author = author;
+        }
+    }
+
     pub fn carry_out(&mut self, pending: &Pending) -> Event {
         let current = &self.current().claim;
         match &pending.request {

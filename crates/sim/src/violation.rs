@@ -80,4 +80,10 @@ pub enum Violation {
     /// Nobody runs the VM, though a replica that the store names has not crashed.
     #[error("the VM is lost, though the last claim was {0}, and not all whom it names have crashed")]
     Abandoned(String),
+    /// A start or a reboot that was asked for was forgotten, or is said to be done, and is not.
+    #[error("the VM does not run, and nobody goes on with operation {0}: {1}")]
+    Forgotten(u64, String),
+    /// A VM that was started for a reboot was shut down for the same reboot once more.
+    #[error("operation {0} shuts the VM down that was started for it")]
+    RebootedTwice(u64),
 }

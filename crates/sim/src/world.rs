@@ -6,7 +6,7 @@ use spec::{HostName, ReplicaId, VmName};
 
 use crate::agenda::Agenda;
 use crate::coverage::{Coverage, Occurrence};
-use crate::daemon::{Daemon, Task, records};
+use crate::daemon::{Asked, Daemon, Task, records};
 use crate::disks::Disks;
 use crate::faults::{FAULTS_END, Moment, Plan, Trigger};
 use crate::history::{FIRST_STATE, History};
@@ -96,6 +96,8 @@ pub(crate) struct World {
     /// The cluster's records, with the VM's claim.
     pub records: ClusterState,
     pub vm: VmName,
+    /// What was asked for last.
+    pub asked: Option<Asked>,
     /// Since the VM was started by force: the process.
     pub forced_since: Option<ProcessId>,
     pub is_calm: bool,
@@ -157,6 +159,7 @@ impl World {
             wants_log: false,
             records: records(&names, claim.clone(), &vm),
             vm,
+            asked: None,
             forced_since: None,
             is_calm: false,
             is_behind: false,

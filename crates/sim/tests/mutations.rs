@@ -62,6 +62,8 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::CopyForEver => matches!(violation, V::Stuck(_)),
         Mutation::FinishAtOnce => matches!(violation, V::LongPause(_)),
         Mutation::KeepHopelessCopy => matches!(violation, V::LogOverflows(_)),
+        Mutation::NoteStartEarly | Mutation::RememberReboot => matches!(violation, V::Forgotten(..)),
+        Mutation::RebootAgain => matches!(violation, V::RebootedTwice(_)),
         Mutation::DoNotSendAgain => matches!(violation, V::OutputLost(_)),
     }
 }

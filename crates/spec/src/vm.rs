@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, CpuLevel, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, VmId, VmName};
+use crate::{
+    ByteSize, CpuLevel, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, Priority, VmId, VmName,
+};
 
 /// Fewest bytes of memory a VM can have: below this Debian's kernel does not unpack.
 pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
@@ -53,6 +55,9 @@ pub struct VmSpec {
     /// The NUMA node of the host whose memory is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numa_node: Option<u32>,
+    /// Which of several VMs comes first where not all can at once, as after the loss of a host: `"highest"`, `"high"`, `"medium"`, `"low"` or `"lowest"`.
+    #[serde(default, skip_serializing_if = "is_medium")]
+    pub priority: Priority,
     /// Which engine runs the vCPUs.
     #[serde(default)]
     pub engine: EngineChoice,
@@ -108,6 +113,10 @@ fn one() -> u32 {
 
 fn is_off(huge_pages: &HugePages) -> bool {
     *huge_pages == HugePages::Off
+}
+
+fn is_medium(priority: &Priority) -> bool {
+    *priority == Priority::Medium
 }
 
 /// Why a spec was refused.
@@ -297,6 +306,7 @@ mod tests {
             ("must be 1 to", "memory =", "cpus = 0\nmemory ="),
             ("must be 1 to", "memory =", "cpus = 65\nmemory ="),
             ("unknown variant", "memory =", "huge_pages = \"on\"\nmemory ="),
+            ("unknown variant", "memory =", "priority = \"urgent\"\nmemory ="),
             ("line 3", "memory =", "numa_node = -1\nmemory ="),
             ("network", "mode = \"user\"", "mode = \"user\"\nmtu = 9"),
         ] {
@@ -314,6 +324,14 @@ mod tests {
         let text = GOOD.replacen("memory =", "huge_pages = \"transparent\"\nnuma_node = 1\nmemory =", 1);
         let spec = VmSpec::parse(&text).unwrap();
         assert_eq!(spec.backing(), MemoryBacking { huge_pages: HugePages::Transparent, numa_node: Some(1) });
+        assert_eq!(VmSpec::parse(&toml::to_string(&spec).unwrap()).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_vm_is_of_medium_priority_unless_its_spec_says_another() {
+        assert_eq!(VmSpec::parse(GOOD).unwrap().priority, Priority::Medium);
+        let spec = VmSpec::parse(&GOOD.replacen("memory =", "priority = \"lowest\"\nmemory =", 1)).unwrap();
+        assert_eq!(spec.priority, Priority::Lowest);
         assert_eq!(VmSpec::parse(&toml::to_string(&spec).unwrap()).unwrap(), spec);
     }
 

@@ -164,6 +164,7 @@ const HOUSE: &[Crate] = &[
                 "daemon",
                 "metrics",
                 "names",
+                "operations",
                 "power",
                 "protection",
                 "replicas",

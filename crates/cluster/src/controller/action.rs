@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use spec::{HostName, ReplicaId, VmName};
+use spec::{HostName, ReplicaId, SnapshotName, VmName};
 
-use super::Idle;
+use super::{Idle, Waiting};
+use crate::records::OperationResult;
 
 /// What one host is to do now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Actions, at most one for each VM, in order of the VMs' names.
+    /// Actions, in order of the VMs' names: for each VM at most one for its protection, and one for the operation that somebody asked for.
     pub actions: Vec<Planned>,
     /// Why nothing is done about the other VMs with a replica on the host.
     pub idle: BTreeMap<VmName, Idle>,
+    /// What operations wait for with which this host has to go on.
+    pub waiting: BTreeMap<VmName, Waiting>,
 }
 
 /// What is to be done about one VM.
@@ -21,7 +24,7 @@ pub struct Plan {
 pub struct Planned {
     /// The VM.
     pub vm: VmName,
-    /// What to do. Its [`Outcome`] is to be told to the controller, which plans nothing else for the VM meanwhile.
+    /// What to do. Its [`Outcome`] is to be told to the controller, which plans no other of its kind for the VM meanwhile.
     pub action: Action,
     /// Why.
     pub why: Why,
@@ -43,6 +46,44 @@ pub enum Action {
     ReleaseReservation,
     /// Note in the VM's record that it is off.
     NotePowerOff,
+    /// Carry out a step of an operation.
+    Step {
+        /// The operation's number.
+        operation: u64,
+        /// The step.
+        step: Step,
+        /// Whether the operation has ended when this is done. If it fails, it has in any case.
+        is_last: bool,
+    },
+    /// Note in the VM's record how an operation has ended.
+    NoteResult {
+        /// The operation's number.
+        operation: u64,
+        /// How it has ended.
+        result: OperationResult,
+    },
+}
+
+/// A step of an operation. Each may be done twice, as by the daemon after one that was killed before it could say that it was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Start the VM on this host.
+    Start {
+        /// From the copy of the disks that is here, though another host's is newer or may be.
+        from_stale_disks: bool,
+        /// From a snapshot instead of the disks.
+        snapshot: Option<SnapshotName>,
+    },
+    /// Press its power button.
+    PressPowerButton,
+    /// Pull its plug.
+    PullPlug,
+    /// Have the primary hand the VM over.
+    SwitchOver,
+    /// Kill the primary's process.
+    KillPrimary,
+    /// Have the primary let its secondary go, so that another one is made.
+    RestartSecondary,
 }
 
 /// Why something is to be done.
@@ -67,6 +108,10 @@ pub enum Why {
     NoCopyUnderWay,
     /// The guest was powered off, which the record does not say yet.
     PoweredOff,
+    /// Somebody asked for it.
+    Asked,
+    /// What somebody asked for has come about, or cannot.
+    Over,
 }
 
 /// How an action has ended.
@@ -94,6 +139,28 @@ impl fmt::Display for Action {
             Self::EndReplica => f.pad("end the replica"),
             Self::ReleaseReservation => f.pad("release the reservation"),
             Self::NotePowerOff => f.pad("note that it is off"),
+            Self::Step { step, .. } => step.fmt(f),
+            Self::NoteResult { operation, result: OperationResult::Done } => {
+                write!(f, "note that operation {operation} is done")
+            }
+            Self::NoteResult { operation, result: OperationResult::Failed { why } } => {
+                write!(f, "note that operation {operation} has failed: {why}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start { snapshot: Some(snapshot), .. } => write!(f, "start it from snapshot {snapshot}"),
+            Self::Start { from_stale_disks: true, .. } => f.pad("start it from what is here"),
+            Self::Start { .. } => f.pad("start it"),
+            Self::PressPowerButton => f.pad("press the power button"),
+            Self::PullPlug => f.pad("pull the plug"),
+            Self::SwitchOver => f.pad("hand it over"),
+            Self::KillPrimary => f.pad("kill the primary"),
+            Self::RestartSecondary => f.pad("let the secondary go for another one"),
         }
     }
 }
@@ -109,6 +176,8 @@ impl fmt::Display for Why {
             Self::CopyComplete => f.pad("the first copy is complete"),
             Self::NoCopyUnderWay => f.pad("no first copy is under way"),
             Self::PoweredOff => f.pad("the guest was powered off"),
+            Self::Asked => f.pad("somebody asked for it"),
+            Self::Over => f.pad("there is nothing more to do for it"),
         }
     }
 }

@@ -24,8 +24,10 @@ pub enum NotStarted {
     NotAtHome,
     /// It runs here already.
     Runs,
-    /// The replica here takes over by itself when the primary is lost, or may be about to.
+    /// The replica here takes over by itself when the primary is lost.
     Follows,
+    /// The claim names the replica here as secondary, and it does not say that it follows: it may be about to take over.
+    Undecided,
 }
 
 /// Why a host prepares no secondary.
@@ -78,7 +80,7 @@ pub fn may_start(claim: &Claim, host: &HostName, here: Here, is_forced: bool) ->
         Here::Waiting | Here::Following | Here::Primary if is_home => Err(NotStarted::Runs),
         Here::Following => Err(NotStarted::Follows),
         // One that says nothing, or not yet that its primary has come: the newest of the VM may be in it.
-        Here::Waiting | Here::Primary if names(claim, host) => Err(NotStarted::Follows),
+        Here::Waiting | Here::Primary if names(claim, host) => Err(NotStarted::Undecided),
         // A secondary that nobody needs, or a primary that has been succeeded.
         Here::Nothing | Here::Waiting | Here::Primary => Ok(()),
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use cpu::CpuProfile;
-use spec::{HostName, VmName};
+use spec::{HostName, Priority, VmName};
 
-use super::action::{Action, Outcome, Plan, Planned, Why};
+use super::action::{Action, Outcome, Plan, Planned, Step, Why};
 use super::idle::Idle;
+use super::operation::{self, Next, Progress};
 use super::report::{HostReport, ReplicaReport, ReplicaState};
 use super::search::{Phase, Search};
 use crate::planner::{Failures, NoPlace, place_secondary};
@@ -35,6 +36,7 @@ pub struct Controller {
 struct Candidate<'a> {
     vm: &'a VmState,
     processor: Option<&'a CpuProfile>,
+    priority: Priority,
     alone_since_ms: u64,
 }
 
@@ -52,8 +54,10 @@ impl Controller {
     /// What the host is to do now. `wanted` is the cluster's state, `seen` what the host sees, observed before `wanted` was read or after.
     pub fn decide(&mut self, wanted: &ClusterState, seen: &HostReport, now: &BootTime) -> Plan {
         let is_at_home = |vm: &VmState| seen.host.is(&vm.claim.claim.primary);
-        let is_here = |vm: &VmName| seen.replicas.contains_key(vm) || wanted.vm(vm).is_some_and(is_at_home);
-        self.searches.retain(|vm, search| search.is_busy || is_here(vm));
+        let is_asked = |vm: &VmState| vm.record.pending().is_some_and(|it| it.host.as_ref() == Some(&seen.host));
+        let concerns = |vm: &VmState| is_at_home(vm) || is_asked(vm);
+        let is_here = |vm: &VmName| seen.replicas.contains_key(vm) || wanted.vm(vm).is_some_and(concerns);
+        self.searches.retain(|vm, search| search.is_busy || search.progress.is_busy || is_here(vm));
         let is_primary = |vm: &VmName| {
             seen.replicas.get(vm).is_some_and(|replica| !matches!(replica.state, ReplicaState::Secondary { .. }))
         };
@@ -81,12 +85,15 @@ impl Controller {
                 Considered::Nothing(idle) => drop(plan.idle.insert(name.clone(), idle)),
                 Considered::NeedsSecondary(vm) => {
                     let processor = replica.processor.as_ref();
-                    candidates.push(Candidate { vm, processor, alone_since_ms: search.alone_since_ms() });
+                    // Of one whose spec cannot be read nothing is known, and nothing comes.
+                    let priority = vm.record.vm_spec().map_or(Priority::Lowest, |spec| spec.priority);
+                    candidates.push(Candidate { vm, processor, priority, alone_since_ms: search.alone_since_ms() });
                 }
             }
         }
         self.give_secondaries(candidates, wanted, now, &mut plan);
         self.settle_absent(wanted, seen, now.ms, &mut plan);
+        self.operate(wanted, seen, now.ms, &mut plan);
         plan.actions.sort_by(|a, b| a.vm.cmp(&b.vm));
         plan
     }
@@ -94,6 +101,13 @@ impl Controller {
     /// Takes note of how an action has ended.
     pub fn note(&mut self, vm: &VmName, action: &Action, outcome: &Outcome, now_ms: u64) {
         let search = self.searches.entry(vm.clone()).or_default();
+        if let Action::Step { .. } | Action::NoteResult { .. } = action {
+            search.progress.note(action, outcome, now_ms);
+            if let (Action::Step { step: Step::RestartSecondary, .. }, Outcome::Done) = (action, outcome) {
+                search.let_go();
+            }
+            return;
+        }
         search.is_busy = false;
         match (action, outcome) {
             (Action::Protect { .. }, Outcome::Done) => search.told(now_ms),
@@ -126,7 +140,8 @@ impl Controller {
         }
     }
 
-    /// Gives the places for first copies that are free to the VMs that have been without a secondary for longest.
+    /// Gives the places for first copies that are free to the VMs of the highest priority, and of those to the ones that have been without a secondary for
+    /// longest.
     fn give_secondaries(
         &mut self,
         mut candidates: Vec<Candidate<'_>>,
@@ -138,9 +153,8 @@ impl Controller {
             return;
         }
         let mut under_way = self.searches.values().filter(|search| search.is_copying()).count();
-        candidates.sort_by(|a, b| {
-            a.alone_since_ms.cmp(&b.alone_since_ms).then_with(|| a.vm.record.name.cmp(&b.vm.record.name))
-        });
+        let order = |it: &Candidate<'_>| (it.priority, it.alone_since_ms, it.vm.record.name.clone());
+        candidates.sort_by_cached_key(order);
         let mut state = wanted.clone();
         let mut ahead = 0;
         for Candidate { vm, processor, .. } in candidates {
@@ -161,6 +175,24 @@ impl Controller {
                     plan.actions.push(Planned { vm: name.clone(), action, why: Why::NeedsSecondary });
                 }
                 Err(error) => drop(plan.idle.insert(name.clone(), no_place(vm, error))),
+            }
+        }
+    }
+
+    /// What somebody asked for.
+    fn operate(&mut self, wanted: &ClusterState, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
+        for vm in wanted.vms.iter().filter(|vm| vm.record.pending().is_some()) {
+            let name = &vm.record.name;
+            let replica = seen.replicas.get(name).map(|replica| &replica.state);
+            let none = Progress::default();
+            let progress = self.searches.get(name).map_or(&none, |search| &search.progress);
+            match operation::next(vm, replica, progress, seen, now_ms) {
+                Some(Next::Act(action, why)) => {
+                    self.searches.entry(name.clone()).or_default().progress.is_busy = true;
+                    plan.actions.push(Planned { vm: name.clone(), action, why });
+                }
+                Some(Next::Wait(waiting)) => drop(plan.waiting.insert(name.clone(), waiting)),
+                None => {}
             }
         }
     }
@@ -271,7 +303,8 @@ fn consider_primary<'a>(
             if seen.is_stopping {
                 return Considered::Nothing(Idle::HostStopping);
             }
-            if vm.record.power == Power::Off {
+            let is_ending = vm.record.pending().is_some_and(|it| it.kind.ends_the_guest());
+            if vm.record.power == Power::Off || is_ending {
                 return Considered::Nothing(Idle::PoweringOff);
             }
             too_early.unwrap_or(Considered::NeedsSecondary(vm))

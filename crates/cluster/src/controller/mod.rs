@@ -12,8 +12,12 @@
 //! | [`Controller`] | what decides |
 //! | [`Plan`], [`Planned`], [`Action`] | what is to be done, and why |
 //! | [`Idle`] | why nothing is done about a VM |
+//! | [`Waiting`] | what an operation waits for that somebody asked for |
 //! | [`consent`] | what a host may do with its replica when it is asked to start, prepare, drop or end one |
 //! | [`Outcome`] | how an action that took its time has ended |
+//!
+//! What happens once, such as a start or a hand-over, is an [`Operation`](crate::records::Operation) in the VM's record, which stays there until it has
+//! ended. Each run of a daemon decides its next [`Step`] from what it sees: a step whose end nobody came to note is done again, or found to be done.
 //!
 //! Plans are advice, as the planner's are: two hosts may decide at once from states that differ, and the compare-and-swap on a VM's claim
 //! or the host that is asked to hold a replica has the last word. So whoever carries an action out reads the claim again where an
@@ -23,10 +27,12 @@ mod action;
 pub mod consent;
 mod decide;
 mod idle;
+mod operation;
 mod report;
 mod search;
 
-pub use action::{Action, Outcome, Plan, Planned, Why};
+pub use action::{Action, Outcome, Plan, Planned, Step, Why};
 pub use decide::{Controller, Settings};
 pub use idle::Idle;
+pub use operation::Waiting;
 pub use report::{HostReport, Loss, LossCause, ReplicaReport, ReplicaState};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cpu::CpuProfile;
-use protocol::Generation;
+use protocol::{DropReason, Generation, LossReason, Protection, Reason};
 use spec::{HostName, VmName};
 
 /// What one host sees of itself.
@@ -57,6 +57,20 @@ pub enum ReplicaState {
     },
 }
 
+impl ReplicaState {
+    /// What a primary is that says this of its protection, with a secondary on host `peer` or on the way to it. `loss`: how it lost the one before.
+    pub fn of_primary(protection: Protection, peer: Option<HostName>, loss: Option<Loss>) -> Self {
+        match (protection, peer) {
+            (Protection::Protected, Some(by)) => Self::Protected { by },
+            // The protocol hears of a secondary when its first copy is done.
+            (Protection::Starting | Protection::NeedSecondary, Some(to)) => Self::Syncing { to },
+            // The VM itself is being started or ends.
+            (Protection::Protected | Protection::Starting | Protection::NotRunning, _) => Self::Booting,
+            (Protection::NeedSecondary | Protection::Disabled, _) => Self::Alone { loss },
+        }
+    }
+}
+
 /// How a primary lost its secondary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
@@ -79,6 +93,25 @@ pub enum LossCause {
 }
 
 impl LossCause {
+    /// What kind of loss it was that a primary gives this reason for.
+    pub fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::NotReady | Reason::Dropped(DropReason::TooSlow) => Self::Fault,
+            Reason::Arbitrating(loss) | Reason::Lost(loss) => match loss {
+                LossReason::Closed | LossReason::Silent => Self::Silence,
+                LossReason::Protocol | LossReason::Failed | LossReason::Diverged => Self::Fault,
+            },
+            Reason::Dropped(DropReason::Off | DropReason::Suspend | DropReason::Restart)
+            | Reason::HandOver
+            | Reason::Stopped(_) => Self::Request,
+            Reason::NoSecondaryYet
+            | Reason::FirstCheckpoint
+            | Reason::Entitling
+            | Reason::TookOver
+            | Reason::StoreUnreachable => Self::Silence,
+        }
+    }
+
     /// Whether it is held against the host; `during_sync`: it had not become a secondary yet.
     pub(super) fn is_blamed(self, during_sync: bool) -> bool {
         match self {

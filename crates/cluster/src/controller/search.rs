@@ -2,6 +2,7 @@
 
 use spec::HostName;
 
+use super::operation::Progress;
 use super::report::{Loss, ReplicaState};
 
 /// How long a primary that was told of its secondary may go on saying that it has none, in ms.
@@ -13,8 +14,10 @@ const RETRY_MS: u64 = 500;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Search {
     pub(super) phase: Phase,
-    /// An action is being carried out.
+    /// An action is being carried out for its protection.
     pub(super) is_busy: bool,
+    /// What is remembered of the operation that somebody asked for.
+    pub(super) progress: Progress,
     /// No attempt before this time, and why the last one failed.
     retry: Option<(u64, String)>,
     /// Since when it has no secondary, in ms.
@@ -127,5 +130,6 @@ impl Search {
     /// The next attempt may begin at once.
     pub(super) fn hurry(&mut self) {
         self.retry = None;
+        self.progress.hurry();
     }
 }

@@ -15,6 +15,7 @@ mod claim;
 mod cluster;
 mod error;
 mod host;
+mod operation;
 mod seen;
 mod state;
 mod vm;
@@ -24,6 +25,7 @@ pub use claim::{COPIES_MAX, ClaimRecord};
 pub use cluster::Cluster;
 pub use error::ClusterError;
 pub use host::{HostRecord, Lease};
+pub use operation::{Operation, OperationKind, OperationResult};
 pub use state::{ClusterState, Unreadable, VmState};
 pub use vm::{FtSettings, Power, VmRecord};
 

@@ -1,9 +1,10 @@
 use std::path::PathBuf;
 
+use protocol::Generation;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, HostName, SpecError, VmName, VmSpec};
 
-use super::UnknownFields;
+use super::{Operation, OperationKind, OperationResult, UnknownFields};
 
 /// What a VM is, and what its administrator wants of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct VmRecord {
     /// The host that is being given its first copy. Its resources are reserved as if it were the secondary.
     #[serde(default)]
     pub syncing_to: Option<HostName>,
+    /// What was asked for last that happens once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Operation>,
     /// When it was created, in ms since 1970.
     pub created_unix_ms: u64,
     /// What a newer version has added.
@@ -51,6 +55,7 @@ impl VmRecord {
             ft,
             network_ends: Vec::new(),
             syncing_to: None,
+            operation: None,
             created_unix_ms,
             unknown: UnknownFields::default(),
         }
@@ -62,6 +67,38 @@ impl VmRecord {
     /// If it is not one that this version understands.
     pub fn vm_spec(&self) -> Result<VmSpec, SpecError> {
         VmSpec::parse(&self.spec)
+    }
+
+    /// Asks for an operation, in place of the one that was asked for last, whether that has ended or not. `generation` is that of the claim now, `host` who
+    /// is to carry it out, if not the VM's home. Answers its number.
+    pub fn ask(&mut self, kind: OperationKind, host: Option<HostName>, generation: Generation) -> u64 {
+        let id = self.operation.as_ref().map_or(1, |last| last.id.saturating_add(1));
+        let unknown = UnknownFields::default();
+        self.operation = Some(Operation { id, kind, host, generation, has_begun: false, result: None, unknown });
+        id
+    }
+
+    /// The operation that is to be carried out, if there is one.
+    pub fn pending(&self) -> Option<&Operation> {
+        self.operation.as_ref().filter(|operation| operation.result.is_none())
+    }
+
+    /// The start that was asked for begins, with the claim of this generation: whatever else was asked for is done with. A reboot becomes a start, so that
+    /// the VM is not shut down once more.
+    pub fn begin_start(&mut self, generation: Generation) {
+        if let Some(operation) = self.operation.as_mut().filter(|operation| operation.result.is_none()) {
+            (operation.generation, operation.has_begun) = (generation, true);
+            if let OperationKind::Reboot { .. } = operation.kind {
+                operation.kind = OperationKind::Start { from_stale_disks: false, snapshot: None };
+            }
+        }
+    }
+
+    /// Takes note of how an operation has ended, unless another one was asked for meanwhile.
+    pub fn end(&mut self, id: u64, result: OperationResult) {
+        if let Some(operation) = self.operation.as_mut().filter(|operation| operation.id == id) {
+            operation.result.get_or_insert(result);
+        }
     }
 }
 

@@ -36,8 +36,9 @@ fn a_vm_starts_at_home_unless_somebody_forces_it_and_never_beside_itself() {
 /// A replica that does not answer counts as a primary, and one that has just got its primary says that it waits.
 #[test]
 fn a_forced_start_ends_no_replica_that_the_claim_names_as_secondary() {
-    for here in [Here::Waiting, Here::Following, Here::Primary] {
-        assert_eq!(may_start(&claim(Some("b")), &host("b"), here, true), Err(NotStarted::Follows), "{here:?}");
+    assert_eq!(may_start(&claim(Some("b")), &host("b"), Here::Following, true), Err(NotStarted::Follows));
+    for here in [Here::Waiting, Here::Primary] {
+        assert_eq!(may_start(&claim(Some("b")), &host("b"), here, true), Err(NotStarted::Undecided), "{here:?}");
     }
     assert_eq!(may_start(&claim(Some("b")), &host("b"), Here::Nothing, true), Ok(()));
     for secondary in [None, Some("c")] {

@@ -5,17 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use cluster::controller::{
     Action, Controller, HostReport, Loss, LossCause, Outcome, Plan, ReplicaReport, ReplicaState, Settings,
 };
-use cluster::records::{BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Power, VmRecord, VmState};
+use cluster::records::{
+    BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, OperationKind, OperationResult, Power,
+    VmRecord, VmState,
+};
 use cpu::CpuProfile;
 use cpu::cpuid::{CpuOffer, Features, TscOffer, XsaveComponent, word};
 use protocol::{Claim, Generation};
 use serde::Deserialize;
-use spec::{CpuLevel, EngineKind, HostName, ReplicaId, VmName};
+use spec::{CpuLevel, EngineKind, HostName, Priority, ReplicaId, VmName};
 
 const BOOT: &str = "boot";
 const LEASE_TTL_MS: u64 = 3_000;
 /// AES instructions, which are in no level.
 const AES: u32 = 1 << 25;
+/// How long a guest may take to shut down when it is rebooted.
+const PATIENCE_MS: u64 = 180_000;
 
 /// The story of host `a`.
 #[derive(Deserialize)]
@@ -57,6 +62,8 @@ struct Vm {
     /// It runs on KVM, at this level.
     kvm: Option<CpuLevel>,
     #[serde(default)]
+    priority: Priority,
+    #[serde(default)]
     ft: Ft,
 }
 
@@ -78,6 +85,25 @@ struct Step {
     /// How actions have ended: VM, and `done`, `not wanted`, or why it failed.
     #[serde(default)]
     ended: Vec<(VmName, String)>,
+    /// How steps of operations have ended, in the same words.
+    #[serde(default)]
+    stepped: Vec<(VmName, String)>,
+    /// The daemon was killed, and this is the next one: it remembers nothing.
+    #[serde(default)]
+    new_daemon: bool,
+    /// What is asked for: `start`, `force-start` (here, from what is here), `restore`, `stop`, `force-stop`, `reboot`, `force-reboot`, `switchover`,
+    /// `failover`, `restart-secondary`.
+    #[serde(default)]
+    ask: BTreeMap<VmName, String>,
+    /// The records say how operations have ended: `done`, or why they failed.
+    #[serde(default)]
+    results: BTreeMap<VmName, String>,
+    /// Starts that have begun: the records say in which generation, and that the VM is on.
+    #[serde(default)]
+    begun: Vec<VmName>,
+    /// Changes of power.
+    #[serde(default)]
+    power: BTreeMap<VmName, Power>,
     /// Somebody asks for another attempt with these VMs.
     #[serde(default)]
     hurry: Vec<VmName>,
@@ -166,12 +192,19 @@ impl Story {
         };
         let mut seen = BTreeMap::new();
         let mut silent: BTreeSet<HostName> = BTreeSet::new();
-        let mut under_way: BTreeMap<VmName, Action> = BTreeMap::new();
+        let mut under_way: BTreeMap<(VmName, bool), Action> = BTreeMap::new();
         let mut told = Vec::new();
         for step in &self.steps {
-            for (vm, outcome) in &step.ended {
-                let action = under_way.remove(vm).unwrap_or_else(|| panic!("nothing is under way for {vm}"));
-                controller.note(vm, &action, &outcome_of(outcome), step.at);
+            if step.new_daemon {
+                controller = Controller::new(Settings { first_copies_max: self.first_copies_max });
+                under_way.clear();
+            }
+            for (endings, is_step) in [(&step.ended, false), (&step.stepped, true)] {
+                for (vm, outcome) in endings {
+                    let action = under_way.remove(&(vm.clone(), is_step));
+                    let action = action.unwrap_or_else(|| panic!("nothing is under way for {vm}"));
+                    controller.note(vm, &action, &outcome_of(outcome), step.at);
+                }
             }
             step.hurry.iter().for_each(|vm| controller.hurry(vm));
             step.change(&mut state);
@@ -189,7 +222,10 @@ impl Story {
                 powered_off: step.powered_off.clone(),
             };
             let plan = controller.decide(&state, &report, &BootTime { boot_id: BOOT.to_owned(), ms: step.at });
-            under_way.extend(plan.actions.iter().map(|planned| (planned.vm.clone(), planned.action.clone())));
+            under_way.extend(plan.actions.iter().map(|planned| {
+                let is_step = matches!(planned.action, Action::Step { .. } | Action::NoteResult { .. });
+                ((planned.vm.clone(), is_step), planned.action.clone())
+            }));
             told.push((step.expect.clone(), words(&plan)));
         }
         told
@@ -198,7 +234,27 @@ impl Story {
 
 fn words(plan: &Plan) -> Vec<String> {
     let idle = plan.idle.iter().map(|(vm, idle)| format!("{vm}: nothing ({idle})"));
-    plan.actions.iter().map(ToString::to_string).chain(idle).collect()
+    let waiting = plan.waiting.iter().map(|(vm, waiting)| format!("{vm}: waits ({waiting})"));
+    plan.actions.iter().map(ToString::to_string).chain(idle).chain(waiting).collect()
+}
+
+fn kind_of(text: &str, from: &str) -> OperationKind {
+    let start = |from_stale_disks, snapshot: Option<&str>| OperationKind::Start {
+        from_stale_disks,
+        snapshot: snapshot.map(|name| name.parse().unwrap()),
+    };
+    let from: HostName = from.parse().unwrap();
+    match text {
+        "start" => start(false, None),
+        "force-start" => start(true, None),
+        "restore" => start(false, Some("s")),
+        "stop" | "force-stop" => OperationKind::Stop { force: text == "force-stop" },
+        "reboot" | "force-reboot" => OperationKind::Reboot { force: text == "force-reboot", patience_ms: PATIENCE_MS },
+        "switchover" => OperationKind::Switchover { from },
+        "failover" => OperationKind::Failover { from },
+        "restart-secondary" => OperationKind::RestartSecondary,
+        other => panic!("nobody can ask for {other}"),
+    }
 }
 
 fn outcome_of(text: &str) -> Outcome {
@@ -212,7 +268,7 @@ fn outcome_of(text: &str) -> Outcome {
 impl Step {
     fn change(&self, state: &mut ClusterState) {
         for vm in &mut state.vms {
-            let name = &vm.record.name;
+            let name = &vm.record.name.clone();
             if let Some(ft) = self.ft.get(name) {
                 set_ft(&mut vm.record.ft, *ft);
             }
@@ -221,6 +277,22 @@ impl Step {
             }
             if let Some(host) = self.syncing_to.get(name) {
                 vm.record.syncing_to = host.parse().ok();
+            }
+            if let Some(power) = self.power.get(name) {
+                vm.record.power = *power;
+            }
+            let claim = &vm.claim.claim;
+            if let (Some(result), Some(id)) = (self.results.get(name), vm.record.pending().map(|it| it.id)) {
+                let failed = |why: &str| OperationResult::Failed { why: why.to_owned() };
+                vm.record.end(id, if result == "done" { OperationResult::Done } else { failed(result) });
+            }
+            if let Some(text) = self.ask.get(name) {
+                let host = (text == "force-start").then(|| "a".parse().unwrap());
+                vm.record.ask(kind_of(text, claim.primary.as_str()), host, claim.generation);
+            }
+            if self.begun.contains(name) {
+                vm.record.power = Power::On;
+                vm.record.begin_start(claim.generation);
             }
         }
     }
@@ -271,9 +343,11 @@ fn profile(level: CpuLevel) -> CpuProfile {
 
 impl Vm {
     fn state(&self) -> VmState {
+        let Self { name, memory_mib, priority, .. } = self;
         let cpu = self.kvm.unwrap_or_default();
-        let spec =
-            format!("name = \"{}\"\nmemory = \"{}M\"\nkernel = \"k\"\ncpu = \"{cpu}\"\n", self.name, self.memory_mib);
+        let spec = format!(
+            "name = \"{name}\"\nmemory = \"{memory_mib}M\"\nkernel = \"k\"\npriority = \"{priority}\"\ncpu = \"{cpu}\"\n"
+        );
         let mut record = VmRecord::new(self.name.clone(), spec, FtSettings::disabled(100, 50), 0);
         record.engine = self.kvm.map(|_| EngineKind::Kvm);
         record.power = if self.off { Power::Off } else { Power::On };

@@ -8,4 +8,4 @@ pub mod disk_copy;
 pub mod end;
 mod ends;
 pub mod process;
-mod report;
+pub(crate) mod report;

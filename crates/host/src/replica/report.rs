@@ -158,6 +158,31 @@ pub fn secondary(status: &SecondaryStatus) -> Report {
     }
 }
 
+/// What the protocol says where administrators read this state.
+pub fn protection_of(state: ProtectionState) -> protocol::Protection {
+    match state {
+        ProtectionState::Protected => protocol::Protection::Protected,
+        ProtectionState::Starting => protocol::Protection::Starting,
+        ProtectionState::NeedSecondary => protocol::Protection::NeedSecondary,
+        ProtectionState::Disabled => protocol::Protection::Disabled,
+        ProtectionState::NotRunning => protocol::Protection::NotRunning,
+    }
+}
+
+/// One of the reasons of the protocol's for which administrators read this one: which of them, nobody has to tell apart.
+pub fn reason_of(reason: Reason) -> protocol::Reason {
+    match reason {
+        Reason::Initializing => protocol::Reason::NoSecondaryYet,
+        Reason::LostConnection => protocol::Reason::Lost(LossReason::Silent),
+        Reason::Divergence => protocol::Reason::Lost(LossReason::Diverged),
+        Reason::HardwareFailure => protocol::Reason::Lost(LossReason::Failed),
+        Reason::CheckpointError => protocol::Reason::Lost(LossReason::Protocol),
+        Reason::SecondaryTooSlow => protocol::Reason::Dropped(DropReason::TooSlow),
+        // A replica does not say that there is no host.
+        Reason::UserAction | Reason::NoHost => protocol::Reason::Dropped(DropReason::Off),
+    }
+}
+
 fn protection(status: &protocol::Status) -> Protection {
     let state = match status.protection {
         protocol::Protection::Protected => ProtectionState::Protected,
@@ -202,6 +227,7 @@ fn lockstep(figures: replication::lockstep::LockstepFigures) -> LockstepFigures 
 
 #[cfg(test)]
 mod tests {
+    use cluster::controller::LossCause;
     use protocol::{Generation, Pace, Slowed};
     use replication::driver::Progress;
     use replication::gate::GateStatus;
@@ -225,6 +251,36 @@ mod tests {
             disk_faults: Vec::new(),
             figures: driver::Figures::default(),
             gate: GateStatus::default(),
+        }
+    }
+
+    /// The controller judges a host by what its replicas say, which comes to it by way of what administrators read.
+    #[test]
+    fn a_loss_is_of_the_same_kind_after_it_was_put_for_administrators() {
+        use protocol::{Reason as Said, StopReason};
+        let losses =
+            [LossReason::Closed, LossReason::Silent, LossReason::Protocol, LossReason::Failed, LossReason::Diverged];
+        let drops = [DropReason::Off, DropReason::Suspend, DropReason::Restart, DropReason::TooSlow];
+        let others = [
+            Said::NoSecondaryYet,
+            Said::TookOver,
+            Said::FirstCheckpoint,
+            Said::Entitling,
+            Said::StoreUnreachable,
+            Said::NotReady,
+            Said::HandOver,
+            Said::Stopped(StopReason::Superseded),
+        ];
+        let said = losses.iter().flat_map(|&loss| [Said::Lost(loss), Said::Arbitrating(loss)]);
+        for reason in said.chain(drops.map(Said::Dropped)).chain(others) {
+            let seen = protection(&status(reason).protocol);
+            let again = seen.reason.map(reason_of).map(LossCause::of);
+            assert_eq!(again, Some(LossCause::of(reason)), "{reason:?}");
+        }
+        for state in ProtectionState::ALL {
+            let mut said = status(Said::NoSecondaryYet).protocol;
+            said.protection = protection_of(state);
+            assert_eq!(protection(&said).state, state);
         }
     }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use api::client::CONSOLE_PROTOCOL;
 use api::messages::{
-    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RemoveVm, RenameVm, SetVm,
-    StartVm, StopHost, StopVm,
+    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RebootVm, RemoveVm,
+    RenameVm, SetVm, StartVm, StopHost, StopVm,
 };
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -93,6 +93,7 @@ fn routes() -> Vec<Route> {
         Route::at_home(POST, "/v1/vms/{vm}/rename", Operators, rename_vm),
         Route::at_home(POST, "/v1/vms/{vm}/start", Operators, start_vm),
         Route::at_home(POST, "/v1/vms/{vm}/stop", Operators, stop_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/reboot", Operators, reboot_vm),
         Route::at_home(GET, "/v1/vms/{vm}/console", Operators, console),
         Route::at_home(GET, "/v1/vms/{vm}/snapshots", Operators, snapshots),
         Route::at_home(POST, "/v1/vms/{vm}/snapshots", Operators, create_snapshot),
@@ -245,11 +246,15 @@ async fn rename_vm(
 }
 
 async fn start_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StartVm>) -> impl IntoResponse {
-    owned(daemon, vm.clone(), move |daemon| daemon.start_vm(&vm, body.0)).await
+    blocking(daemon, move |daemon| daemon.start_vm(&vm, body.0)).await
 }
 
 async fn stop_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StopVm>) -> impl IntoResponse {
-    owned(daemon, vm.clone(), move |daemon| daemon.stop_vm(&vm, body.0)).await
+    blocking(daemon, move |daemon| daemon.stop_vm(&vm, body.0)).await
+}
+
+async fn reboot_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<RebootVm>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.reboot_vm(&vm, body.0)).await
 }
 
 async fn snapshots(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
@@ -271,7 +276,7 @@ async fn remove_snapshot(State(daemon): Shared, Path((vm, snapshot)): Path<(Stri
 }
 
 async fn restore_snapshot(State(daemon): Shared, Path((vm, snapshot)): Path<(String, String)>) -> impl IntoResponse {
-    owned(daemon, vm.clone(), move |daemon| daemon.restore_snapshot(&vm, &snapshot)).await
+    blocking(daemon, move |daemon| daemon.restore_snapshot(&vm, &snapshot)).await
 }
 
 async fn ft_price(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {

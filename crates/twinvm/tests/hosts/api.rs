@@ -199,6 +199,7 @@ fn a_hosts_certificate_does_not_entitle_to_what_operators_do() {
         ("DELETE", "/v1/vms/x"),
         ("POST", "/v1/vms/x/start"),
         ("POST", "/v1/vms/x/stop"),
+        ("POST", "/v1/vms/x/reboot"),
         ("GET", "/v1/vms/x/console"),
         ("GET", "/v1/vms/x/snapshots"),
         ("POST", "/v1/vms/x/snapshots"),

@@ -6,8 +6,13 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cluster::records::{Cluster, HostRecord};
+use cluster::arbiter::StoreArbiter;
+use cluster::records::{Cluster, HostRecord, OperationKind, Power};
 use cluster::store::{StoreLocation, Stores};
+
+use protocol::{Arbiter, Claim, Verdict};
+use serde_json::Value;
+use spec::ReplicaId;
 
 use crate::client::Client;
 use crate::console::Console;
@@ -237,4 +242,77 @@ fn a_vm_is_started_with_its_machine_if_that_is_wanted_and_not_with_its_daemon() 
     let started = world.wait("a", "the VM to run", |status| status["running"] == true);
     assert_eq!((&started["autostart"], state(&started)), (&true.into(), "disabled"));
     world.done("a", &["vm", "stop", VM, "--force"]);
+}
+
+/// It is killed when it has written down what it was asked for, and when the guest has shut down.
+#[test]
+fn a_reboot_goes_on_whatever_becomes_of_the_daemon() {
+    let mut world = World::of(&["a"]);
+    world.boot_redis("a");
+    // The guest is up so far that it heeds its power button.
+    Console::connect(&world, "a").leave();
+    let cluster = Cluster::new(Stores::open(&StoreLocation::File(world.store()), None).unwrap());
+    let name = VM.parse().unwrap();
+    let ask = |force| {
+        let generation = cluster.claim(&name).unwrap().claim.generation;
+        let kind = OperationKind::Reboot { force, patience_ms: u64::try_from(HUNG.as_millis()).unwrap() };
+        let asked = cluster.update_vm(&name, |record| {
+            record.ask(kind.clone(), None, generation);
+        });
+        assert!(asked.unwrap().pending().is_some());
+    };
+    let rebooted = |world: &World, before: &Value| {
+        let after = world.wait("a", "the reboot", |status| status["operation"]["is_over"] == true);
+        assert_eq!((&after["operation"]["failure"], &after["running"]), (&Value::Null, &true.into()), "{after:#}");
+        assert!(after["generation"].as_u64() > before["generation"].as_u64());
+        assert_ne!(after["replicas"][0]["pid"], before["replicas"][0]["pid"]);
+        after
+    };
+    let first = world.status("a");
+    world.kill_daemon("a");
+    ask(false);
+    assert_eq!(world.replicas("a").len(), 1);
+    world.start("a");
+    let second = rebooted(&world, &first);
+    world.kill_daemon("a");
+    ask(true);
+    world.power_off_by_replica("a");
+    world.wait_for_no_replica("a");
+    world.start("a");
+    let third = rebooted(&world, &second);
+    // It is done: the next daemon does not do it again.
+    world.kill_daemon("a");
+    world.start("a");
+    world.done("a", &["vm", "snapshot", "create", VM, "later"]);
+    assert_eq!(world.status("a")["replicas"][0]["pid"], third["replicas"][0]["pid"]);
+}
+
+/// The daemon was killed after it had claimed the VM for a start, and before it had started it.
+#[test]
+fn a_start_goes_on_whatever_becomes_of_the_daemon() {
+    let mut world = World::of(&["a"]);
+    world.boot_redis("a");
+    world.done("a", &["vm", "stop", VM, "--force"]);
+    let before = world.status("a");
+    world.kill_daemon("a");
+    let cluster = Cluster::new(Stores::open(&StoreLocation::File(world.store()), None).unwrap());
+    let name = VM.parse().unwrap();
+    let generation = cluster.claim(&name).unwrap().claim.generation;
+    let kind = OperationKind::Start { from_stale_disks: false, snapshot: None };
+    let written = cluster.update_vm(&name, |record| {
+        record.ask(kind.clone(), None, generation);
+        record.begin_start(generation);
+        record.power = Power::On;
+    });
+    assert!(written.unwrap().pending().is_some());
+    // What the guest's end before has left is not taken for that of this start.
+    fs::remove_file(world.vm_folder("a").join("ended.json")).unwrap();
+    let claim = Claim { generation: generation.next(), primary: ReplicaId::new("a"), secondary: None };
+    let arbiter = StoreArbiter::new(cluster.store().clone(), VM);
+    assert_eq!(arbiter.compare_and_swap(generation, &claim).unwrap(), Verdict::Won);
+    world.start("a");
+    let started = world.wait("a", "the start", |status| status["operation"]["is_over"] == true);
+    assert_eq!((&started["operation"]["failure"], &started["running"]), (&Value::Null, &true.into()), "{started:#}");
+    assert!(started["generation"].as_u64() > before["generation"].as_u64());
+    world.wait_for_redis();
 }

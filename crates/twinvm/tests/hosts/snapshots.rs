@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::support::HUNG;
+use crate::support::guest::images_dir;
 use crate::world::{VM, World};
 
 /// The answer of the guest's Redis.
@@ -16,6 +18,14 @@ fn redis(world: &World, words: &[&str]) -> String {
     let mut command = redis::cmd(words[0]);
     command.arg(&words[1..]);
     command.query(&mut connection).unwrap()
+}
+
+/// Whether a version of an image has a note of this file.
+fn is_noted(file: &Path) -> bool {
+    let path = serde_json::to_string(file.as_os_str()).unwrap();
+    let versions = fs::read_dir(images_dir().join(".versions")).unwrap();
+    let users = versions.filter_map(|version| fs::read_dir(version.unwrap().path().join("users")).ok());
+    users.flatten().any(|note| fs::read_to_string(note.unwrap().path()).is_ok_and(|text| text.contains(&path)))
 }
 
 #[test]
@@ -35,6 +45,7 @@ fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
     let file = world.vm_folder("a").join("snapshots/first.snapshot");
     let metadata = fs::metadata(&file).unwrap();
     assert_eq!((metadata.permissions().mode() & 0o777, metadata.len()), (0o600, taken["bytes"].as_u64().unwrap()));
+    assert!(is_noted(&file), "the image that the snapshot is based on could be removed");
     let error = world.refused("a", &create);
     assert!(error.contains("already") && error.contains("vm snapshot rm"), "{error}");
     assert!(!world.run("a", &["vm", "snapshot", "create", VM, "../first"]).success);

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use api::messages::{CardView, CreateVm, DiskView, RemoveVm, StartVm, StopVm, VmView};
+use api::messages::{CardView, CreateVm, DiskView, OperationView, RemoveVm, StartVm, StopVm, VmView};
 use clap::Args;
 use spec::{VmSpec, to_toml};
 
@@ -110,11 +110,13 @@ pub fn show(daemon: &DaemonConnection, arguments: &VmArguments) -> Result<()> {
         ("engine", view.engine.map_or_else(none, |engine| engine.to_string())),
         ("cpus", view.cpus.to_string()),
         ("memory", human_bytes(view.memory_bytes)),
+        ("priority", view.priority.to_string()),
         (
             "crashes",
             view.replicas.first().and_then(|primary| primary.figures.triple_faults_text()).unwrap_or_else(none),
         ),
         ("note", view.note.clone().unwrap_or_else(none)),
+        ("operation", view.operation.as_ref().map_or_else(none, operation_text)),
     ] {
         print_line(&format!("{:12}{value}", format!("{what}:")))?;
     }
@@ -131,6 +133,16 @@ pub fn show(daemon: &DaemonConnection, arguments: &VmArguments) -> Result<()> {
     }
     print_line("spec:")?;
     view.spec.lines().try_for_each(|line| print_line(&format!("  {line}")))
+}
+
+/// As in `reboot: under way`.
+fn operation_text(operation: &OperationView) -> String {
+    let state = match (operation.is_over, &operation.failure) {
+        (false, _) => "under way",
+        (true, None) => "done",
+        (true, Some(why)) => why,
+    };
+    format!("{}: {state}", operation.what)
 }
 
 /// As in `/data/vms/shop/disk0.qcow2, qcow2, 2.00 GiB (340.00 MiB in use), based on /data/images/.versions/4f.../root.img`.

@@ -32,7 +32,7 @@ pub enum VmCommand {
     Stop(StopArguments),
     /// Shut a VM down, and start it again with what was set meanwhile
     Reboot(RebootArguments),
-    /// Change memory, vCPUs, forwarded ports, sizes of disks or autostart of a VM
+    /// Change memory, vCPUs, forwarded ports, sizes of disks, priority or autostart of a VM
     #[command(after_help = set::SET_HELP)]
     Set(set::SetArguments),
     /// Change the spec of a VM in an editor ($VISUAL, $EDITOR, vi)
@@ -97,12 +97,6 @@ pub struct RebootArguments {
     timeout: u64,
 }
 
-impl RebootArguments {
-    fn stop(self) -> StopArguments {
-        StopArguments { vm: self.vm, force: self.force, no_wait: false, timeout: self.timeout }
-    }
-}
-
 impl StopArguments {
     /// Waits until the VM is off, if that is wanted. `is_off` looks.
     fn wait(&self, mut is_off: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -149,10 +143,7 @@ fn carry_out(command: VmCommand) -> Result<()> {
         VmCommand::Create(arguments) => cluster::create(&arguments),
         VmCommand::Start(arguments) => cluster::start(&arguments),
         VmCommand::Stop(arguments) => stop(&arguments),
-        VmCommand::Reboot(arguments) => {
-            let stop = arguments.stop();
-            set::reboot(&stop.vm.daemon.daemon()?, &stop)
-        }
+        VmCommand::Reboot(arguments) => set::reboot(&arguments.vm.daemon.daemon()?, &arguments),
         VmCommand::Set(arguments) => set::set(&arguments),
         VmCommand::Edit(arguments) => set::edit(&arguments),
         VmCommand::Clone(arguments) => set::clone(&arguments),

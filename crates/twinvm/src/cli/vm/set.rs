@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use api::messages::{CloneVm, RenameVm, SetVm, StartVm, StopVm, VmView};
+use api::messages::{CloneVm, OperationView, RebootVm, RenameVm, SetVm, VmView};
 use clap::Args;
-use spec::{ByteSize, PortForward, VmSpec};
+use indicatif::ProgressBar;
+use spec::{ByteSize, PortForward, Priority, VmSpec};
 
 use super::cluster::path;
-use super::{StopArguments, VmArguments};
+use super::{RebootArguments, VmArguments};
 use crate::cli::daemon::DaemonConnection;
+use crate::cli::wait::{Look, Patience};
 use terminal::output::{print_json, print_line};
 
 pub const SET_HELP: &str = "\
@@ -21,6 +24,7 @@ Examples:
   twinvm vm set shop --memory 512M --cpus 2
   twinvm vm set shop --forward tcp:127.0.0.1:8080-:80 --forward tcp:127.0.0.1:8443-:443
   twinvm vm set shop --grow-disk 0=20G       the first disk, /dev/vda; grow the file system in the guest afterwards
+  twinvm vm set shop --priority high         its first copy comes before those of most others, as after the loss of a host
   twinvm vm set shop --autostart on";
 
 #[derive(Args)]
@@ -39,6 +43,9 @@ pub struct SetArguments {
     /// No forwarded ports
     #[arg(long, conflicts_with = "forward")]
     no_forward: bool,
+    /// Which of several VMs comes first where not all can at once: highest, high, medium, low or lowest. At once
+    #[arg(long)]
+    priority: Option<Priority>,
     /// Start it when its host's machine has booted: on or off
     #[arg(long, value_name = "on|off", value_parser = on_or_off)]
     autostart: Option<bool>,
@@ -66,6 +73,7 @@ impl SetArguments {
             spec: None,
             memory: self.memory,
             cpus: self.cpus,
+            priority: self.priority,
             forward: (self.no_forward || !self.forward.is_empty()).then(|| self.forward.clone()),
             autostart: self.autostart,
             disk_bytes: self.grow_disk.iter().map(|(number, size)| (*number, size.bytes())).collect::<BTreeMap<_, _>>(),
@@ -160,13 +168,38 @@ pub fn edit(arguments: &VmArguments) -> Result<()> {
     })
 }
 
-/// Shuts a VM down and starts it again, with what was set meanwhile.
-pub fn reboot(daemon: &DaemonConnection, arguments: &StopArguments) -> Result<()> {
-    let (name, force) = (&arguments.vm.name, arguments.force);
-    let _: VmView = daemon.post(&format!("{}/stop", path(name)), Some(&StopVm { force }))?;
-    arguments.wait(|| Ok(!daemon.get::<VmView>(&path(name))?.running))?;
-    let view: VmView = daemon.post(&format!("{}/start", path(name)), Some(&StartVm::default()))?;
-    if arguments.vm.daemon.json {
+/// How long a VM may take to be started again once it has shut down.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Shuts a VM down and starts it again, with what was set meanwhile. Its host sees to both, whatever becomes of this command.
+pub fn reboot(daemon: &DaemonConnection, arguments: &RebootArguments) -> Result<()> {
+    let RebootArguments { vm, force, timeout } = arguments;
+    let name = &vm.name;
+    let request = RebootVm { force: *force, timeout_s: *timeout };
+    let begun: VmView = daemon.post(&format!("{}/reboot", path(name)), Some(&request))?;
+    let id = begun.operation.map(|operation| operation.id);
+    let patience = Patience {
+        timeout: Duration::from_secs(*timeout) + START_TIMEOUT,
+        late: &|state| format!("{state}; what has begun goes on, see `twinvm vm show {name}`"),
+        interrupted: &|state| format!("not waited for; what has begun goes on: {state}"),
+    };
+    let view = patience.wait(&ProgressBar::new_spinner(), |_| {
+        let view: VmView = daemon.get(&path(name))?;
+        match &view.operation {
+            Some(operation) if Some(operation.id) != id => {
+                bail!("VM {name} was not restarted: something else was asked for meanwhile ({})", operation.what)
+            }
+            Some(OperationView { is_over: true, failure: Some(why), .. }) => {
+                bail!("VM {name} was not restarted: {why}")
+            }
+            Some(OperationView { is_over: false, .. }) => {
+                let doing = if view.running { "is shutting down" } else { "is being started" };
+                Ok(Look::Waiting(format!("VM {name} {doing}")))
+            }
+            _ => Ok(Look::Done(view)),
+        }
+    })?;
+    if vm.daemon.json {
         return print_json(&view);
     }
     print_line(&format!("VM {name} restarted on host {}", view.host))
