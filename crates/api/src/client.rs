@@ -30,10 +30,15 @@ const CONSOLE_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// The name of the protocol that a console's connection is upgraded to.
 pub const CONSOLE_PROTOCOL: &str = "twinvm-console";
+/// With a console's connection: the place of the first byte that it shows.
+pub const CONSOLE_PLACE_HEADER: &str = "x-twinvm-console-place";
 /// With a redirection (307): the name of the host to ask, which its certificate must bear.
 pub const HOME_HEADER: &str = "x-twinvm-host";
 /// Marks a request that a host has sent on to another one, which answers it itself.
 pub const SENT_ON_HEADER: &str = "x-twinvm-sent-on";
+
+/// A connection to a console: what comes is what the guest writes, what goes is typed.
+pub type ConsoleStream = TokioIo<Upgraded>;
 
 /// A daemon to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,9 +140,17 @@ impl Client {
         Ok((home, response))
     }
 
-    /// Connects to the console of a VM.
-    pub async fn console(&self, target: &Target, vm: &str) -> Result<Upgraded, CallError> {
-        let path = format!("/v1/vms/{vm}/console");
+    /// Connects to the console of a VM; what was `seen` of it before, as an earlier connection named the place, is not shown again if that
+    /// place is still known. Also gives the place of the first byte that the connection shows: `RUN.BYTES`, where `RUN` is another number each time
+    /// that the VM is started, and `BYTES` is how many bytes its guest had written.
+    pub async fn console(
+        &self,
+        target: &Target,
+        vm: &str,
+        seen: Option<&str>,
+    ) -> Result<(ConsoleStream, String), CallError> {
+        let seen = seen.map_or_else(String::new, |place| format!("?seen={place}"));
+        let path = format!("/v1/vms/{vm}/console{seen}");
         let question = Question { method: Method::GET, path: &path, body: None, upgrade: Some(CONSOLE_PROTOCOL) };
         let (target, response) = self.ask(target, &question, CONSOLE_TIMEOUT).await?;
         let target = &target;
@@ -145,7 +158,10 @@ impl Client {
             accepted(target, response, ANSWER_BYTES_MAX).await?;
             return Err(unreachable(target, "it does not know consoles"));
         }
-        hyper::upgrade::on(response).await.map_err(|error| unreachable(target, error))
+        let place = response.headers().get(CONSOLE_PLACE_HEADER).and_then(|place| place.to_str().ok());
+        let place = place.map(str::to_owned).ok_or_else(|| unreachable(target, "it does not say what it shows"))?;
+        let stream = hyper::upgrade::on(response).await.map_err(|error| unreachable(target, error))?;
+        Ok((TokioIo::new(stream), place))
     }
 
     /// Sends a request on a new connection; the answer's body is still to come.

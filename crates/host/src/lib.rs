@@ -18,6 +18,7 @@
 //! | `replica` | the process of one replica |
 //! | `foreground` | a VM without a daemon, in the foreground of a terminal |
 //! | `sandbox` | what processes give up before they read what a guest or a peer sends |
+//! | `log_file` | logs that do not grow without end |
 //! | `paths` | where twinvm keeps things |
 
 mod bases;
@@ -29,6 +30,7 @@ pub mod folder;
 pub mod foreground;
 mod hardware;
 pub mod init;
+pub mod log_file;
 mod metrics;
 mod names;
 mod network_ends;

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -17,6 +16,7 @@ use cluster::controller::consent::{NotStarted, may_start};
 use cluster::records::{OperationKind, Power};
 use machine::bus::lock;
 use replication::channel::Peer;
+use replication::driver::ConsolePlace;
 use spec::{SnapshotName, VmSpec};
 
 use super::daemon::Daemon;
@@ -29,7 +29,7 @@ use super::replicas::Replica;
 use super::settings::at_next_start;
 use super::vm_folder::{BOOT_FILE_BYTES_MAX, VmFolder};
 use crate::replica::config::{ReplicaConfig, socket};
-use crate::replica::control::{self, Request};
+use crate::replica::control::{self, ConsoleConnection, Request};
 use crate::replica::disk_copy;
 use crate::replica::end::ReplicaEnd;
 use terminal::error_text::error_text;
@@ -452,15 +452,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Connects to a VM's console: the connection, and what has been written since.
-    pub fn console(&self, name: &str) -> Result<(UnixStream, Vec<u8>), HostError> {
+    /// Connects a client that has seen a VM's console up to a place.
+    pub fn console(&self, name: &str, seen: ConsolePlace) -> Result<ConsoleConnection, HostError> {
         let vm = self.known(name)?;
         if self.replica(name).is_none_or(|replica| !replica.is_primary()) {
             self.require_home(&vm)?;
             return Err(HostError::conflict(format!("VM {name} does not run"))
                 .hint(format!("start it with `twinvm vm start {name}`")));
         }
-        Ok(control::console(&socket(&self.folder.vm(name)), REQUEST_TIMEOUT)?)
+        Ok(control::console(&socket(&self.folder.vm(name)), seen, REQUEST_TIMEOUT)?)
     }
 
     /// The kernel or the initial RAM disk of a VM here, for the host that was asked to prepare its secondary, and as long as it does.

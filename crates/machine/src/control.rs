@@ -55,6 +55,11 @@ impl Control {
         taken
     }
 
+    /// Whether console input waits for the guest.
+    pub fn has_console_input(&self) -> bool {
+        !self.console().is_empty()
+    }
+
     /// Whether a pause is asked for; taking the request.
     pub(crate) fn take_pause(&self) -> bool {
         self.pause.swap(false, Ordering::AcqRel)
@@ -109,7 +114,9 @@ mod tests {
         assert_eq!(control.type_on_console(&[1; CONSOLE_BYTES_MAX - 2]), CONSOLE_BYTES_MAX - 2);
         assert_eq!(control.type_on_console(b"abc"), 2);
         assert_eq!(control.take_console(CONSOLE_BYTES_MAX - 2), vec![1; CONSOLE_BYTES_MAX - 2]);
+        assert!(control.has_console_input());
         assert_eq!(control.take_console(10), b"ab");
+        assert!(!control.has_console_input());
         assert!(control.take_console(10).is_empty());
     }
 }

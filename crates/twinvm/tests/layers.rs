@@ -151,7 +151,7 @@ const HOUSE: &[Crate] = &[
         name: "host",
         floor: 6,
         layers: &[
-            &["paths", "sandbox"],
+            &["log_file", "paths", "sandbox"],
             &["foreground"],
             &["replica"],
             &["error", "folder", "hardware", "owner"],

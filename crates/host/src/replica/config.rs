@@ -137,6 +137,11 @@ pub fn log(folder: &Path) -> PathBuf {
     folder.join("replica.log")
 }
 
+/// The log of the console of the VM whose folder this is, since it runs on this host.
+pub fn console_log(folder: &Path) -> PathBuf {
+    folder.join("console.log")
+}
+
 /// The configuration file of the replica whose VM folder this is.
 pub fn file(folder: &Path) -> PathBuf {
     folder.join("replica.json")

@@ -1,36 +1,104 @@
-//! The guest's console: what it wrote last, and the clients that watch it.
+//! The guest's console: what it wrote last, the clients that watch it, and its log.
 
-use std::collections::VecDeque;
+mod history;
+
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use machine::control::Control;
 use machine::devices::serial::ConsoleSink;
+use machine::devices::virtio::rng::{EntropySource, OsEntropy};
+use replication::driver::{ConsoleHistory, ConsolePiece, ConsolePlace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 
+use self::history::History;
+use super::config::{ReplicaConfig, console_log};
+use crate::foreground::output::{Output, OutputSink};
 use crate::foreground::raw_terminal::type_all;
+use crate::log_file::BoundedFile;
 
-/// What is kept of the console's output for clients that connect later, in bytes.
-const BACKLOG_BYTES_MAX: usize = 64 << 10;
+/// How long the console must have been silent, after the end of what a client types, until this is taken for the end of what was asked there.
+const SILENCE: Duration = Duration::from_secs(1);
+/// A console that is not silent is shown for so long after the end of what a client types and the guest has taken.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Longest piece of a line that waits for its end before it is logged, in bytes.
+const LINE_BYTES_MAX: usize = 256;
+/// How often a client that types no more is looked after.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-#[derive(Default)]
 struct Inner {
-    backlog: VecDeque<u8>,
+    history: History,
+    written_at: Instant,
     clients: Vec<UnixStream>,
     control: Option<Arc<Control>>,
+    log: Option<Log>,
+}
+
+/// The log of the console, once this replica runs the guest.
+struct Log {
+    /// What is not handed over yet: a guest writes one byte at a time, and the thread that writes to the file is woken for whole lines.
+    line: Vec<u8>,
+    sink: OutputSink,
+    /// Waits, when it is dropped, until the log is written.
+    _output: Output,
+}
+
+impl Log {
+    /// Hands over what has become of whole lines, or has become long.
+    fn write(&mut self, bytes: &[u8]) {
+        self.line.extend_from_slice(bytes);
+        if self.line.contains(&b'\n') || self.line.len() >= LINE_BYTES_MAX {
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&mut self) {
+        ConsoleSink::write(&mut self.sink, &self.line);
+        self.line.clear();
+    }
 }
 
 /// The console of one VM. Clones are the same console.
 ///
 /// It serves the administrator and is not gated: after a takeover, lines that the lost primary wrote since its last checkpoint are written
 /// again.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Console(Arc<Mutex<Inner>>);
 
+impl std::fmt::Debug for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Console").field(&self.inner().history.end()).finish()
+    }
+}
+
 impl Console {
+    /// A console on which nothing was written yet, of this run of the VM.
+    pub fn new(run: u64) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            history: History::new(run),
+            written_at: Instant::now(),
+            clients: Vec::new(),
+            control: None,
+            log: None,
+        })))
+    }
+
+    /// The same, of a run that has begun now.
+    ///
+    /// # Errors
+    /// When the system gives no random number for it.
+    pub fn of_new_run() -> io::Result<Self> {
+        let mut run = [0; size_of::<u64>()];
+        OsEntropy::open()?.fill(&mut run)?;
+        Ok(Self::new(u64::from_le_bytes(run)))
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -40,12 +108,51 @@ impl Console {
         self.inner().control = Some(control);
     }
 
-    /// Shows the console to a client and takes what it types, until it leaves.
-    pub fn serve(&self, mut client: UnixStream) -> io::Result<()> {
+    /// Begins the log of a replica that runs the guest now.
+    pub fn log(&self, config: &ReplicaConfig) {
+        let title = format!("VM {} runs on host {}", config.vm, config.host);
+        self.log_to(&console_log(&config.folder), &title);
+    }
+
+    /// Writes what the guest writes to a file as well, if that is not done yet, after what is kept of what it has written and `title`. Nothing
+    /// waits for the file, and what it has no room for is not there.
+    fn log_to(&self, path: &Path, title: &str) {
+        let mut inner = self.inner();
+        if inner.log.is_some() {
+            return;
+        }
+        let note = |bytes| format!("\ntwinvm: {bytes} bytes were left out here\n");
+        match Output::start(BoundedFile::new(path), note) {
+            Ok(output) => {
+                let kept = inner.history.after(ConsolePlace::default(), usize::MAX);
+                let mut log = Log { line: Vec::new(), sink: output.sink(), _output: output };
+                log.write(format!("\ntwinvm: {title}\n").as_bytes());
+                log.write(&kept.bytes);
+                inner.log = Some(log);
+            }
+            Err(error) => tracing::warn!(%error, "the console is not logged"),
+        }
+    }
+
+    /// Ends the log, and waits until it is written, unless nothing takes it.
+    pub fn end_log(&self) {
+        let log = self.inner().log.take();
+        if let Some(mut log) = log {
+            log.hand_over();
+            drop(log);
+        }
+    }
+
+    /// Shows the console to a client and takes what it types, until it leaves, or it types no more and the console is silent. First it is told
+    /// the place, as a line of JSON, from which on it sees what the guest writes: the one after what it has `seen` if that is kept.
+    pub fn serve(&self, mut client: UnixStream, seen: ConsolePlace) -> io::Result<()> {
         {
             let mut inner = self.inner();
-            let backlog: Vec<u8> = inner.backlog.iter().copied().collect();
-            client.write_all(&backlog)?;
+            let kept = inner.history.after(seen, usize::MAX);
+            let mut first = serde_json::to_vec(&kept.from)?;
+            first.push(b'\n');
+            first.extend_from_slice(&kept.bytes);
+            client.write_all(&first)?;
             let watcher = client.try_clone()?;
             watcher.set_nonblocking(false)?;
             inner.clients.push(watcher);
@@ -54,11 +161,15 @@ impl Console {
         loop {
             let len = client.read(&mut typed)?;
             match typed.get(..len) {
-                None | Some([]) => return Ok(()),
+                None | Some([]) => break,
                 // What the guest has no room for waits, and the client with it, as long as there is one.
                 Some(typed) => type_all(typed, |bytes| self.type_in(bytes), || !has_gone(&client)),
             }
         }
+        self.show_answer(&client);
+        // One that has gone has ended the connection itself.
+        let _ = client.shutdown(Shutdown::Both);
+        Ok(())
     }
 
     /// Hands typed bytes to the guest; how many it had room for.
@@ -66,6 +177,23 @@ impl Console {
         let control = self.inner().control.clone();
         // A secondary runs no guest that could read.
         control.map_or(bytes.len(), |control| control.type_on_console(bytes))
+    }
+
+    /// Waits until the guest has taken all that was typed and is silent, or for [`ANSWER_MAX`], or until the client has gone.
+    fn show_answer(&self, client: &UnixStream) {
+        let mut taken_at = Instant::now();
+        while !has_gone(client) && taken_at.elapsed() < ANSWER_MAX {
+            let inner = self.inner();
+            let written_at = inner.written_at;
+            let waits = inner.control.as_ref().is_some_and(|control| control.has_console_input());
+            drop(inner);
+            if waits {
+                taken_at = Instant::now();
+            } else if written_at.max(taken_at).elapsed() >= SILENCE {
+                return;
+            }
+            thread::sleep(LOOK_INTERVAL);
+        }
     }
 }
 
@@ -76,14 +204,12 @@ fn has_gone(client: &UnixStream) -> bool {
     poll(&mut polled, Some(&now)).is_err() || polled.iter().any(|fd| !fd.revents().is_empty())
 }
 
-impl ConsoleSink for Console {
-    fn write(&mut self, bytes: &[u8]) {
-        let mut inner = self.inner();
-        inner.backlog.extend(bytes);
-        let excess = inner.backlog.len().saturating_sub(BACKLOG_BYTES_MAX);
-        inner.backlog.drain(..excess);
+impl Inner {
+    /// Shows what was written.
+    fn show(&mut self, bytes: &[u8]) {
+        self.written_at = Instant::now();
         // The guest does not wait for a client that does not read: it is cut off, and can come again.
-        inner.clients.retain_mut(|client| {
+        self.clients.retain_mut(|client| {
             let sent = send(&*client, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
             let is_sent = sent.is_ok_and(|sent| sent == bytes.len());
             if !is_sent {
@@ -92,83 +218,31 @@ impl ConsoleSink for Console {
             }
             is_sent
         });
+        if let Some(log) = &mut self.log {
+            log.write(bytes);
+        }
+    }
+}
+
+impl ConsoleSink for Console {
+    fn write(&mut self, bytes: &[u8]) {
+        let mut inner = self.inner();
+        inner.history.add(bytes);
+        inner.show(bytes);
+    }
+}
+
+impl ConsoleHistory for Console {
+    fn after(&self, place: ConsolePlace, bytes_max: usize) -> ConsolePiece {
+        self.inner().history.after(place, bytes_max)
+    }
+
+    fn go_on_with(&self, piece: &ConsolePiece) {
+        let mut inner = self.inner();
+        inner.history.go_on_with(piece);
+        inner.show(&piece.bytes);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_see_what_was_written_before_and_after_they_came() {
-        let mut console = Console::default();
-        console.write(&[b'x'; BACKLOG_BYTES_MAX]);
-        console.write(b"login: ");
-        let (mut client, served) = UnixStream::pair().unwrap();
-        let serving = std::thread::spawn({
-            let console = console.clone();
-            move || console.serve(served)
-        });
-        let mut seen = vec![0; BACKLOG_BYTES_MAX];
-        client.read_exact(&mut seen).unwrap();
-        assert!(seen.ends_with(b"xlogin: "));
-        while console.inner().clients.is_empty() {
-            std::thread::yield_now();
-        }
-        console.write(b"root");
-        let mut more = [0; 4];
-        client.read_exact(&mut more).unwrap();
-        assert_eq!(&more, b"root");
-        drop(client);
-        serving.join().unwrap().unwrap();
-        console.write(b"nobody sees this");
-        console.write(b"nor this");
-        assert!(console.inner().clients.is_empty());
-    }
-
-    #[test]
-    fn what_the_guest_has_no_room_for_waits_and_nothing_typed_is_lost() {
-        const TYPED_BYTES: usize = 405_715;
-        let control = Control::new().unwrap();
-        let console = Console::default();
-        console.attach(control.clone());
-        let (mut client, served) = UnixStream::pair().unwrap();
-        let serving = std::thread::spawn(move || console.serve(served));
-        let typing = std::thread::spawn(move || {
-            let typed: Vec<u8> = (0..TYPED_BYTES).map(|number| number as u8).collect();
-            client.write_all(&typed).unwrap();
-            client
-        });
-        let mut taken = Vec::new();
-        while taken.len() < TYPED_BYTES {
-            taken.extend(control.take_console(1000));
-        }
-        assert!(taken.iter().enumerate().all(|(number, byte)| *byte == number as u8));
-        // One that leaves while its input waits is not waited for.
-        let mut client = typing.join().unwrap();
-        client.write_all(&vec![0; 64 << 10]).unwrap();
-        client.write_all(b"one more").unwrap();
-        drop(client);
-        serving.join().unwrap().unwrap();
-    }
-
-    #[test]
-    fn a_client_that_does_not_read_is_cut_off_and_finds_out() {
-        let mut console = Console::default();
-        let (mut client, served) = UnixStream::pair().unwrap();
-        let serving = std::thread::spawn({
-            let console = console.clone();
-            move || console.serve(served)
-        });
-        while console.inner().clients.is_empty() {
-            std::thread::yield_now();
-        }
-        while !console.inner().clients.is_empty() {
-            console.write(&[b'x'; 4096]);
-        }
-        // Neither what it reads nor what it types goes on.
-        std::io::copy(&mut client, &mut std::io::sink()).unwrap();
-        assert!(client.write_all(b"root").is_err());
-        serving.join().unwrap().unwrap();
-    }
-}
+mod tests;

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use api::messages::SessionKeys;
 use api::status::ReplicaStatus;
 use machine::engine::CpuProfile;
+use replication::driver::ConsolePlace;
 use serde::{Deserialize, Serialize};
 use spec::{FtMode, SnapshotName};
 
@@ -66,7 +67,11 @@ pub enum Request {
         name: SnapshotName,
     },
     /// Connect the client to the guest's console.
-    Console,
+    Console {
+        /// What it has seen of it.
+        #[serde(default)]
+        seen: ConsolePlace,
+    },
     /// Die at once as by SIGKILL, without a word to anybody: the test of a failover.
     Kill,
 }
@@ -121,8 +126,9 @@ pub trait Handler: Send + Sync + 'static {
     /// Carries out a request. An answer other than [`Answer::Failed`] to [`Request::Console`] leads to [`Self::console`].
     fn handle(&self, request: Request) -> Answer;
 
-    /// Connects a client to the guest's console, until the client leaves or the VM ends.
-    fn console(&self, client: UnixStream);
+    /// Connects a client to the guest's console, until the client leaves or the VM ends. The first line that it is sent is the [`ConsolePlace`] of
+    /// what follows, as JSON.
+    fn console(&self, client: UnixStream, seen: ConsolePlace);
 }
 
 /// A control socket that nobody serves yet.
@@ -207,18 +213,23 @@ fn serve(connection: UnixStream, handler: &impl Handler) -> Result<()> {
         return Ok(());
     }
     let request: Result<Request, _> = serde_json::from_slice(&line);
-    let is_console = matches!(request, Ok(Request::Console));
+    let console = match request {
+        Ok(Request::Console { seen }) => Some(seen),
+        _ => None,
+    };
     let answer = match request {
-        Ok(Request::Console) if !rest.is_empty() => {
+        Ok(Request::Console { .. }) if !rest.is_empty() => {
             Answer::Failed { message: "wait for the answer before you type".to_owned() }
         }
         Ok(request) => handler.handle(request),
         Err(error) => Answer::Failed { message: format!("not a request: {error}") },
     };
     write_line(&connection, &answer)?;
-    if is_console && matches!(answer, Answer::Done(_)) {
+    if let Some(seen) = console
+        && matches!(answer, Answer::Done(_))
+    {
         connection.set_read_timeout(None)?;
-        handler.console(connection);
+        handler.console(connection, seen);
     }
     Ok(())
 }
@@ -228,13 +239,26 @@ pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<Statem
     exchange(socket, request, timeout)?.1.into_statement()
 }
 
-/// Connects to the guest's console: the connection, and what the guest has written to it since.
-pub fn console(socket: &Path, timeout: Duration) -> Result<(UnixStream, Vec<u8>)> {
-    let (connection, answer, early) = exchange(socket, &Request::Console, timeout)?;
+/// A client's connection to the guest's console.
+pub struct ConsoleConnection {
+    /// What it sees comes here, and what it types goes there.
+    pub stream: UnixStream,
+    /// What the guest has written, and came with the answer.
+    pub early: Vec<u8>,
+    /// The place of the first byte of that.
+    pub from: ConsolePlace,
+}
+
+/// Connects to the guest's console for a client that has seen it up to a place.
+pub fn console(socket: &Path, seen: ConsolePlace, timeout: Duration) -> Result<ConsoleConnection> {
+    let deadline = Instant::now() + timeout;
+    let (stream, answer, rest) = exchange(socket, &Request::Console { seen }, timeout)?;
     answer.into_statement()?;
-    connection.set_read_timeout(None)?;
-    connection.set_write_timeout(None)?;
-    Ok((connection, early))
+    let (line, early) = split_line(rest).map_or_else(|rest| read_line_after(rest, &stream, deadline), Ok)?;
+    let from = serde_json::from_slice(&line).context("the replica does not say where its console stands")?;
+    stream.set_read_timeout(None)?;
+    stream.set_write_timeout(None)?;
+    Ok(ConsoleConnection { stream, early, from })
 }
 
 fn exchange(socket: &Path, request: &Request, timeout: Duration) -> Result<(UnixStream, Answer, Vec<u8>)> {
@@ -258,8 +282,12 @@ fn write_line(mut connection: &UnixStream, value: &impl Serialize) -> Result<()>
 }
 
 /// Reads up to the end of the line, or of the connection; also returns what came after the line.
-fn read_line(mut connection: &UnixStream, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>)> {
-    let mut line = Vec::new();
+fn read_line(connection: &UnixStream, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>)> {
+    read_line_after(Vec::new(), connection, deadline)
+}
+
+/// The same for a line that begins with what was read already, which has no end.
+fn read_line_after(mut line: Vec<u8>, mut connection: &UnixStream, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>)> {
     let mut chunk = [0; 4096];
     while line.len() <= LINE_BYTES_MAX {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -275,18 +303,27 @@ fn read_line(mut connection: &UnixStream, deadline: Instant) -> Result<(Vec<u8>,
             }
             Err(error) => return Err(error.into()),
         };
-        let bytes = chunk.get(..read).unwrap_or_default();
-        if let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
-            let (last, rest) = bytes.split_at(end);
-            line.extend_from_slice(last);
-            return Ok((line, rest.get(1..).unwrap_or_default().to_vec()));
-        }
-        line.extend_from_slice(bytes);
+        line.extend_from_slice(chunk.get(..read).unwrap_or_default());
+        line = match split_line(line) {
+            Ok(found) => return Ok(found),
+            Err(line) => line,
+        };
         if read == 0 {
             return Ok((line, Vec::new()));
         }
     }
     Err(anyhow!("a line of more than {LINE_BYTES_MAX} bytes"))
+}
+
+/// What is before the first end of a line, and what is after it; all of it if there is none.
+fn split_line(bytes: Vec<u8>) -> Result<(Vec<u8>, Vec<u8>), Vec<u8>> {
+    match bytes.iter().position(|&byte| byte == b'\n') {
+        Some(end) => {
+            let (line, rest) = bytes.split_at(end);
+            Ok((line.to_vec(), rest.get(1..).unwrap_or_default().to_vec()))
+        }
+        None => Err(bytes),
+    }
 }
 
 #[cfg(test)]
@@ -325,7 +362,8 @@ mod tests {
             }
         }
 
-        fn console(&self, mut client: UnixStream) {
+        fn console(&self, mut client: UnixStream, seen: ConsolePlace) {
+            writeln!(client, "{}", serde_json::to_string(&seen).unwrap()).unwrap();
             client.write_all(b"login: ").unwrap();
             let mut typed = [0; 4];
             client.read_exact(&mut typed).unwrap();
@@ -342,7 +380,9 @@ mod tests {
         assert_eq!((said.status.pid, said.processor), (7, Some(CpuProfile::in_order())));
         assert_eq!(ask(&path, &Request::Switchover, HUNG).unwrap_err().to_string(), "no secondary");
         assert!(ControlSocket::bind(&path).is_err(), "two replicas at one socket");
-        let (mut stream, mut seen) = console(&path, HUNG).unwrap();
+        let place = ConsolePlace { run: u64::MAX, bytes: 3 };
+        let ConsoleConnection { mut stream, early: mut seen, from } = console(&path, place, HUNG).unwrap();
+        assert_eq!(from, place);
         stream.write_all(b"root").unwrap();
         stream.read_to_end(&mut seen).unwrap();
         assert_eq!(seen, b"login: root");

@@ -7,7 +7,6 @@ mod requests;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -30,8 +29,8 @@ use protocol::{self, Arbiter, Claim, DropReason, Epoch, RETRY_INTERVAL, Replica,
 use replication::channel::{Identity, Listener, PemKeys};
 use replication::disk::DiskSet;
 use replication::driver::{
-    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
-    TakenOver, Trigger,
+    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle,
+    SecondaryParts, TakenOver, Trigger,
 };
 use replication::gate::OutputGate;
 use spec::{FtMode, ReplicaId, VmSpec};
@@ -174,7 +173,7 @@ impl Process {
             broker,
             ends,
             statm,
-            console: Console::default(),
+            console: Console::of_new_run()?,
             triple_faults: Arc::default(),
             marking: Arc::default(),
             shared: Mutex::new(shared),
@@ -202,7 +201,10 @@ impl Process {
         };
         loop {
             match ended {
-                Ended::For(end) => return Ok(end),
+                Ended::For(end) => {
+                    self.console.end_log();
+                    return Ok(end);
+                }
                 Ended::Reset(disks, generation) => ended = self.restart(disks, generation)?,
             }
         }
@@ -221,6 +223,7 @@ impl Process {
             evidence_folder: Some(self.config.folder.clone()),
             copy_mark: Some(self.copy_mark()),
             triple_faults: self.triple_faults.clone(),
+            console: Some(Arc::new(self.console.clone())),
             ..MirrorOptions::new(self.id())
         }
     }
@@ -325,6 +328,7 @@ impl Process {
     /// Runs the guest.
     fn lead(&self, primary: &Primary, vm: &mut Vm, disks: DiskSet) -> Result<Ended> {
         self.console.attach(vm.control());
+        self.console.log(&self.config);
         {
             let mut shared = self.shared();
             shared.acting = Acting::Primary(primary.clone());
@@ -449,7 +453,7 @@ impl Process {
                 .triple_faults
                 .last()
                 .map(|seen| LastTripleFault { at_unix_ms: seen.at_unix_ms, place: seen.fault.to_string() }),
-            memory_bytes: resident_bytes(&self.statm),
+            memory_bytes: report::resident_bytes(&self.statm),
             ..figures
         };
         faults.extend(self.ends.faults());
@@ -485,7 +489,7 @@ impl Process {
             Acting::Starting | Acting::Secondary(_) => (None, false),
         };
         match (request, primary) {
-            (Request::Status | Request::Console, _) => Ok(()),
+            (Request::Status | Request::Console { .. }, _) => Ok(()),
             (Request::Kill, _) => {
                 rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
                 Ok(())
@@ -572,13 +576,4 @@ fn confinement(config: &ReplicaConfig, spec: &VmSpec) -> Confinement {
         place.push(disk.path.clone());
     }
     Confinement { kind: Kind::Replica, readable, writable, removable: Vec::new() }
-}
-
-/// Resident memory of a process, in bytes, from its `statm`.
-fn resident_bytes(statm: &File) -> u64 {
-    let mut text = [0; 256];
-    let len = statm.read_at(&mut text, 0).unwrap_or(0);
-    let text = String::from_utf8_lossy(text.get(..len).unwrap_or_default()).into_owned();
-    let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
-    pages * rustix::param::page_size() as u64
 }

@@ -1,5 +1,8 @@
 //! From what replication says of itself to what administrators read.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use api::figures::{Figures, LatencyFigures, LockstepFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts};
 use api::status::{Fault, Protection, ProtectionState, Reason, Role, SyncPhase, SyncProgress};
 use api::time::unix_ms_now;
@@ -223,6 +226,15 @@ fn lockstep(figures: replication::lockstep::LockstepFigures) -> LockstepFigures 
         digests: figures.digests,
         divergences: figures.divergences,
     }
+}
+
+/// Resident memory of a process, in bytes, from its `statm`.
+pub fn resident_bytes(statm: &File) -> u64 {
+    let mut text = [0; 256];
+    let len = statm.read_at(&mut text, 0).unwrap_or(0);
+    let text = String::from_utf8_lossy(text.get(..len).unwrap_or_default()).into_owned();
+    let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! | `GET`, `POST /v1/vms` | operators | all VMs; create one |
 //! | `GET`, `DELETE /v1/vms/{vm}` | operators | one VM; remove it and its disks |
 //! | `POST /v1/vms/{vm}/start`, `.../stop` | operators | power |
-//! | `GET /v1/vms/{vm}/console` | operators | the guest's console, upgraded to a stream of raw bytes |
+//! | `GET /v1/vms/{vm}/console` | operators | the guest's console, upgraded to a stream of raw bytes; `?seen=PLACE`: from there on |
 //! | `GET /v1/vms/{vm}/ft/price` | operators | what protection would reserve, and where |
 //! | `POST /v1/vms/{vm}/ft/{action}` | operators | `on`, `mode`, `off`, `suspend`, `resume`, `failover`, `switchover`, `restart-secondary` |
 //! | `GET /v1/replicas` | both | the replicas that run on this host |

@@ -39,4 +39,4 @@ pub use receiver::Receiver;
 pub use sender::Sender;
 
 /// Version of what replicas say to each other. Replicas of different versions do not talk.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;

@@ -271,6 +271,10 @@ impl Follower {
         let Secondary { parts, ram, .. } = &mut self.secondary;
         match (Kind::of(frame).map_err(Parting::protocol)?, &mut self.staging) {
             (Kind::Heartbeat, _) => self.voice.heard.store(number(payload)?, Ordering::Release),
+            (Kind::Console, _) => {
+                let piece = postcard::from_bytes(payload).map_err(Parting::protocol)?;
+                parts.options.console.iter().for_each(|console| console.go_on_with(&piece));
+            }
             (Kind::Inbound, _) => self.inbound.push(postcard::from_bytes(payload).map_err(Parting::protocol)?),
             (Kind::Released, _) => {
                 let epoch = Epoch::new(number(payload)?);

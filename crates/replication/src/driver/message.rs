@@ -22,6 +22,7 @@
 //! | log | primary | a segment of the event log (`lockstep::log`), which ends an epoch |
 //! | mirror | primary | nothing: after the last segment, checkpoints follow again |
 //! | diverged | secondary | instruction count, u64: its state there is not that of the primary |
+//! | console | primary | [`ConsolePiece`](super::ConsolePiece): what the guest has written to its console |
 //!
 //! Structures are serialized with postcard; bare integers are little-endian.
 
@@ -80,10 +81,12 @@ pub(super) enum Kind {
     Mirror = 19,
     /// The secondary's state is not the primary's.
     Diverged = 20,
+    /// What the guest has written to its console.
+    Console = 21,
 }
 
 impl Kind {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::Hello,
         Self::Welcome,
         Self::Summary,
@@ -104,6 +107,7 @@ impl Kind {
         Self::Log,
         Self::Mirror,
         Self::Diverged,
+        Self::Console,
     ];
 
     /// The kind of a frame that was received, if a replica knows it.

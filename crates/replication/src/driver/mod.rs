@@ -15,6 +15,7 @@
 
 mod capture;
 mod clock;
+mod console;
 mod early;
 mod figures;
 mod first_copy;
@@ -33,6 +34,7 @@ mod session;
 mod staging;
 mod trigger;
 
+pub use console::{ConsoleHistory, ConsolePiece, ConsolePlace};
 pub use figures::{Figures, PauseClass, PauseParts, Quantiles};
 pub use first_copy::ProtectError;
 pub use options::MirrorOptions;

@@ -8,6 +8,7 @@ use machine::triple_fault::TripleFaults;
 use protocol::DISK_PATIENCE;
 use spec::{FtMode, ReplicaId};
 
+use super::console::ConsoleHistory;
 use crate::disk::CopyMark;
 
 /// Times and bounds of a mirrored VM.
@@ -39,6 +40,8 @@ pub struct MirrorOptions {
     pub disk_patience: Duration,
     /// Where triple faults of the guest are counted, over all its resets.
     pub triple_faults: Arc<TripleFaults>,
+    /// What the guest has written to its console, if a secondary is to keep it.
+    pub console: Option<Arc<dyn ConsoleHistory>>,
 }
 
 impl MirrorOptions {
@@ -58,6 +61,7 @@ impl MirrorOptions {
             copy_mark: None,
             disk_patience: DISK_PATIENCE,
             triple_faults: Arc::default(),
+            console: None,
         }
     }
 }

@@ -7,6 +7,7 @@ use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
 use protocol::{Amount, TakenIn, heartbeat_interval};
 
 use super::capture::{Capture, Pages};
+use super::console::{ConsoleHistory, ConsolePlace};
 use super::figures::Meter;
 use super::message::{CheckpointEnd, Kind, PIECE_BYTES_MAX};
 use super::outbox::{Bulk, Next, Piece};
@@ -27,6 +28,9 @@ pub(super) enum SendError {
     State(#[from] postcard::Error),
 }
 
+/// Bytes of the console that go with a heartbeat or a checkpoint: many times what a serial line carries, and little beside either.
+const CONSOLE_BYTES_MAX: usize = 16 << 10;
+
 pub(super) struct SenderThread<'a> {
     session: &'a Session,
     sender: Sender,
@@ -36,6 +40,9 @@ pub(super) struct SenderThread<'a> {
     records: Vec<u8>,
     meter: &'a Meter,
     next_heartbeat: Instant,
+    /// The console, and how much of it the secondary was sent.
+    console: Option<&'a dyn ConsoleHistory>,
+    console_sent: ConsolePlace,
     /// Gets the buffers of checkpoints that are sent.
     recycle: &'a (dyn Fn(CapturedPages) + Sync),
 }
@@ -47,6 +54,7 @@ impl<'a> SenderThread<'a> {
         ram: &'a GuestRam,
         cache_bytes_max: u64,
         meter: &'a Meter,
+        console: Option<&'a dyn ConsoleHistory>,
         recycle: &'a (dyn Fn(CapturedPages) + Sync),
     ) -> Self {
         Self {
@@ -58,6 +66,8 @@ impl<'a> SenderThread<'a> {
             records: Vec::with_capacity(2 * RECORDS_BYTES),
             meter,
             next_heartbeat: Instant::now(),
+            console,
+            console_sent: ConsolePlace::default(),
             recycle,
         }
     }
@@ -99,8 +109,22 @@ impl<'a> SenderThread<'a> {
 
     fn heartbeat(&mut self, number: u64) -> Result<(), ChannelError> {
         self.next_heartbeat = Instant::now() + self.interval();
+        self.console()?;
         self.sender.send(Kind::Heartbeat, &[&number.to_le_bytes()])?;
         self.sender.flush()
+    }
+
+    /// Passes on what the guest has written to its console since this was last called.
+    fn console(&mut self) -> Result<(), ChannelError> {
+        let Some(piece) = self.console.map(|console| console.after(self.console_sent, CONSOLE_BYTES_MAX)) else {
+            return Ok(());
+        };
+        self.console_sent = piece.end();
+        // A structure of integers and bytes always serializes.
+        match postcard::to_stdvec(&piece) {
+            Ok(payload) if !piece.bytes.is_empty() => self.sender.send(Kind::Console, &[&payload]),
+            _ => Ok(()),
+        }
     }
 
     /// Lets through what must not wait.
@@ -118,7 +142,10 @@ impl<'a> SenderThread<'a> {
 
     fn bulk(&mut self, bulk: Bulk) -> Result<(), SendError> {
         match bulk {
-            Bulk::Message { kind, payload } => Ok(self.sender.send(kind, &[&payload])?),
+            Bulk::Message { kind, payload } => {
+                self.console()?;
+                Ok(self.sender.send(kind, &[&payload])?)
+            }
             Bulk::Piece(piece) => Ok(self.piece(piece)?),
             Bulk::Checkpoint(capture) => self.checkpoint(*capture),
             Bulk::EndOfLog => {
@@ -217,6 +244,7 @@ impl<'a> SenderThread<'a> {
             inputs: capture.inputs,
             then: capture.then,
         };
+        self.console()?;
         self.session.mirror().epochs.sent(end.epoch);
         self.sender.send(Kind::Checkpoint, &[&postcard::to_stdvec(&end)?])?;
         self.sender.flush()?;

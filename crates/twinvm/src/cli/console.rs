@@ -1,72 +1,205 @@
 //! The serial console of a VM of the cluster, on the terminal.
 
-use std::io::Write;
-use std::time::Duration;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
+use api::client::{CallError, Client, ConsoleStream, Target};
+use api::messages::VmView;
+use axum::http::{Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{Notify, mpsc};
 
 use super::daemon::{DaemonConnection, path_segment};
 use host::foreground::raw_terminal::{RawTerminal, feed_console};
 
 /// Pieces of typed input that may wait.
 const TYPED_MAX: usize = 64;
-
-/// How long a console must have been silent, after the end of standard input, until this is taken for the end of what was asked there.
-const SILENCE: Duration = Duration::from_secs(1);
+/// How soon a console that was lost is asked for again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a VM whose guest has ended is given to be started again: as long as `vm reboot` takes between the two.
+const OFF_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a VM that nobody has switched off is given to come back, on whichever host.
+const GONE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a host may take to say how a VM is.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What comes from the user.
 enum Typed {
     Bytes(Vec<u8>),
-    Leave,
     /// There is no more; what the guest answers is still shown.
     End,
 }
 
-/// Connects until the user leaves, standard input ends, or the VM or the connection does.
-pub fn connect(daemon: &DaemonConnection, vm: &str) -> Result<()> {
-    let vm = path_segment(vm);
-    let stream = daemon.wait_for(|client, target| client.console(target, &vm))?;
+/// What the user types, and how far that is.
+struct Input {
+    typed: mpsc::Receiver<Typed>,
+    has_ended: bool,
+    leave: Arc<Notify>,
+}
+
+/// A place in a console as its host names it: `RUN.BYTES`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    run: String,
+    bytes: u64,
+}
+
+impl Place {
+    fn parse(text: &str) -> Result<Self> {
+        let place = text.split_once('.').and_then(|(run, bytes)| Some((run, bytes.parse().ok()?)));
+        let (run, bytes) = place.with_context(|| format!("the host names the place `{text}` in the console"))?;
+        Ok(Self { run: run.to_owned(), bytes })
+    }
+
+    fn text(&self) -> String {
+        format!("{}.{}", self.run, self.bytes)
+    }
+
+    /// What there is to say about a connection that goes on at `next` after this place was seen.
+    fn continued(&self, next: &Self) -> String {
+        if self.run != next.run {
+            return "connected again: the VM was started anew".to_owned();
+        }
+        match next.bytes.checked_sub(self.bytes) {
+            Some(0) | None => "connected again".to_owned(),
+            Some(missed) => format!("connected again: {missed} bytes of output were missed"),
+        }
+    }
+}
+
+/// Shows a VM's console until the user leaves, standard input ends, or the VM is off: it follows the VM to another host, and through a reboot.
+pub fn connect(daemon: &DaemonConnection, name: &str) -> Result<()> {
+    let vm = path_segment(name);
+    let (stream, place) = daemon.wait_for(|client, target| client.console(target, &vm, None))?;
     let raw = RawTerminal::enter()?;
     if raw.is_some() {
-        eprint!("twinvm: connected to the console of VM {vm}; Ctrl-] leaves\r\n");
+        say(&format!("connected to the console of VM {name}; Ctrl-] leaves"));
     }
-    let (typed, mut input) = mpsc::channel(TYPED_MAX);
-    let (leave, end) = (typed.clone(), typed.clone());
-    // All fail only when the connection has ended, and so does this command.
+    let (typed, received) = mpsc::channel(TYPED_MAX);
+    let (end, leave) = (typed.clone(), Arc::new(Notify::new()));
+    let leaving = leave.clone();
+    // Both fail only when nobody listens any more, and then this command ends.
     feed_console(
         move |bytes| {
             let _ = typed.blocking_send(Typed::Bytes(bytes.to_vec()));
             bytes.len()
         },
-        move || _ = leave.blocking_send(Typed::Leave),
+        move || leaving.notify_one(),
         move || _ = end.blocking_send(Typed::End),
     );
-    let ended = daemon.block_on(async {
-        let (mut guest, mut to_guest) = tokio::io::split(TokioIo::new(stream));
-        let mut output = [0; 4096];
-        let mut input_open = true;
-        loop {
-            tokio::select! {
-                read = guest.read(&mut output) => {
-                    let len = read.context("the console's connection broke")?;
-                    if len == 0 {
-                        return Err(anyhow!("the VM has ended or moved to another host"));
-                    }
-                    let mut out = std::io::stdout().lock();
-                    out.write_all(output.get(..len).unwrap_or_default()).and_then(|()| out.flush())?;
-                }
-                typed = input.recv(), if input_open => match typed {
-                    Some(Typed::Bytes(bytes)) => to_guest.write_all(&bytes).await.context("the console's connection broke")?,
-                    Some(Typed::Leave) => return Ok(()),
-                    Some(Typed::End) | None => input_open = false,
-                },
-                () = tokio::time::sleep(SILENCE), if !input_open => return Ok(()),
-            }
-        }
+    let input = Input { typed: received, has_ended: false, leave };
+    let place = Place::parse(&place)?;
+    let ended = daemon.wait_for(|client, target| {
+        let console = Follower { client, target, vm: &vm, name, place, input };
+        async move { Ok(console.follow(stream).await) }
     });
     drop(raw);
-    ended
+    ended?
+}
+
+/// Says something beside the guest's output; the terminal may be raw.
+fn say(text: &str) {
+    eprint!("twinvm: {text}\r\n");
+}
+
+/// Follows one VM.
+struct Follower<'a> {
+    client: &'a Client,
+    target: &'a Target,
+    /// The VM's name, as part of a path.
+    vm: &'a str,
+    name: &'a str,
+    /// What was seen.
+    place: Place,
+    input: Input,
+}
+
+impl Follower<'_> {
+    async fn follow(mut self, mut stream: ConsoleStream) -> Result<()> {
+        loop {
+            let (output, to_guest) = tokio::io::split(stream);
+            let leave = self.input.leave.clone();
+            tokio::select! {
+                shown = show(output, &mut self.place) => shown?,
+                () = self.input.pass_on(to_guest) => {}
+                () = leave.notified() => return Ok(()),
+            }
+            // One that has typed all, and seen the answer, has nothing to come back for.
+            if self.input.has_ended {
+                return Ok(());
+            }
+            say(&format!("the console of VM {} is lost; connecting again", self.name));
+            let Some(next) = self.connect_again().await? else { return Ok(()) };
+            stream = next;
+        }
+    }
+
+    /// Connects to the VM wherever it is by now; nothing if it is off, or the user leaves.
+    async fn connect_again(&mut self) -> Result<Option<ConsoleStream>> {
+        let since = Instant::now();
+        loop {
+            let (error, patience) = match self.client.console(self.target, self.vm, Some(&self.place.text())).await {
+                Ok((stream, place)) => {
+                    let place = Place::parse(&place)?;
+                    say(&self.place.continued(&place));
+                    self.place = place;
+                    return Ok(Some(stream));
+                }
+                Err(CallError::Refused { status: StatusCode::NOT_FOUND, problem }) => return Err(anyhow!("{problem}")),
+                Err(error) => (error, self.patience().await),
+            };
+            if since.elapsed() >= patience {
+                if patience == OFF_PATIENCE {
+                    say(&format!("VM {} is off", self.name));
+                    return Ok(None);
+                }
+                return Err(anyhow!("the console of VM {} does not come back: {error}", self.name));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETRY_INTERVAL) => {}
+                () = self.input.leave.notified() => return Ok(None),
+            }
+        }
+    }
+
+    /// How long the VM is waited for, as it is now.
+    async fn patience(&self) -> Duration {
+        let path = format!("/v1/vms/{}", self.vm);
+        let view: Result<VmView, _> =
+            self.client.call(self.target, Method::GET, &path, None::<&()>, VIEW_TIMEOUT).await;
+        match view {
+            Ok(view) if !view.running && view.note.is_some() => OFF_PATIENCE,
+            _ => GONE_PATIENCE,
+        }
+    }
+}
+
+impl Input {
+    /// Passes on what is typed, and does not return: that the connection has ended, whoever reads from it finds out.
+    async fn pass_on(&mut self, mut to_guest: WriteHalf<ConsoleStream>) {
+        loop {
+            match self.typed.recv().await {
+                Some(Typed::Bytes(bytes)) => _ = to_guest.write_all(&bytes).await,
+                Some(Typed::End) | None => {
+                    self.has_ended = true;
+                    // The replica ends the connection once the guest has taken all of it and has answered.
+                    let _ = to_guest.shutdown().await;
+                    std::future::pending().await
+                }
+            }
+        }
+    }
+}
+
+/// Shows what comes until there is no more, and counts it.
+async fn show(mut output: ReadHalf<ConsoleStream>, place: &mut Place) -> Result<()> {
+    let mut bytes = [0; 4096];
+    loop {
+        let Ok(len @ 1..) = output.read(&mut bytes).await else { return Ok(()) };
+        let mut out = io::stdout().lock();
+        out.write_all(bytes.get(..len).unwrap_or_default()).and_then(|()| out.flush())?;
+        place.bytes = place.bytes.saturating_add(len as u64);
+    }
 }

@@ -126,11 +126,6 @@ impl DaemonConnection {
             other => anyhow!(other.to_string()),
         })
     }
-
-    /// Waits for something asynchronous.
-    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(future)
-    }
 }
 
 /// A name as part of a path: it comes from the command line, and a VM with a name that must be changed does not exist.

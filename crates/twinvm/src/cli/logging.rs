@@ -6,9 +6,9 @@ use std::path::Path;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::log_file::LogFile;
 use super::log_limit::Limited;
 use host::foreground::output::Output;
+use host::log_file::LogFile;
 
 /// Writes what is traced to standard error from now on: everything from level `info`, or as `RUST_LOG` says. What says the same again and again
 /// is left out in part ([`Limited`]). Nobody waits for who reads it; the log is complete when the result is dropped.

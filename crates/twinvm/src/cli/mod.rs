@@ -9,7 +9,6 @@ mod ft;
 mod host;
 mod image;
 mod keys;
-mod log_file;
 mod log_limit;
 mod logging;
 mod net_end;

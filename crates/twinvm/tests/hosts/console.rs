@@ -1,12 +1,25 @@
 //! A guest's console, as `twinvm vm console` gives it.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::process::Child;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use crate::support::HUNG;
 use crate::world::{VM, World};
+
+/// Sends what comes from a stream until there is no more.
+fn pass_on(mut stream: impl Read + Send + 'static, to: Sender<Vec<u8>>) {
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(len @ 1..) = stream.read(&mut bytes) {
+            if to.send(bytes[..len].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+}
 
 /// A console that is connected.
 pub struct Console {
@@ -32,16 +45,9 @@ impl Console {
 
     fn open(world: &World, host: &str) -> Self {
         let mut command = world.spawn(host, &["vm", "console", VM]);
-        let mut stdout = command.stdout.take().unwrap();
         let (sender, output) = channel();
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(len @ 1..) = stdout.read(&mut bytes) {
-                if sender.send(bytes[..len].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
+        pass_on(command.stdout.take().unwrap(), sender.clone());
+        pass_on(command.stderr.take().unwrap(), sender);
         Self { command, output, seen: String::new() }
     }
 
@@ -51,6 +57,19 @@ impl Console {
         stdin.write_all(b"\r").unwrap();
     }
 
+    /// Types a line again and again until the guest writes this text.
+    fn insist(&mut self, line: &str, text: &str) {
+        let deadline = Instant::now() + HUNG;
+        loop {
+            self.type_line(line);
+            if self.has_seen(text, Duration::from_secs(2)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "waited for {text:?} on the console: {}", self.seen);
+        }
+    }
+
+    /// Waits until the guest writes this text, or the command says it.
     pub fn wait_for(&mut self, text: &str) {
         assert!(self.has_seen(text, HUNG), "waited for {text:?} on the console: {}", self.seen);
     }
@@ -68,16 +87,23 @@ impl Console {
         true
     }
 
-    /// Waits until the command ends because the VM has; what it says.
+    /// Waits until the command ends by itself; what it has shown and said since text was last waited for.
     pub fn wait_for_end(mut self) -> String {
         let deadline = Instant::now() + HUNG;
         while self.command.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the console does not end");
             std::thread::sleep(Duration::from_millis(20));
         }
-        let mut text = String::new();
-        self.command.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-        text
+        while let Ok(bytes) = self.output.recv() {
+            self.seen.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        std::mem::take(&mut self.seen)
+    }
+
+    /// Types this, and no more.
+    pub fn type_last(&mut self, bytes: &[u8]) {
+        let mut stdin = self.command.stdin.take().unwrap();
+        stdin.write_all(bytes).unwrap();
     }
 
     /// Leaves by Ctrl-].
@@ -92,4 +118,53 @@ impl Drop for Console {
         let _ = self.command.kill();
         let _ = self.command.wait();
     }
+}
+
+/// What a console shows whose standard input is empty.
+fn shown(world: &World, host: &str) -> String {
+    world.done(host, &["vm", "console", VM])
+}
+
+#[test]
+fn a_console_follows_its_vm_through_takeover_and_reboot_and_ends_with_it() {
+    let world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let mut console = Console::connect(&world, "b");
+    console.type_line("echo before-$((40+2))");
+    console.wait_for("before-42");
+    // The secondary has it by then: it is passed on with heartbeats.
+    world.wait_for_console_on_secondary("b", "before-42");
+    world.kill_replica("a");
+    console.wait_for("connected again");
+    console.insist("echo after-$((40+3))", "after-43");
+    // Whoever looks now sees also what was written on the other host, once.
+    let text = shown(&world, "a");
+    assert_eq!(text.matches("before-42").count(), 1, "{text}");
+    assert!(text.contains("after-43"), "{text}");
+    let log = fs::read_to_string(world.vm_folder("b").join("console.log")).unwrap();
+    assert!(log.contains("VM redis runs on host b") && log.contains("before-42"), "{log}");
+
+    world.wait_until_protected("a", "b");
+    world.done("a", &["vm", "reboot", VM, "--force"]);
+    console.wait_for("the VM was started anew");
+    world.wait_for_redis();
+    console.insist("echo rebooted-$((40+4))", "rebooted-44");
+    world.done("a", &["vm", "stop", VM, "--force"]);
+    let end = console.wait_for_end();
+    assert!(end.contains("VM redis is off"), "{end}");
+}
+
+/// Of what was piped in, 64 KiB arrived, and the command was gone before the guest had answered.
+#[test]
+fn all_that_is_piped_into_a_console_arrives_however_slowly_the_guest_reads() {
+    const BYTES: usize = 405_715;
+    let world = World::of(&["a"]);
+    world.boot_redis("a");
+    let mut console = Console::connect(&world, "a");
+    console.type_line(&format!("stty raw -echo; echo ready-$((40+2)); sleep 2; head -c {BYTES} | md5sum"));
+    console.wait_for("ready-42");
+    console.type_last(&(0..BYTES).map(|number| b'a' + (number % 23) as u8).collect::<Vec<_>>());
+    let end = console.wait_for_end();
+    assert!(end.contains("f0268e67bfba325688a81fda0ea93bda"), "{end}");
 }

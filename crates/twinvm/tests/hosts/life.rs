@@ -243,7 +243,7 @@ fn a_protected_guest_may_reboot_and_power_off() {
     assert_eq!((detail(&off), off["running"].as_bool()), ("the guest powered off", Some(false)));
     world.wait_for_no_replica("a");
     world.wait_for_no_replica("b");
-    assert!(console.wait_for_end().contains("ended or moved"));
+    assert!(console.wait_for_end().contains("is off"));
     world.wait_until_nothing_is_reserved("a");
     world.wait_until_nothing_is_reserved("b");
     // Protection is still wanted: it comes with the VM.

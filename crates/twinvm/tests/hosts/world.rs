@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -370,6 +370,23 @@ impl World {
 
     /// Waits until the VM is protected by a primary on `primary`.
     pub fn wait_until_protected(&self, host: &str, primary: &str) -> Value {
+    /// Waits until the secondary on a host knows that the guest has written this on its console.
+    pub fn wait_for_console_on_secondary(&self, host: &str, text: &str) {
+        let deadline = Instant::now() + HUNG;
+        loop {
+            let mut socket = UnixStream::connect(self.vm_folder(host).join("replica.sock")).unwrap();
+            socket.write_all(b"{\"request\":\"console\"}\n").unwrap();
+            // Whoever types no more is shown what there is.
+            socket.shutdown(Shutdown::Write).unwrap();
+            let mut shown = Vec::new();
+            std::io::copy(&mut socket, &mut shown).unwrap();
+            if String::from_utf8_lossy(&shown).contains(text) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{text:?} does not reach the secondary on {host}");
+        }
+    }
+
         self.wait(host, "protection", |status| status["host"] == primary && state(status) == "protected")
     }
 

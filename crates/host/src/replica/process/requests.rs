@@ -3,6 +3,8 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use replication::driver::ConsolePlace;
+
 use super::super::control::{Answer, Handler, Request, Statement};
 use super::{Acting, Process};
 
@@ -27,8 +29,8 @@ impl Handler for Control {
         }
     }
 
-    fn console(&self, client: UnixStream) {
+    fn console(&self, client: UnixStream, seen: ConsolePlace) {
         // A client that is gone is no news.
-        let _ = self.0.console.serve(client);
+        let _ = self.0.console.serve(client, seen);
     }
 }

@@ -12,9 +12,9 @@ use spec::{EngineKind, ReplicaId};
 use storage::disk::{DiskImage, DiskOptions};
 use tempfile::TempDir;
 
-use super::super::MirrorOptions;
 use super::super::message::{ExecutionFormat, Kind, Welcome};
 use super::super::secondary::{MakeVm, SecondaryParts};
+use super::super::{ConsoleHistory, ConsolePiece, ConsolePlace, MirrorOptions};
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
 use crate::disk::{CopyMark, CopyState, DiskOp, DiskWrite};
@@ -239,6 +239,35 @@ fn what_is_held_is_replaced_by_whole_checkpoints_only() {
         let refused = follower.hear(&Frame { kind: kind.into(), payload: &[] });
         assert!(matches!(refused, Err(Parting::Lost(LossReason::Protocol, _))));
     }
+}
+
+#[derive(Debug, Default)]
+struct Heard(Mutex<Vec<ConsolePiece>>);
+
+impl ConsoleHistory for Heard {
+    fn after(&self, _: ConsolePlace, _: usize) -> ConsolePiece {
+        unreachable!("a secondary passes nothing on")
+    }
+
+    fn go_on_with(&self, piece: &ConsolePiece) {
+        self.0.lock().unwrap().push(piece.clone());
+    }
+}
+
+#[test]
+fn what_the_guest_has_written_to_its_console_is_kept_also_within_a_checkpoint() {
+    let world = World::new();
+    let (mut follower, _receiver, _far) = world.follower();
+    let heard = Arc::new(Heard::default());
+    follower.secondary.parts.options.console = Some(heard.clone());
+    let piece = ConsolePiece { from: ConsolePlace { run: 7, bytes: 900 }, bytes: b"login: ".to_vec() };
+    let payload = postcard::to_stdvec(&piece).unwrap();
+    assert!(follower.hear(&Frame { kind: Kind::Console.into(), payload: &payload }).is_ok());
+    assert!(follower.hear(&Frame { kind: Kind::Begin.into(), payload: &2u64.to_le_bytes() }).is_ok());
+    assert!(follower.hear(&Frame { kind: Kind::Console.into(), payload: &payload }).is_ok());
+    assert_eq!(*heard.0.lock().unwrap(), [piece.clone(), piece]);
+    let refused = follower.hear(&Frame { kind: Kind::Console.into(), payload: &payload[..3] });
+    assert!(matches!(refused, Err(Parting::Lost(LossReason::Protocol, _))));
 }
 
 /// A primary whose disks are broken cannot wait for the end of a checkpoint that is on its way.

@@ -50,7 +50,12 @@ A VM that has snapshots on its host is refused, as they could not be restored un
     List(DaemonArguments),
     /// Show one VM: its state, disks, network cards and spec
     Show(VmArguments),
-    /// Connect the terminal to a VM's serial console; Ctrl-] leaves
+    /// Connect the terminal to a VM's serial console, wherever it runs; Ctrl-] leaves
+    #[command(after_help = "\
+Shows first what the guest has printed last (64 KiB), then follows the VM through takeovers and reboots, and ends when it is off. At the end of standard input it waits until the
+guest has taken everything and is silent.
+
+  echo uptime | twinvm vm console shop")]
     Console(VmArguments),
     /// Remove a VM and its disks from every host
     Rm(cluster::RemoveArguments),

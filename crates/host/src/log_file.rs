@@ -1,4 +1,4 @@
-//! [`LogFile`]: a log that does not grow without end.
+//! Logs that do not grow without end: [`LogFile`], which is standard error, and [`BoundedFile`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -41,10 +41,51 @@ impl LogFile {
             return Ok(None);
         }
         *len_bytes = line_bytes;
-        let mut older = self.path.clone().into_os_string();
-        older.push(".1");
-        fs::rename(&self.path, older)?;
-        OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path).map(Some)
+        fs::rename(&self.path, older(&self.path))?;
+        append(&self.path).map(Some)
+    }
+}
+
+/// Where the log before the one at `path` is.
+fn older(path: &Path) -> PathBuf {
+    let mut older = path.as_os_str().to_owned();
+    older.push(".1");
+    older.into()
+}
+
+/// The file at `path`, to be written at its end; for its owner only.
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// A file that is written at its end. When it is full it is renamed to `NAME.1`, in place of the one before, and a new one is begun.
+pub struct BoundedFile {
+    log: LogFile,
+    /// None until it could be opened.
+    file: Option<File>,
+}
+
+impl BoundedFile {
+    /// The file at `path`, which is made, or gone on with, by the first write.
+    pub fn new(path: &Path) -> Self {
+        Self { log: LogFile::new(path), file: None }
+    }
+}
+
+impl Write for BoundedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(next) = self.log.account(bytes.len())? {
+            self.file = Some(next);
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => self.file.insert(append(&self.log.path)?),
+        };
+        file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -93,5 +134,24 @@ mod tests {
         assert_eq!(files.len(), 2, "{files:?}");
         assert!(files.iter().all(|file| fs::metadata(file).unwrap().len() <= 100));
         assert!(fs::read_to_string(&path).unwrap().ends_with("line  999\n"));
+    }
+
+    #[test]
+    fn a_bounded_file_is_gone_on_with_and_survives_that_it_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm").join("console.log");
+        let mut file = BoundedFile { log: LogFile::with_limit(&path, 100), file: None };
+        assert!(file.write_all(b"lost").is_err());
+        fs::create_dir(folder.path().join("vm")).unwrap();
+        file.write_all(b"kept ").unwrap();
+        let mut file = BoundedFile { log: LogFile::with_limit(&path, 100), file: None };
+        file.write_all(b"as well").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "kept as well");
+        for _ in 0..1000 {
+            file.write_all(&[b'x'; 40]).unwrap();
+        }
+        for file in [&path, &older(&path)] {
+            assert!((1..=100).contains(&fs::metadata(file).unwrap().len()), "{}", file.display());
+        }
     }
 }

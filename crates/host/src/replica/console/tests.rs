@@ -1,0 +1,173 @@
+//! Consoles and their clients.
+
+use super::history::HISTORY_BYTES_MAX;
+use super::*;
+
+/// The place that a client is told first.
+fn place(client: &mut impl Read) -> ConsolePlace {
+    let mut line = String::new();
+    while !line.ends_with('\n') {
+        let mut byte = [0];
+        client.read_exact(&mut byte).unwrap();
+        line.push(byte[0].into());
+    }
+    serde_json::from_str(&line).unwrap()
+}
+
+#[test]
+fn clients_see_what_was_written_before_and_after_they_came() {
+    let mut console = Console::new(7);
+    console.write(&[b'x'; HISTORY_BYTES_MAX]);
+    console.write(b"login: ");
+    let (mut client, served) = UnixStream::pair().unwrap();
+    let serving = std::thread::spawn({
+        let console = console.clone();
+        move || console.serve(served, ConsolePlace::default())
+    });
+    assert_eq!(place(&mut client), ConsolePlace { run: 7, bytes: 7 });
+    let mut seen = vec![0; HISTORY_BYTES_MAX];
+    client.read_exact(&mut seen).unwrap();
+    assert!(seen.ends_with(b"xlogin: "));
+    while console.inner().clients.is_empty() {
+        std::thread::yield_now();
+    }
+    console.write(b"root");
+    let mut more = [0; 4];
+    client.read_exact(&mut more).unwrap();
+    assert_eq!(&more, b"root");
+    drop(client);
+    serving.join().unwrap().unwrap();
+    console.write(b"nobody sees this");
+    console.write(b"nor this");
+    assert!(console.inner().clients.is_empty());
+}
+
+#[test]
+fn what_the_guest_has_no_room_for_waits_and_nothing_typed_is_lost() {
+    const TYPED_BYTES: usize = 405_715;
+    let control = Control::new().unwrap();
+    let console = Console::new(7);
+    console.attach(control.clone());
+    let (mut client, served) = UnixStream::pair().unwrap();
+    let serving = std::thread::spawn(move || console.serve(served, ConsolePlace::default()));
+    let typing = std::thread::spawn(move || {
+        place(&mut client);
+        let typed: Vec<u8> = (0..TYPED_BYTES).map(|number| number as u8).collect();
+        client.write_all(&typed).unwrap();
+        client
+    });
+    let mut taken = Vec::new();
+    while taken.len() < TYPED_BYTES {
+        taken.extend(control.take_console(1000));
+    }
+    assert!(taken.iter().enumerate().all(|(number, byte)| *byte == number as u8));
+    // One that leaves while its input waits is not waited for.
+    let mut client = typing.join().unwrap();
+    client.write_all(&vec![0; 64 << 10]).unwrap();
+    client.write_all(b"one more").unwrap();
+    drop(client);
+    serving.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut_off_and_finds_out() {
+    let mut console = Console::new(7);
+    let (mut client, served) = UnixStream::pair().unwrap();
+    let serving = std::thread::spawn({
+        let console = console.clone();
+        move || console.serve(served, ConsolePlace::default())
+    });
+    while console.inner().clients.is_empty() {
+        std::thread::yield_now();
+    }
+    while !console.inner().clients.is_empty() {
+        console.write(&[b'x'; 4096]);
+    }
+    // Neither what it reads nor what it types goes on.
+    std::io::copy(&mut client, &mut std::io::sink()).unwrap();
+    assert!(client.write_all(b"root").is_err());
+    serving.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_client_that_comes_again_sees_each_byte_once() {
+    let mut console = Console::new(7);
+    console.write(b"boot login: ");
+    let connect = |seen| {
+        let (client, served) = UnixStream::pair().unwrap();
+        let console = console.clone();
+        std::thread::spawn(move || console.serve(served, seen));
+        client
+    };
+    let mut client = connect(ConsolePlace { run: 7, bytes: 5 });
+    assert_eq!(place(&mut client), ConsolePlace { run: 7, bytes: 5 });
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut seen = String::new();
+    client.read_to_string(&mut seen).unwrap();
+    assert_eq!(seen, "login: ");
+    // Of another run it has seen nothing.
+    let mut client = connect(ConsolePlace { run: 6, bytes: 5 });
+    assert_eq!(place(&mut client), ConsolePlace { run: 7, bytes: 0 });
+}
+
+/// What was piped in was lost as soon as the client had closed its end, if the guest was slower.
+#[test]
+fn what_was_typed_before_the_end_of_input_reaches_a_slow_guest_and_is_answered() {
+    const TYPED_BYTES: usize = 405_715;
+    let control = Control::new().unwrap();
+    let mut console = Console::new(7);
+    console.attach(control.clone());
+    let (mut client, served) = UnixStream::pair().unwrap();
+    let serving = std::thread::spawn({
+        let console = console.clone();
+        move || console.serve(served, ConsolePlace::default())
+    });
+    let typing = std::thread::spawn(move || {
+        client.write_all(&vec![b'x'; TYPED_BYTES]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut seen = String::new();
+        client.read_to_string(&mut seen).unwrap();
+        seen
+    });
+    let mut taken = 0;
+    while taken < TYPED_BYTES {
+        taken += control.take_console(1000).len();
+        // Slower than whoever types.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    console.write(b"405715 bytes");
+    assert!(typing.join().unwrap().ends_with("405715 bytes"));
+    serving.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_guest_that_is_never_silent_does_not_keep_a_client_that_has_typed_all() {
+    let mut console = Console::new(7);
+    let (mut client, served) = UnixStream::pair().unwrap();
+    let serving = std::thread::spawn({
+        let console = console.clone();
+        move || console.serve(served, ConsolePlace::default())
+    });
+    client.shutdown(Shutdown::Write).unwrap();
+    let reading = std::thread::spawn(move || std::io::copy(&mut client, &mut std::io::sink()).unwrap());
+    while !serving.is_finished() {
+        console.write(b"tick\n");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(reading.join().unwrap() > 0);
+}
+
+#[test]
+fn the_log_holds_what_was_written_before_this_replica_ran_the_guest_and_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console.log");
+    let mut console = Console::new(7);
+    let from = ConsolePlace { run: 3, bytes: 900 };
+    console.go_on_with(&ConsolePiece { from, bytes: b"booted\n".to_vec() });
+    console.log_to(&path, "taken over");
+    // A second time, after a reset of the guest, changes nothing.
+    console.log_to(&path, "again");
+    console.write(b"login: ");
+    console.end_log();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "\ntwinvm: taken over\nbooted\nlogin: ");
+}
