@@ -350,6 +350,7 @@ fn status(vm: &Vm, spec: &VmSpec, started: Instant) -> VmStatus {
         engine: vm.engine().to_string(),
         cpus: spec.cpus,
         memory_bytes: spec.memory.bytes(),
+        spec: spec::to_toml(spec).unwrap_or_default(),
         running_s: started.elapsed().as_secs(),
     }
 }

@@ -65,6 +65,9 @@ pub struct VmStatus {
     pub memory_bytes: u64,
     /// Seconds since it was started here.
     pub running_s: u64,
+    /// Its spec, as TOML, with its files named by absolute path.
+    #[serde(default)]
+    pub spec: String,
 }
 
 /// A request on its way to the thread that runs the VM.

@@ -1,5 +1,6 @@
 //! Hosts with daemons, as administrators use them: every test goes by the commands of the program, with real guests.
 
+mod adopt;
 mod api;
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../mirror/client.rs"]

@@ -252,6 +252,12 @@ impl World {
         let output = self.command(host, words).stdin(Stdio::null()).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Outcome { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    /// A command that goes on, whose output nobody reads.
+    pub fn spawn_with(&self, host: &str, words: &[&str], output: Stdio) -> Child {
+        let mut command = self.command(host, words);
+        command.stdin(Stdio::null()).stdout(output).spawn().unwrap()
+    }
+
     }
 
     /// What a command says that must succeed.

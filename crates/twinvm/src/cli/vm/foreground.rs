@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
-use api::messages::VmView;
+use anyhow::{Context, Result, anyhow, bail};
+use api::messages::{CreateVm, VmView};
 use api::time::Elapsed;
 use clap::Args;
-use spec::EngineChoice;
+use spec::{EngineChoice, VmSpec, to_toml};
 
-use super::StopArguments;
+use super::{StopArguments, VmArguments};
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use crate::cli::run::HowArguments;
 use host::foreground::requests::{Request, VmStatus, ask, running};
@@ -55,9 +55,57 @@ pub fn stop(arguments: &StopArguments) -> Result<()> {
 fn without_host(vm: &VmStatus) -> String {
     format!(
         "VM {} runs in the foreground (process {}): its console is the terminal of `twinvm run`, and it has no host that could protect it. A VM with a host \
-         is made by `twinvm vm create SPEC.toml --start`, once this one has stopped (`twinvm vm stop {}`)",
+         is made of it by `twinvm vm adopt {}`, which restarts it",
         vm.name, vm.pid, vm.name
     )
+}
+
+/// What becomes of a VM that is adopted.
+pub const ADOPT_HELP: &str = "\
+The guest is shut down, or its plug pulled with --force, and started again on this host with the same spec, cards and forwarded ports. The host keeps copies of its disks in a folder
+of its own, as for `twinvm vm create`; the files that it ran from stay as they are, and may be removed. What the spec says of recording does not count there.
+
+  twinvm vm adopt shop && twinvm ft on shop";
+
+#[derive(Args)]
+pub struct AdoptArguments {
+    #[command(flatten)]
+    vm: VmArguments,
+    /// Pull the plug instead of pressing the power button
+    #[arg(long)]
+    force: bool,
+    /// Give up waiting for the guest to shut down after so long; it is not adopted then
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    timeout: u64,
+}
+
+/// Makes a VM with a host of one in the foreground.
+pub fn adopt(arguments: AdoptArguments) -> Result<()> {
+    let AdoptArguments { vm: VmArguments { name, daemon: how }, force, timeout } = arguments;
+    let vm = running()?.into_iter().find(|vm| vm.name == name);
+    let vm = vm.with_context(|| {
+        format!("no VM named {name} runs in the foreground here; `twinvm vm create SPEC.toml` makes one with a host")
+    })?;
+    // Before the guest is disturbed: what could be refused.
+    let daemon = how.daemon()?;
+    let names: Vec<VmView> = daemon.get("/v1/vms")?;
+    if names.iter().any(|view| view.name == name) {
+        bail!("a VM named {name} has a host already: rename that one first (`twinvm vm rename {name} OTHER`)");
+    }
+    let mut spec = VmSpec::parse(&vm.spec).context("the VM does not say what it is: it runs another version")?;
+    spec.record = None;
+    let request = CreateVm { spec: to_toml(&spec).context("the spec cannot be passed on")?, start: true };
+    let stop =
+        StopArguments { vm: VmArguments { name: name.clone(), daemon: how.clone() }, force, no_wait: false, timeout };
+    let status = ask(&name, &Request::Stop { force })?;
+    stop.wait(|| Ok(!running()?.iter().any(|vm| vm.name == name && vm.pid == status.pid)))?;
+    let again = || format!("VM {name} is off, its disks are as they were: start it again with `twinvm run`");
+    let view: VmView = daemon.post("/v1/vms", Some(&request)).with_context(again)?;
+    if how.json {
+        print_json(&view)
+    } else {
+        print_line(&format!("VM {name} adopted and started on host {}", view.host))
+    }
 }
 
 /// The VM called `name` in the foreground, if there is none of that name with a host.

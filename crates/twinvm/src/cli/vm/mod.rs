@@ -26,6 +26,9 @@ pub enum VmCommand {
     /// Create a VM on this host from a spec
     #[command(after_help = cluster::CREATE_HELP)]
     Create(cluster::CreateArguments),
+    /// Give a VM that runs in the foreground (`twinvm run`) a host: restart it there
+    #[command(after_help = foreground::ADOPT_HELP)]
+    Adopt(foreground::AdoptArguments),
     /// Start a VM from its disks
     Start(cluster::StartArguments),
     /// Press a VM's power button, and wait until its guest has shut down
@@ -146,6 +149,7 @@ pub fn run(command: VmCommand) -> Result<ExitCode> {
 fn carry_out(command: VmCommand) -> Result<()> {
     match command {
         VmCommand::Create(arguments) => cluster::create(&arguments),
+        VmCommand::Adopt(arguments) => foreground::adopt(arguments),
         VmCommand::Start(arguments) => cluster::start(&arguments),
         VmCommand::Stop(arguments) => stop(&arguments),
         VmCommand::Reboot(arguments) => set::reboot(&arguments.vm.daemon.daemon()?, &arguments),
@@ -174,9 +178,13 @@ impl VmCommand {
             Self::Clone(arguments) => Some(&arguments.vm),
             Self::Rename(arguments) => Some(&arguments.vm),
             Self::Console(vm) => Some(vm),
-            Self::Create(_) | Self::Stop(_) | Self::List(_) | Self::Show(_) | Self::Snapshot(_) | Self::Restore(_) => {
-                None
-            }
+            Self::Create(_)
+            | Self::Adopt(_)
+            | Self::Stop(_)
+            | Self::List(_)
+            | Self::Show(_)
+            | Self::Snapshot(_)
+            | Self::Restore(_) => None,
         }
     }
 }
