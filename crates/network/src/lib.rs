@@ -34,3 +34,4 @@ pub use backend::{Attach, BackendError, FRAME_LEN_MAX, FrameBackend, InputPositi
 pub use link::{Link, LinkError};
 pub use offload::{Checksum, FrameOffload, Gso, HEADER_LEN, OffloadError, ReceiveOffloads, Segmentation};
 pub use pair::{CableEnd, pair};
+pub use uplink::{BridgeState, find_bridge};

@@ -5,10 +5,11 @@ mod slirp;
 
 use std::io;
 
-use spec::PortForward;
+use spec::{NetworkError, PortForward};
 use thiserror::Error;
 
 pub(crate) use bridge::BridgePort;
+pub use bridge::{BridgeState, find_bridge};
 pub(crate) use slirp::UserNetwork;
 
 use crate::offload::{FrameOffload, OffloadError, ReceiveOffloads};
@@ -62,8 +63,11 @@ pub enum UplinkError {
         source: io::Error,
     },
     /// There is no such bridge.
-    #[error("there is no network interface `{0}`; create the bridge first, such as with `ip link add {0} type bridge`")]
+    #[error("there is no network interface `{0}`; `twinvm network add {0} --create` makes a bridge")]
     NoBridge(String),
+    /// It is no name of an interface.
+    #[error(transparent)]
+    Name(#[from] NetworkError),
     /// It exists, and is something else.
     #[error("network interface `{0}` is not a bridge")]
     NotABridge(String),

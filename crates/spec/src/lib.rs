@@ -26,7 +26,7 @@ pub use ft_mode::{FtMode, UnknownMode};
 pub use mac::{MacAddr, MacError};
 pub use memory_backing::{HugePages, MemoryBacking};
 pub use name::{HostName, NameError, SnapshotName, VmName};
-pub use network::{BridgeSpec, Ipv4Subnet, NetworkError, NetworkSpec, UserSpec};
+pub use network::{BridgeSpec, Ipv4Subnet, NetworkError, NetworkSpec, UserSpec, check_interface_name};
 pub use priority::{Priority, UnknownPriority};
 pub use replica_id::ReplicaId;
 pub use vm::{DEVICES_MAX, DiskSpec, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, SpecError, VCPUS_MAX, VmSpec, to_toml};

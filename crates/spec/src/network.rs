@@ -138,8 +138,11 @@ impl NetworkSpec {
     }
 }
 
-/// The kernel's rule (`dev_valid_name`), and no `%`, of which TUNSETIFF makes a number.
-fn check_interface_name(name: &str) -> Result<(), NetworkError> {
+/// Checks that an interface can have this name: the kernel's rule (`dev_valid_name`), and no `%`, of which TUNSETIFF makes a number.
+///
+/// # Errors
+/// [`NetworkError::InterfaceName`].
+pub fn check_interface_name(name: &str) -> Result<(), NetworkError> {
     let fits = (1..=INTERFACE_NAME_LEN_MAX).contains(&name.len());
     let forbidden = |byte: u8| byte.is_ascii_whitespace() || matches!(byte, 0 | 0x0b | b'/' | b':' | b'%');
     if !fits || name == "." || name == ".." || name.bytes().any(forbidden) {

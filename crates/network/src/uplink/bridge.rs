@@ -2,6 +2,8 @@
 //! documentation, `networking/tuntap`).
 #![allow(unsafe_code)]
 
+mod create;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::mem;
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use spec::{BridgeSpec, MacAddr};
 
+pub use self::create::{BridgeState, find_bridge};
 use super::{Uplink, UplinkError};
 use crate::backend::FRAME_LEN_MAX;
 use crate::offload::{FrameOffload, HEADER_LEN, OffloadError, ReceiveOffloads};

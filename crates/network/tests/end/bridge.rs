@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use network::end::{self, EndConfig, Lifetime};
-use network::{Attach, FRAME_LEN_MAX, FrameBackend, Link, ReceiveOffloads};
+use network::{Attach, BridgeState, FRAME_LEN_MAX, FrameBackend, Link, ReceiveOffloads, find_bridge};
 use smoltcp::wire::Ipv4Cidr;
 use spec::{BridgeSpec, NetworkSpec};
 
@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
         "bridge::frames_from_long_before_a_takeover_do_not_reach_the_guest",
         frames_from_long_before_a_takeover_do_not_reach_the_guest,
     ),
+    ("bridge::a_bridge_is_made_with_its_ports_once", a_bridge_is_made_with_its_ports_once),
     ("bridge::mistakes_are_named", mistakes_are_named),
 ];
 
@@ -177,6 +178,27 @@ fn frames_from_long_before_a_takeover_do_not_reach_the_guest() -> Outcome {
             return Outcome::Passed;
         }
     }
+}
+
+/// Row 32: `twinvm network add --create`.
+fn a_bridge_is_made_with_its_ports_once() -> Outcome {
+    if let Err(reason) = enter_namespace() {
+        return Outcome::Skipped(reason);
+    }
+    ip("link add veth0 type veth peer name veth1").unwrap();
+    let error = |name: &str, ports: &[String]| find_bridge(name, !ports.is_empty(), ports).unwrap_err().to_string();
+    assert!(error("br7", &[]).contains("`twinvm network add br7 --create`"), "{}", error("br7", &[]));
+    assert_eq!(error("lo", &[]), "network interface `lo` is not a bridge");
+    assert_eq!(error("veth1", &["veth0".into()]), "network interface `veth1` is not a bridge");
+    assert!(error("br/7", &[]).contains("cannot be the name"));
+    assert_eq!(find_bridge("br0", true, &[]).unwrap(), BridgeState::Found);
+    assert_eq!(find_bridge("br7", true, &["veth0".to_owned()]).unwrap(), BridgeState::Created);
+    let (bridge, port) = (ip("-o link show br7").unwrap(), ip("-o link show veth0").unwrap());
+    assert!(bridge.contains(",UP"), "{bridge}");
+    assert!(port.contains("master br7") && port.contains(",UP"), "{port}");
+    assert_eq!(find_bridge("br7", true, &[]).unwrap(), BridgeState::Found);
+    assert!(error("br7", &["nonesuch".into()]).contains("attaching nonesuch"));
+    Outcome::Passed
 }
 
 fn mistakes_are_named() -> Outcome {

@@ -12,6 +12,7 @@ mod keys;
 mod log_limit;
 mod logging;
 mod net_end;
+mod network;
 mod operator;
 mod replay;
 mod replica;
@@ -62,6 +63,9 @@ enum Command {
     /// Make disk images, make them bigger, and show what they are
     #[command(subcommand)]
     Disk(disk::DiskCommand),
+    /// Look for the bridges that VMs are connected to, or make them
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Build and manage guest images made from Debian's packages
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -93,6 +97,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Vm(command) => vm::run(command),
         Command::Image(command) => image::run(command),
         Command::Disk(command) => disk::run(command),
+        Command::Network(command) => network::run(command),
         Command::Engine(command) => engine::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Demo(arguments) => bench::demo::run(&arguments),
