@@ -26,6 +26,7 @@ mod packet;
 mod pair;
 mod queue;
 mod retained;
+mod segment;
 mod seqpacket;
 mod uplink;
 mod wire;

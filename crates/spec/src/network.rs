@@ -34,7 +34,7 @@ pub enum NetworkSpec {
     Bridge(BridgeSpec),
 }
 
-/// A user-mode network: DHCP, DNS forwarding, outbound TCP and UDP over IPv4, forwarded ports.
+/// A user-mode network: DHCP, DNS forwarding, outbound TCP and UDP over IPv4 and IPv6, forwarded ports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UserSpec {
@@ -62,6 +62,9 @@ pub struct UserSpec {
     /// services there often trust whoever can reach them. Without it, forwarded UDP ports do not answer clients on
     /// the loopback address.
     pub host_loopback: bool,
+    /// Offer IPv6 as well: the guest makes itself an address in fec0::/64, and the host is fec0::2. Without effect where `restrict` is set, which
+    /// libslirp does not keep to over IPv6.
+    pub ipv6: bool,
 }
 
 /// A port of a Linux bridge.
@@ -163,6 +166,7 @@ impl Default for UserSpec {
             forward: Vec::new(),
             restrict: false,
             host_loopback: false,
+            ipv6: true,
         }
     }
 }
@@ -181,6 +185,11 @@ impl UserSpec {
     /// The name server's address.
     pub fn dns_addr(&self) -> Ipv4Addr {
         self.dns_addr.unwrap_or_else(|| self.subnet.nth(3))
+    }
+
+    /// Whether there is IPv6.
+    pub fn has_ipv6(&self) -> bool {
+        self.ipv6 && !self.restrict
     }
 
     fn validate(&self) -> Result<(), NetworkError> {

@@ -90,7 +90,7 @@ const HOUSE: &[Crate] = &[
         layers: &[
             &["offload", "seqpacket"],
             &["backend", "checksum", "packet"],
-            &["coalesce", "retained", "wire"],
+            &["coalesce", "retained", "segment", "wire"],
             &["link", "pair", "queue"],
             &["uplink"],
             &["end"],

@@ -1,8 +1,11 @@
 //! User-mode network: libslirp ends the guest's connections and opens the host's sockets for them.
 //!
-//! libslirp takes TCP packets of any length, so the guest's long frames need not be cut, only their checksums
-//! filled in; in the other direction its segments are joined by the queue.
+//! libslirp takes TCP packets over IPv4 of any length, so the guest's long frames need not be cut, only their checksums
+//! filled in; over IPv6 it takes none beyond its MTU. In the other direction its segments are joined by the queue.
 #![allow(unsafe_code)]
+
+mod dns;
+mod timer;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -14,10 +17,13 @@ use std::slice;
 use libslirp_sys as sys;
 use spec::{Protocol, UserSpec};
 
+use self::dns::DnsRelay;
+use self::timer::Timers;
 use super::{Uplink, UplinkError};
 use crate::checksum::complete;
-use crate::offload::{FrameOffload, OffloadError, ReceiveOffloads};
+use crate::offload::{FrameOffload, Gso, OffloadError, ReceiveOffloads};
 use crate::queue::FrameQueue;
+use crate::segment::segments;
 
 /// Version of `SlirpConfig` filled in here: up to `disable_dns`, without `disable_dhcp` and the callbacks of version 4,
 /// which the bindings lack.
@@ -25,21 +31,28 @@ const CONFIG_VERSION: u32 = 3;
 /// Bytes of frames taken from libslirp per call into it; what goes beyond is dropped.
 const OUTPUT_BYTES_MAX: usize = 4 << 20;
 
+/// The guest's network over IPv6, and the addresses in it of the host and of its name server: those of QEMU's user-mode network.
+const PREFIX6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0);
+const HOST6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2);
+const DNS6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 3);
+
 /// A running libslirp instance.
 pub(crate) struct UserNetwork {
     slirp: ptr::NonNull<sys::Slirp>,
     /// Shared with the callbacks: libslirp keeps a pointer to it.
     output: Box<Output>,
+    dns: DnsRelay,
     /// Read by libslirp for as long as it lives.
     _callbacks: Box<sys::SlirpCb>,
     mtu: u16,
 }
 
-/// Frames that libslirp emits during a call into it.
+/// Frames that libslirp emits during a call into it, and its timers.
 #[derive(Default)]
 struct Output {
     frames: RefCell<Vec<Vec<u8>>>,
     bytes: Cell<usize>,
+    timers: Timers,
 }
 
 impl UserNetwork {
@@ -51,17 +64,17 @@ impl UserNetwork {
             vnetwork: spec.subnet.network().into(),
             vnetmask: spec.subnet.mask().into(),
             vhost: spec.host_addr().into(),
-            in6_enabled: false,
-            vprefix_addr6: Ipv6Addr::UNSPECIFIED.into(),
+            in6_enabled: spec.has_ipv6(),
+            vprefix_addr6: PREFIX6.into(),
             vprefix_len: 64,
-            vhost6: Ipv6Addr::UNSPECIFIED.into(),
+            vhost6: HOST6.into(),
             vhostname: ptr::null(),
             tftp_server_name: ptr::null(),
             tftp_path: ptr::null(),
             bootfile: ptr::null(),
             vdhcp_start: spec.guest_addr().into(),
             vnameserver: spec.dns_addr().into(),
-            vnameserver6: Ipv6Addr::UNSPECIFIED.into(),
+            vnameserver6: DNS6.into(),
             vdnssearch: ptr::null_mut(),
             vdomainname: ptr::null(),
             if_mtu: spec.mtu.into(),
@@ -90,7 +103,8 @@ impl UserNetwork {
         // as long as the instance: `Drop` ends that first.
         let slirp = unsafe { sys::slirp_new(&raw const config, &raw const *callbacks, opaque) };
         let slirp = ptr::NonNull::new(slirp).ok_or_else(|| UplinkError::Slirp(spec.subnet.to_string()))?;
-        let network = Self { slirp, output, _callbacks: callbacks, mtu: spec.mtu };
+        let dns = DnsRelay::new(spec.dns_addr(), spec.mtu);
+        let network = Self { slirp, output, dns, _callbacks: callbacks, mtu: spec.mtu };
         for forward in &spec.forward {
             let guest_addr: Ipv4Addr = forward.guest_addr.unwrap_or_else(|| spec.guest_addr());
             // SAFETY: the instance lives; the other arguments are plain values.
@@ -109,6 +123,13 @@ impl UserNetwork {
             }
         }
         Ok(network)
+    }
+
+    /// Gives libslirp a frame of the guest's.
+    fn input(&self, frame: &[u8]) {
+        let Ok(len) = c_int::try_from(frame.len()) else { return };
+        // SAFETY: the instance lives; `frame` is valid for reads of `len` bytes, and libslirp copies it.
+        unsafe { sys::slirp_input(self.slirp.as_ptr(), frame.as_ptr(), len) };
     }
 
     /// Moves what libslirp has emitted to the guest's queue.
@@ -131,23 +152,35 @@ impl Uplink for UserNetwork {
         unsafe {
             sys::slirp_pollfds_fill(self.slirp.as_ptr(), timeout_ms, Some(add_poll), ptr::from_mut(&mut plan).cast());
         }
+        self.dns.prepare(fds, room);
+        *timeout_ms = self.output.timers.wait_ms(now_ms()).map_or(*timeout_ms, |wait| wait.min(*timeout_ms));
     }
 
     fn process(&mut self, fds: &[libc::pollfd], to_guest: &mut FrameQueue) -> io::Result<()> {
+        for (callback, opaque) in self.output.timers.take_due(now_ms()) {
+            // SAFETY: libslirp has given both, and the instance lives.
+            callback.into_iter().for_each(|callback| unsafe { callback(opaque) });
+        }
         let mut fds = fds;
         // SAFETY: the instance lives; `get_revents` gets `fds` for the duration of the call only.
         unsafe {
             sys::slirp_pollfds_poll(self.slirp.as_ptr(), 0, Some(get_revents), ptr::from_mut(&mut fds).cast());
         }
+        self.dns.process(|frame| to_guest.push_verified(frame));
         self.flush(to_guest);
         Ok(())
     }
 
     fn send(&mut self, frame: &mut [u8], offload: FrameOffload, to_guest: &mut FrameQueue) -> Result<(), OffloadError> {
-        complete(frame, offload)?;
-        let Ok(len) = c_int::try_from(frame.len()) else { return Ok(()) };
-        // SAFETY: the instance lives; `frame` is valid for reads of `len` bytes, and libslirp copies it.
-        unsafe { sys::slirp_input(self.slirp.as_ptr(), frame.as_ptr(), len) };
+        if let Gso::TcpV6(segmentation) = offload.gso {
+            offload.check(frame.len())?;
+            segments(frame, segmentation)?.for_each(|segment| self.input(&segment));
+        } else {
+            complete(frame, offload)?;
+            if !self.dns.take(frame) {
+                self.input(frame);
+            }
+        }
         self.flush(to_guest);
         Ok(())
     }
@@ -224,18 +257,28 @@ extern "C" fn clock_get_ns(_opaque: *mut c_void) -> i64 {
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
-/// Timers serve IPv6 router advertisements only, and IPv6 is off.
-extern "C" fn timer_new(
-    _callback: sys::SlirpTimerCb,
-    _callback_opaque: *mut c_void,
-    _opaque: *mut c_void,
-) -> *mut c_void {
-    ptr::null_mut()
+/// Now, as timers count.
+fn now_ms() -> i64 {
+    clock_get_ns(ptr::null_mut()) / 1_000_000
 }
 
-extern "C" fn timer_free(_timer: *mut c_void, _opaque: *mut c_void) {}
+fn timers<'a>(opaque: *mut c_void) -> &'a Timers {
+    // SAFETY: `opaque` is the `Output` given to `slirp_new`, which outlives the instance, and of which only shared references exist.
+    let output = unsafe { &*opaque.cast::<Output>() };
+    &output.timers
+}
 
-extern "C" fn timer_mod(_timer: *mut c_void, _expire_ms: i64, _opaque: *mut c_void) {}
+extern "C" fn timer_new(callback: sys::SlirpTimerCb, callback_opaque: *mut c_void, opaque: *mut c_void) -> *mut c_void {
+    timers(opaque).add(callback, callback_opaque)
+}
+
+extern "C" fn timer_free(timer: *mut c_void, opaque: *mut c_void) {
+    timers(opaque).set(timer, None);
+}
+
+extern "C" fn timer_mod(timer: *mut c_void, expires_at_ms: i64, opaque: *mut c_void) {
+    timers(opaque).set(timer, Some(expires_at_ms));
+}
 
 /// The descriptors to poll are gathered anew before each wait.
 extern "C" fn ignore_fd(_fd: c_int, _opaque: *mut c_void) {}

@@ -1,7 +1,7 @@
 //! A guest: a TCP/IP stack behind a network card with or without offloads.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,12 @@ use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::time::Instant as GuestInstant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
 use spec::MacAddr;
 
 pub const MAC: [u8; 6] = [0x02, 1, 2, 3, 4, 5];
 const MSS: u16 = 1460;
+const MSS6: u16 = 1440;
 const ALL_OFFLOADS: ReceiveOffloads = ReceiveOffloads { checksum: true, tso4: true, tso6: true };
 
 pub fn mac() -> MacAddr {
@@ -53,20 +54,25 @@ impl Card {
 
     fn send(&mut self, mut frame: Vec<u8>) {
         let mut offload = FrameOffload::default();
-        if self.offloads && frame[12..14] == [8, 0] {
-            let field = match frame[23] {
+        let ip = if self.offloads { Ip::of(&frame) } else { None };
+        if let Some(ip) = ip {
+            let field = match ip.protocol {
                 6 => Some(16),
                 17 => Some(6),
                 _ => None,
             };
             if let Some(offset) = field {
-                let pseudo = pseudo_header_sum(&frame).to_be_bytes();
-                frame[34 + offset..36 + offset].copy_from_slice(&pseudo);
-                offload.checksum = Checksum::Partial { start: 34, offset: offset as u16 };
+                let (start, pseudo) = (ip.header_end, ip.pseudo_header_sum(&frame).to_be_bytes());
+                frame[start + offset..start + offset + 2].copy_from_slice(&pseudo);
+                offload.checksum = Checksum::Partial { start: start as u16, offset: offset as u16 };
             }
             if frame.len() > 1514 {
                 self.long.sent += 1;
-                offload.gso = Gso::TcpV4(Segmentation { mss: MSS, header_len: 54 });
+                let header_len = ip.header_end as u16 + 20;
+                offload.gso = match ip.is_v6 {
+                    false => Gso::TcpV4(Segmentation { mss: MSS, header_len }),
+                    true => Gso::TcpV6(Segmentation { mss: MSS6, header_len }),
+                };
             }
         }
         self.unsent.push_back((frame, offload));
@@ -93,23 +99,44 @@ impl Card {
     }
 }
 
-/// The sum that a guest leaves in the checksum field of a frame over IPv4.
-fn pseudo_header_sum(frame: &[u8]) -> u16 {
-    let len = (frame.len() - 34) as u32;
-    let words = frame[26..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let mut sum = words.sum::<u32>() + u32::from(frame[23]) + len;
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
+/// The IP header of a frame; those that smoltcp sends have neither options nor extensions.
+#[derive(Clone, Copy)]
+struct Ip {
+    is_v6: bool,
+    protocol: u8,
+    addresses_at: usize,
+    header_end: usize,
+}
+
+impl Ip {
+    fn of(frame: &[u8]) -> Option<Self> {
+        match frame.get(12..14)? {
+            [8, 0] => Some(Self { is_v6: false, protocol: *frame.get(23)?, addresses_at: 26, header_end: 34 }),
+            [0x86, 0xdd] => Some(Self { is_v6: true, protocol: *frame.get(20)?, addresses_at: 22, header_end: 54 }),
+            _ => None,
+        }
     }
-    sum as u16
+
+    /// The sum that a guest leaves in the checksum field.
+    fn pseudo_header_sum(self, frame: &[u8]) -> u16 {
+        let len = (frame.len() - self.header_end) as u32;
+        let addresses = frame[self.addresses_at..self.header_end].chunks(2);
+        let words = addresses.map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+        let mut sum = words.sum::<u32>() + u32::from(self.protocol) + len;
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
 }
 
 /// Lets the stack make long segments, as one with segmentation offload does: the peer's MSS option in a SYN is
 /// replaced by a large one. (The card does not verify checksums then.)
 fn raise_mss(frame: &mut [u8]) {
-    let is_syn = frame.len() >= 58 && frame[12..14] == [8, 0] && frame[23] == 6 && frame[47] & 2 != 0;
-    if is_syn && frame[54..56] == [2, 4] {
-        frame[56..58].copy_from_slice(&60_000u16.to_be_bytes());
+    let Some(ip) = Ip::of(frame).filter(|ip| ip.protocol == 6) else { return };
+    let Some(tcp) = frame.get_mut(ip.header_end..).filter(|tcp| tcp.len() >= 24) else { return };
+    if tcp[13] & 2 != 0 && tcp[20..22] == [2, 4] {
+        tcp[22..24].copy_from_slice(&60_000u16.to_be_bytes());
     }
 }
 
@@ -239,11 +266,19 @@ impl Guest {
         }
     }
 
-    pub fn tcp_connect(&mut self, addr: Ipv4Addr, port: u16) -> SocketHandle {
+    /// A guest with an address in a user-mode network's IPv6.
+    pub fn with_ipv6(backend: Box<dyn FrameBackend>, offloads: bool) -> Self {
+        let mut guest = Self::new(backend, offloads);
+        let address = IpCidr::new(Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0x15).into(), 64);
+        guest.interface.update_ip_addrs(|addresses| addresses.push(address).unwrap());
+        guest
+    }
+
+    pub fn tcp_connect(&mut self, addr: impl Into<IpAddress>, port: u16) -> SocketHandle {
         let handle = self.sockets.add(tcp_socket());
         self.next_port += 1;
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
-        socket.connect(self.interface.context(), (addr, port), self.next_port).unwrap();
+        socket.connect(self.interface.context(), (addr.into(), port), self.next_port).unwrap();
         handle
     }
 

@@ -1,7 +1,7 @@
 //! The host's side of the tests: ends, and peers on the loopback address.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread::{self, JoinHandle};
@@ -82,8 +82,8 @@ pub fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// Listens, and sends back whatever one client sends, `len` bytes in all, once it has them all.
-pub fn echo_once(addr: Ipv4Addr, len: usize) -> (u16, JoinHandle<()>) {
-    let listener = TcpListener::bind((addr, 0)).unwrap();
+pub fn echo_once(addr: impl Into<IpAddr>, len: usize) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind((addr.into(), 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let thread = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();

@@ -1,7 +1,7 @@
 //! The user-mode network.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use network::end::{self, Lifetime};
@@ -19,11 +19,15 @@ pub const TESTS: &[Test] = &[
     ("user::restricted_guest_answers_but_does_not_call", restricted_guest_answers_but_does_not_call),
     ("user::large_transfer_with_offloads", large_transfer_with_offloads),
     ("user::large_transfer_without_offloads", large_transfer_without_offloads),
+    ("user::large_transfer_over_ipv6", large_transfer_over_ipv6),
+    ("user::guest_asks_and_is_answered_over_ipv6", guest_asks_and_is_answered_over_ipv6),
+    ("user::ipv6_opens_no_way_past_what_is_restricted", ipv6_opens_no_way_past_what_is_restricted),
     ("user::slow_guest_loses_nothing", slow_guest_loses_nothing),
     ("user::port_in_use_is_named", port_in_use_is_named),
 ];
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+const HOST6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2);
 
 fn dhcp_gives_the_configured_addresses() -> Outcome {
     let end = TestEnd::user(UserSpec::default());
@@ -144,6 +148,60 @@ fn large_transfer_without_offloads() -> Outcome {
     let long = guest.long_frames();
     assert_eq!((long.sent, long.received), (0, 0));
     assert!(status.to_guest_frames > 5700, "{status:?}");
+    Outcome::Passed
+}
+
+/// libslirp takes no frame over IPv6 that is longer than its MTU.
+fn large_transfer_over_ipv6() -> Outcome {
+    const LEN: usize = 2 << 20;
+    for offloads in [true, false] {
+        let end = TestEnd::user(open_spec());
+        let mut guest = Guest::with_ipv6(end.link(), offloads);
+        let (port, echo) = echo_once(Ipv6Addr::LOCALHOST, LEN);
+        let handle = guest.tcp_connect(HOST6, port);
+        let bytes = pattern(LEN);
+        guest.tcp_send(handle, &bytes);
+        assert!(guest.tcp_recv(handle, LEN) == bytes, "the echo differs");
+        echo.join().unwrap();
+        assert_eq!(guest.long_frames().sent > 20, offloads);
+        let status = end::status(&end.socket).unwrap();
+        assert_eq!((status.malformed, status.to_guest_dropped), (0, 0));
+    }
+    Outcome::Passed
+}
+
+fn guest_asks_and_is_answered_over_ipv6() -> Outcome {
+    let end = TestEnd::user(open_spec());
+    let mut guest = Guest::with_ipv6(end.link(), true);
+    let service = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+    service.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let handle = guest.udp_bind(4000);
+    let socket = guest.sockets.get_mut::<udp::Socket>(handle);
+    socket.send_slice(b"who?", (HOST6, service.local_addr().unwrap().port())).unwrap();
+    let answering = std::thread::spawn(move || {
+        let mut asked = [0; 16];
+        let (len, from) = service.recv_from(&mut asked).unwrap();
+        assert_eq!(&asked[..len], b"who?");
+        service.send_to(b"me", from).unwrap();
+    });
+    guest.run_until("an answer", |guest| guest.sockets.get_mut::<udp::Socket>(handle).can_recv());
+    answering.join().unwrap();
+    assert_eq!(guest.sockets.get_mut::<udp::Socket>(handle).recv().unwrap().0, b"me");
+    Outcome::Passed
+}
+
+fn ipv6_opens_no_way_past_what_is_restricted() -> Outcome {
+    let off = UserSpec { ipv6: false, ..open_spec() };
+    for spec in [UserSpec::default(), UserSpec { restrict: true, ..open_spec() }, off] {
+        let end = TestEnd::user(spec);
+        let mut guest = Guest::with_ipv6(end.link(), true);
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let handle = guest.tcp_connect(HOST6, listener.local_addr().unwrap().port());
+        guest.run_for(Duration::from_millis(300));
+        assert_ne!(guest.tcp(handle).state(), tcp::State::Established);
+        assert!(listener.accept().is_err());
+    }
     Outcome::Passed
 }
 
