@@ -13,12 +13,13 @@ TWINVM := $(TARGET)/release/twinvm
 CARGO_FLAGS := --release --locked --workspace
 TEST_FLAGS := --profile checked --locked
 # How much `make soak` does: cases of each family of instructions, requests to a recorded guest, damaged kernels, simulated lives of
-# a VM under faults, primaries killed under one client, and seconds of guest time under load that a second VM repeats.
+# a VM under faults, primaries killed under one client, takeovers over which the guest's clock is read, and seconds of guest time under load that a second VM repeats.
 DIFFERENTIAL_CASES ?= 5000000
 DETERMINISM_REQUESTS ?= 20000
 MUTATIONS ?= 200000
 SCHEDULES ?= 20000000
 PRIMARIES_KILLED ?= 500
+TAKEOVERS ?= 100
 SOAK_GUEST_S ?= 600
 BENCH_RUNS ?= 3
 # A part of the names of the tests that `make test-kvm` runs.
@@ -66,6 +67,8 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test $(TEST_FLAGS) -p sim --test schedules every_schedule -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test mirror a_killed_primary -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test lockstep a_killed_primary -- --nocapture
+	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test mirror row_30 -- --nocapture
+	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test lockstep row_30 -- --nocapture
 
 demo: setup-image build ## Kill the host under a protected Redis, again and again (KILLS=20; MODE=lockstep, MODE=none for a plain VM)
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)

@@ -10,6 +10,7 @@ mod console;
 mod daemons;
 mod disks;
 mod etcd;
+mod full_disk;
 mod life;
 mod lockstep;
 #[allow(dead_code, reason = "the tests of the store use the rest")]

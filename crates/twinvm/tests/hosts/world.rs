@@ -65,6 +65,11 @@ impl World {
         Self::empty().with_hosts(hosts, change)
     }
 
+    /// Hosts that run, in folders that may be there.
+    pub fn with_hosts_of(self, hosts: &[&str]) -> Self {
+        self.with_hosts(hosts, |_, text| text)
+    }
+
     fn with_hosts(mut self, hosts: &[&str], change: impl Fn(&str, String) -> String) -> Self {
         for host in hosts {
             self.make(host, *host == hosts[0], hosts[0], &change);
@@ -247,17 +252,17 @@ impl World {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Carries out a command on a host.
-    pub fn run(&self, host: &str, words: &[&str]) -> Outcome {
-        let output = self.command(host, words).stdin(Stdio::null()).output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Outcome { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
     /// A command that goes on, whose output nobody reads.
     pub fn spawn_with(&self, host: &str, words: &[&str], output: Stdio) -> Child {
         let mut command = self.command(host, words);
         command.stdin(Stdio::null()).stdout(output).spawn().unwrap()
     }
 
+    /// Carries out a command on a host.
+    pub fn run(&self, host: &str, words: &[&str]) -> Outcome {
+        let output = self.command(host, words).stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Outcome { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
     /// What a command says that must succeed.
@@ -365,17 +370,6 @@ impl World {
         }
     }
 
-    /// Waits until no VM has anything reserved on a host.
-    pub fn wait_until_nothing_is_reserved(&self, host: &str) {
-        let deadline = Instant::now() + HUNG;
-        while self.json(host, &["host", "show", host])["memory_reserved_bytes"] != 0 {
-            assert!(Instant::now() < deadline, "a reservation is left on {host}\n{}", self.logs());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Waits until the VM is protected by a primary on `primary`.
-    pub fn wait_until_protected(&self, host: &str, primary: &str) -> Value {
     /// Waits until the secondary on a host knows that the guest has written this on its console.
     pub fn wait_for_console_on_secondary(&self, host: &str, text: &str) {
         let deadline = Instant::now() + HUNG;
@@ -393,6 +387,17 @@ impl World {
         }
     }
 
+    /// Waits until no VM has anything reserved on a host.
+    pub fn wait_until_nothing_is_reserved(&self, host: &str) {
+        let deadline = Instant::now() + HUNG;
+        while self.json(host, &["host", "show", host])["memory_reserved_bytes"] != 0 {
+            assert!(Instant::now() < deadline, "a reservation is left on {host}\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the VM is protected by a primary on `primary`.
+    pub fn wait_until_protected(&self, host: &str, primary: &str) -> Value {
         self.wait(host, "protection", |status| status["host"] == primary && state(status) == "protected")
     }
 

@@ -6,6 +6,8 @@ mod bridged;
 mod broken_disks;
 #[path = "../mirror/client.rs"]
 mod client;
+#[path = "../mirror/clock.rs"]
+mod clock;
 #[path = "../mirror/disks.rs"]
 mod disks;
 mod execution;

@@ -4,6 +4,7 @@
 mod bridged;
 mod broken_disks;
 mod client;
+mod clock;
 mod disks;
 mod etcd;
 mod faults;
@@ -15,6 +16,7 @@ mod network_ends;
 mod partition;
 mod races;
 mod replicas;
+mod slow_link;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,0 +1,104 @@
+//! The guest's clock over takeovers, as a client outside sees it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+
+use crate::client::{Client, wait_for_service};
+use crate::replicas::{Setup, World};
+use crate::support::{HUNG, place};
+
+/// How far the guest's clock may be behind after a takeover, in us.
+const BEHIND_US_MAX: i64 = 1000;
+/// How exactly its clock is read.
+const EXACT_US: i64 = 800;
+
+/// By how many us the guest's clock is ahead of the host's: between the two.
+#[derive(Clone, Copy, Debug)]
+struct Ahead {
+    at_least_us: i64,
+    at_most_us: i64,
+}
+
+fn host_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64
+}
+
+/// Redis' answer to TIME: by the guest's clock, in us.
+fn guest_us(redis: &mut BufReader<TcpStream>) -> i64 {
+    redis.get_mut().write_all(b"TIME\r\n").unwrap();
+    let mut lines = Vec::new();
+    while lines.len() < 5 {
+        let mut line = String::new();
+        assert!(redis.read_line(&mut line).unwrap() > 0, "the connection broke");
+        lines.push(line.trim_end().to_owned());
+    }
+    lines[2].parse::<i64>().unwrap() * 1_000_000 + lines[4].parse::<i64>().unwrap()
+}
+
+/// Asks until it is known exactly: each answer was given between its question and its arrival, however long that took.
+fn ahead(address: SocketAddr) -> Ahead {
+    let deadline = Instant::now() + HUNG;
+    let mut redis = BufReader::new(TcpStream::connect(address).unwrap());
+    redis.get_ref().set_nodelay(true).unwrap();
+    let mut known = Ahead { at_least_us: i64::MIN, at_most_us: i64::MAX };
+    let mut earlier = 0;
+    while known.at_most_us.saturating_sub(known.at_least_us) > EXACT_US * i64::from(place::slowness()) {
+        assert!(Instant::now() < deadline, "{known:?}");
+        let asked = host_us();
+        let guest = guest_us(&mut redis);
+        let answered = host_us();
+        assert!(guest >= earlier, "the guest's clock went back from {earlier} to {guest}");
+        earlier = guest;
+        known.at_least_us = known.at_least_us.max(guest - answered);
+        known.at_most_us = known.at_most_us.min(guest - asked);
+        // A clock that is set meanwhile, or runs at another rate, fits no answer.
+        if known.at_most_us < known.at_least_us {
+            known = Ahead { at_least_us: guest - answered, at_most_us: guest - asked };
+        }
+    }
+    known
+}
+
+/// Each takeover cost an idle guest 30 ms by its clock in mirror, and 1.4 ms in lockstep, for ever.
+#[test]
+fn row_30_the_guests_clock_is_not_behind_after_a_takeover_idle_or_under_load() {
+    let takeovers = std::env::var("TWINVM_TAKEOVERS").map_or(6, |takeovers| takeovers.parse().unwrap());
+    let mut world = World::new(Setup::redis());
+    let mut primary = world.boot();
+    wait_for_service(world.address());
+    let start = ahead(world.address());
+    let hosts = ["b", "c", "a"];
+    for takeover in 0..takeovers {
+        let secondary = world.protect(&primary, hosts[takeover % hosts.len()]);
+        let before = ahead(world.address());
+        let load = (takeover % 2 == 1).then(|| Client::start(world.address()));
+        match &load {
+            Some(client) => client.wait_for_progress(50),
+            // Idle for longer than any epoch lasts.
+            None => std::thread::sleep(Duration::from_millis(300)),
+        }
+        // Planned ones as well.
+        if takeover % 3 == 2 {
+            primary.ask(&json!({ "request": "switchover" })).unwrap();
+        } else {
+            primary.kill();
+        }
+        secondary.wait_for_takeover();
+        if let Some(client) = load {
+            client.wait_for_progress(20);
+            assert_eq!(client.stop().error, None);
+        }
+        wait_for_service(world.address());
+        let after = ahead(world.address());
+        let what = format!("takeover {takeover}: {before:?}, then {after:?}");
+        println!("{what}");
+        let slowness = i64::from(place::slowness());
+        assert!(after.at_most_us >= before.at_least_us - BEHIND_US_MAX * slowness, "{what}");
+        primary = secondary;
+    }
+    let end = ahead(world.address());
+    println!("at first {start:?}, in the end {end:?}");
+}
