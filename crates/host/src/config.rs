@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use spec::{ByteSize, HostName};
 
 use super::folder::HostFolder;
+use super::vm_users::UidRange;
 use crate::replica::config::{epoch_ms_max_default, lag_ms_max_default, suspicion_ms_default};
 
 /// Port of the REST API unless another is chosen.
@@ -62,6 +63,9 @@ pub struct HostConfig {
     /// Most first copies that this host sends at a time: 1 to 64. Further VMs wait for their turn.
     #[serde(default = "first_copies_max_default")]
     pub first_copies_max: usize,
+    /// Where the daemon is root: the users as which VMs run, a different one for each; an empty string has them run as the daemon's user.
+    #[serde(default = "vm_uids_default", with = "range_or_nothing")]
+    pub vm_uids: Option<UidRange>,
     /// The files with which this host and etcd prove to each other who they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_keys: Option<EtcdKeys>,
@@ -70,6 +74,32 @@ pub struct HostConfig {
 /// Two: a first copy takes what bandwidth it gets, and one that waits for its disks leaves some to the other.
 pub fn first_copies_max_default() -> usize {
     2
+}
+
+/// [`UidRange::DEFAULT`], for serde.
+pub fn vm_uids_default() -> Option<UidRange> {
+    Some(UidRange::DEFAULT)
+}
+
+mod range_or_nothing {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::UidRange;
+
+    pub fn serialize<S: Serializer>(range: &Option<UidRange>, serializer: S) -> Result<S::Ok, S::Error> {
+        match range {
+            Some(range) => serializer.collect_str(range),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<UidRange>, D::Error> {
+        match String::deserialize(deserializer)?.trim() {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(D::Error::custom),
+        }
+    }
 }
 
 mod address_or_nothing {
@@ -196,6 +226,7 @@ mod tests {
             ),
             ("store = \"/s\"", "store = \"etcd://a\"", "has no port"),
             ("images", "suspicion_ms = 1\nimages", "20 to 10000"),
+            ("images", "vm_uids = \"0-9\"\nimages", "no range of users"),
             ("images", "lag_ms_max = 9\nimages", "10 to 10000"),
         ] {
             fs::write(folder.config(), GOOD.replace(from, to)).unwrap();

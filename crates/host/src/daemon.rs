@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
@@ -17,8 +17,10 @@ use cluster::controller::{Controller, Settings};
 use cluster::records::ClusterError;
 use machine::bus::lock;
 use replication::channel::Identity;
+use rustix::process::geteuid;
 use spec::{EngineChoice, EngineKind, FtMode, VmName};
 use storage::image::ImageStore;
+use terminal::error_text::error_text;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +39,7 @@ use super::rest::server;
 use super::runtime::Undone;
 use super::vm_files::VmFiles;
 use super::vm_folder::VmFolder;
+use super::vm_users::{VmUsers, refuse_if_used};
 use crate::sandbox::Enforced;
 
 /// How often the lease is renewed.
@@ -56,6 +59,9 @@ pub struct Daemon {
     pub(super) images: ImageStore,
     pub(super) vm_files: VmFiles,
     pub(super) ends: NetworkEnds,
+    pub(super) vm_users: VmUsers,
+    /// What confines the processes of VMs here.
+    sandbox: String,
     /// The replicas that run on this host, by VM.
     pub(super) replicas: Mutex<BTreeMap<String, Arc<Replica>>>,
     /// What is started for replicas and network ends: this program.
@@ -137,9 +143,6 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     let line = serde_json::json!({ "ready": daemon.config.name, "api": addresses.api, "metrics": addresses.metrics });
     // Whoever started the daemon need not read it.
     let _ = writeln!(std::io::stdout(), "{line}");
-    if !Enforced::by_kernel().is_full() {
-        tracing::warn!("replicas and network ends are confined only in part: {}", Enforced::by_kernel());
-    }
     tracing::info!("host {} answers at {}", daemon.config.name, addresses.api);
     tokio::select! {
         _ = terminate.recv() => {}
@@ -166,11 +169,14 @@ fn make(
     let (registry, exe) = (Registry::open(&config, folder.path(), addresses.api)?, program()?);
     let (alive_before, shared_ends) = (folder.alive_before(), super::network_ends::shared_folder(&config.store)?);
     folder.note_alive();
+    let (vm_users, sandbox) = find_sandbox(&config, &exe)?;
     Ok(Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
         registry,
         images: ImageStore::new(&config.images),
         vm_files: VmFiles::of(folder, &config),
         ends: NetworkEnds::default(),
+        vm_users,
+        sandbox,
         shared_ends,
         alive_before,
         replicas: Mutex::default(),
@@ -219,7 +225,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             metrics: self.addresses.metrics,
             store: self.config.store.to_string(),
-            sandbox: Enforced::by_kernel().to_string(),
+            sandbox: self.sandbox.clone(),
         }
     }
 
@@ -358,6 +364,33 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Finds out whether VMs can have users of their own, and what confines their processes, in words.
+fn find_sandbox(config: &HostConfig, exe: &Path) -> Result<(VmUsers, String)> {
+    let users = match config.vm_uids {
+        _ if !geteuid().is_root() => VmUsers::none("it is not root"),
+        None => VmUsers::none("vm_uids is empty"),
+        Some(range) => {
+            refuse_if_used(range)?;
+            match Enforced::tried_by(exe, Some(range.first())) {
+                Ok(_) => VmUsers::new(range),
+                Err(why) => VmUsers::none(error_text(&why)),
+            }
+        }
+    };
+    let sandbox = match Enforced::tried_by(exe, None) {
+        Ok(enforced) if enforced.is_full() => format!("{enforced}; {users}"),
+        Ok(enforced) => {
+            tracing::warn!("replicas and network ends are confined only in part: {enforced}");
+            format!("{enforced}; {users}")
+        }
+        Err(why) => {
+            tracing::warn!("replicas and network ends cannot be confined: {why:#}");
+            error_text(&why)
+        }
+    };
+    Ok((users, sandbox))
 }
 
 /// This program, by its path: an upgrade is used for replicas that are started after it.

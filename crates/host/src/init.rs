@@ -11,7 +11,7 @@ use replication::channel;
 use spec::HostName;
 
 use super::bundle::Bundle;
-use super::config::{HostConfig, check_host_name, first_copies_max_default};
+use super::config::{HostConfig, check_host_name, first_copies_max_default, vm_uids_default};
 use super::folder::{HostFolder, new_private_folder, private_folder};
 use super::operator;
 use super::registry::open_cluster;
@@ -84,6 +84,7 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
         lag_ms_max: LAG_MS_MAX_DEFAULT,
         first_copies_max: first_copies_max_default(),
+        vm_uids: vm_uids_default(),
         store_keys: options.store_keys.clone(),
     };
     config.validate()?;

@@ -8,6 +8,7 @@
 //! | `daemon` | the daemon: what it has, its start and end |
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
 //! | `vm_folder`, `bases`, `network_ends` | what a replica needs: disks, kernel, network ends |
+//! | `vm_users` | as whom the processes of each VM run |
 //! | `vm_files` | which files of this host VM specs may name |
 //! | `power`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
 //! | `snapshots` | snapshots of VMs, in the VMs' folders |
@@ -53,6 +54,7 @@ mod snapshots;
 mod views;
 mod vm_files;
 mod vm_folder;
+mod vm_users;
 
 pub use daemon::{Daemon, run};
 pub use vm_folder::VM_CONTENTS;

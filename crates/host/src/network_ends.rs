@@ -54,9 +54,9 @@ pub fn sockets(spec: &VmSpec, shared: &Path, vm_folder: &Path) -> Vec<PathBuf> {
 }
 
 impl NetworkEnds {
-    /// Starts those ends that do not answer.
-    pub fn ensure(&self, exe: &Path, spec: &VmSpec, sockets: &[PathBuf]) -> Result<()> {
-        for (number, (network, socket)) in spec.networks.iter().zip(sockets).enumerate() {
+    /// Starts those ends that do not answer, as the VM's user if it has one.
+    pub fn ensure(&self, exe: &Path, spec: &VmSpec, sockets: &[PathBuf], user: Option<u32>) -> Result<()> {
+        for (number, socket) in sockets.iter().enumerate().take(spec.networks.len()) {
             if end::status(socket).is_ok() {
                 continue;
             }
@@ -64,7 +64,7 @@ impl NetworkEnds {
                 // It does not answer: this reaps it.
                 let _ = ended.stop();
             }
-            let started = self.start(exe, &spec.name, number, network, socket);
+            let started = self.start(exe, spec, number, socket, user);
             // Another host of this machine may have been faster, where they share it.
             if started.is_err() && end::status(socket).is_ok() {
                 continue;
@@ -75,12 +75,12 @@ impl NetworkEnds {
     }
 
     /// Starts those ends anew that a running replica does not reach, unless that has just failed.
-    pub fn mend(&self, exe: &Path, spec: &VmSpec, sockets: &[PathBuf]) -> Result<()> {
+    pub fn mend(&self, exe: &Path, spec: &VmSpec, sockets: &[PathBuf], user: Option<u32>) -> Result<()> {
         let has_just_failed = |socket| lock(&self.failed).get(socket).is_some_and(|at| at.elapsed() < FAILED_PAUSE);
         if sockets.iter().any(has_just_failed) {
             return Ok(());
         }
-        let mended = self.ensure(exe, spec, sockets);
+        let mended = self.ensure(exe, spec, sockets, user);
         let mut failed = lock(&self.failed);
         for socket in sockets {
             match &mended {
@@ -91,10 +91,11 @@ impl NetworkEnds {
         mended
     }
 
-    fn start(&self, exe: &Path, vm: &str, number: usize, network: &NetworkSpec, socket: &Path) -> Result<()> {
+    fn start(&self, exe: &Path, spec: &VmSpec, number: usize, socket: &Path, user: Option<u32>) -> Result<()> {
         check_socket_path(socket)?;
         private_folder(socket.parent().unwrap_or(Path::new("/")))?;
-        let card = u32::try_from(number)?;
+        let (card, vm) = (u32::try_from(number)?, &spec.name);
+        let network = spec.networks.get(number).with_context(|| format!("there is no card {number}"))?;
         let config = EndConfig {
             network: network.clone(),
             guest_mac: network.mac().unwrap_or_else(|| MacAddr::for_vm(vm, card)),
@@ -102,7 +103,7 @@ impl NetworkEnds {
         };
         let log = socket.with_extension("log");
         let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let end = EndProcess::spawn(exe, &config, socket, Stdio::from(log))?;
+        let end = EndProcess::spawn_as(user, exe, &config, socket, Stdio::from(log))?;
         lock(&self.started).insert(socket.to_owned(), end);
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! Where twinvm keeps things.
 
 use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -33,7 +34,7 @@ pub fn runtime_dir() -> Result<PathBuf> {
         None => std::env::temp_dir().join(format!("twinvm-{user}")),
     };
     if let Err(error) = DirBuilder::new().mode(0o700).create(&dir)
-        && error.kind() != std::io::ErrorKind::AlreadyExists
+        && error.kind() != io::ErrorKind::AlreadyExists
     {
         return Err(error).with_context(|| format!("cannot make {}", dir.display()));
     }
@@ -42,6 +43,14 @@ pub fn runtime_dir() -> Result<PathBuf> {
         bail!("{} belongs to somebody else: set XDG_RUNTIME_DIR to a folder of your own", dir.display());
     }
     Ok(dir)
+}
+
+/// Removes a file or a link; not being there is no error.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[allow(unsafe_code)]

@@ -263,8 +263,9 @@ impl Daemon {
         let admission = self.admission();
         self.registry.admit_start(&vm, from_stale_disks)?;
         let network_ends = self.end_sockets(&vm.spec);
+        let user = self.vm_users.assign(folder.path())?;
         self.ends
-            .ensure(&self.exe, &vm.spec, &network_ends)
+            .ensure(&self.exe, &vm.spec, &network_ends, user)
             .map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
         let engine = self.engine_of(&vm);
         // Of the end before: the next daemon would take it for that of this start, if this one is killed.
@@ -292,6 +293,7 @@ impl Daemon {
             identity: None,
             folder: folder.path().to_owned(),
             snapshot,
+            user,
             network_ends,
             listen: None,
             suspicion_ms: vm.record.ft.suspicion_ms,

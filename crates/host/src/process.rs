@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -17,9 +17,11 @@ use api::status::{ReplicaStatus, Role};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
+use crate::paths::remove_if_there;
 use crate::replica::config::{self, ReplicaConfig};
 use crate::replica::control::{self, Request};
 use crate::replica::end::ReplicaEnd;
+use crate::vm_users::{owner, share, users_of};
 
 /// How long a status may take.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -52,11 +54,12 @@ impl ReplicaProcess {
         config.save(&file)?;
         ReplicaEnd::clear(&config.folder);
         let log = log_file(&config.folder);
-        let log = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&log).and_then(|_| {
+        let log = remove_if_there(&log).and_then(|()| {
             // At the end, whoever writes: the replica starts a new file when this one is full.
-            OpenOptions::new().append(true).open(&log)
+            OpenOptions::new().append(true).create_new(true).mode(0o600).open(&log)
         });
         let log = log.context("cannot write the replica's log")?;
+        share(&config.folder, &log_file(&config.folder))?;
         let child = Command::new(exe)
             .arg("replica")
             .arg("--config")
@@ -94,7 +97,7 @@ impl ReplicaProcess {
     }
 
     /// Finds the process of a replica that an earlier daemon has started, even if that daemon was killed before it could note
-    /// the process. It is this user's, was started for this folder, and is who listens at the folder's socket: a command line alone anybody can
+    /// the process. It is this user's or the VM's, was started for this folder, and is who listens at the folder's socket: a command line alone anybody can
     /// have.
     pub fn adopt(folder: &Path) -> Option<Self> {
         let deadline = Instant::now() + ADOPT_TIMEOUT;
@@ -223,8 +226,9 @@ fn search(folder: &Path) -> Option<i32> {
 }
 
 fn is_replica(pid: i32, folder: &Path) -> bool {
-    let is_own = fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == geteuid().as_raw());
-    if !is_own {
+    let users = u32::try_from(pid).map(users_of).unwrap_or_default();
+    let is_whose = |user: &u32| *user == geteuid().as_raw() || owner(folder).is_ok_and(|owner| owner == *user);
+    if users.is_empty() || !users.iter().all(is_whose) {
         return false;
     }
     let Ok(command_line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };

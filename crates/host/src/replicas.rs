@@ -223,10 +223,10 @@ impl Daemon {
 
     /// Starts the network ends anew that a replica misses. Why that is not possible is for the replica to say, which goes on missing them.
     fn mend_ends(&self, vm: &str) {
-        let config = ReplicaConfig::load(&config::file(&self.folder.vm(vm)));
+        let config = ReplicaConfig::load_own(&config::file(&self.folder.vm(vm)));
         let mended = config
-            .and_then(|config| Ok((config.vm_spec()?, config.network_ends)))
-            .and_then(|(spec, sockets)| self.ends.mend(&self.exe, &spec, &sockets));
+            .and_then(|config| Ok((config.vm_spec()?, config.network_ends, config.user)))
+            .and_then(|(spec, sockets, user)| self.ends.mend(&self.exe, &spec, &sockets, user));
         if let Err(error) = mended {
             tracing::warn!("VM {vm}: a network end is gone: {error:#}");
         }

@@ -61,9 +61,11 @@ impl Daemon {
         };
         folder.prepare(&spec, &prepare.contents, &self.images, &self.vm_files, fetch)?;
         let network_ends = self.end_sockets(&spec);
-        self.ends.ensure(&self.exe, &spec, &network_ends).context("network end")?;
+        let user = self.vm_users.assign(folder.path())?;
+        self.ends.ensure(&self.exe, &spec, &network_ends, user).context("network end")?;
         let config = ReplicaConfig {
             snapshot: None,
+            user,
             vm: name.to_owned(),
             host: self.host().to_owned(),
             spec: spec::to_toml(&folder.local_spec(&spec, &self.vm_files)?).context("the spec cannot be written")?,

@@ -17,6 +17,7 @@ use super::error::HostError;
 use super::folder::private_folder;
 use super::registry::KnownVm;
 use super::settings::at_next_start;
+use super::vm_users::share;
 use crate::foreground::open;
 use crate::foreground::snapshots::{has_disks_of, open_snapshot};
 use crate::replica::config;
@@ -74,6 +75,7 @@ impl Daemon {
             ));
         }
         private_folder(&config::snapshots(&folder))?;
+        share(&folder, &config::snapshots(&folder))?;
         remove_left_behind(&config::snapshots(&folder));
         let asked = replica.ask(&Request::Snapshot { name: snapshot.clone() }, WRITE_TIMEOUT);
         asked.map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;

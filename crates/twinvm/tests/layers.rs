@@ -155,6 +155,7 @@ const HOUSE: &[Crate] = &[
             &["foreground"],
             &["replica"],
             &["error", "folder", "hardware", "owner"],
+            &["vm_users"],
             &["config", "network_ends"],
             &["bases", "bundle", "operator", "process", "vm_files"],
             &["registry", "vm_folder"],

@@ -297,6 +297,7 @@ fn every_command_teaches_and_answers_in_json() {
         &["image", "prune", "--help"],
         &["image", "build", "--help"],
         &["engine", "probe", "--help"],
+        &["host", "sandbox", "--help"],
         &["bench", "cpu", "--help"],
         &["bench", "kvm", "--help"],
         &["demo", "--help"],
@@ -309,6 +310,9 @@ fn every_command_teaches_and_answers_in_json() {
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(answer.as_array().map(Vec::len), Some(0), "{arguments:?}");
     }
+    let output = spec.twinvm(&["host", "sandbox", "--json"]).output().unwrap();
+    let sandbox: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(sandbox["landlock"].is_u64() && sandbox["seccomp"].is_boolean(), "{sandbox}");
     let output = spec.twinvm(&["engine", "probe", "--json"]).output().unwrap();
     let probe: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(probe["engines"].as_array().unwrap().len(), 2, "{probe}");

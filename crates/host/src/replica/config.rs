@@ -1,16 +1,20 @@
 //! What a replica process is told at its start.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use api::status::Role;
 use cluster::store::{EtcdKeys, StoreLocation};
+use rustix::fs::OFlags;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, SnapshotName, VmSpec};
+
+use crate::paths::remove_if_there;
 
 /// How long a replica hears nothing from its peer before it suspects that the peer is gone, unless configured.
 pub const SUSPICION_MS_DEFAULT: u32 = 100;
@@ -48,6 +52,10 @@ pub struct ReplicaConfig {
     pub identity: Option<PathBuf>,
     /// The VM's folder on this host, which holds the control socket and what the process leaves when it ends.
     pub folder: PathBuf,
+    /// The user as whom the process runs once it has opened what it needs: one of the VM's own, whose the folder is. It stays its daemon's user if
+    /// there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
     /// A primary: the snapshot in the VM's folder that it goes on from, instead of power-on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotName>,
@@ -90,18 +98,31 @@ impl ReplicaConfig {
     /// Reads a configuration file.
     pub fn load(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("replica configuration {}", path.display()))
+        Self::parse(&text, path)
     }
 
-    /// Writes it, readable by its owner only: the spec may hold secrets on the kernel's command line.
+    fn parse(text: &str, path: &Path) -> Result<Self> {
+        serde_json::from_str(text).with_context(|| format!("replica configuration {}", path.display()))
+    }
+
+    /// As [`Self::load`], a file that this user has written: a replica may replace it in its folder, where it runs as a user of its own.
+    pub fn load_own(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path);
+        let read = file.and_then(|mut file| {
+            if file.metadata()?.uid() != geteuid().as_raw() {
+                return Err(io::Error::other("it was not written by this user"));
+            }
+            let mut text = String::new();
+            file.read_to_string(&mut text).map(|_| text)
+        });
+        Self::parse(&read.with_context(|| format!("cannot read {}", path.display()))?, path)
+    }
+
+    /// Writes it anew, readable by its owner only: the spec may hold secrets on the kernel's command line.
     pub fn save(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).context("cannot write JSON")?;
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)
+        remove_if_there(path)
+            .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path))
             .and_then(|mut file| file.write_all(text.as_bytes()))
             .with_context(|| format!("cannot write {}", path.display()))
     }

@@ -1,13 +1,14 @@
 //! What a replica process does from its start to its end.
 
 mod cards;
+mod confined;
 mod disks;
 mod hang;
 mod requests;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ use replication::driver::{
 use replication::gate::OutputGate;
 use spec::{FtMode, ReplicaId, VmSpec};
 
+use self::confined::confine;
 use self::disks::DiskSource;
 use self::requests::Control;
 use super::broker::Broker;
@@ -47,7 +49,6 @@ use super::ends::Ends;
 use super::report;
 use crate::foreground::open;
 use crate::foreground::snapshots::{Saved, SnapshotDisks};
-use crate::sandbox::{self, Confinement, Kind};
 
 /// What the process is at the moment.
 enum Acting {
@@ -142,10 +143,8 @@ impl Process {
         if config.role == Role::Primary {
             disk_copy::startable(&config.folder, false)?;
         }
-        let mut confinement = confinement(&config, &spec);
         let source = DiskSource::open(&config, &spec)?;
-        confinement.readable.extend(source.base_files()?);
-        sandbox::log(confinement.enter().context("the process cannot be confined")?);
+        confine(&config, &spec, &source)?;
         let (images, saved) = source.disks(&spec)?;
         let saved_disks = SnapshotDisks::of(&images);
         let folder = config.folder.clone();
@@ -554,26 +553,4 @@ fn end_at_once(folder: &Path, why: String) {
 fn pem_keys(keys: &SessionKeys) -> PemKeys {
     let SessionKeys { authority, certificate, key } = keys.clone();
     PemKeys { authority, certificate, key }
-}
-
-/// What a replica needs, but for what its disks are based on: its folder, the files of its spec, and what says what the machine can do.
-fn confinement(config: &ReplicaConfig, spec: &VmSpec) -> Confinement {
-    const MACHINE: [&str; 8] = [
-        "/dev/null",
-        "/dev/urandom",
-        "/proc/cpuinfo",
-        "/proc/meminfo",
-        "/sys/devices/system",
-        "/sys/kernel/mm/hugepages",
-        "/sys/kernel/mm/transparent_hugepage",
-        "/sys/module/kvm",
-    ];
-    let mut readable: Vec<PathBuf> = MACHINE.map(PathBuf::from).into();
-    readable.extend(spec.kernel.iter().chain(&spec.initrd).cloned());
-    let mut writable = vec![config.folder.clone(), "/dev/kvm".into()];
-    for disk in &spec.disks {
-        let place = if disk.readonly { &mut readable } else { &mut writable };
-        place.push(disk.path.clone());
-    }
-    Confinement { kind: Kind::Replica, readable, writable, removable: Vec::new() }
 }

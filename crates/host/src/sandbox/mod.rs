@@ -2,6 +2,8 @@
 //!
 //! [`Confinement::enter`] gives up, for good and for the calling thread and those it starts:
 //!
+//! - the file system but for what is named ([`private_root`]);
+//! - the daemon's user, for one that no other VM has, where there is such a user;
 //! - capabilities, and any way to get some (`no_new_privs`);
 //! - files but those named (Landlock), connections and ports of TCP, signals to processes outside;
 //! - system calls but those listed (`seccomp`): above all programs, new sockets, and what debuggers use.
@@ -11,13 +13,22 @@
 
 mod calls;
 mod files;
+mod private_root;
 mod seccomp;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+use serde::{Deserialize, Serialize};
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +46,9 @@ pub enum Kind {
 pub struct Confinement {
     /// What it does.
     pub kind: Kind,
+    /// Whom it becomes, and the group of the same number: a user that nobody else has. It stays who it is if there is none. Becoming another one
+    /// takes a process of root's.
+    pub user: Option<u32>,
     /// Files it reads, and folders of such.
     pub readable: Vec<PathBuf>,
     /// Files and devices it reads and writes, and folders in which it makes and removes files.
@@ -44,23 +58,43 @@ pub struct Confinement {
 }
 
 /// What of a confinement this machine's kernel enforces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enforced {
     /// Version of Landlock's interface; 0 for none.
     pub landlock: i32,
     /// Whether system calls are filtered.
     pub seccomp: bool,
+    /// Why the process sees the whole file system, if it does.
+    pub no_private_root: Option<String>,
+    /// Whom it has become.
+    pub user: Option<u32>,
+    /// It may read files that are named and that only others may read: that is its one capability.
+    pub reads_for_others: bool,
 }
 
 impl Enforced {
-    /// What the kernel offers.
-    pub fn by_kernel() -> Self {
-        Self { landlock: files::version(), seccomp: seccomp::is_offered() }
-    }
-
     /// Whether nothing is missing.
-    pub fn is_full(self) -> bool {
-        self.landlock >= files::WANTED && self.seccomp
+    pub fn is_full(&self) -> bool {
+        self.landlock >= files::WANTED && self.seccomp && self.no_private_root.is_none()
+    }
+}
+
+impl Enforced {
+    /// What is enforced in a process that `exe host sandbox` has made for that, as this user or as `user`.
+    ///
+    /// # Errors
+    /// It cannot become that user, or be confined.
+    pub fn tried_by(exe: &Path, user: Option<u32>) -> Result<Self> {
+        let mut command = Command::new(exe);
+        command.args(["host", "sandbox", "--json"]).stdin(Stdio::null());
+        command.args(user.iter().flat_map(|user| ["--user".to_owned(), user.to_string()]));
+        let output = command.output().with_context(|| format!("cannot start {}", exe.display()))?;
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it ended without a word");
+            bail!("{}", last.trim().trim_start_matches("twinvm: "));
+        }
+        serde_json::from_slice(&output.stdout).context("what a confined process says of itself makes no sense")
     }
 }
 
@@ -71,18 +105,42 @@ impl fmt::Display for Enforced {
             version if version < files::WANTED => write!(f, "Landlock {version} of {} wanted", files::WANTED)?,
             version => write!(f, "Landlock {version}")?,
         }
-        f.write_str(if self.seccomp { ", seccomp" } else { ", no seccomp in this kernel" })
+        f.write_str(if self.seccomp { ", seccomp" } else { ", no seccomp in this kernel" })?;
+        match &self.no_private_root {
+            None => f.write_str(", file system of its own"),
+            Some(why) => write!(f, ", no file system of its own ({why})"),
+        }
     }
 }
 
 impl Confinement {
+    /// One that leaves a replica nothing, to find out what can be enforced.
+    pub fn of_nothing(user: Option<u32>) -> Self {
+        let (readable, writable, removable) = (Vec::new(), Vec::new(), Vec::new());
+        Self { kind: Kind::Replica, user, readable, writable, removable }
+    }
+
     /// Enters it. What the kernel does not have is left out: [`Enforced`] says so, for the log.
+    ///
+    /// # Errors
+    /// What the kernel has failed, or the process cannot become the user.
     pub fn enter(&self) -> Result<Enforced> {
-        let enforced = Enforced::by_kernel();
         // What the kernel tells a process at its start, rustix reads once, before Linux 6.4 from a file below /proc, and panics if it cannot.
         rustix::param::page_size();
+        let mut enforced = Enforced {
+            landlock: files::version(),
+            seccomp: seccomp::is_offered(),
+            no_private_root: private_root::enter(self).err().map(|error| error.to_string()),
+            user: self.user,
+            reads_for_others: false,
+        };
+        if let (Some(user), Some(why)) = (self.user, &enforced.no_private_root) {
+            bail!("user {user} needs a file system of its own, as it may not pass the folders of others: {why}");
+        }
+        let kept = self.become_user().context("cannot become the VM's user")?;
+        enforced.reads_for_others = !kept.is_empty();
         let none = CapabilitySet::empty();
-        set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+        set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })
             .context("cannot give up capabilities")?;
         set_no_new_privs(true).context("cannot give up new privileges")?;
         if enforced.landlock > 0 {
@@ -93,14 +151,33 @@ impl Confinement {
         }
         Ok(enforced)
     }
+
+    /// Becomes the user, if there is one; the capabilities that it needs all the same. Administrators keep images as they like, also so that only
+    /// their owner may read them: what is named can be read then, and nothing else is in sight.
+    fn become_user(&self) -> Result<CapabilitySet> {
+        let none = CapabilitySet::empty();
+        let Some(user) = self.user else { return Ok(none) };
+        let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+        set_keep_capabilities(true)?;
+        set_thread_groups(&[])?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+        let is_refused = |path: &PathBuf| access(path, Access::READ_OK) == Err(Errno::ACCESS);
+        Ok(if self.readable.iter().any(is_refused) { CapabilitySet::DAC_READ_SEARCH } else { none })
+    }
 }
 
 /// The same as text for a log.
-pub fn log(enforced: Enforced) {
+pub fn log(enforced: &Enforced) {
     if enforced.is_full() {
         tracing::info!("sandbox: {enforced}");
     } else {
         tracing::warn!("the sandbox is incomplete: {enforced}");
+    }
+    if enforced.reads_for_others {
+        tracing::info!(
+            "some of the VM's images can be read by their owner only: this process reads them by a capability"
+        );
     }
 }
 

@@ -41,7 +41,21 @@ pub fn enter(kind: Kind, removes: bool) -> Result<()> {
     apply_filter(&program(clone3, SeccompAction::Allow, fails(libc::ENOSYS))?)?;
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), 0)?;
-    let mut denied = BTreeMap::from([(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?])]);
+    // Signals go to this process alone. Landlock sees to that as well, where it is new enough.
+    let own = u64::from(std::process::id());
+    let to_others = || {
+        anyhow::Ok(vec![SeccompRule::new(vec![SeccompCondition::new(
+            0,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Ne,
+            own,
+        )?])?])
+    };
+    let mut denied = BTreeMap::from([
+        (libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?]),
+        (libc::SYS_kill, to_others()?),
+        (libc::SYS_tgkill, to_others()?),
+    ]);
     if kind != Kind::Replica && !removes {
         // An end tries to remove its socket when it ends; whoever has started one that outlives its VM does so after it.
         denied.insert(libc::SYS_unlink, Vec::new());

@@ -5,26 +5,54 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+
+use rustix::process::{getegid, geteuid};
 
 use super::*;
 
 /// Names the world of the child.
 const WORLD: &str = "TWINVM_TEST_SANDBOX_WORLD";
 
+/// As whom the processes of VM `v` run if root confines them, and those of the other VM.
+const USER: u32 = 2_100_300_000;
+/// Somebody who is not root.
+const ORDINARY: u32 = 2_100_300_002;
+const OTHER_USER: u32 = 2_100_300_001;
+
+/// Who confines itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum As {
+    /// Root, which becomes the VM's user.
+    Root,
+    /// A user without a name and without rights.
+    User,
+}
+
+/// Both, or the one whom this process is.
+fn everybody() -> Vec<As> {
+    if geteuid().is_root() { vec![As::Root, As::User] } else { vec![As::User] }
+}
+
+fn user() -> Option<u32> {
+    geteuid().is_root().then_some(USER)
+}
+
 /// What a replica of VM `v` is given, in the place of a host where there is more.
 fn replica(world: &Path) -> Confinement {
     Confinement {
         kind: Kind::Replica,
+        user: user(),
         readable: vec![world.join("images/base.raw"), "/dev/urandom".into(), "/proc/meminfo".into()],
         writable: vec![world.join("vms/v"), "/dev/null".into()],
         removable: Vec::new(),
     }
 }
 
-fn world() -> tempfile::TempDir {
+fn world(who: As) -> tempfile::TempDir {
     let world = tempfile::tempdir().unwrap();
     for folder in ["keys", "authority", "images", "vms/v", "vms/other"] {
         fs::create_dir_all(world.path().join(folder)).unwrap();
@@ -41,12 +69,29 @@ fn world() -> tempfile::TempDir {
         fs::write(world.path().join(file), file).unwrap();
     }
     symlink(world.path().join("vms/other/disk0.raw"), world.path().join("vms/v/link")).unwrap();
+    let vms = match (geteuid().is_root(), who) {
+        (true, As::Root) => vec![("vms/v", USER), ("vms/other", OTHER_USER)],
+        // All of it is that user's.
+        (true, As::User) => vec![("", ORDINARY)],
+        (false, _) => Vec::new(),
+    };
+    for (folder, user) in vms {
+        let given =
+            Command::new("chown").args(["-hR", &format!("{user}:{user}")]).arg(world.path().join(folder)).status();
+        assert!(given.unwrap().success());
+    }
+    // Nobody else may pass, as in a home folder.
+    fs::set_permissions(world.path(), PermissionsExt::from_mode(0o700)).unwrap();
     world
 }
 
 /// Runs one of the tests below, which is the child's part, in a process of its own; what it writes on standard error.
-fn in_child(test: &str, world: &Path) -> String {
-    let mut child = Command::new(std::env::current_exe().unwrap())
+fn in_child(test: &str, who: As, world: &Path) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if geteuid().is_root() && who == As::User {
+        command.uid(ORDINARY).gid(ORDINARY).current_dir(world);
+    }
+    let mut child = command
         .args(["--exact", &format!("sandbox::tests::{test}"), "--ignored", "--nocapture", "--test-threads=1"])
         .env(WORLD, world)
         .stdin(Stdio::null())
@@ -62,6 +107,32 @@ fn in_child(test: &str, world: &Path) -> String {
     errors
 }
 
+/// Does something in a process with one thread, as those are that confine themselves: whatever runs tests has more.
+#[allow(unsafe_code)]
+fn alone(act: impl FnOnce() + std::panic::UnwindSafe) {
+    // SAFETY: the other thread only waits for this one, and holds no lock meanwhile.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = i32::from(std::panic::catch_unwind(act).is_err());
+            // SAFETY: nothing of this process is to be cleaned up but by its parent.
+            unsafe { libc::_exit(code) }
+        }
+        child => {
+            let pid = rustix::process::Pid::from_raw(child).expect("no further process can be made");
+            let (_, status) =
+                rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap();
+            assert_eq!(status.exit_status(), Some(0), "see above");
+        }
+    }
+}
+
+/// Whether this user may have namespaces, by another program.
+fn may_have_namespaces() -> bool {
+    let mut command = Command::new("unshare");
+    command.args(if geteuid().is_root() { &["--mount", "true"][..] } else { &["--user", "--mount", "true"] });
+    command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
 fn world_of_child() -> PathBuf {
     PathBuf::from(std::env::var_os(WORLD).expect("this is the part of a child process"))
 }
@@ -73,22 +144,69 @@ fn denied<T>(what: &str, result: std::io::Result<T>) {
     }
 }
 
+/// What lies out of reach cannot be seen, or is refused.
+fn out_of_reach<T>(what: &str, result: std::io::Result<T>) {
+    match result {
+        Ok(_) => panic!("{what} succeeded"),
+        Err(error) => {
+            let kinds = [ErrorKind::PermissionDenied, ErrorKind::NotFound, ErrorKind::ReadOnlyFilesystem];
+            assert!(kinds.contains(&error.kind()), "{what}: {error}");
+        }
+    }
+}
+
 #[test]
 fn whoever_has_taken_over_a_replica_gets_nothing_that_is_not_its_own() {
-    let world = world();
-    let errors = in_child("as_a_hostile_replica", world.path());
-    if Enforced::by_kernel().seccomp {
-        let socket = format!("system call {:3} is not allowed", libc::SYS_socket);
-        assert_eq!(errors.matches(&socket).count(), 1, "reported once: {errors}");
+    for who in everybody() {
+        let world = world(who);
+        let errors = in_child("as_a_hostile_replica", who, world.path());
+        if seccomp::is_offered() {
+            let socket = format!("system call {:3} is not allowed", libc::SYS_socket);
+            assert_eq!(errors.matches(&socket).count(), 1, "reported once: {errors}");
+        }
+        for file in ["cluster.db", "vms/other/disk0.raw", "keys/host.key", "images/base.raw"] {
+            assert_eq!(fs::read_to_string(world.path().join(file)).unwrap(), file, "it was changed");
+        }
     }
-    for file in ["cluster.db", "vms/other/disk0.raw", "keys/host.key", "images/base.raw"] {
-        assert_eq!(fs::read_to_string(world.path().join(file)).unwrap(), file, "it was changed");
+}
+
+/// What of the confinement is missing on a machine must not go unnoticed where this is developed.
+#[test]
+fn what_is_enforced_is_said() {
+    for who in everybody() {
+        let world = world(who);
+        in_child("as_one_that_says_what_is_enforced", who, world.path());
     }
 }
 
 #[test]
 #[ignore = "the part of a child process"]
+fn as_one_that_says_what_is_enforced() {
+    alone(as_one_that_says_what_is_enforced_alone);
+}
+
+fn as_one_that_says_what_is_enforced_alone() {
+    let (user, is_offered) = (user(), may_have_namespaces());
+    let enforced = Confinement::of_nothing(user).enter().unwrap();
+    assert_eq!(enforced.user, user);
+    assert!(!enforced.reads_for_others);
+    assert_eq!(enforced.no_private_root.is_none(), is_offered, "{enforced}");
+    if is_offered {
+        // Landlock does not look at this.
+        assert_eq!(rustix::fs::access("/tmp", rustix::fs::Access::EXISTS), Err(rustix::io::Errno::NOENT));
+    } else {
+        eprintln!("SKIPPED: this user may have no namespaces");
+    }
+    assert_eq!(enforced.is_full(), !format!("{enforced}").contains("no "), "{enforced}");
+}
+
+#[test]
+#[ignore = "the part of a child process"]
 fn as_a_hostile_replica() {
+    alone(as_a_hostile_replica_alone);
+}
+
+fn as_a_hostile_replica_alone() {
     let world = world_of_child();
     let (listener, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     let address = listener.local_addr().unwrap();
@@ -99,7 +217,17 @@ fn as_a_hostile_replica() {
     victim.arg("60").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let victim = victim.spawn().unwrap();
 
+    let mut owned = Command::new("/bin/sleep");
+    owned.arg("60").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if geteuid().is_root() {
+        owned.uid(USER).gid(USER);
+    }
+    let owned = owned.spawn().unwrap();
+    let (daemon, own) = (rustix::process::getppid().unwrap(), geteuid());
+
     let enforced = replica(&world).enter().unwrap();
+    let has_changed = geteuid() != own && rustix::process::getuid() == geteuid() && getegid().as_raw() == USER;
+    assert_eq!(has_changed, own.is_root(), "who it is");
     if enforced.landlock > 0 {
         no_files_of_others(&world);
     } else {
@@ -109,46 +237,66 @@ fn as_a_hostile_replica() {
         denied("a TCP connection", TcpStream::connect(address));
         denied("a TCP port", TcpListener::bind("127.0.0.1:0"));
         denied("a UDP socket", UdpSocket::bind("127.0.0.1:0"));
-        denied("another VM's control socket", UnixStream::connect(world.join("vms/other/replica.sock")));
+        out_of_reach("another VM's control socket", UnixStream::connect(world.join("vms/other/replica.sock")));
         denied("another end of a socket", udp.connect(address));
         denied("a program", Command::new("/bin/true").status());
         no_dangerous_calls();
     } else {
         eprintln!("SKIPPED: this kernel has no seccomp, system calls are not looked at");
     }
-    if enforced.landlock >= 6 {
-        let pid = rustix::process::Pid::from_child(&victim);
-        let killed = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        assert_eq!(killed, Err(rustix::io::Errno::PERM), "a process outside was ended");
+    if enforced.seccomp || enforced.landlock >= 6 {
+        // Another VM's, one of the same user, and the daemon; and all there are.
+        let others = [&victim, &owned].map(|victim| rustix::process::Pid::from_child(victim));
+        for pid in others.into_iter().chain([daemon]) {
+            let killed = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            assert_eq!(killed, Err(rustix::io::Errno::PERM), "a process outside was ended");
+        }
+        signal_many();
     }
     let mut text = String::new();
     status.read_to_string(&mut text).unwrap();
-    assert!(text.contains("CapPrm:\t0000000000000000") && text.contains("NoNewPrivs:\t1"), "{text}");
+    let capabilities = if enforced.reads_for_others { "0000000000000004" } else { "0000000000000000" };
+    assert!(text.contains(&format!("CapPrm:\t{capabilities}")) && text.contains("NoNewPrivs:\t1"), "{text}");
     assert_eq!(open_before.metadata().unwrap().len(), 15);
     what_it_needs_goes_on(&world);
-    drop((victim, listener));
+    drop((victim, owned, listener));
+}
+
+/// Signals to a group, to everybody, and to a thread of another process.
+#[allow(unsafe_code)]
+fn signal_many() {
+    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    // SAFETY: all of these are refused, and touch no memory of this process.
+    let results = unsafe {
+        [
+            libc::kill(-1, libc::SIGURG),
+            libc::kill(0, libc::SIGURG),
+            libc::syscall(libc::SYS_tgkill, parent, parent, libc::SIGURG) as i32,
+        ]
+    };
+    assert_eq!(results, [-1; 3]);
 }
 
 fn no_files_of_others(world: &Path) {
     for file in
         ["cluster.db", "keys/host.key", "authority/ca.key", "vms/other/disk0.raw", "vms/v/link", "images/more.raw"]
     {
-        denied(file, File::open(world.join(file)));
-        denied(file, OpenOptions::new().write(true).open(world.join(file)));
+        out_of_reach(file, File::open(world.join(file)));
+        out_of_reach(file, OpenOptions::new().write(true).open(world.join(file)));
     }
     for file in ["/etc/passwd", "/etc/shadow", "/proc/1/environ", "/root/.ssh/authorized_keys"] {
         if Path::new(file).exists() {
-            denied(file, File::open(file));
+            out_of_reach(file, File::open(file));
         }
     }
-    denied("a base image", OpenOptions::new().write(true).open(world.join("images/base.raw")));
-    denied("another VM's folder", fs::read_dir(world.join("vms/other")));
-    denied("a file beside", File::create(world.join("vms/new")));
-    denied("removal", fs::remove_file(world.join("vms/other/disk0.raw")));
+    out_of_reach("a base image", OpenOptions::new().write(true).open(world.join("images/base.raw")));
+    out_of_reach("another VM's folder", fs::read_dir(world.join("vms/other")));
+    out_of_reach("a file beside", File::create(world.join("vms/new")));
+    out_of_reach("removal", fs::remove_file(world.join("vms/other/disk0.raw")));
     for (from, to) in [("vms/other/disk0.raw", "vms/v/stolen"), ("vms/v/disk0.raw", "vms/other/disk0.raw")] {
         // Between folders `EXDEV` says no as well.
         let error = fs::rename(world.join(from), world.join(to)).unwrap_err();
-        assert!([libc::EACCES, libc::EXDEV].contains(&error.raw_os_error().unwrap()), "{from}: {error}");
+        assert!([libc::EACCES, libc::EXDEV, libc::ENOENT].contains(&error.raw_os_error().unwrap()), "{from}: {error}");
     }
 }
 
@@ -192,17 +340,26 @@ fn what_it_needs_goes_on(world: &Path) {
 
 #[test]
 fn a_network_end_makes_connections_and_reads_no_files() {
-    let world = world();
-    in_child("as_a_hostile_network_end", world.path());
+    for who in everybody() {
+        let world = world(who);
+        in_child("as_a_hostile_network_end", who, world.path());
+    }
 }
 
 #[test]
 #[ignore = "the part of a child process"]
 fn as_a_hostile_network_end() {
+    alone(as_a_hostile_network_end_alone);
+}
+
+fn as_a_hostile_network_end_alone() {
     let world = world_of_child();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let _control = UnixListener::bind(world.join("vms/other/replica.sock")).unwrap();
+    let daemon = rustix::process::getppid().unwrap();
     let confinement = Confinement {
         kind: Kind::UserEnd,
+        user: user(),
         readable: vec!["/etc/resolv.conf".into()],
         writable: Vec::new(),
         removable: Vec::new(),
@@ -210,14 +367,23 @@ fn as_a_hostile_network_end() {
     let enforced = confinement.enter().unwrap();
     if enforced.landlock > 0 {
         for file in ["cluster.db", "keys/host.key", "vms/v/disk0.raw", "images/base.raw"] {
-            denied(file, File::open(world.join(file)));
+            out_of_reach(file, File::open(world.join(file)));
         }
-        denied("a file", File::create(world.join("new")));
+        out_of_reach("a file", File::create(world.join("new")));
     } else {
         eprintln!("SKIPPED: this kernel has no Landlock, files are not looked at");
     }
     if enforced.seccomp {
         denied("a program", Command::new("/bin/true").status());
+        let killed = rustix::process::kill_process(daemon, rustix::process::Signal::KILL);
+        assert_eq!(killed, Err(rustix::io::Errno::PERM), "the daemon was ended");
+        signal_many();
+        no_dangerous_calls();
+    }
+    if enforced.no_private_root.is_none() {
+        out_of_reach("a replica's control socket", UnixStream::connect(world.join("vms/other/replica.sock")));
+    } else {
+        eprintln!("SKIPPED: this process may have no file system of its own, sockets are not looked at");
     }
     TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -64,6 +64,20 @@ impl EndProcess {
     /// # Errors
     /// [`SpawnError`]; the end is gone then.
     pub fn spawn(exe: &Path, config: &EndConfig, socket: &Path, log: Stdio) -> Result<Self, SpawnError> {
+        Self::spawn_as(None, exe, config, socket, log)
+    }
+
+    /// The same with `--user N` if there is one: the end becomes that user when it has opened what it needs.
+    ///
+    /// # Errors
+    /// [`SpawnError`]; the end is gone then.
+    pub fn spawn_as(
+        user: Option<u32>,
+        exe: &Path,
+        config: &EndConfig,
+        socket: &Path,
+        log: Stdio,
+    ) -> Result<Self, SpawnError> {
         let start = |source| SpawnError::Start { exe: exe.to_owned(), source };
         let json = serde_json::to_string(config).map_err(|error| start(error.into()))?;
         let lifeline = if config.lifetime == Lifetime::WithParent { Stdio::piped() } else { Stdio::null() };
@@ -73,6 +87,7 @@ impl EndProcess {
             .arg(json)
             .arg("--socket")
             .arg(socket)
+            .args(user.iter().flat_map(|user| ["--user".to_owned(), user.to_string()]))
             .stdin(lifeline)
             .stdout(Stdio::piped())
             .stderr(log)

@@ -15,6 +15,7 @@ use super::logging;
 use host::config::{API_PORT, METRICS_PORT, parse_address_or_nothing};
 use host::init::{InitOptions, Keys, init, issue};
 use host::run as run_daemon;
+use host::sandbox::Confinement;
 use terminal::output::{human_bytes, print_json, print_line, table};
 
 #[derive(Subcommand)]
@@ -57,6 +58,14 @@ KillMode=process keeps VMs alive when the service stops: they are processes of t
     List(DaemonArguments),
     /// Show one host
     Show(ShowArguments),
+    /// Show what confines the processes of VMs on this machine
+    #[command(after_help = "\
+It confines itself like a replica and says what came of it: files by Landlock and by a file system of its own, system calls by seccomp, a user
+of its own by the number that a daemon of root's takes from vm_uids in host.toml.
+  twinvm host sandbox
+  sudo twinvm host sandbox --user 2100000000
+What a running host does: `twinvm host show`.")]
+    Sandbox(SandboxArguments),
     /// Remove a host that is gone for good from the cluster
     #[command(after_help = "\
 It must not be alive, and no VM may have its primary or its secondary there. Its certificate stays valid: remove its keys.")]
@@ -133,6 +142,16 @@ pub struct StopArguments {
 }
 
 #[derive(Args)]
+pub struct SandboxArguments {
+    /// Become this user, which takes root
+    #[arg(long, value_name = "UID")]
+    user: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 pub struct RemoveArguments {
     /// Name of the host
     name: String,
@@ -172,6 +191,7 @@ pub fn run(command: HostCommand) -> Result<ExitCode> {
         }
         HostCommand::List(arguments) => list(&arguments)?,
         HostCommand::Show(arguments) => show(&arguments)?,
+        HostCommand::Sandbox(arguments) => sandbox(&arguments)?,
         HostCommand::Rm(RemoveArguments { name, daemon }) => {
             let () = daemon.daemon()?.delete(&format!("/v1/hosts/{}", path_segment(&name)), None::<&()>)?;
             answer(daemon.json, &json!({ "removed": name }), &format!("host {name} removed from the cluster"))?;
@@ -237,6 +257,14 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
 
 fn state(host: &HostView) -> &'static str {
     if host.alive { "alive" } else { "not alive" }
+}
+
+fn sandbox(arguments: &SandboxArguments) -> Result<()> {
+    let enforced = Confinement::of_nothing(arguments.user).enter()?;
+    if arguments.json {
+        return print_json(&enforced);
+    }
+    print_line(&enforced.to_string())
 }
 
 fn show(arguments: &ShowArguments) -> Result<()> {

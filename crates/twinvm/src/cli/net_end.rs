@@ -20,10 +20,14 @@ pub struct NetEndArguments {
     /// The socket that the VM process connects to
     #[arg(long)]
     socket: PathBuf,
+    /// The user as whom the process runs once it has opened what it needs
+    #[arg(long)]
+    user: Option<u32>,
 }
 
 pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
     let config: EndConfig = serde_json::from_str(&arguments.config).context("--config")?;
+    let user = arguments.user;
     let kind = match config.network {
         NetworkSpec::User(_) => Kind::UserEnd,
         NetworkSpec::Bridge(_) => Kind::BridgeEnd,
@@ -35,7 +39,7 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
         _ => Vec::new(),
     };
     network::end::run_confined(&config, &arguments.socket, || {
-        let confinement = confinement(kind, removable);
+        let confinement = confinement(kind, user, removable);
         let enforced = confinement.enter().map_err(|error| io::Error::other(format!("{error:#}")))?;
         if !enforced.is_full() {
             // An end whose log cannot be written is as good as any.
@@ -47,7 +51,7 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
 }
 
 /// An end has its sockets and its TAP device open. In user mode it asks the machine's name servers, whose addresses may change.
-fn confinement(kind: Kind, removable: Vec<PathBuf>) -> Confinement {
+fn confinement(kind: Kind, user: Option<u32>, removable: Vec<PathBuf>) -> Confinement {
     let mut readable = vec![PathBuf::from("/dev/null")];
     if kind == Kind::UserEnd {
         let file = PathBuf::from("/etc/resolv.conf");
@@ -56,5 +60,5 @@ fn confinement(kind: Kind, removable: Vec<PathBuf>) -> Confinement {
         readable.extend(managed.filter(|folder| folder.starts_with("/run")));
         readable.push(file);
     }
-    Confinement { kind, readable, writable: Vec::new(), removable }
+    Confinement { kind, user, readable, writable: Vec::new(), removable }
 }

@@ -19,6 +19,7 @@ mod members;
 mod metrics;
 mod network_ends;
 mod placement;
+mod privilege;
 mod snapshots;
 #[path = "../support/mod.rs"]
 mod support;

@@ -2,6 +2,7 @@
 
 mod barrier;
 mod cpuid;
+mod device;
 mod dirty;
 mod fpu;
 mod ioctl;
@@ -33,6 +34,7 @@ use super::{DirtyLog, Engine, EngineError, EngineState, RunEnd};
 use crate::control::Control;
 use crate::platform::{Platform, Ready};
 use barrier::Barrier;
+pub use device::keep_open;
 use dirty::{DirtyMethod, DirtyTracking};
 use pins::PinCarrier;
 use support::Support;
@@ -104,7 +106,7 @@ impl KvmEngine {
         method: impl FnOnce(&Kvm, &VmFd, u64) -> DirtyMethod,
     ) -> Result<Self, EngineError> {
         let ram = platform.ram();
-        let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
+        let kvm = device::open()?;
         let support = Support::here(&kvm)?;
         if let Some(why) = support.offer.refusal(&state.processors.profile) {
             return Err(EngineError::Profile { engine: EngineKind::Kvm, why });
@@ -188,13 +190,13 @@ impl KvmEngine {
 
 /// What KVM can be on this host.
 pub(super) fn cpu_offer() -> Result<CpuOffer, EngineError> {
-    let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
+    let kvm = device::open()?;
     Ok(Support::here(&kvm)?.offer.clone())
 }
 
 /// The processor of a VM that is started on KVM of this host.
 pub(super) fn cpu_profile(level: CpuLevel) -> Result<CpuProfile, EngineError> {
-    let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
+    let kvm = device::open()?;
     let support = Support::here(&kvm)?;
     profile::at_power_on(level, &support)
 }
