@@ -98,13 +98,13 @@ impl ReplicaProcess {
 
     /// Finds the process of a replica that an earlier daemon has started, even if that daemon was killed before it could note
     /// the process. It is this user's or the VM's, was started for this folder, and is who listens at the folder's socket: a command line alone anybody can
-    /// have.
+    /// have. If it answers there, it says that it is this VM's; one that was stopped does not answer.
     pub fn adopt(folder: &Path) -> Option<Self> {
         let deadline = Instant::now() + ADOPT_TIMEOUT;
         loop {
             let noted = noted_pid(folder).filter(|&pid| is_replica(pid, folder));
             let pid = noted.or_else(|| search(folder))?;
-            if listens(pid, folder) {
+            if listens(pid, folder) && !answers_otherwise(pid, folder) {
                 if noted.is_none() {
                     fs::write(pid_file(folder), pid.to_string()).ok()?;
                 }
@@ -218,6 +218,13 @@ fn listens(pid: i32, folder: &Path) -> bool {
     peer.is_some_and(|peer| peer.pid.as_raw_nonzero().get() == pid && peer.uid == geteuid())
 }
 
+/// Whether it says that it is another VM's replica, or another process.
+fn answers_otherwise(pid: i32, folder: &Path) -> bool {
+    let vm = folder.file_name().and_then(|name| name.to_str());
+    control::ask(&config::socket(folder), &Request::Status, STATUS_TIMEOUT)
+        .is_ok_and(|status| Some(status.vm.as_str()) != vm || i32::try_from(status.pid) != Ok(pid))
+}
+
 /// Looks for it among all processes.
 fn search(folder: &Path) -> Option<i32> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
@@ -286,6 +293,36 @@ mod tests {
         // Somebody else does.
         let _socket = std::os::unix::net::UnixListener::bind(config::socket(folder.path())).unwrap();
         assert!(ReplicaProcess::adopt(folder.path()).is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Listens there as well, and answers with what a file says.
+    const ANSWERS: &str = "use IO::Socket::UNIX; my $folder = $ARGV[1] =~ s{/[^/]*$}{}r; \
+                           my $socket = IO::Socket::UNIX->new(Local => \"$folder/$ARGV[2]\", Listen => 9) or die; \
+                           $SIG{PIPE} = 'IGNORE'; while (my $client = $socket->accept) { <$client>; open my $file, '<', 'answer'; print {$client} <$file>; }";
+
+    #[test]
+    fn a_replica_that_says_that_it_is_another_one_is_not_adopted() {
+        let vms = tempfile::tempdir().unwrap();
+        let folder = vms.path().join("v");
+        fs::create_dir(&folder).unwrap();
+        let mut child = impostor(&folder, ANSWERS);
+        let pid = child.id();
+        let say = |vm: &str, pid: u32| {
+            let status = format!(
+                r#"{{"vm":"{vm}","host":"a","pid":{pid},"role":"primary","engine":"soft","generation":3,"running_s":0,
+                    "protection":{{"state":"starting","since_unix_ms":1}}}}"#
+            );
+            let answer = format!("{{\"answer\":\"done\",\"status\":{}}}\n", status.replace('\n', ""));
+            fs::write(folder.join("answer"), answer).unwrap();
+        };
+        say("w", pid);
+        assert!(ReplicaProcess::adopt(&folder).is_none(), "another VM's");
+        say("v", pid + 1);
+        assert!(ReplicaProcess::adopt(&folder).is_none(), "another process");
+        say("v", pid);
+        assert!(ReplicaProcess::adopt(&folder).is_some());
         child.kill().unwrap();
         child.wait().unwrap();
     }
