@@ -14,7 +14,8 @@ use api::time::unix_ms_now;
 use cluster::arbiter::StoreArbiter;
 use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
 use cluster::records::{
-    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, VmRecord, VmState,
+    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Succession, VmRecord,
+    VmState, succession,
 };
 use cluster::store::{LeaseId, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
@@ -28,8 +29,6 @@ use super::error::HostError;
 
 /// How long a host counts as alive after it has renewed its lease.
 const LEASE_TTL: Duration = Duration::from_secs(3);
-/// How long it is waited at most for the lease of an earlier daemon to end. A store may make it last longer, as etcd does when its leader is lost.
-const LEASE_PATIENCE: Duration = Duration::from_secs(7);
 /// How often it is looked whether the lease of an earlier daemon has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// vCPUs that VMs may have for each processor of the machine, unless configured.
@@ -416,29 +415,26 @@ fn read_id(path: &str) -> Result<String> {
     Ok(id.trim().to_owned())
 }
 
-/// Makes sure that the instance of a host that was registered before this one has ended. One with the same folder on the same machine has, as the
-/// folder is locked. Of any other it is awaited that its lease ends, which it does not if it is renewed.
+/// Makes sure that the instance of a host that was registered before this one has ended.
 fn wait_until_ended(cluster: &Cluster, before: &HostRecord, host: &HostRecord) -> Result<()> {
-    if (&before.boot_id, &before.folder) == (&host.boot_id, &host.folder) {
-        return Ok(());
-    }
     let (mut found, started) = (before.clone(), Instant::now());
-    while found.is_alive(&BootTime { boot_id: host.boot_id.clone(), ms: boot_ms_now() }) {
-        if started.elapsed() > LEASE_PATIENCE || found.instance != before.instance {
-            bail!(
+    loop {
+        let now = BootTime { boot_id: host.boot_id.clone(), ms: boot_ms_now() };
+        match succession(before, &found, host, &now, started.elapsed()) {
+            Succession::Register => return Ok(()),
+            Succession::Wait => thread::sleep(LOOK_INTERVAL),
+            Succession::Refused => bail!(
                 "host {} runs already, from folder {}: give this one keys of its own with `twinvm host issue`",
                 host.name,
                 found.folder.display()
-            );
+            ),
         }
-        thread::sleep(LOOK_INTERVAL);
         match cluster.host(&host.name) {
             Ok(now) => found = now,
             Err(ClusterError::NoHost(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use protocol::InputPosition;
 use thiserror::Error;
 
 use crate::offload::{FrameOffload, OffloadError, ReceiveOffloads};
@@ -49,15 +49,6 @@ pub trait FrameBackend: Send {
     /// Readable when [`Self::recv`] has something to say; writable, or for some backends readable, when a
     /// [`Self::send`] that found it full can be repeated. Level-triggered. It stays the same for the backend's life.
     fn poll_fd(&self) -> BorrowedFd<'_>;
-}
-
-/// A place in the stream of frames towards a guest. It outlives the VM process: another one can go on there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct InputPosition {
-    /// Identity of the network end, drawn anew when its process starts; 0 for backends that have none.
-    pub end: u64,
-    /// Number of the last frame taken from it; the first has the number 1. Numbers may be skipped, never repeated.
-    pub frames: u64,
 }
 
 /// How a VM process wants to be connected to its network end.

@@ -31,8 +31,9 @@ mod seqpacket;
 mod uplink;
 mod wire;
 
-pub use backend::{Attach, BackendError, FRAME_LEN_MAX, FrameBackend, InputPosition, LinkState, Received, SendOutcome};
+pub use backend::{Attach, BackendError, FRAME_LEN_MAX, FrameBackend, LinkState, Received, SendOutcome};
 pub use link::{Link, LinkError};
 pub use offload::{Checksum, FrameOffload, Gso, HEADER_LEN, OffloadError, ReceiveOffloads, Segmentation};
 pub use pair::{CableEnd, pair};
+pub use protocol::InputPosition;
 pub use uplink::{BridgeState, find_bridge};

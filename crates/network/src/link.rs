@@ -5,9 +5,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use protocol::InputPosition;
 use thiserror::Error;
 
-use crate::backend::{Attach, BackendError, FrameBackend, InputPosition, LinkState, Received, SendOutcome};
+use crate::backend::{Attach, BackendError, FrameBackend, LinkState, Received, SendOutcome};
 use crate::offload::{FrameOffload, ReceiveOffloads};
 use crate::seqpacket::{Incoming, SeqSocket};
 use crate::wire::{self, ACCEPT, Attached, FrameSocket, REFUSED};

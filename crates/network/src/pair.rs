@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::backend::{BackendError, FrameBackend, InputPosition, LinkState, Received, SendOutcome};
+use protocol::InputPosition;
+
+use crate::backend::{BackendError, FrameBackend, LinkState, Received, SendOutcome};
 use crate::offload::{FrameOffload, ReceiveOffloads};
 use crate::seqpacket::SeqSocket;
 use crate::wire::FrameSocket;

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use protocol::InputPosition;
+
 use crate::checksum::complete;
 use crate::coalesce;
 use crate::offload::{Checksum, FrameOffload, ReceiveOffloads};
@@ -99,12 +101,9 @@ impl FrameQueue {
         &self.retained
     }
 
-    /// A new receiver has taken all frames up to number `taken`; without a number, it wants new ones only.
-    pub fn resume_after(&mut self, taken: Option<u64>) {
-        match taken {
-            Some(taken) => self.retained.resume_after(taken),
-            None => self.retained.start_anew(),
-        }
+    /// A new receiver has come to the end of this identity, and goes on at `resume`.
+    pub fn attach(&mut self, end: u64, resume: Option<InputPosition>) {
+        self.retained.attach(end, resume);
     }
 
     /// Offers the frames with their numbers in turn to `send` until it returns false, which leaves that frame in the
@@ -234,7 +233,7 @@ mod tests {
 
         // What waits is never joined to what was handed out, and follows it.
         queue.accept(ReceiveOffloads::default());
-        queue.resume_after(Some(0));
+        queue.attach(7, Some(InputPosition { end: 7, frames: 0 }));
         let mut numbers = Vec::new();
         let send = |number, frame: &[u8], offload| {
             assert_eq!(offload, FrameOffload::default());

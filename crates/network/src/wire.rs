@@ -25,7 +25,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use crate::backend::{Attach, BackendError, FRAME_LEN_MAX, InputPosition, Received, SendOutcome};
+use protocol::InputPosition;
+
+use crate::backend::{Attach, BackendError, FRAME_LEN_MAX, Received, SendOutcome};
 use crate::offload::{FrameOffload, HEADER_LEN};
 use crate::seqpacket::{Incoming, SeqSocket};
 

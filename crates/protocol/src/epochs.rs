@@ -5,7 +5,7 @@ use spec::FtMode;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Epoch, MonotonicTime};
+use super::{Epoch, InputPath, MonotonicTime};
 
 /// Most checkpoints that are captured and not acknowledged: bounds what either side holds in memory.
 const IN_FLIGHT_MAX: usize = 3;
@@ -117,6 +117,15 @@ impl Epochs {
     /// Whether the secondary follows the log.
     pub fn follows_log(&self) -> bool {
         self.follows_log
+    }
+
+    /// How the secondary comes to know of inbound frames that the primary takes now. What came during the first copy is in the first checkpoint.
+    pub fn input_path(&self) -> InputPath {
+        match (self.has_begun, self.follows_log) {
+            (false, _) => InputPath::Unshared,
+            (true, false) => InputPath::Forwarded,
+            (true, true) => InputPath::Logged,
+        }
     }
 
     /// The guest has sent something, and it waits.
@@ -272,6 +281,7 @@ mod tests {
         assert_eq!(mirror(&begun(), NOTHING, &BUSY, 399), Decision::Run);
         assert_eq!(mirror(&begun(), NOTHING, &BUSY, 400), Decision::Wait);
         assert_eq!(mirror(&Epochs::default(), NOTHING, &BUSY, 400), Decision::Run, "nobody follows yet");
+        assert_eq!(Epochs::default().input_path(), InputPath::Unshared);
     }
 
     #[test]
@@ -310,10 +320,13 @@ mod tests {
             |epochs: &Epochs, sending: &Sending| epochs.decide(&BOUNDS, FtMode::Lockstep, NOTHING, sending, at(1));
         assert_eq!(lockstep(&epochs, &BUSY), Decision::Run);
         assert_eq!(lockstep(&epochs, &IDLE), Decision::Capture);
+        assert_eq!(epochs.input_path(), InputPath::Forwarded);
         epochs.captured(Epoch::new(1), FtMode::Lockstep, at(1), at(1));
         assert_eq!(lockstep(&epochs, &IDLE), Decision::Run);
+        assert_eq!(epochs.input_path(), InputPath::Logged);
         assert_eq!(mirror(&epochs, NOTHING, &BUSY, 2), Decision::EndLog);
         epochs.log_ended(at(2));
+        assert_eq!(epochs.input_path(), InputPath::Forwarded);
         assert_eq!(mirror(&epochs, NOTHING, &IDLE, 3), Decision::Run);
     }
 

@@ -12,10 +12,14 @@
 //! | [`Uplink`] | when a VM whose network is gone moves to its secondary |
 //! | [`DiskWatch`] | when a disk is broken, and whether its VM moves to its secondary or stands still |
 //! | [`CopyNotes`], [`may_start`] | what is noted of a copy of the disks, and whether a VM may start from it |
-//! | [`admits`] | which primary a secondary follows |
+//! | [`admits`], [`Callers`] | which primary a secondary follows, and how many others it listens to meanwhile |
+//! | [`InputPath`], [`ForwardedFrames`] | how a secondary comes to know of inbound frames, and which ones it feeds to its guest at takeover |
+//! | [`HandedOut`], [`may_attach`], [`waiting_max`] | whom a network end serves, and with which frames |
+//! | [`UnreleasedOutput`], [`left_through`] | what is sent again at takeover |
 
 mod admission;
 mod arbiter;
+mod callers;
 mod claim;
 mod command;
 mod disk_copy;
@@ -24,7 +28,9 @@ mod epochs;
 mod event;
 mod first_copy;
 mod heartbeats;
+mod input;
 mod numbers;
+mod output;
 mod patience;
 mod primary;
 mod question;
@@ -39,6 +45,7 @@ mod uplink;
 
 pub use admission::{NotAdmitted, admits};
 pub use arbiter::{Arbiter, Unreachable, Verdict};
+pub use callers::{CALLERS_MAX, Callers};
 pub use claim::Claim;
 pub use command::{Command, RETRY_INTERVAL, StopReason};
 pub use disk_copy::{CopyNotes, DiskCopy, NotStartable, may_start};
@@ -49,7 +56,9 @@ pub use first_copy::{
     Amount, FirstCopy, LAST_PAUSE_MAX, Left, Pace, RoundEnd, Slowed, Step, TakenIn, WRITES_WAITING_MAX,
 };
 pub use heartbeats::{Heartbeats, heartbeat_interval};
+pub use input::{ForwardedFrames, HandedOut, InputPath, InputPosition, Kept, may_attach, waiting_max};
 pub use numbers::{Epoch, Generation};
+pub use output::{UNRELEASED_BYTES_MAX, UNRELEASED_FRAMES_MAX, UnreleasedOutput, left_through};
 pub use patience::Patience;
 pub use replica::Replica;
 pub use silence::{Look, Silence};

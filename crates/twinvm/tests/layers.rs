@@ -70,10 +70,11 @@ const HOUSE: &[Crate] = &[
     },
     Crate {
         name: "protocol",
-        floor: 2,
+        floor: 1,
         // `replica` is one of the two roles, and each of them makes it the other or ends it.
         layers: &[
-            &["numbers", "time"],
+            &["callers", "numbers", "time"],
+            &["input", "output"],
             &["disk_copy", "disk_watch", "epochs", "heartbeats", "patience", "silence", "uplink"],
             &["claim", "first_copy"],
             &["admission", "arbiter"],

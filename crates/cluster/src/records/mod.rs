@@ -18,6 +18,7 @@ mod host;
 mod operation;
 mod seen;
 mod state;
+mod succession;
 mod vm;
 
 pub use crate::store::BootTime;
@@ -27,6 +28,7 @@ pub use error::ClusterError;
 pub use host::{HostRecord, Lease};
 pub use operation::{Operation, OperationKind, OperationResult};
 pub use state::{ClusterState, Unreadable, VmState};
+pub use succession::{Succession, succession};
 pub use vm::{FtSettings, Power, VmRecord};
 
 /// Fields of a record that a newer version has written, kept as they are.

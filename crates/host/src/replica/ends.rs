@@ -45,8 +45,7 @@ impl Ends {
     pub fn new(sockets: &[PathBuf], networks: &[NetworkSpec], suspicion: Duration, broker: Arc<Broker>) -> Self {
         let card = |(socket, network): (&PathBuf, &NetworkSpec)| CardEnd {
             socket: socket.clone(),
-            // A user-mode end has nothing but what was sent to this guest.
-            max_age: matches!(network, NetworkSpec::Bridge(_)).then_some(suspicion),
+            max_age: protocol::waiting_max(suspicion, matches!(network, NetworkSpec::Bridge(_))),
             seen: Mutex::default(),
         };
         Self { cards: sockets.iter().zip(networks).map(card).collect(), broker }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process;
 use std::time::{Duration, Instant};
 
+use protocol::Generation;
 use spec::NetworkSpec;
 
 use super::control::EndStatus;
@@ -313,7 +314,7 @@ impl End {
     /// Lets a VM process take the place of the one before, unless it belongs to a replica that was superseded.
     fn attach(&mut self, socket: SeqSocket, attach: &Attach) {
         let highest = self.status.generation;
-        if attach.generation < highest {
+        if !protocol::may_attach(Generation::new(highest), Generation::new(attach.generation)) {
             self.status.superseded += 1;
             let reason = format!("generation {} was superseded by generation {highest}", attach.generation);
             tracing::warn!(reason, "VM process refused");
@@ -323,11 +324,10 @@ impl End {
         // What the one before sent before this moment it was entitled to send.
         self.serve_client(LAST_BATCH);
         self.status.generation = attach.generation;
-        let resume = attach.resume.filter(|position| position.end == self.status.end);
         if let Some(max_age) = attach.max_age {
             self.to_guest.drop_older_than(max_age);
         }
-        self.to_guest.resume_after(resume.map(|position| position.frames));
+        self.to_guest.attach(self.status.end, attach.resume);
         let next_frame = self.to_guest.retained().next_number();
         let attached = Attached { mtu: self.uplink.mtu(), end: self.status.end, next_frame };
         if socket.try_send([&attached.to_message(), &[]]).is_err() {

@@ -15,19 +15,19 @@ use machine::vm::{Vm, VmState};
 use memory::encoding;
 use network::{FrameOffload, InputPosition};
 use protocol::{
-    Command, CopyNotes, DiskWatch, Epoch, Event, Generation, Look, LossReason, MonotonicTime, RETRY_INTERVAL, Silence,
-    StopReason, heartbeat_interval,
+    Command, CopyNotes, DiskWatch, Epoch, Event, ForwardedFrames, Generation, Kept, Look, LossReason, MonotonicTime,
+    RETRY_INTERVAL, Silence, StopReason, UnreleasedOutput, heartbeat_interval,
 };
 use spec::FtMode;
 
 use super::capture::unix_now_ns;
 use super::clock;
-use super::message::{Ack, Hello, Kind};
+use super::message::{Ack, Hello, Inbound, Kind};
 use super::secondary::{Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts, TakenOver};
-use super::staging::{Complete, InboundStore, Staging, StagingError};
+use super::staging::{Complete, Staging, StagingError};
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
 use crate::disk::{DiskDescription, DiskSet, decode_writes};
-use crate::gate::UnreleasedOutput;
+use crate::gate::{GatedFrame, InboundFrame, bytes_of};
 use crate::lockstep::log::SegmentReader;
 use crate::lockstep::{Divergence, Executor, ExecutorError, ExecutorProgress, write_evidence};
 
@@ -150,8 +150,8 @@ pub(super) struct Follower {
     /// The VM, made of what is held, and how long that took; once this replica is ready to run it.
     made: Option<(Vm, Duration)>,
     /// Output of committed epochs that the primary has not said to have left.
-    unreleased: UnreleasedOutput,
-    inbound: InboundStore,
+    unreleased: UnreleasedOutput<Vec<GatedFrame>>,
+    inbound: ForwardedFrames<InboundFrame>,
     silence: Silence,
 }
 
@@ -177,7 +177,7 @@ impl Follower {
             held: None,
             made: None,
             unreleased: UnreleasedOutput::default(),
-            inbound: InboundStore::default(),
+            inbound: ForwardedFrames::default(),
             silence: Silence::new(suspicion, clock::now()),
         }
     }
@@ -275,7 +275,11 @@ impl Follower {
                 let piece = postcard::from_bytes(payload).map_err(Parting::protocol)?;
                 parts.options.console.iter().for_each(|console| console.go_on_with(&piece));
             }
-            (Kind::Inbound, _) => self.inbound.push(postcard::from_bytes(payload).map_err(Parting::protocol)?),
+            (Kind::Inbound, _) => {
+                let Inbound { card, frame } = postcard::from_bytes(payload).map_err(Parting::protocol)?;
+                let (position, len) = (frame.position, frame.bytes.len());
+                self.inbound.push(Kept { card: card as usize, position, len, frame });
+            }
             (Kind::Released, _) => {
                 let epoch = Epoch::new(number(payload)?);
                 self.unreleased.released(epoch);
@@ -339,7 +343,8 @@ impl Follower {
             return Err(Parting::Contradicted(commands));
         }
         self.inbound.consumed(&end.inputs);
-        self.unreleased.push(epoch, output);
+        let (frames, bytes) = (output.len(), bytes_of(&output));
+        self.unreleased.push(epoch, output, frames, bytes);
         let transit = Duration::from_nanos(unix_now_ns().saturating_sub(end.captured_unix_ns)).min(TRANSIT_MAX);
         self.voice.heard.store(end.heartbeat, Ordering::Release);
         self.voice.epoch.store(epoch.number(), Ordering::Release);
@@ -419,6 +424,7 @@ impl Follower {
                     return Err(Parting::Ended);
                 }
                 self.unreleased.append(executed.unreleased);
+                self.inbound.consumed(&inputs);
                 let content = Content::Checkpoint { state: Box::new(executed.state), inputs };
                 Some(Held { epoch, content, transit, held_since })
             }
@@ -566,7 +572,7 @@ impl Follower {
         let inputs = self.inbound.take_following(&mut positions);
         let inputs = inputs
             .into_iter()
-            .filter_map(|(card, frame)| {
+            .filter_map(|Kept { card, frame, .. }| {
                 let offload = FrameOffload::from_header(&frame.header).ok()?;
                 Some(Input::Frame { card, frame: frame.bytes, offload, position: frame.position })
             })
@@ -575,7 +581,7 @@ impl Follower {
             replica: self.secondary.parts.replica,
             epoch,
             vm,
-            output: self.unreleased.into_frames(),
+            output: self.unreleased.into_outputs().flatten().collect(),
             inputs,
             positions,
             loss,

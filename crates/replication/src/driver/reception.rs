@@ -1,13 +1,13 @@
 //! [`Reception`]: how a secondary finds its primary among those who connect.
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender as Postbox};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use machine::vm::VmConfig;
-use protocol::{Arbiter, NotAdmitted, Unreachable, admits};
+use protocol::{Arbiter, Callers, NotAdmitted, Unreachable, admits};
 use spec::{EngineKind, ReplicaId};
 
 use super::message::{ExecutionFormat, Hello, Kind, Welcome};
@@ -18,8 +18,6 @@ use crate::channel::{Caller, ChannelError, Closer, Connection, Listener, Receive
 const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
 /// Suspicion times that make sense, in milliseconds.
 const SUSPICION_MS: RangeInclusive<u32> = 20..=60_000;
-/// Connections that are greeted at a time. The oldest has to make room for a new one: the primary says at once who it is.
-const CALLERS_MAX: usize = 16;
 /// How often it is looked whether one of them is the primary.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long no connection is accepted after that has failed.
@@ -75,33 +73,36 @@ impl Reception<'_> {
     /// waiting. Whoever cannot prove to be the primary is turned away; the real one can still come.
     pub fn wait_for_primary(&self) -> Greeted {
         let (found, primary) = mpsc::channel();
-        let is_taken = AtomicBool::new(false);
+        let callers = Mutex::default();
         thread::scope(|scope| {
             let mut greetings: Vec<Greeting<'_>> = Vec::new();
             let mut number = 0;
             loop {
                 number += 1;
                 let caller = self.next_caller(greetings.is_empty());
-                if let Ok((number, greeted)) = primary.try_recv() {
-                    greetings
-                        .iter()
-                        .filter(|greeting| greeting.number != number)
-                        .for_each(|greeting| (greeting.hang_up)());
+                if let Ok(greeted) = primary.try_recv() {
+                    let others: Vec<u64> = lock(&callers).turn_away().collect();
+                    others.into_iter().for_each(|other| hang_up_on(&greetings, other));
                     return greeted;
                 }
                 greetings.retain(|greeting| !greeting.thread.is_finished());
                 let Some((caller, hang_up)) = caller else { continue };
-                if greetings.len() >= CALLERS_MAX {
-                    if is_taken.load(Ordering::Acquire) {
+                match lock(&callers).comes(number) {
+                    Some(refused) if refused == number => {
+                        hang_up();
                         continue;
                     }
-                    (greetings.remove(0).hang_up)();
+                    Some(oldest) => hang_up_on(&greetings, oldest),
+                    None => {}
                 }
-                let (found, is_taken) = (found.clone(), &is_taken);
-                let work = move || self.receive(caller, number, is_taken, &found);
+                let (found, callers) = (found.clone(), &callers);
+                let work = move || self.receive(caller, number, callers, &found);
                 match thread::Builder::new().name("greeting".to_owned()).spawn_scoped(scope, work) {
                     Ok(thread) => greetings.push(Greeting { number, thread, hang_up }),
-                    Err(error) => tracing::warn!(%error, "nobody can be greeted"),
+                    Err(error) => {
+                        lock(callers).leaves(number);
+                        tracing::warn!(%error, "nobody can be greeted");
+                    }
                 }
             }
         })
@@ -120,15 +121,19 @@ impl Reception<'_> {
         }
     }
 
-    fn receive(&self, caller: Caller, number: u64, is_taken: &AtomicBool, found: &Postbox<(u64, Greeted)>) {
-        match caller.prove().map_err(Refusal::from).and_then(|connection| self.greet(connection, is_taken)) {
+    fn receive(&self, caller: Caller, number: u64, callers: &Mutex<Callers>, found: &Postbox<Greeted>) {
+        let connection = caller.prove().map_err(Refusal::from);
+        match connection.and_then(|connection| self.greet(connection, number, callers)) {
             // Whoever waits for it is there.
-            Ok(greeted) => _ = found.send((number, greeted)),
-            Err(error) => tracing::warn!(%error, "a connection was refused"),
+            Ok(greeted) => _ = found.send(greeted),
+            Err(error) => {
+                lock(callers).leaves(number);
+                tracing::warn!(%error, "a connection was refused");
+            }
         }
     }
 
-    fn greet(&self, connection: Connection, is_taken: &AtomicBool) -> Result<Greeted, Refusal> {
+    fn greet(&self, connection: Connection, number: u64, callers: &Mutex<Callers>) -> Result<Greeted, Refusal> {
         let peer = ReplicaId::new(connection.peer());
         let (mut sender, mut receiver, closer) = connection.split();
         let hello = match receiver.recv(Some(HELLO_TIMEOUT))? {
@@ -138,7 +143,7 @@ impl Reception<'_> {
             _ => return Err(Refusal::NotAPrimary),
         };
         let refusal = self.refusal(&peer, &hello);
-        let refusal = refusal.or_else(|| is_taken.swap(true, Ordering::AcqRel).then_some(Refusal::Taken));
+        let refusal = refusal.or_else(|| (!lock(callers).admit(number)).then_some(Refusal::Taken));
         let executes = hello.execution == ExecutionFormat::here();
         let welcome = match &refusal {
             None => Welcome::Accepted { executes },
@@ -148,14 +153,7 @@ impl Reception<'_> {
         let said = say(&mut sender, &welcome);
         match refusal {
             Some(refusal) => Err(refusal),
-            None => match said {
-                Ok(()) => Ok(Greeted { hello, sender, receiver, closer }),
-                Err(error) => {
-                    // It has gone, and may come again.
-                    is_taken.store(false, Ordering::Release);
-                    Err(error)
-                }
-            },
+            None => said.map(|()| Greeted { hello, sender, receiver, closer }),
         }
     }
 
@@ -185,6 +183,14 @@ impl Reception<'_> {
             Err(error) => Some(error.to_string()),
         }
     }
+}
+
+fn lock(callers: &Mutex<Callers>) -> MutexGuard<'_, Callers> {
+    callers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn hang_up_on(greetings: &[Greeting<'_>], number: u64) {
+    greetings.iter().filter(|greeting| greeting.number == number).for_each(|greeting| (greeting.hang_up)());
 }
 
 fn say(sender: &mut Sender, welcome: &Welcome) -> Result<(), Refusal> {

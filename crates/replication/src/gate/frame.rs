@@ -46,6 +46,11 @@ impl GatedFrame {
     }
 }
 
+/// How many bytes these frames have.
+pub(crate) fn bytes_of(frames: &[GatedFrame]) -> usize {
+    frames.iter().map(|frame| frame.bytes.len()).sum()
+}
+
 /// A frame for the guest, with its place in the stream of those from its network end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "SavedInput")]

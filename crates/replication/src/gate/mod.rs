@@ -29,7 +29,6 @@ mod frame;
 mod queue;
 mod readiness;
 mod status;
-mod unreleased;
 mod wait_times;
 
 use std::collections::BTreeMap;
@@ -38,13 +37,13 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use network::{BackendError, FrameBackend, FrameOffload, InputPosition};
-use protocol::Epoch;
+use protocol::{Epoch, left_through};
 use spec::MacAddr;
 
+pub(crate) use frame::bytes_of;
 pub use frame::{GatedFrame, InboundFrame};
 pub use queue::{GATE_BYTES_MAX, GATE_FRAMES_MAX};
 pub use status::GateStatus;
-pub(crate) use unreleased::UnreleasedOutput;
 
 use announce::announcement;
 use backend::{Card, GatedBackend};
@@ -157,7 +156,8 @@ impl OutputGate {
     pub fn release(&self, through: Epoch) -> Epoch {
         self.shared.queue().release(through);
         self.shared.send_released();
-        self.shared.queue().left_through(through)
+        let oldest_waiting = self.shared.queue().oldest_released();
+        left_through(through, oldest_waiting)
     }
 
     /// At takeover, sends committed output of the replica before that may not have left. To be called before the guest

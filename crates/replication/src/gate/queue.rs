@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use network::{BackendError, FrameOffload};
-use protocol::Epoch;
+use protocol::{Epoch, UNRELEASED_BYTES_MAX, UNRELEASED_FRAMES_MAX};
 
 use super::frame::GatedFrame;
 use super::status::GateStatus;
 use super::wait_times::WaitTimes;
 
-/// Most bytes of frames that wait, of all cards together.
-pub const GATE_BYTES_MAX: usize = 16 << 20;
-/// Most frames that wait, of all cards together.
-pub const GATE_FRAMES_MAX: usize = 16_384;
+/// Most bytes of frames that wait, of all cards together: a fourth of what a secondary keeps, the rest of which is for what has left and is not
+/// known to have.
+pub const GATE_BYTES_MAX: usize = UNRELEASED_BYTES_MAX / 4;
+/// Most frames that wait, of all cards together, likewise.
+pub const GATE_FRAMES_MAX: usize = UNRELEASED_FRAMES_MAX / 4;
 
 /// What a frame waits for. Along a card's queue this never goes back to one further up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,10 @@ impl OutputQueue {
     pub fn open(&mut self) {
         self.held = false;
         self.current = 0;
-        self.cards.values_mut().flatten().for_each(|waiting| waiting.standing = Standing::Released);
+        // Whoever held copies of an epoch's is no secondary any more.
+        self.cards.values_mut().flatten().for_each(|waiting| {
+            (waiting.standing, waiting.epoch) = (Standing::Released, None);
+        });
     }
 
     /// A card offers a frame.
@@ -115,10 +119,16 @@ impl OutputQueue {
         self.passed += 1;
     }
 
-    /// Ends the epoch under way, and returns copies of its frames.
+    /// Ends the epoch under way, and returns copies of its frames. What may leave and is of no epoch, as it comes from before there was this
+    /// secondary or from the replica before, and has found no room yet, becomes part of it: else it would be lost with this replica.
     pub fn close_epoch(&mut self, epoch: Epoch) -> Vec<GatedFrame> {
         let mut closed = Vec::with_capacity(self.current);
         for queue in self.cards.values_mut() {
+            let is_of_none = |waiting: &&mut Waiting| waiting.standing == Standing::Released && waiting.epoch.is_none();
+            for waiting in queue.iter_mut().take_while(is_of_none) {
+                waiting.epoch = Some(epoch);
+                closed.push(waiting.frame.clone());
+            }
             let first =
                 queue.iter().rposition(|waiting| waiting.standing != Standing::Current).map_or(0, |last| last + 1);
             for waiting in queue.range_mut(first..) {
@@ -144,13 +154,12 @@ impl OutputQueue {
         }
     }
 
-    /// The last epoch up to `through` of which all frames have left.
-    pub fn left_through(&self, through: Epoch) -> Epoch {
+    /// The oldest epoch of which a frame may leave and has not.
+    pub fn oldest_released(&self) -> Option<Epoch> {
         let oldest_of = |queue: &VecDeque<Waiting>| {
             queue.iter().take_while(|waiting| waiting.standing == Standing::Released).find_map(|waiting| waiting.epoch)
         };
-        let oldest = self.cards.values().filter_map(oldest_of).min();
-        oldest.map_or(through, |oldest| through.min(oldest.before()))
+        self.cards.values().filter_map(oldest_of).min()
     }
 
     /// Puts in a frame that needs no commit, before those that do. One for an unknown card, or without room, is

@@ -8,13 +8,13 @@ use machine::input::{FailedContent, Input, InputEvent};
 use machine::vm::{VmConfig, VmState};
 use memory::GuestRam;
 use network::InputPosition;
-use protocol::Epoch;
+use protocol::{Epoch, UnreleasedOutput};
 
 use super::execution::{Execution, ExecutorError, ExecutorProgress};
 use super::log::{Entry, Segment};
 use super::sink::NoConsole;
 use crate::disk::{DeferredFlushes, DiskSet};
-use crate::gate::UnreleasedOutput;
+use crate::gate::{GatedFrame, bytes_of};
 
 /// How far a segment may reach beyond what was executed, in instructions: tens of seconds of work, many times what a primary lets its
 /// secondary lag behind. So a takeover that runs out the log comes to an end, whoever wrote it.
@@ -27,7 +27,7 @@ pub struct Executed {
     /// The state at the log's end.
     pub state: VmState,
     /// Output that the primary is not known to have released.
-    pub(crate) unreleased: UnreleasedOutput,
+    pub(crate) unreleased: UnreleasedOutput<Vec<GatedFrame>>,
     /// The guest has powered off, or wants to be reset.
     pub has_ended: bool,
 }
@@ -58,8 +58,7 @@ struct Queue {
     is_aborted: bool,
     has_ended: bool,
     has_failed: bool,
-    unreleased: UnreleasedOutput,
-    released_through: Epoch,
+    unreleased: UnreleasedOutput<Vec<GatedFrame>>,
 }
 
 impl Executor {
@@ -112,9 +111,7 @@ impl Executor {
 
     /// The primary's output through `epoch` has left.
     pub fn released(&self, epoch: Epoch) {
-        let mut queue = self.shared.queue();
-        queue.released_through = queue.released_through.max(epoch);
-        queue.unreleased.released(epoch);
+        self.shared.queue().unreleased.released(epoch);
     }
 
     /// Epochs executed whose output is not known to have left.
@@ -203,11 +200,10 @@ impl Work {
         while let Some(Segment { epoch, reached, entries, .. }) = self.shared.next() {
             self.execution.execute(entries, reached)?;
             let output = self.execution.take_output();
+            let (frames, bytes) = (output.len(), bytes_of(&output));
             let mut queue = self.shared.queue();
             queue.has_ended = self.execution.has_ended();
-            if epoch > queue.released_through {
-                queue.unreleased.push(epoch, output);
-            }
+            queue.unreleased.push(epoch, output, frames, bytes);
         }
         Ok(())
     }

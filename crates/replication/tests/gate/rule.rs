@@ -100,7 +100,7 @@ proptest! {
                     epoch += 1;
                     let mut expected = Vec::new();
                     for (card, model) in models.iter_mut().enumerate() {
-                        for (number, waits_for) in model.taken.iter_mut().skip(model.allowed) {
+                        for (number, waits_for) in model.taken.iter_mut().skip(model.left) {
                             if waits_for.is_none() {
                                 *waits_for = Some(epoch);
                                 expected.push((card, *number));
@@ -130,6 +130,8 @@ proptest! {
                     held = false;
                     for model in &mut models {
                         model.allowed = model.taken.len();
+                        // No secondary has copies of what is here.
+                        model.taken.iter_mut().skip(model.left).for_each(|(_, epoch)| *epoch = None);
                         model.flush();
                     }
                 }
@@ -302,4 +304,23 @@ fn cards_keep_their_own_order_and_waits_are_told_once_per_epoch() {
     let status = gate.status();
     assert_eq!((status.released_frames, status.passed_frames, status.oldest_wait_us), (28, 0, 0));
     assert!(status.wait_us_p99 >= status.wait_us_p50);
+}
+
+#[test]
+fn what_has_found_no_room_when_a_secondary_joins_is_in_its_first_checkpoint() {
+    let (gate, _) = counting_gate();
+    let end = TestEnd::new(1);
+    let mut card = gate.wrap(0, Box::new(end.clone())).unwrap();
+    gate.hold();
+    (1..=3).for_each(|number| assert!(send(&mut card, number)));
+    // The secondary that has this is given up.
+    gate.close_epoch(Epoch::new(1));
+    gate.open();
+    assert_eq!(end.sent(), [1]);
+    gate.hold();
+    assert!(send(&mut card, 4));
+    let copies: Vec<u64> = gate.close_epoch(Epoch::new(2)).iter().map(|frame| number_of(frame.bytes())).collect();
+    assert_eq!(copies, [2, 3, 4]);
+    assert_eq!(gate.release(Epoch::new(2)), Epoch::new(1), "the secondary must not hear that it has left");
+    assert!(gate.close_epoch(Epoch::new(3)).is_empty());
 }

@@ -44,7 +44,7 @@ impl Shared {
         }
         // What follows is in the log, and done by the secondary itself.
         self.disks.stop_log();
-        self.gate.set_input_tap(None);
+        self.pass_inputs_on(session);
         drop(core);
         let instructions = vm.instructions().unwrap_or_default();
         let (shared, own) = (Arc::downgrade(self), Arc::downgrade(session));
@@ -135,12 +135,12 @@ impl Shared {
         }
         harvest.acknowledge();
         self.disks.start_log();
-        self.forward_inputs(session);
+        session.mirror().epochs.log_ended(clock::now());
+        self.pass_inputs_on(session);
         drop(core);
         if let Some(log) = session.log().take() {
             log.recorder.stop();
         }
-        session.mirror().epochs.log_ended(clock::now());
         session.outbox.push_bulk(Bulk::EndOfLog);
         Ok(())
     }

@@ -7,7 +7,7 @@ use machine::engine::RunEnd;
 use machine::events::GuestEvent;
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
-use protocol::{Decision, DropReason, Epoch, Event, Patience};
+use protocol::{Decision, DropReason, Epoch, Event, InputPath, Patience};
 use spec::FtMode;
 
 use super::super::capture::capture;
@@ -208,15 +208,15 @@ impl Shared {
         if core.session.as_ref().is_none_or(|current| current.id != session.id) {
             return Ok(());
         }
-        // What came before is in the first checkpoint. Set before another session can set its own.
-        self.forward_inputs(session);
+        session.mirror().epochs.begin(clock::now());
+        // Before another session can have its own passed on.
+        self.pass_inputs_on(session);
         drop(core);
         self.meter.reset();
         *self.patience() = Patience::new(self.options.too_slow_after);
         if let Some(early) = &self.early {
             early.begin();
         }
-        session.mirror().epochs.begin(clock::now());
         session.progress().phase = Phase::FirstCheckpoint;
         self.take_checkpoint(vm, session)
     }
@@ -232,10 +232,17 @@ impl Shared {
         self.forget_session(id);
     }
 
-    /// Passes inbound frames on to the secondary, ahead of the checkpoints that consume them.
-    pub(super) fn forward_inputs(&self, session: &Arc<Session>) {
-        let forward = session.clone();
-        self.gate.set_input_tap(Some(Box::new(move |card, frame| forward.forward(card, frame))));
+    /// Has inbound frames passed on to the secondary from now on, or not, as the protocol wants it at this point of the session. The guest is
+    /// paused.
+    pub(super) fn pass_inputs_on(&self, session: &Arc<Session>) {
+        let path = session.mirror().epochs.input_path();
+        self.gate.set_input_tap(match path {
+            InputPath::Forwarded => {
+                let session = session.clone();
+                Some(Box::new(move |card, frame| session.forward(card, frame)))
+            }
+            InputPath::Unshared | InputPath::Logged => None,
+        });
     }
 
     pub(super) fn begin_hand_over(self: &Arc<Self>, vm: &mut Vm) -> Result<(), SwitchOverError> {
