@@ -3,7 +3,7 @@
 use cluster::controller::consent::{self, Here, LetGo};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, ReplicaReport, ReplicaState};
 use cluster::records::Power;
-use protocol::{Claim, DropReason, Replica, Role, Status};
+use protocol::{Callers, Claim, DropReason, LossReason, Protection, Reason, Replica, Role, Status};
 use spec::HostName;
 
 use crate::coverage::Occurrence;
@@ -29,12 +29,14 @@ impl World {
         if !self.has_daemon(host) {
             return;
         }
-        let mut is_news = self.sees_replica(host);
         let can_read = self.reaches_store(host);
+        if can_read && !self.renews_lease(host) {
+            return;
+        }
+        let mut is_news = self.sees_replica(host) | self.sees_others(host);
         let now = boot_time(self.now);
         let daemon = &mut self.hosts[host].daemon;
         if can_read {
-            self.records.hosts[host].lease.renewed_boot_ms = now.ms;
             if daemon.known.revision != self.records.revision {
                 if daemon.known.hosts.is_empty() {
                     daemon.known.hosts.clone_from(&self.records.hosts);
@@ -54,11 +56,16 @@ impl World {
         let stays = |idle: &Idle| matches!(idle, Idle::Protected { .. } | Idle::Secondary | Idle::Syncing { .. });
         daemon.is_settled = plan.actions.is_empty() && plan.waiting.is_empty() && plan.idle.values().all(stays);
         let (run, replica) = (daemon.run, daemon.watched.map(|(process, _)| process));
+        self.others_wait(&plan.idle);
         for (_, idle) in plan.idle {
             self.tell(|world| format!("daemon {}: nothing ({idle})", world.name(host)));
         }
         for planned in plan.actions {
             self.tell(|world| format!("daemon {}: {planned}", world.name(host)));
+            if planned.vm != self.vm {
+                self.other_acts(host, &planned);
+                continue;
+            }
             let task = Task { host, run, action: Some(planned.action), step: Step::Begin { replica } };
             self.soon(task);
         }
@@ -316,7 +323,7 @@ impl World {
         }
         self.retires(target);
         self.tell(|world| format!("{}: a secondary starts", world.name(target)));
-        let listens = Body::Listening { expects: replica };
+        let listens = Body::Listening { expects: replica, callers: Callers::default(), open: Vec::new() };
         self.start_process(target, Replica::secondary(self.hosts[target].name.clone()), listens);
         self.process_id(target)
     }

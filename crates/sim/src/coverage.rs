@@ -60,6 +60,20 @@ occurrences! {
     HaltedForDisks,
     /// A primary did not compete for its VM, as its disks were broken.
     WithheldForDisks,
+    /// A network end died, and its host started another one.
+    EndDied,
+    /// A network end took nothing for a while, and output that might have left waited.
+    ReleasedLate,
+    /// At a takeover the guest was fed frames that the primary had passed on.
+    InputFed,
+    /// Strangers connected to a secondary that waited for its primary.
+    Strangers,
+    /// A second daemon of one identity was refused.
+    SecondRefused,
+    /// A daemon found that another one of its identity had come in its place, as its lease had ended.
+    Succeeded,
+    /// Another VM's first copy had to wait for one that was under way.
+    CopyQueued,
     /// The user turned protection off.
     Off,
     /// The user suspended protection.

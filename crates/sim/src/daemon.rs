@@ -15,13 +15,39 @@ use crate::time::{MILLISECOND, Nanoseconds};
 pub(crate) const HASTE: u64 = 50;
 /// How long a host counts as alive, by those clocks.
 const LEASE_MS: u64 = 3_000;
+/// The other VMs, which come after the one that is simulated.
+const OTHERS: [&str; 3] = ["w", "x", "y"];
+/// Which run of its daemon a host begins with.
+pub(crate) const FIRST_RUN: u32 = 0;
 /// The machine that all hosts are on.
 const BOOT: &str = "boot";
+
+/// How many first copies a host makes at a time.
+pub(crate) const FIRST_COPIES_MAX: usize = 1;
+
+/// A VM of the first host that is not simulated.
+#[derive(Clone, Debug)]
+pub(crate) struct OtherVm {
+    pub name: VmName,
+    /// The host of its secondary, and when the first copy is over.
+    pub secondary: Option<HostName>,
+    pub copied_at: Nanoseconds,
+}
+
+/// A daemon that wants to serve a host which is served.
+#[derive(Clone, Debug)]
+pub(crate) struct SecondDaemon {
+    /// The host's record when it began to wait.
+    pub before: HostRecord,
+    pub since: Nanoseconds,
+}
 
 /// A host's daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct Daemon {
     pub is_up: bool,
+    /// New at each start, in the host's record.
+    pub instance: String,
     /// New at each start: what was under way before is not gone on with.
     pub run: u32,
     pub controller: Controller,
@@ -36,11 +62,12 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub fn new(host: &HostName, run: u32) -> Self {
+    pub fn new(host: &HostName, run: u32, first_copies_max: usize) -> Self {
         Self {
             is_up: true,
+            instance: run.to_string(),
             run,
-            controller: Controller::new(Settings { first_copies_max: 1 }),
+            controller: Controller::new(Settings { first_copies_max }),
             known: ClusterState::default(),
             report: HostReport {
                 host: host.clone(),
@@ -107,8 +134,8 @@ pub(crate) enum Step {
     Launched,
 }
 
-/// The records of the cluster in the beginning: one VM, on the first host.
-pub(crate) fn records(hosts: &[HostName], claim: Claim, vm: &VmName) -> ClusterState {
+/// The records of the cluster in the beginning: one VM on the first host, and so many others.
+pub(crate) fn records(hosts: &[HostName], claim: &Claim, vm: &VmName, others: usize) -> (ClusterState, Vec<OtherVm>) {
     let host = |name: &HostName| HostRecord {
         name: name.clone(),
         api_address: ([127, 0, 0, 1], 1).into(),
@@ -122,16 +149,21 @@ pub(crate) fn records(hosts: &[HostName], claim: Claim, vm: &VmName) -> ClusterS
         datastores: Vec::new(),
         lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_MS },
         version: String::new(),
-        instance: String::new(),
+        instance: FIRST_RUN.to_string(),
         folder: Default::default(),
         unknown: UnknownFields::default(),
     };
-    let ft = FtSettings { enabled: true, ..FtSettings::disabled(100, 50) };
-    let spec = format!("name = \"{vm}\"\nmemory = \"1G\"\nkernel = \"k\"\n");
-    let mut record = VmRecord::new(vm.clone(), spec, ft, 0);
-    record.power = Power::On;
-    let state = VmState { record, claim: ClaimRecord::first(claim) };
-    ClusterState { revision: 1, hosts: hosts.iter().map(host).collect(), vms: vec![state], ..ClusterState::default() }
+    let state = |vm: &VmName| {
+        let ft = FtSettings { enabled: true, ..FtSettings::disabled(100, 50) };
+        let spec = format!("name = \"{vm}\"\nmemory = \"1G\"\nkernel = \"k\"\n");
+        let mut record = VmRecord::new(vm.clone(), spec, ft, 0);
+        record.power = Power::On;
+        VmState { record, claim: ClaimRecord::first(claim.clone()) }
+    };
+    let others: Vec<VmName> = OTHERS[..others].iter().filter_map(|name| (*name).to_owned().try_into().ok()).collect();
+    let vms = std::iter::once(vm).chain(&others).map(state).collect();
+    let cluster = ClusterState { revision: 1, hosts: hosts.iter().map(host).collect(), vms, ..ClusterState::default() };
+    (cluster, others.into_iter().map(|name| OtherVm { name, secondary: None, copied_at: 0 }).collect())
 }
 
 /// The time by the daemons' clocks.

@@ -4,7 +4,7 @@ use cluster::records::{OperationKind, OperationResult};
 use protocol::{DiskAdvice, Event, LossReason};
 
 use crate::coverage::Occurrence;
-use crate::faults::{FAULTS_END, Fault, Moment, Target};
+use crate::faults::{Fault, Moment, Target};
 use crate::mutation::Mutation;
 use crate::network::Side;
 use crate::process::{Body, DISK_PATIENCE, ProcessId, UPLINK_PATIENCE};
@@ -30,8 +30,8 @@ impl World {
     }
 
     /// How long until a fault that lasts so long is over; none lasts beyond the end of all.
-    fn until(&self, duration: Nanoseconds) -> Nanoseconds {
-        (self.now + duration).min(FAULTS_END)
+    pub fn until(&self, duration: Nanoseconds) -> Nanoseconds {
+        (self.now + duration).min(self.plan.faults_end)
     }
 
     pub fn fault(&mut self, index: usize) {
@@ -96,6 +96,21 @@ impl World {
                     let broken_until = self.until(duration);
                     let disks = &mut self.hosts[host].disks;
                     (disks.broken_since, disks.broken_until, disks.hang) = (self.now, broken_until, hang);
+                }
+            }
+            Fault::EndDies(target, duration) => {
+                if let Some(host) = self.target(target) {
+                    self.end_dies(host, duration);
+                }
+            }
+            Fault::EndStalls(target, duration) => {
+                if let Some(host) = self.target(target) {
+                    self.end(host).stalled_until = self.until(duration);
+                }
+            }
+            Fault::SecondDaemon(target) => {
+                if let Some(host) = self.target(target) {
+                    self.second_daemon_starts(host);
                 }
             }
             Fault::Drop(reason) => self.user_drops(reason),
@@ -187,7 +202,11 @@ impl World {
 
     /// Sees that the VM is protected, and whether it is.
     pub fn daemons(&mut self) {
+        self.client_sends(false);
+        self.client_sends(true);
         for host in 0..self.hosts.len() {
+            self.look_at_identity(host);
+            self.look_at_ends(host);
             self.look_at_network(host);
             self.look_at_disks(host);
         }
@@ -224,8 +243,7 @@ impl World {
         if self.is_paused(host) {
             return;
         }
-        let reaches = |host: usize| self.hosts[host].unready_until <= now;
-        let (is_whole, could_move) = (reaches(host), is_protected && reaches(secondary));
+        let (is_whole, could_move) = (self.reaches_network(host), is_protected && self.reaches_network(secondary));
         let Some(runner) = self.runner(host) else { return };
         if runner.uplink.look(is_whole, could_move, clock) && !stays {
             runner.has_moved = true;
@@ -249,7 +267,7 @@ impl World {
         let (now, health) = (self.now, self.hosts[host].disks.health(self.now));
         let is_protected = self.hosts[host].process.as_ref().is_some_and(|process| process.replica.is_protected());
         let secondary = self.session(host).map(|session| session.secondary);
-        let could_move = is_protected && secondary.is_some_and(|secondary| self.hosts[secondary].unready_until <= now);
+        let could_move = is_protected && secondary.is_some_and(|secondary| self.reaches_network(secondary));
         let misses = self.mutation == Some(Mutation::MissDiskFailure);
         let Some(runner) = self.runner(host) else { return };
         let advice = runner.disk_watch.look(health, could_move);
@@ -285,7 +303,7 @@ impl World {
         self.coverage.note(Occurrence::MovedFromDisks);
         self.tell(|world| format!("{}: its disks are broken", world.name(host)));
         if let Some(runner) = self.runner(host) {
-            runner.is_handing_over = true;
+            (runner.is_handing_over, runner.hands_over_after) = (true, None);
         }
         self.primary_event(host, None, Event::DisksBroken { could_move: true });
         self.moment(Moment::HandOverBegun);

@@ -9,8 +9,9 @@ use crate::process::GuestEnd;
 use crate::random::Random;
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 
-/// Faults end here.
-pub(crate) const FAULTS_END: Nanoseconds = 1_200 * MILLISECOND;
+/// Faults end here at the latest; and where none are planned, as there is less to come about then.
+const FAULTS_END_MAX: Nanoseconds = 1_200 * MILLISECOND;
+const FAULTLESS_END: Nanoseconds = 400 * MILLISECOND;
 /// Most faults of a schedule.
 const FAULTS_MAX: u64 = 6;
 
@@ -55,6 +56,12 @@ pub(crate) enum Fault {
         hang: bool,
         duration: Nanoseconds,
     },
+    /// The network end of the host dies; after a while its host starts another one.
+    EndDies(Target, Nanoseconds),
+    /// The network end of the host takes nothing that the guest sends.
+    EndStalls(Target, Nanoseconds),
+    /// Another daemon of the identity of the host's is started.
+    SecondDaemon(Target),
     Drop(DropReason),
     /// The guest powers off, or asks for a reset.
     GuestEnds(GuestEnd),
@@ -124,6 +131,8 @@ pub(crate) struct Planned {
 pub(crate) struct Plan {
     pub hosts: usize,
     pub faults: Vec<Planned>,
+    /// When faults end.
+    pub faults_end: Nanoseconds,
     pub suspicion: Nanoseconds,
     /// Longest time between two things that the guest does.
     pub guest_interval_max: Nanoseconds,
@@ -143,6 +152,14 @@ pub(crate) struct Plan {
     pub is_lockstep: bool,
     /// Of a thousand segments: the secondary's execution comes to another state.
     pub diverges: u64,
+    /// Each host has a network end of its own, on a bridge; else they share one.
+    pub is_bridged: bool,
+    /// Frames that a client sends, for a hundred things that the guest does.
+    pub frames: u64,
+    /// Those that connect to a secondary and say nothing, or that they are its primary.
+    pub strangers: u64,
+    /// Other VMs at home on the first host.
+    pub others: usize,
 }
 
 impl Plan {
@@ -165,13 +182,16 @@ impl Plan {
         let hosts = random.pick(&[2, 3, 3]);
         let suspicion = random.pick(&[40, 60, 100]) * MILLISECOND;
         let count = random.between(0, FAULTS_MAX + 1);
-        let faults = (0..count).map(|_| Planned::draw(random, hosts, suspicion)).collect();
+        let latest = random.pick(&[1_000 * MILLISECOND, 1_000 * MILLISECOND, FAULTS_END_MAX]);
+        let faults_end = if count == 0 { FAULTLESS_END } else { latest };
+        let faults = (0..count).map(|_| Planned::draw(random, hosts, suspicion, faults_end)).collect();
         let guest_interval_max = random.pick(&[4, 10, 30]) * MILLISECOND;
         let part_duration = random.pick(&[300, 1000, 3000]) * MICROSECOND;
         let memory_bytes = random.pick(&[1, 4, 16]) * PART_BYTES;
         Self {
             hosts,
             faults,
+            faults_end,
             suspicion,
             guest_interval_max,
             memory_bytes,
@@ -183,14 +203,18 @@ impl Plan {
             swaps_late: random.pick(&[0, 0, 10, 40]),
             is_lockstep: random.chance(50),
             diverges: random.pick(&[0, 0, 0, 5]),
+            is_bridged: random.chance(50),
+            frames: random.pick(&[0, 20, 50]),
+            strangers: random.pick(&[0, 0, 0, 3, 36]),
+            others: if random.chance(4) { 3 } else { 0 },
         }
     }
 }
 
 impl Planned {
-    fn draw(random: &mut Random, hosts: usize, suspicion: Nanoseconds) -> Self {
+    fn draw(random: &mut Random, hosts: usize, suspicion: Nanoseconds, faults_end: Nanoseconds) -> Self {
         let trigger = if random.chance(40) {
-            Trigger::At(random.between(0, FAULTS_END))
+            Trigger::At(random.between(0, faults_end))
         } else {
             let delay = random.pick(&[200 * MICROSECOND, 2 * MILLISECOND, suspicion, 3 * suspicion]);
             let moment = random.pick(&MOMENTS);
@@ -209,7 +233,10 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(34) {
+        match random.below(38) {
+            34 => Self::EndDies(target, duration),
+            35 | 36 => Self::EndStalls(target, duration),
+            37 => Self::SecondDaemon(target),
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),

@@ -13,6 +13,7 @@ use crate::mutation::Mutation;
 use crate::network::Message;
 use crate::process::{Timer, Waiting};
 use crate::time::MICROSECOND;
+use crate::violation::Violation;
 use crate::world::World;
 
 /// As a VM's spec might say; what the simulated guest writes once its first copy is over is never too much.
@@ -33,7 +34,11 @@ impl World {
         }
         let interval = self.random.between(500 * MICROSECOND, self.plan.guest_interval_max);
         self.start_timer(host, interval, Timer::Guest);
-        let deed = self.deed();
+        let mut deed = self.deed();
+        if self.random.chance(self.plan.frames) {
+            self.client_sends(false);
+        }
+        self.lets_out_late(host);
         let Some(runner) = self.runner(host) else { return };
         if let Some(leaving) = runner.leaving {
             return self.leaves(host, leaving);
@@ -54,21 +59,24 @@ impl World {
         let Some(runner) = self.runner(host) else { return };
         runner.waited_at = None;
         let (before, is_held) = (runner.state, runner.is_held);
+        let inbound = self.takes_frame(host);
+        deed.input = inbound.map(|inbound| inbound.position);
         let state = self.history.step(before, deed);
+        if let Some(inbound) = inbound {
+            self.note_taken(host, before, state, inbound.frame);
+        }
         if let Some(op) = deed.disk {
             self.hosts[host].disks.does(state, op);
         }
         let Some(runner) = self.runner(host) else { return };
         runner.state = state;
         if deed.has_output {
-            if is_held {
-                runner.waiting.push_back(Waiting { state, epoch: None });
-                if let Some(session) = &mut runner.session {
-                    session.epochs.output_waits();
-                    session.output_waits = true;
-                }
-            } else {
-                self.release(host, state);
+            runner.waiting.push_back(Waiting { state, epoch: None, is_released: !is_held });
+            if !is_held {
+                self.lets_out(host);
+            } else if let Some(session) = &mut runner.session {
+                session.epochs.output_waits();
+                session.output_waits = true;
             }
         }
         self.guest_changes(host, state, deed.disk);
@@ -83,7 +91,7 @@ impl World {
             number if number < writes + 10 => Some(DiskOp::Flush),
             _ => None,
         };
-        Deed { has_output: self.random.chance(70), disk }
+        Deed { has_output: self.random.chance(70), disk, input: None }
     }
 
     /// What it writes concerns a first copy that is under way.
@@ -121,7 +129,12 @@ impl World {
     fn hands_over(&mut self, host: usize) {
         let now = self.clock(host);
         let Some(runner) = self.runner(host) else { return };
-        if runner.patience.hands_over(now) && runner.session.is_some() {
+        if runner.patience.hands_over(now)
+            && let Some(session) = &runner.session
+        {
+            if !runner.has_asked && runner.hands_over_after.is_some_and(|last| last <= session.acknowledged) {
+                self.broken(Violation::NeverAsked(self.name(host)));
+            }
             self.coverage.note(Occurrence::HandOverTooSlow);
             self.gives_up(host);
         }
@@ -171,9 +184,14 @@ impl World {
         let Some(runner) = self.runner(host) else { return };
         runner.epoch = runner.epoch.next();
         let (epoch, state) = (runner.epoch, runner.state);
-        for waiting in runner.waiting.iter_mut().rev().take_while(|waiting| waiting.epoch.is_none()) {
-            waiting.epoch = Some(epoch);
-        }
+        // What has found no room yet, from before there was this secondary.
+        let is_of_none = |waiting: &&mut Waiting| waiting.is_released && waiting.epoch.is_none();
+        let stuck = runner.waiting.front().filter(|waiting| waiting.is_released && waiting.epoch.is_none()).copied();
+        runner.waiting.iter_mut().take_while(is_of_none).for_each(|waiting| waiting.epoch = Some(epoch));
+        let is_of_it = |waiting: &&mut Waiting| !waiting.is_released && waiting.epoch.is_none();
+        runner.waiting.iter_mut().rev().take_while(is_of_it).for_each(|waiting| waiting.epoch = Some(epoch));
+        let stuck_base = stuck.map(|stuck| self.history.before(stuck.state));
+        let Some(runner) = self.runner(host) else { return };
         let Some(session) = &mut runner.session else { return };
         // What was left for the first checkpoint.
         let copying = session.copying.take();
@@ -184,7 +202,11 @@ impl World {
         let base = std::mem::replace(&mut session.base, state);
         let disk_base = copying.as_ref().map_or(base, |copying| copying.streamed);
         duration += copying.map_or(0, |copying| self.sending_time(copying.left_bytes()));
-        let checkpoint = Message::Checkpoint { epoch, heartbeat: 0, base, state, disk_base, then_log };
+        let output_base = stuck_base.map_or(base, |stuck| stuck.min(base));
+        if self.mutation == Some(Mutation::ForwardWithCheckpoint) {
+            self.forward_late(host);
+        }
+        let checkpoint = Message::Checkpoint { epoch, heartbeat: 0, base, state, disk_base, output_base, then_log };
         self.send_in_turn(host, checkpoint, duration);
         if then_log {
             if let Some(session) = self.session(host) {

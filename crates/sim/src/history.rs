@@ -1,5 +1,7 @@
 //! [`History`]: what the guest did in each of its lives, and what of it the world has seen.
 
+use protocol::InputPosition;
+
 use crate::process::ProcessId;
 
 /// A state of the guest, at the moment after something it did.
@@ -26,6 +28,8 @@ pub(crate) enum DiskOp {
 pub(crate) struct Deed {
     pub has_output: bool,
     pub disk: Option<DiskOp>,
+    /// It takes the frame here.
+    pub input: Option<InputPosition>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +41,8 @@ struct State {
     /// What the disk holds, and what it held at the last flush.
     content: Content,
     flushed: Content,
+    /// How far it has taken frames.
+    position: InputPosition,
     /// That frame has left.
     has_left: bool,
     /// The world knows that this came about: it, or something that followed from it, was seen.
@@ -64,20 +70,29 @@ impl History {
     pub fn new() -> Self {
         let content = [FIRST_STATE; BLOCKS];
         let deed = Deed::default();
-        let first = State { before: FIRST_STATE, deed, content, flushed: content, has_left: false, is_seen: true };
+        let first = State {
+            before: FIRST_STATE,
+            deed,
+            content,
+            flushed: content,
+            position: InputPosition::default(),
+            has_left: false,
+            is_seen: true,
+        };
         Self { states: vec![first], head: FIRST_STATE, booted: FIRST_STATE, fenced: Vec::new() }
     }
 
     /// The guest does something.
     pub fn step(&mut self, before: StateId, deed: Deed) -> StateId {
         let id = self.states.len() as StateId;
-        let State { mut content, mut flushed, .. } = self.states[before as usize];
+        let State { mut content, mut flushed, mut position, .. } = self.states[before as usize];
+        position = deed.input.unwrap_or(position);
         match deed.disk {
             Some(DiskOp::Write(block)) => content[usize::from(block)] = id,
             Some(DiskOp::Flush) => flushed = content,
             None => {}
         }
-        self.states.push(State { before, deed, content, flushed, has_left: false, is_seen: false });
+        self.states.push(State { before, deed, content, flushed, position, has_left: false, is_seen: false });
         id
     }
 
@@ -87,7 +102,8 @@ impl History {
         // What the disk holds is in its past.
         let before = content.iter().copied().max().unwrap_or(FIRST_STATE);
         let deed = Deed::default();
-        self.states.push(State { before, deed, content, flushed: content, has_left: false, is_seen: true });
+        let position = InputPosition::default();
+        self.states.push(State { before, deed, content, flushed: content, position, has_left: false, is_seen: true });
         (self.head, self.booted) = (id, id);
         id
     }
@@ -101,6 +117,24 @@ impl History {
     /// What the disk holds in a state.
     pub fn content(&self, state: StateId) -> Content {
         self.states[state as usize].content
+    }
+
+    /// How far the guest has taken frames in a state.
+    pub fn position(&self, state: StateId) -> InputPosition {
+        self.states[state as usize].position
+    }
+
+    /// The state before.
+    pub fn before(&self, state: StateId) -> StateId {
+        self.states[state as usize].before
+    }
+
+    /// Whether `state` came about from `earlier`, or is that.
+    pub fn leads_to(&self, earlier: StateId, mut state: StateId) -> bool {
+        while state > earlier {
+            state = self.states[state as usize].before;
+        }
+        state == earlier
     }
 
     /// What the guest asked of its disk after `base`, through `last`, in order.
@@ -120,14 +154,7 @@ impl History {
     pub fn could_be_a_disk(&self, blocks: &Content) -> bool {
         let newest = blocks.iter().copied().max().unwrap_or(FIRST_STATE);
         let Some(State { flushed, .. }) = self.states.get(newest as usize) else { return false };
-        let is_in_its_past = |block: StateId| {
-            let mut state = newest;
-            while state > block {
-                state = self.states[state as usize].before;
-            }
-            state == block
-        };
-        blocks.iter().zip(flushed).all(|(&block, &flushed)| block >= flushed && is_in_its_past(block))
+        blocks.iter().zip(flushed).all(|(&block, &flushed)| block >= flushed && self.leads_to(block, newest))
     }
 
     /// The world sees the frame that led to `state`. Returns whether it had seen what followed from it already.
@@ -168,20 +195,17 @@ impl History {
         found
     }
 
-    /// Whether all output on the way to `state` has left.
-    pub fn all_has_left(&self, state: StateId) -> bool {
-        self.output_between(self.booted, state).iter().all(|&state| self.states[state as usize].has_left)
+    /// Whether all output on the way to `state` has left, or waits to.
+    pub fn all_has_left(&self, state: StateId, waits: impl Fn(StateId) -> bool) -> bool {
+        let has_left = |state: &StateId| self.states[*state as usize].has_left || waits(*state);
+        self.output_between(self.booted, state).iter().all(has_left)
     }
 
     fn advance(&mut self, to: StateId) -> Result<(), Fork> {
-        let mut state = to;
-        while state > self.head {
-            state = self.states[state as usize].before;
-        }
-        if state != self.head {
+        if !self.leads_to(self.head, to) {
             return Err(Fork);
         }
-        state = to;
+        let mut state = to;
         while state > self.head {
             self.states[state as usize].is_seen = true;
             state = self.states[state as usize].before;

@@ -9,7 +9,7 @@ use crate::faults::Moment;
 use crate::history::Deed;
 use crate::mutation::Mutation;
 use crate::network::{ConnectionId, Message, Side};
-use crate::process::{Held, Parting, Timer, Waiting};
+use crate::process::{Held, OutputRange, Parting, Timer, Waiting};
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
 use crate::world::World;
@@ -66,7 +66,7 @@ impl World {
         let Some(runner) = self.runner(host) else { return };
         runner.epoch = runner.epoch.next();
         let (epoch, state) = (runner.epoch, runner.state);
-        let is_of_it = |waiting: &&mut Waiting| waiting.epoch.is_none();
+        let is_of_it = |waiting: &&mut Waiting| !waiting.is_released && waiting.epoch.is_none();
         runner.waiting.iter_mut().rev().take_while(is_of_it).for_each(|waiting| waiting.epoch = Some(epoch));
         let Some(session) = &mut runner.session else { return };
         session.epochs.segment_closed(epoch, now);
@@ -105,7 +105,8 @@ impl World {
         if !loses_it {
             execution.waiting.push_back((segment, closed_at));
             follower.held = Some(segment);
-            follower.unreleased.push_back(segment);
+            let output = OutputRange { base: segment.base, state: segment.state };
+            follower.unreleased.push(segment.epoch, output, 0, 0);
         }
         self.secondary_event(host, Event::CheckpointHeld { epoch: segment.epoch });
         if is_idle && !loses_it {
@@ -192,6 +193,7 @@ impl World {
         if let Some(held) = &mut follower.held {
             held.state = execution.state;
         }
+        self.inbound_is_consumed(host, execution.state);
         self.apply_to_disk(host, begun, execution.state);
     }
 
@@ -210,7 +212,7 @@ impl World {
 
     /// There is nothing to execute any more. Could the VM be run here?
     fn has_run_out(&mut self, host: usize) {
-        let is_ready = self.hosts[host].unready_until <= self.now;
+        let is_ready = self.reaches_network(host);
         let claims = self.mutation == Some(Mutation::ClaimUnready);
         let has_broken_disks = self.hosts[host].disks.are_broken(self.now);
         let fails = has_broken_disks && self.mutation != Some(Mutation::RunOnBrokenDisk);

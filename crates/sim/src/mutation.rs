@@ -89,11 +89,50 @@ pub enum Mutation {
     RebootAgain,
     /// The secondary forgets output of which it does not know that it has left.
     DoNotSendAgain,
+    /// A primary says that output has left which has found no room in its network end.
+    TellUnleftReleased,
+    /// Frames for the guest are not passed on to the secondary.
+    DoNotForward,
+    /// Frames for the guest are passed on when the next checkpoint is taken.
+    ForwardWithCheckpoint,
+    /// At a takeover the guest is fed frames that the last commit has consumed.
+    FeedConsumed,
+    /// At a takeover the guest is not fed what the last commit has not consumed.
+    DoNotFeed,
+    /// A replica that takes over does not say to its network end how far its guest has taken frames.
+    ForgetPosition,
+    /// A network end on a bridge delivers frames that have waited there for long.
+    DeliverOldInput,
+    /// A secondary follows any host of the cluster that connects.
+    AdmitAnyone,
+    /// A secondary greets all that connect, however many.
+    GreetAll,
+    /// A secondary that greets as many as it may turns newcomers away.
+    TurnNewcomersAway,
+    /// A second daemon of one identity serves it too.
+    ServeTwice,
+    /// A host begins all first copies at once.
+    CopyAllAtOnce,
+    /// The driver notes a hand-over only after what ends the last epoch was acknowledged.
+    NoteHandOverLate,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 56] = [
+        Self::TellUnleftReleased,
+        Self::DoNotForward,
+        Self::ForwardWithCheckpoint,
+        Self::FeedConsumed,
+        Self::DoNotFeed,
+        Self::ForgetPosition,
+        Self::DeliverOldInput,
+        Self::AdmitAnyone,
+        Self::GreetAll,
+        Self::TurnNewcomersAway,
+        Self::ServeTwice,
+        Self::CopyAllAtOnce,
+        Self::NoteHandOverLate,
         Self::MissDiskFailure,
         Self::RunOnBrokenDisk,
         Self::ClaimUnready,

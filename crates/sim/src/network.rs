@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 
-use protocol::{Epoch, Generation};
+use protocol::{Epoch, Generation, InputPosition};
 
+use crate::ends::FrameId;
 use crate::history::{Content, DiskOp, StateId};
 use crate::process::ProcessId;
 use crate::time::Nanoseconds;
@@ -35,6 +36,8 @@ pub(crate) enum Message {
         state: StateId,
         /// It holds what the guest asked of its disk after this state.
         disk_base: StateId,
+        /// It brings what the guest sent after this state.
+        output_base: StateId,
         /// The log of what the guest does follows it, in place of more checkpoints.
         then_log: bool,
     },
@@ -53,6 +56,11 @@ pub(crate) enum Message {
         heard: u64,
         /// The last epoch of the log that was executed.
         executed: Option<Epoch>,
+    },
+    /// A frame that the primary has taken.
+    Inbound {
+        frame: FrameId,
+        position: InputPosition,
     },
     Released(Epoch),
     Entitled(Generation),
@@ -108,9 +116,20 @@ pub(crate) struct End {
     pub last_arrival: Nanoseconds,
 }
 
+/// What a primary has sent over a connection, and taken from its network end meanwhile.
+#[derive(Debug, Default)]
+struct Stream {
+    sent: u32,
+    /// Of what was sent, the secondary has so much.
+    arrived: u32,
+    /// Frames that the guest took, and how much had been sent before.
+    taken: Vec<(FrameId, u32)>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Network {
     connections: Vec<[End; 2]>,
+    streams: Vec<Stream>,
 }
 
 impl Network {
@@ -122,7 +141,31 @@ impl Network {
             incoming: VecDeque::new(),
             last_arrival: 0,
         }));
+        self.streams.push(Stream::default());
         self.connections.len() - 1
+    }
+
+    /// The primary sends a message.
+    pub fn note_sent(&mut self, connection: ConnectionId) {
+        self.streams[connection].sent += 1;
+    }
+
+    /// The secondary has taken note of the next message.
+    pub fn note_arrived(&mut self, connection: ConnectionId) {
+        self.streams[connection].arrived += 1;
+    }
+
+    /// The primary takes a frame of which the secondary is to be told.
+    pub fn note_taken(&mut self, connection: ConnectionId, frame: FrameId) {
+        let stream = &mut self.streams[connection];
+        stream.taken.push((frame, stream.sent));
+    }
+
+    /// The frames that the primary took before it sent something that has arrived.
+    pub fn taken_before_what_arrived(&self, connection: ConnectionId) -> impl DoubleEndedIterator<Item = FrameId> {
+        let Stream { arrived, taken, .. } = &self.streams[connection];
+        let count = taken.partition_point(|&(_, sent)| sent < *arrived);
+        taken[..count].iter().map(|&(frame, _)| frame)
     }
 
     pub fn end(&mut self, connection: ConnectionId, side: Side) -> &mut End {

@@ -7,7 +7,7 @@ use protocol::{
 
 use crate::copying::Copying;
 use crate::coverage::Occurrence;
-use crate::faults::{FAULTS_END, Moment};
+use crate::faults::Moment;
 use crate::history::Content;
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
@@ -122,8 +122,12 @@ impl World {
                 self.open_output(host);
             }
             Command::Release { through } => {
-                self.release_through(host, through);
-                self.send_to_secondary(host, Message::Released(through));
+                let left = self.release_through(host, through);
+                if left < through {
+                    self.coverage.note(Occurrence::ReleasedLate);
+                }
+                let told = if self.mutation == Some(Mutation::TellUnleftReleased) { through } else { left };
+                self.send_to_secondary(host, Message::Released(told));
             }
             Command::TellEntitled { generation } => self.tell_entitled(host, generation),
             Command::ReadClaim => {
@@ -158,6 +162,9 @@ impl World {
                 }
             }
             Command::AskToTakeOver => {
+                if let Some(runner) = self.runner(host) {
+                    runner.has_asked = true;
+                }
                 self.send_to_secondary(host, Message::HandOver);
                 self.moment(Moment::HandOverSent);
             }
@@ -296,6 +303,7 @@ impl World {
     pub fn protect(&mut self, host: usize, peer: ProcessId) {
         let Some(own) = self.process_id(host) else { return };
         let connection = self.network.connect(own, peer);
+        self.primary_calls(peer, connection);
         let Some(runner) = self.runner(host) else { return };
         runner.connecting = Some(connection);
         let generation = self.generation(host);
@@ -304,7 +312,7 @@ impl World {
     }
 
     /// In which it acts.
-    fn generation(&self, host: usize) -> Generation {
+    pub fn generation(&self, host: usize) -> Generation {
         self.hosts[host].process.as_ref().map_or(Generation::NONE, |process| process.replica.status().generation)
     }
 
@@ -342,6 +350,8 @@ impl World {
             sent_at,
             base: runner.state,
             unexecuted: Default::default(),
+            acknowledged: Epoch::NONE,
+            unforwarded: Vec::new(),
         });
         self.start_timer(host, 0, Timer::Heartbeat(connection));
         self.start_timer(host, 0, Timer::Silence(connection));
@@ -465,7 +475,7 @@ impl World {
 
     /// The process stands still just after it has seen that an ack is fresh.
     fn stall(&mut self, host: usize, timer: Timer) {
-        let duration = self.random.between(MILLISECOND, 3 * self.plan.suspicion).min(FAULTS_END - self.now);
+        let duration = self.random.between(MILLISECOND, 3 * self.plan.suspicion).min(self.plan.faults_end - self.now);
         let Some(process) = &mut self.hosts[host].process else { return };
         process.is_paused = true;
         process.pile.insert(0, Input::Timer(timer));
@@ -475,6 +485,12 @@ impl World {
     }
 
     fn release_acknowledged(&mut self, host: usize, connection: ConnectionId, epoch: Epoch) {
+        if let Some(session) = self.session(host).filter(|session| session.connection == connection) {
+            session.acknowledged = epoch;
+        }
+        if self.mutation == Some(Mutation::NoteHandOverLate) && self.notes_hand_over_late(host, epoch) {
+            return;
+        }
         self.primary_event(host, Some(connection), Event::Acknowledged { epoch });
         self.consider(host);
     }
@@ -500,13 +516,27 @@ impl World {
         let Some(runner) = self.runner(host) else { return };
         runner.is_handing_over = true;
         let last = runner.epoch.next();
-        self.primary_event(host, None, Event::SwitchOver { last });
+        (runner.hands_over_after, runner.has_asked) = (Some(last), false);
+        if self.mutation != Some(Mutation::NoteHandOverLate) {
+            self.primary_event(host, None, Event::SwitchOver { last });
+        }
         if self.session(host).is_some_and(|session| session.epochs.follows_log()) {
             self.close_segment(host);
         } else {
             self.take_checkpoint(host);
         }
         self.moment(Moment::HandOverBegun);
+    }
+
+    /// [`Mutation::NoteHandOverLate`]: what ends the last epoch is acknowledged already. Whether it was that.
+    fn notes_hand_over_late(&mut self, host: usize, epoch: Epoch) -> bool {
+        let last = self.runner(host).and_then(|runner| runner.hands_over_after).filter(|&last| last == epoch);
+        let (Some(last), Some(connection)) = (last, self.session(host).map(|session| session.connection)) else {
+            return false;
+        };
+        self.primary_event(host, Some(connection), Event::Acknowledged { epoch });
+        self.primary_event(host, Some(connection), Event::SwitchOver { last });
+        true
     }
 
     /// The primary that is the VM's as far as the store knows.

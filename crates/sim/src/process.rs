@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use protocol::{
-    CopyNotes, DiskWatch, Epoch, Epochs, Event, Heartbeats, MonotonicTime, Patience, Replica, Silence, Uplink,
+    Callers, CopyNotes, DiskWatch, Epoch, Epochs, Event, ForwardedFrames, Heartbeats, InputPosition, MonotonicTime,
+    Patience, Replica, Silence, UnreleasedOutput, Uplink,
 };
 
 use crate::copying::Copying;
+use crate::ends::FrameId;
 use crate::history::StateId;
 use crate::network::{Arrival, ConnectionId, Message};
 use crate::time::Nanoseconds;
@@ -72,6 +74,9 @@ pub(crate) enum Body {
     /// A secondary that waits for a primary, by whose keys alone it can be reached.
     Listening {
         expects: ProcessId,
+        callers: Callers,
+        /// Those with whom it has a connection.
+        open: Vec<u64>,
     },
     Following(Box<Follower>),
     Running(Box<Runner>),
@@ -87,8 +92,10 @@ pub(crate) struct Follower {
     /// What is noted of its copy of the disk.
     pub notes: CopyNotes,
     pub held: Option<Held>,
-    /// Checkpoints whose output may not have left.
-    pub unreleased: VecDeque<Held>,
+    /// Output that may not have left.
+    pub unreleased: UnreleasedOutput<OutputRange>,
+    /// What the primary has passed on.
+    pub inbound: ForwardedFrames<FrameId>,
     /// The log, while it follows one.
     pub execution: Option<Execution>,
     /// It listens no more.
@@ -122,6 +129,13 @@ pub(crate) enum Parting {
     Otherwise,
 }
 
+/// The output of an epoch: what the guest sent after `base`, through `state`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutputRange {
+    pub base: StateId,
+    pub state: StateId,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
     pub epoch: Epoch,
@@ -151,6 +165,8 @@ pub(crate) struct Runner {
     /// Output waits.
     pub is_held: bool,
     pub waiting: VecDeque<Waiting>,
+    /// It is connected to a network end, or was.
+    pub has_end: bool,
     pub session: Option<Session>,
     /// The guest is held for the first copy.
     pub held_until: Nanoseconds,
@@ -158,6 +174,9 @@ pub(crate) struct Runner {
     pub leaving: Option<Leaving>,
     /// The guest stands still for a hand-over.
     pub is_handing_over: bool,
+    /// The epoch after which it is to be asked to take over, and that it has been.
+    pub hands_over_after: Option<Epoch>,
+    pub has_asked: bool,
     /// When the guest was last found to wait for its secondary, if it has done nothing since.
     pub waited_at: Option<MonotonicTime>,
     pub patience: Patience,
@@ -181,11 +200,14 @@ impl Runner {
             epoch,
             is_held: false,
             waiting: VecDeque::new(),
+            has_end: false,
             session: None,
             held_until: 0,
             connecting: None,
             leaving: None,
             is_handing_over: false,
+            hands_over_after: None,
+            has_asked: false,
             waited_at: None,
             patience: Patience::new(TOO_SLOW_AFTER),
             was_protected: false,
@@ -203,8 +225,10 @@ impl Runner {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
     pub state: StateId,
-    /// None: of the epoch under way.
+    /// None: of the epoch under way, or of none.
     pub epoch: Option<Epoch>,
+    /// It waits for room in the network end only.
+    pub is_released: bool,
 }
 
 #[derive(Debug)]
@@ -230,4 +254,8 @@ pub(crate) struct Session {
     pub base: StateId,
     /// Segments that the secondary has not said to have executed, and when they were closed.
     pub unexecuted: VecDeque<(Epoch, MonotonicTime)>,
+    /// All through this epoch is known to be held.
+    pub acknowledged: Epoch,
+    /// Frames that are passed on late: [`crate::Mutation::ForwardWithCheckpoint`].
+    pub unforwarded: Vec<(FrameId, InputPosition)>,
 }

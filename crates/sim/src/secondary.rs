@@ -1,8 +1,8 @@
 //! What `replication::driver`'s secondary does around the protocol.
 
 use protocol::{
-    Claim, Command, CopyNotes, Epoch, Event, Generation, Look, LossReason, RETRY_INTERVAL, Silence, StopReason,
-    Verdict, heartbeat_interval,
+    Claim, Command, CopyNotes, Epoch, Event, Look, LossReason, RETRY_INTERVAL, Silence, StopReason, Verdict,
+    heartbeat_interval,
 };
 
 use crate::coverage::Occurrence;
@@ -10,7 +10,7 @@ use crate::faults::Moment;
 use crate::history::StateId;
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Side};
-use crate::process::{Body, Execution, Follower, Held, Parting, ProcessId, Runner, Timer};
+use crate::process::{Body, Execution, Follower, Held, OutputRange, Parting, Runner, Timer, Waiting};
 use crate::store::Request;
 use crate::time::{MICROSECOND, nanoseconds};
 use crate::violation::Violation;
@@ -34,9 +34,9 @@ impl World {
         let early = self.mutation == Some(Mutation::SuspectEarly);
         let suspicion = if early { self.plan.suspicion() / 2 } else { self.plan.suspicion() };
         let Some(process) = &mut self.hosts[host].process else { return };
-        if let Body::Listening { expects } = process.body {
+        if matches!(process.body, Body::Listening { .. }) {
             if let Arrival::Message(Message::Hello { generation }) = arrival {
-                if !self.admits(host, connection, expects, generation) {
+                if !self.greets(host, connection, generation) {
                     self.coverage.note(Occurrence::NotAdmitted);
                     return self.close(connection, Side::Secondary);
                 }
@@ -49,6 +49,7 @@ impl World {
                     notes: CopyNotes::new(generation),
                     held: None,
                     unreleased: Default::default(),
+                    inbound: Default::default(),
                     execution: None,
                     parting: None,
                     is_getting_ready: false,
@@ -74,17 +75,20 @@ impl World {
             return;
         };
         follower.silence.heard(now);
+        self.network.note_arrived(connection);
+        let Some(follower) = self.follower(host) else { return };
         match message {
             Message::Heartbeat(number) => follower.heard = number,
             Message::Part { part, heartbeat } => self.part_arrives(host, part, heartbeat),
-            Message::Checkpoint { epoch, heartbeat, base, state, disk_base, then_log } => {
-                self.checkpoint(host, heartbeat, Held { epoch, base, state }, disk_base, then_log);
+            Message::Checkpoint { epoch, heartbeat, base, state, disk_base, output_base, then_log } => {
+                self.checkpoint(host, heartbeat, Held { epoch, base, state }, (disk_base, output_base), then_log);
             }
+            Message::Inbound { frame, position } => self.inbound_arrives(host, frame, position),
             Message::Segment { epoch, base, state, closed_at } => {
                 self.segment(host, Held { epoch, base, state }, closed_at);
             }
             Message::EndOfLog => self.end_of_log(host),
-            Message::Released(through) => follower.unreleased.retain(|held| held.epoch > through),
+            Message::Released(through) => follower.unreleased.released(through),
             Message::Entitled(generation) => {
                 self.secondary_event(host, Event::Entitled { generation });
                 self.note_entitled(host, generation);
@@ -101,14 +105,14 @@ impl World {
         }
     }
 
-    /// Whether it follows whoever has connected: the replica that has the keys, if it is the store's primary.
-    fn admits(&mut self, host: usize, connection: ConnectionId, expects: ProcessId, generation: Generation) -> bool {
-        let peer = self.network.end(connection, Side::Primary).process;
-        let name = self.hosts[self.homes[peer.0 as usize]].name.clone();
-        peer == expects && self.reaches_store(host) && protocol::admits(self.claim(), &name, &name, generation).is_ok()
-    }
-
-    fn checkpoint(&mut self, host: usize, heartbeat: u64, complete: Held, disk_base: StateId, then_log: bool) {
+    fn checkpoint(
+        &mut self,
+        host: usize,
+        heartbeat: u64,
+        complete: Held,
+        (disk_base, output_base): (StateId, StateId),
+        then_log: bool,
+    ) {
         let loses_it = self.mutation == Some(Mutation::AcknowledgeUnheld) && self.random.chance(10);
         let Some(follower) = self.follower(host) else { return };
         if follower.held.is_some_and(|held| held.epoch >= complete.epoch) {
@@ -122,12 +126,16 @@ impl World {
         let keeps_it = !loses_it || follower.held.is_none();
         if keeps_it {
             follower.held = Some(complete);
-            follower.unreleased.push_back(complete);
+            let output = OutputRange { base: output_base, state: complete.state };
+            follower.unreleased.push(complete.epoch, output, 0, 0);
         }
         if then_log {
             follower.execution = Some(Execution { state: complete.state, executed: None, waiting: Default::default() });
         }
         follower.heard = heartbeat;
+        if keeps_it {
+            self.inbound_is_consumed(host, complete.state);
+        }
         self.secondary_event(host, Event::CheckpointHeld { epoch: complete.epoch });
         if self.writes_disks(host) && keeps_it {
             self.apply_to_disk(host, disk_base, complete.state);
@@ -336,17 +344,22 @@ impl World {
         if parting == Some(Parting::Silent) {
             self.history.fence(primary);
         }
-        if let Some(process) = &mut self.hosts[host].process {
-            process.body = Body::Running(Box::new(Runner::new(held.state, held.epoch)));
-        }
+        let fed = self.feeds(host, held.state, connection);
+        let mut runner = Runner::new(fed, held.epoch);
         if self.mutation != Some(Mutation::DoNotSendAgain) {
-            for held in unreleased {
-                for state in self.history.output_between(held.base, held.state) {
-                    self.release(host, state);
-                }
-            }
+            let outputs = unreleased.into_outputs();
+            let again = outputs.flat_map(|output| self.history.output_between(output.base, output.state));
+            runner.waiting.extend(again.map(|state| Waiting { state, epoch: None, is_released: true }));
         }
-        if !self.history.all_has_left(held.state) {
+        if let Some(process) = &mut self.hosts[host].process {
+            process.body = Body::Running(Box::new(runner));
+        }
+        self.located = host;
+        let position = self.history.position(fed);
+        self.plug(host, Some(position));
+        self.lets_out(host);
+        let waiting = self.runner(host).map(|runner| runner.waiting.clone()).unwrap_or_default();
+        if !self.history.all_has_left(held.state, |state| waiting.iter().any(|waiting| waiting.state == state)) {
             self.broken(Violation::OutputLost(self.name(host)));
         }
         let restored = self.random.between(100, 5000) * MICROSECOND;

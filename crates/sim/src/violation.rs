@@ -47,6 +47,35 @@ pub enum Violation {
     /// A replica has taken the VM though it could have known that it cannot run it.
     #[error("replica {0} has asked for the VM, though its disks were broken before")]
     TookWithBrokenDisks(String),
+    /// A frame that had been passed on was lost with the primary.
+    #[error("replica {0} has taken over, and a frame for its guest that the primary had passed on is lost")]
+    InputLost(String),
+    /// The guest was given a frame twice.
+    #[error("replica {0} feeds its guest a frame that it has had already")]
+    InputTwice(String),
+    /// The guest was given a frame that nobody waits for any more.
+    #[error(
+        "replica {0} feeds its guest a frame that was in a network end for longer than the suspicion time before it connected"
+    )]
+    StaleInput(String),
+    /// A hand-over was given up that the secondary never heard of.
+    #[error("replica {0} gives up a secondary that holds all, and that it never asked to take over")]
+    NeverAsked(String),
+    /// A secondary follows whoever is not its primary.
+    #[error("replica {0} follows one that is not its primary")]
+    FollowsStranger(String),
+    /// A secondary has more connections than it may.
+    #[error("replica {0} greets more of those that connect than it may")]
+    TooManyCallers(String),
+    /// A secondary hung up on its primary.
+    #[error("replica {0} hung up on its primary, which had nothing to wait for")]
+    PrimaryKeptOut(String),
+    /// Two daemons have one identity.
+    #[error("host {0} is served by two daemons")]
+    ServedTwice(String),
+    /// A host makes too many first copies.
+    #[error("host {0} makes more first copies at a time than it may")]
+    TooManyCopies(String),
     /// A disk that is noted to be a copy holds parts of different times.
     #[error("the disk of host {0} is noted to be a copy, and is none")]
     TornCopy(String),

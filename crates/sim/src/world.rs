@@ -6,9 +6,10 @@ use spec::{HostName, ReplicaId, VmName};
 
 use crate::agenda::Agenda;
 use crate::coverage::{Coverage, Occurrence};
-use crate::daemon::{Asked, Daemon, Task, records};
+use crate::daemon::{Asked, Daemon, FIRST_COPIES_MAX, FIRST_RUN, OtherVm, SecondDaemon, Task, records};
 use crate::disks::Disks;
-use crate::faults::{FAULTS_END, Moment, Plan, Trigger};
+use crate::ends::{Frame, NetworkEnd};
+use crate::faults::{Moment, Plan, Trigger};
 use crate::history::{FIRST_STATE, History};
 use crate::mutation::Mutation;
 use crate::network::{Arrival, ConnectionId, Message, Network, Side};
@@ -56,6 +57,8 @@ pub(crate) struct Host {
     pub daemon: Daemon,
     /// The last replica here ended because its guest was powered off.
     pub is_powered_off: bool,
+    /// A second daemon of its identity, which waits to serve it.
+    pub second: Option<SecondDaemon>,
     /// The way to each host.
     pub blocked_until: [Nanoseconds; HOST_NAMES.len()],
 }
@@ -84,6 +87,14 @@ pub(crate) struct World {
     /// By process, how it ended.
     pub deaths: Vec<Option<Death>>,
     pub network: Network,
+    /// The hosts' network ends, or the one that they share.
+    pub ends: Vec<NetworkEnd>,
+    /// The identity that the last one got.
+    pub next_end: u64,
+    /// All frames that were sent to the guest.
+    pub frames: Vec<Frame>,
+    /// Where the network has seen the guest last.
+    pub located: usize,
     pub store: Store,
     pub history: History,
     pub slow_link_until: Nanoseconds,
@@ -98,6 +109,8 @@ pub(crate) struct World {
     pub vm: VmName,
     /// What was asked for last.
     pub asked: Option<Asked>,
+    /// The other VMs of the first host.
+    pub others: Vec<OtherVm>,
     /// Since the VM was started by force: the process.
     pub forced_since: Option<ProcessId>,
     pub is_calm: bool,
@@ -126,8 +139,9 @@ impl World {
             .map(|(number, &name)| {
                 let error = random.between(0, 2 * RATE_ERROR_PPM_MAX as u64 + 1) as i64 - RATE_ERROR_PPM_MAX;
                 Host {
-                    daemon: Daemon::new(&names[number], 0),
+                    daemon: Daemon::new(&names[number], FIRST_RUN, first_copies_max(mutation)),
                     is_powered_off: false,
+                    second: None,
                     name: ReplicaId::new(name),
                     clock: Clock { rate_error_ppm: error },
                     is_up: true,
@@ -139,7 +153,9 @@ impl World {
                 }
             })
             .collect();
+        let ends = (1..=if plan.is_bridged { plan.hosts as u64 } else { 1 }).map(NetworkEnd::new).collect();
         let claim = Claim { generation: Generation::new(1), primary: hosts[0].name.clone(), secondary: None };
+        let (records, others) = records(&names, &claim, &vm, plan.others);
         let mut world = Self {
             now: 0,
             agenda: Agenda::default(),
@@ -149,6 +165,10 @@ impl World {
             homes: Vec::new(),
             deaths: Vec::new(),
             network: Network::default(),
+            ends,
+            next_end: HOST_NAMES.len() as u64,
+            frames: Vec::new(),
+            located: 0,
             store: Store::new(claim.clone(), ProcessId(0)),
             history: History::new(),
             slow_link_until: 0,
@@ -157,7 +177,8 @@ impl World {
             slow_sender_extra: 0,
             slow_execution_until: 0,
             wants_log: false,
-            records: records(&names, claim.clone(), &vm),
+            records,
+            others,
             vm,
             asked: None,
             forced_since: None,
@@ -176,7 +197,7 @@ impl World {
         world.start_process(0, replica, Body::Running(Box::new(Runner::new(FIRST_STATE, Epoch::NONE))));
         world.start_timer(0, 0, Timer::Guest);
         world.schedule(0, Happening::Daemons);
-        world.schedule(FAULTS_END, Happening::FaultsEnd);
+        world.schedule(world.plan.faults_end, Happening::FaultsEnd);
         for (index, planned) in world.plan.faults.clone().iter().enumerate() {
             if let Trigger::At(at) = planned.trigger {
                 world.schedule(at, Happening::Fault(index));
@@ -190,7 +211,7 @@ impl World {
         while !self.is_over && self.violation.is_none() {
             let Some((at, happening)) = self.agenda.pop() else { return };
             self.now = at;
-            if at > FAULTS_END + RECOVERY_MAX || self.agenda.scheduled() > HAPPENINGS_MAX {
+            if at > self.plan.faults_end + RECOVERY_MAX || self.agenda.scheduled() > HAPPENINGS_MAX {
                 self.violation = Some(Violation::Stuck(self.describe()));
                 return;
             }
@@ -277,7 +298,14 @@ impl World {
         self.homes.push(host);
         self.deaths.push(None);
         self.hosts[host].is_powered_off = false;
+        let is_running = matches!(body, Body::Running(_));
         self.hosts[host].process = Some(Process { id, replica, body, is_paused: false, pile: Vec::new() });
+        if is_running {
+            self.located = host;
+            self.plug(host, None);
+        } else {
+            self.strangers_call(host);
+        }
     }
 
     /// The id of the process that is started next.
@@ -315,6 +343,9 @@ impl World {
     pub fn lose_power(&mut self, host: usize) {
         self.hosts[host].is_up = false;
         self.end_process(host, Death::Crashed, false);
+        if self.plan.is_bridged {
+            self.end_is_gone(host);
+        }
         self.hosts[host].disks.lose_power(&mut self.random);
         self.check_copy(host);
     }
@@ -340,7 +371,9 @@ impl World {
     /// A new one remembers nothing.
     fn daemon_starts(&mut self, host: usize) {
         let run = self.hosts[host].daemon.run + 1;
-        self.hosts[host].daemon = Daemon::new(&self.host_name(host), run);
+        let daemon = Daemon::new(&self.host_name(host), run, first_copies_max(self.mutation));
+        self.records.hosts[host].instance.clone_from(&daemon.instance);
+        self.hosts[host].daemon = daemon;
     }
 
     pub fn task_after(&mut self, delay: Nanoseconds, task: Task) {
@@ -423,6 +456,9 @@ impl World {
     fn transmit(&mut self, connection: ConnectionId, side: Side, arrival: Arrival) {
         let latency = self.latency();
         let now = self.now;
+        if side == Side::Primary && arrival != Arrival::Closed {
+            self.network.note_sent(connection);
+        }
         let end = self.network.end(connection, side.other());
         if end.is_deaf {
             return;
@@ -552,4 +588,8 @@ impl World {
         }
         text
     }
+}
+
+fn first_copies_max(mutation: Option<Mutation>) -> usize {
+    if mutation == Some(Mutation::CopyAllAtOnce) { usize::MAX } else { FIRST_COPIES_MAX }
 }

@@ -64,7 +64,18 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::KeepHopelessCopy => matches!(violation, V::LogOverflows(_)),
         Mutation::NoteStartEarly | Mutation::RememberReboot => matches!(violation, V::Forgotten(..)),
         Mutation::RebootAgain => matches!(violation, V::RebootedTwice(_)),
-        Mutation::DoNotSendAgain => matches!(violation, V::OutputLost(_)),
+        Mutation::DoNotSendAgain | Mutation::TellUnleftReleased => matches!(violation, V::OutputLost(_)),
+        Mutation::DoNotForward | Mutation::ForwardWithCheckpoint | Mutation::DoNotFeed | Mutation::ForgetPosition => {
+            matches!(violation, V::InputLost(_))
+        }
+        Mutation::FeedConsumed => matches!(violation, V::InputTwice(_)),
+        Mutation::DeliverOldInput => matches!(violation, V::StaleInput(_)),
+        Mutation::AdmitAnyone => matches!(violation, V::FollowsStranger(_)),
+        Mutation::GreetAll => matches!(violation, V::TooManyCallers(_)),
+        Mutation::TurnNewcomersAway => matches!(violation, V::PrimaryKeptOut(_)),
+        Mutation::ServeTwice => matches!(violation, V::ServedTwice(_)),
+        Mutation::CopyAllAtOnce => matches!(violation, V::TooManyCopies(_)),
+        Mutation::NoteHandOverLate => matches!(violation, V::NeverAsked(_)),
     }
 }
 
