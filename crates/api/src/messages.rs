@@ -452,6 +452,49 @@ pub struct StopHost {
     pub with_vms: bool,
 }
 
+/// Asks for a token with which one host can join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MakeToken {
+    /// The name that the host must have; any if it is not said.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// For how long the token is valid, in seconds.
+    pub valid_s: u64,
+}
+
+/// A token that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeToken {
+    /// The token. It holds a secret.
+    pub token: String,
+    /// The name that the host must have.
+    pub host: Option<String>,
+    /// For how long it is valid, in seconds.
+    pub valid_s: u64,
+}
+
+/// Asks to be a host of the cluster, by a token. Who asks has no certificate yet.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinCluster {
+    /// The token's secret.
+    pub secret: String,
+    /// The name of the new host.
+    pub host: String,
+    /// The request for its certificate (PKCS #10), as PEM.
+    pub request: String,
+}
+
+/// What a new host is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The certificate of the cluster's authority, as PEM.
+    pub authority: String,
+    /// Its own certificate, as PEM.
+    pub certificate: String,
+    /// Where the cluster store is.
+    pub store: String,
+}
+
 /// What this host's daemon says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonView {

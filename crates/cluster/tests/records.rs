@@ -7,7 +7,7 @@ use std::time::Duration;
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{
     BootTime, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, OperationKind, OperationResult,
-    Power, UnknownFields, VmRecord,
+    Power, TokenUse, UnknownFields, VmRecord,
 };
 use cluster::store::{LeaseId, Op, SqliteStore, Store, Stores};
 use protocol::{Arbiter, Claim, Generation};
@@ -428,4 +428,24 @@ fn a_cluster_is_made_once_in_one_store() {
     assert!(!cluster.is_made().unwrap());
     cluster.unfound(&host_name("a")).unwrap();
     cluster.found(&host_name("b")).unwrap();
+}
+
+#[test]
+fn a_token_is_used_by_one_host_which_may_ask_again() {
+    let (_folder, cluster) = cluster();
+    let by = |host: &str, key: &str| TokenUse { host: host_name(host), key_digest: key.to_owned() };
+    assert_eq!(cluster.use_token("1", &by("b", "key")), Err(ClusterError::NoToken));
+    cluster.add_token("1", Some(host_name("b")), TTL).unwrap();
+    assert_eq!(cluster.add_token("1", None, TTL), Err(ClusterError::TokenUsed));
+    assert_eq!(cluster.token("1").unwrap().host, Some(host_name("b")));
+    // The answer may get lost.
+    for _ in 0..2 {
+        cluster.use_token("1", &by("b", "key")).unwrap();
+    }
+    assert_eq!(cluster.use_token("1", &by("b", "another key")), Err(ClusterError::TokenUsed));
+    assert_eq!(cluster.use_token("1", &by("c", "key")), Err(ClusterError::TokenUsed));
+    // What is used goes with its lease, too.
+    cluster.end_lease(LeaseId(cluster.token("1").unwrap().lease)).unwrap();
+    assert_eq!(cluster.use_token("1", &by("b", "key")), Err(ClusterError::NoToken));
+    assert!(cluster.state().unwrap().unreadable.is_empty());
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use cluster::store::StoreLocation;
+use replication::channel::PemKeys;
 use serde::{Deserialize, Serialize};
 
 use super::config::check_host_name;
@@ -42,6 +43,12 @@ impl Bundle {
             files.insert(name, fs::read_to_string(entry.path())?);
         }
         Ok(Self { version: VERSION, host: host.to_owned(), store: store.clone(), keys: files })
+    }
+
+    /// A host's keys that were made here.
+    pub fn of_keys(host: &str, store: &StoreLocation, keys: &PemKeys) -> Self {
+        let keys = keys.files().map(|(name, text)| (name.to_owned(), text.to_owned()));
+        Self { version: VERSION, host: host.to_owned(), store: store.clone(), keys: keys.into() }
     }
 
     /// Writes it to a file that is not there yet, readable by its owner only.

@@ -134,8 +134,12 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     let daemon = make(folder, config, &identity, &addresses)?;
     daemon.start_threads()?;
     let connections = server::Connections::default();
-    let served =
-        tokio::spawn(server::serve(api, identity.server_config(), server::router(daemon.clone()), connections.clone()));
+    let served = tokio::spawn(server::serve(
+        api,
+        identity.open_server_config(),
+        server::router(daemon.clone()),
+        connections.clone(),
+    ));
     if let Some(listener) = metrics {
         tokio::spawn(metrics::serve(listener, daemon.clone()));
     }
@@ -229,6 +233,11 @@ impl Daemon {
         }
     }
 
+    /// Where its API listens.
+    pub(super) fn api_address(&self) -> SocketAddr {
+        self.addresses.api
+    }
+
     /// The host's name.
     pub fn host(&self) -> &str {
         &self.config.name
@@ -315,6 +324,11 @@ impl Daemon {
     /// No new replicas from now on.
     pub(super) fn begin_to_stop(&self) {
         self.is_stopping.store(true, Ordering::Release);
+    }
+
+    /// New replicas may come again: the daemon does not end after all.
+    pub(super) fn go_on(&self) {
+        self.is_stopping.store(false, Ordering::Release);
     }
 
     /// Whether the daemon is about to end.

@@ -79,6 +79,15 @@ impl HostFolder {
         self.0.join("operator.pem")
     }
 
+    /// What is left of a host that has left its cluster: without its keys and its configuration no daemon can be it again.
+    pub fn retire(&self) -> Result<()> {
+        let keys = self.keys();
+        fs::remove_dir_all(&keys).with_context(|| format!("cannot remove {}", keys.display()))?;
+        let config = self.config();
+        fs::rename(&config, config.with_extension("toml.left"))
+            .with_context(|| format!("cannot rename {}", config.display()))
+    }
+
     /// The folder of files that VM specs may name.
     pub fn files(&self) -> PathBuf {
         self.0.join("files")
@@ -160,6 +169,12 @@ pub fn private_folder(path: &Path) -> Result<()> {
 
 /// Makes a folder that only its owner may enter, and that must not have anything in it yet.
 pub fn new_private_folder(path: &Path) -> Result<()> {
+    check_free(path)?;
+    private_folder(path)
+}
+
+/// Makes sure that a folder is not there, or has nothing in it.
+pub fn check_free(path: &Path) -> Result<()> {
     match fs::read_dir(path) {
         Ok(mut entries) => {
             if entries.next().is_some() {
@@ -169,7 +184,7 @@ pub fn new_private_folder(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("cannot look into {}", path.display())),
     }
-    private_folder(path)
+    Ok(())
 }
 
 /// Refuses a path that no Unix socket can have, before anything else goes wrong because of it.

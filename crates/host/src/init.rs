@@ -12,9 +12,11 @@ use spec::HostName;
 
 use super::bundle::Bundle;
 use super::config::{HostConfig, check_host_name, first_copies_max_default, vm_uids_default};
-use super::folder::{HostFolder, new_private_folder, private_folder};
+use super::folder::{HostFolder, check_free, new_private_folder, private_folder};
+use super::join::join;
 use super::operator;
 use super::registry::open_cluster;
+use super::token::Token;
 use crate::paths;
 use crate::replica::config::{EPOCH_MS_MAX_DEFAULT, LAG_MS_MAX_DEFAULT, SUSPICION_MS_DEFAULT};
 
@@ -24,6 +26,8 @@ pub enum Keys {
     NewCluster,
     /// From a host that has made a cluster.
     Bundle(PathBuf),
+    /// From a host that signs them, by a token of its.
+    Token(Token),
 }
 
 /// How to make a host.
@@ -51,6 +55,14 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
     let bundle = match &options.keys {
         Keys::NewCluster => None,
         Keys::Bundle(path) => Some(Bundle::load(path)?),
+        Keys::Token(token) => {
+            // The token is used up by asking: what can go wrong here goes wrong before.
+            check_free(folder.path())?;
+            let name = options.name.clone().map_or_else(machine_name, Ok)?;
+            let anywhere = StoreLocation::File(folder.path().to_owned());
+            HostConfig { store_keys: None, ..config(name.clone(), anywhere, options)? }.validate()?;
+            Some(join(token, &name)?)
+        }
     };
     let name = match (&options.name, &bundle) {
         (Some(name), Some(bundle)) if *name != bundle.host => {
@@ -69,31 +81,14 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         (None, Some(bundle)) => bundle.store.clone(),
         (None, None) => StoreLocation::File(folder.path().join("cluster.db")),
     };
-    let config = HostConfig {
-        name,
-        listen: options.listen,
-        metrics: options.metrics,
-        store,
-        images: std::path::absolute(paths::images_dir()?)?,
-        vm_folders: options.vm_folders.iter().map(std::path::absolute).collect::<Result<_, _>>()?,
-        networks: options.networks.clone(),
-        datastores: Vec::new(),
-        memory: None,
-        cpus: None,
-        suspicion_ms: SUSPICION_MS_DEFAULT,
-        epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
-        lag_ms_max: LAG_MS_MAX_DEFAULT,
-        first_copies_max: first_copies_max_default(),
-        vm_uids: vm_uids_default(),
-        store_keys: options.store_keys.clone(),
-    };
+    let config = config(name, store, options)?;
     config.validate()?;
     // A store of another cluster would have two authorities.
     if bundle.is_none()
         && let Some(found) = config.store.files().iter().find(|file| file.exists())
     {
         bail!(
-            "{} is of the store of a cluster already: join that cluster with --bundle, or choose another file with --store",
+            "{} is of the store of a cluster already: join that cluster with `twinvm host join` or --bundle, or choose another file with --store",
             found.display()
         );
     }
@@ -111,6 +106,28 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         let _ = fs::remove_dir_all(folder.path());
     }
     made.map(|()| config)
+}
+
+/// What `host.toml` is to say.
+fn config(name: String, store: StoreLocation, options: &InitOptions) -> Result<HostConfig> {
+    Ok(HostConfig {
+        name,
+        listen: options.listen,
+        metrics: options.metrics,
+        store,
+        images: std::path::absolute(paths::images_dir()?)?,
+        vm_folders: options.vm_folders.iter().map(std::path::absolute).collect::<Result<_, _>>()?,
+        networks: options.networks.clone(),
+        datastores: Vec::new(),
+        memory: None,
+        cpus: None,
+        suspicion_ms: SUSPICION_MS_DEFAULT,
+        epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
+        lag_ms_max: LAG_MS_MAX_DEFAULT,
+        first_copies_max: first_copies_max_default(),
+        vm_uids: vm_uids_default(),
+        store_keys: options.store_keys.clone(),
+    })
 }
 
 fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> Result<()> {
@@ -153,7 +170,7 @@ fn make_store(config: &HostConfig) -> Result<()> {
     match made {
         // Whoever was faster has a host with that store by now.
         Err(ClusterError::ClusterExists) => bail!(
-            "{} holds a cluster already: join that cluster with --bundle, or give this one another name, as in etcd://HOST:PORT/NAME",
+            "{} holds a cluster already: join that cluster with `twinvm host join` or --bundle, or give this one another name, as in etcd://HOST:PORT/NAME",
             config.store
         ),
         Err(error) => {
@@ -170,6 +187,10 @@ fn make_store(config: &HostConfig) -> Result<()> {
 /// Sees whether the store of a cluster that is joined answers and holds one, where only that can be seen from here.
 fn see_store(config: &HostConfig) -> Result<()> {
     match &config.store {
+        StoreLocation::File(file) if !file.exists() => bail!(
+            "the store of the cluster is {} on the machine that it was made on, where all of its hosts have to be: use etcd for several machines",
+            file.display()
+        ),
         StoreLocation::File(_) => Ok(()),
         StoreLocation::Etcd(_) => open_cluster(config).map(drop),
     }

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `folder`, `config` | where things are, and `host.toml` |
 //! | `init`, `bundle`, `operator` | making a host, and the keys of further ones and of operators |
+//! | `token`, `join`, `joining` | tokens with which hosts join a cluster; both sides of joining, and leaving |
 //! | `registry` | the cluster store, as the daemon uses it |
 //! | `daemon` | the daemon: what it has, its start and end |
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
@@ -31,6 +32,8 @@ pub mod folder;
 pub mod foreground;
 mod hardware;
 pub mod init;
+mod join;
+mod joining;
 pub mod log_file;
 mod metrics;
 mod names;
@@ -51,6 +54,7 @@ pub mod sandbox;
 mod secondary;
 mod settings;
 mod snapshots;
+pub mod token;
 mod views;
 mod vm_files;
 mod vm_folder;

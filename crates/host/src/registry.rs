@@ -125,6 +125,27 @@ impl Registry {
         }
     }
 
+    /// The records of the cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Takes this host out of the cluster, unless a claim names it, and gives its lease up.
+    pub fn leave(&self) -> Result<(), ClusterError> {
+        // Held meanwhile: the lease must not be renewed, which would register the host again.
+        let mut lease = lock(&self.lease);
+        match self.cluster.remove_host(&self.host.name) {
+            Ok(()) | Err(ClusterError::NoHost(_)) => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(lease) = lease.take()
+            && let Err(error) = self.cluster.end_lease(lease)
+        {
+            tracing::debug!("the lease ends by itself: {error}");
+        }
+        Ok(())
+    }
+
     /// Removes another host that is not alive and holds no replica.
     pub fn remove_host(&self, name: &str) -> Result<(), HostError> {
         let host: HostName = name.parse().map_err(ClusterError::from)?;
@@ -364,6 +385,7 @@ impl From<ClusterError> for HostError {
             ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
             ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
             ClusterError::VmExists(_) => Self::conflict(message).hint("choose another name"),
+            ClusterError::NoToken | ClusterError::TokenUsed => Self::forbidden(message),
             ClusterError::HostInUse { .. }
             | ClusterError::Contended(_)
             | ClusterError::OtherInstance(_)

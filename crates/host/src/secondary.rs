@@ -84,6 +84,7 @@ impl Daemon {
         };
         // Primaries plan at the same time, on other hosts: what runs here is known here only.
         let admission = self.admission();
+        self.refuse_if_stopping()?;
         let held: Vec<String> = self.all_replicas().iter().map(|replica| replica.vm.clone()).collect();
         self.registry.admit_secondary(name, &held)?;
         let started = ReplicaProcess::start(&self.exe, &config);

@@ -162,12 +162,13 @@ const HOUSE: &[Crate] = &[
             &["error", "folder", "hardware", "owner"],
             &["vm_users"],
             &["config", "network_ends"],
-            &["bases", "bundle", "operator", "process", "vm_files"],
-            &["registry", "vm_folder"],
+            &["bases", "bundle", "operator", "process", "token", "vm_files"],
+            &["join", "registry", "vm_folder"],
             &["init"],
             // The daemon is one thing; these are its parts.
             &[
                 "daemon",
+                "joining",
                 "metrics",
                 "names",
                 "operations",

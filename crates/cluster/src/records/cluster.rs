@@ -3,16 +3,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{Claim, Generation};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use spec::{HostName, VmName};
 
 use super::seen::Seen;
+use super::tokens::TOKENS;
 use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
 use crate::store::{Changes, Compare, Entry, LeaseId, Op, Outcome, Store, Stores};
 
 /// How often a record is read and written again when others change it in between.
-const ATTEMPTS_MAX: u32 = 64;
+pub(super) const ATTEMPTS_MAX: u32 = 64;
 
 /// By whom the cluster was made: of two that are made in one place, the second is refused.
 const MADE: &str = "cluster";
@@ -63,6 +64,11 @@ impl Cluster {
         &self.store
     }
 
+    /// The store with the hosts.
+    pub(super) fn hosts_store(&self) -> &Arc<dyn Store> {
+        &self.hosts
+    }
+
     /// Everything, as of one revision.
     pub fn state(&self) -> Result<ClusterState, ClusterError> {
         let listing = self.store.list("")?;
@@ -70,7 +76,7 @@ impl Cluster {
         let mut records: BTreeMap<String, VmRecord> = BTreeMap::new();
         let mut claims: BTreeMap<String, ClaimRecord> = BTreeMap::new();
         self.refresh_hosts(&mut state)?;
-        let is_elsewhere = |key: &str| key.starts_with(HOSTS) || key.starts_with(ALIVE) || key == MADE;
+        let is_elsewhere = |key: &str| [HOSTS, ALIVE, TOKENS].iter().any(|kind| key.starts_with(kind)) || key == MADE;
         for (key, entry) in listing.entries.into_iter().filter(|(key, _)| !is_elsewhere(key)) {
             let read = if let Some(name) = key.strip_prefix(VMS).and_then(|rest| rest.strip_suffix(CLAIM)) {
                 decode(&key, &entry.value).map(|claim| drop(claims.insert(name.to_owned(), claim)))
@@ -226,6 +232,12 @@ impl Cluster {
         Ok(self.hosts.get(MADE)?.is_some())
     }
 
+    /// The host that has made the cluster; none if there is none.
+    pub fn made_by(&self) -> Result<Option<HostName>, ClusterError> {
+        let made: Option<(Made, u64)> = read_from(&*self.hosts, MADE)?;
+        Ok(made.map(|(made, _)| made.made_by))
+    }
+
     /// Removes a host.
     ///
     /// # Errors
@@ -365,13 +377,19 @@ impl Cluster {
     }
 }
 
+/// What says that a cluster was made here.
+#[derive(Serialize, Deserialize)]
+struct Made {
+    made_by: HostName,
+}
+
 /// What says that a cluster was made by this host.
 fn made_by(host: &HostName) -> Result<Vec<u8>, ClusterError> {
-    encode(MADE, &serde_json::json!({ "made_by": host }))
+    encode(MADE, &Made { made_by: host.clone() })
 }
 
 /// A record and its version.
-fn read_from<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<(T, u64)>, ClusterError> {
+pub(super) fn read_from<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<(T, u64)>, ClusterError> {
     let entry = store.get(key)?;
     entry.map(|entry| Ok((decode(key, &entry.value)?, entry.version))).transpose()
 }

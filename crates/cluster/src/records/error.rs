@@ -18,6 +18,12 @@ pub enum ClusterError {
     /// There is no such host.
     #[error("there is no host {0}")]
     NoHost(HostName),
+    /// There is no such token for joining.
+    #[error("the token is not known here: it has expired, or it is of another cluster")]
+    NoToken,
+    /// A token for joining was used.
+    #[error("the token was used already")]
+    TokenUsed,
     /// A cluster was made there already.
     #[error("there is a cluster in this store already")]
     ClusterExists,

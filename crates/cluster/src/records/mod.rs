@@ -5,6 +5,7 @@
 //! | `cluster` | by which host the cluster was made |
 //! | `hosts/NAME` | [`HostRecord`]: what a host offers |
 //! | `alive/NAME` | the instance of a host that is alive: it goes with that one's lease |
+//! | `tokens/DIGEST` | [`TokenRecord`]: a token with which a host may join, by the digest of its secret |
 //! | `vms/NAME` | [`VmRecord`]: what a VM is and what its administrator wants of it |
 //! | `vms/NAME/claim` | [`ClaimRecord`]: which replicas may run it |
 //!
@@ -19,6 +20,8 @@ mod operation;
 mod seen;
 mod state;
 mod succession;
+mod token;
+mod tokens;
 mod vm;
 
 pub use crate::store::BootTime;
@@ -29,6 +32,7 @@ pub use host::{HostRecord, Lease};
 pub use operation::{Operation, OperationKind, OperationResult};
 pub use state::{ClusterState, Unreadable, VmState};
 pub use succession::{Succession, succession};
+pub use token::{TokenRecord, TokenUse};
 pub use vm::{FtSettings, Power, VmRecord};
 
 /// Fields of a record that a newer version has written, kept as they are.

@@ -27,16 +27,29 @@ pub async fn at_home(State(daemon): State<Arc<Daemon>>, request: Request, next: 
     let home = tokio::task::spawn_blocking(move || daemon.home_elsewhere(&vm));
     match home.await {
         Ok(Ok(None)) => next.run(request).await,
-        Ok(Ok(Some(home))) => send_on(&home, &path),
+        Ok(Ok(Some(home))) => send_on(&home, &path, "the VM is at home"),
         Ok(Err(error)) => Refusal::from(error).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-fn send_on(home: &Target, path: &str) -> Response {
-    let Target { host, address } = home;
-    let problem =
-        Problem { error: format!("the VM is at home on host {host}, which answers at {address}"), hint: None };
+/// Middleware of what the host with the cluster's authority answers, in the same way.
+pub async fn at_authority(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
+    if request.headers().contains_key(SENT_ON_HEADER) {
+        return next.run(request).await;
+    }
+    let path = request.uri().path().to_owned();
+    match tokio::task::spawn_blocking(move || daemon.authority_elsewhere()).await {
+        Ok(Ok(None)) => next.run(request).await,
+        Ok(Ok(Some(authority))) => send_on(&authority, &path, "the cluster's authority is"),
+        Ok(Err(error)) => Refusal::from(error).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+fn send_on(to: &Target, path: &str, why: &str) -> Response {
+    let Target { host, address } = to;
+    let problem = Problem { error: format!("{why} on host {host}, which answers at {address}"), hint: None };
     let mut response = (StatusCode::TEMPORARY_REDIRECT, Json(problem)).into_response();
     let location = HeaderValue::try_from(format!("https://{address}{path}"));
     if let (Ok(location), Ok(host)) = (location, HeaderValue::try_from(host)) {

@@ -17,14 +17,21 @@ pub enum Role {
     Operators,
     /// For whoever has a certificate of the cluster.
     Both,
+    /// Also for whoever has none.
+    Anybody,
 }
 
 impl Role {
     /// Whether it admits a client.
-    pub fn admits(self, client: &Peer) -> bool {
+    pub fn admits(self, client: Option<&Peer>) -> bool {
         match (self, client) {
-            (Self::Both, _) | (Self::Hosts, Peer::Host(_)) | (Self::Operators, Peer::Operator(_)) => true,
-            (Self::Hosts, Peer::Operator(_)) | (Self::Operators, Peer::Host(_)) => false,
+            (Self::Anybody, _)
+            | (Self::Both, Some(_))
+            | (Self::Hosts, Some(Peer::Host(_)))
+            | (Self::Operators, Some(Peer::Operator(_))) => true,
+            (Self::Hosts, Some(Peer::Operator(_)) | None)
+            | (Self::Operators, Some(Peer::Host(_)) | None)
+            | (Self::Both, None) => false,
         }
     }
 }
@@ -32,16 +39,16 @@ impl Role {
 /// Middleware of each route.
 pub async fn authorize(State(role): State<Role>, request: Request, next: Next) -> Response {
     match request.extensions().get::<Peer>() {
-        Some(client) if role.admits(client) => next.run(request).await,
+        client if role.admits(client) => next.run(request).await,
         client => refuse(role, client).into_response(),
     }
 }
 
 fn refuse(role: Role, client: Option<&Peer>) -> Refusal {
-    let client = client.map_or_else(|| "somebody unknown".to_owned(), ToString::to_string);
+    let client = client.map_or_else(|| "nobody".to_owned(), ToString::to_string);
     let (whose, hint) = match role {
         Role::Hosts => ("a host's", "hosts ask for it of each other"),
-        Role::Operators | Role::Both => (
+        Role::Operators | Role::Both | Role::Anybody => (
             "an operator's",
             "issue an operator's on the host that has made the cluster, with `twinvm operator issue`, and name its file with --operator",
         ),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use api::client::{CONSOLE_PLACE_HEADER, CONSOLE_PROTOCOL};
 use api::messages::{
-    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, PrepareSecondary, RebootVm, RemoveVm,
-    RenameVm, SetVm, StartVm, StopHost, StopVm,
+    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, JoinCluster, MakeToken, PrepareSecondary,
+    RebootVm, RemoveVm, RenameVm, SetVm, StartVm, StopHost, StopVm,
 };
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::home::at_home;
+use super::home::{at_authority, at_home};
 use super::refusal::Refusal;
 use super::role::{Role, authorize};
 use crate::Daemon;
@@ -31,6 +31,8 @@ use crate::replica::control::ConsoleConnection;
 
 /// Largest body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// The same of whoever has no certificate.
+const STRANGER_BODY_BYTES_MAX: usize = 16 << 10;
 /// Longest text of a refusal by axum, in bytes.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
@@ -44,9 +46,20 @@ struct Route {
     method: MethodFilter,
     path: &'static str,
     role: Role,
-    /// Whether the VM's home answers, which may be another host. The path begins with `/v1/vms/{vm}` then.
-    is_at_home: bool,
+    /// Who answers.
+    place: Place,
     handler: MethodRouter<Arc<Daemon>>,
+}
+
+/// Which host answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The one that is asked.
+    Here,
+    /// The VM's home, which may be another host. The path begins with `/v1/vms/{vm}`.
+    Home,
+    /// The one with the cluster's authority.
+    Authority,
 }
 
 impl Route {
@@ -60,7 +73,7 @@ impl Route {
             method,
             path,
             role,
-            is_at_home: false,
+            place: Place::Here,
             handler: on(method, handler),
         }
     }
@@ -70,13 +83,21 @@ impl Route {
         H: Handler<T, Arc<Daemon>>,
         T: 'static,
     {
-        Self { is_at_home: true, ..Self::here(method, path, role, handler) }
+        Self { place: Place::Home, ..Self::here(method, path, role, handler) }
+    }
+
+    fn at_authority<H, T>(method: MethodFilter, path: &'static str, role: Role, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Daemon>>,
+        T: 'static,
+    {
+        Self { place: Place::Authority, ..Self::here(method, path, role, handler) }
     }
 }
 
 /// The table of all routes, and for whom each is.
 fn routes() -> Vec<Route> {
-    use Role::{Both, Hosts, Operators};
+    use Role::{Anybody, Both, Hosts, Operators};
     const GET: MethodFilter = MethodFilter::GET;
     const POST: MethodFilter = MethodFilter::POST;
     const PUT: MethodFilter = MethodFilter::PUT;
@@ -84,6 +105,9 @@ fn routes() -> Vec<Route> {
     vec![
         Route::here(GET, "/v1/host", Both, host),
         Route::here(POST, "/v1/host/stop", Operators, stop_host),
+        Route::here(POST, "/v1/host/leave", Operators, leave),
+        Route::here(POST, "/v1/join", Anybody, join),
+        Route::at_authority(POST, "/v1/tokens", Operators, make_token),
         Route::here(GET, "/v1/hosts", Operators, hosts),
         Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host),
         Route::here(GET, "/v1/vms", Operators, vms),
@@ -114,8 +138,15 @@ fn routes() -> Vec<Route> {
 pub fn router(daemon: Arc<Daemon>) -> Router {
     let add = |router: Router<Arc<Daemon>>, route: Route| {
         let mut handler = route.handler;
-        if route.is_at_home {
-            handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_home));
+        match route.place {
+            Place::Here => {}
+            Place::Home => handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_home)),
+            Place::Authority => {
+                handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_authority));
+            }
+        }
+        if route.role == Role::Anybody {
+            handler = handler.route_layer(DefaultBodyLimit::max(STRANGER_BODY_BYTES_MAX));
         }
         // The last layer is the first to see a request.
         router.route(route.path, handler.route_layer(middleware::from_fn_with_state(route.role, authorize)))
@@ -193,6 +224,20 @@ async fn host(State(daemon): Shared) -> impl IntoResponse {
 
 async fn stop_host(State(daemon): Shared, body: Body<StopHost>) -> impl IntoResponse {
     blocking(daemon, move |daemon| daemon.stop_host(body.0)).await
+}
+
+async fn leave(State(daemon): Shared) -> impl IntoResponse {
+    blocking(daemon, |daemon| daemon.leave()).await
+}
+
+async fn join(State(daemon): Shared, body: Result<Json<JoinCluster>, JsonRejection>) -> impl IntoResponse {
+    let Json(join) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.admit_host(&join)).await
+}
+
+async fn make_token(State(daemon): Shared, body: Result<Json<MakeToken>, JsonRejection>) -> impl IntoResponse {
+    let Json(make) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.make_token(&make)).await
 }
 
 async fn hosts(State(daemon): Shared) -> impl IntoResponse {
@@ -379,7 +424,7 @@ mod tests {
     use super::*;
 
     /// The routes that a client is admitted to, or those that it is not.
-    fn paths(client: &Peer, admitted: bool) -> Vec<String> {
+    fn paths(client: Option<&Peer>, admitted: bool) -> Vec<String> {
         let names = [
             (MethodFilter::GET, "GET"),
             (MethodFilter::POST, "POST"),
@@ -399,9 +444,10 @@ mod tests {
     #[test]
     fn hosts_may_ask_only_for_what_hosts_need_of_each_other() {
         assert_eq!(
-            paths(&Peer::Host("a".to_owned()), true),
+            paths(Some(&Peer::Host("a".to_owned())), true),
             [
                 "GET /v1/host",
+                "POST /v1/join",
                 "GET /v1/vms/{vm}/boot/{file}",
                 "GET /v1/replicas",
                 "PUT /v1/secondaries/{vm}",
@@ -411,9 +457,14 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_no_certificate_may_ask_for_one_and_for_nothing_else() {
+        assert_eq!(paths(None, true), ["POST /v1/join"]);
+    }
+
+    #[test]
     fn operators_do_not_pass_for_hosts() {
         assert_eq!(
-            paths(&Peer::Operator("alice".to_owned()), false),
+            paths(Some(&Peer::Operator("alice".to_owned())), false),
             ["GET /v1/vms/{vm}/boot/{file}", "PUT /v1/secondaries/{vm}", "DELETE /v1/secondaries/{vm}"]
         );
     }

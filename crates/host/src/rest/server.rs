@@ -12,6 +12,7 @@ use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// Connections at a time; further ones wait to be accepted.
 const CONNECTIONS_MAX: u32 = 256;
@@ -22,13 +23,22 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 pub use super::routes::router;
 
+/// Connections at a time of those who have no certificate; further ones are closed.
+const STRANGERS_MAX: usize = 8;
+/// How long such a connection may last.
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// The connections that are served, each in one of so many places. Clones are the same.
 #[derive(Clone)]
-pub struct Connections(Arc<Semaphore>);
+pub struct Connections {
+    all: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
 
 impl Default for Connections {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(CONNECTIONS_MAX as usize)))
+        let places = |count| Arc::new(Semaphore::new(count));
+        Self { all: places(CONNECTIONS_MAX as usize), strangers: places(STRANGERS_MAX) }
     }
 }
 
@@ -36,15 +46,15 @@ impl Connections {
     /// Waits until none is left, but not for longer than `patience`.
     pub async fn finish(&self, patience: Duration) {
         // Those that are left are cut off.
-        let _ = tokio::time::timeout(patience, self.0.acquire_many(CONNECTIONS_MAX)).await;
+        let _ = tokio::time::timeout(patience, self.all.acquire_many(CONNECTIONS_MAX)).await;
     }
 }
 
-/// Serves `router` on `listener` to clients that have a certificate of the cluster. Does not end by itself.
+/// Serves `router` on `listener` to clients that have a certificate of the cluster, and to a few at a time that have none. Does not end by itself.
 pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router: Router, connections: Connections) {
     let acceptor = TlsAcceptor::from(tls);
     loop {
-        let Ok(place) = connections.0.clone().acquire_owned().await else { return };
+        let Ok(place) = connections.all.clone().acquire_owned().await else { return };
         let connection = match listener.accept().await {
             Ok((connection, _)) => connection,
             Err(error) => {
@@ -53,15 +63,15 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router: Router
                 continue;
             }
         };
-        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let (acceptor, router, strangers) = (acceptor.clone(), router.clone(), connections.strangers.clone());
         tokio::spawn(async move {
             let _place = place;
-            serve_connection(connection, acceptor, router).await;
+            serve_connection(connection, acceptor, router, strangers).await;
         });
     }
 }
 
-async fn serve_connection(connection: TcpStream, acceptor: TlsAcceptor, router: Router) {
+async fn serve_connection(connection: TcpStream, acceptor: TlsAcceptor, router: Router, strangers: Arc<Semaphore>) {
     let peer = connection.peer_addr();
     // Without it answers are slower, nothing else.
     let _ = connection.set_nodelay(true);
@@ -72,17 +82,29 @@ async fn serve_connection(connection: TcpStream, acceptor: TlsAcceptor, router: 
     };
     // The authority vouches for the certificate; whom it names says what may be asked.
     let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let Some(client) = certificate.and_then(Peer::of) else {
+    let Some(certificate) = certificate else {
+        let Ok(_place) = strangers.try_acquire() else {
+            return tracing::debug!("{peer:?}: too many connections without a certificate");
+        };
+        return match tokio::time::timeout(STRANGER_TIMEOUT, serve_requests(tls, router)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!("{peer:?}: {error}"),
+            Err(_) => tracing::debug!("{peer:?}: without a certificate, for too long"),
+        };
+    };
+    let Some(client) = Peer::of(certificate) else {
         return tracing::debug!("{peer:?}: its certificate names nobody");
     };
-    let router = router.layer(Extension(client));
-    let served = http1::Builder::new()
+    if let Err(error) = serve_requests(tls, router.layer(Extension(client))).await {
+        tracing::debug!("{peer:?}: {error}");
+    }
+}
+
+async fn serve_requests(tls: TlsStream<TcpStream>, router: Router) -> Result<(), hyper::Error> {
+    http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(tls), TowerToHyperService::new(router))
         .with_upgrades()
-        .await;
-    if let Err(error) = served {
-        tracing::debug!("{peer:?}: {error}");
-    }
+        .await
 }

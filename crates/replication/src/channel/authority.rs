@@ -8,12 +8,12 @@ use rcgen::{
 use rustls::pki_types::DnsName;
 
 use super::error::IdentityError;
-use super::keys::{AUTHORITY, AUTHORITY_KEY, HOST, HOST_KEY, NewFiles, PemKeys, invalid, read, read_private};
+use super::keys::{AUTHORITY, AUTHORITY_KEY, HOST_KEY, NewFiles, PemKeys, invalid, read, read_private};
 use super::peer::{OPERATORS, Peer};
 
 /// What a certificate entitles to.
 #[derive(Clone, Copy)]
-enum Usage {
+pub(super) enum Usage {
     /// To be connected to, and to connect.
     Host,
     /// To connect.
@@ -39,16 +39,21 @@ pub fn create_authority(folder: &Path) -> Result<(), IdentityError> {
 /// If `host` is no name in the sense of DNS (RFC 1123), the authority's files cannot be used, or there are keys already. Then
 /// nothing is left behind.
 pub fn issue(authority: &Path, host: &str, folder: &Path) -> Result<(), IdentityError> {
-    // Hosts and operators differ by their names only.
+    check_host(host)?;
+    let keys = sign(authority, host, host, Usage::Host)?;
+    let mut files = NewFiles::begin(folder)?;
+    for (name, text) in keys.files() {
+        files.write(name, text, if name == HOST_KEY { 0o600 } else { 0o644 })?;
+    }
+    files.keep();
+    Ok(())
+}
+
+/// Refuses a name that a host cannot have. Hosts and operators differ by their names only.
+pub(super) fn check_host(host: &str) -> Result<(), IdentityError> {
     if DnsName::try_from(host).is_err() || Peer::named(host) != Peer::Host(host.to_owned()) {
         return Err(IdentityError::Name(host.to_owned()));
     }
-    let keys = sign(authority, host, host, Usage::Host)?;
-    let mut files = NewFiles::begin(folder)?;
-    files.write(HOST_KEY, &keys.key, 0o600)?;
-    files.write(HOST, &keys.certificate, 0o644)?;
-    files.write(AUTHORITY, &keys.authority, 0o644)?;
-    files.keep();
     Ok(())
 }
 
@@ -89,11 +94,17 @@ fn new_authority(name: &str) -> Result<(String, KeyPair), IdentityError> {
 
 /// Keys that the authority in a folder vouches for.
 fn sign(authority: &Path, common_name: &str, dns_name: &str, usage: Usage) -> Result<PemKeys, IdentityError> {
+    let (certificate, issuer) = issuer(authority)?;
+    sign_by(&issuer, &certificate, common_name, dns_name, usage)
+}
+
+/// The authority in a folder: its certificate as PEM, and what signs with its key.
+pub(super) fn issuer(authority: &Path) -> Result<(String, Issuer<'static, KeyPair>), IdentityError> {
     let (certificate_path, key_path) = (authority.join(AUTHORITY), authority.join(AUTHORITY_KEY));
     let certificate = read(&certificate_path)?;
     let key = KeyPair::from_pem(&read_private(&key_path)?).map_err(|error| invalid(&key_path, error))?;
     let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(|error| invalid(&certificate_path, error))?;
-    sign_by(&issuer, &certificate, common_name, dns_name, usage)
+    Ok((certificate, issuer))
 }
 
 fn sign_by(
@@ -104,6 +115,12 @@ fn sign_by(
     usage: Usage,
 ) -> Result<PemKeys, IdentityError> {
     let key = KeyPair::generate()?;
+    let certificate = parameters(common_name, dns_name, usage)?.signed_by(&key, issuer)?.pem();
+    Ok(PemKeys { authority: authority.to_owned(), certificate, key: key.serialize_pem() })
+}
+
+/// What a certificate says, but for the key.
+pub(super) fn parameters(common_name: &str, dns_name: &str, usage: Usage) -> Result<CertificateParams, IdentityError> {
     let mut parameters = CertificateParams::new(vec![dns_name.to_owned()])?;
     parameters.distinguished_name.push(DnType::CommonName, common_name);
     parameters.use_authority_key_identifier_extension = true;
@@ -112,6 +129,5 @@ fn sign_by(
         Usage::Host => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         Usage::Operator => vec![ExtendedKeyUsagePurpose::ClientAuth],
     };
-    let certificate = parameters.signed_by(&key, issuer)?.pem();
-    Ok(PemKeys { authority: authority.to_owned(), certificate, key: key.serialize_pem() })
+    Ok(parameters)
 }

@@ -101,6 +101,9 @@ pub enum IdentityError {
     /// The name cannot be that of a host, or of an operator.
     #[error("`{0}` cannot be the name of a host or an operator: use letters, digits and hyphens")]
     Name(String),
+    /// What a certificate is asked for with makes no sense, or TLS cannot be set up for asking.
+    #[error("the request for a certificate cannot be used: {0}")]
+    Request(String),
     /// The keys cannot be made.
     #[error("the keys cannot be made: {0}")]
     Generate(#[from] rcgen::Error),

@@ -20,6 +20,7 @@ use super::peer::Peer;
 pub struct Identity {
     peer: Peer,
     server: Arc<ServerConfig>,
+    open_server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
 
@@ -85,26 +86,35 @@ impl Identity {
         let peer = Peer::of(&certificate).ok_or_else(|| invalid(certificate_path, "it does not name one host"))?;
 
         let mut roots = RootCertStore::empty();
-        roots.add(authority).map_err(|error| invalid(authority_path, error))?;
+        roots.add(authority.clone()).map_err(|error| invalid(authority_path, error))?;
         let roots = Arc::new(roots);
         let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
-        let verifier = verifier.map_err(|error| invalid(authority_path, error))?;
-        let mut server = ServerConfig::builder_with_provider(provider.clone())
+        let server = |is_open: bool, chain: Vec<CertificateDer<'static>>| {
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+            if is_open {
+                verifier = verifier.allow_unauthenticated();
+            }
+            let verifier = verifier.build().map_err(|error| invalid(authority_path, error))?;
+            let mut server = ServerConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[&TLS13])
+                .and_then(|builder| {
+                    builder.with_client_cert_verifier(verifier).with_single_cert(chain, key.clone_key())
+                })
+                .map_err(|error| invalid(key_path, error))?;
+            // Each connection proves who is there anew.
+            server.send_tls13_tickets = 0;
+            Ok::<_, IdentityError>(Arc::new(server))
+        };
+        let closed_server = server(false, vec![certificate.clone()])?;
+        let open_server = server(true, vec![certificate.clone(), authority])?;
+        let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])
             .and_then(|builder| {
-                let builder = builder.with_client_cert_verifier(verifier);
-                builder.with_single_cert(vec![certificate.clone()], key.clone_key())
+                builder.with_root_certificates(roots.clone()).with_client_auth_cert(vec![certificate], key)
             })
             .map_err(|error| invalid(key_path, error))?;
-        // Each connection proves who is there anew.
-        server.send_tls13_tickets = 0;
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&TLS13])
-            .and_then(|builder| builder.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key))
-            .map_err(|error| invalid(key_path, error))?;
         client.resumption = Resumption::disabled();
-        Ok(Self { peer, server: Arc::new(server), client: Arc::new(client) })
+        Ok(Self { peer, server: closed_server, open_server, client: Arc::new(client) })
     }
 
     /// Whom the certificate names.
@@ -115,6 +125,12 @@ impl Identity {
     /// For listening: TLS 1.3, and only for clients that the authority vouches for.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.server.clone()
+    }
+
+    /// For listening where also those may ask for something who have no certificate yet: TLS 1.3, and a client that has one is vouched for by the
+    /// authority. The authority's certificate is shown, so that a client can know it by its fingerprint.
+    pub fn open_server_config(&self) -> Arc<ServerConfig> {
+        self.open_server.clone()
     }
 
     /// For connecting: TLS 1.3, and only to a server that the authority vouches for by the name which is asked for.

@@ -29,6 +29,11 @@ pub struct PemKeys {
 }
 
 impl PemKeys {
+    /// Those of a host, as the files of its folder of keys: names and texts.
+    pub fn files(&self) -> [(&'static str, &str); 3] {
+        [(HOST_KEY, &self.key), (HOST, &self.certificate), (AUTHORITY, &self.authority)]
+    }
+
     /// All of it in one text: the certificate, its key, the authority's certificate.
     pub fn to_text(&self) -> String {
         [&self.certificate, &self.key, &self.authority].map(|part| part.trim_end().to_owned() + "\n").concat()

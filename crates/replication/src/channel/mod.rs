@@ -26,6 +26,7 @@ mod identity;
 mod keys;
 mod peer;
 mod receiver;
+mod request;
 mod sender;
 
 pub use authority::{create_authority, issue, issue_operator, session_keys};
@@ -36,6 +37,7 @@ pub use identity::Identity;
 pub use keys::PemKeys;
 pub use peer::Peer;
 pub use receiver::Receiver;
+pub use request::{Certified, Fingerprint, KeyRequest, pinned_client, sign_request};
 pub use sender::Sender;
 
 /// Version of what replicas say to each other. Replicas of different versions do not talk.

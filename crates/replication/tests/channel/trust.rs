@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use replication::channel::{self, ChannelError, Identity, IdentityError, Peer};
+use replication::channel::{self, ChannelError, Fingerprint, Identity, IdentityError, KeyRequest, Peer};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
@@ -216,5 +216,68 @@ fn keys_of_a_session_are_good_for_that_session_only() {
     for (listens, connects) in [(&b, &host_a), (&b, &other), (&host_b, &a)] {
         let [accepted, connected] = meet(listens, connects, "b");
         assert!(accepted.is_err() && connected.is_err());
+    }
+}
+
+#[test]
+fn a_certificate_is_given_for_a_key_that_stays_where_it_was_made() {
+    let authority = tempfile::tempdir().unwrap();
+    channel::create_authority(authority.path()).unwrap();
+    let asked = KeyRequest::new("b").unwrap();
+    let certified = channel::sign_request(authority.path(), asked.request(), "b").unwrap();
+    let again = channel::sign_request(authority.path(), asked.request(), "b").unwrap();
+    assert_eq!(certified.key_digest, again.key_digest);
+    let other = KeyRequest::new("b").unwrap();
+    assert_ne!(channel::sign_request(authority.path(), other.request(), "b").unwrap().key_digest, again.key_digest);
+    let keys = asked.certified(certified.authority.clone(), certified.certificate.clone());
+    assert_eq!(Identity::from_keys(&keys).unwrap().peer(), &Peer::Host("b".to_owned()));
+    assert!(Identity::from_keys(&other.certified(certified.authority, certified.certificate)).is_err());
+    // The authority decides what the certificate says, whatever the request does.
+    let named = channel::sign_request(authority.path(), asked.request(), "c").unwrap();
+    let keys = asked.certified(named.authority, named.certificate);
+    assert_eq!(Identity::from_keys(&keys).unwrap().peer(), &Peer::Host("c".to_owned()));
+    // A request that its key has not signed is somebody else's.
+    let mut lines: Vec<&str> = asked.request().lines().collect();
+    let foreign: Vec<&str> = other.request().lines().collect();
+    let last = lines.len() - 2;
+    lines[last] = foreign[last];
+    for wrong in [lines.join("\n"), String::new(), "x".repeat(1 << 16), certified.key_digest] {
+        let refused = channel::sign_request(authority.path(), &wrong, "b");
+        assert!(matches!(refused, Err(IdentityError::Request(_))), "{refused:?}");
+    }
+    for name in ["root.operator.twinvm.invalid", "", "a b"] {
+        assert!(matches!(channel::sign_request(authority.path(), asked.request(), name), Err(IdentityError::Name(_))));
+    }
+}
+
+#[test]
+fn an_authority_is_known_by_its_fingerprint() {
+    let (keys, others) = (Keys::new(), Keys::new());
+    let folder = keys.folder("b");
+    let identity = Identity::load(&folder).unwrap();
+    for (fingerprint, name, is_trusted) in [
+        (Fingerprint::of_authority(&folder).unwrap(), "b", true),
+        (Fingerprint::of_authority(&folder).unwrap(), "c", false),
+        (Fingerprint::of_authority(&others.folder("b")).unwrap(), "b", false),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = identity.open_server_config();
+        let serving = thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            let tls = rustls::ServerConnection::new(server).unwrap();
+            rustls::StreamOwned::new(tls, socket).write_all(b"x").is_ok()
+        });
+        let client = channel::pinned_client(fingerprint).unwrap();
+        let client = ClientConnection::new(client, ServerName::try_from(name).unwrap()).unwrap();
+        let mut stream = rustls::StreamOwned::new(client, TcpStream::connect(address).unwrap());
+        let read = std::io::Read::read(&mut stream, &mut [0]);
+        assert_eq!(read.is_ok(), is_trusted, "{name}: {read:?}");
+        drop(stream);
+        assert_eq!(serving.join().unwrap(), is_trusted);
+        assert_eq!(fingerprint.to_string().parse::<Fingerprint>().unwrap(), fingerprint);
+    }
+    for wrong in ["", "0", &"0".repeat(63), &"0".repeat(66), &"g".repeat(64)] {
+        assert!(wrong.parse::<Fingerprint>().is_err());
     }
 }

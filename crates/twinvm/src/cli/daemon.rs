@@ -76,6 +76,11 @@ impl DaemonConnection {
         })
     }
 
+    /// The name of the host.
+    pub fn host(&self) -> &str {
+        &self.target.host
+    }
+
     /// Asks for something.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.call(Method::GET, path, None::<&()>)

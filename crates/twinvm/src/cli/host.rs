@@ -1,11 +1,13 @@
 //! `twinvm host`: hosts of a cluster.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use api::messages::{DaemonView, HostView, StopHost};
+use api::messages::{DaemonView, HostView, MadeToken, MakeToken, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
 use cluster::store::{EtcdKeys, StoreLocation};
 use serde_json::{Value, json};
@@ -16,6 +18,7 @@ use host::config::{API_PORT, METRICS_PORT, parse_address_or_nothing};
 use host::init::{InitOptions, Keys, init, issue};
 use host::run as run_daemon;
 use host::sandbox::Confinement;
+use host::token::Token;
 use terminal::output::{human_bytes, print_json, print_line, table};
 
 #[derive(Subcommand)]
@@ -24,6 +27,10 @@ pub enum HostCommand {
     #[command(after_help = "\
 The first host makes the cluster and signs the keys of the others:
   a$ twinvm host init --new-cluster --name a --listen 192.0.2.1:7441
+  a$ twinvm host start
+  a$ twinvm host token b
+  b$ twinvm host join TOKEN --listen 192.0.2.2:7441
+The same without a network between them, with keys in a file:
   a$ twinvm host issue b --out b.bundle
   b$ twinvm host init --bundle b.bundle --listen 192.0.2.2:7441    (b.bundle copied there by a safe way)
 Commands on the first host act as operator `admin` (operator.pem in the host's folder); on others they need the keys of an operator:
@@ -37,6 +44,25 @@ Three hosts on one machine, to try things out:
   twinvm host init --bundle b.bundle --dir hosts/b --listen 127.0.0.1:7442 --metrics 127.0.0.1:9442
 What was decided is in host.toml in the host's folder, and can be changed there while the daemon does not run.")]
     Init(Box<InitArguments>),
+    /// Join a cluster, by a token of `twinvm host token`
+    #[command(after_help = "\
+The keys are made here, and the private one stays here: the host that made the token certifies them, and is known by the fingerprint in the token.
+  a$ twinvm host token b                         (prints a token that is good once, for an hour)
+  b$ twinvm host join TOKEN --listen 192.0.2.2:7441
+  b$ twinvm host start
+With `-` for TOKEN it is read from standard input, so that no list of processes shows it.")]
+    Join(Box<JoinArguments>),
+    /// Make a token with which one further host can join
+    #[command(after_help = "\
+The token is good for one host and for a limited time. Whoever has it can be a host of the cluster, which is not what an operator is: send it by a safe
+way. It is made on the host that has made the cluster; on other hosts this command is passed on to it.
+Without a network between the hosts, `twinvm host issue` makes keys as a file.")]
+    Token(TokenArguments),
+    /// Take this host out of the cluster, for good
+    #[command(after_help = "\
+Refused while a replica or the disks of a VM are here. Move a primary with `twinvm ft switchover VM`, after `twinvm ft on VM` if it has no secondary; end a
+secondary with `twinvm ft off VM`. The host's keys are removed, and its daemon ends. A host that is gone is removed on another one, with `twinvm host rm`.")]
+    Leave(DaemonArguments),
     /// Make the keys of a further host, on the host that has made the cluster
     #[command(after_help = "\
 The bundle holds the new host's private key: whoever has it is that host. It does not entitle to what operators do. Remove it when it has
@@ -82,6 +108,32 @@ pub struct InitArguments {
     /// Join a cluster with the keys that `twinvm host issue` made
     #[arg(long, alias = "join", value_name = "FILE", group = "keys")]
     bundle: Option<PathBuf>,
+    #[command(flatten)]
+    host: NewHostArguments,
+}
+
+#[derive(Args)]
+pub struct JoinArguments {
+    /// The token; `-` for standard input
+    token: String,
+    #[command(flatten)]
+    host: NewHostArguments,
+}
+
+#[derive(Args)]
+pub struct TokenArguments {
+    /// Name of the host that is to join [default: whatever name it has]
+    name: Option<String>,
+    /// How long the token is valid: a number with s, m, h or d, at most 7d
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
+    valid: Duration,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+/// What a new host is to be.
+#[derive(Args)]
+pub struct NewHostArguments {
     /// Name of the host [default: the machine's name, or the bundle's]
     #[arg(long)]
     name: Option<String>,
@@ -169,7 +221,29 @@ pub struct ShowArguments {
 
 pub fn run(command: HostCommand) -> Result<ExitCode> {
     match command {
-        HostCommand::Init(arguments) => init_host(*arguments)?,
+        HostCommand::Init(arguments) => {
+            let InitArguments { bundle, host, .. } = *arguments;
+            init_host(bundle.map_or(Keys::NewCluster, Keys::Bundle), host)?;
+        }
+        HostCommand::Join(arguments) => {
+            let token = match &*arguments.token {
+                "-" => io::read_to_string(io::stdin()).context("cannot read the token from standard input")?,
+                token => token.to_owned(),
+            };
+            let token: Token = token.parse().map_err(|error: String| anyhow::anyhow!(error))?;
+            init_host(Keys::Token(token), arguments.host)?;
+        }
+        HostCommand::Token(arguments) => make_token(arguments)?,
+        HostCommand::Leave(arguments) => {
+            let daemon = arguments.daemon()?;
+            let () = daemon.post("/v1/host/leave", None::<&()>)?;
+            let (host, dir) = (daemon.host(), arguments.folder()?);
+            let message = format!(
+                "host {host} has left the cluster; {} holds nothing of the cluster any more",
+                dir.path().display()
+            );
+            answer(arguments.json, &json!({ "left": host }), &message)?;
+        }
         HostCommand::Issue(arguments) => {
             issue(&arguments.daemon.folder()?, &arguments.name, &arguments.out)?;
             let (name, out) = (&arguments.name, arguments.out.display());
@@ -204,7 +278,8 @@ fn answer(json: bool, value: &Value, message: &str) -> Result<()> {
     if json { print_json(value) } else { print_line(message) }
 }
 
-fn init_host(arguments: InitArguments) -> Result<()> {
+/// Makes a host.
+pub fn init_host(keys: Keys, arguments: NewHostArguments) -> Result<()> {
     let folder = arguments.daemon.folder()?;
     let metrics =
         parse_address_or_nothing(&arguments.metrics).map_err(|error| anyhow::anyhow!("--metrics: {error}"))?;
@@ -216,7 +291,7 @@ fn init_host(arguments: InitArguments) -> Result<()> {
         _ => None,
     };
     let options = InitOptions {
-        keys: arguments.bundle.map_or(Keys::NewCluster, Keys::Bundle),
+        keys,
         name: arguments.name,
         listen: arguments.listen,
         metrics,
@@ -232,6 +307,27 @@ fn init_host(arguments: InitArguments) -> Result<()> {
         &json!({ "host": config.name, "dir": folder.path(), "listen": config.listen, "store": config.store }),
         &format!("host {} made in {dir}; start it with `twinvm host start --dir {dir}`", config.name),
     )
+}
+
+fn make_token(arguments: TokenArguments) -> Result<()> {
+    let make = MakeToken { host: arguments.name, valid_s: arguments.valid.as_secs() };
+    let made: MadeToken = arguments.daemon.daemon()?.post("/v1/tokens", Some(&make))?;
+    if arguments.daemon.json { print_json(&made) } else { print_line(&made.token) }
+}
+
+/// A time as a number with its unit.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a time such as 30m, 1h or 2d");
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 fn list(arguments: &DaemonArguments) -> Result<()> {
@@ -298,4 +394,19 @@ fn show(arguments: &ShowArguments) -> Result<()> {
         print_line(&format!("{:13}{}", "sandbox:", asked.sandbox))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_unit() {
+        for (text, seconds) in [("90s", 90), ("30m", 1_800), ("1h", 3_600), ("7d", 604_800)] {
+            assert_eq!(parse_time(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "h", "1", "1x", "-1h", "1h ", "99999999999999999999d", "18446744073709551615d", "1\u{b5}"] {
+            assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
 }

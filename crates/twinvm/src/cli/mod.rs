@@ -1,6 +1,7 @@
 //! The command line.
 
 mod broker;
+mod cluster;
 mod console;
 mod daemon;
 mod disk;
@@ -42,10 +43,13 @@ Examples:
   twinvm ft status shop                             Whether it is protected; if not, why and since when
   twinvm run shop.toml                              Or try it here, without hosts (Ctrl-] leaves)
 
-Hosts are made by `twinvm host init`; its --help says how.";
+A cluster is made by `twinvm cluster init`, and further hosts join it by `twinvm host join`; their --help says how.";
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make a cluster
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Make hosts of a cluster, and run their daemons
     #[command(subcommand)]
     Host(host::HostCommand),
@@ -101,6 +105,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Engine(command) => engine::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Demo(arguments) => bench::demo::run(&arguments),
+        Command::Cluster(command) => cluster::run(command),
         Command::Host(command) => host::run(command),
         Command::Operator(command) => operator::run(command),
         Command::Ft(command) => ft::run(command),

@@ -80,11 +80,23 @@ fn only_hosts_of_the_cluster_are_served() {
     let other = world.path("other");
     replication::channel::create_authority(&other).unwrap();
     replication::channel::issue(&other, "a", &world.path("other-keys")).unwrap();
-    for (who, own) in [("nobody", None), ("another cluster's host", Some(world.path("other-keys")))] {
-        let error = exchange(client(&keys, own.as_deref()), address, &get).expect_err(who);
-        // The refusal comes as a TLS alert, or as a closed connection if the request was under way.
-        assert!(!error.to_string().is_empty(), "{who}: {error}");
+    let others = client(&keys, Some(&world.path("other-keys")));
+    let error = exchange(others, address, &get).expect_err("another cluster's host");
+    // The refusal comes as a TLS alert, or as a closed connection if the request was under way.
+    assert!(!error.to_string().is_empty(), "{error}");
+    // Who has no certificate may ask for one with a token, and for nothing else; and not for long.
+    for (method, path) in [("GET", "/v1/host"), ("GET", "/v1/hosts"), ("POST", "/v1/tokens"), ("POST", "/v1/host/stop")]
+    {
+        let answer = exchange(client(&keys, None), address, &request(method, path, "", "")).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("that of nobody"), "{path}: {answer}");
     }
+    let json = "Content-Type: application/json\r\n";
+    let large = format!("{{\"secret\":\"{}\"}}", "x".repeat(17 << 10));
+    let answer = exchange(client(&keys, None), address, &request("POST", "/v1/join", json, &large)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    let guess = r#"{"secret":"0","host":"b","request":""}"#;
+    let answer = exchange(client(&keys, None), address, &request("POST", "/v1/join", json, guess)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("is not known here"), "{answer}");
     // A host of another cluster does not take this one for its own either.
     let stranger = Identity::load(&world.path("other-keys")).unwrap();
     exchange(stranger.client_config(), address, &get).expect_err("an unknown authority was trusted");

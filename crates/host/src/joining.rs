@@ -1,0 +1,158 @@
+//! Hosts that join and leave the cluster: the daemon's side.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use api::client::Target;
+use api::messages::{JoinCluster, Joined, MadeToken, MakeToken};
+use cluster::records::{ClusterError, TokenUse};
+use replication::channel::{Fingerprint, IdentityError, sign_request};
+use spec::HostName;
+
+use super::daemon::Daemon;
+use super::error::HostError;
+use super::token::{Token, secret_digest};
+
+/// For how long a token can be valid, in seconds.
+const VALID_S: std::ops::RangeInclusive<u64> = 1..=7 * 24 * 3600;
+
+impl Daemon {
+    /// The host that signs certificates, if that is another one: the one that has made the cluster.
+    pub fn authority_elsewhere(&self) -> Result<Option<Target>, HostError> {
+        if self.folder.authority().is_dir() {
+            return Ok(None);
+        }
+        let cluster = self.registry().cluster();
+        let Some(maker) = cluster.made_by()?.filter(|maker| maker != self.registry().host_name()) else {
+            return Err(self.no_authority());
+        };
+        let address = cluster.host(&maker)?.api_address;
+        Ok(Some(Target { host: maker.to_string(), address }))
+    }
+
+    fn no_authority(&self) -> HostError {
+        HostError::conflict(format!(
+            "host {} does not hold the cluster's authority, which signs certificates",
+            self.host()
+        ))
+        .hint("ask the host with the folder `authority`, or bring that folder back from where it is kept")
+    }
+
+    /// Makes a token with which one host can join.
+    pub fn make_token(&self, make: &MakeToken) -> Result<MadeToken, HostError> {
+        if !self.folder.authority().is_dir() {
+            return Err(self.no_authority());
+        }
+        if !VALID_S.contains(&make.valid_s) {
+            let (least, most) = (VALID_S.start(), VALID_S.end());
+            return Err(HostError::bad_request(format!(
+                "a token can be valid for {least} s to {most} s, not {} s",
+                make.valid_s
+            )));
+        }
+        let host = make.host.as_ref().map(|name| self.free_name(name)).transpose()?;
+        let target = Target { host: self.host().to_owned(), address: self.api_address() };
+        let authority = Fingerprint::of_authority(&self.folder.authority()).map_err(anyhow::Error::from)?;
+        let token = Token::new(target, authority)?;
+        self.registry().cluster().add_token(&secret_digest(&token.secret), host, Duration::from_secs(make.valid_s))?;
+        Ok(MadeToken { token: token.to_string(), host: make.host.clone(), valid_s: make.valid_s })
+    }
+
+    /// The name of a host that is not there yet.
+    fn free_name(&self, name: &str) -> Result<HostName, HostError> {
+        let name: HostName = name.parse().map_err(ClusterError::from)?;
+        let is_taken = match self.registry().cluster().host(&name) {
+            Ok(_) => true,
+            Err(ClusterError::NoHost(_)) => name == *self.registry().host_name(),
+            Err(error) => return Err(error.into()),
+        };
+        if is_taken {
+            return Err(HostError::conflict(format!("there is a host {name} already")).hint(format!(
+                "choose another name, or remove that host first with `twinvm host leave` there or, if it is gone, with `twinvm host rm {name}`"
+            )));
+        }
+        Ok(name)
+    }
+
+    /// Admits a host that has a token: certifies its key. The token is used up by this, but for the same key.
+    pub fn admit_host(&self, join: &JoinCluster) -> Result<Joined, HostError> {
+        let digest = secret_digest(&join.secret);
+        let token = self.registry().cluster().token(&digest).map_err(refuse_token)?;
+        if !self.folder.authority().is_dir() {
+            return Err(self.no_authority());
+        }
+        if let Some(host) = token.host.as_ref().filter(|host| ***host != *join.host) {
+            return Err(HostError::forbidden(format!("the token is for host {host}, not for {}", join.host)).hint(
+                format!("join with `--name {host}`, or make another one with `twinvm host token {}`", join.host),
+            ));
+        }
+        let host: HostName = join.host.parse().map_err(ClusterError::from)?;
+        let certified = sign_request(&self.folder.authority(), &join.request, &host).map_err(|error| match error {
+            IdentityError::Request(_) | IdentityError::Name(_) => HostError::bad_request(error.to_string()),
+            error => anyhow::Error::from(error).into(),
+        })?;
+        let by = TokenUse { host: host.clone(), key_digest: certified.key_digest };
+        if token.used_by.is_some_and(|used_by| used_by != by) {
+            return Err(refuse_token(ClusterError::TokenUsed));
+        }
+        self.free_name(&host)?;
+        self.registry().cluster().use_token(&digest, &by).map_err(refuse_token)?;
+        tracing::info!("host {host} has got its certificate with a token");
+        Ok(Joined {
+            authority: certified.authority,
+            certificate: certified.certificate,
+            store: self.config.store.to_string(),
+        })
+    }
+
+    /// Takes this host out of the cluster, for good, and ends the daemon. Refused while a replica or the disks of a VM are here.
+    pub fn leave(&self) -> Result<(), HostError> {
+        // Nobody is given a place here meanwhile.
+        let admission = self.admission();
+        let state = self.registry().state()?;
+        let here = self.registry().host_name();
+        let (mut roles, mut named) = (Vec::new(), BTreeSet::new());
+        for vm in &state.vms {
+            let (claim, name) = (&vm.claim.claim, &vm.record.name);
+            let role = match &claim.secondary {
+                _ if here.is(&claim.primary) => "primary",
+                Some(secondary) if here.is(secondary) => "secondary",
+                _ => continue,
+            };
+            roles.push(format!("the {role} of {name}"));
+            named.insert(name.to_string());
+        }
+        let strays = self.all_replicas().into_iter().filter(|replica| !named.contains(&replica.vm));
+        roles.extend(strays.map(|replica| format!("a replica of {}", replica.vm)));
+        if !roles.is_empty() {
+            return Err(HostError::conflict(format!("host {here} has {}", roles.join(", "))).hint(
+                "move a primary with `twinvm ft switchover VM`, after `twinvm ft on VM` if it has no secondary; end a secondary with `twinvm ft off VM`",
+            ));
+        }
+        if self.folder.authority().is_dir() && state.hosts.len() > 1 {
+            return Err(HostError::conflict(format!(
+                "host {here} holds the cluster's authority, without which no host can be added"
+            ))
+            .hint("move the folder `authority` to the folder of another host first"));
+        }
+        self.begin_to_stop();
+        if let Err(error) = self.registry().leave() {
+            self.go_on();
+            return Err(error.into());
+        }
+        drop(admission);
+        self.folder.retire()?;
+        tracing::info!("host {here} has left the cluster");
+        self.request_stop();
+        Ok(())
+    }
+}
+
+/// What is said of a token to somebody who need not be entitled to anything.
+fn refuse_token(error: ClusterError) -> HostError {
+    match error {
+        ClusterError::NoToken | ClusterError::TokenUsed => HostError::forbidden(error.to_string())
+            .hint("make another one with `twinvm host token` on a host of the cluster"),
+        error => error.into(),
+    }
+}
