@@ -493,6 +493,29 @@ pub struct Joined {
     pub certificate: String,
     /// Where the cluster store is.
     pub store: String,
+    /// What it needs for etcd, if etcd gives rights to each host.
+    #[serde(default)]
+    pub etcd: Option<EtcdCredentials>,
+}
+
+/// With what a host is let in by etcd.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdCredentials {
+    /// The certificate of the authority that signed those of etcd's members, as PEM.
+    pub authority: String,
+    /// The host's certificate for etcd, for the key that it has asked with, as PEM.
+    pub certificate: String,
+    /// Its user.
+    pub user: String,
+    /// The password of that user.
+    pub password: String,
+}
+
+/// It holds a password: nobody needs to see that.
+impl fmt::Debug for EtcdCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdCredentials").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 /// What this host's daemon says of itself.

@@ -7,11 +7,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use api::messages::EtcdCredentials;
 use cluster::store::StoreLocation;
 use replication::channel::PemKeys;
 use serde::{Deserialize, Serialize};
 
 use super::config::check_host_name;
+use super::etcd_access::{CA, CERTIFICATE, PASSWORD};
 use super::folder::private_folder;
 
 /// Largest bundle, in bytes.
@@ -45,10 +47,14 @@ impl Bundle {
         Ok(Self { version: VERSION, host: host.to_owned(), store: store.clone(), keys: files })
     }
 
-    /// A host's keys that were made here.
-    pub fn of_keys(host: &str, store: &StoreLocation, keys: &PemKeys) -> Self {
-        let keys = keys.files().map(|(name, text)| (name.to_owned(), text.to_owned()));
-        Self { version: VERSION, host: host.to_owned(), store: store.clone(), keys: keys.into() }
+    /// A host's keys that were made here, and with what it is let in by etcd.
+    pub fn of_keys(host: &str, store: &StoreLocation, keys: &PemKeys, etcd: Option<&EtcdCredentials>) -> Self {
+        let mut files = BTreeMap::from(keys.files().map(|(name, text)| (name.to_owned(), text.to_owned())));
+        if let Some(etcd) = etcd {
+            let etcd = [(CA, &etcd.authority), (CERTIFICATE, &etcd.certificate), (PASSWORD, &etcd.password)];
+            files.extend(etcd.map(|(name, text)| (name.to_owned(), text.clone())));
+        }
+        Self { version: VERSION, host: host.to_owned(), store: store.clone(), keys: files }
     }
 
     /// Writes it to a file that is not there yet, readable by its owner only.

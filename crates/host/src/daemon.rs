@@ -347,11 +347,18 @@ impl Daemon {
     }
 
     fn keep_lease(&self) {
-        let mut was_renewed = true;
+        let (mut was_renewed, mut seen) = (true, None);
         loop {
             thread::sleep(LEASE_RENEWAL);
             let renewed = self.registry.renew_lease();
             self.folder.note_alive();
+            let sight = self.registry.sight();
+            if let Some(new) = sight.filter(|_| sight != seen) {
+                match self.folder.note_store(new) {
+                    Ok(()) => seen = sight,
+                    Err(error) => tracing::warn!("{error:#}"),
+                }
+            }
             match &renewed {
                 Err(error @ ClusterError::OtherInstance(_)) => {
                     tracing::error!("{error}: this one ends");

@@ -1,19 +1,23 @@
 //! Where a host keeps things.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
+use cluster::store::Sight;
 use serde::{Deserialize, Serialize};
 
 use crate::paths;
 
 /// Longest path of a Unix socket, in bytes: `sun_path` less the terminator.
 const SOCKET_PATH_LEN_MAX: usize = 107;
+
+/// The file that says how far the store has come.
+const STORE_SEEN: &str = "store.seen";
 
 /// A host's folder:
 ///
@@ -25,6 +29,7 @@ const SOCKET_PATH_LEN_MAX: usize = 107;
 /// | `operator.pem` | on the host that made the cluster: the keys with which commands act as an operator |
 /// | `files/` | files that VM specs may name, beside those in other folders that `host.toml` allows |
 /// | `vms/NAME/` | a replica of a VM: its disks, kernel, control socket, log |
+/// | `store.seen` | how far the cluster store had come: one that has gone back is not believed |
 /// | `daemon.lock` | locked while the daemon runs |
 /// | `daemon.json` | where the running daemon listens |
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +134,32 @@ impl HostFolder {
         fs::metadata(self.lock_file()).and_then(|file| file.modified()).ok()
     }
 
+    /// Keeps in mind how far the store has come, for the next daemon.
+    pub fn note_store(&self, sight: Sight) -> Result<()> {
+        let path = self.0.join(STORE_SEEN);
+        let temporary = path.with_extension("seen.part");
+        fs::write(&temporary, serde_json::to_vec(&sight)?)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Forgets how far the store had come: the next daemon takes it as it is. What it was.
+    ///
+    /// # Errors
+    /// If a daemon runs.
+    pub fn accept_store(&self) -> Result<Option<Sight>> {
+        let Some(_lock) = self.lock()? else {
+            bail!("the daemon of the host in {} runs: stop it first with `twinvm host stop`", self.0.display());
+        };
+        let seen = store_seen(&self.0);
+        match fs::remove_file(self.0.join(STORE_SEEN)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.0.join(STORE_SEEN).display()))
+            }
+            _ => Ok(seen),
+        }
+    }
+
     fn lock_file(&self) -> PathBuf {
         self.0.join("daemon.lock")
     }
@@ -158,6 +189,11 @@ impl HostFolder {
     }
 }
 
+/// How far the store had come when the host in a folder has last seen it, if it is one that could be brought back.
+pub fn store_seen(folder: &Path) -> Option<Sight> {
+    serde_json::from_slice(&fs::read(folder.join(STORE_SEEN)).ok()?).ok()
+}
+
 /// Makes a folder that only its owner may enter, and those above it; it may exist.
 pub fn private_folder(path: &Path) -> Result<()> {
     DirBuilder::new()
@@ -165,6 +201,17 @@ pub fn private_folder(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("cannot make {}", path.display()))
+}
+
+/// Writes a file that is not there yet, for its owner alone.
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Makes a folder that only its owner may enter, and that must not have anything in it yet.

@@ -4,14 +4,16 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cluster::records::{Cluster, ClusterError};
 use cluster::store::{EtcdKeys, StoreLocation, Stores};
-use replication::channel;
+use replication::channel::{self, KeyRequest};
 use spec::HostName;
 
 use super::bundle::Bundle;
 use super::config::{HostConfig, check_host_name, first_copies_max_default, vm_uids_default};
+use super::etcd_access::{EtcdAdministrator, keys_of, unpack_setup, write_credentials};
+use super::etcd_setup::address_of;
 use super::folder::{HostFolder, check_free, new_private_folder, private_folder};
 use super::join::join;
 use super::operator;
@@ -44,6 +46,8 @@ pub struct InitOptions {
     pub store: Option<StoreLocation>,
     /// The keys for it, if it is in etcd.
     pub store_keys: Option<EtcdKeys>,
+    /// For a new cluster: the folder with the setup of its etcd, which names the store and has the keys for it.
+    pub etcd_setup: Option<PathBuf>,
     /// Folders below which VM specs may name files.
     pub vm_folders: Vec<PathBuf>,
     /// Bridges that VMs can be connected to.
@@ -76,12 +80,13 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         (None, None) => machine_name()?,
     };
     let store = match (&options.store, &bundle) {
+        _ if options.etcd_setup.is_some() && bundle.is_none() => setup_location(options)?,
         (Some(StoreLocation::File(path)), _) => StoreLocation::File(std::path::absolute(path)?),
         (Some(store), _) => store.clone(),
         (None, Some(bundle)) => bundle.store.clone(),
         (None, None) => StoreLocation::File(folder.path().join("cluster.db")),
     };
-    let config = config(name, store, options)?;
+    let mut config = config(name, store, options)?;
     config.validate()?;
     // A store of another cluster would have two authorities.
     if bundle.is_none()
@@ -96,7 +101,7 @@ pub fn init(folder: &HostFolder, options: &InitOptions) -> Result<HostConfig> {
         bail!("{} holds a host already: choose another folder with --dir", folder.path().display());
     }
     new_private_folder(folder.path())?;
-    let made = write(folder, &config, bundle.as_ref()).and_then(|()| match bundle {
+    let made = write(folder, &mut config, bundle.as_ref(), options.etcd_setup.as_deref()).and_then(|()| match bundle {
         // It comes last: what fails before leaves nothing in the store.
         None => make_store(&config),
         Some(_) => see_store(&config),
@@ -130,7 +135,7 @@ fn config(name: String, store: StoreLocation, options: &InitOptions) -> Result<H
     })
 }
 
-fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> Result<()> {
+fn write(folder: &HostFolder, config: &mut HostConfig, bundle: Option<&Bundle>, setup: Option<&Path>) -> Result<()> {
     match bundle {
         Some(bundle) => bundle.unpack(&folder.keys())?,
         None => {
@@ -138,6 +143,7 @@ fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> R
             channel::issue(&folder.authority(), &config.name, &folder.keys())?;
         }
     }
+    find_etcd_keys(folder, config, setup.filter(|_| bundle.is_none()))?;
     // What cannot be used later is refused now.
     let identity = channel::Identity::load(&folder.keys()).context("the keys cannot be used")?;
     if identity.peer().host() != Some(&config.name) {
@@ -149,6 +155,30 @@ fn write(folder: &HostFolder, config: &HostConfig, bundle: Option<&Bundle>) -> R
     fs::write(&path, config.to_toml()?).with_context(|| format!("cannot write {}", path.display()))?;
     if bundle.is_none() {
         operator::issue(folder, operator::FIRST, &folder.operator())?;
+    }
+    Ok(())
+}
+
+/// The store that a setup of etcd is of.
+fn setup_location(options: &InitOptions) -> Result<StoreLocation> {
+    let address = options.etcd_setup.as_deref().map(address_of).transpose()?.unwrap_or_default();
+    match &options.store {
+        Some(StoreLocation::Etcd(store)) => Ok(StoreLocation::Etcd(store.clone())),
+        Some(StoreLocation::File(_)) => bail!("--store names a file, and --etcd an etcd: leave one of them out"),
+        None => address.parse().map_err(|error: String| anyhow!(error)),
+    }
+}
+
+/// Finds the keys for etcd among the host's, unless others are named. On the first host they are made, from the setup of etcd, where rights are turned on.
+fn find_etcd_keys(folder: &HostFolder, config: &mut HostConfig, setup: Option<&Path>) -> Result<()> {
+    let StoreLocation::Etcd(address) = &config.store else { return Ok(()) };
+    let host: HostName = config.name.parse()?;
+    let password = setup.map(|setup| unpack_setup(folder, setup)).transpose()?;
+    if config.store_keys.is_none() {
+        config.store_keys = keys_of(folder, address, &host);
+    }
+    if let (Some(password), Some(administrator)) = (password, EtcdAdministrator::of(folder, address)?) {
+        administrator.begin(&host, &password)?;
     }
     Ok(())
 }
@@ -192,7 +222,7 @@ fn see_store(config: &HostConfig) -> Result<()> {
             file.display()
         ),
         StoreLocation::File(_) => Ok(()),
-        StoreLocation::Etcd(_) => open_cluster(config).map(drop),
+        StoreLocation::Etcd(_) => open_cluster(config, None).map(drop),
     }
 }
 
@@ -211,6 +241,13 @@ pub fn issue(folder: &HostFolder, name: &str, out: &Path) -> Result<()> {
     }
     let keys = tempfile::tempdir_in(folder.path()).context("cannot make a temporary folder")?;
     channel::issue(&folder.authority(), name, keys.path())?;
+    if let StoreLocation::Etcd(address) = &config.store
+        && let Some(administrator) = EtcdAdministrator::of(folder, address)?
+    {
+        administrator.check_free(&name.parse()?)?;
+        let request = KeyRequest::of_host(keys.path())?;
+        write_credentials(keys.path(), &administrator.admit(address, &name.parse()?, request.request())?)?;
+    }
     Bundle::pack(name, &config.store, keys.path())?.save(out)
 }
 

@@ -36,5 +36,5 @@ pub fn join(token: &Token, name: &str) -> Result<Bundle> {
         }
     };
     let store = joined.store.parse().map_err(|error: String| anyhow!(error))?;
-    Ok(Bundle::of_keys(name, &store, &keys.certified(joined.authority, joined.certificate)))
+    Ok(Bundle::of_keys(name, &store, &keys.certified(joined.authority, joined.certificate), joined.etcd.as_ref()))
 }

@@ -6,11 +6,13 @@ use std::time::Duration;
 use api::client::Target;
 use api::messages::{JoinCluster, Joined, MadeToken, MakeToken};
 use cluster::records::{ClusterError, TokenUse};
+use cluster::store::{EtcdAddress, StoreLocation};
 use replication::channel::{Fingerprint, IdentityError, sign_request};
 use spec::HostName;
 
 use super::daemon::Daemon;
 use super::error::HostError;
+use super::etcd_access::EtcdAdministrator;
 use super::token::{Token, secret_digest};
 
 /// For how long a token can be valid, in seconds.
@@ -97,12 +99,38 @@ impl Daemon {
         }
         self.free_name(&host)?;
         self.registry().cluster().use_token(&digest, &by).map_err(refuse_token)?;
+        let etcd = match self.etcd_administrator()? {
+            Some((administrator, address)) => Some(administrator.admit(&address, &host, &join.request)?),
+            None => None,
+        };
         tracing::info!("host {host} has got its certificate with a token");
         Ok(Joined {
+            etcd,
             authority: certified.authority,
             certificate: certified.certificate,
             store: self.config.store.to_string(),
         })
+    }
+
+    /// Who gives rights in etcd, if that is here.
+    fn etcd_administrator(&self) -> Result<Option<(EtcdAdministrator, EtcdAddress)>, HostError> {
+        let StoreLocation::Etcd(address) = &self.config.store else { return Ok(None) };
+        let administrator = EtcdAdministrator::of(&self.folder, address)?;
+        Ok(administrator.map(|administrator| (administrator, address.clone())))
+    }
+
+    /// Whether only the host with the cluster's authority may change what concerns other hosts.
+    pub fn has_own_rights_only(&self) -> bool {
+        self.config.store_keys.as_ref().is_some_and(|keys| keys.user.is_some())
+    }
+
+    /// Removes another host that is not alive and holds no replica, and its rights in etcd.
+    pub fn remove_host(&self, name: &str) -> Result<(), HostError> {
+        self.registry().remove_host(name)?;
+        if let Some((administrator, _)) = self.etcd_administrator()? {
+            administrator.dismiss(&name.parse().map_err(ClusterError::from)?)?;
+        }
+        Ok(())
     }
 
     /// Takes this host out of the cluster, for good, and ends the daemon. Refused while a replica or the disks of a VM are here.

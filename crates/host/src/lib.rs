@@ -5,6 +5,7 @@
 //! | `folder`, `config` | where things are, and `host.toml` |
 //! | `init`, `bundle`, `operator` | making a host, and the keys of further ones and of operators |
 //! | `token`, `join`, `joining` | tokens with which hosts join a cluster; both sides of joining, and leaving |
+//! | `etcd_setup`, `etcd_access` | the configuration of an etcd on hosts of the cluster; how hosts are let in by it |
 //! | `registry` | the cluster store, as the daemon uses it |
 //! | `daemon` | the daemon: what it has, its start and end |
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
@@ -28,6 +29,8 @@ mod bundle;
 pub mod config;
 mod daemon;
 mod error;
+mod etcd_access;
+pub mod etcd_setup;
 pub mod folder;
 pub mod foreground;
 mod hardware;

@@ -17,7 +17,7 @@ use cluster::records::{
     BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Succession, VmRecord,
     VmState, succession,
 };
-use cluster::store::{LeaseId, StoreLocation, Stores, boot_ms_now};
+use cluster::store::{LeaseId, Sight, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
 use machine::engine::CpuProfile;
 use machine::probe::probe;
@@ -26,6 +26,7 @@ use spec::{EngineKind, HostName, ReplicaId, VmId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
 use super::error::HostError;
+use super::folder::store_seen;
 
 /// How long a host counts as alive after it has renewed its lease.
 const LEASE_TTL: Duration = Duration::from_secs(3);
@@ -101,7 +102,7 @@ impl Registry {
             folder: std::path::absolute(folder)?,
             unknown: Default::default(),
         };
-        let cluster = open_cluster(config)?;
+        let cluster = open_cluster(config, store_seen(folder))?;
         let before = cluster.host(&host.name).ok();
         if let Some(before) = &before {
             wait_until_ended(&cluster, before, &host)?;
@@ -171,6 +172,11 @@ impl Registry {
             }
             other => other,
         }
+    }
+
+    /// How far the store has come.
+    pub fn sight(&self) -> Option<Sight> {
+        self.cluster.store().sight()
     }
 
     /// Whether the store can be written to.
@@ -396,12 +402,12 @@ impl From<ClusterError> for HostError {
     }
 }
 
-/// Opens the cluster of a host.
+/// Opens the cluster of a host; an etcd only if it has not gone back behind what the host has seen of it.
 ///
 /// # Errors
 /// Also if there is none under the name that the address of its etcd ends with: nothing but that name tells it from another one, or from an empty one.
-pub fn open_cluster(config: &HostConfig) -> Result<Cluster> {
-    let cluster = Cluster::new(Stores::open(&config.store, config.store_keys.as_ref())?);
+pub fn open_cluster(config: &HostConfig, sight: Option<Sight>) -> Result<Cluster> {
+    let cluster = Cluster::new(Stores::open_after(&config.store, config.store_keys.as_ref(), sight)?);
     if let StoreLocation::Etcd(address) = &config.store
         && !cluster.is_made()?
     {

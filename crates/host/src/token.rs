@@ -34,11 +34,19 @@ impl Token {
     /// # Errors
     /// If the system gives no random numbers.
     pub fn new(target: Target, authority: Fingerprint) -> Result<Self> {
-        let mut secret = [0; SECRET_BYTES];
-        let random = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut secret));
-        random.context("the system gives no random numbers")?;
-        Ok(Self { target, authority, secret: hex(&secret) })
+        Ok(Self { target, authority, secret: random_text()? })
     }
+}
+
+/// A secret that nobody can guess, as hexadecimal digits.
+///
+/// # Errors
+/// If the system gives no random numbers.
+pub fn random_text() -> Result<String> {
+    let mut secret = [0; SECRET_BYTES];
+    let random = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut secret));
+    random.context("the system gives no random numbers")?;
+    Ok(hex(&secret))
 }
 
 /// What the store knows a secret by: whoever can read the store cannot join.

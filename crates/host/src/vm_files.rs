@@ -147,7 +147,8 @@ mod tests {
             fs::write(file, [7; 4096]).unwrap();
         }
         config.store = StoreLocation::File(store);
-        config.store_keys = Some(EtcdKeys { ca: root.path().join("ca.pem"), cert: root.path().join("a.pem"), key });
+        config.store_keys =
+            Some(EtcdKeys { ca: root.path().join("ca.pem"), cert: root.path().join("a.pem"), key, user: None });
         config.images = root.path().join("images");
         config.vm_folders = vec![root.path().to_owned()];
         Place { files: VmFiles::of(&folder, &config), root }

@@ -162,7 +162,9 @@ const HOUSE: &[Crate] = &[
             &["error", "folder", "hardware", "owner"],
             &["vm_users"],
             &["config", "network_ends"],
-            &["bases", "bundle", "operator", "process", "token", "vm_files"],
+            &["token"],
+            &["etcd_access", "etcd_setup"],
+            &["bases", "bundle", "operator", "process", "vm_files"],
             &["join", "registry", "vm_folder"],
             &["init"],
             // The daemon is one thing; these are its parts.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::etcd::{EtcdAddress, EtcdKeys, EtcdStore, SCHEME};
-use super::{FolderStore, SqliteStore, Store, StoreError};
+use super::{FolderStore, Sight, SqliteStore, Store, StoreError};
 
 /// Where the store of a cluster is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,12 +93,24 @@ impl Stores {
     /// # Errors
     /// As [`SqliteStore::open`], [`FolderStore::open`] and [`EtcdStore::open`].
     pub fn open(location: &StoreLocation, keys: Option<&EtcdKeys>) -> Result<Self, StoreError> {
+        Self::open_after(location, keys, None)
+    }
+
+    /// The same; an etcd only if it has not gone back behind what was seen of it before.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_after(
+        location: &StoreLocation,
+        keys: Option<&EtcdKeys>,
+        sight: Option<Sight>,
+    ) -> Result<Self, StoreError> {
         match location {
             StoreLocation::File(path) => {
                 let hosts = Arc::new(SqliteStore::open(path)?);
                 Ok(Self { vms: Arc::new(FolderStore::open(&vms_folder(path))?), hosts })
             }
-            StoreLocation::Etcd(address) => Ok(Self::one(Arc::new(EtcdStore::open(address, keys)?))),
+            StoreLocation::Etcd(address) => Ok(Self::one(Arc::new(EtcdStore::open_after(address, keys, sight)?))),
         }
     }
 

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 pub use boot_clock::{BootTime, boot_ms_now};
 pub use error::StoreError;
-pub use etcd::{EtcdAddress, EtcdKeys, EtcdStore};
+pub use etcd::{
+    EtcdAccess, EtcdAddress, EtcdKeys, EtcdStore, EtcdUser, ROOT as ETCD_ROOT, Sight, user_of as etcd_user_of,
+};
 pub use folder::FolderStore;
 pub use location::{StoreLocation, Stores, open_vms, vms_folder};
 pub use sqlite::{BUSY_TIMEOUT_DEFAULT, SqliteStore};
@@ -67,6 +69,11 @@ pub trait Store: Send + Sync {
     /// done for it, it does nothing.
     fn keep_ready(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// How far it has come, where it could be brought back to an older state unnoticed otherwise: for [`Stores::open_after`].
+    fn sight(&self) -> Option<Sight> {
+        None
     }
 }
 

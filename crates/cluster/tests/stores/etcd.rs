@@ -246,3 +246,56 @@ fn a_client_that_keeps_ready_goes_on_when_its_receipt_is_gone() {
     put(&*store, "claim", b"3");
     assert_eq!(members.client().get("claim").unwrap().unwrap().value, b"3");
 }
+
+/// What was decided since is not known there: whoever knows better does not believe it, and changes nothing in it.
+#[test]
+fn an_etcd_that_was_restored_from_an_older_copy_is_not_believed() {
+    let mut members = Members::start(1);
+    let address = members.address();
+    let early = EtcdStore::open(&address, None).unwrap();
+    let client = EtcdStore::open(&address, None).unwrap();
+    put(&client, "claim", b"1");
+    put(&early, "other", b"1");
+    members.kill(0);
+    members.set_aside(0);
+    members.restart(0);
+    members.wait_until_served();
+    let version = put(&client, "claim", b"2");
+    let sight = client.sight().unwrap();
+    assert_eq!(sight.revision, version);
+    members.kill(0);
+    members.bring_back(0);
+    members.restart(0);
+    let refused = |result: Result<(), StoreError>| match result {
+        Err(StoreError::Unreachable(why)) if why.contains("has gone back from revision") => {
+            assert!(why.contains("twinvm cluster accept-store"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    };
+    members.wait_until_served();
+    let fresh = EtcdStore::open(&address, None).unwrap();
+    let before = fresh.list("").unwrap().revision;
+    assert!(before < version);
+    let swap = Compare { key: "claim", version };
+    refused(client.transact(&[swap], &[Op::Put { key: "claim", value: b"3", lease: None }]).map(drop));
+    refused(client.get("claim").map(drop));
+    refused(client.check_writable());
+    refused(client.keep_ready());
+    refused(EtcdStore::open_after(&address, None, Some(sight)).map(drop));
+    assert_eq!(fresh.list("").unwrap().revision, before, "something was changed in what is not believed");
+    assert_eq!(fresh.get("claim").unwrap().unwrap().value, b"1");
+    // It may go on beyond what was seen: that does not make it the right one.
+    for _ in before..=version {
+        put(&fresh, "other", b"2");
+    }
+    refused(client.get("claim").map(drop));
+    // One from a snapshot is another etcd cluster, however far it is.
+    let other = Members::start(1);
+    match EtcdStore::open_after(&other.address(), None, Some(sight)) {
+        Err(StoreError::Unreachable(why)) => assert!(why.contains("of another etcd cluster"), "{why}"),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("it was believed"),
+    }
+    // An administrator may take it as it is.
+    EtcdStore::open(&address, None).unwrap();
+}

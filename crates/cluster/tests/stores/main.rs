@@ -1,5 +1,6 @@
 //! What every store does, and what each does when something fails.
 
+mod access;
 mod conformance;
 mod etcd;
 mod files;

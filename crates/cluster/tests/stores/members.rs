@@ -82,7 +82,15 @@ impl Members {
             .args(["--name", &name, "--initial-cluster", &peers.join(","), "--initial-cluster-state", state])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--heartbeat-interval", "50", "--election-timeout", "500", "--unsafe-no-fsync"])
+            .args([
+                "--heartbeat-interval",
+                "50",
+                "--election-timeout",
+                "500",
+                "--unsafe-no-fsync",
+                "--bcrypt-cost",
+                "4",
+            ])
             .arg("--data-dir")
             .arg(self.folder.path().join(&name))
             .stdin(Stdio::null())
@@ -96,7 +104,8 @@ impl Members {
         self.processes[number] = Some(started);
     }
 
-    fn wait_until_served(&self) {
+    /// Waits until they answer.
+    pub fn wait_until_served(&self) {
         let deadline = Instant::now() + HUNG;
         loop {
             match EtcdStore::open(&self.address(), self.keys.as_ref()) {
@@ -143,6 +152,22 @@ impl Members {
     /// Starts a member again that was killed.
     pub fn restart(&mut self, number: usize) {
         self.launch(number, "existing");
+    }
+
+    /// Keeps what a member that does not run has stored, aside.
+    pub fn set_aside(&self, number: usize) {
+        self.copy(&format!("m{number}"), &format!("aside{number}"));
+    }
+
+    /// Brings back what was set aside, as whoever restores an older copy.
+    pub fn bring_back(&self, number: usize) {
+        self.copy(&format!("aside{number}"), &format!("m{number}"));
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let _ = fs::remove_dir_all(self.folder.path().join(to));
+        let copied = Command::new("cp").args(["-a", from, to]).current_dir(self.folder.path()).status().unwrap();
+        assert!(copied.success());
     }
 
     /// Stops a member, or lets it go on.
@@ -216,10 +241,10 @@ pub fn make_keys(folder: &Path) -> EtcdKeys {
     let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
     run(&[&["req", "-x509"], &curve[..], &["-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=etcd"]]
         .concat());
-    run(&[&["req"], &curve[..], &["-keyout", "host.key", "-out", "host.csr", "-subj", "/CN=a"]].concat());
+    run(&[&["req"], &curve[..], &["-keyout", "host.key", "-out", "host.csr", "-subj", "/O=twinvm"]].concat());
     fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n").unwrap();
     let sign = ["x509", "-req", "-in", "host.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
     run(&[&sign[..], &["-out", "host.pem", "-days", "2", "-extfile", "names"]].concat());
     let file = |name: &str| -> PathBuf { folder.join(name) };
-    EtcdKeys { ca: file("ca.pem"), cert: file("host.pem"), key: file("host.key") }
+    EtcdKeys { ca: file("ca.pem"), cert: file("host.pem"), key: file("host.key"), user: None }
 }

@@ -60,6 +60,8 @@ enum Place {
     Home,
     /// The one with the cluster's authority.
     Authority,
+    /// The same, where the others do not have the right in the cluster store.
+    Rights,
 }
 
 impl Route {
@@ -109,7 +111,7 @@ fn routes() -> Vec<Route> {
         Route::here(POST, "/v1/join", Anybody, join),
         Route::at_authority(POST, "/v1/tokens", Operators, make_token),
         Route::here(GET, "/v1/hosts", Operators, hosts),
-        Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host),
+        Route { place: Place::Rights, ..Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host) },
         Route::here(GET, "/v1/vms", Operators, vms),
         Route::here(POST, "/v1/vms", Operators, create_vm),
         Route::here(GET, "/v1/vms/{vm}", Operators, vm),
@@ -141,7 +143,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         match route.place {
             Place::Here => {}
             Place::Home => handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_home)),
-            Place::Authority => {
+            Place::Rights if !daemon.has_own_rights_only() => {}
+            Place::Authority | Place::Rights => {
                 handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_authority));
             }
         }
@@ -245,7 +248,7 @@ async fn hosts(State(daemon): Shared) -> impl IntoResponse {
 }
 
 async fn remove_host(State(daemon): Shared, Path(host): Path<String>) -> impl IntoResponse {
-    blocking(daemon, move |daemon| daemon.registry().remove_host(&host)).await
+    blocking(daemon, move |daemon| daemon.remove_host(&host)).await
 }
 
 async fn vms(State(daemon): Shared) -> impl IntoResponse {

@@ -20,6 +20,7 @@
 mod authority;
 mod connection;
 mod error;
+mod etcd;
 mod frame;
 mod handshake;
 mod identity;
@@ -32,6 +33,7 @@ mod sender;
 pub use authority::{create_authority, issue, issue_operator, session_keys};
 pub use connection::{Caller, Closer, Connection, Listener, connect, connect_over, dial};
 pub use error::{ChannelError, IdentityError};
+pub use etcd::{issue_member, sign_etcd_client};
 pub use frame::{Frame, PAYLOAD_BYTES_MAX};
 pub use identity::Identity;
 pub use keys::PemKeys;

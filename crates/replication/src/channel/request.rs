@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::authority::{Usage, check_host, issuer, parameters};
 use super::error::IdentityError;
-use super::keys::{AUTHORITY, PemKeys, invalid, read};
+use super::keys::{AUTHORITY, HOST_KEY, PemKeys, invalid, read, read_private};
 
 /// The SHA-256 digest of a certificate, by which an authority is known before anything else of it is. As text it is 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,17 @@ pub struct KeyRequest {
 }
 
 impl KeyRequest {
+    /// Asks for a certificate for keys that are there: those of a host, in its folder of keys.
+    ///
+    /// # Errors
+    /// If the private key cannot be read, or is none.
+    pub fn of_host(folder: &Path) -> Result<Self, IdentityError> {
+        let path = folder.join(HOST_KEY);
+        let key = KeyPair::from_pem(&read_private(&path)?).map_err(|error| invalid(&path, error))?;
+        let request = CertificateParams::new(Vec::new())?.serialize_request(&key)?.pem()?;
+        Ok(Self { key, request })
+    }
+
     /// Makes keys (ECDSA P-256) for a host of that name.
     ///
     /// # Errors

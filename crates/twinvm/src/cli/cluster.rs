@@ -1,28 +1,124 @@
 //! `twinvm cluster`: what concerns a cluster as a whole.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use serde_json::json;
 
+use super::daemon::DaemonArguments;
 use super::host::{NewHostArguments, init_host};
+use host::config::HostConfig;
+use host::etcd_setup::{DATA_FOLDER_DEFAULT, EtcdSetup, MEMBER_FOLDER_DEFAULT, Member, PORTS_DEFAULT};
 use host::init::Keys;
+use terminal::output::{print_json, print_line};
 
 #[derive(Subcommand)]
 pub enum ClusterCommand {
     /// Make a cluster, of which this machine is the first host
     #[command(after_help = "\
-The same as `twinvm host init --new-cluster`:
-  a$ twinvm cluster init --name a --listen 192.0.2.1:7441 --store etcd://192.0.2.1:2379,192.0.2.2:2379,192.0.2.3:2379
+With an etcd that `twinvm cluster etcd` has set up, and that runs:
+  a$ twinvm cluster init --name a --listen 192.0.2.11:7441 --etcd etcd
+With another etcd, or on one machine, the same as `twinvm host init --new-cluster`:
+  a$ twinvm cluster init --name a --listen 192.0.2.11:7441 --store etcd://192.0.2.11:2379,192.0.2.12:2379,192.0.2.13:2379
+Then further hosts join with a token:
   a$ twinvm host start
-Further hosts join with a token:
   a$ twinvm host token b
-  b$ twinvm host join TOKEN --listen 192.0.2.2:7441")]
-    Init(Box<NewHostArguments>),
+  b$ twinvm host join TOKEN --listen 192.0.2.12:7441")]
+    Init(Box<InitArguments>),
+    /// Write the configuration of an etcd for a cluster: certificates, and for each member its settings and a systemd unit
+    #[command(after_help = "\
+Three members, on the hosts themselves, for Debian's etcd-server (3.4):
+  a$ twinvm cluster etcd --member a=192.0.2.11 --member b=192.0.2.12 --member c=192.0.2.13 --out etcd
+  a$ scp -r etcd/b root@192.0.2.12:/etc/twinvm/etcd      (c the same; on a: cp -r etcd/a /etc/twinvm/etcd)
+  on each:
+  $ apt-get install -y etcd-server && systemctl disable --now etcd
+  $ cp /etc/twinvm/etcd/twinvm-etcd.service /etc/systemd/system/ && systemctl enable --now twinvm-etcd
+  a$ twinvm cluster init --name a --listen 192.0.2.11:7441 --etcd etcd
+`cluster init --etcd` turns on that etcd asks for a user, and gives each host one that can write only what a host writes; hosts that join get theirs with their
+certificate. The folder holds the keys of etcd's authority and the password of its user root: keep a copy in a safe place, and remove it here when the cluster is
+made. What the folder holds already stays as it is.")]
+    Etcd(EtcdArguments),
+    /// Take an etcd that was restored from an older copy as it is, on this host, whose daemon does not run
+    #[command(after_help = "\
+An etcd that has gone back does not know what was decided since: it could let two replicas of one VM run. So hosts do not believe it. If nothing newer can be
+had: stop all daemons and all VMs (`twinvm host stop --with-vms`, or by ending their processes), see that no replica runs anywhere, give this command on each host,
+and start the daemons. docs/etcd.md says more.")]
+    AcceptStore(DaemonArguments),
+}
+
+#[derive(Args)]
+pub struct InitArguments {
+    /// The folder that `twinvm cluster etcd` has written: the store is that etcd
+    #[arg(long, value_name = "DIR", conflicts_with = "store_ca")]
+    etcd: Option<PathBuf>,
+    #[command(flatten)]
+    host: NewHostArguments,
+}
+
+#[derive(Args)]
+pub struct EtcdArguments {
+    /// A member: the name of its machine and the address at which others reach it (three or five times)
+    #[arg(long = "member", value_name = "NAME=IP", required = true)]
+    members: Vec<Member>,
+    /// The folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Port at which members serve clients
+    #[arg(long, value_name = "PORT", default_value_t = PORTS_DEFAULT.0)]
+    client_port: u16,
+    /// Port at which members serve each other
+    #[arg(long, value_name = "PORT", default_value_t = PORTS_DEFAULT.1)]
+    peer_port: u16,
+    /// Where a member's files will be on its machine
+    #[arg(long, value_name = "DIR", default_value = MEMBER_FOLDER_DEFAULT)]
+    member_dir: PathBuf,
+    /// Where a member will keep its data on its machine
+    #[arg(long, value_name = "DIR", default_value = DATA_FOLDER_DEFAULT)]
+    data_dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(command: ClusterCommand) -> Result<ExitCode> {
-    let ClusterCommand::Init(arguments) = command;
-    init_host(Keys::NewCluster, *arguments)?;
+    match command {
+        ClusterCommand::Init(arguments) => init_host(Keys::NewCluster, arguments.host, arguments.etcd)?,
+        ClusterCommand::Etcd(arguments) => etcd(arguments)?,
+        ClusterCommand::AcceptStore(arguments) => {
+            let folder = arguments.folder()?;
+            HostConfig::load(&folder)?;
+            let seen = folder.accept_store()?;
+            if arguments.json {
+                return print_json(&json!({ "forgotten": seen })).map(|()| ExitCode::SUCCESS);
+            }
+            print_line(&match seen {
+                Some(seen) => {
+                    format!("revision {} is forgotten: the next daemon takes the store as it is", seen.revision)
+                }
+                None => "this host has seen nothing of the store that could have gone back".to_owned(),
+            })?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn etcd(arguments: EtcdArguments) -> Result<()> {
+    let setup = EtcdSetup {
+        members: arguments.members,
+        client_port: arguments.client_port,
+        peer_port: arguments.peer_port,
+        member_folder: arguments.member_dir,
+        data_folder: arguments.data_dir,
+    };
+    setup.write(&arguments.out)?;
+    if arguments.json {
+        return print_json(&json!({ "store": setup.address(), "dir": arguments.out }));
+    }
+    let out = arguments.out.display();
+    for member in &setup.members {
+        print_line(&format!("{out}/{0}: copy it to {1} on {0}", member.name, setup.member_folder.display()))?;
+    }
+    print_line(&format!("start twinvm-etcd on each, then make the cluster with `twinvm cluster init --etcd {out}`"))
 }

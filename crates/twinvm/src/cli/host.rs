@@ -223,7 +223,7 @@ pub fn run(command: HostCommand) -> Result<ExitCode> {
     match command {
         HostCommand::Init(arguments) => {
             let InitArguments { bundle, host, .. } = *arguments;
-            init_host(bundle.map_or(Keys::NewCluster, Keys::Bundle), host)?;
+            init_host(bundle.map_or(Keys::NewCluster, Keys::Bundle), host, None)?;
         }
         HostCommand::Join(arguments) => {
             let token = match &*arguments.token {
@@ -231,7 +231,7 @@ pub fn run(command: HostCommand) -> Result<ExitCode> {
                 token => token.to_owned(),
             };
             let token: Token = token.parse().map_err(|error: String| anyhow::anyhow!(error))?;
-            init_host(Keys::Token(token), arguments.host)?;
+            init_host(Keys::Token(token), arguments.host, None)?;
         }
         HostCommand::Token(arguments) => make_token(arguments)?,
         HostCommand::Leave(arguments) => {
@@ -279,19 +279,20 @@ fn answer(json: bool, value: &Value, message: &str) -> Result<()> {
 }
 
 /// Makes a host.
-pub fn init_host(keys: Keys, arguments: NewHostArguments) -> Result<()> {
+pub fn init_host(keys: Keys, arguments: NewHostArguments, etcd_setup: Option<PathBuf>) -> Result<()> {
     let folder = arguments.daemon.folder()?;
     let metrics =
         parse_address_or_nothing(&arguments.metrics).map_err(|error| anyhow::anyhow!("--metrics: {error}"))?;
     let absolute = |path: &PathBuf| std::path::absolute(path);
     let store_keys = match (&arguments.store_ca, &arguments.store_cert, &arguments.store_key) {
         (Some(ca), Some(cert), Some(key)) => {
-            Some(EtcdKeys { ca: absolute(ca)?, cert: absolute(cert)?, key: absolute(key)? })
+            Some(EtcdKeys { ca: absolute(ca)?, cert: absolute(cert)?, key: absolute(key)?, user: None })
         }
         _ => None,
     };
     let options = InitOptions {
         keys,
+        etcd_setup,
         name: arguments.name,
         listen: arguments.listen,
         metrics,

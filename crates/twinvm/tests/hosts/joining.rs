@@ -10,15 +10,15 @@ use crate::world::World;
 
 const JOIN: [&str; 6] = ["host", "join", "--listen", "127.0.0.1:0", "--metrics", ""];
 
-fn token(world: &World, host: &str, words: &[&str]) -> String {
+pub fn token(world: &World, host: &str, words: &[&str]) -> String {
     world.done(host, &[&["host", "token"], words].concat()).trim().to_owned()
 }
 
-fn join<'a>(token: &'a str, name: &'a str) -> Vec<&'a str> {
+pub fn join<'a>(token: &'a str, name: &'a str) -> Vec<&'a str> {
     [&JOIN[..], &[token, "--name", name]].concat()
 }
 
-fn names(world: &World, host: &str) -> Vec<String> {
+pub fn names_of(world: &World, host: &str) -> Vec<String> {
     let hosts = world.json(host, &["host", "list"]);
     hosts.as_array().unwrap().iter().map(|host| host["name"].as_str().unwrap().to_owned()).collect()
 }
@@ -36,7 +36,7 @@ fn a_host_joins_with_a_token_once_and_keeps_its_private_key() {
     assert!(world.refused("full", &join(&first, "b")).contains("is not empty"));
     world.done("b", &join(&first, "b"));
     world.start("b");
-    assert_eq!(names(&world, "b"), ["a", "b"]);
+    assert_eq!(names_of(&world, "b"), ["a", "b"]);
     let key = fs::read_to_string(world.path("b").join("keys/host.key")).unwrap();
     for entry in fs::read_dir(world.path("a").join("authority")).unwrap() {
         assert!(!fs::read_to_string(entry.unwrap().path()).unwrap().contains(&key));
@@ -133,7 +133,7 @@ fn a_host_leaves_when_nothing_of_a_vm_is_there_any_more() {
     assert!(error.contains("holds the cluster's authority"), "{error}");
     assert_eq!(world.json("b", &["host", "leave"])["left"], "b");
     world.wait_for_daemon_end("b");
-    assert_eq!(names(&world, "a"), ["a"]);
+    assert_eq!(names_of(&world, "a"), ["a"]);
     assert!(!world.path("b").join("keys").exists());
     assert!(world.refused("b", &["host", "start"]).contains("there is no host in"));
     // The name is free again.

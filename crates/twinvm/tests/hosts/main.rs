@@ -10,6 +10,7 @@ mod console;
 mod daemons;
 mod disks;
 mod etcd;
+mod etcd_setup;
 mod joining;
 mod full_disk;
 mod life;

@@ -30,6 +30,19 @@ pub struct EtcdKeys {
     pub cert: PathBuf,
     /// Its private key, as PEM.
     pub key: PathBuf,
+    /// Who it is to etcd, if etcd gives rights to users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<EtcdUser>,
+}
+
+/// A user of etcd's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EtcdUser {
+    /// Its name.
+    pub name: String,
+    /// The file with its password.
+    pub password: PathBuf,
 }
 
 impl FromStr for EtcdAddress {

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +12,10 @@ use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConf
 use ureq::{Agent, Body};
 
 use super::address::{EtcdAddress, EtcdKeys};
+use super::login::{AUTHENTICATE, AuthenticateResponse, Login};
+use super::sight::{Seen, Sight};
 use super::wire::{Answered, Header, Problem, Streamed};
+use super::{RANGE, TXN, receipts_of};
 use crate::store::StoreError;
 
 /// How long one member may take to answer, before the next one is asked. A leader that is lost has a successor within two seconds or so.
@@ -43,13 +45,16 @@ pub struct Client {
     scheme: &'static str,
     /// The member that is asked first.
     preferred: AtomicUsize,
-    /// The etcd cluster that has answered first: another one would be another arbiter.
-    cluster: OnceLock<u64>,
+    /// What it has seen of etcd: another etcd cluster, or an older copy of this one, would be another arbiter.
+    seen: Seen,
+    /// Who this client is to etcd, beyond its certificate.
+    login: Option<Login>,
 }
 
 impl Client {
     /// Prepares one. Connects to nobody.
-    pub fn new(address: EtcdAddress, keys: Option<&EtcdKeys>) -> Result<Self, StoreError> {
+    /// `sight` is what was seen of it before.
+    pub fn new(address: EtcdAddress, keys: Option<&EtcdKeys>, sight: Option<Sight>) -> Result<Self, StoreError> {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
@@ -65,7 +70,8 @@ impl Client {
             address,
             scheme,
             preferred: AtomicUsize::new(0),
-            cluster: OnceLock::new(),
+            seen: Seen::from(sight),
+            login: keys.map(Login::of).transpose()?.flatten(),
         })
     }
 
@@ -74,23 +80,43 @@ impl Client {
         &self.address
     }
 
+    /// What the keys of the receipts of this client begin with.
+    pub fn receipts(&self) -> String {
+        receipts_of(&self.address, self.login.as_ref().map(Login::user))
+    }
+
     /// Asks one member, the preferred one. If it does not answer, or has no leader, the next one is preferred.
     pub fn ask<T: Answered>(&self, path: &str, request: &impl Serialize) -> Result<T, CallError> {
         let preferred = self.preferred.load(Ordering::Relaxed);
         let answer = self.ask_member(preferred, path, request);
         if let Err(CallError::Ambiguous(_)) = &answer {
+            self.seen.doubt();
             self.turn_from(preferred);
         }
         answer
     }
 
+    /// What was seen of etcd.
+    pub fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
     /// Asks what may be asked twice until there is an answer, for as long as a call may take.
     pub fn ask_until_answered<T: Answered>(&self, path: &str, request: &impl Serialize) -> Result<T, StoreError> {
+        self.ask_until_said(path, request)?.map_err(|problem| self.explain(&problem))
+    }
+
+    /// The same; the answer may be that etcd refuses.
+    pub fn ask_until_said<T: Answered>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+    ) -> Result<Result<T, Problem>, StoreError> {
         let mut patience = self.patience();
         loop {
             match self.ask(path, request) {
-                Ok(answer) => return Ok(answer),
-                Err(CallError::Refused(problem)) => return Err(self.explain(&problem)),
+                Ok(answer) => return Ok(Ok(answer)),
+                Err(CallError::Refused(problem)) => return Ok(Err(problem)),
                 Err(CallError::Ambiguous(why)) if !patience.is_left() => return Err(self.unreachable(&why)),
                 Err(CallError::Ambiguous(_)) => {}
             }
@@ -105,6 +131,9 @@ impl Client {
     /// Asks for a stream of messages, which is over after `lifetime`.
     pub fn stream(&self, path: &str, request: &impl Serialize, lifetime: Duration) -> Result<Messages, CallError> {
         let preferred = self.preferred.load(Ordering::Relaxed);
+        if let Some(why) = self.seen.gone_back() {
+            return Err(self.ambiguous(preferred, why));
+        }
         let answer = self.send(preferred, path, request, lifetime);
         match answer {
             Ok(body) => Ok(Messages { lines: BufReader::new(Box::new(body.into_reader())), member: preferred }),
@@ -132,19 +161,23 @@ impl Client {
         if answers == 0 {
             return Err(self.ambiguous(member, "its answer makes no sense: it says not of which etcd cluster it is"));
         }
-        let first = *self.cluster.get_or_init(|| answers);
+        let first = self.seen.cluster_id(answers);
         if answers == first {
             return Ok(());
         }
         let member = self.member(member);
         let why = format!(
-            "{member}: it is of another etcd cluster ({answers:x}) than the others ({first:x}): correct the address of the store"
+            "{member}: it is of another etcd cluster ({answers:x}) than the others ({first:x}): correct the address of the store, or, if etcd was restored from a snapshot, see `twinvm cluster accept-store`"
         );
         tracing::error!("{}: {why}", self.address);
         Err(CallError::Ambiguous(why))
     }
 
     fn ask_member<T: Answered>(&self, member: usize, path: &str, request: &impl Serialize) -> Result<T, CallError> {
+        if let Some(why) = self.seen.gone_back() {
+            return Err(self.ambiguous(member, why));
+        }
+        let before = self.seen.revision();
         let mut body = self.send(member, path, request, MEMBER_TIMEOUT)?;
         let answer = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
         let answer = answer.map_err(|error| self.ambiguous(member, &error.to_string()))?;
@@ -152,16 +185,90 @@ impl Client {
             .map_err(|error| self.ambiguous(member, &format!("its answer makes no sense: {error}")))?;
         if let Some(header) = answer.header() {
             self.check_cluster(member, header)?;
+            // Leases are answered for by whichever member, however far that is.
+            if [RANGE, TXN].contains(&path) {
+                self.seen.note(before, header.revision.0).map_err(|why| {
+                    tracing::error!("{}: {why}", self.address);
+                    self.ambiguous(member, &why)
+                })?;
+            }
         }
         Ok(answer)
     }
 
+    /// Sends a request, with a token if etcd wants one of this client.
     fn send(&self, member: usize, path: &str, request: &impl Serialize, timeout: Duration) -> Result<Body, CallError> {
+        let Some(login) = &self.login else { return self.post(member, path, request, timeout, None) };
+        let token = match login.token() {
+            Some(token) => token,
+            None => self.log_in(login, member)?,
+        };
+        match self.post(member, path, request, timeout, Some(&token)) {
+            // It has done nothing.
+            Err(CallError::Refused(problem)) if problem.is_about_the_token() => {
+                login.forget(&token);
+                let token = self.log_in(login, member)?;
+                self.post(member, path, request, timeout, Some(&token))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Gets a token that no member forgets soon, if there is a user and it has none.
+    pub fn renew_token(&self) -> Result<(), StoreError> {
+        let Some(login) = self.login.as_ref().filter(|login| !login.is_fresh()) else { return Ok(()) };
+        let member = self.preferred.load(Ordering::Relaxed);
+        match self.log_in(login, member) {
+            Ok(_) => Ok(()),
+            Err(CallError::Refused(problem)) => Err(self.explain(&problem)),
+            Err(CallError::Ambiguous(why)) => {
+                self.turn_from(member);
+                Err(self.unreachable(&why))
+            }
+        }
+    }
+
+    /// Gets a token, from one member for all. Where etcd knows no users it is empty.
+    fn log_in(&self, login: &Login, member: usize) -> Result<String, CallError> {
+        let token = match self.post(member, AUTHENTICATE, &login.request(), MEMBER_TIMEOUT, None) {
+            Ok(mut body) => {
+                let answer = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+                let answer = answer.map_err(|error| self.ambiguous(member, &error.to_string()))?;
+                let answer: AuthenticateResponse = serde_json::from_slice(&answer)
+                    .map_err(|error| self.ambiguous(member, &format!("its answer makes no sense: {error}")))?;
+                answer.token
+            }
+            Err(CallError::Refused(problem)) if problem.says_that_there_are_no_users() => String::new(),
+            Err(error) => return Err(error),
+        };
+        login.take(token.clone());
+        Ok(token)
+    }
+
+    /// Forgets the token, as a member does not take it.
+    pub fn forget_token(&self) {
+        if let Some(login) = &self.login
+            && let Some(token) = login.token()
+        {
+            login.forget(&token);
+        }
+    }
+
+    fn post(
+        &self,
+        member: usize,
+        path: &str,
+        request: &impl Serialize,
+        timeout: Duration,
+        token: Option<&str>,
+    ) -> Result<Body, CallError> {
         let body = serde_json::to_vec(request).map_err(|error| self.ambiguous(member, &error.to_string()))?;
         let url = format!("{}://{}{path}", self.scheme, self.member(member));
-        let response = self
-            .agent
-            .post(&url)
+        let mut post = self.agent.post(&url);
+        if let Some(token) = token.filter(|token| !token.is_empty()) {
+            post = post.header("Authorization", token);
+        }
+        let response = post
             .config()
             .timeout_global(Some(timeout))
             .timeout_recv_response(Some(MEMBER_TIMEOUT))
@@ -210,7 +317,7 @@ impl Client {
                 "{address}: {text}; compact and defragment etcd, then disarm its alarm (see etcd's `--quota-backend-bytes`)"
             )),
             codes::PERMISSION_DENIED | codes::UNAUTHENTICATED => StoreError::Unreachable(format!(
-                "{address}: {text}; give this host's user in etcd the right to its keys"
+                "{address}: {text}; see `twinvm cluster etcd --help` for the rights of a host's user"
             )),
             _ => StoreError::Refused(format!("{address}: {text}")),
         }

@@ -3,11 +3,14 @@
 //! | below the cluster's name | is |
 //! | --- | --- |
 //! | `k/KEY` | the entry of a key |
-//! | `r/ID` | the *receipt* of a client: see [`session`] |
+//! | `r/ID`, or `r/USER/ID` where etcd knows users | the *receipt* of a client: see [`session`] |
 
+mod access;
 mod address;
 mod client;
+mod login;
 mod session;
+mod sight;
 mod stream;
 mod wire;
 
@@ -19,9 +22,11 @@ use super::{
     Changes, Compare, Entry, LeaseId, Listing, Op, Outcome, Store, StoreError, check_key, check_prefix,
     check_transaction, end_of,
 };
-pub use address::{EtcdAddress, EtcdKeys, SCHEME};
+pub use access::{EtcdAccess, ROOT, user_of};
+pub use address::{EtcdAddress, EtcdKeys, EtcdUser, SCHEME};
 use client::{CallError, Client};
 use session::Session;
+pub use sight::Sight;
 use stream::{Opened, Stream, Waited};
 use wire::{
     Bytes, CompareRevision, Done, GrantRequest, KeyValue, LeaseRequest, LeaseResponse, Number, PutRequest,
@@ -33,6 +38,12 @@ const TXN: &str = "/v3/kv/txn";
 const GRANT: &str = "/v3/lease/grant";
 const KEEP: &str = "/v3/lease/keepalive";
 const REVOKE: &str = "/v3/lease/revoke";
+
+/// What the receipts of a user's clients begin with; of clients without a user, if there is none.
+fn receipts_of(address: &EtcdAddress, user: Option<&str>) -> String {
+    let name = &address.name;
+    user.map_or_else(|| format!("{name}/r/"), |user| format!("{name}/r/{user}/"))
+}
 
 /// A store in etcd.
 ///
@@ -54,7 +65,19 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::Unreachable`] if the keys cannot be used or no member answers.
     pub fn open(address: &EtcdAddress, keys: Option<&EtcdKeys>) -> Result<Self, StoreError> {
-        let client = Arc::new(Client::new(address.clone(), keys)?);
+        Self::open_after(address, keys, None)
+    }
+
+    /// The same, if it is what was seen of it before or what came of that: an etcd that has gone back is not believed.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_after(
+        address: &EtcdAddress,
+        keys: Option<&EtcdKeys>,
+        sight: Option<Sight>,
+    ) -> Result<Self, StoreError> {
+        let client = Arc::new(Client::new(address.clone(), keys, sight)?);
         let entries = format!("{}/k/", address.name);
         let store = Self { client, entries, session: Mutex::default(), streams: Mutex::default() };
         store.range("", None)?;
@@ -134,6 +157,10 @@ impl Store for EtcdStore {
             let revision = answer.header.revision.0;
             return Ok(if answer.succeeded { Outcome::Done { revision } } else { Outcome::Conflict });
         }
+        if self.client.seen().is_in_doubt() {
+            // What answers now may have been restored from an older copy: that is looked for before anything is changed in it.
+            self.range("", None)?;
+        }
         let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let mut session = match current.take() {
@@ -164,7 +191,7 @@ impl Store for EtcdStore {
 
     /// A write whose condition never holds: all members agree upon it, and etcd refuses it as it would any other write, but no revision comes of it.
     fn check_writable(&self) -> Result<(), StoreError> {
-        let nobodys = self.entry_key("");
+        let nobodys = self.client.receipts();
         let put = PutRequest { key: Bytes::key(&nobodys), value: Bytes::default(), lease: None };
         let request = TxnRequest {
             compare: vec![CompareRevision::new(&nobodys, u64::from(u32::MAX))],
@@ -233,6 +260,7 @@ impl Store for EtcdStore {
 
     /// A session that has begun, a connection that is open, to a member that answers.
     fn keep_ready(&self) -> Result<(), StoreError> {
+        self.client.renew_token()?;
         let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let is_good = match current.as_mut().map(|session| session.is_good(self)) {
             Some(Err(StoreError::LeaseEnded)) | None => false,
@@ -242,6 +270,10 @@ impl Store for EtcdStore {
             *current = Some(Session::begin(self)?);
         }
         Ok(())
+    }
+
+    fn sight(&self) -> Option<Sight> {
+        self.client.seen().sight()
     }
 
     fn end_lease(&self, lease: LeaseId) -> Result<(), StoreError> {

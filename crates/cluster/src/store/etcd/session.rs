@@ -42,7 +42,7 @@ impl Session {
     /// Begins one: with a receipt that is there, as absence has no revision of its own.
     pub fn begin(store: &EtcdStore) -> Result<Self, StoreError> {
         let lease = store.grant_lease(TTL)?;
-        let receipt = format!("{}/r/{:016x}", store.client.address().name, lease.0);
+        let receipt = format!("{}{:016x}", store.client.receipts(), lease.0);
         let mut session = Self { receipt, lease, kept: Instant::now(), revision: 0, count: 0, is_certain: true };
         session.revision = session.write(&store.client, "begun")?;
         Ok(session)
@@ -108,6 +108,13 @@ impl Session {
         let mut patience = client.patience();
         let mut is_repeated = false;
         loop {
+            // Who answers after a failure may be an older copy: that must not be changed.
+            if is_repeated && let Err(CallError::Ambiguous(why)) = self.look(client) {
+                if !patience.is_left() {
+                    return Err(self.unknown(client, &why));
+                }
+                continue;
+            }
             match client.ask::<TxnResponse>(TXN, &request) {
                 Ok(answer) if answer.succeeded => return Ok(self.done(answer.header.revision.0)),
                 Ok(answer) => return self.not_done(client, &answer, &nonce, is_repeated),
@@ -121,6 +128,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Reads something.
+    fn look(&self, client: &Client) -> Result<RangeResponse, CallError> {
+        client.ask(RANGE, &RangeRequest { key: Bytes::key(&self.receipt), range_end: None })
     }
 
     fn done(&mut self, revision: u64) -> Outcome {
@@ -182,7 +194,7 @@ mod tests {
         let address = format!("etcd://{}", listener.local_addr().unwrap()).parse().unwrap();
         // Nobody listens there from now on.
         drop(listener);
-        let client = Arc::new(Client::new(address, None).unwrap());
+        let client = Arc::new(Client::new(address, None, None).unwrap());
         let store = EtcdStore { client, entries: String::new(), session: Mutex::default(), streams: Mutex::default() };
         let kept = Instant::now().checked_sub(RENEWAL).unwrap();
         let receipt = "twinvm/r/1".to_owned();

@@ -64,6 +64,9 @@ impl Stream {
         if first.compact_revision.0 > since {
             return Ok(Opened::Compacted);
         }
+        if first.canceled && first.cancel_reason.contains("auth token") {
+            client.forget_token();
+        }
         if first.canceled {
             return Err(CallError::Ambiguous(format!("a watch was refused: {}", first.cancel_reason)));
         }
