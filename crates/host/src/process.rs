@@ -222,7 +222,7 @@ fn listens(pid: i32, folder: &Path) -> bool {
 fn answers_otherwise(pid: i32, folder: &Path) -> bool {
     let vm = folder.file_name().and_then(|name| name.to_str());
     control::ask(&config::socket(folder), &Request::Status, STATUS_TIMEOUT)
-        .is_ok_and(|status| Some(status.vm.as_str()) != vm || i32::try_from(status.pid) != Ok(pid))
+        .is_ok_and(|it| Some(it.status.vm.as_str()) != vm || i32::try_from(it.status.pid) != Ok(pid))
 }
 
 /// Looks for it among all processes.

@@ -3,7 +3,7 @@
 use cluster::controller::consent::{self, Here, LetGo};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, ReplicaReport, ReplicaState};
 use cluster::records::Power;
-use protocol::{Callers, Claim, DropReason, LossReason, Protection, Reason, Replica, Role, Status};
+use protocol::{Callers, Claim, DropReason, Replica, Role, Status};
 use spec::HostName;
 
 use crate::coverage::Occurrence;

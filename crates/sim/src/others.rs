@@ -31,7 +31,7 @@ impl World {
                     ReplicaState::Alone { loss: None }
                 }
             };
-            let report = ReplicaReport { generation: Generation::new(1), state };
+            let report = ReplicaReport { generation: Generation::new(1), state, processor: None };
             is_news |= self.hosts[host].daemon.sees(&self.others[index].name, Some(report));
         }
         is_news

@@ -8,9 +8,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::file_lock::FileLock;
+
+/// So often the file beside is made anew when others have just renamed or replaced it.
+const ATTEMPTS_MAX: u32 = 1000;
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,18 +50,40 @@ pub fn write(path: &Path, content: &[u8], readers: Readers) -> io::Result<()> {
     sync_folder_of(path)
 }
 
-/// Opens the file beside, for this writer alone.
+/// Opens the file beside, for this writer alone. Whoever else may write in the folder, such as a VM's own user, may have put there what leads to another file,
+/// or what this process would wait for: that is removed.
 fn open_new(new: &Path, readers: Readers) -> io::Result<(File, FileLock)> {
     let mode = if readers == Readers::Owner { 0o600 } else { 0o666 };
-    loop {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(new)?;
+    for _ in 0..ATTEMPTS_MAX {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let opened =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(mode).custom_flags(flags).open(new);
+        let file = match opened {
+            Ok(file) if is_plain_and_own(&file.metadata()?) => file,
+            // The latter is said of a pipe that nobody reads.
+            Err(error)
+                if ![Errno::LOOP, Errno::NXIO].iter().any(|it| Some(it.raw_os_error()) == error.raw_os_error()) =>
+            {
+                return Err(error);
+            }
+            Ok(_) | Err(_) => match fs::remove_file(new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => continue,
+            },
+        };
         let lock = FileLock::wait(&file)?;
         // Whoever had it before has renamed it, and it is what must not be written to.
-        let (own, found) = (file.metadata()?, fs::metadata(new));
+        let (own, found) = (file.metadata()?, fs::symlink_metadata(new));
         if found.is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())) {
             return Ok((file, lock));
         }
     }
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("others keep writing {}", new.display())))
+}
+
+/// Whether a file is this process's user's, and has no other name through which it would be another file as well.
+fn is_plain_and_own(file: &Metadata) -> bool {
+    file.is_file() && file.nlink() <= 1 && file.uid() == rustix::process::geteuid().as_raw()
 }
 
 /// Brings the name of a file to stable storage.
@@ -135,6 +162,25 @@ mod tests {
         assert!(unborn.is(&id("renamed")));
         assert!(!FileId { modified: Some((0, 0)), ..unborn }.is(&id("renamed")));
         assert!(FileId { modified: None, device: id("renamed").device, ..unborn }.is(&id("renamed")));
+    }
+
+    #[test]
+    fn what_somebody_else_has_put_beside_a_file_is_not_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("precious"), "precious").unwrap();
+        let links: [&dyn Fn(&Path); 3] = [
+            &|new| std::os::unix::fs::symlink(at("precious"), new).unwrap(),
+            &|new| fs::hard_link(at("precious"), new).unwrap(),
+            &|new| rustix::fs::mknodat(rustix::fs::CWD, new, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap(),
+        ];
+        for link in links {
+            link(&at(".file.new"));
+            write(&at("file"), b"content", Readers::Owner).unwrap();
+            assert_eq!(fs::read_to_string(at("precious")).unwrap(), "precious");
+            assert_eq!(fs::read_to_string(at("file")).unwrap(), "content");
+            assert!(fs::symlink_metadata(at("file")).unwrap().is_file() && !at(".file.new").exists());
+        }
     }
 
     #[test]

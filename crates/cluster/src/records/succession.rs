@@ -51,6 +51,7 @@ mod tests {
             cpus: 1,
             memory_bytes: 1 << 30,
             engines: Vec::new(),
+            kvm_processor: None,
             networks: Vec::new(),
             datastores: Vec::new(),
             lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms },

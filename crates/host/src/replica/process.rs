@@ -30,8 +30,8 @@ use protocol::{self, Arbiter, Claim, DropReason, Epoch, RETRY_INTERVAL, Replica,
 use replication::channel::{Identity, Listener, PemKeys};
 use replication::disk::DiskSet;
 use replication::driver::{
-    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle,
-    SecondaryParts, TakenOver, Trigger,
+    MirrorOptions, Primary, PrimaryEnd, PrimaryParts, Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts,
+    TakenOver, Trigger,
 };
 use replication::gate::OutputGate;
 use spec::{FtMode, ReplicaId, VmSpec};

@@ -11,8 +11,8 @@ mod daemons;
 mod disks;
 mod etcd;
 mod etcd_setup;
-mod joining;
 mod full_disk;
+mod joining;
 mod life;
 mod lockstep;
 #[allow(dead_code, reason = "the tests of the store use the rest")]
