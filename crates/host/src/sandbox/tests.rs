@@ -246,7 +246,7 @@ fn as_a_hostile_replica_alone() {
     }
     if enforced.seccomp || enforced.landlock >= 6 {
         // Another VM's, one of the same user, and the daemon; and all there are.
-        let others = [&victim, &owned].map(|victim| rustix::process::Pid::from_child(victim));
+        let others = [&victim, &owned].map(rustix::process::Pid::from_child);
         for pid in others.into_iter().chain([daemon]) {
             let killed = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             assert_eq!(killed, Err(rustix::io::Errno::PERM), "a process outside was ended");
