@@ -191,7 +191,12 @@ impl World {
         if self.asked.is_some_and(|asked| asked.id == operation && asked.of != run) {
             self.coverage.note(Occurrence::Inherited);
         }
-        self.records.vms[0].record.end(operation, result);
+        let record = &mut self.records.vms[0].record;
+        let is_reboot = record.pending().is_some_and(|it| matches!(it.kind, OperationKind::Reboot { .. }));
+        if is_reboot && result == OperationResult::Done {
+            self.coverage.note(Occurrence::RebootDone);
+        }
+        record.end(operation, result);
         self.records.revision += 1;
         if let Outcome::Failed(_) = outcome { Outcome::NotWanted } else { outcome.clone() }
     }

@@ -32,6 +32,7 @@ const HOUSE: &[Crate] = &[
                 "ft_mode",
                 "mac",
                 "memory_backing",
+                "priority",
                 "replica_id",
                 "vm_id",
             ],
