@@ -54,6 +54,16 @@ fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> 
     Ok(copy.filter(|_| how.from_stale_disks))
 }
 
+/// The spec of a VM that is to be made.
+fn spec_of(create: &CreateVm) -> Result<VmSpec, HostError> {
+    let spec = VmSpec::parse(&create.spec).map_err(|error| HostError::bad_request(error.to_string()))?;
+    if spec.record.is_none() {
+        return Ok(spec);
+    }
+    Err(HostError::bad_request("record: only a VM in the foreground can be recorded")
+        .hint("leave it out of the spec of a VM with a host, or run the VM with `twinvm run`"))
+}
+
 impl Daemon {
     /// What the cluster store says about a VM.
     pub(super) fn known(&self, vm: &str) -> Result<KnownVm, HostError> {
@@ -92,13 +102,17 @@ impl Daemon {
         Err(HostError::unavailable(format!("host {} is being stopped", self.host())).hint("use another host"))
     }
 
+    /// Refuses what [`create`](Self::create) would refuse, as far as that is known before anything is made.
+    pub fn check(&self, create: &CreateVm) -> Result<(), HostError> {
+        let spec = spec_of(create)?;
+        self.admit_new(&spec)?;
+        let checked = self.vm_folder(&spec.name).check(&spec, &self.images, &self.vm_files);
+        checked.map_err(|error| HostError::bad_request(error_text(&error)))
+    }
+
     /// Makes a VM on this host.
     pub fn create(self: &Arc<Self>, create: &CreateVm) -> Result<VmView, HostError> {
-        let spec = VmSpec::parse(&create.spec).map_err(|error| HostError::bad_request(error.to_string()))?;
-        if spec.record.is_some() {
-            return Err(HostError::bad_request("record: only a VM in the foreground can be recorded")
-                .hint("leave it out of the spec of a VM with a host, or run the VM with `twinvm run`"));
-        }
+        let spec = spec_of(create)?;
         let name = spec.name.clone();
         let created = self.owned(&name, move |daemon| daemon.create_from(&spec))?;
         if !create.start {
@@ -116,7 +130,8 @@ impl Daemon {
         })
     }
 
-    fn create_from(self: &Arc<Self>, spec: &VmSpec) -> Result<VmView, HostError> {
+    /// Refuses a new VM for which there is no name or no room.
+    fn admit_new(&self, spec: &VmSpec) -> Result<(), HostError> {
         self.refuse_if_stopping()?;
         if self.registry.vm(&spec.name)?.is_some() {
             let name = &spec.name;
@@ -128,7 +143,12 @@ impl Daemon {
         for end in self.end_sockets(spec) {
             check_socket_path(&end)?;
         }
-        self.registry.admit(spec)?;
+        self.registry.admit(spec)
+    }
+
+    fn create_from(self: &Arc<Self>, spec: &VmSpec) -> Result<VmView, HostError> {
+        self.admit_new(spec)?;
+        let folder = self.vm_folder(&spec.name);
         let kept = folder
             .create(spec, &self.images, &self.vm_files)
             .map_err(|error| HostError::bad_request(error_text(&error)))?;

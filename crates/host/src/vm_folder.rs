@@ -105,6 +105,26 @@ impl VmFolder {
         filled
     }
 
+    /// Refuses a spec whose images or files [`create`](Self::create) could not take.
+    pub fn check(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<()> {
+        let of_image = spec.image.as_deref().map(|name| image(images, name)).transpose()?;
+        if spec.kernel.is_none() && of_image.is_none() {
+            bail!("the spec names no kernel");
+        }
+        for (what, file) in [("kernel", &spec.kernel), ("initrd", &spec.initrd)] {
+            file.iter().try_for_each(|file| files.open(file).map(drop)).context(what)?;
+        }
+        for DiskSpec { path, base_image, readonly, .. } in &spec.disks {
+            let is_new = !path.exists() && !readonly;
+            let checked = match base_image {
+                Some(base) if is_new => image(images, base).map(drop),
+                _ => require_file(path).and_then(|()| files.open(path).map(drop)),
+            };
+            checked.with_context(|| format!("disk {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     fn fill(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<VmSpec> {
         let image = spec.image.as_deref().map(|name| image(images, name)).transpose()?;
         let kernel = spec.kernel.clone().or_else(|| image.as_ref().map(Image::kernel));

@@ -114,6 +114,8 @@ fn routes() -> Vec<Route> {
         Route { place: Place::Rights, ..Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host) },
         Route::here(GET, "/v1/vms", Operators, vms),
         Route::here(POST, "/v1/vms", Operators, create_vm),
+        // Not below `/v1/vms`, where a VM may have any name.
+        Route::here(POST, "/v1/checks/vm", Operators, check_vm),
         Route::here(GET, "/v1/vms/{vm}", Operators, vm),
         Route::at_home(DELETE, "/v1/vms/{vm}", Operators, remove_vm),
         Route::at_home(POST, "/v1/vms/{vm}/set", Operators, set_vm),
@@ -262,6 +264,11 @@ async fn vm(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse 
 async fn create_vm(State(daemon): Shared, body: Result<Json<CreateVm>, JsonRejection>) -> impl IntoResponse {
     let Json(create) = body.map_err(malformed)?;
     blocking(daemon, move |daemon| daemon.create(&create)).await
+}
+
+async fn check_vm(State(daemon): Shared, body: Result<Json<CreateVm>, JsonRejection>) -> impl IntoResponse {
+    let Json(create) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.check(&create)).await
 }
 
 async fn remove_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<RemoveVm>) -> impl IntoResponse {

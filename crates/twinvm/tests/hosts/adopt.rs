@@ -16,7 +16,12 @@ fn ask<T: redis::FromRedisValue>(world: &World, command: &redis::Cmd) -> T {
 
 #[test]
 fn a_vm_in_the_foreground_is_adopted_with_what_is_on_its_disks_and_can_be_protected() {
-    let world = World::of(&["a", "b"]);
+    // Only host `a` takes files from where the VM's are.
+    let allowed = format!("vm_folders = [{:?}]", std::env::temp_dir());
+    let world = World::with_settings(&["a", "b"], |host, text| match host {
+        "a" => text.replace("vm_folders = []", &allowed),
+        _ => text,
+    });
     let spec = world.spec(VM, "test-redis", false, world.address().port());
     let error = world.refused("a", &["vm", "adopt", VM]);
     assert!(error.contains("no VM named redis runs in the foreground") && error.contains("vm create"), "{error}");
@@ -28,6 +33,10 @@ fn a_vm_in_the_foreground_is_adopted_with_what_is_on_its_disks_and_can_be_protec
     assert!(error.contains("twinvm vm rename redis"), "{error}");
     assert!(foreground.try_wait().unwrap().is_none());
     world.done("b", &["vm", "rm", VM, "--yes"]);
+    // So is a host that could not have its disk.
+    let error = world.refused("b", &["vm", "adopt", VM]);
+    assert!(error.contains("the VM goes on as it is") && error.contains("vm_folders"), "{error}");
+    assert!(foreground.try_wait().unwrap().is_none());
     // So is that there is no host which could take it.
     assert!(world.refused("nowhere", &["vm", "adopt", VM]).contains("twinvm host init"));
 

@@ -95,6 +95,7 @@ pub fn adopt(arguments: AdoptArguments) -> Result<()> {
     let mut spec = VmSpec::parse(&vm.spec).context("the VM does not say what it is: it runs another version")?;
     spec.record = None;
     let request = CreateVm { spec: to_toml(&spec).context("the spec cannot be passed on")?, start: true };
+    let () = daemon.post("/v1/checks/vm", Some(&request)).context("the VM goes on as it is")?;
     let stop =
         StopArguments { vm: VmArguments { name: name.clone(), daemon: how.clone() }, force, no_wait: false, timeout };
     let status = ask(&name, &Request::Stop { force })?;
