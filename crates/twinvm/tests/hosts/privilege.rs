@@ -72,7 +72,7 @@ fn each_vm_runs_as_a_user_of_its_own_that_sees_nothing_else() {
     world.done("a", &["ft", "failover", VM]);
     world.wait_until_protected("a", "b");
     world.wait_for_redis();
-    world.done("b", &["ft", "off", VM, "--yes"]);
+    world.done("b", &["ft", "off", VM]);
     world.done("b", &["vm", "stop", VM, "--force"]);
     // As an earlier version left it.
     let folder = world.vm_folder("b");
