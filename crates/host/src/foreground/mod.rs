@@ -42,7 +42,7 @@ use terminal::interrupt;
 /// What to run.
 pub enum Start {
     /// A spec, from power-on.
-    Spec(VmSpec),
+    Spec(Box<VmSpec>),
     /// A snapshot file.
     Snapshot(PathBuf),
 }
@@ -122,7 +122,7 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     let (reporter, _reports) = Reporter::start(options.json).context("cannot start to report")?;
     let screen = Output::start(io::stdout(), raw_terminal::left_out).context("cannot start to show the console")?;
     let (spec, mut snapshot) = match start {
-        Start::Spec(spec) => (open::absolute(spec)?, None),
+        Start::Spec(spec) => (open::absolute(*spec)?, None),
         Start::Snapshot(path) => {
             let (spec, snapshot) = open_snapshot(&path)?;
             (spec, Some((path, snapshot)))
