@@ -237,7 +237,7 @@ fn what_a_vm_in_the_foreground_cannot_do_is_said() {
         let output = spec.twinvm(words).output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");
-        for expected in ["VM taken runs in the foreground (process 77)", "twinvm vm create", "twinvm vm stop taken"] {
+        for expected in ["VM taken runs in the foreground (process 77)", "twinvm vm adopt taken"] {
             assert!(message.contains(expected), "{words:?}: {message}");
         }
     }

@@ -90,7 +90,7 @@ impl User {
             match self.screen.recv_timeout(LOOK_INTERVAL) {
                 Ok(bytes) => {
                     self.seen.push_str(&String::from_utf8_lossy(&bytes));
-                    while let Some(at) = self.seen[self.answered..].find("[y/N] ") {
+                    while let Some(at) = self.question() {
                         self.answered += at + 1;
                         self.type_keys("y\r");
                     }
@@ -114,10 +114,16 @@ impl User {
         assert!(ended.success(), "{ended}:\n{}", self.seen);
     }
 
+    /// Where the next question is that nobody has answered, counted from the last one.
+    fn question(&self) -> Option<usize> {
+        let asked = &self.seen[self.answered..];
+        ["[y/N] ", "[Y/n] "].iter().filter_map(|end| asked.find(end)).min()
+    }
+
     /// Where the line of the last command is that was shown before it was carried out.
     fn command_at(&self) -> usize {
-        let begins = self.seen.match_indices('\n').map(|(at, _)| at + 1);
-        begins.filter(|at| self.seen[*at..].starts_with("twinvm ")).next_back().unwrap_or(0)
+        let mut begins = self.seen.match_indices('\n').map(|(at, _)| at + 1);
+        begins.rfind(|at| self.seen[*at..].starts_with("twinvm ")).unwrap_or(0)
     }
 
     fn habit(&self) -> Option<&'static Habit> {
