@@ -63,7 +63,7 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	TWINVM_SOAK_GUEST_S=$(SOAK_GUEST_S) cargo test $(TEST_FLAGS) -p twinvm --test soak -- --nocapture
 	TWINVM_MUTATIONS=$(MUTATIONS) cargo test $(TEST_FLAGS) -p machine --test boot_linux
 	cargo test $(TEST_FLAGS) -p storage --test image_build -- --ignored
-	cargo test $(TEST_FLAGS) -p twinvm --test guests -- --ignored --nocapture most_used
+	cargo test $(TEST_FLAGS) -p twinvm --test guests -- --ignored --nocapture debian
 	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test $(TEST_FLAGS) -p sim --test schedules every_schedule -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test mirror a_killed_primary -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test lockstep a_killed_primary -- --nocapture

@@ -41,6 +41,7 @@ fn said(vm: &RunningVm, name: &str) -> String {
 
 /// Alternatives, libraries behind alternatives, and a compiler with what it needs: none was there when scripts of packages did not run.
 #[test]
+#[ignore = "takes minutes; part of make soak"]
 fn programs_of_packages_run_as_after_apt_get_install() {
     const PROGRAMS: [&str; 7] = [
         "vim --version",
@@ -78,6 +79,7 @@ fn identity(vm: &RunningVm) -> [String; 3] {
 }
 
 #[test]
+#[ignore = "takes minutes; part of make soak"]
 fn two_vms_of_a_systemd_image_are_two_machines_and_stay_what_they_are() {
     let spec = ImageSpec { init: Init::Systemd, ..images::service("test-machines", "openssh-server") };
     image(&with_script(spec, IDENTITY));
@@ -100,6 +102,7 @@ fn two_vms_of_a_systemd_image_are_two_machines_and_stay_what_they_are() {
 
 /// A clone has the disks of its original, and an ID of its own.
 #[test]
+#[ignore = "takes minutes; part of make soak"]
 fn a_disk_in_a_vm_with_another_id_makes_another_machine() {
     const IDS: [&str; 2] = ["5d0c9f3e1b7a4c6d8e2f0a1b3c5d7e9f", "00f3a0b15c2d4e6f8a9b0c1d2e3f4a5b"];
     image(&with_script(images::service("test-ssh", "openssh-server"), IDENTITY));
@@ -134,6 +137,7 @@ fn postgresql_starts_again_after_the_power_went_right_after_its_first_boot() {
 }
 
 #[test]
+#[ignore = "takes minutes; part of make soak"]
 fn redis_of_debian_13_serves() {
     let image = image(&ImageSpec { suite: Suite::Trixie, ..images::service("test-trixie", "redis-server") });
     assert!(image.manifest().kernel.release.starts_with("6.12."), "{:?}", image.manifest().kernel);
