@@ -128,8 +128,10 @@ impl DnsRelay {
             let Some(server) = self.servers.all.get(self.turn % count) else { return };
             match connect(*server, &message) {
                 Ok(socket) => {
+                    // One that is given up for a new one was not answered either.
                     if self.questions.len() == QUESTIONS_MAX {
                         self.questions.pop_front();
+                        self.turn = self.turn.wrapping_add(1);
                     }
                     let asked_at = Instant::now();
                     self.questions.push_back(Question { socket, headers, message, left, asked_at });
