@@ -13,8 +13,8 @@ use replication::channel::PemKeys;
 use serde::{Deserialize, Serialize};
 
 use super::config::check_host_name;
-use super::etcd_access::{CA, CERTIFICATE, PASSWORD};
-use super::folder::private_folder;
+use super::etcd_access::credential_files;
+use super::folder::{private_folder, write_private};
 
 /// Largest bundle, in bytes.
 const BUNDLE_BYTES_MAX: u64 = 256 << 10;
@@ -50,10 +50,8 @@ impl Bundle {
     /// A host's keys that were made here, and with what it is let in by etcd.
     pub fn of_keys(host: &str, store: &StoreLocation, keys: &PemKeys, etcd: Option<&EtcdCredentials>) -> Self {
         let mut files = BTreeMap::from(keys.files().map(|(name, text)| (name.to_owned(), text.to_owned())));
-        if let Some(etcd) = etcd {
-            let etcd = [(CA, &etcd.authority), (CERTIFICATE, &etcd.certificate), (PASSWORD, &etcd.password)];
-            files.extend(etcd.map(|(name, text)| (name.to_owned(), text.clone())));
-        }
+        let etcd = etcd.into_iter().flat_map(credential_files);
+        files.extend(etcd.map(|(name, text)| (name.to_owned(), text.to_owned())));
         Self { version: VERSION, host: host.to_owned(), store: store.clone(), keys: files }
     }
 
@@ -93,14 +91,7 @@ impl Bundle {
     pub fn unpack(&self, keys: &Path) -> Result<()> {
         private_folder(keys)?;
         for (name, content) in &self.keys {
-            let path = keys.join(name);
-            OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)
-                .and_then(|mut file| file.write_all(content.as_bytes()))
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            write_private(&keys.join(name), content)?;
         }
         Ok(())
     }

@@ -15,11 +15,11 @@ use super::folder::{HostFolder, write_private};
 use super::token::random_text;
 
 /// The certificate of etcd's authority, in a host's folder of keys.
-pub const CA: &str = "etcd-ca.pem";
+const CA: &str = "etcd-ca.pem";
 /// The host's certificate for etcd.
-pub const CERTIFICATE: &str = "etcd.pem";
+const CERTIFICATE: &str = "etcd.pem";
 /// The password of the host's user in etcd.
-pub const PASSWORD: &str = "etcd.password";
+const PASSWORD: &str = "etcd.password";
 /// The password of etcd's user `root`, beside etcd's authority.
 pub const ROOT_PASSWORD: &str = "root.password";
 
@@ -30,10 +30,15 @@ pub fn authority_of(folder: &HostFolder) -> PathBuf {
 
 /// The keys for etcd in a host's folder, if it has some.
 pub fn keys_of(folder: &HostFolder, address: &EtcdAddress, host: &HostName) -> Option<EtcdKeys> {
-    let file = |name: &str| folder.keys().join(name);
-    let user = EtcdUser { name: etcd_user_of(address, host), password: file(PASSWORD) };
-    let keys = EtcdKeys { ca: file(CA), cert: file(CERTIFICATE), key: file("host.key"), user: Some(user) };
+    let user = EtcdUser { name: etcd_user_of(address, host), password: folder.keys().join(PASSWORD) };
+    let keys = keys_as(folder, user);
     keys.cert.exists().then_some(keys)
+}
+
+/// The keys for etcd in a host's folder, to be this user with.
+fn keys_as(folder: &HostFolder, user: EtcdUser) -> EtcdKeys {
+    let file = |name: &str| folder.keys().join(name);
+    EtcdKeys { ca: file(CA), cert: file(CERTIFICATE), key: file("host.key"), user: Some(user) }
 }
 
 /// What etcd's administrator has, on the host with the cluster's authority.
@@ -58,9 +63,7 @@ impl EtcdAdministrator {
         let password = authority.join(ROOT_PASSWORD);
         let root_password =
             fs::read_to_string(&password).with_context(|| format!("cannot read {}", password.display()))?;
-        let file = |name: &str| folder.keys().join(name);
-        let user = Some(EtcdUser { name: ETCD_ROOT.to_owned(), password });
-        let keys = EtcdKeys { ca: file(CA), cert: file(CERTIFICATE), key: file("host.key"), user };
+        let keys = keys_as(folder, EtcdUser { name: ETCD_ROOT.to_owned(), password });
         let access = EtcdAccess::new(address, &keys)?;
         let (location, root_password) = (StoreLocation::Etcd(address.clone()), root_password.trim().to_owned());
         Ok(Some(Self { authority, location, keys, access, root_password }))
@@ -105,12 +108,14 @@ impl EtcdAdministrator {
     }
 }
 
+/// What a host is let in with, as the files of its folder of keys: names and texts.
+pub fn credential_files(etcd: &EtcdCredentials) -> [(&'static str, &str); 3] {
+    [(CA, &etcd.authority), (CERTIFICATE, &etcd.certificate), (PASSWORD, &etcd.password)]
+}
+
 /// Writes what a host is let in with to its folder of keys.
 pub fn write_credentials(keys: &Path, etcd: &EtcdCredentials) -> Result<()> {
-    for (name, text) in [(CA, &etcd.authority), (CERTIFICATE, &etcd.certificate), (PASSWORD, &etcd.password)] {
-        write_private(&keys.join(name), text)?;
-    }
-    Ok(())
+    credential_files(etcd).into_iter().try_for_each(|(name, text)| write_private(&keys.join(name), text))
 }
 
 /// Writes what the first host needs for etcd to its folder: `setup` is what `twinvm cluster etcd` has written. Answers the password of its user.

@@ -1,9 +1,9 @@
 //! A VM's folder on one host: its kernel, and this replica's copies of its disks.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -18,7 +18,7 @@ use storage::durable::{self, Readers};
 use storage::image::{Image, ImageStore};
 
 use super::bases::Bases;
-use super::folder::private_folder;
+use super::folder::{private_folder, write_private};
 use super::registry::random_vm_id;
 use super::vm_files::VmFiles;
 use crate::foreground::open::require_file;
@@ -367,10 +367,7 @@ impl VmFolder {
         let folder = self.session();
         private_folder(&folder)?;
         for (name, text) in [("ca.pem", &keys.authority), ("host.pem", &keys.certificate), ("host.key", &keys.key)] {
-            let path = folder.join(name);
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-            file.and_then(|mut file| file.write_all(text.as_bytes()))
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            write_private(&folder.join(name), text)?;
         }
         Ok(folder)
     }

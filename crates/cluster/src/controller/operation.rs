@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use spec::ReplicaId;
+use spec::{ReplicaId, SnapshotName};
 
 use super::action::{Action, Outcome, Step, Why};
 use super::report::{HostReport, ReplicaState};
@@ -103,7 +103,7 @@ pub(super) fn next(
     }
     let here = Here { vm, operation, replica, is_home };
     Some(match &operation.kind {
-        OperationKind::Start { .. } => here.start(),
+        OperationKind::Start { from_stale_disks, snapshot } => here.start(*from_stale_disks, snapshot.as_ref()),
         OperationKind::Stop { force } => here.stop(*force),
         OperationKind::Reboot { force, patience_ms } => here.reboot(*force, *patience_ms, progress, now_ms),
         OperationKind::Switchover { from } => here.go_over(Step::SwitchOver, from),
@@ -146,8 +146,7 @@ impl Here<'_> {
         Some(Next::Wait(Waiting::Takeover { by }))
     }
 
-    fn start(&self) -> Next {
-        let OperationKind::Start { from_stale_disks, snapshot } = &self.operation.kind else { return self.done() };
+    fn start(&self, from_stale_disks: bool, snapshot: Option<&SnapshotName>) -> Next {
         match self.replica {
             Some(ReplicaState::Booting) if self.is_home => return Next::Wait(Waiting::Booting),
             // The daemon that has started it did not come to say so.
@@ -172,8 +171,7 @@ impl Here<'_> {
                 return self.failed("its start from the snapshot was interrupted: whether it has run is not known");
             }
         }
-        let (from_stale_disks, snapshot) = (*from_stale_disks, snapshot.clone());
-        self.act(Step::Start { from_stale_disks, snapshot }, true)
+        self.act(Step::Start { from_stale_disks, snapshot: snapshot.cloned() }, true)
     }
 
     /// The step that ends the guest, or what it waits for; none if nothing runs here.

@@ -15,33 +15,34 @@ use axum::response::{IntoResponse, Response};
 
 use super::refusal::Refusal;
 use crate::Daemon;
+use crate::error::HostError;
 
 /// Middleware of what the home of a VM answers: if that is another host, the client is told which. One that was sent on is answered here.
 pub async fn at_home(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
-    if request.headers().contains_key(SENT_ON_HEADER) {
-        return next.run(request).await;
-    }
-    let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let vm = request.uri().path().strip_prefix("/v1/vms/").and_then(|rest| rest.split('/').next());
     let vm = vm.unwrap_or_default().to_owned();
-    let home = tokio::task::spawn_blocking(move || daemon.home_elsewhere(&vm));
-    match home.await {
-        Ok(Ok(None)) => next.run(request).await,
-        Ok(Ok(Some(home))) => send_on(&home, &path, "the VM is at home"),
-        Ok(Err(error)) => Refusal::from(error).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+    answer_or_send_on(request, next, "the VM is at home", move || daemon.home_elsewhere(&vm)).await
 }
 
 /// Middleware of what the host with the cluster's authority answers, in the same way.
 pub async fn at_authority(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
+    answer_or_send_on(request, next, "the cluster's authority is", move || daemon.authority_elsewhere()).await
+}
+
+/// Answers a request here, unless `elsewhere` finds another host that has to.
+async fn answer_or_send_on(
+    request: Request,
+    next: Next,
+    why: &str,
+    elsewhere: impl FnOnce() -> Result<Option<Target>, HostError> + Send + 'static,
+) -> Response {
     if request.headers().contains_key(SENT_ON_HEADER) {
         return next.run(request).await;
     }
-    let path = request.uri().path().to_owned();
-    match tokio::task::spawn_blocking(move || daemon.authority_elsewhere()).await {
+    let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
+    match tokio::task::spawn_blocking(elsewhere).await {
         Ok(Ok(None)) => next.run(request).await,
-        Ok(Ok(Some(authority))) => send_on(&authority, &path, "the cluster's authority is"),
+        Ok(Ok(Some(other))) => send_on(&other, &path, why),
         Ok(Err(error)) => Refusal::from(error).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

@@ -77,9 +77,7 @@ impl Enforced {
     pub fn is_full(&self) -> bool {
         self.landlock >= files::WANTED && self.seccomp && self.no_private_root.is_none()
     }
-}
 
-impl Enforced {
     /// What is enforced in a process that `exe host sandbox` has made for that, as this user or as `user`.
     ///
     /// # Errors

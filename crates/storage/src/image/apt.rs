@@ -7,11 +7,10 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::command::{Finished, Stream, command, run};
 use super::manifest::PackageInfo;
-use super::store::{hex, sha256_file};
+use super::store::{json_sha256, sha256_file};
 use super::{ImageError, Progress, Stage};
 
 /// Where Debian is when the host's apt does not know a mirror.
@@ -135,8 +134,7 @@ impl Apt {
     /// Works out the closure of what is asked for, sorted by name. What was worked out from the same lists is remembered.
     pub fn resolve(&self, request: &Request, progress: &mut dyn Progress) -> Result<Vec<Package>, ImageError> {
         progress.update(Stage::Resolve, 0, 0);
-        let question = serde_json::to_vec(request).expect("a request has no map keys that JSON cannot hold");
-        let known = self.dir.join(RESOLUTIONS).join(hex(&Sha256::digest(&question)));
+        let known = self.dir.join(RESOLUTIONS).join(json_sha256(request));
         if let Some(packages) = fs::read(&known).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
             return Ok(packages);
         }

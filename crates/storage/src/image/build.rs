@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{fs, io};
 
-use sha2::{Digest, Sha256};
-
 use super::apt::{Apt, Package, Request, WANTED_BY_KERNELS};
 use super::command::{command, run_checked, spawn_error};
 use super::install::{self, Installer};
 use super::manifest::{BuiltFile, KernelInfo, Manifest, PackageInfo};
-use super::store::{Image, hex, sha256_file};
+use super::store::{Image, json_sha256, sha256_file};
 use super::tree::Tree;
 use super::{ImageError, ImageSpec, Init, Progress, Stage, ext4, guest, initrd};
 
@@ -99,8 +97,7 @@ impl Builder {
     pub fn inputs_sha256(&self) -> String {
         let scripts = (initrd::INIT, guest::EMBEDDED, install::CHROOT, install::PACKAGES);
         let inputs = (REVISION, BUILD_TIME_S, scripts, &self.spec, self.packages());
-        let text = serde_json::to_vec(&inputs).expect("the inputs have no map keys that JSON cannot hold");
-        hex(&Sha256::digest(text))
+        json_sha256(&inputs)
     }
 
     /// Builds into the existing directory `output`, with the existing directory `staging` for what comes between. Base systems are kept in `cache`.
@@ -186,9 +183,8 @@ impl Builder {
     ) -> Result<PathBuf, ImageError> {
         let infos: Vec<_> = self.base.packages.iter().map(|p| &p.info).collect();
         let inputs = (REVISION, BUILD_TIME_S, install::CHROOT, install::PACKAGES, infos);
-        let text = serde_json::to_vec(&inputs).expect("the inputs have no map keys that JSON cannot hold");
         let kind = format!("base-{}-{:?}-", self.spec.suite.name(), self.spec.init).to_lowercase();
-        let name = format!("{kind}{}.tar", hex(&Sha256::digest(text)));
+        let name = format!("{kind}{}.tar", json_sha256(&inputs));
         let path = cache.join(&name);
         if path.exists() {
             return Ok(path);

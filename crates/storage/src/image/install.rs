@@ -9,6 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::geteuid;
+
 use super::apt::Package;
 use super::command::{Stream, command, run};
 use super::{ImageError, Progress, Stage};
@@ -91,15 +93,11 @@ fn in_namespaces() -> Command {
     let mut unshare = command("setpriv");
     unshare.args(["--pdeathsig", "KILL", "unshare"]);
     // An ordinary user is root of a user namespace first.
-    if !is_root() {
+    if !geteuid().is_root() {
         unshare.args(["--user", "--map-root-user", "--map-auto"]);
     }
     unshare.args(["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--"]);
     unshare
-}
-
-fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
 /// What went wrong, from what dpkg and the scripts said.

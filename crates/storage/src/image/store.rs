@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use spec::DiskFormat;
 
@@ -415,6 +416,12 @@ pub(crate) fn sha256_file(path: &Path, on_bytes: &mut dyn FnMut(u64)) -> Result<
             Err(e) => return Err(ImageError::io(path, e)),
         }
     }
+}
+
+/// The digest of a value as JSON, for what is remembered by its inputs. The value has no map keys that JSON cannot hold.
+pub(crate) fn json_sha256(value: &impl Serialize) -> String {
+    let text = serde_json::to_vec(value).expect("there are no map keys that JSON cannot hold");
+    hex(&Sha256::digest(text))
 }
 
 /// Lower-case hexadecimal.
