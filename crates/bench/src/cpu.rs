@@ -6,12 +6,12 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use terminal::interrupt;
+use terminal::output::{is_stdout, write_json};
 
 use super::report::{Each, Report, Subject, host_cpu};
 use super::work::Work;
 use super::{qemu, soft};
-use terminal::interrupt;
-use terminal::output::{is_stdout, write_json};
 
 #[derive(Args)]
 pub struct CpuArguments {

@@ -7,11 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use terminal::interrupt;
 
 use super::cpu_time;
 use super::stopwatch::{Run, Stopwatch};
 use super::work::{MEMORY_BYTES, RUN_TIMEOUT, Work};
-use terminal::interrupt;
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";

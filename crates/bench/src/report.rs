@@ -4,9 +4,9 @@ use std::fs;
 
 use anyhow::Result;
 use serde::Serialize;
+use terminal::output::{print_line, table};
 
 use super::stopwatch::Run;
-use terminal::output::{print_line, table};
 
 /// Medians of some runs.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

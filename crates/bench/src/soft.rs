@@ -15,11 +15,11 @@ use machine::events::GuestEvent;
 use machine::platform::Parts;
 use machine::vm::{Boot, Vm, VmConfig};
 use spec::EngineKind;
+use terminal::interrupt;
 
 use super::cpu_time;
 use super::stopwatch::{Run, Stopwatch};
 use super::work::{MEMORY_BYTES, RUN_TIMEOUT, Work};
-use terminal::interrupt;
 
 /// How often a running guest is looked after.
 const POLL: Duration = Duration::from_millis(100);

@@ -7,6 +7,7 @@ use api::messages::{CloneVm, RenameVm, SetVm, VmView};
 use api::time::unix_ms_now;
 use cluster::records::{Power, VmRecord};
 use spec::{MacAddr, NetworkSpec, VmSpec};
+use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::error::{HostError, Kind};
@@ -16,7 +17,6 @@ use super::registry::{KnownVm, random_vm_id};
 use super::settings::changed;
 use crate::replica::config::socket;
 use crate::replica::disk_copy;
-use terminal::error_text::error_text;
 
 /// The spec of a clone. Its network cards have addresses of their own.
 fn spec_of_clone(spec: &VmSpec, clone: &CloneVm) -> Result<VmSpec, HostError> {

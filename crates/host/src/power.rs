@@ -18,6 +18,7 @@ use machine::bus::lock;
 use replication::channel::Peer;
 use replication::driver::ConsolePlace;
 use spec::{SnapshotName, VmSpec};
+use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::error::HostError;
@@ -32,7 +33,6 @@ use crate::replica::config::{ReplicaConfig, socket};
 use crate::replica::control::{self, ConsoleConnection, Request};
 use crate::replica::disk_copy;
 use crate::replica::end::ReplicaEnd;
-use terminal::error_text::error_text;
 
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

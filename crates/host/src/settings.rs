@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use api::messages::{SetVm, StartVm, VmView};
 use spec::{NetworkSpec, VmSpec, to_toml};
+use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::error::HostError;
 use super::registry::KnownVm;
-use terminal::error_text::error_text;
 
 /// How often a VM is tried to be started after the machine has booted: what it needs, such as a bridge, may come a little later.
 const AUTOSTART_TRIES: u32 = 12;

@@ -11,15 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use host::config::HostConfig;
+use host::folder::HostFolder;
 use spec::{EngineKind, FtMode};
 use tempfile::TempDir;
+use terminal::interrupt;
 
 use super::process::{self, Kind};
 use super::view::View;
 use super::{IMAGE, free_port};
-use host::config::HostConfig;
-use host::folder::HostFolder;
-use terminal::interrupt;
 
 /// Names of the hosts.
 const NAMES: [&str; 3] = ["a", "b", "c"];

@@ -19,6 +19,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use spec::{EngineChoice, EngineKind, FtMode};
 use storage::image::ImageSpec;
+use terminal::choices::EngineName;
+use terminal::interrupt;
 
 pub use failover::{Failover, Loss, survive, survive_a_kill};
 pub use pins::Pins;
@@ -26,10 +28,7 @@ pub use report::Blackout;
 pub use screen::Screen;
 pub use stage::Stage;
 
-use terminal::choices::EngineName;
-
 use crate::image;
-use terminal::interrupt;
 
 /// Name of the demo's image.
 pub const IMAGE: &str = "demo-redis";

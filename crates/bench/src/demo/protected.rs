@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use spec::FtMode;
+use terminal::interrupt;
+use terminal::output::{is_stdout, write_json};
 
 use super::hosts::COUNTER;
 use super::report::{Report, Subject};
 use super::stage::Stage;
 use super::{DemoArguments, Screen, build_image, engine_for, survive_a_kill};
-use terminal::interrupt;
-use terminal::output::{is_stdout, write_json};
 
 /// How long the last look at the counter may take.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(10);

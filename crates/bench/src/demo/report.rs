@@ -3,10 +3,10 @@
 use anyhow::Result;
 use serde::Serialize;
 use spec::{EngineKind, FtMode};
+use terminal::output::{print_line, table};
 
 use super::failover::Failover;
 use crate::load::{Broken, Outcome};
-use terminal::output::{print_line, table};
 
 /// What was shown.
 #[derive(Clone, Copy, Debug, Serialize)]

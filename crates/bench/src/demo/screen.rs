@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use api::status::{Protection, SyncPhase, SyncProgress};
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use terminal::output::print_line;
 
 use super::view::View;
 use crate::load::{Counter, Histogram, Load};
-use terminal::output::print_line;
 
 /// How often the lines change.
 const REFRESH: Duration = Duration::from_millis(200);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use host::foreground::open;
 use indicatif::{ProgressBar, ProgressStyle};
 use machine::devices::serial::ConsoleSink;
 use machine::engine::RunEnd;
@@ -15,12 +16,10 @@ use redis::{Commands, Connection};
 use serde::Serialize;
 use spec::VmSpec;
 use spec::{EngineChoice, EngineKind};
+use terminal::interrupt;
+use terminal::output::{is_stdout, print_line, write_json};
 
 use super::{DemoArguments, IMAGE, build_image, free_port};
-use host::foreground::open;
-use terminal::interrupt;
-use terminal::output::print_line;
-use terminal::output::{is_stdout, write_json};
 
 /// How long the guest may take to answer: a bound that only a hung guest meets.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api::status::{ProtectionState, ReplicaStatus, Role, SyncProgress};
-use spec::FtMode;
-
 use host::replica::config::socket;
 use host::replica::control::{self, Request};
+use spec::FtMode;
 
 /// How long a replica may take to answer: one that is busy is left out this time.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);

@@ -13,7 +13,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use host::replica::config::SUSPICION_MS_DEFAULT;
 use spec::FtMode;
+use terminal::choices::{EngineName, ModeName};
+use terminal::interrupt;
+use terminal::output::{is_stdout, write_json};
 
 use self::measure::{Protected, Side};
 use self::report::{Measured, Report, Subject};
@@ -21,11 +25,6 @@ use self::work::Work;
 use super::report::host_cpu;
 use crate::demo::{Failover, Loss, Pins, Screen, Stage, build_image, engine_for, survive};
 use crate::load::{Counter, Load};
-use host::replica::config::SUSPICION_MS_DEFAULT;
-use terminal::choices::EngineName;
-use terminal::choices::ModeName;
-use terminal::interrupt;
-use terminal::output::{is_stdout, write_json};
 
 #[derive(Args)]
 #[command(after_help = "\

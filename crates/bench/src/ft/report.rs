@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 use spec::{EngineKind, FtMode};
+use terminal::output::{print_line, table};
 
 use super::checkpoints::CheckpointCost;
 use super::colo::{self, Colo};
@@ -11,7 +12,6 @@ use super::measure::{LoadFigures, Protected, Side};
 use crate::demo::{Blackout, Failover, Pins};
 use crate::load::Histogram;
 use crate::report::median;
-use terminal::output::{print_line, table};
 
 /// What was measured, and where.
 #[derive(Clone, Debug, Serialize)]

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use terminal::interrupt;
+use terminal::output::{is_stdout, write_json};
 
 use self::report::{Each, Report, Subject};
 use self::scene::Scene;
@@ -21,8 +23,6 @@ use self::vmm::Vmm;
 use self::work::{Part, Run, measure};
 use super::qemu;
 use super::report::host_cpu;
-use terminal::interrupt;
-use terminal::output::{is_stdout, write_json};
 
 #[derive(Args)]
 #[command(after_help = "\

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde::Serialize;
+use terminal::output::{print_line, table};
 
 use super::work::Run;
 use crate::report::median;
-use terminal::output::{print_line, table};
 
 /// Something that is measured on both sides.
 struct Figure {

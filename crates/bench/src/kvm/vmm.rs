@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use machine::bus::lock;
+use terminal::interrupt;
 
 use super::agent::{self, Agent};
 use super::scene::{MEMORY_BYTES, Scene};
 use crate::qemu::PROGRAM as QEMU;
-use terminal::interrupt;
 
 /// What the guest says when all of its services answer.
 const READY: &[u8] = b"twinvm: guest ready";

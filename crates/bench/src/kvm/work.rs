@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
+use terminal::interrupt;
 
 use super::disk;
 use super::vmm::Guest;
 use crate::load::{Load, LoadOptions};
-use terminal::interrupt;
 
 /// Requests under way at a time, where there is more than one.
 const DEPTH: usize = 64;

@@ -28,6 +28,7 @@ use machine::vm::{Boot, Vm};
 use replication::lockstep::file::LogEnd;
 use spec::EngineKind;
 use spec::VmSpec;
+use terminal::interrupt;
 
 use events::{Event, Reporter};
 use open::Ends;
@@ -37,7 +38,6 @@ use recording::Recording;
 use requests::{Answer, Pending, Request, RequestServer, VmStatus};
 pub use snapshots::{OpenSnapshot, open_snapshot};
 use snapshots::{Restoring, SnapshotDisks};
-use terminal::interrupt;
 
 /// What to run.
 pub enum Start {

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-
 use host::replica::broker;
 use host::replica::config::ReplicaConfig;
 

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use serde_json::json;
-
-use super::daemon::DaemonArguments;
-use super::host::{NewHostArguments, init_host};
 use host::config::HostConfig;
 use host::etcd_setup::{DATA_FOLDER_DEFAULT, EtcdSetup, MEMBER_FOLDER_DEFAULT, Member, PORTS_DEFAULT};
 use host::init::Keys;
+use serde_json::json;
 use terminal::output::{print_json, print_line};
+
+use super::daemon::DaemonArguments;
+use super::host::{NewHostArguments, init_host};
 
 #[derive(Subcommand)]
 pub enum ClusterCommand {

@@ -8,11 +8,11 @@ use anyhow::{Context, Result, anyhow};
 use api::client::{CallError, Client, ConsoleStream, Target};
 use api::messages::VmView;
 use axum::http::{Method, StatusCode};
+use host::foreground::raw_terminal::{RawTerminal, feed_console};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc};
 
 use super::daemon::{DaemonConnection, path_segment};
-use host::foreground::raw_terminal::{RawTerminal, feed_console};
 
 /// Pieces of typed input that may wait.
 const TYPED_MAX: usize = 64;

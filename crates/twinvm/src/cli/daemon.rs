@@ -8,13 +8,12 @@ use anyhow::{Context, Result, anyhow};
 use api::client::{CallError, Client, Target};
 use axum::http::Method;
 use clap::Args;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::runtime::Runtime;
-
 use host::config::HostConfig;
 use host::folder::HostFolder;
 use host::operator;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Runtime;
 
 /// How long the daemon may take. Starting a VM can take a minute, stopping a host with its VMs two.
 const TIMEOUT: Duration = Duration::from_secs(180);

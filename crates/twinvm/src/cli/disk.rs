@@ -6,13 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use host::{VM_CONTENTS, paths};
 use serde_json::json;
 use spec::{ByteSize, DiskFormat};
 use storage::disk::{Backing, DiskImage, DiskInfo, DiskOptions, create_qcow2, create_raw};
 use storage::image::ImageStore;
-
-use host::VM_CONTENTS;
-use host::paths;
 use terminal::output::{human_bytes, print_json, print_line};
 
 #[derive(Subcommand)]

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use machine::probe::{Feature, FeatureState, ProbeReport, probe};
-
 use terminal::output::{print_json, print_line, table};
 
 #[derive(Subcommand)]

@@ -11,12 +11,12 @@ use api::status::ProtectionState;
 use clap::{Args, Subcommand};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use spec::FtMode;
+use terminal::choices::ModeName;
+use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::vm::explain;
 use super::wait::{Look, Patience};
-use terminal::choices::ModeName;
-use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line};
 
 /// What most actions take.
 const NO_OPTIONS: FtOptions = FtOptions { mode: None };

@@ -10,16 +10,16 @@ use anyhow::{Context, Result};
 use api::messages::{DaemonView, HostView, MadeToken, MakeToken, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
 use cluster::store::{EtcdKeys, StoreLocation};
-use serde_json::{Value, json};
-
-use super::daemon::{DaemonArguments, path_segment};
-use super::logging;
 use host::config::{API_PORT, METRICS_PORT, parse_address_or_nothing};
 use host::init::{InitOptions, Keys, init, issue};
 use host::run as run_daemon;
 use host::sandbox::Confinement;
 use host::token::Token;
+use serde_json::{Value, json};
 use terminal::output::{human_bytes, print_json, print_line, table};
+
+use super::daemon::{DaemonArguments, path_segment};
+use super::logging;
 
 #[derive(Subcommand)]
 pub enum HostCommand {

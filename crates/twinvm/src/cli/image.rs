@@ -5,11 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use host::paths;
 use serde_json::json;
 use spec::ByteSize;
 use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Removal, Suite};
-
-use host::paths;
 use terminal::image_progress::Bar;
 use terminal::interrupt;
 use terminal::output::{human_bytes, print_json, print_line, table};

@@ -7,10 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use host::sandbox::{Confinement, Kind};
 use network::end::{EndConfig, Lifetime};
 use spec::NetworkSpec;
-
-use host::sandbox::{Confinement, Kind};
 
 #[derive(Args)]
 pub struct NetEndArguments {

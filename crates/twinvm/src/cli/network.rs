@@ -6,7 +6,6 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use network::{BridgeState, find_bridge};
 use serde_json::json;
-
 use terminal::output::{print_json, print_line};
 
 #[derive(Subcommand)]

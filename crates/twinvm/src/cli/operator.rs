@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use host::operator;
 use serde_json::json;
+use terminal::output::{print_json, print_line};
 
 use super::daemon::DaemonArguments;
-use host::operator;
-use terminal::output::{print_json, print_line};
 
 #[derive(Subcommand)]
 pub enum OperatorCommand {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
+use host::foreground::raw_terminal::TerminalSink;
+use host::foreground::{OpenSnapshot, open, open_snapshot};
 use indicatif::HumanCount;
 use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::block::{BlockBackend, ImageDisk};
@@ -21,10 +23,6 @@ use serde::Serialize;
 use spec::VmSpec;
 use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 use tempfile::TempDir;
-
-use host::foreground::open;
-use host::foreground::raw_terminal::TerminalSink;
-use host::foreground::{OpenSnapshot, open_snapshot};
 use terminal::interrupt;
 use terminal::output::{is_stdout, print_line, write_json};
 

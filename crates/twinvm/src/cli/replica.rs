@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
-
-use super::logging;
 use host::replica::config::{ReplicaConfig, log};
 use host::replica::end::ReplicaEnd;
 use host::replica::process::Process;
+
+use super::logging;
 
 #[derive(Args)]
 pub struct ReplicaArguments {

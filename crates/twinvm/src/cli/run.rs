@@ -5,11 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use host::foreground::{self, Options, Start};
 use machine::probe::choose;
 use spec::VmSpec;
 use spec::{EngineChoice, EngineKind};
-
-use host::foreground::{self, Options, Start};
 use terminal::choices::EngineName;
 
 #[derive(Args)]

@@ -13,12 +13,12 @@ use api::status::{ProtectionState, ReplicaStatus};
 use clap::Args;
 use rustix::termios::tcgetwinsize;
 use spec::FtMode;
+use terminal::interrupt;
+use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::keys::Keys;
 use super::vm::explain;
-use terminal::interrupt;
-use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
 
 /// Time from one table to the next.
 const REFRESH: Duration = Duration::from_secs(1);

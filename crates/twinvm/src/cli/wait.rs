@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
-
 use terminal::interrupt;
 
 /// How often it is looked whether it has.

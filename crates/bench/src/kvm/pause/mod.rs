@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use replication::driver::{Figures, Quantiles};
 use serde::Serialize;
+use terminal::output::{is_stdout, print_line, table, write_json};
 
 use self::writer::Pace;
 use crate::report::host_cpu;
-use terminal::output::{is_stdout, write_json};
-use terminal::output::{print_line, table};
 
 /// How the guest spreads its writes over an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -14,9 +14,9 @@ use replication::disk::DiskSet;
 use replication::driver::{Figures, MirrorOptions, Primary, PrimaryParts, Secondary, SecondaryParts, Trigger};
 use replication::gate::OutputGate;
 use spec::{EngineKind, ReplicaId};
+use terminal::interrupt;
 
 use super::writer;
-use terminal::interrupt;
 
 const PRIMARY: &str = "primary";
 const SECONDARY: &str = "secondary";

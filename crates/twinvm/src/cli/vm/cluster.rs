@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail};
 use api::messages::{CardView, CreateVm, DiskView, OperationView, RemoveVm, StartVm, StopVm, VmView};
 use clap::Args;
 use spec::{VmSpec, to_toml};
+use terminal::output::{human_bytes, print_json, print_line};
 
 use super::{StopArguments, VmArguments};
 use crate::cli::console;
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
-use terminal::output::{human_bytes, print_json, print_line};
 
 /// What a spec means to a host of a cluster.
 pub const CREATE_HELP: &str = "\

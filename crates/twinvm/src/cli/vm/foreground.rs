@@ -6,14 +6,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use api::messages::{CreateVm, VmView};
 use api::time::Elapsed;
 use clap::Args;
+use host::foreground::requests::{Request, VmStatus, ask, running};
+use host::foreground::{self, Start};
 use spec::{EngineChoice, VmSpec, to_toml};
+use terminal::output::{human_bytes, print_json, print_line};
 
 use super::{StopArguments, VmArguments};
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use crate::cli::run::HowArguments;
-use host::foreground::requests::{Request, VmStatus, ask, running};
-use host::foreground::{self, Start};
-use terminal::output::{human_bytes, print_json, print_line};
 
 /// What a restore does.
 pub const RESTORE_HELP: &str = "\

@@ -11,15 +11,15 @@ use std::time::Duration;
 use anyhow::Result;
 use api::messages::VmView;
 use clap::{Args, Subcommand};
+use host::foreground::requests::{VmStatus, running};
 use indicatif::ProgressBar;
+use terminal::output::{human_bytes, print_json, print_line, table};
 
 pub use foreground::explain;
 use foreground::only_here;
 
 use super::daemon::DaemonArguments;
 use super::wait::{Look, Patience};
-use host::foreground::requests::{VmStatus, running};
-use terminal::output::{human_bytes, print_json, print_line, table};
 
 #[derive(Subcommand)]
 pub enum VmCommand {

@@ -10,12 +10,12 @@ use api::messages::{CloneVm, OperationView, RebootVm, RenameVm, SetVm, VmView};
 use clap::Args;
 use indicatif::ProgressBar;
 use spec::{ByteSize, PortForward, Priority, VmSpec};
+use terminal::output::{print_json, print_line};
 
 use super::cluster::path;
 use super::{RebootArguments, VmArguments};
 use crate::cli::daemon::DaemonConnection;
 use crate::cli::wait::{Look, Patience};
-use terminal::output::{print_json, print_line};
 
 pub const SET_HELP: &str = "\
 A VM that is off has the changes at once, one that runs from its next start on: `twinvm vm reboot` shuts it down and starts it again. What its

@@ -8,10 +8,10 @@ use api::messages::{CreateSnapshot, SnapshotView, VmView};
 use api::time::{Elapsed, unix_ms_now};
 use clap::{Args, Subcommand};
 use spec::SnapshotName;
+use terminal::output::{human_bytes, print_json, print_line, table};
 
 use super::{VmArguments, foreground};
 use crate::cli::daemon::{DaemonArguments, path_segment};
-use terminal::output::{human_bytes, print_json, print_line, table};
 
 /// What there is to know about them.
 pub const HELP: &str = "\
