@@ -30,9 +30,9 @@ use service::Service;
 use table::Table;
 
 /// Guest time in all if `TWINVM_SOAK_GUEST_S` does not say otherwise.
-const GUEST_S: u64 = 60;
+const GUEST_S: u64 = 20;
 /// Numbers of vCPUs if `TWINVM_SOAK_VCPUS` does not say otherwise; they share the time.
-const VCPUS: [u32; 3] = [1, 2, 4];
+const VCPUS: [u32; 1] = [2];
 
 fn guest_s() -> u64 {
     std::env::var("TWINVM_SOAK_GUEST_S").map_or(GUEST_S, |seconds| seconds.parse().expect("a number of seconds"))

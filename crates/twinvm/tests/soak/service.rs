@@ -22,6 +22,9 @@ const WORK_C: &str = include_str!("guest/work.c");
 /// Compiles it, runs it and says what it says.
 const COMPILE: &str = include_str!("guest/compile");
 
+/// What PostgreSQL reserves by itself is more than all of this guest's memory.
+const POSTGRESQL_CONF: (&str, &str) = ("/etc/postgresql/15/main/conf.d/soak.conf", "shared_buffers = 16MB\n");
+
 /// The result of `work.c`.
 pub fn work(seed: u64) -> String {
     let mut state = seed;
@@ -81,6 +84,7 @@ fn guest(cpus: u32) -> Guest {
         files: vec![
             file("/usr/local/share/soak/work.c", WORK_C, 0o644),
             file("/usr/local/bin/compile", COMPILE, 0o755),
+            file(POSTGRESQL_CONF.0, POSTGRESQL_CONF.1, 0o644),
         ],
         ..ImageSpec::new("test-soak")
     });
