@@ -36,7 +36,7 @@ mod x87;
 
 pub use crate::apic::{ApicMessage, DeliveryMode};
 pub use crate::bus::Bus;
-pub use crate::cpuid::{CpuOffer, CpuProfile, TSC_HZ};
+pub use crate::cpuid::TSC_HZ;
 pub use crate::run::{CpuConfig, Exit, Processors, ProcessorsState, Registers, StateError, VCPUS_MAX};
 pub use crate::signature::float_signature;
 pub use crate::state::VcpuState;

@@ -19,10 +19,9 @@ use cluster::records::{
 };
 use cluster::store::{LeaseId, Sight, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
-use machine::engine::CpuProfile;
 use machine::probe::probe;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
-use spec::{EngineKind, HostName, ReplicaId, VmId, VmName, VmSpec, to_toml};
+use spec::{CpuProfile, EngineKind, HostName, ReplicaId, VmId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
 use super::error::HostError;

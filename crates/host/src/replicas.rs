@@ -12,8 +12,7 @@ use api::messages::{LocalDisks, LocalVms, VmNote};
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use machine::bus::lock;
-use machine::engine::CpuProfile;
-use spec::VmName;
+use spec::{CpuProfile, VmName};
 
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;

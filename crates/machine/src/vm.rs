@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cpu::state::{SegmentState, TableState};
-use cpu::{CpuProfile, ProcessorsState, VcpuState};
+use cpu::{ProcessorsState, VcpuState};
 use memory::{GuestRam, Harvest, MemoryError};
 use serde::{Deserialize, Serialize};
-use spec::{CpuLevel, EngineKind, MemoryBacking};
+use spec::{CpuLevel, CpuProfile, EngineKind, MemoryBacking};
 
 use crate::acpi::AcpiError;
 use crate::boot::linux::LinuxBoot;

@@ -1,4 +1,4 @@
-//! What a VM is to be, as plain data that every floor speaks: the VM spec with its disks and network cards, names, units, engine and FT mode.
+//! What a VM is to be, as plain data that every floor speaks: the VM spec with its disks and network cards, names, units, engine, processor and FT mode.
 //!
 //! Nothing here opens a device, a socket or a disk; the one file that is read is a spec ([`VmSpec::load`]).
 
@@ -13,6 +13,7 @@ mod memory_backing;
 mod name;
 mod network;
 mod priority;
+pub mod processor;
 mod replica_id;
 mod vm;
 mod vm_id;
@@ -28,6 +29,7 @@ pub use memory_backing::{HugePages, MemoryBacking};
 pub use name::{HostName, NameError, SnapshotName, VmName};
 pub use network::{BridgeSpec, Ipv4Subnet, NetworkError, NetworkSpec, UserSpec, check_interface_name};
 pub use priority::{Priority, UnknownPriority};
+pub use processor::{CpuOffer, CpuProfile};
 pub use replica_id::ReplicaId;
 pub use vm::{DEVICES_MAX, DiskSpec, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, SpecError, VCPUS_MAX, VmSpec, to_toml};
 pub use vm_id::{VmId, VmIdError};

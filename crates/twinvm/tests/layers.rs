@@ -33,6 +33,7 @@ const HOUSE: &[Crate] = &[
                 "mac",
                 "memory_backing",
                 "priority",
+                "processor",
                 "replica_id",
                 "vm_id",
             ],
@@ -250,6 +251,27 @@ fn modules_depend_only_downwards() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Who plans, keeps records or uses the API has nothing to do with how a VM is run: tools compile none of that, and no decision of a cluster
+/// hangs on it.
+#[test]
+fn neither_the_cluster_nor_the_api_compiles_what_runs_a_vm() {
+    let crates = crates_found();
+    for (name, forbidden) in [
+        ("cluster", ["cpu", "machine", "memory", "network", "replication", "storage"].as_slice()),
+        ("api", &["cpu", "machine", "memory", "network", "storage"]),
+    ] {
+        let mut needed = BTreeSet::new();
+        let mut left = vec![name.to_owned()];
+        while let Some(krate) = left.pop() {
+            let ours = dependencies(&krate).into_iter().filter(|needed| crates.contains(needed));
+            left.extend(ours.filter(|krate| needed.insert(krate.clone())));
+        }
+        assert!(needed.contains("spec"), "{name}: {needed:?}");
+        let wrong: Vec<_> = forbidden.iter().filter(|krate| needed.contains(**krate)).collect();
+        assert!(wrong.is_empty(), "{name} compiles {wrong:?}");
+    }
 }
 
 /// The folder that holds all crates.

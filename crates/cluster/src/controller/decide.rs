@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cpu::CpuProfile;
-use spec::{HostName, Priority, VmName};
+use spec::{CpuProfile, HostName, Priority, VmName};
 
 use super::action::{Action, Outcome, Plan, Planned, Step, Why};
 use super::idle::Idle;

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cpu::CpuProfile;
 use protocol::{DropReason, Generation, LossReason, Protection, Reason};
-use spec::{HostName, VmName};
+use spec::{CpuProfile, HostName, VmName};
 
 /// What one host sees of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]

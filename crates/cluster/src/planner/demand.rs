@@ -1,5 +1,4 @@
-use cpu::CpuProfile;
-use spec::{CpuLevel, EngineChoice, EngineKind, HostName, NetworkSpec, SpecError, VmName, VmSpec};
+use spec::{CpuLevel, CpuProfile, EngineChoice, EngineKind, HostName, NetworkSpec, SpecError, VmName, VmSpec};
 
 use crate::records::{ClusterState, Power, VmRecord};
 

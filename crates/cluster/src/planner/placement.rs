@@ -1,7 +1,6 @@
 use std::cmp::Ordering;
 
-use cpu::CpuProfile;
-use spec::{CpuLevel, EngineKind, HostName, ReplicaId, SpecError};
+use spec::{CpuLevel, CpuProfile, EngineKind, HostName, ReplicaId, SpecError};
 use thiserror::Error;
 
 use super::demand::{Demand, reserved};

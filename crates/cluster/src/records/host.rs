@@ -1,9 +1,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use cpu::CpuOffer;
 use serde::{Deserialize, Serialize};
-use spec::{EngineKind, HostName};
+use spec::{CpuOffer, EngineKind, HostName};
 
 use super::UnknownFields;
 use crate::store::BootTime;

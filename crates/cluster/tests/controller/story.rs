@@ -9,11 +9,10 @@ use cluster::records::{
     BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, OperationKind, OperationResult, Power,
     VmRecord, VmState,
 };
-use cpu::CpuProfile;
-use cpu::cpuid::{CpuOffer, Features, TscOffer, XsaveComponent, word};
 use protocol::{Claim, Generation};
 use serde::Deserialize;
-use spec::{CpuLevel, EngineKind, HostName, Priority, ReplicaId, VmName};
+use spec::processor::{Features, TscOffer, XsaveComponent, word};
+use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind, HostName, Priority, ReplicaId, VmName};
 
 const BOOT: &str = "boot";
 const LEASE_TTL_MS: u64 = 3_000;

@@ -2,19 +2,15 @@
 //!
 //! Sources: Intel SDM volume 2 (CPUID), AMD APM volume 3 appendix E, Linux `Documentation/virt/kvm/x86/cpuid.rst`.
 
-mod features;
-mod offer;
-mod profile;
+use spec::processor::{CpuProfile, SOFT_PHYSICAL_BITS, SOFT_TSC_HZ, bit, word};
 
-pub use features::{FeatureWord, Features, WORDS, bit, word};
-pub use offer::{CpuOffer, TscOffer, is_same_rate};
-pub use profile::{CpuProfile, XsaveComponent, vendor};
+use crate::msr::index;
 
 /// Ticks of the time-stamp counter a second.
-pub const TSC_HZ: u64 = 1_000_000_000;
+pub const TSC_HZ: u64 = SOFT_TSC_HZ;
 
 /// Physical address bits of the soft engine's processor.
-pub(crate) const PHYSICAL_BITS: u32 = 40;
+pub(crate) const PHYSICAL_BITS: u32 = SOFT_PHYSICAL_BITS as u32;
 
 /// CPUID.1:ECX bit that mirrors CR4.OSXSAVE. Tables leave it clear.
 pub const OSXSAVE: u32 = 1 << 27;
@@ -128,6 +124,20 @@ pub fn query(leaf: u32, subleaf: u32, processor: Processor, profile: &CpuProfile
         },
         0x8000_0000..=0x8000_0021 => extended(leaf, processor, profile),
         _ => Leaf::default(),
+    }
+}
+
+/// Whether the processors of a VM have a model-specific register that comes with a feature; all others are there.
+pub fn has_msr(profile: &CpuProfile, index: u32) -> bool {
+    let has = |bits| profile.features.has(bits);
+    match index {
+        index::SPEC_CTRL => has(bit::SPEC_CTRL) || has(bit::AMD_SPEC_CTRL),
+        index::PRED_CMD => has(bit::SPEC_CTRL) || has(bit::IBPB),
+        index::FLUSH_CMD => has(bit::FLUSH_CMD),
+        index::ARCH_CAPABILITIES => has(bit::ARCH_CAPABILITIES),
+        index::VIRT_SPEC_CTRL => has(bit::VIRT_SSBD),
+        index::TSC_ADJUST => has(bit::TSC_ADJUST),
+        _ => true,
     }
 }
 
@@ -255,6 +265,8 @@ fn topology(subleaf: u32, processor: Processor) -> Leaf {
 
 #[cfg(test)]
 mod tests {
+    use spec::processor::{XsaveComponent, vendor};
+
     use super::*;
 
     const FIRST_OF_TWO: Processor = Processor { number: 0, count: 2 };
@@ -307,29 +319,5 @@ mod tests {
         assert_eq!((leaf.ebx, leaf.edx, leaf.ecx), (0x6874_7541, 0x6974_6e65, 0x444d_4163));
         let leaf = query(0x4000_0000, 0, FIRST_OF_TWO, &profile);
         assert_eq!((leaf.ebx, leaf.ecx, leaf.edx), (0x4b4d_564b, 0x564b_4d56, 0x4d));
-    }
-
-    #[test]
-    fn what_a_guest_was_promised_decides_where_it_can_go() {
-        let soft = CpuOffer::soft();
-        let portable = CpuProfile::in_order();
-        assert_eq!(soft.refusal(&portable), None);
-        let said = |profile: &CpuProfile, offer: &CpuOffer| offer.refusal(profile).unwrap_or_default();
-        let v3 = CpuProfile { features: Features::PORTABLE.or(Features::V3), ..portable.clone() };
-        assert!(said(&v3, &soft).contains("AVX2"));
-        let amd = CpuProfile { vendor: vendor::AMD, signature: 0x00a0_0f11, ..portable.clone() };
-        assert_eq!(soft.refusal(&amd), None, "the software processor can be of any maker");
-        let intel = CpuOffer { vendor: Some(vendor::INTEL), ..CpuOffer::soft() };
-        assert!(said(&amd, &intel).contains("AuthenticAMD"));
-        assert_eq!(intel.refusal(&portable), None, "one that does not speculate has no workarounds to lose");
-        let promised = CpuProfile { tsc_hz: Some(2_600_000_000), ..portable.clone() };
-        assert!(said(&promised, &soft).contains("2600 MHz"));
-        assert_eq!(CpuOffer { tsc: TscOffer::Scaled, ..CpuOffer::soft() }.refusal(&promised), None);
-        let safe = CpuProfile { arch_capabilities: 1, ..portable.clone() };
-        assert!(!said(&safe, &CpuOffer { arch_capabilities: 0, ..CpuOffer::soft() }).is_empty());
-        let slower = CpuOffer { features: soft.features.minus(Features::HINTS), ..CpuOffer::soft() };
-        assert_eq!(slower.refusal(&portable), None, "a guest runs right where string instructions are slow");
-        let narrow = CpuOffer { physical_bits: 39, ..CpuOffer::soft() };
-        assert!(said(&portable, &narrow).contains("39"));
     }
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use memory::GuestRam;
+use spec::CpuProfile;
 
 use crate::apic::Apic;
 use crate::core::Cpu;
-use crate::cpuid::CpuProfile;
+use crate::cpuid::has_msr;
 use crate::run::config::CpuConfig;
 use crate::run::state::StateError;
 use crate::state::{FpuState, VcpuState};
@@ -145,7 +146,7 @@ impl Cpu {
             debug: system.debug,
             fpu: self.fpu_state(),
             extended: Vec::new(),
-            msrs: system.msrs.to_state(|index| system.profile.has_msr(index)),
+            msrs: system.msrs.to_state(|index| has_msr(&system.profile, index)),
             apic: self.apic.to_state(machine_tsc),
             tsc: machine_tsc.wrapping_add(system.tsc_offset),
             run_state: system.run_state,

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use memory::GuestRam;
+use spec::{CpuOffer, CpuProfile};
 
 use crate::block::BlockCache;
 use crate::core::{Cpu, tsc_at};
-use crate::cpuid::{CpuOffer, CpuProfile, TSC_HZ};
+use crate::cpuid::TSC_HZ;
 use crate::run::config::CpuConfig;
 use crate::run::convert::Place;
 use crate::run::state::{ProcessorsState, StateError};

@@ -1,10 +1,11 @@
 //! [`ProcessorsState`]: what all processors of a machine are between two instructions.
 
 use serde::{Deserialize, Serialize};
+use spec::CpuProfile;
 
 use crate::apic::Apic;
 use crate::core::tsc_at;
-use crate::cpuid::{CpuProfile, TSC_HZ};
+use crate::cpuid::TSC_HZ;
 use crate::state::VcpuState;
 
 /// All processors of a machine, and whose turn it is.

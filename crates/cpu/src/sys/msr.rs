@@ -4,6 +4,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::bus::Bus;
 use crate::core::Cpu;
+use crate::cpuid::has_msr;
 use crate::msr::{MCE_BANKS, MTRR_VARIABLE_RANGES, index};
 use crate::op::{Handler, Op};
 use crate::stop::Stop;
@@ -41,7 +42,7 @@ fn write(cpu: &mut Cpu, op: &Op, bus: &mut dyn Bus) -> Result<(), Stop> {
 }
 
 fn get(cpu: &Cpu, index: u32, machine_tsc: u64) -> Option<u64> {
-    if !cpu.system.profile.has_msr(index) {
+    if !has_msr(&cpu.system.profile, index) {
         return None;
     }
     let system = &cpu.system;
@@ -64,7 +65,7 @@ fn get(cpu: &Cpu, index: u32, machine_tsc: u64) -> Option<u64> {
 
 /// Sets a register. `None` is #GP(0).
 fn set(cpu: &mut Cpu, index: u32, value: u64, machine_tsc: u64, bus: &mut dyn Bus) -> Result<Option<()>, Stop> {
-    if !cpu.system.profile.has_msr(index) {
+    if !has_msr(&cpu.system.profile, index) {
         return Ok(None);
     }
     match index {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::cpuid::CpuProfile;
+use spec::CpuProfile;
+
 use crate::state::{InterruptShadow, PendingEvent, RunState, TableState};
 use crate::unit::msrs::Msrs;
 use crate::unit::segment::Segment;

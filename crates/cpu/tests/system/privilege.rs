@@ -1,7 +1,7 @@
 //! Changes of privilege and mode, and what user mode may not do.
 
-use cpu::cpuid::{Features, vendor};
 use iced_x86::code_asm::*;
+use spec::processor::{Features, vendor};
 
 use crate::machine::{
     INTERRUPT_STACK, KERNEL_CODE, KERNEL_CS, SPARE, Setup, TSS, USER_CODE, USER_CS, USER_CS_32, USER_SS, USER_STACK,

@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use api::messages::SessionKeys;
 use api::status::ReplicaStatus;
-use machine::engine::CpuProfile;
 use replication::driver::ConsolePlace;
 use serde::{Deserialize, Serialize};
-use spec::{FtMode, SnapshotName};
+use spec::{CpuProfile, FtMode, SnapshotName};
 
 /// Longest request or answer, in bytes.
 const LINE_BYTES_MAX: usize = 64 << 10;

@@ -12,10 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cpu::ProcessorsState;
-pub use cpu::{CpuOffer, CpuProfile};
 use memory::Harvest;
 use serde::{Deserialize, Serialize};
-use spec::{CpuLevel, EngineKind};
+use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind};
 
 use self::soft::InputMode;
 use crate::control::Control;

@@ -7,9 +7,9 @@ use std::mem;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use cpu::{Bus, CpuConfig, CpuProfile, Exit, Processors, ProcessorsState};
+use cpu::{Bus, CpuConfig, Exit, Processors, ProcessorsState};
 use memory::Harvest;
-use spec::EngineKind;
+use spec::{CpuProfile, EngineKind};
 
 use super::{Engine, EngineError, EngineState, RunEnd};
 use crate::control::Control;

@@ -187,7 +187,7 @@ fn a_vm_goes_on_only_where_its_processor_can_be_had() {
         let profile = vm.profile().clone();
         let mut state = vm.save().unwrap();
         assert_eq!(state.engine.processors.profile, profile, "{engine}");
-        let everything = (cpu::cpuid::word::STRUCTURED_1_EAX, u32::MAX);
+        let everything = (spec::processor::word::STRUCTURED_1_EAX, u32::MAX);
         state.engine.processors.profile.features = profile.features.with(everything);
         let (ram, parts) = (vm.platform().ram().clone(), guest::parts(&console));
         let mode = machine::engine::soft::InputMode::Live;

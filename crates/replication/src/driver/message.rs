@@ -26,11 +26,10 @@
 //!
 //! Structures are serialized with postcard; bare integers are little-endian.
 
-use machine::engine::CpuProfile;
 use machine::vm::VmConfig;
 use network::InputPosition;
 use serde::{Deserialize, Serialize};
-use spec::{EngineKind, FtMode, ReplicaId};
+use spec::{CpuProfile, EngineKind, FtMode, ReplicaId};
 
 use crate::channel::Frame;
 use crate::disk::DiskDescription;

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use machine::control::Control;
-use machine::engine::{CpuProfile, DirtyLog};
+use machine::engine::DirtyLog;
 use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
@@ -21,7 +21,7 @@ use protocol::{
     Arbiter, Command, DiskWatch, DropReason, Epoch, EpochBounds, Event, Generation, Load, LossReason, Patience,
     RETRY_INTERVAL, Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink,
 };
-use spec::{EngineKind, FtMode};
+use spec::{CpuProfile, EngineKind, FtMode};
 
 pub use self::refusal::{NotPaused, SetModeError, SwitchOverError};
 use super::early::EarlyCopier;

@@ -1,8 +1,8 @@
 //! CPUID for KVM: from a profile to the kernel's table.
 
-use cpu::CpuProfile;
 use cpu::cpuid::{self, Processor};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use spec::CpuProfile;
 
 use crate::engine::EngineError;
 

@@ -2,11 +2,12 @@
 //!
 //! KVM_SET_FPU would be simpler, but it leaves MXCSR alone, and on some hosts the vector registers.
 
-use cpu::cpuid::XsaveComponent;
+use cpu::VcpuState;
 use cpu::state::{ExtendedState, FpuState};
-use cpu::{CpuProfile, VcpuState};
 use kvm_bindings::kvm_xsave;
 use kvm_ioctls::VcpuFd;
+use spec::CpuProfile;
+use spec::processor::XsaveComponent;
 
 use super::kvm_error;
 use crate::engine::EngineError;

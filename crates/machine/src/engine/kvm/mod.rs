@@ -23,11 +23,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpu::{CpuOffer, CpuProfile, ProcessorsState};
+use cpu::ProcessorsState;
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use memory::Harvest;
-use spec::{CpuLevel, EngineKind};
+use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind};
 
 use super::soft::InputMode;
 use super::{DirtyLog, Engine, EngineError, EngineState, RunEnd};

@@ -1,8 +1,7 @@
 //! Which processor a VM gets at power-on.
 
-use cpu::CpuProfile;
-use cpu::cpuid::{Features, TscOffer, bit, vendor, word};
-use spec::CpuLevel;
+use spec::processor::{Features, TscOffer, bit, vendor, word};
+use spec::{CpuLevel, CpuProfile};
 
 use super::support::Support;
 use crate::engine::EngineError;

@@ -1,9 +1,9 @@
 //! Neutral state to KVM's structures and back.
 
-use cpu::cpuid::bit;
+use cpu::VcpuState;
+use cpu::cpuid::has_msr;
 use cpu::msr::index;
 use cpu::state::{ApicState, InterruptShadow, PendingEvent, RunState, SegmentState, TableState};
-use cpu::{CpuProfile, VcpuState};
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
@@ -11,6 +11,8 @@ use kvm_bindings::{
     kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use spec::CpuProfile;
+use spec::processor::bit;
 
 use super::support::Support;
 use super::{fpu, kvm_error, msrs};
@@ -47,7 +49,7 @@ pub(super) fn set_vcpu(
         .map_err(kvm_error("set debug registers"))?;
     fd.set_lapic(&lapic(&state.apic)).map_err(kvm_error("set the local APIC"))?;
     let mut values: Vec<_> = state.msrs.clone();
-    if profile.has_msr(index::ARCH_CAPABILITIES) {
+    if has_msr(profile, index::ARCH_CAPABILITIES) {
         values.push((index::ARCH_CAPABILITIES, profile.arch_capabilities));
     }
     values.push((index::TSC_DEADLINE, state.apic.tsc_deadline));
@@ -87,7 +89,7 @@ pub(super) fn get_vcpu(fd: &VcpuFd, support: &Support, profile: &CpuProfile) -> 
     };
     state.msrs = Vec::new();
     let deadline = profile.features.has(bit::TSC_DEADLINE).then_some(index::TSC_DEADLINE);
-    let held = cpu::msr::neutral().filter(|&index| profile.has_msr(index));
+    let held = cpu::msr::neutral().filter(|&index| has_msr(profile, index));
     for (number, value) in msrs::get(fd, [index::TSC].into_iter().chain(deadline).chain(held))? {
         match number {
             index::TSC => state.tsc = value,

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use cpu::cpuid::{CpuOffer, Features, TscOffer, WORDS, XsaveComponent, bit};
 use cpu::msr::index;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use spec::processor::{CpuOffer, Features, TscOffer, WORDS, XsaveComponent, bit, vendor as maker};
 
 use super::{ioctl, kvm_error};
 use crate::engine::EngineError;
@@ -97,7 +97,7 @@ fn features(cpuid: &CpuId) -> Features {
 /// What of the features that KVM supports a maker's processors can have. KVM supports IA32_ARCH_CAPABILITIES on all of them, but it is a
 /// register of Intel's: on AMD's a guest could take promises from it that no such processor makes, and some kernels refuse to set it there.
 fn offered(vendor: [u8; 12], supported: Features) -> Features {
-    if vendor == cpu::cpuid::vendor::INTEL { supported } else { supported.without(bit::ARCH_CAPABILITIES) }
+    if vendor == maker::INTEL { supported } else { supported.without(bit::ARCH_CAPABILITIES) }
 }
 
 fn vendor(cpuid: &CpuId) -> [u8; 12] {
@@ -138,7 +138,7 @@ fn xsave(cpuid: &CpuId) -> Vec<XsaveComponent> {
 
 #[cfg(test)]
 mod tests {
-    use cpu::cpuid::vendor;
+    use spec::processor::vendor;
 
     use super::*;
 

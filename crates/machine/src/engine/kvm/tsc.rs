@@ -1,9 +1,9 @@
 //! Time-stamp counters: their rate, and that those of all vCPUs keep their distance.
 
 use cpu::VcpuState;
-use cpu::cpuid::{TscOffer, is_same_rate};
 use cpu::msr::index;
 use kvm_ioctls::VcpuFd;
+use spec::processor::{TscOffer, is_same_rate};
 
 use super::support::Support;
 use super::{ioctl, kvm_error, msrs};

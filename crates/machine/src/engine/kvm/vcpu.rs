@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use cpu::VcpuState;
 use cpu::msr::index;
-use cpu::{CpuProfile, VcpuState};
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use spec::CpuProfile;
 
 use super::kick::ImmediateExit;
 use super::support::Support;

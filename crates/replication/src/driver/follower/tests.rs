@@ -6,9 +6,8 @@ mod guest;
 
 use std::sync::Mutex;
 
-use machine::engine::CpuProfile;
 use protocol::{Arbiter, Claim, Replica, Unreachable, Verdict};
-use spec::{EngineKind, ReplicaId};
+use spec::{CpuProfile, EngineKind, ReplicaId};
 use storage::disk::{DiskImage, DiskOptions};
 use tempfile::TempDir;
 

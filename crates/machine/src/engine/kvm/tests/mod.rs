@@ -4,11 +4,11 @@ mod everything;
 
 use std::sync::Arc;
 
+use cpu::VcpuState;
 use cpu::msr::index;
 use cpu::state::InterruptShadow;
-use cpu::{CpuProfile, VcpuState};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use spec::CpuLevel;
+use spec::{CpuLevel, CpuProfile};
 
 use super::support::Support;
 use super::vcpu::Vcpu;

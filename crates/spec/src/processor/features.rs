@@ -1,6 +1,4 @@
 //! [`Features`]: the feature bits of CPUID, word by word.
-//!
-//! Sources: Intel SDM volume 2 (CPUID), AMD APM volume 3 appendix E, Linux `Documentation/virt/kvm/x86/cpuid.rst`.
 
 use serde::{Deserialize, Serialize};
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::features::{Features, bit};
 use super::profile::{CpuProfile, XsaveComponent};
+use super::{SOFT_PHYSICAL_BITS, SOFT_TSC_HZ};
 
 /// Bits of IA32_ARCH_CAPABILITIES that tell of a weakness rather than of its absence: RSBA and RRSBA (Intel SDM volume 4).
 const WEAKNESSES: u64 = 1 << 2 | 1 << 19;
@@ -44,9 +45,9 @@ impl CpuOffer {
             vendor: None,
             features: Features::PORTABLE.or(Features::MITIGATIONS).with(bit::TSC_DEADLINE),
             arch_capabilities: !WEAKNESSES,
-            physical_bits: crate::cpuid::PHYSICAL_BITS as u8,
+            physical_bits: SOFT_PHYSICAL_BITS,
             xsave: Vec::new(),
-            tsc: TscOffer::Fixed(crate::cpuid::TSC_HZ),
+            tsc: TscOffer::Fixed(SOFT_TSC_HZ),
         }
     }
 
@@ -106,4 +107,34 @@ impl CpuOffer {
 /// synchronisation evens out.
 pub fn is_same_rate(a_hz: u64, b_hz: u64) -> bool {
     a_hz.abs_diff(b_hz) <= a_hz.max(b_hz) / 4000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vendor;
+    use super::*;
+
+    #[test]
+    fn what_a_guest_was_promised_decides_where_it_can_go() {
+        let soft = CpuOffer::soft();
+        let portable = CpuProfile::in_order();
+        assert_eq!(soft.refusal(&portable), None);
+        let said = |profile: &CpuProfile, offer: &CpuOffer| offer.refusal(profile).unwrap_or_default();
+        let v3 = CpuProfile { features: Features::PORTABLE.or(Features::V3), ..portable.clone() };
+        assert!(said(&v3, &soft).contains("AVX2"));
+        let amd = CpuProfile { vendor: vendor::AMD, signature: 0x00a0_0f11, ..portable.clone() };
+        assert_eq!(soft.refusal(&amd), None, "the software processor can be of any maker");
+        let intel = CpuOffer { vendor: Some(vendor::INTEL), ..CpuOffer::soft() };
+        assert!(said(&amd, &intel).contains("AuthenticAMD"));
+        assert_eq!(intel.refusal(&portable), None, "one that does not speculate has no workarounds to lose");
+        let promised = CpuProfile { tsc_hz: Some(2_600_000_000), ..portable.clone() };
+        assert!(said(&promised, &soft).contains("2600 MHz"));
+        assert_eq!(CpuOffer { tsc: TscOffer::Scaled, ..CpuOffer::soft() }.refusal(&promised), None);
+        let safe = CpuProfile { arch_capabilities: 1, ..portable.clone() };
+        assert!(!said(&safe, &CpuOffer { arch_capabilities: 0, ..CpuOffer::soft() }).is_empty());
+        let slower = CpuOffer { features: soft.features.minus(Features::HINTS), ..CpuOffer::soft() };
+        assert_eq!(slower.refusal(&portable), None, "a guest runs right where string instructions are slow");
+        let narrow = CpuOffer { physical_bits: 39, ..CpuOffer::soft() };
+        assert!(said(&portable, &narrow).contains("39"));
+    }
 }

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SOFT_PHYSICAL_BITS;
 use super::features::{Features, bit};
-use crate::msr::index;
 
 /// Family 6, model 36h: an in-order processor, which kernels know not to speculate. True of the soft engine, whose guests so are spared
 /// retpolines, page-table isolation and the like.
@@ -59,7 +59,7 @@ impl CpuProfile {
             signature: IN_ORDER_SIGNATURE,
             features: Features::PORTABLE,
             arch_capabilities: 0,
-            physical_bits: crate::cpuid::PHYSICAL_BITS as u8,
+            physical_bits: SOFT_PHYSICAL_BITS,
             xsave: Vec::new(),
             tsc_hz: None,
         }
@@ -73,20 +73,6 @@ impl CpuProfile {
     /// Whether its maker is AMD, or one who makes AMD's processors.
     pub fn is_amd(&self) -> bool {
         self.vendor == vendor::AMD || self.vendor == vendor::HYGON
-    }
-
-    /// Whether the processors have a model-specific register that comes with a feature; all others are there.
-    pub fn has_msr(&self, index: u32) -> bool {
-        let has = |bits| self.features.has(bits);
-        match index {
-            index::SPEC_CTRL => has(bit::SPEC_CTRL) || has(bit::AMD_SPEC_CTRL),
-            index::PRED_CMD => has(bit::SPEC_CTRL) || has(bit::IBPB),
-            index::FLUSH_CMD => has(bit::FLUSH_CMD),
-            index::ARCH_CAPABILITIES => has(bit::ARCH_CAPABILITIES),
-            index::VIRT_SPEC_CTRL => has(bit::VIRT_SSBD),
-            index::TSC_ADJUST => has(bit::TSC_ADJUST),
-            _ => true,
-        }
     }
 
     /// What XCR0 can have: x87, SSE and the components.
