@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use storage::disk::{Backing, BaseIdentity, recorded_backing};
 use storage::durable::{self, Readers};
+use storage::plain_file;
+
+/// Longest such file, in bytes.
+const BYTES_MAX: u64 = 1 << 20;
 
 /// A file in the folder, which holds the identities of bases by the names of the disks' files. Folders of earlier versions have none: nothing is known of their
 /// disks' bases.
@@ -30,7 +34,7 @@ impl Bases {
 
     fn read(&self) -> Result<Notes> {
         let file = self.file();
-        let text = match fs::read(&file) {
+        let text = match plain_file::read(&file, BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Notes::new()),
             other => other.with_context(|| format!("cannot read {}", file.display()))?,
         };
@@ -47,7 +51,7 @@ impl Bases {
     fn read_to_change(&self) -> Result<Notes> {
         self.read().or_else(|error| {
             let (file, aside) = (self.file(), self.folder.join("bases.json.damaged"));
-            if fs::read(&file).is_ok() {
+            if plain_file::read(&file, BYTES_MAX).is_ok() {
                 tracing::warn!("{error:#}; it is kept as {}", aside.display());
                 fs::rename(&file, &aside).with_context(|| format!("cannot rename {}", file.display()))?;
                 return Ok(Notes::new());
@@ -91,7 +95,7 @@ impl Bases {
 
     /// Takes the notes of another folder, whose disks were copied.
     pub fn copy_from(&self, other: &Self) -> Result<()> {
-        let text = match fs::read(other.file()) {
+        let text = match plain_file::read(&other.file(), BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             other_text => other_text.with_context(|| format!("cannot read {}", other.file().display()))?,
         };

@@ -1,6 +1,6 @@
 //! The process of a replica, as the daemon sees it. It outlives the daemon.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use api::status::{ReplicaStatus, Role};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
+use storage::plain_file;
 
 use crate::paths::remove_if_there;
 use crate::replica::config::{self, ReplicaConfig};
@@ -35,6 +36,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const ADOPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What of a log is shown when a replica did not start, in bytes.
 const LOG_TAIL_BYTES: u64 = 2000;
+/// Longest file that names a process, in bytes.
+const PID_BYTES_MAX: u64 = 32;
 
 /// A replica's process.
 #[derive(Debug)]
@@ -72,7 +75,7 @@ impl ReplicaProcess {
             .with_context(|| format!("cannot start {}", exe.display()))?;
         let pid = child.id();
         let mut process = Self { folder: config.folder.clone(), child: Some(child), exit: None };
-        if let Err(error) = fs::write(pid_file(&config.folder), pid.to_string()) {
+        if let Err(error) = plain_file::write_anew(&pid_file(&config.folder), pid.to_string().as_bytes()) {
             process.kill();
             return Err(error).context("cannot note the replica's process");
         }
@@ -106,7 +109,7 @@ impl ReplicaProcess {
             let pid = noted.or_else(|| search(folder))?;
             if listens(pid, folder) && !answers_otherwise(pid, folder) {
                 if noted.is_none() {
-                    fs::write(pid_file(folder), pid.to_string()).ok()?;
+                    plain_file::write_anew(&pid_file(folder), pid.to_string().as_bytes()).ok()?;
                 }
                 return find(folder).map(|_| Self { folder: folder.to_owned(), child: None, exit: None });
             }
@@ -209,7 +212,8 @@ fn find(folder: &Path) -> Option<OwnedFd> {
 }
 
 fn noted_pid(folder: &Path) -> Option<i32> {
-    fs::read_to_string(pid_file(folder)).ok()?.trim().parse().ok()
+    let text = plain_file::read(&pid_file(folder), PID_BYTES_MAX).ok()?;
+    std::str::from_utf8(&text).ok()?.trim().parse().ok()
 }
 
 /// Whether this process listens at the folder's socket. That holds for one that was stopped as well.
@@ -247,7 +251,7 @@ fn is_replica(pid: i32, folder: &Path) -> bool {
 
 /// The last line of a replica's log.
 fn log_tail(folder: &Path) -> Option<String> {
-    let mut file = File::open(log_file(folder)).ok()?;
+    let mut file = plain_file::open(&log_file(folder)).ok()?;
     let len = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL_BYTES))).ok()?;
     let mut tail = Vec::new();

@@ -1,7 +1,7 @@
 //! The replicas that run on this host: found, watched, and looked after when they end.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -13,6 +13,7 @@ use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use machine::bus::lock;
 use spec::{CpuProfile, VmName};
+use storage::plain_file;
 
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;
@@ -296,7 +297,7 @@ impl Daemon {
 fn leave_end(end: &ReplicaEnd, folder: &Path, at: Option<SystemTime>) -> Result<()> {
     end.leave(folder)?;
     if let Some(at) = at {
-        File::options().write(true).open(folder.join(END_FILE))?.set_modified(at)?;
+        plain_file::open_to_write(&folder.join(END_FILE))?.set_modified(at)?;
     }
     Ok(())
 }
@@ -304,7 +305,7 @@ fn leave_end(end: &ReplicaEnd, folder: &Path, at: Option<SystemTime>) -> Result<
 /// How the last replica of a VM here ended.
 fn note_of_ended(vm: String, folder: &Path) -> Option<VmNote> {
     let end = ReplicaEnd::left_in(folder)?;
-    let since = fs::metadata(folder.join(END_FILE)).and_then(|file| file.modified()).ok()?;
+    let since = fs::symlink_metadata(folder.join(END_FILE)).and_then(|file| file.modified()).ok()?;
     let since_unix_ms = u64::try_from(since.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()?;
     Some(VmNote { vm, text: end.to_string(), since_unix_ms })
 }

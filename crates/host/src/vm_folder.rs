@@ -16,6 +16,7 @@ use spec::{DiskSpec, VmSpec};
 use storage::disk::{DiskImage, DiskOptions, create_qcow2, make_backing_absolute, recorded_backing, settle};
 use storage::durable::{self, Readers};
 use storage::image::{Image, ImageStore};
+use storage::plain_file;
 
 use super::bases::Bases;
 use super::folder::{private_folder, write_private};
@@ -30,6 +31,8 @@ mod place;
 pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
 /// The file by which a VM's folder is known: it says what the folder holds.
 pub const VM_CONTENTS: &str = "vm.json";
+/// Longest such file, in bytes.
+const CONTENTS_BYTES_MAX: u64 = 1 << 20;
 /// Disks are copied in pieces of this size; those of zeros only become holes.
 const COPY_BYTES: usize = 1 << 20;
 /// Unit in which a file says how much space it takes (`st_blocks`).
@@ -87,7 +90,7 @@ impl VmFolder {
 
     /// What it holds; nothing if it was not filled to the end.
     pub fn contents(&self) -> Option<VmContents> {
-        serde_json::from_str(&fs::read_to_string(self.contents_file()).ok()?).ok()
+        serde_json::from_slice(&plain_file::read(&self.contents_file(), CONTENTS_BYTES_MAX).ok()?).ok()
     }
 
     fn write_contents(&self, contents: &VmContents) -> Result<()> {

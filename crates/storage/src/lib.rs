@@ -7,3 +7,4 @@ pub mod disk;
 pub mod durable;
 mod file_lock;
 pub mod image;
+pub mod plain_file;

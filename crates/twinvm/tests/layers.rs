@@ -86,7 +86,7 @@ const HOUSE: &[Crate] = &[
             &["primary", "replica", "secondary"],
         ],
     },
-    Crate { name: "storage", floor: 2, layers: &[&["durable", "file_lock"], &["disk", "image"]] },
+    Crate { name: "storage", floor: 2, layers: &[&["durable", "file_lock", "plain_file"], &["disk", "image"]] },
     Crate {
         name: "network",
         floor: 2,

@@ -1,20 +1,18 @@
 //! What a replica process is told at its start.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use api::status::Role;
 use cluster::store::{EtcdKeys, StoreLocation};
-use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, SnapshotName, VmSpec};
-
-use crate::paths::remove_if_there;
+use storage::plain_file;
 
 /// How long a replica hears nothing from its peer before it suspects that the peer is gone, unless configured.
 pub const SUSPICION_MS_DEFAULT: u32 = 100;
@@ -22,6 +20,8 @@ pub const SUSPICION_MS_DEFAULT: u32 = 100;
 pub const EPOCH_MS_MAX_DEFAULT: u32 = 100;
 /// How far a secondary in lockstep may be behind, unless configured.
 pub const LAG_MS_MAX_DEFAULT: u32 = 100;
+/// Longest configuration file, in bytes.
+const BYTES_MAX: u64 = 1 << 20;
 
 /// A replica process's configuration: the file that `twinvm replica --config FILE` reads, as JSON.
 ///
@@ -97,23 +97,21 @@ pub fn lag_ms_max_default() -> u32 {
 impl ReplicaConfig {
     /// Reads a configuration file.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self> {
-        serde_json::from_str(text).with_context(|| format!("replica configuration {}", path.display()))
+    fn parse(text: &[u8], path: &Path) -> Result<Self> {
+        serde_json::from_slice(text).with_context(|| format!("replica configuration {}", path.display()))
     }
 
     /// As [`Self::load`], a file that this user has written: a replica may replace it in its folder, where it runs as a user of its own.
     pub fn load_own(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path);
-        let read = file.and_then(|mut file| {
+        let read = plain_file::open(path).and_then(|file| {
             if file.metadata()?.uid() != geteuid().as_raw() {
                 return Err(io::Error::other("it was not written by this user"));
             }
-            let mut text = String::new();
-            file.read_to_string(&mut text).map(|_| text)
+            plain_file::read_open(&file, BYTES_MAX)
         });
         Self::parse(&read.with_context(|| format!("cannot read {}", path.display()))?, path)
     }
@@ -121,10 +119,7 @@ impl ReplicaConfig {
     /// Writes it anew, readable by its owner only: the spec may hold secrets on the kernel's command line.
     pub fn save(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).context("cannot write JSON")?;
-        remove_if_there(path)
-            .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path))
-            .and_then(|mut file| file.write_all(text.as_bytes()))
-            .with_context(|| format!("cannot write {}", path.display()))
+        plain_file::write_anew(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// The VM spec.

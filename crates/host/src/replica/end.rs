@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use storage::plain_file;
+
+/// Longest file in which a replica says why it has ended.
+const BYTES_MAX: u64 = 64 << 10;
 
 /// Why a replica process has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,12 +46,12 @@ impl ReplicaEnd {
     pub fn leave(&self, folder: &Path) -> Result<()> {
         let path = Self::path(folder);
         let text = serde_json::to_string(self).context("cannot write JSON")?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        plain_file::write_anew(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// What a replica left, if it came to leave anything.
+    /// What a replica left, if it came to leave anything. One that was broken into may have left something else there, which counts as nothing.
     pub fn left_in(folder: &Path) -> Option<Self> {
-        serde_json::from_str(&fs::read_to_string(Self::path(folder)).ok()?).ok()
+        serde_json::from_slice(&plain_file::read(&Self::path(folder), BYTES_MAX).ok()?).ok()
     }
 
     /// Takes away what an earlier replica left.
@@ -82,5 +86,30 @@ mod tests {
         assert_eq!(ReplicaEnd::left_in(folder.path()), Some(end));
         ReplicaEnd::clear(folder.path());
         assert_eq!(ReplicaEnd::left_in(folder.path()), None);
+    }
+
+    /// The folder is the VM's user's, whose replica may have been broken into.
+    #[test]
+    fn what_a_hostile_replica_leaves_is_not_waited_for_nor_followed_nor_read_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (end, other) = (ReplicaEnd::path(folder.path()), folder.path().join("other"));
+        let text = serde_json::to_string(&ReplicaEnd::PoweredOff).unwrap();
+        fs::write(&other, &text).unwrap();
+        let left = || ReplicaEnd::left_in(folder.path());
+        std::os::unix::fs::symlink(&other, &end).unwrap();
+        assert_eq!(left(), None, "a link, to a file of somebody else's");
+        // Nor is what the daemon writes in its place written through the link.
+        ReplicaEnd::PlugPulled.leave(folder.path()).unwrap();
+        assert_eq!((left(), fs::read_to_string(&other).unwrap()), (Some(ReplicaEnd::PlugPulled), text.clone()));
+        fs::remove_file(&end).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &end, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert_eq!(left(), None, "a pipe, which nobody writes to");
+        fs::remove_file(&end).unwrap();
+        fs::write(&end, &text).unwrap();
+        assert_eq!(left(), Some(ReplicaEnd::PoweredOff));
+        // The same, and more blanks behind it than fit into memory.
+        fs::OpenOptions::new().append(true).open(&end).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(left(), None, "without end");
     }
 }

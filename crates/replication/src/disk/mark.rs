@@ -1,6 +1,5 @@
 //! [`CopyMark`]: what a host's copy of a VM's disks is, kept beside it.
 
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,6 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use protocol::{DiskCopy, Generation};
 use serde::{Deserialize, Serialize};
 use storage::durable::{self, Readers};
+use storage::plain_file;
+
+/// Longest mark, in bytes.
+const BYTES_MAX: u64 = 4 << 10;
 
 /// What a copy of a VM's disks is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +97,7 @@ impl CopyMark {
     /// # Errors
     /// The host's, and [`ErrorKind::InvalidData`] if the file is not a mark: then nobody knows what the copy is.
     pub fn read(&self) -> io::Result<Option<CopyState>> {
-        match fs::read(self.path()) {
+        match plain_file::read(&self.path(), BYTES_MAX) {
             Ok(text) => {
                 let state = serde_json::from_slice(&text);
                 state.map(Some).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
@@ -120,6 +123,8 @@ fn unix_ms_now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
