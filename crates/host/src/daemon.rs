@@ -82,6 +82,8 @@ pub struct Daemon {
     preparing: Mutex<BTreeSet<(String, String)>>,
     admission: Mutex<()>,
     is_stopping: AtomicBool,
+    /// VMs here are to end before it does.
+    stops_vms: AtomicBool,
     is_store_reachable: AtomicBool,
     stop: Notify,
 }
@@ -131,7 +133,8 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
         metrics: metrics.as_ref().map(TcpListener::local_addr).transpose()?,
     };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let daemon = make(folder, config, &identity, &addresses)?;
+    let registry = Registry::open(&config, folder.path(), addresses.api)?;
+    let daemon = make(folder, config, &identity, &addresses, registry)?;
     daemon.start_threads()?;
     let connections = server::Connections::default();
     let served = tokio::spawn(server::serve(
@@ -153,7 +156,7 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
         _ = interrupt.recv() => {}
         () = daemon.stop.notified() => {}
     }
-    daemon.begin_to_stop();
+    daemon.begin_to_stop(false);
     served.abort();
     // Whoever asked for the end is to have the answer. Consoles do not end by themselves.
     connections.finish(FAREWELL).await;
@@ -169,8 +172,9 @@ fn make(
     config: HostConfig,
     identity: &Identity,
     addresses: &DaemonAddresses,
+    registry: Registry,
 ) -> Result<Arc<Daemon>> {
-    let (registry, exe) = (Registry::open(&config, folder.path(), addresses.api)?, program()?);
+    let exe = program()?;
     let (alive_before, shared_ends) = (folder.alive_before(), super::network_ends::shared_folder(&config.store)?);
     folder.note_alive();
     let (vm_users, sandbox) = find_sandbox(&config, &exe)?;
@@ -199,6 +203,7 @@ fn make(
         preparing: Mutex::default(),
         admission: Mutex::default(),
         is_stopping: AtomicBool::default(),
+        stops_vms: AtomicBool::default(),
         is_store_reachable: AtomicBool::new(true),
         stop: Notify::new(),
         folder: folder.clone(),
@@ -321,19 +326,26 @@ impl Daemon {
         lock(&self.preparing).contains(&(vm.to_owned(), host.to_owned()))
     }
 
-    /// No new replicas from now on.
-    pub(super) fn begin_to_stop(&self) {
+    /// No new replicas from now on. `with_vms`: those that are here are to end too.
+    pub(super) fn begin_to_stop(&self, with_vms: bool) {
         self.is_stopping.store(true, Ordering::Release);
+        self.stops_vms.fetch_or(with_vms, Ordering::AcqRel);
     }
 
     /// New replicas may come again: the daemon does not end after all.
     pub(super) fn go_on(&self) {
+        self.stops_vms.store(false, Ordering::Release);
         self.is_stopping.store(false, Ordering::Release);
     }
 
     /// Whether the daemon is about to end.
     pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether VMs and secondaries here are to end with it.
+    pub(super) fn stops_vms(&self) -> bool {
+        self.stops_vms.load(Ordering::Acquire)
     }
 
     /// Ends the daemon.
@@ -362,7 +374,7 @@ impl Daemon {
             match &renewed {
                 Err(error @ ClusterError::OtherInstance(_)) => {
                     tracing::error!("{error}: this one ends");
-                    self.begin_to_stop();
+                    self.begin_to_stop(false);
                     return self.request_stop();
                 }
                 Err(error) if was_renewed => tracing::warn!("the lease cannot be renewed: {error}"),

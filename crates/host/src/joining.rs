@@ -163,7 +163,7 @@ impl Daemon {
             ))
             .hint("move the folder `authority` to the folder of another host first"));
         }
-        self.begin_to_stop();
+        self.begin_to_stop(false);
         if let Err(error) = self.registry().leave() {
             self.go_on();
             return Err(error.into());

@@ -12,6 +12,7 @@ use api::client::Target;
 use api::messages::{CreateVm, RebootVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
 use api::status::Role;
 use api::time::unix_ms_now;
+use cluster::controller::SHUTDOWN_MS_MAX;
 use cluster::controller::consent::{NotStarted, may_start};
 use cluster::records::{OperationKind, Power};
 use machine::bus::lock;
@@ -43,9 +44,11 @@ const RESTORE_TIMEOUT: Duration = Duration::from_secs(3630);
 /// How long it may take until a VM's power button is pressed or its plug pulled.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a VM may take to end after its plug was pulled.
-const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long guests may take to shut down when the host stops with its VMs.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long owners of VMs may take for what they have to do already when the host stops with its VMs, and to note their ends.
+const OWNERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often it is looked whether VMs still run.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a forced start starts from, in words. Refuses a copy that no VM may start from.
 fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> {
@@ -503,54 +506,38 @@ impl Daemon {
         Ok(bytes)
     }
 
-    /// Ends the daemon, and its VMs if asked to.
+    /// Ends the daemon, and its VMs if asked to, which the controller sees to.
+    ///
+    /// # Errors
+    /// A VM still runs: then the host goes on.
     pub fn stop_host(self: &Arc<Self>, how: StopHost) -> Result<(), HostError> {
-        self.begin_to_stop();
-        if how.with_vms {
-            self.stop_vms();
+        self.begin_to_stop(how.with_vms);
+        if how.with_vms
+            && let Err(error) = self.wait_until_nothing_runs()
+        {
+            self.go_on();
+            return Err(error);
         }
         self.request_stop();
         Ok(())
     }
 
-    fn stop_vms(self: &Arc<Self>) {
-        let (mut primaries, secondaries): (Vec<_>, Vec<_>) =
-            self.all_replicas().into_iter().partition(|replica| replica.is_primary());
-        for replica in secondaries {
-            let retired = self.owned(&replica.vm.clone(), {
-                let replica = replica.clone();
-                move |daemon| {
-                    // It may have taken over meanwhile.
-                    let is_secondary = !replica.is_primary();
-                    if is_secondary {
-                        daemon.retire(&replica, REQUEST_TIMEOUT);
-                    }
-                    Ok(is_secondary)
-                }
-            });
-            match retired {
-                Ok(true) => {}
-                Ok(false) => primaries.push(replica),
-                Err(error) => tracing::warn!("VM {}: {error}", replica.vm),
+    /// Waits until no replica runs here any more.
+    fn wait_until_nothing_runs(self: &Arc<Self>) -> Result<(), HostError> {
+        let deadline = Instant::now() + Duration::from_millis(SHUTDOWN_MS_MAX) + PLUG_TIMEOUT + OWNERS_TIMEOUT;
+        let vms: Vec<String> = self.all_replicas().iter().map(|replica| replica.vm.clone()).collect();
+        loop {
+            let Some(left) = self.all_replicas().into_iter().next() else {
+                // Their owners may still have to note that they are off.
+                return vms.iter().try_for_each(|vm| self.owned(vm, |_| Ok(())));
+            };
+            if Instant::now() > deadline {
+                let idle = lock(&self.undone).idle(&left.vm).map(ToString::to_string);
+                let why = idle.unwrap_or_else(|| "it does not say why".to_owned());
+                return Err(HostError::unavailable(format!("VM {} does not end: {why}; the host goes on", left.vm))
+                    .hint("see its log; without `--with-vms` the daemon ends and leaves the VMs to run"));
             }
-        }
-        for replica in &primaries {
-            if let Err(error) = replica.ask(&Request::Stop { force: false }, REQUEST_TIMEOUT) {
-                tracing::warn!("VM {}: {error:#}", replica.vm);
-            }
-        }
-        let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
-        for replica in &primaries {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !replica.wait(left) {
-                tracing::warn!("VM {} does not shut down: its plug is pulled", replica.vm);
-                replica.end(PLUG_TIMEOUT);
-            }
-        }
-        // The VMs' owners still have to note that the VMs are off.
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
-        while !self.all_replicas().is_empty() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(LOOK_INTERVAL);
         }
     }
 }

@@ -26,6 +26,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a primary may take to let its secondary go.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often the store is asked whether a secondary takes a VM over.
+const DECIDED_INTERVAL: Duration = Duration::from_millis(100);
 /// How long another host may take to end a secondary.
 const DROP_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -110,7 +112,12 @@ impl Daemon {
     }
 
     /// Writes down what is wanted, which the controller sees to. Answers the number of the operation, if what is asked for is no state but happens once.
-    fn begin_ft(&self, name: &str, action: FtAction, mode: Option<FtMode>) -> Result<Option<u64>, HostError> {
+    pub(super) fn begin_ft(
+        &self,
+        name: &str,
+        action: FtAction,
+        mode: Option<FtMode>,
+    ) -> Result<Option<u64>, HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let replica = self.replica(name).filter(|replica| replica.is_primary());
@@ -138,10 +145,6 @@ impl Daemon {
             FtAction::Suspend => self.want(&vm, true, true)?,
             FtAction::Off => {
                 self.want(&vm, false, false)?;
-                if replica.is_none() && vm.claim.secondary.is_some() {
-                    // It may be about to take over: the claim decides.
-                    self.registry.claim_alone(&vm)?;
-                }
             }
             FtAction::RestartSecondary | FtAction::Failover | FtAction::Switchover => {
                 id = Some(self.ask(&vm, operation(&vm, replica.as_deref(), action)?, None)?);
@@ -151,11 +154,17 @@ impl Daemon {
         Ok(id)
     }
 
-    /// Waits until the primary here, if there is one, has no secondary, as the controller says by having nothing else to do.
+    /// Waits until the primary here has no secondary, as the controller says by having nothing else to do. Where there is no primary: until it is
+    /// decided that no secondary takes the VM over, if it is to go without one for good.
     fn wait_until_alone(&self, name: &str, wanted: &Idle) -> Result<(), HostError> {
         let deadline = Instant::now() + LET_GO_TIMEOUT;
         loop {
-            let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else { return Ok(()) };
+            let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {
+                if *wanted != Idle::Disabled || self.is_decided(name, deadline)? {
+                    return Ok(());
+                }
+                continue;
+            };
             let has_peer = replica.status().is_some_and(|status| status.peer.is_some());
             let idle = lock(&self.undone).idle(name).cloned();
             match &idle {
@@ -171,6 +180,21 @@ impl Daemon {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Whether no secondary takes the VM over any more, which does not run here; after a moment, if that is not so.
+    fn is_decided(&self, name: &str, deadline: Instant) -> Result<bool, HostError> {
+        let vm = self.known(name)?;
+        self.require_home(&vm)?;
+        let Some(secondary) = vm.claim.secondary else { return Ok(true) };
+        if Instant::now() > deadline {
+            let idle = lock(&self.undone).idle(name).map(ToString::to_string);
+            let why = idle.unwrap_or_else(|| format!("host {secondary} may be about to take it over"));
+            return Err(HostError::conflict(format!("VM {name} does not run here, and may yet run there: {why}"))
+                .hint(format!("it goes on trying: see `twinvm ft status {name}`")));
+        }
+        thread::sleep(DECIDED_INTERVAL);
+        Ok(false)
     }
 
     /// Refuses a mode that what executes the VM, or will, does not have.

@@ -23,6 +23,7 @@ use spec::{HostName, VmName};
 
 use super::daemon::Daemon;
 use super::error::HostError;
+use super::power::PLUG_TIMEOUT;
 use super::protection::Removed;
 use super::registry::KnownVm;
 use super::replicas::Replica;
@@ -44,7 +45,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What the controller knows of the store.
-struct Known {
+pub(super) struct Known {
     state: ClusterState,
     /// When VMs, and with them hosts, were read.
     vms_read: Instant,
@@ -116,7 +117,7 @@ impl Daemon {
     }
 
     /// Waits until it is time to decide, and reads the state if it may have changed.
-    fn wait_for_state(&self, known: &mut Option<Known>) -> Result<(), HostError> {
+    pub(super) fn wait_for_state(&self, known: &mut Option<Known>) -> Result<(), HostError> {
         let now = Instant::now();
         let Some(before) = known else {
             *known = Some(Known { state: self.registry.state()?, vms_read: now, hosts_read: now });
@@ -152,6 +153,7 @@ impl Daemon {
         HostReport {
             host: self.registry.host_name().clone(),
             is_stopping: self.is_stopping(),
+            stops_vms: self.stops_vms(),
             replicas: reports.collect(),
             powered_off: lock(&self.powered_off).clone(),
         }
@@ -182,7 +184,12 @@ impl Daemon {
         }
     }
 
-    fn act(self: &Arc<Self>, vm: &VmName, action: &Action, replica: Option<&Arc<Replica>>) -> Result<Outcome, String> {
+    pub(super) fn act(
+        self: &Arc<Self>,
+        vm: &VmName,
+        action: &Action,
+        replica: Option<&Arc<Replica>>,
+    ) -> Result<Outcome, String> {
         let text = |error: HostError| error.problem.error;
         match (action, replica) {
             (Action::NotePowerOff, _) => self.note_power_off(vm).map_err(text),
@@ -197,10 +204,20 @@ impl Daemon {
                 self.note_result(vm, *operation, result).map_err(text)?;
                 Ok(Outcome::Done)
             }
+            (Action::SettleClaim, _) => self.settle_claim(vm).map_err(text),
+            (Action::EndSecondary, Some(replica)) => Ok(self.end_secondary(replica)),
+            (Action::ShutDown { force }, Some(replica)) => Self::shut_down(replica, *force),
             (Action::Protect { secondary }, Some(replica)) => self.protect(replica, secondary),
             (Action::Unprotect, Some(replica)) => self.unprotect(vm, replica).map_err(text),
             (Action::EndReplica, Some(replica)) => self.end_displaced(vm, replica).map_err(text),
-            (Action::Protect { .. } | Action::Unprotect | Action::EndReplica, None) => Ok(Outcome::NotWanted),
+            (
+                Action::Protect { .. }
+                | Action::Unprotect
+                | Action::EndReplica
+                | Action::EndSecondary
+                | Action::ShutDown { .. },
+                None,
+            ) => Ok(Outcome::NotWanted),
         }
     }
 
@@ -291,6 +308,40 @@ impl Daemon {
         }
         let reason = if known.record.ft.enabled { UnprotectReason::Suspend } else { UnprotectReason::Off };
         self.let_go(vm, Some(&**replica), reason)?;
+        Ok(Outcome::Done)
+    }
+
+    /// Takes a VM that does not run, and is to go without a secondary, for this host alone; ends the secondary if it was not faster.
+    fn settle_claim(&self, vm: &VmName) -> Result<Outcome, HostError> {
+        let known = self.known(vm)?;
+        let is_wanted = known.home() == self.host() && !known.record.ft.enabled && known.claim.secondary.is_some();
+        if !is_wanted || self.replica(vm).is_some() {
+            return Ok(Outcome::NotWanted);
+        }
+        let known = self.claimed(&known)?;
+        self.drop_secondaries(&known, Removed::Copies)?;
+        Ok(Outcome::Done)
+    }
+
+    /// Ends a secondary, on a host that is being stopped with its VMs.
+    fn end_secondary(&self, replica: &Arc<Replica>) -> Outcome {
+        // Asked now: it may have taken over. One that does not answer is what it said last.
+        let status = replica.ask(&Request::Status, REQUEST_TIMEOUT).ok().or_else(|| replica.status());
+        if status.is_some_and(|status| status.role == Role::Primary) {
+            return Outcome::NotWanted;
+        }
+        self.retire(replica, REQUEST_TIMEOUT);
+        Outcome::Done
+    }
+
+    /// Presses a VM's power button or pulls its plug, on a host that is being stopped with its VMs. The store need not answer for that.
+    fn shut_down(replica: &Replica, force: bool) -> Result<Outcome, String> {
+        if force {
+            tracing::warn!("VM {} does not shut down: its plug is pulled", replica.vm);
+            replica.end(PLUG_TIMEOUT);
+        } else {
+            replica.ask(&Request::Stop { force: false }, REQUEST_TIMEOUT).map_err(|error| format!("{error:#}"))?;
+        }
         Ok(Outcome::Done)
     }
 

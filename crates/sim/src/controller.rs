@@ -216,6 +216,7 @@ impl World {
                 };
                 self.ends(&task, &outcome);
             }
+            (Some(Action::SettleClaim), None) if is_home && !ft.enabled => self.settles_claim(&task),
             (Some(Action::Protect { secondary }), Some(replica)) if is_home && ft.is_wanted() => {
                 let claim = self.claim().clone();
                 let Some(target) = self.host_of(&secondary) else { return };
@@ -233,6 +234,19 @@ impl World {
             }
             _ => self.ends(&task, &Outcome::NotWanted),
         }
+    }
+
+    /// The VM does not run, and is to go without a secondary: the claim decides whether one takes it over.
+    fn settles_claim(&mut self, task: &Task) {
+        if self.process_id(task.host).is_some() || self.claim().secondary.is_none() {
+            return self.ends(task, &Outcome::NotWanted);
+        }
+        self.coverage.note(Occurrence::OffUndecided);
+        if self.mutation != Some(Mutation::DropUndecided) {
+            self.claim_alone(task.host, NOBODY);
+        }
+        self.drop_secondaries(task, true);
+        self.ends(task, &Outcome::Done);
     }
 
     fn host_of(&self, name: &HostName) -> Option<usize> {

@@ -72,6 +72,7 @@ impl Daemon {
             report: HostReport {
                 host: host.clone(),
                 is_stopping: false,
+                stops_vms: false,
                 replicas: Default::default(),
                 powered_off: Default::default(),
             },

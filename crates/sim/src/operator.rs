@@ -31,10 +31,6 @@ impl World {
         (self.has_daemon(home) && self.reaches_store(home)).then_some(home)
     }
 
-    fn errand(&self, host: usize, step: Step) -> Task {
-        Task { host, run: self.hosts[host].daemon.run, action: None, step }
-    }
-
     pub fn want_ft(&mut self, enabled: bool, suspended: bool) {
         let secondary = self.claim().secondary.clone();
         let secondary = self.records.hosts.iter().find(|host| secondary.as_ref().is_some_and(|it| host.name.is(it)));
@@ -65,15 +61,6 @@ impl World {
             DropReason::Off | DropReason::TooSlow => {
                 self.coverage.note(Occurrence::Off);
                 self.want_ft(false, false);
-                if self.process_id(home).is_none() && self.claim().secondary.is_some() {
-                    // It may be about to take over: the claim decides.
-                    self.coverage.note(Occurrence::OffUndecided);
-                    if self.mutation != Some(Mutation::DropUndecided) {
-                        self.claim_alone(home, NOBODY);
-                    }
-                    let task = self.errand(home, Step::Begin { replica: None });
-                    self.drop_secondaries(&task, true);
-                }
             }
         }
     }

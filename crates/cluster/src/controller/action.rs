@@ -11,9 +11,10 @@ use crate::records::OperationResult;
 /// What one host is to do now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Actions, in order of the VMs' names: for each VM at most one for its protection, and one for the operation that somebody asked for.
+    /// Actions, in order of the VMs' names: for each VM at most one for its protection, one for the operation that somebody asked for, and one for the end of
+    /// its replica with its host.
     pub actions: Vec<Planned>,
-    /// Why nothing is done about the other VMs with a replica on the host.
+    /// Why nothing is done about the other VMs with a replica on the host, and about those without one about which something will be.
     pub idle: BTreeMap<VmName, Idle>,
     /// What operations wait for with which this host has to go on.
     pub waiting: BTreeMap<VmName, Waiting>,
@@ -46,6 +47,16 @@ pub enum Action {
     ReleaseReservation,
     /// Note in the VM's record that it is off.
     NotePowerOff,
+    /// Have the claim name this host alone, so that no secondary takes the VM over any more, and end that secondary, if another host has not won the claim
+    /// before.
+    SettleClaim,
+    /// End the secondary, unless it has become the primary meanwhile.
+    EndSecondary,
+    /// Press the power button of the VM that runs here, or pull its plug, whatever the store says of it.
+    ShutDown {
+        /// Pull the plug.
+        force: bool,
+    },
     /// Carry out a step of an operation.
     Step {
         /// The operation's number.
@@ -108,6 +119,8 @@ pub enum Why {
     NoCopyUnderWay,
     /// The guest was powered off, which the record does not say yet.
     PoweredOff,
+    /// The host is being stopped with its VMs.
+    HostStopping,
     /// Somebody asked for it.
     Asked,
     /// What somebody asked for has come about, or cannot.
@@ -139,6 +152,10 @@ impl fmt::Display for Action {
             Self::EndReplica => f.pad("end the replica"),
             Self::ReleaseReservation => f.pad("release the reservation"),
             Self::NotePowerOff => f.pad("note that it is off"),
+            Self::SettleClaim => f.pad("claim it for this host alone, and let the secondary go"),
+            Self::EndSecondary => f.pad("end the secondary"),
+            Self::ShutDown { force: false } => f.pad("press the power button"),
+            Self::ShutDown { force: true } => f.pad("pull the plug"),
             Self::Step { step, .. } => step.fmt(f),
             Self::NoteResult { operation, result: OperationResult::Done } => {
                 write!(f, "note that operation {operation} is done")
@@ -176,6 +193,7 @@ impl fmt::Display for Why {
             Self::CopyComplete => f.pad("the first copy is complete"),
             Self::NoCopyUnderWay => f.pad("no first copy is under way"),
             Self::PoweredOff => f.pad("the guest was powered off"),
+            Self::HostStopping => f.pad("the host is being stopped with its VMs"),
             Self::Asked => f.pad("somebody asked for it"),
             Self::Over => f.pad("there is nothing more to do for it"),
         }

@@ -6,6 +6,7 @@ use spec::{CpuProfile, HostName, Priority, VmName};
 
 use super::action::{Action, Outcome, Plan, Planned, Step, Why};
 use super::idle::Idle;
+use super::leaving::Leaving;
 use super::operation::{self, Next, Progress};
 use super::report::{HostReport, ReplicaReport, ReplicaState};
 use super::search::{Phase, Search};
@@ -14,6 +15,8 @@ use crate::records::{BootTime, ClusterState, Power, VmState};
 
 /// How long a secondary may wait for its primary before it is given up, in ms.
 const UNCLAIMED_MS_MAX: u64 = 60_000;
+/// How long a secondary may take to take its VM over once it suspects that the primary is gone, in ms: before that nobody takes the VM from it.
+const TAKEOVER_MS_MAX: u64 = 3_000;
 
 /// What an administrator sets for a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +96,7 @@ impl Controller {
         self.give_secondaries(candidates, wanted, now, &mut plan);
         self.settle_absent(wanted, seen, now.ms, &mut plan);
         self.operate(wanted, seen, now.ms, &mut plan);
+        self.leave(seen, now.ms, &mut plan);
         plan.actions.sort_by(|a, b| a.vm.cmp(&b.vm));
         plan
     }
@@ -100,6 +104,12 @@ impl Controller {
     /// Takes note of how an action has ended.
     pub fn note(&mut self, vm: &VmName, action: &Action, outcome: &Outcome, now_ms: u64) {
         let search = self.searches.entry(vm.clone()).or_default();
+        if let Action::ShutDown { .. } | Action::EndSecondary = action {
+            if let Some(leaving) = &mut search.leaving {
+                leaving.note(action, outcome, now_ms);
+            }
+            return;
+        }
         if let Action::Step { .. } | Action::NoteResult { .. } = action {
             search.progress.note(action, outcome, now_ms);
             if let (Action::Step { step: Step::RestartSecondary, .. }, Outcome::Done) = (action, outcome) {
@@ -196,15 +206,45 @@ impl Controller {
         }
     }
 
-    /// VMs that are at home here and do not run: what the end of their replicas has left to be written down.
+    /// The replicas here, on a host that is stopped with its VMs.
+    fn leave(&mut self, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
+        if !seen.stops_vms {
+            self.searches.values_mut().for_each(|search| search.leaving = None);
+            return;
+        }
+        for (name, replica) in &seen.replicas {
+            let search = self.searches.entry(name.clone()).or_default();
+            let leaving = search.leaving.get_or_insert_with(|| Leaving::since(now_ms));
+            match leaving.next(&replica.state, now_ms) {
+                Some(action) => plan.actions.push(Planned { vm: name.clone(), action, why: Why::HostStopping }),
+                None => drop(plan.idle.insert(name.clone(), Idle::ShuttingDown)),
+            }
+        }
+    }
+
+    /// VMs that are at home here and do not run: what the end of their replicas has left to be written down, and to be decided.
     fn settle_absent(&mut self, wanted: &ClusterState, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
         for vm in &wanted.vms {
             let name = &vm.record.name;
-            if !seen.host.is(&vm.claim.claim.primary) || seen.replicas.contains_key(name) {
+            let is_absent = seen.host.is(&vm.claim.claim.primary) && !seen.replicas.contains_key(name);
+            if !is_absent {
+                if let Some(search) = self.searches.get_mut(name) {
+                    search.absent_for_ms(false, now_ms);
+                }
                 continue;
             }
+            let absent_ms = self.searches.entry(name.clone()).or_default().absent_for_ms(true, now_ms);
+            let undecided = vm.claim.claim.secondary.as_ref().filter(|_| !vm.record.ft.enabled);
             let (action, why) = if seen.powered_off.contains(name) && vm.record.power == Power::On {
                 (Action::NotePowerOff, Why::PoweredOff)
+            } else if let Some(by) = undecided {
+                // Whoever turns protection off does not want the VM to end that a secondary is about to go on with.
+                let patience_ms = u64::from(vm.record.ft.suspicion_ms).saturating_add(TAKEOVER_MS_MAX);
+                if absent_ms < patience_ms {
+                    plan.idle.insert(name.clone(), Idle::Undecided { by: by.clone() });
+                    continue;
+                }
+                (Action::SettleClaim, Why::ProtectionOff)
             } else if vm.record.syncing_to.is_some() && !vm.record.ft.suspended {
                 (Action::ReleaseReservation, Why::NoCopyUnderWay)
             } else {

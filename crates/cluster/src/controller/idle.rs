@@ -38,6 +38,13 @@ pub enum Idle {
     PoweringOff,
     /// The host's daemon is about to end.
     HostStopping,
+    /// The host is being stopped with its VMs, and the guest is shutting down.
+    ShuttingDown,
+    /// Its protection is off, it does not run here, and its secondary may be about to take it over.
+    Undecided {
+        /// The secondary's replica.
+        by: ReplicaId,
+    },
     /// The last attempt has failed just now.
     RetrySoon {
         /// What went wrong.
@@ -88,6 +95,8 @@ impl fmt::Display for Idle {
             Self::Suspended => f.pad("protection is suspended"),
             Self::PoweringOff => f.pad("it is being powered off"),
             Self::HostStopping => f.pad("the host is being stopped"),
+            Self::ShuttingDown => f.pad("the host is being stopped with its VMs, and the guest is shutting down"),
+            Self::Undecided { by } => write!(f, "host {by} may be about to take the VM over"),
             Self::RetrySoon { message } => f.pad(message),
             Self::Queued { ahead, under_way } => {
                 write!(f, "it waits for its turn: first copies under way: {under_way}, VMs before it: {ahead}")

@@ -12,6 +12,8 @@ pub struct HostReport {
     pub host: HostName,
     /// Whether its daemon is about to end: it takes nothing on.
     pub is_stopping: bool,
+    /// Whether the VMs that run here are to end before it does, and the secondaries.
+    pub stops_vms: bool,
     /// The replicas whose processes run here.
     pub replicas: BTreeMap<VmName, ReplicaReport>,
     /// VMs of which no replica runs here, and whose last one here ended because the guest was powered off.

@@ -2,6 +2,7 @@
 
 use spec::HostName;
 
+use super::leaving::Leaving;
 use super::operation::Progress;
 use super::report::{Loss, ReplicaState};
 
@@ -22,6 +23,10 @@ pub(super) struct Search {
     retry: Option<(u64, String)>,
     /// Since when it has no secondary, in ms.
     alone_since_ms: Option<u64>,
+    /// Since when it is at home here and nothing of it runs here, in ms.
+    absent_since_ms: Option<u64>,
+    /// What is remembered of the end of its replica with its host.
+    pub(super) leaving: Option<Leaving>,
 }
 
 /// Where the search for the secondary is.
@@ -110,6 +115,12 @@ impl Search {
     /// Since when there is no secondary, in ms.
     pub(super) fn alone_since_ms(&self) -> u64 {
         self.alone_since_ms.unwrap_or(u64::MAX)
+    }
+
+    /// Takes note of whether it is at home here and nothing of it runs here. Answers for how long that has been so, in ms.
+    pub(super) fn absent_for_ms(&mut self, is_absent: bool, now_ms: u64) -> u64 {
+        self.absent_since_ms = is_absent.then(|| self.absent_since_ms.unwrap_or(now_ms));
+        self.absent_since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms))
     }
 
     pub(super) fn told(&mut self, now_ms: u64) {

@@ -87,6 +87,9 @@ struct Step {
     /// How steps of operations have ended, in the same words.
     #[serde(default)]
     stepped: Vec<(VmName, String)>,
+    /// How the ends of replicas with their host have ended, in the same words.
+    #[serde(default)]
+    left: Vec<(VmName, String)>,
     /// The daemon was killed, and this is the next one: it remembers nothing.
     #[serde(default)]
     new_daemon: bool,
@@ -120,6 +123,8 @@ struct Step {
     silent: Vec<HostName>,
     #[serde(default)]
     stopping: bool,
+    #[serde(default)]
+    stopping_with_vms: bool,
     #[serde(default)]
     powered_off: BTreeSet<VmName>,
     /// The replicas here, if that changes.
@@ -160,6 +165,14 @@ enum Cause {
     Fault,
 }
 
+/// What an action is for: of each kind, one at a time is under way for a VM.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Purpose {
+    Protection,
+    Operation,
+    Leaving,
+}
+
 fn one() -> usize {
     1
 }
@@ -191,16 +204,21 @@ impl Story {
         };
         let mut seen = BTreeMap::new();
         let mut silent: BTreeSet<HostName> = BTreeSet::new();
-        let mut under_way: BTreeMap<(VmName, bool), Action> = BTreeMap::new();
+        let mut under_way: BTreeMap<(VmName, Purpose), Action> = BTreeMap::new();
         let mut told = Vec::new();
         for step in &self.steps {
             if step.new_daemon {
                 controller = Controller::new(Settings { first_copies_max: self.first_copies_max });
                 under_way.clear();
             }
-            for (endings, is_step) in [(&step.ended, false), (&step.stepped, true)] {
+            let endings = [
+                (&step.ended, Purpose::Protection),
+                (&step.stepped, Purpose::Operation),
+                (&step.left, Purpose::Leaving),
+            ];
+            for (endings, purpose) in endings {
                 for (vm, outcome) in endings {
-                    let action = under_way.remove(&(vm.clone(), is_step));
+                    let action = under_way.remove(&(vm.clone(), purpose));
                     let action = action.unwrap_or_else(|| panic!("nothing is under way for {vm}"));
                     controller.note(vm, &action, &outcome_of(outcome), step.at);
                 }
@@ -216,14 +234,19 @@ impl Story {
             }
             let report = HostReport {
                 host: "a".parse().unwrap(),
-                is_stopping: step.stopping,
+                is_stopping: step.stopping || step.stopping_with_vms,
+                stops_vms: step.stopping_with_vms,
                 replicas: seen.clone(),
                 powered_off: step.powered_off.clone(),
             };
             let plan = controller.decide(&state, &report, &BootTime { boot_id: BOOT.to_owned(), ms: step.at });
             under_way.extend(plan.actions.iter().map(|planned| {
-                let is_step = matches!(planned.action, Action::Step { .. } | Action::NoteResult { .. });
-                ((planned.vm.clone(), is_step), planned.action.clone())
+                let purpose = match planned.action {
+                    Action::Step { .. } | Action::NoteResult { .. } => Purpose::Operation,
+                    Action::ShutDown { .. } | Action::EndSecondary => Purpose::Leaving,
+                    _ => Purpose::Protection,
+                };
+                ((planned.vm.clone(), purpose), planned.action.clone())
             }));
             told.push((step.expect.clone(), words(&plan)));
         }
