@@ -280,9 +280,31 @@ pub struct CreateSnapshot {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveVm {
-    /// Though the host that holds it is not alive: what is on that host stays there.
+    /// Though the host that holds it is not alive: what is on that host stays there. Also a VM whose record cannot be read: then all files stay.
     #[serde(default)]
     pub force: bool,
+}
+
+/// What has become of a VM that was removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedVm {
+    /// The VM.
+    pub removed: String,
+    /// Disks that were left where they are, as nobody can tell what they are worth: only those of a VM whose record could not be read.
+    #[serde(default)]
+    pub kept: Vec<KeptDisk>,
+    /// Hosts that did not say what they have of it.
+    #[serde(default)]
+    pub unanswered: Vec<String>,
+}
+
+/// A disk that was left when its VM was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptDisk {
+    /// The host that it is on.
+    pub host: String,
+    /// Its file there.
+    pub path: PathBuf,
 }
 
 /// What protection of a VM costs: this much, reserved on the secondary's host beside the primary's.

@@ -430,3 +430,6 @@ fn find_sandbox(config: &HostConfig, exe: &Path) -> Result<(VmUsers, String)> {
 fn program() -> Result<PathBuf> {
     std::env::current_exe().context("cannot find the twinvm program")
 }
+
+#[cfg(test)]
+mod tests;

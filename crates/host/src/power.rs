@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use api::client::Target;
-use api::messages::{CreateVm, RebootVm, RemoveVm, StartVm, StopHost, StopVm, VmView};
+use api::messages::{CreateVm, RebootVm, RemoveVm, RemovedVm, StartVm, StopHost, StopVm, VmView};
 use api::status::Role;
 use api::time::unix_ms_now;
 use cluster::controller::SHUTDOWN_MS_MAX;
@@ -26,7 +26,7 @@ use super::error::HostError;
 use super::folder::check_socket_path;
 use super::process::ReplicaProcess;
 use super::protection::Removed;
-use super::registry::KnownVm;
+use super::registry::{KnownVm, UnreadableVm};
 use super::replicas::Replica;
 use super::settings::at_next_start;
 use super::vm_folder::{BOOT_FILE_BYTES_MAX, VmFolder};
@@ -78,6 +78,10 @@ impl Daemon {
     /// The host that answers for a VM, if that is another one and it is alive.
     pub fn home_elsewhere(&self, vm: &str) -> Result<Option<Target>, HostError> {
         if self.replica(vm).is_some_and(|replica| replica.is_primary()) {
+            return Ok(None);
+        }
+        // What makes no sense here does so nowhere: this host says it.
+        if self.registry.unreadable(vm)?.is_some() {
             return Ok(None);
         }
         let vm = self.known(vm)?;
@@ -165,7 +169,10 @@ impl Daemon {
     }
 
     /// Removes a VM from every host that is alive, disks included. For its owner.
-    pub fn remove(&self, name: &str, how: RemoveVm) -> Result<(), HostError> {
+    pub fn remove(&self, name: &str, how: RemoveVm) -> Result<RemovedVm, HostError> {
+        if let Some(unreadable) = self.registry.unreadable(name)? {
+            return self.remove_unreadable(&unreadable, how);
+        }
         let vm = self.known(name)?;
         let is_lost = how.force && vm.home() != self.host() && self.registry.alive_host(vm.home())?.is_none();
         if !is_lost {
@@ -198,7 +205,27 @@ impl Daemon {
         self.ends.stop(&self.end_sockets(&vm.spec));
         self.vm_folder(name).remove()?;
         tracing::info!("VM {name} removed");
-        Ok(())
+        Ok(RemovedVm { removed: name.to_owned(), ..RemovedVm::default() })
+    }
+
+    /// Removes what the store has of a VM that this version cannot make sense of. Its files stay: nobody can tell which of them are the newest, nor whether a
+    /// newer version could. For its owner.
+    fn remove_unreadable(&self, vm: &UnreadableVm, how: RemoveVm) -> Result<RemovedVm, HostError> {
+        let name = &vm.name;
+        if !how.force {
+            return Err(HostError::conflict(&vm.why).hint(format!(
+                "`twinvm vm rm {name} --force` removes the VM from the store all the same, and leaves its files on all hosts as they are"
+            )));
+        }
+        let state = self.registry.state()?;
+        let found = self.what_is_left(&state, name);
+        if let Some((host, pid)) = found.runs {
+            return Err(HostError::conflict(format!("VM {name} runs on host {host}, as process {pid}"))
+                .hint("shut its guest down from within, or end that process, and try again"));
+        }
+        self.registry.remove_unreadable(vm)?;
+        tracing::warn!("VM {name} removed, though {}; its files stay", vm.why);
+        Ok(RemovedVm { removed: name.to_string(), kept: found.disks, unanswered: found.unanswered })
     }
 
     /// Removes a VM that was created just now and could not be started. No other host has anything of it.

@@ -65,6 +65,17 @@ impl KnownVm {
     }
 }
 
+/// A VM of which this version cannot make sense.
+#[derive(Clone, Debug)]
+pub struct UnreadableVm {
+    /// Its name.
+    pub name: VmName,
+    /// Why not.
+    pub why: String,
+    /// Which replicas may run it, if at least that can be read.
+    claim: Option<Claim>,
+}
+
 /// The records of the cluster, and this host's own.
 pub struct Registry {
     cluster: Cluster,
@@ -110,6 +121,12 @@ impl Registry {
         let lease = cluster.register_host(&host, ended, LEASE_TTL).context("cannot register the host")?;
         let has_booted = before.as_ref().is_none_or(|before| before.boot_id != host.boot_id);
         Ok(Self { cluster, host, lease: Mutex::new(Some(lease)), has_booted })
+    }
+
+    /// The same with another store for VMs in place of its own.
+    #[cfg(test)]
+    pub fn with_vms_in(self, stores: Stores) -> Self {
+        Self { cluster: Cluster::new(stores), ..self }
     }
 
     /// Whether the machine has booted since the daemon before this one was started.
@@ -316,6 +333,23 @@ impl Registry {
     /// Removes a VM. Fails if the claim has changed since `vm` was read.
     pub fn remove_vm(&self, vm: &KnownVm) -> Result<(), HostError> {
         Ok(self.cluster.delete_vm(&vm.record.name, Some(vm.claim.generation))?)
+    }
+
+    /// Of the VM of that name, if this version cannot make sense of it, what is known all the same.
+    pub fn unreadable(&self, name: &str) -> Result<Option<UnreadableVm>, HostError> {
+        let Ok(name) = name.parse::<VmName>() else { return Ok(None) };
+        let Some(why) = self.cluster.unreadable_vm(&name)? else { return Ok(None) };
+        let claim = match self.cluster.claim(&name) {
+            Ok(record) => Some(record.claim),
+            Err(ClusterError::NoVm(_) | ClusterError::Unreadable { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(UnreadableVm { name, why: why.to_string(), claim }))
+    }
+
+    /// Removes what is there of such a VM. A replica that is about to take it over either does so before, and this fails, or never.
+    pub fn remove_unreadable(&self, vm: &UnreadableVm) -> Result<(), HostError> {
+        Ok(self.cluster.delete_vm(&vm.name, vm.claim.as_ref().map(|claim| claim.generation))?)
     }
 
     /// Changes what is wanted of a VM.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api::client::CallError;
-use api::messages::{DiskView, HostView, LocalVms, OperationView, VmNote, VmView};
+use api::messages::{DiskView, HostView, KeptDisk, LocalVms, OperationView, VmNote, VmView};
 use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use axum::http::Method;
@@ -70,6 +70,22 @@ impl Daemon {
         Ok(known.iter().map(|vm| view(vm, &said)).collect())
     }
 
+    /// What hosts have of a VM of which the store says nothing that can be read.
+    pub(super) fn what_is_left(&self, state: &ClusterState, vm: &str) -> Left {
+        let said = self.what_hosts_say(state);
+        let of_vm = |status: &&ReplicaStatus| status.vm == vm;
+        let running = said.answers.iter().flat_map(|(_, local)| &local.replicas).find(of_vm);
+        let disks = said.answers.iter().flat_map(|(host, _)| {
+            let disks = said.disks_at(host, vm).unwrap_or_default().iter();
+            disks.filter_map(|disk| Some(KeptDisk { host: host.clone(), path: disk.path.clone()? }))
+        });
+        Left {
+            runs: running.map(|status| (status.host.clone(), status.pid)),
+            disks: disks.collect(),
+            unanswered: said.silent.into_iter().map(|(host, _)| host).collect(),
+        }
+    }
+
     /// What each host that is alive says about VMs, this one included. All are asked at once; one that does not answer in
     /// time has said nothing.
     fn what_hosts_say(&self, state: &ClusterState) -> Said {
@@ -103,6 +119,16 @@ impl Daemon {
         let silent = silent.map(|host| (host.name.to_string(), host.lease.renewed_unix_ms)).collect();
         Said { answers, silent }
     }
+}
+
+/// What hosts have of one VM.
+pub(super) struct Left {
+    /// A host that runs a replica of it, and that process.
+    pub runs: Option<(String, u32)>,
+    /// Its disks.
+    pub disks: Vec<KeptDisk>,
+    /// Hosts that do not answer.
+    pub unanswered: Vec<String>,
 }
 
 /// What hosts say about VMs.

@@ -284,6 +284,29 @@ impl Cluster {
         read.map(|(claim, _)| claim).ok_or_else(|| ClusterError::NoVm(vm.clone()))
     }
 
+    /// Why this version cannot make sense of what is there of a VM, an [`ClusterError::Unreadable`]; nothing if it can, or nothing is there.
+    pub fn unreadable_vm(&self, vm: &VmName) -> Result<Option<ClusterError>, ClusterError> {
+        let (record_key, claim_key) = (vm_key(vm), claim_key(vm));
+        let unreadable = |key: String, message: String| Ok(Some(ClusterError::Unreadable { key, message }));
+        let missing = || "it is missing".to_owned();
+        match (self.vm(vm), self.claim(vm)) {
+            (Err(error @ ClusterError::Unreadable { .. }), _) | (_, Err(error @ ClusterError::Unreadable { .. })) => {
+                Ok(Some(error))
+            }
+            (Err(ClusterError::NoVm(_)), Err(ClusterError::NoVm(_))) => Ok(None),
+            (Err(ClusterError::NoVm(_)), Ok(_)) => unreadable(record_key, missing()),
+            (Ok(_), Err(ClusterError::NoVm(_))) => unreadable(claim_key, missing()),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+            (Ok(record), Ok(_)) if record.name != *vm => {
+                unreadable(record_key, format!("it is that of {}", record.name))
+            }
+            (Ok(record), Ok(_)) => match record.vm_spec() {
+                Ok(_) => Ok(None),
+                Err(error) => unreadable(record_key, error.to_string()),
+            },
+        }
+    }
+
     /// Creates a VM, with its disks on `primary`, and answers its first claim.
     ///
     /// No generation is ever used twice, not even by a VM that gets the name of one that was deleted: the first is beyond the
@@ -328,12 +351,14 @@ impl Cluster {
     /// from then on. Without `expected`, whatever the claim says, also where it or the record cannot be read.
     ///
     /// # Errors
-    /// [`ClusterError::NoVm`] if there is none of that name. [`ClusterError::Contended`] if the claim is of another generation: nothing is deleted.
+    /// [`ClusterError::NoVm`] if nothing of a VM of that name is there. [`ClusterError::Contended`] if the claim is of another generation: nothing is deleted.
     pub fn delete_vm(&self, vm: &VmName, expected: Option<Generation>) -> Result<(), ClusterError> {
         let (record_key, claim_key) = (vm_key(vm), claim_key(vm));
         for _ in 0..ATTEMPTS_MAX {
-            let record = self.store.get(&record_key)?.ok_or_else(|| ClusterError::NoVm(vm.clone()))?;
-            let claim = self.store.get(&claim_key)?;
+            let (record, claim) = (self.store.get(&record_key)?, self.store.get(&claim_key)?);
+            if record.is_none() && claim.is_none() {
+                return Err(ClusterError::NoVm(vm.clone()));
+            }
             if let Some(expected) = expected {
                 let claim = claim.as_ref().map(|claim| decode::<ClaimRecord>(&claim_key, &claim.value)).transpose()?;
                 if claim.is_none_or(|claim| claim.claim.generation != expected) {
@@ -341,7 +366,7 @@ impl Cluster {
                 }
             }
             let compares = [
-                Compare { key: &record_key, version: record.version },
+                Compare { key: &record_key, version: record.map_or(0, |record| record.version) },
                 Compare { key: &claim_key, version: claim.map_or(0, |claim| claim.version) },
             ];
             let ops = [Op::Delete { key: &record_key }, Op::Delete { key: &claim_key }];

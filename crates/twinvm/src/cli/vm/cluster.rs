@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use api::messages::{CardView, CreateVm, DiskView, OperationView, RemoveVm, StartVm, StopVm, VmView};
+use api::messages::{CardView, CreateVm, DiskView, OperationView, RemoveVm, RemovedVm, StartVm, StopVm, VmView};
 use clap::Args;
 use spec::{VmSpec, to_toml};
 use terminal::output::{human_bytes, print_json, print_line};
@@ -46,7 +46,8 @@ pub struct RemoveArguments {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// Though the host that holds it does not answer: what is on that host stays there
+    /// Though the host that holds it does not answer: what is on that host stays there. Also removes a VM whose record cannot be read, as one of a newer
+    /// version: then no file of it is removed on any host, and its disks are named
     #[arg(long)]
     force: bool,
 }
@@ -186,10 +187,17 @@ pub fn remove(arguments: &RemoveArguments) -> Result<()> {
             bail!("nothing was changed");
         }
     }
-    let () = daemon.daemon()?.delete(&path(name), Some(&RemoveVm { force: arguments.force }))?;
+    let request = RemoveVm { force: arguments.force };
+    let removed: RemovedVm = daemon.daemon()?.delete(&path(name), Some(&request))?;
     if daemon.json {
-        print_json(&serde_json::json!({ "removed": name }))
-    } else {
-        print_line(&format!("VM {name} removed"))
+        return print_json(&removed);
     }
+    print_line(&format!("VM {name} removed"))?;
+    for disk in &removed.kept {
+        print_line(&format!("left on host {}: {}", disk.host, disk.path.display()))?;
+    }
+    for host in &removed.unanswered {
+        print_line(&format!("host {host} does not answer: what it has of the VM stays there"))?;
+    }
+    Ok(())
 }

@@ -1,0 +1,334 @@
+//! What is done to a VM that a secondary may be about to take over: the claim is decided before anything else. The moment of the takeover is
+//! injected: it comes right before the first transaction of whoever wants something of the VM.
+
+use std::fs;
+use std::sync::atomic::AtomicU32;
+
+use api::messages::{CloneVm, CreateVm, FtAction, RemoveVm, RenameVm, SetVm};
+use cluster::arbiter::StoreArbiter;
+use cluster::controller::{Action, Outcome};
+use cluster::store::{
+    Changes, Compare, Entry, LeaseId, Listing, Op, Outcome as Transacted, Sight, Store, StoreError, Stores,
+};
+use protocol::{Arbiter, Claim, Generation, Verdict};
+use spec::ReplicaId;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::error::Kind;
+use crate::init::{InitOptions, Keys, init};
+
+const VM: &str = "shop";
+
+/// A store in which somebody else is faster, if that is wanted.
+struct Racing {
+    store: Arc<dyn Store>,
+    /// What comes right before the next transaction.
+    takeover: Mutex<Option<(Generation, Claim)>>,
+    /// Transactions that were tried since.
+    transactions: AtomicU32,
+    /// How often all entries were read.
+    lists: AtomicU32,
+}
+
+impl Store for Racing {
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        self.lists.fetch_add(1, Ordering::Relaxed);
+        self.store.list(prefix)
+    }
+
+    fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Transacted, StoreError> {
+        if let Some((expected, claim)) = lock(&self.takeover).take() {
+            let taken = StoreArbiter::new(self.store.clone(), VM).compare_and_swap(expected, &claim);
+            assert_eq!(taken.unwrap(), Verdict::Won);
+        }
+        self.transactions.fetch_add(1, Ordering::Relaxed);
+        self.store.transact(compares, ops)
+    }
+
+    fn check_writable(&self) -> Result<(), StoreError> {
+        self.store.check_writable()
+    }
+
+    fn watch(&self, prefix: &str, since: u64, timeout: Duration) -> Result<Changes, StoreError> {
+        self.store.watch(prefix, since, timeout)
+    }
+
+    fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.store.grant_lease(ttl)
+    }
+
+    fn keep_lease(&self, lease: LeaseId) -> Result<bool, StoreError> {
+        self.store.keep_lease(lease)
+    }
+
+    fn end_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.end_lease(lease)
+    }
+
+    fn sight(&self) -> Option<Sight> {
+        self.store.sight()
+    }
+}
+
+/// Host `a`, whose daemon answers nobody and starts nothing by itself, with a VM that is off.
+struct Place {
+    folder: TempDir,
+    _runtime: Runtime,
+    daemon: Arc<Daemon>,
+    races: Arc<Racing>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let host = HostFolder::find(Some(&folder.path().join("a"))).unwrap();
+        let options = InitOptions {
+            keys: Keys::NewCluster,
+            name: Some("a".to_owned()),
+            listen: ([127, 0, 0, 1], 0).into(),
+            metrics: None,
+            store: None,
+            store_keys: None,
+            etcd_setup: None,
+            vm_folders: vec![folder.path().to_owned()],
+            networks: Vec::new(),
+        };
+        init(&host, &options).unwrap();
+        let config = HostConfig { vm_uids: None, ..HostConfig::load(&host).unwrap() };
+        let stores = Stores::open(&config.store, None).unwrap();
+        let races = Arc::new(Racing {
+            store: stores.vms,
+            takeover: Mutex::default(),
+            transactions: AtomicU32::default(),
+            lists: AtomicU32::default(),
+        });
+        let addresses = DaemonAddresses { pid: std::process::id(), api: ([127, 0, 0, 1], 1).into(), metrics: None };
+        let registry = Registry::open(&config, host.path(), addresses.api).unwrap();
+        let registry = registry.with_vms_in(Stores { vms: races.clone(), hosts: stores.hosts });
+        private_folder(&host.vms()).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let daemon = {
+            let _inside = runtime.enter();
+            let identity = Identity::load(&host.keys()).unwrap();
+            make(&host, config, &identity, &addresses, registry).unwrap()
+        };
+        fs::write(folder.path().join("kernel"), "kernel").unwrap();
+        storage::disk::create_raw(&folder.path().join("disk.raw"), 1 << 20).unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let spec = format!(
+            "name = \"{VM}\"\nmemory = \"64M\"\nkernel = \"{}\"\n[[disk]]\npath = \"{}\"\nformat = \"raw\"\n",
+            at("kernel"),
+            at("disk.raw")
+        );
+        let place = Self { folder, _runtime: runtime, daemon, races };
+        place.daemon.create(&CreateVm { spec, start: false }).unwrap();
+        place
+    }
+
+    fn claim(&self) -> Claim {
+        self.daemon.known(VM).unwrap().claim
+    }
+
+    fn swap(&self, primary: &str, secondary: Option<&str>) -> Claim {
+        let expected = self.claim().generation;
+        let claim = Claim {
+            generation: expected.next(),
+            primary: ReplicaId::new(primary),
+            secondary: secondary.map(ReplicaId::new),
+        };
+        let arbiter = StoreArbiter::new(self.races.store.clone(), VM);
+        assert_eq!(arbiter.compare_and_swap(expected, &claim).unwrap(), Verdict::Won);
+        claim
+    }
+
+    /// The VM was protected by another host, and its primary here is gone.
+    fn is_undecided(&self) {
+        self.daemon.registry.renew_lease().unwrap();
+        self.swap("a", Some("b"));
+    }
+
+    /// From now on `by` takes it over as soon as somebody wants to change anything in the store.
+    fn is_about_to_be_taken_over(&self, by: &str) -> Claim {
+        let expected = self.claim().generation;
+        let claim = Claim { generation: expected.next(), primary: ReplicaId::new(by), secondary: None };
+        *lock(&self.races.takeover) = Some((expected, claim.clone()));
+        self.races.transactions.store(0, Ordering::Relaxed);
+        claim
+    }
+
+    /// All files of VMs, with what they hold.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let (mut files, mut left) = (BTreeMap::new(), vec![self.folder.path().join("a/vms")]);
+        while let Some(folder) = left.pop() {
+            for entry in fs::read_dir(&folder).unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                if entry.file_type().unwrap().is_dir() {
+                    left.push(path);
+                } else {
+                    files.insert(path.clone(), fs::read(&path).unwrap());
+                }
+            }
+        }
+        files
+    }
+
+    fn records(&self) -> Vec<(String, Entry)> {
+        let mut entries = self.races.store.list("vms/").unwrap().entries;
+        entries.retain(|(key, _)| !key.ends_with("/claim"));
+        entries
+    }
+}
+
+/// Something that is wanted of the VM.
+type Want = fn(&Arc<Daemon>) -> Result<(), HostError>;
+
+const WANTS: [(&str, Want); 4] = [
+    ("clone", |daemon| daemon.clone_vm(VM, &CloneVm { name: "copy".to_owned(), forward: None }).map(drop)),
+    ("rename", |daemon| daemon.rename_vm(VM, &RenameVm { name: "store".to_owned() }).map(drop)),
+    ("rm", |daemon| daemon.remove(VM, RemoveVm { force: false }).map(drop)),
+    ("set --grow-disk", |daemon| {
+        daemon.set_vm(VM, &SetVm { disk_bytes: [(0, 2 << 20)].into(), ..SetVm::default() }).map(drop)
+    }),
+];
+
+/// Fault 11 of the protection's rules: what may be the newest is not deleted, moved or copied.
+#[test]
+fn nothing_is_done_to_a_vm_that_is_taken_over_in_that_moment() {
+    let place = Place::new();
+    for (what, want) in WANTS {
+        place.is_undecided();
+        let (files, records) = (place.files(), place.records());
+        let taken_over = place.is_about_to_be_taken_over("b");
+        let error = want(&place.daemon).unwrap_err();
+        assert_eq!(error.kind, Kind::Conflict, "{what}: {error}");
+        assert!(error.to_string().contains("was started or taken over by host b meanwhile"), "{what}: {error}");
+        assert_eq!(place.races.transactions.load(Ordering::Relaxed), 1, "{what}: more than the claim was asked for");
+        assert_eq!((place.files(), place.records(), place.claim()), (files, records, taken_over), "{what}");
+        // It comes back here.
+        place.swap("a", None);
+    }
+}
+
+/// The same where nobody takes it over: each of them has decided the claim by then.
+#[test]
+fn what_is_undecided_is_decided_and_then_done() {
+    for (what, want) in WANTS {
+        let place = Place::new();
+        place.is_undecided();
+        let undecided = place.claim().generation;
+        want(&place.daemon).unwrap_or_else(|error| panic!("{what}: {error}"));
+        match place.daemon.registry.vm(VM).unwrap() {
+            Some(vm) => {
+                let expected = Claim { generation: undecided.next(), primary: ReplicaId::new("a"), secondary: None };
+                assert_eq!(vm.claim, expected, "{what}");
+            }
+            None => assert!(what == "rm" || what == "rename", "{what}"),
+        }
+    }
+}
+
+/// Whoever removes a VM of a host that is gone asks another one, which may hold its secondary.
+#[test]
+fn a_vm_of_a_lost_host_is_not_removed_when_it_is_taken_over_in_that_moment() {
+    let place = Place::new();
+    place.daemon.registry.renew_lease().unwrap();
+    place.swap("gone", Some("a"));
+    let (files, records) = (place.files(), place.records());
+    let taken_over = place.is_about_to_be_taken_over("a");
+    let error = place.daemon.remove(VM, RemoveVm { force: true }).unwrap_err();
+    assert!(error.to_string().contains("was started or taken over by host a meanwhile"), "{error}");
+    assert_eq!(place.races.transactions.load(Ordering::Relaxed), 1);
+    assert_eq!((place.files(), place.records(), place.claim()), (files, records, taken_over));
+}
+
+/// `ft off` where nothing runs: whether the secondary takes over is decided when the controller has that carried out, not by the request.
+#[test]
+fn protection_that_is_turned_off_leaves_the_claim_to_the_controller() {
+    let place = Place::new();
+    place.is_undecided();
+    let name: VmName = VM.parse().unwrap();
+    place.daemon.registry.update(VM, |record| record.ft.enabled = true).unwrap();
+    let undecided = place.claim();
+    let settle = || place.daemon.act(&name, &Action::SettleClaim, None);
+    // As long as it is to be protected, it stays the secondary's.
+    assert_eq!(settle(), Ok(Outcome::NotWanted));
+    let begun = place.daemon.begin_ft(VM, FtAction::Off, None).unwrap();
+    assert_eq!((begun, place.claim()), (None, undecided.clone()));
+    let taken_over = place.is_about_to_be_taken_over("b");
+    assert!(settle().unwrap_err().contains("taken over by host b meanwhile"));
+    assert_eq!(place.claim(), taken_over);
+    assert_eq!(settle(), Ok(Outcome::NotWanted), "it is at home elsewhere");
+    place.swap("a", Some("b"));
+    assert_eq!(settle(), Ok(Outcome::Done));
+    assert_eq!(place.claim().secondary, None);
+    assert_eq!(settle(), Ok(Outcome::NotWanted), "it is decided");
+}
+
+/// Each primary read the whole store twice a second.
+#[test]
+fn records_of_vms_are_read_when_they_have_changed_and_not_all_the_time() {
+    let place = Place::new();
+    let mut known = None;
+    let mut look = || {
+        place.races.lists.store(0, Ordering::Relaxed);
+        for _ in 0..12 {
+            place.daemon.wait_for_state(&mut known).unwrap();
+        }
+        place.races.lists.load(Ordering::Relaxed)
+    };
+    assert_eq!(look(), 1, "in the beginning");
+    assert_eq!(look(), 0, "nothing has changed");
+    place.daemon.registry.update(VM, |record| record.autostart = true).unwrap();
+    assert_eq!(look(), 1, "a record has");
+}
+
+/// What a newer version, or a fault, has left in the place of a VM's record could not be removed.
+#[test]
+fn a_vm_that_cannot_be_read_is_removed_by_force_and_its_files_stay() {
+    let place = Place::new();
+    let write = |key: &str, value: &[u8]| {
+        let done = place.races.store.transact(&[], &[Op::Put { key, value, lease: None }]).unwrap();
+        assert!(matches!(done, Transacted::Done { .. }));
+    };
+    let record = format!("vms/{VM}");
+    let claim = format!("vms/{VM}/claim");
+    let as_written = place.races.store.get(&record).unwrap().unwrap().value;
+    let newer = String::from_utf8(as_written.clone()).unwrap().replace("memory = ", "memroy = ");
+    let claim_as_written = place.races.store.get(&claim).unwrap().unwrap().value;
+    let files = place.files();
+    for (what, record_now, claim_now) in [
+        ("a torn record", b"{\"name\"".as_slice(), claim_as_written.as_slice()),
+        ("one of a newer version", newer.as_bytes(), &claim_as_written),
+        ("an unreadable claim", &as_written, b"?"),
+        ("both", b"", b""),
+    ] {
+        write(&record, record_now);
+        write(&claim, claim_now);
+        place.daemon.registry.renew_lease().unwrap();
+        assert_eq!(place.daemon.home_elsewhere(VM).unwrap(), None, "{what}: it is answered here");
+        let error = place.daemon.remove(VM, RemoveVm { force: false }).unwrap_err();
+        assert_eq!(error.kind, Kind::Conflict);
+        assert!(error.to_string().contains("cannot be read"), "{what}: {error}");
+        assert!(error.to_string().contains("--force` removes the VM from the store"), "{what}: {error}");
+        assert!(place.races.store.get(&record).unwrap().is_some());
+        let removed = place.daemon.remove(VM, RemoveVm { force: true }).unwrap();
+        let disks: Vec<PathBuf> = removed.kept.into_iter().map(|disk| disk.path).collect();
+        assert_eq!(disks, [place.folder.path().join("a/vms").join(VM).join("disk0.raw")], "{what}");
+        assert_eq!((place.records(), place.files()), (Vec::new(), files.clone()), "{what}");
+        assert_eq!(place.daemon.remove(VM, RemoveVm { force: true }).unwrap_err().kind, Kind::NotFound);
+    }
+    // One whose claim can be read may be taken over in that moment.
+    write(&record, b"{");
+    write(&claim, &claim_as_written);
+    let read: Claim = serde_json::from_slice(&claim_as_written).unwrap();
+    let taken_over = Claim { generation: read.generation.next(), primary: ReplicaId::new("b"), secondary: None };
+    *lock(&place.races.takeover) = Some((read.generation, taken_over));
+    assert_eq!(place.daemon.remove(VM, RemoveVm { force: true }).unwrap_err().kind, Kind::Conflict);
+    assert_eq!((place.records().len(), place.files()), (1, files));
+}
