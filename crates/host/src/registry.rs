@@ -367,7 +367,8 @@ impl Registry {
         let arbiter = StoreArbiter::new(self.cluster.store().clone(), &vm.name);
         match arbiter.compare_and_swap(vm.claim.generation, &claim).map_err(unreachable)? {
             Verdict::Won => Ok(()),
-            Verdict::Lost(current) if current == claim => Ok(()),
+            // Also to a claim that looks like this one: a secondary here asks for the same when it takes over. An answer that was lost is another matter, and is
+            // the store's.
             Verdict::Lost(current) => Err(HostError::conflict(format!(
                 "VM {} was started or taken over by host {} meanwhile",
                 vm.name, current.primary
