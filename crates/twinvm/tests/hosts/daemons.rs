@@ -93,12 +93,16 @@ fn a_host_is_stopped_with_or_without_its_vms() {
     assert_eq!((world.replicas("a").len(), world.replicas("b").len()), (1, 0));
     let alone = world.wait("a", "the loss of the secondary", |status| state(status) == "need-secondary");
     assert_eq!(alone["running"], true);
+    // Also without the store, as where that is to be replaced.
+    let (vms, away) = (world.path("cluster.db.vms"), world.path("away"));
+    fs::rename(&vms, &away).unwrap();
     world.done("a", &["host", "stop", "--with-vms"]);
     world.wait_for_daemon_end("a");
     assert!(world.replicas("a").is_empty());
+    fs::rename(&away, &vms).unwrap();
     world.start("a");
-    let off = world.status("a");
-    assert_eq!((state(&off), &off["protection"]["detail"]), ("not-running", &"the guest powered off".into()));
+    let off = world.wait("a", "the power to be off", |status| state(status) == "not-running");
+    assert_eq!(off["protection"]["detail"], "the guest powered off");
 }
 
 #[test]
