@@ -50,6 +50,17 @@ pub fn write(path: &Path, content: &[u8], readers: Readers) -> io::Result<()> {
     sync_folder_of(path)
 }
 
+/// Removes a file, on stable storage when this returns. Not being there is no error.
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_folder_of(path)),
+    }
+}
+
 /// Opens the file beside, for this writer alone. Whoever else may write in the folder, such as a VM's own user, may have put there what leads to another file,
 /// or what this process would wait for: that is removed.
 fn open_new(new: &Path, readers: Readers) -> io::Result<(File, FileLock)> {

@@ -64,6 +64,7 @@ enum Acting {
 pub struct Process {
     config: ReplicaConfig,
     spec: VmSpec,
+    disks: DiskSet,
     /// What a snapshot says of the disks.
     saved_disks: SnapshotDisks,
     /// What the replica proves its host's name with, unless a request brings other keys.
@@ -147,6 +148,8 @@ impl Process {
         confine(&config, &spec, &source)?;
         let (images, saved) = source.disks(&spec)?;
         let saved_disks = SnapshotDisks::of(&images);
+        let disks = DiskSet::new(images);
+        disks.recall_digests(&config.folder);
         let folder = config.folder.clone();
         Broker::watch(child, move |why| {
             tracing::error!(%why, "a replica without its broker could not take over");
@@ -162,11 +165,12 @@ impl Process {
             failovers: 0,
             last_takeover: None,
             protection: report::ProtectionLog::default(),
-            opened: Some(Opened { control, listener, disks: DiskSet::new(images), saved }),
+            opened: Some(Opened { control, listener, disks: disks.clone(), saved }),
         };
         Ok(Self {
             config,
             spec,
+            disks,
             saved_disks,
             identity,
             broker,
@@ -202,6 +206,9 @@ impl Process {
             match ended {
                 Ended::For(end) => {
                     self.console.end_log();
+                    if end != ReplicaEnd::PlugPulled {
+                        self.record_digests();
+                    }
                     return Ok(end);
                 }
                 Ended::Reset(disks, generation) => ended = self.restart(disks, generation)?,
@@ -527,6 +534,7 @@ impl Process {
                 } else {
                     ReplicaEnd::Released { message: "it was told to end".to_owned() }
                 };
+                self.record_digests();
                 end.leave(&self.config.folder)?;
                 let _ = fs::remove_file(self.config.socket());
                 std::process::exit(0);

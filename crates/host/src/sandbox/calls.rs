@@ -105,7 +105,7 @@ const SOCKETS: &[i64] = &[
     libc::SYS_shutdown,
 ];
 
-/// Disks, guest memory, and files in the VM's folder. A restore gives its files the owner, the permissions and the access control lists of those whose place they
+/// Disks, guest memory, and files in the VM's folder. Of disks that are closed, the time of the last change is set, by which another one is told. A restore gives its files the owner, the permissions and the access control lists of those whose place they
 /// take. The end of a process is waited for: of the one that acts for this replica.
 const REPLICA: &[i64] = &[
     libc::SYS_access,
@@ -145,6 +145,7 @@ const REPLICA: &[i64] = &[
     libc::SYS_sync_file_range,
     libc::SYS_unlink,
     libc::SYS_unlinkat,
+    libc::SYS_utimensat,
     libc::SYS_wait4,
     libc::SYS_waitid,
 ];

@@ -43,7 +43,7 @@ impl LoggedDisk {
         self.shared.wait_for_deferred_flushes();
         let done = self.shared.requests.carry_out(self.number, || {
             let mut image = disk.lock();
-            change(&mut image)?;
+            disk.change(&mut image, (offset, length), &mut change)?;
             // While it is locked: the log's order is the image's.
             if let Some(log_change) = log_change.take() {
                 self.shared.note(log_change);
@@ -125,9 +125,9 @@ impl BlockBackend for LoggedDisk {
         Ok(self.shared.requests.carry_out(self.number, || {
             // Most of the time is spent here, without the lock: other requests go on.
             let write_back = disk.lock().write_back()?;
-            write_back.run()?;
+            disk.flushed(write_back.run())?;
             if !write_back.is_flush() {
-                disk.lock().flush()?;
+                disk.flushed(disk.lock().flush())?;
             }
             // What it covers has been logged before, as it had been done before.
             self.shared.note(|log| log.push(write.clone()));

@@ -8,7 +8,6 @@ use storage::disk::BaseIdentity;
 use super::backend::push_data;
 use super::blocks::{BlockDigest, Span, block_range, is_zeros, spans};
 use super::progress::span_bytes;
-use super::set::Disk;
 use super::stream::LogStream;
 use super::summary::{KnownBlocks, KnownContent, SummaryOfDisk};
 use super::{DiskOp, DiskProgress, DiskSet, DiskSummary, DiskSyncError, DiskWrite};
@@ -31,6 +30,7 @@ pub struct DiskCopy {
     stage: Stage,
     buffer: Vec<u8>,
     progress: DiskProgress,
+    compared_bytes: u64,
     differing_bytes: u64,
 }
 
@@ -96,6 +96,7 @@ impl DiskCopy {
             stage: Stage::Looking,
             buffer: Vec::new(),
             progress,
+            compared_bytes: 0,
             differing_bytes: 0,
         })
     }
@@ -146,6 +147,11 @@ impl DiskCopy {
         self.differing_bytes
     }
 
+    /// Bytes that were read so far to be compared: what is known of the rest was kept from before.
+    pub fn compared_bytes(&self) -> u64 {
+        self.compared_bytes
+    }
+
     /// Looks at some blocks and adds those that differ to the log.
     fn look(&mut self) -> Result<(), DiskSyncError> {
         for looked in 0..BLOCKS_PER_PIECE {
@@ -178,15 +184,27 @@ impl DiskCopy {
         let shared = self.disks.shared();
         let disk = shared.disk(number)?;
         let (offset, length) = block_range(block, disk.size_bytes);
-        self.buffer.resize(length as usize, 0);
         self.progress.done_bytes += length;
-        if !matches!(theirs, BlockOfTheirs::Unknown) {
-            read(disk, number, offset, &mut self.buffer)?;
-            // Hashed without the lock: a guest need not wait for it. Should it write meanwhile, the log has that.
-            if theirs.is(&self.buffer) {
-                return Ok(());
+        // Compared without the lock: a guest need not wait for it. Should it write meanwhile, the log has that.
+        let is_same = match theirs {
+            BlockOfTheirs::Unknown => false,
+            BlockOfTheirs::Zeros => {
+                self.buffer.resize(length as usize, 0);
+                let read = disk.lock_patiently().read_at(offset, &mut self.buffer);
+                read.map_err(DiskSyncError::image(number))?;
+                self.compared_bytes += length;
+                is_zeros(&self.buffer)
             }
+            BlockOfTheirs::Digest(theirs) => {
+                let ours = disk.digest(block, &mut self.buffer).map_err(DiskSyncError::image(number))?;
+                self.compared_bytes += ours.1;
+                ours.0 == *theirs
+            }
+        };
+        if is_same {
+            return Ok(());
         }
+        self.buffer.resize(length as usize, 0);
         // Read and logged under one lock, so that the block has its place in the order of the guest's changes.
         let mut image = disk.lock_patiently();
         image.read_at(offset, &mut self.buffer).map_err(DiskSyncError::image(number))?;
@@ -203,25 +221,11 @@ impl DiskCopy {
     }
 }
 
-fn read(disk: &Disk, number: u32, offset: u64, buffer: &mut [u8]) -> Result<(), DiskSyncError> {
-    disk.lock_patiently().read_at(offset, buffer).map_err(DiskSyncError::image(number))
-}
-
 /// What the secondary has in one block.
 enum BlockOfTheirs {
     Unknown,
     Zeros,
     Digest(BlockDigest),
-}
-
-impl BlockOfTheirs {
-    fn is(&self, content: &[u8]) -> bool {
-        match self {
-            Self::Unknown => false,
-            Self::Zeros => is_zeros(content),
-            Self::Digest(digest) => blake3::hash(content) == *digest,
-        }
-    }
 }
 
 /// The blocks that the primary holds something of (`own`) and those that the secondary does, without those that are zeros on both

@@ -40,6 +40,9 @@ pub enum DiskSyncError {
     /// It cannot be noted what the copy of the disks is.
     #[error("cannot mark the copy of the disks: {0}")]
     Mark(#[source] std::io::Error),
+    /// What is known of the disks cannot be kept.
+    #[error("cannot record the digests of the disks: {0}")]
+    Record(#[source] std::io::Error),
     /// The thread that writes the disks panicked: what they hold is not known.
     #[error("the thread that writes the disks has failed")]
     ThreadFailed,

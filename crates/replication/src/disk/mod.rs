@@ -23,6 +23,10 @@
 //!   written since it was compared, and was then what the secondary has: by digest, or because neither side's image holds
 //!   anything there and both show the same base.
 //!
+//! Digests are kept, on both sides, until their blocks are changed, and from one process to the next as long as nobody has written to the disk's files in
+//! between (`digests`). For one that is kept the same holds as for one that was just computed: it is forgotten under the lock under which its block is changed, so
+//! that a change after the look at it is in the log.
+//!
 //! Hence, when the guest is paused, whatever is in the log until then is sent, and all of it is applied, the disks are the same. At
 //! the end of the blocks the stream tells the secondary to flush, as the guest's own flushes before the log began are not in it.
 //!
@@ -56,6 +60,7 @@ mod codec;
 mod copy;
 mod deferred;
 mod description;
+mod digests;
 mod error;
 mod log;
 mod mark;

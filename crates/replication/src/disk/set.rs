@@ -1,6 +1,7 @@
 //! The disks of a replica.
 
 use std::hint;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -9,11 +10,13 @@ use std::time::Duration;
 use machine::bus::lock;
 use machine::devices::virtio::block::BlockBackend;
 use protocol::DiskHealth;
-use storage::disk::{Backing, BaseIdentity, DiskImage, RawFile};
+use storage::disk::{Backing, BaseIdentity, DiskError, DiskImage, RawFile};
 
 use super::backend::LoggedDisk;
+use super::blocks::{BLOCK_BYTES, BlockDigest, block_range};
 use super::codec::decode_writes;
 use super::deferred::AskedFlushes;
+use super::digests::Digests;
 use super::log::Log;
 use super::requests::Requests;
 use super::{DiskDescription, DiskFault, DiskOp, DiskSyncError, DiskWrite};
@@ -46,6 +49,8 @@ pub(super) struct Disk {
     pub size_bytes: u64,
     pub read_only: bool,
     image: Mutex<DiskImage>,
+    /// What blocks hold, as far as it is known.
+    pub digests: Digests,
     /// Content that can be read without the lock.
     raw: Option<Arc<RawFile>>,
     /// Threads that wait for the image on behalf of a guest.
@@ -61,6 +66,7 @@ impl DiskSet {
             read_only: image.is_read_only(),
             raw: image.raw_file().cloned(),
             image: Mutex::new(image),
+            digests: Digests::default(),
             hurried: AtomicU32::new(0),
         });
         Self(Arc::new(Shared {
@@ -157,6 +163,36 @@ impl DiskSet {
         lock(&self.0.log).len()
     }
 
+    /// Takes over what the replica before this one has found out about what the disks hold, as far as they are as it has left them, from its records in
+    /// `folder`. They will be kept there.
+    pub fn recall_digests(&self, folder: &Path) {
+        for disk in self.0.disks.iter().filter(|disk| !disk.read_only) {
+            let place = folder.join(format!("digests-{}", disk.number));
+            disk.digests.recall(&place, disk.size_bytes, disk.lock_patiently().found());
+        }
+    }
+
+    /// Brings the disks to stable storage and records what is known of what they hold, for the next replica that opens them.
+    ///
+    /// # Errors
+    /// [`DiskSyncError::Image`], [`DiskSyncError::Record`]: only time is lost then.
+    pub fn record_digests(&self) -> Result<(), DiskSyncError> {
+        for disk in self.0.disks.iter().filter(|disk| disk.digests.is_to_be_recorded()) {
+            let _under_way = self.0.requests.begin(disk.number);
+            // Held throughout: whatever is written after it removes the record first.
+            let mut image = disk.lock_patiently();
+            // Another thread may have done it meanwhile.
+            if !disk.digests.is_to_be_recorded() {
+                continue;
+            }
+            let sealed = disk.flushed(image.seal()).map_err(DiskSyncError::image(disk.number))?;
+            if let Some(files) = sealed {
+                disk.digests.record(disk.size_bytes, files).map_err(DiskSyncError::Record)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Does to the images what `writes` say, in order. A [`DiskOp::Flush`] returns when everything before is on stable storage.
     ///
     /// # Errors
@@ -165,18 +201,59 @@ impl DiskSet {
         writes.iter().try_for_each(|write| self.apply_one(write))
     }
 
+    /// The same with what a first copy consists of: blocks that come whole need not be read to know what they hold.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_copy(&self, writes: &[DiskWrite]) -> Result<(), DiskSyncError> {
+        for write in writes {
+            let digests = &self.0.disk(write.disk)?.digests;
+            match self.whole_block(write)? {
+                Some((block, data)) => {
+                    self.apply_with(write, || digests.begin(block))?;
+                    digests.keep(block, *blake3::hash(data).as_bytes());
+                }
+                None => self.apply_one(write)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The block that is written as a whole, if it is one.
+    fn whole_block<'a>(&self, write: &'a DiskWrite) -> Result<Option<(u64, &'a [u8])>, DiskSyncError> {
+        let DiskOp::Write { offset, data } = &write.op else { return Ok(None) };
+        let block = offset / BLOCK_BYTES;
+        let range = block_range(block, self.0.disk(write.disk)?.size_bytes);
+        Ok((range == (*offset, data.len() as u64)).then_some((block, data)))
+    }
+
     pub(super) fn apply_one(&self, write: &DiskWrite) -> Result<(), DiskSyncError> {
+        self.apply_with(write, || ())
+    }
+
+    /// Does to an image what `write` says, and then something else, before anybody else does anything to that image.
+    fn apply_with(&self, write: &DiskWrite, then: impl FnOnce()) -> Result<(), DiskSyncError> {
         let disk = self.0.disk(write.disk)?;
         let _under_way = self.0.requests.begin(write.disk);
         let mut image = lock(&disk.image);
-        let done = match &write.op {
-            DiskOp::Write { offset, data } => image.write_at(*offset, data),
-            DiskOp::Discard { offset, length } => image.discard(*offset, *length),
-            DiskOp::WriteZeroes { offset, length, may_unmap } => image.write_zeroes(*offset, *length, *may_unmap),
-            DiskOp::Flush => image.flush(),
-            DiskOp::Lost => return Err(DiskSyncError::Lost { disk: write.disk }),
+        let range = match &write.op {
+            DiskOp::Write { offset, data } => (*offset, data.len() as u64),
+            DiskOp::Discard { offset, length } | DiskOp::WriteZeroes { offset, length, .. } => (*offset, *length),
+            DiskOp::Flush | DiskOp::Lost => (0, 0),
         };
-        done.map_err(DiskSyncError::image(write.disk))
+        let done = match &write.op {
+            DiskOp::Flush => disk.flushed(image.flush()),
+            DiskOp::Lost => return Err(DiskSyncError::Lost { disk: write.disk }),
+            change => disk.change(&mut image, range, |image| match change {
+                DiskOp::Write { offset, data } => image.write_at(*offset, data),
+                DiskOp::Discard { offset, length } => image.discard(*offset, *length),
+                DiskOp::WriteZeroes { offset, length, may_unmap } => image.write_zeroes(*offset, *length, *may_unmap),
+                DiskOp::Flush | DiskOp::Lost => Ok(()),
+            }),
+        };
+        done.map_err(DiskSyncError::image(write.disk))?;
+        then();
+        Ok(())
     }
 
     /// Decodes a piece of [`super::DiskCopy`] or [`super::encode_writes`] and applies it.
@@ -184,7 +261,7 @@ impl DiskSet {
     /// # Errors
     /// Those of [`decode_writes`], nothing having been applied then, and of [`Self::apply`].
     pub fn apply_block_piece(&self, piece: &[u8]) -> Result<(), DiskSyncError> {
-        self.apply(&decode_writes(piece, self)?)
+        self.apply_copy(&decode_writes(piece, self)?)
     }
 
     /// Returns when everything written to any disk is on stable storage.
@@ -194,7 +271,7 @@ impl DiskSet {
     pub fn flush(&self) -> Result<(), DiskSyncError> {
         self.0.disks.iter().try_for_each(|disk| {
             let _under_way = self.0.requests.begin(disk.number);
-            lock(&disk.image).flush().map_err(DiskSyncError::image(disk.number))
+            disk.flushed(lock(&disk.image).flush()).map_err(DiskSyncError::image(disk.number))
         })
     }
 
@@ -204,8 +281,9 @@ impl DiskSet {
         let _under_way = self.0.requests.begin(number);
         let write_back = disk.lock_patiently().write_back();
         // Most of the time is spent here, without the lock; the image is what a flush is complete by.
-        write_back.and_then(|write_back| write_back.run()).map_err(DiskSyncError::image(number))?;
-        disk.lock_patiently().flush().map_err(DiskSyncError::image(number))
+        let written = disk.flushed(write_back.and_then(|write_back| write_back.run()));
+        written.map_err(DiskSyncError::image(number))?;
+        disk.flushed(disk.lock_patiently().flush()).map_err(DiskSyncError::image(number))
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -316,8 +394,43 @@ impl Disk {
         lock(&self.image)
     }
 
+    /// Changes a range of the image, of which nothing is known from then on.
+    pub fn change(
+        &self,
+        image: &mut DiskImage,
+        (offset, length): (u64, u64),
+        change: impl FnOnce(&mut DiskImage) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let forgotten = self.digests.changing(offset, length);
+        let path = || image.path().to_path_buf();
+        forgotten.map_err(|source| DiskError::Io { path: path(), action: "forget the digests of", source })?;
+        change(image)
+    }
+
+    /// What came of a flush. After one that has failed, what is read may be another thing than what the disk holds.
+    pub fn flushed<T>(&self, result: Result<T, DiskError>) -> Result<T, DiskError> {
+        result.inspect_err(|_| self.digests.distrust())
+    }
+
+    /// Reads a block, and finds out its digest, unless that is known. The image is not locked while it is computed.
+    pub fn digest(&self, block: u64, buffer: &mut Vec<u8>) -> Result<(BlockDigest, u64), DiskError> {
+        if let Some(known) = self.digests.get(block) {
+            return Ok((known, 0));
+        }
+        let (offset, length) = block_range(block, self.size_bytes);
+        buffer.resize(length as usize, 0);
+        {
+            let mut image = self.lock_patiently();
+            self.digests.begin(block);
+            image.read_at(offset, buffer)?;
+        }
+        let digest = *blake3::hash(buffer).as_bytes();
+        self.digests.keep(block, digest);
+        Ok((digest, length))
+    }
+
     /// What [`DiskDescription::base`] says. Found out without the lock, as it may take long.
-    fn base(&self) -> Result<BaseIdentity, storage::disk::DiskError> {
+    fn base(&self) -> Result<BaseIdentity, DiskError> {
         let shown = {
             let image = self.lock_patiently();
             if self.read_only {

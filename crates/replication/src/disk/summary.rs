@@ -25,7 +25,7 @@ pub const SUMMARY_PIECE_BYTES_MAX: usize = 128 << 10;
 
 /// A piece ends when it is so long; no record but the descriptions is much longer than a tenth of this.
 const PIECE_BYTES_AIM: usize = 16 << 10;
-/// Blocks read and hashed for one piece: some milliseconds of work, so that the caller can do other things in between.
+/// Blocks summed up for one piece: some milliseconds of work, so that the caller can do other things in between.
 const BLOCKS_PER_PIECE: u64 = 64;
 
 const DESCRIPTIONS: u8 = 0;
@@ -33,13 +33,14 @@ const DIGESTS: u8 = 1;
 const ZEROS: u8 = 2;
 const END: u8 = 3;
 
-/// Reads a secondary's disks and sums them up. Nothing may be written to them meanwhile.
+/// Sums a secondary's disks up, and reads of them what is not known. Nothing may be written to them meanwhile.
 pub struct SummaryWriter {
     disks: DiskSet,
     /// Not yet written.
     descriptions: Option<Vec<u8>>,
     left: VecDeque<(u32, Span)>,
     progress: DiskProgress,
+    read_bytes: u64,
     buffer: Vec<u8>,
     has_ended: bool,
 }
@@ -69,7 +70,8 @@ impl SummaryWriter {
         descriptions.extend_from_slice(&(serialized.len() as u32).to_le_bytes());
         descriptions.extend_from_slice(&serialized);
         let disks = disks.clone();
-        Ok(Self { disks, descriptions: Some(descriptions), left, progress, buffer: Vec::new(), has_ended: false })
+        let descriptions = Some(descriptions);
+        Ok(Self { disks, descriptions, left, progress, read_bytes: 0, buffer: Vec::new(), has_ended: false })
     }
 
     /// Appends the next piece, at most [`SUMMARY_PIECE_BYTES_MAX`] bytes, to `out`. Returns whether more will follow.
@@ -103,12 +105,11 @@ impl SummaryWriter {
             put_head(out, DIGESTS, number, span.blocks.start);
             out.extend_from_slice(&(count as u32).to_le_bytes());
             for block in span.blocks.start..span.blocks.start + count {
-                let (offset, length) = block_range(block, disk.size_bytes);
-                self.buffer.resize(length as usize, 0);
-                let read = disk.lock_patiently().read_at(offset, &mut self.buffer);
-                read.map_err(DiskSyncError::image(number))?;
-                out.extend_from_slice(blake3::hash(&self.buffer).as_bytes());
-                self.progress.done_bytes += length;
+                let digest = disk.digest(block, &mut self.buffer);
+                let (digest, read_bytes) = digest.map_err(DiskSyncError::image(number))?;
+                out.extend_from_slice(&digest);
+                self.read_bytes += read_bytes;
+                self.progress.done_bytes += block_range(block, disk.size_bytes).1;
             }
             hashed += count;
             span.blocks.start += count;
@@ -122,6 +123,11 @@ impl SummaryWriter {
     /// How far it is.
     pub fn progress(&self) -> DiskProgress {
         self.progress
+    }
+
+    /// Bytes that were read for it so far: what is known of the rest was kept from before.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
     }
 }
 

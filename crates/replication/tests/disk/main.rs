@@ -3,6 +3,7 @@
 mod applier;
 mod copy;
 mod deferred;
+mod digests;
 mod log;
 mod pair;
 mod pieces;

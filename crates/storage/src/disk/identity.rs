@@ -1,15 +1,13 @@
 //! Whether two disks show the same where nothing has been written to them.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Allocation, Backing, DiskError, DiskImage, DiskOptions};
+use super::{Allocation, Backing, DiskError, DiskImage, DiskOptions, FileStamps};
 
 /// What a disk shows where its image holds nothing of its own.
 ///
@@ -31,40 +29,14 @@ pub type ContentDigest = [u8; 32];
 const BLOCK_BYTES: u64 = 64 << 10;
 /// Bytes read at once.
 const READ_BYTES: u64 = 1 << 20;
-/// How long the files must have been left alone before a digest is kept: two changes within the granularity of a file system's time
-/// stamps cannot be told apart.
-const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// Longest file with a kept digest that is read.
 const CACHE_BYTES_MAX: u64 = 64 << 10;
-
-/// What tells whether a file was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified_ns: i128,
-    changed_ns: i128,
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        let ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.size(),
-            modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
-            changed_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
 
 /// A digest that is kept beside the image.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     /// The image and those it is based on.
-    files: Vec<Stamp>,
+    files: FileStamps,
     /// Hexadecimal.
     blake3: String,
 }
@@ -94,10 +66,9 @@ impl BaseIdentity {
 
 /// The digest of what an image shows that is open read-only.
 fn content_digest(image: &mut DiskImage) -> Result<ContentDigest, DiskError> {
-    let files = image.files().map(File::metadata).collect::<io::Result<Vec<_>>>();
+    let stamps = FileStamps::of(image.files());
     let path = image.path().to_path_buf();
-    let files = files.map_err(|source| DiskError::Io { path, action: "look at", source })?;
-    let stamps = stamps(&files);
+    let stamps = stamps.map_err(|source| DiskError::Io { path, action: "look at", source })?;
     let kept_at = BaseIdentity::kept_at(image.path());
     let kept_at = kept_at.zip(stamps);
     if let Some((path, stamps)) = &kept_at
@@ -107,26 +78,12 @@ fn content_digest(image: &mut DiskImage) -> Result<ContentDigest, DiskError> {
     }
     let digest = compute(image)?;
     if let Some((path, stamps)) = kept_at
-        && are_settled(&stamps)
+        && stamps.are_settled()
     {
         // Only time is lost if it cannot be kept: the folder may well be read-only.
         let _ = store(&path, Kept { files: stamps, blake3: hex(&digest) });
     }
     Ok(digest)
-}
-
-/// `None` if a file is a device: their time stamps say nothing.
-fn stamps(files: &[Metadata]) -> Option<Vec<Stamp>> {
-    let is_device = |file: &Metadata| file.file_type().is_block_device();
-    (!files.iter().any(is_device)).then(|| files.iter().map(Stamp::of).collect())
-}
-
-fn are_settled(files: &[Stamp]) -> bool {
-    let settled = SystemTime::now().checked_sub(SETTLED_AFTER).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    let Some(settled_ns) = settled.and_then(|since_epoch| i128::try_from(since_epoch.as_nanos()).ok()) else {
-        return false;
-    };
-    files.iter().all(|file| file.modified_ns.max(file.changed_ns) < settled_ns)
 }
 
 fn compute(image: &mut DiskImage) -> Result<ContentDigest, DiskError> {
@@ -163,12 +120,12 @@ fn compute(image: &mut DiskImage) -> Result<ContentDigest, DiskError> {
     Ok(*hasher.finalize().as_bytes())
 }
 
-fn load(path: &Path, files: &[Stamp]) -> Option<ContentDigest> {
+fn load(path: &Path, files: &FileStamps) -> Option<ContentDigest> {
     let mut text = Vec::new();
     File::open(path).ok()?.take(CACHE_BYTES_MAX).read_to_end(&mut text).ok()?;
     let kept: Kept = serde_json::from_slice(&text).ok()?;
     let digest = blake3::Hash::from_hex(kept.blake3).ok()?;
-    (kept.files == files).then_some(*digest.as_bytes())
+    (kept.files == *files).then_some(*digest.as_bytes())
 }
 
 fn store(path: &Path, kept: Kept) -> io::Result<()> {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, Mapping, ShallowMapping};
@@ -13,7 +14,8 @@ use spec::DiskFormat;
 
 use super::lock::{Access, ImageLock};
 use super::open::{Content, open_image};
-use super::{Allocation, Backing, DiskError, Extent, RawFile, WriteBack, check_size};
+use super::stamp::SETTLED_AFTER;
+use super::{Allocation, Backing, DiskError, Extent, FileStamps, RawFile, WriteBack, check_size};
 
 /// Most zeros written at once.
 const ZEROS_BYTES_MAX: u64 = 1 << 20;
@@ -50,6 +52,8 @@ pub struct DiskImage {
     access: FormatAccess<imago::file::File>,
     /// The image's file, then those it is based on.
     locks: Vec<ImageLock>,
+    /// As those were when they had just been locked.
+    found: Option<FileStamps>,
 }
 
 impl DiskImage {
@@ -67,7 +71,7 @@ impl DiskImage {
     /// # Errors
     /// As [`Self::open`], which name `at`.
     pub fn open_as(at: &Path, path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
-        let Content { access, format, backing, locks } = open_image(at, path, options)?;
+        let Content { access, format, backing, locks, found } = open_image(at, path, options)?;
         let mut image = Self {
             path: path.to_path_buf(),
             format,
@@ -77,6 +81,7 @@ impl DiskImage {
             raw: None,
             access,
             locks,
+            found,
         };
         if let Some(own) = image.locks.first().filter(|_| format == DiskFormat::Raw && !options.direct) {
             let file = own.file().try_clone().map_err(|e| image.io("open", e))?;
@@ -211,6 +216,32 @@ impl DiskImage {
         self.sync()?;
         self.tables_changed = false;
         Ok(())
+    }
+
+    /// As the files that the content depends on were when the image was opened and locked, before anything was written to them. None if time stamps say
+    /// nothing about one of them.
+    pub fn found(&self) -> Option<&FileStamps> {
+        self.found.as_ref()
+    }
+
+    /// Brings everything to stable storage, and answers by what it shows later whether anything was written since, by whomever: so soon as at once. None
+    /// if time stamps say nothing about one of the files.
+    ///
+    /// The time of the file's last change is set back a little for that, as a change right now could get the same one.
+    ///
+    /// # Errors
+    /// As [`Self::flush`]; [`DiskError::ReadOnly`].
+    pub fn seal(&mut self) -> Result<Option<FileStamps>, DiskError> {
+        self.check_writable(0, 0)?;
+        self.flush()?;
+        if FileStamps::of(self.files()).map_err(|e| self.io("look at", e))?.is_none() {
+            return Ok(None);
+        }
+        let Some(own) = self.files().next() else { return Ok(None) };
+        let Some(before) = SystemTime::now().checked_sub(2 * SETTLED_AFTER) else { return Ok(None) };
+        own.set_modified(before).and_then(|()| own.sync_all()).map_err(|e| self.io("set the time of", e))?;
+        let stamps = FileStamps::of(self.files()).map_err(|e| self.io("look at", e))?;
+        Ok(stamps.filter(FileStamps::are_bases_settled))
     }
 
     fn sync(&self) -> Result<(), DiskError> {

@@ -28,6 +28,7 @@ mod qcow2_header;
 mod qcow2_tables;
 mod raw_file;
 mod replace;
+mod stamp;
 mod write_back;
 
 use std::path::Path;
@@ -42,6 +43,7 @@ pub use info::DiskInfo;
 pub(crate) use lock::{Access, ImageLock};
 pub use raw_file::RawFile;
 pub use replace::{Replacement, settle};
+pub use stamp::FileStamps;
 pub use write_back::WriteBack;
 
 /// Smallest unit of a disk in bytes; sizes are multiples of it.

@@ -13,7 +13,7 @@ use spec::DiskFormat;
 use super::lock::{ImageLock, open_locked, require_disk};
 use super::qcow2_header::{self, BackingName, Header, INCOMPATIBLE_DIRTY, Refusal};
 use super::qcow2_tables::{self, Tables};
-use super::{Backing, DiskError, DiskOptions, check_size, format};
+use super::{Backing, DiskError, DiskOptions, FileStamps, check_size, format};
 
 /// Longest chain of backing files.
 const CHAIN_LENGTH_MAX: usize = 32;
@@ -29,6 +29,8 @@ pub(super) struct Content {
     pub backing: Option<Backing>,
     /// The image's file, then those it is based on.
     pub locks: Vec<ImageLock>,
+    /// As those files were before anything was written to them.
+    pub found: Option<FileStamps>,
 }
 
 /// Opens and locks the image at `path`, and what it is based on: of which a relative name is meant as one in an image called `name`.
@@ -39,9 +41,13 @@ pub(super) fn open_image(path: &Path, name: &Path, options: DiskOptions) -> Resu
         Some(format) => format,
         None => format::guess(path, &reopen(path, false)?)?,
     };
+    // Locked by now, and what opens it to be written may write at once.
+    let own = FileStamps::of(locks.iter().map(ImageLock::file)).ok().flatten();
     let (access, backing) = open_format(path, name, file, format, options, &mut locks)?;
     check_size(path, access.size())?;
-    Ok(Content { access, format, backing, locks })
+    let bases = FileStamps::of(locks.iter().skip(1).map(ImageLock::file)).ok().flatten();
+    let found = own.zip(bases).map(|(own, bases)| own.with(bases));
+    Ok(Content { access, format, backing, locks, found })
 }
 
 /// Opens an image to look at it, without a lock.

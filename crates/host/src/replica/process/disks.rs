@@ -6,7 +6,7 @@ use std::thread;
 
 use anyhow::Result;
 use machine::bus::lock;
-use protocol::Generation;
+use protocol::{DiskWatch, Generation};
 use replication::disk::{CopyMark, CopyState};
 use replication::driver::Primary;
 use spec::{SnapshotName, VmSpec};
@@ -31,6 +31,17 @@ impl Process {
                 tracing::warn!(%error, "the generation of the disks cannot be noted");
             }
         });
+    }
+
+    /// Keeps what is known of what the disks hold for the next replica here, unless a disk is broken: the end of this one does not wait for it.
+    pub(super) fn record_digests(&self) {
+        let watch = DiskWatch::new(self.options().disk_patience);
+        if watch.is_broken(self.disks.health()) {
+            return;
+        }
+        if let Err(error) = self.disks.record_digests() {
+            tracing::warn!("the next first copy will read all of the disks: {error}");
+        }
     }
 
     /// Saves the VM to a snapshot in its folder; the guest stands still meanwhile.

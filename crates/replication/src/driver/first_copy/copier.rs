@@ -107,6 +107,8 @@ impl Copier<'_> {
                 self.push(Piece::Writes { messages: vec![message], bytes })?;
             }
             if !more {
+                let (compared_bytes, differing_bytes) = (copy.compared_bytes(), copy.differing_bytes());
+                tracing::debug!(total_bytes, compared_bytes, differing_bytes, "the disks are compared");
                 return Ok(copy.into_stream());
             }
         }

@@ -15,7 +15,7 @@ impl Follower {
             (Some(copy), Some(mark)) => mark.write(copy.into()),
             _ => Ok(()),
         };
-        let applied = noted.map_err(DiskSyncError::Mark).and_then(|()| disks.apply(writes));
+        let applied = noted.map_err(DiskSyncError::Mark).and_then(|()| disks.apply_copy(writes));
         applied.map_err(|error| self.fail(format!("the disks cannot be written: {error}")))
     }
 
@@ -36,6 +36,8 @@ pub(super) fn send_summary(disks: &DiskSet, primary: &[DiskDescription], voice: 
         let more = writer.next_piece(&mut piece)?;
         // A primary that has gone is found out by the one who listens to it.
         if voice.send(Kind::Summary, &piece).is_err() || !more {
+            let (total_bytes, read_bytes) = (writer.progress().total_bytes, writer.read_bytes());
+            tracing::debug!(total_bytes, read_bytes, "what the disks hold is summed up");
             return Ok(());
         }
     }
