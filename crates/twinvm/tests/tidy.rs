@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
+/// Faults that `ARCHITECTURE.md` says to stay mended.
+const MENDED: usize = 15;
 /// Most lines of a file.
 const FILE_LINES_MAX: usize = 600;
 /// Most lines of a function, from its signature to its closing brace, the lines of tables left out.
@@ -154,4 +156,39 @@ fn long_functions_are_found_and_tables_are_let_be() {
 fn unfinished_work_and_long_files_are_found() {
     assert_eq!(faults("fn f() {\n    todo!()\n}"), ["line 2: todo!"]);
     assert_eq!(faults(&"// A comment.\n".repeat(FILE_LINES_MAX + 1)), ["601 lines"]);
+}
+
+/// A fault whose test was renamed or deleted is one that may come back unnoticed.
+#[test]
+fn every_fault_that_was_mended_has_tests_that_are_there() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in a folder");
+    let text = fs::read_to_string(crates.with_file_name("ARCHITECTURE.md")).expect("the map can be read");
+    let (_, section) = text.split_once("## Faults that stay mended").expect("it has that section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows: Vec<Vec<&str>> = section
+        .lines()
+        .map(|line| line.split('|').map(str::trim).collect())
+        .filter(|row: &Vec<_>| row.len() == 5)
+        .collect();
+    let (mut found, mut wrong) = (0, Vec::new());
+    for row in &rows[2..] {
+        found += 1;
+        if row[1].parse() != Ok(found) {
+            wrong.push(format!("fault {found} has no row in its place"));
+        }
+        let tests: Vec<&str> = row[3].split(", ").map(|test| test.trim_matches('`')).collect();
+        for test in tests {
+            let (file, name) = test.split_once("::").unwrap_or((test, ""));
+            let source = fs::read_to_string(crates.join(file)).unwrap_or_default();
+            let is_there = match file.ends_with("mutation.rs") {
+                true => source.contains(&format!("    {name},\n")),
+                false => name.is_empty() && !source.is_empty() || source.contains(&format!("fn {name}(")),
+            };
+            if !is_there {
+                wrong.push(format!("fault {found}: there is no {test}"));
+            }
+        }
+    }
+    assert_eq!(found, MENDED);
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
