@@ -110,8 +110,11 @@ impl Daemon {
                     thread::sleep(DECIDE_INTERVAL);
                 }
             }
-            if let Some(known) = &known {
-                self.decide(&known.state);
+            match &known {
+                Some(known) => self.decide(&known.state),
+                // What runs here is known all the same.
+                None if self.stops_vms() => self.decide(&ClusterState::default()),
+                None => {}
             }
         }
     }
