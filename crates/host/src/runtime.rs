@@ -36,7 +36,7 @@ const DECIDE_INTERVAL: Duration = Duration::from_millis(100);
 /// How often hosts are read, as leases end.
 const HOSTS_INTERVAL: Duration = Duration::from_millis(500);
 /// How often VMs are read, though none may have changed: who watches is told of changes by somebody who may hang.
-const VMS_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const VMS_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a replica may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a replica may take to end.

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::sync::atomic::AtomicU32;
+use std::time::Instant;
 
 use api::messages::{CloneVm, CreateVm, FtAction, RemoveVm, RenameVm, SetVm};
 use cluster::arbiter::StoreArbiter;
@@ -18,6 +19,7 @@ use tokio::runtime::Runtime;
 use super::*;
 use crate::error::Kind;
 use crate::init::{InitOptions, Keys, init};
+use crate::runtime::VMS_INTERVAL;
 
 const VM: &str = "shop";
 
@@ -275,17 +277,21 @@ fn protection_that_is_turned_off_leaves_the_claim_to_the_controller() {
 fn records_of_vms_are_read_when_they_have_changed_and_not_all_the_time() {
     let place = Place::new();
     let mut known = None;
-    let mut look = || {
+    let mut look = |expected| {
         place.races.lists.store(0, Ordering::Relaxed);
+        let begun = Instant::now();
         for _ in 0..12 {
             place.daemon.wait_for_state(&mut known).unwrap();
         }
-        place.races.lists.load(Ordering::Relaxed)
+        // On a machine that is very busy it is time to look though nothing may have changed.
+        let due = u32::try_from(begun.elapsed().as_secs() / VMS_INTERVAL.as_secs()).unwrap();
+        let lists = place.races.lists.load(Ordering::Relaxed);
+        assert!((expected..=expected + due).contains(&lists), "{lists} times instead of {expected}");
     };
-    assert_eq!(look(), 1, "in the beginning");
-    assert_eq!(look(), 0, "nothing has changed");
+    look(1);
+    look(0);
     place.daemon.registry.update(VM, |record| record.autostart = true).unwrap();
-    assert_eq!(look(), 1, "a record has");
+    look(1);
 }
 
 /// What a newer version, or a fault, has left in the place of a VM's record could not be removed.
