@@ -2,6 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a VM's clock shows, or is to show as soon as the guest runs, at a moment. From there on it goes with the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockReading {
+    /// Virtual time since power-on.
+    pub shows: Duration,
+    /// The moment.
+    pub at: Instant,
+}
+
+impl ClockReading {
+    /// What it shows now, in nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.shows.saturating_add(self.at.elapsed()).as_nanos()).unwrap_or(u64::MAX)
+    }
+}
 
 /// The VM's clock: nanoseconds of virtual time since power-on, and the wall-clock time of power-on.
 ///

@@ -14,6 +14,7 @@ use spec::{CpuLevel, CpuProfile, EngineKind, MemoryBacking};
 use crate::acpi::AcpiError;
 use crate::boot::linux::LinuxBoot;
 use crate::boot::{BootError, BootState};
+use crate::clock::ClockReading;
 use crate::control::Control;
 use crate::devices::ioapic::IoApicState;
 use crate::digest::{Digest, StateHasher};
@@ -278,6 +279,23 @@ impl Vm {
         // In pause order: the vCPUs are out of the guest already, then the devices, then pending interrupts.
         let platform = self.platform.save();
         Ok(VmState { engine: self.engine.save()?, platform })
+    }
+
+    /// What the clock of the paused VM shows: where it stands in the state, or further, as it goes with the host's.
+    ///
+    /// # Errors
+    /// [`EngineError`] if it cannot be read.
+    pub fn clock(&mut self) -> Result<ClockReading, VmError> {
+        Ok(self.engine.clock()?)
+    }
+
+    /// Lets the clock of a VM that was just restored go on from a reading of where it was lost, rather than from its state and the moment at which
+    /// it was made: whatever making it took is no time that the guest misses. No clock goes back.
+    ///
+    /// # Errors
+    /// [`EngineError`] if it cannot be set.
+    pub fn go_on_from(&mut self, clock: ClockReading) -> Result<(), VmError> {
+        Ok(self.engine.go_on_from(clock)?)
     }
 
     /// A VM in a saved state, with `ram` as it was then.

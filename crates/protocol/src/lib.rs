@@ -16,6 +16,7 @@
 //! | [`InputPath`], [`ForwardedFrames`] | how a secondary comes to know of inbound frames, and which ones it feeds to its guest at takeover |
 //! | [`HandedOut`], [`may_attach`], [`waiting_max`] | whom a network end serves, and with which frames |
 //! | [`UnreleasedOutput`], [`left_through`] | what is sent again at takeover |
+//! | [`GuestClock`], [`PeerClock`] | what the guest's clock shows after a takeover |
 
 mod admission;
 mod arbiter;
@@ -27,6 +28,7 @@ mod disk_watch;
 mod epochs;
 mod event;
 mod first_copy;
+mod guest_clock;
 mod heartbeats;
 mod input;
 mod numbers;
@@ -55,6 +57,7 @@ pub use event::{DropReason, Event, LossReason};
 pub use first_copy::{
     Amount, FirstCopy, LAST_PAUSE_MAX, Left, Pace, RoundEnd, Slowed, Step, TakenIn, WRITES_WAITING_MAX,
 };
+pub use guest_clock::{GuestClock, PeerClock};
 pub use heartbeats::{Heartbeats, heartbeat_interval};
 pub use input::{ForwardedFrames, HandedOut, InputPath, InputPosition, Kept, may_attach, waiting_max};
 pub use numbers::{Epoch, Generation};

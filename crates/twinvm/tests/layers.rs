@@ -76,7 +76,7 @@ const HOUSE: &[Crate] = &[
         // `replica` is one of the two roles, and each of them makes it the other or ends it.
         layers: &[
             &["callers", "numbers", "time"],
-            &["input", "output"],
+            &["guest_clock", "input", "output"],
             &["disk_copy", "disk_watch", "epochs", "heartbeats", "patience", "silence", "uplink"],
             &["claim", "first_copy"],
             &["admission", "arbiter"],

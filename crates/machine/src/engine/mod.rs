@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind};
 
 use self::soft::InputMode;
+use crate::clock::ClockReading;
 use crate::control::Control;
 use crate::devices::ioapic::IoApicState;
 use crate::events::GuestEvent;
@@ -157,6 +158,12 @@ pub trait Engine: Send {
 
     /// The state of a paused VM.
     fn save(&mut self) -> Result<EngineState, EngineError>;
+
+    /// What the clock of a paused VM shows. Its state may be behind that until the guest runs again.
+    fn clock(&mut self) -> Result<ClockReading, EngineError>;
+
+    /// Lets the clock of a VM that has not run yet go on from a reading; what it shows already stays.
+    fn go_on_from(&mut self, clock: ClockReading) -> Result<(), EngineError>;
 
     /// Takes the dirty pages of a paused VM's RAM, those that only the engine knows included, and starts the next round of tracking. An
     /// engine may begin to keep track of writes with the first call; then all pages count as written before it.

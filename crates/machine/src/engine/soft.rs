@@ -12,6 +12,7 @@ use memory::Harvest;
 use spec::{CpuProfile, EngineKind};
 
 use super::{Engine, EngineError, EngineState, RunEnd};
+use crate::clock::ClockReading;
 use crate::control::Control;
 use crate::devices::ioapic::IoApic;
 use crate::input::{Input, Journal, Recorder};
@@ -236,6 +237,17 @@ impl Engine for SoftEngine {
         Ok(EngineState { processors: self.processors.save(), ioapic: self.ioapic.save() })
     }
 
+    fn clock(&mut self) -> Result<ClockReading, EngineError> {
+        let at = Instant::now();
+        let shows = self.pace.tsc_at(at).max(self.processors.tsc());
+        Ok(ClockReading { shows: Duration::from_nanos(shows), at })
+    }
+
+    fn go_on_from(&mut self, clock: ClockReading) -> Result<(), EngineError> {
+        self.pace = Pace::of(clock);
+        Ok(())
+    }
+
     fn harvest(&mut self) -> Result<Harvest, EngineError> {
         self.processors.after_harvest();
         Ok(self.platform.ram().harvest())
@@ -261,8 +273,8 @@ impl Engine for SoftEngine {
 
 /// Keeps the guest's clock at the pace of the host's: the instructions alone count for less time than they take, and pauses for none.
 ///
-/// It starts once, when the engine is made, and all that it says is relative to that: neither time between two runs nor what rounding
-/// would leave is ever lost, however often the VM is paused.
+/// It starts once, when the engine is made or before it first runs, and all that it says is relative to that: neither time between two runs nor
+/// what rounding would leave is ever lost, however often the VM is paused.
 struct Pace {
     host_start: Instant,
     tsc_start: u64,
@@ -273,9 +285,18 @@ impl Pace {
         Self { host_start: Instant::now(), tsc_start: tsc }
     }
 
-    /// The TSC that belongs to this moment; a tick is a nanosecond.
+    fn of(clock: ClockReading) -> Self {
+        Self { host_start: clock.at, tsc_start: u64::try_from(clock.shows.as_nanos()).unwrap_or(u64::MAX) }
+    }
+
+    /// The TSC that belongs to a moment; a tick is a nanosecond.
+    fn tsc_at(&self, moment: Instant) -> u64 {
+        let elapsed = moment.saturating_duration_since(self.host_start);
+        self.tsc_start.saturating_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+    }
+
     fn tsc_now(&self) -> u64 {
-        self.tsc_start.saturating_add(u64::try_from(self.host_start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        self.tsc_at(Instant::now())
     }
 
     /// How many ticks the guest's clock is behind, if any.

@@ -230,6 +230,37 @@ fn pauses_do_not_slow_the_guests_clock_down() {
     }
 }
 
+/// Row 30: a state is older than its capture, as the guest may have slept until then, and a VM is made of it after that.
+#[test]
+fn a_restored_vms_clock_goes_on_from_a_reading_however_long_making_it_took() {
+    const AWAY: Duration = Duration::from_millis(60);
+    for engine in engines() {
+        let mut vm = start(engine, Timer::OneShot, 0);
+        run_rounds(&mut vm, 1000);
+        let ram = vm.platform().ram().clone();
+        let mut state = vm.save().unwrap();
+        std::thread::sleep(AWAY);
+        let reading = vm.clock().unwrap();
+        drop(vm);
+        let saved_ns = state.platform.clock_ns;
+        assert!(reading.shows >= Duration::from_nanos(saved_ns) + AWAY, "{engine}: {reading:?} after {saved_ns} ns");
+        std::thread::sleep(AWAY);
+        state.advance_clock(reading.now_ns() - saved_ns);
+        let mut vm = restore(&ram, state, engine, 1, &Console::default());
+        std::thread::sleep(AWAY);
+        vm.go_on_from(reading).unwrap();
+        let due_ns = reading.now_ns();
+        run_rounds(&mut vm, 1000);
+        let ns = paravirtual_ns(&ram, load(&ram, TSC));
+        assert!(ns >= due_ns && ns <= reading.now_ns(), "{engine}: {ns}, not {due_ns} to {}", reading.now_ns());
+        // A reading that is behind takes nothing back.
+        let late = machine::clock::ClockReading { shows: Duration::ZERO, at: Instant::now() };
+        vm.go_on_from(late).unwrap();
+        run_rounds(&mut vm, 1000);
+        assert!(paravirtual_ns(&ram, load(&ram, TSC)) >= ns, "{engine}");
+    }
+}
+
 /// The flag by which a guest learns from its paravirtual clock that it stood still.
 fn was_told_stopped(ram: &GuestRam) -> bool {
     ram.load::<u8>(PARAVIRTUAL_CLOCK + 29).unwrap() & 2 != 0

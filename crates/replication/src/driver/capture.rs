@@ -1,6 +1,6 @@
 //! A checkpoint as it is taken from a paused VM.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use machine::vm::{Vm, VmError, VmState};
 use memory::encoding::{CapturedPages, PageContent};
@@ -52,8 +52,6 @@ pub(super) struct Capture {
     pub writes: Vec<DiskWrite>,
     /// How far the machine had taken inbound frames.
     pub inputs: Vec<InputPosition>,
-    /// When the guest was paused.
-    pub captured_unix_ns: u64,
     /// What follows it.
     pub then: FtMode,
 }
@@ -80,7 +78,6 @@ pub(super) fn capture(
     buffer: impl FnOnce() -> CapturedPages,
 ) -> Result<(Capture, InFlight), VmError> {
     let captured_at = Instant::now();
-    let captured_unix_ns = unix_now_ns();
     // In pause order: vCPUs and devices stand still already; what they did is collected before they are saved.
     let last = vm.harvest()?;
     let ram = vm.platform().ram();
@@ -105,12 +102,6 @@ pub(super) fn capture(
     let state = vm.save()?;
     let times = CaptureTimes { tracking, pages: pages_done, state: captured_at.elapsed() };
     let output = gate.close_epoch(epoch);
-    let capture =
-        Capture { epoch, pages, state, output, writes, inputs: gate.input_positions(), captured_unix_ns, then };
+    let capture = Capture { epoch, pages, state, output, writes, inputs: gate.input_positions(), then };
     Ok((capture, InFlight { epoch, harvest, times }))
-}
-
-pub(super) fn unix_now_ns() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -154,6 +154,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                 match Kind::of(&frame) {
                     Ok(Kind::Ack) => match postcard::from_bytes::<Ack>(frame.payload) {
                         Ok(ack) => {
+                            session.heard_clock(ack.sent_at);
                             shared.executed(session, ack.executed, ack.digests);
                             session.set_reaches_network(ack.reaches_network);
                             session.intake.heard(ack.heard);

@@ -15,14 +15,13 @@ use machine::vm::{Vm, VmState};
 use memory::encoding;
 use network::{FrameOffload, InputPosition};
 use protocol::{
-    Command, CopyNotes, DiskWatch, Epoch, Event, ForwardedFrames, Generation, Kept, Look, LossReason, MonotonicTime,
-    RETRY_INTERVAL, Silence, StopReason, UnreleasedOutput, heartbeat_interval,
+    Command, CopyNotes, DiskWatch, Epoch, Event, ForwardedFrames, Generation, GuestClock, Kept, Look, LossReason,
+    MonotonicTime, RETRY_INTERVAL, Silence, StopReason, UnreleasedOutput, heartbeat_interval,
 };
 use spec::FtMode;
 
-use super::capture::unix_now_ns;
 use super::clock;
-use super::message::{Ack, Hello, Inbound, Kind};
+use super::message::{Ack, Heartbeat, Hello, Inbound, Kind};
 use super::secondary::{Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts, TakenOver};
 use super::staging::{Complete, Staging, StagingError};
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
@@ -30,10 +29,6 @@ use crate::disk::{DiskDescription, DiskSet, decode_writes};
 use crate::gate::{GatedFrame, InboundFrame, bytes_of};
 use crate::lockstep::log::SegmentReader;
 use crate::lockstep::{Divergence, Executor, ExecutorError, ExecutorProgress, write_evidence};
-
-/// A checkpoint counts as under way for no longer than this. How long it was is the difference between two hosts' clocks, which
-/// may not agree.
-const TRANSIT_MAX: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether more of the log was executed: as often as segments end while nobody waits for them.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
@@ -65,10 +60,8 @@ impl From<StagingError> for Parting {
 struct Held {
     epoch: Epoch,
     content: Content,
-    /// How long it took to get here,
-    transit: Duration,
-    /// and since when it is here: together, how far the guest's clock is behind.
-    held_since: Instant,
+    /// Since when it is here.
+    since: MonotonicTime,
 }
 
 enum Content {
@@ -104,6 +97,7 @@ impl Voice {
             executed: self.executed.instructions(),
             digests: self.executed.digests(),
             reaches_network: self.secondary.reaches_network(),
+            sent_at: clock::now(),
         };
         // A structure of integers always serializes.
         self.send(Kind::Ack, &postcard::to_stdvec(&ack).unwrap_or_default())
@@ -147,6 +141,8 @@ pub(super) struct Follower {
     notes: CopyNotes,
     staging: Option<Staging>,
     held: Option<Held>,
+    /// What the primary has said last of the guest's clock, by this host's.
+    guest_clock: Option<GuestClock>,
     /// The VM, made of what is held, and how long that took; once this replica is ready to run it.
     made: Option<(Vm, Duration)>,
     /// Output of committed epochs that the primary has not said to have left.
@@ -175,6 +171,7 @@ impl Follower {
             notes: CopyNotes::new(hello.generation),
             staging: None,
             held: None,
+            guest_clock: None,
             made: None,
             unreleased: UnreleasedOutput::default(),
             inbound: ForwardedFrames::default(),
@@ -270,7 +267,11 @@ impl Follower {
         let has_log = matches!(&self.held, Some(Held { content: Content::Log { .. }, .. }));
         let Secondary { parts, ram, .. } = &mut self.secondary;
         match (Kind::of(frame).map_err(Parting::protocol)?, &mut self.staging) {
-            (Kind::Heartbeat, _) => self.voice.heard.store(number(payload)?, Ordering::Release),
+            (Kind::Heartbeat, _) => {
+                let Heartbeat { number, guest_clock } = postcard::from_bytes(payload).map_err(Parting::protocol)?;
+                self.voice.heard.store(number, Ordering::Release);
+                self.guest_clock = guest_clock.or(self.guest_clock);
+            }
             (Kind::Console, _) => {
                 let piece = postcard::from_bytes(payload).map_err(Parting::protocol)?;
                 parts.options.console.iter().for_each(|console| console.go_on_with(&piece));
@@ -334,7 +335,7 @@ impl Follower {
     /// A checkpoint is complete and checked: acknowledge it, and apply it.
     fn hold(&mut self, complete: Complete) -> Result<(), Parting> {
         let Complete { end, records, writes, state, output } = complete;
-        let epoch = end.epoch;
+        let (epoch, since) = (end.epoch, clock::now());
         if self.held.as_ref().is_some_and(|held| held.epoch >= epoch) || epoch == Epoch::NONE {
             return Err(Parting::protocol("a checkpoint that is not newer than the last one"));
         }
@@ -345,7 +346,7 @@ impl Follower {
         self.inbound.consumed(&end.inputs);
         let (frames, bytes) = (output.len(), bytes_of(&output));
         self.unreleased.push(epoch, output, frames, bytes);
-        let transit = Duration::from_nanos(unix_now_ns().saturating_sub(end.captured_unix_ns)).min(TRANSIT_MAX);
+        self.guest_clock = end.guest_clock.or(self.guest_clock);
         self.voice.heard.store(end.heartbeat, Ordering::Release);
         self.voice.epoch.store(epoch.number(), Ordering::Release);
         // A primary that does not take it any more is found out by the next `recv`.
@@ -361,7 +362,7 @@ impl Follower {
             FtMode::Mirror => Content::Checkpoint { state: Box::new(state), inputs: end.inputs },
             FtMode::Lockstep => self.execute(epoch, state, end.inputs)?,
         };
-        self.held = Some(Held { epoch, content, transit, held_since: Instant::now() });
+        self.held = Some(Held { epoch, content, since });
         let (protocol, unreleased_epochs) = (self.secondary.parts.replica.status(), self.unreleased.epochs());
         self.secondary.status.update(|status| {
             status.protocol = protocol;
@@ -387,13 +388,12 @@ impl Follower {
 
     /// A segment of the log: acknowledges it, and has it executed.
     fn hear_segment(&mut self, payload: &[u8]) -> Result<(), Parting> {
-        let Some(Held { epoch, content: Content::Log { executor, reader }, held_since, transit }) = &mut self.held
-        else {
+        let Some(Held { epoch, content: Content::Log { executor, reader }, since }) = &mut self.held else {
             return Ok(());
         };
         let segment = reader.read(payload).map_err(Parting::protocol)?;
         let has_output = segment.has_output;
-        (*epoch, *held_since, *transit) = (segment.epoch, Instant::now(), Duration::ZERO);
+        (*epoch, *since) = (segment.epoch, clock::now());
         let epoch = *epoch;
         // First: whatever is acknowledged, also by the thread that beats, is executed before a takeover.
         executor.push(segment).map_err(Parting::protocol)?;
@@ -417,7 +417,7 @@ impl Follower {
     /// Executes the log received to its end, if there is one: what is held is a checkpoint then.
     fn run_out(&mut self) -> Result<(), Parting> {
         let held = match self.held.take() {
-            Some(Held { epoch, content: Content::Log { executor, .. }, transit, held_since }) => {
+            Some(Held { epoch, content: Content::Log { executor, .. }, since }) => {
                 let inputs = executor.positions().to_vec();
                 let executed = executor.finish().map_err(|error| self.execution_failed(&error))?;
                 if executed.has_ended {
@@ -426,7 +426,7 @@ impl Follower {
                 self.unreleased.append(executed.unreleased);
                 self.inbound.consumed(&inputs);
                 let content = Content::Checkpoint { state: Box::new(executed.state), inputs };
-                Some(Held { epoch, content, transit, held_since })
+                Some(Held { epoch, content, since })
             }
             held => held,
         };
@@ -483,15 +483,17 @@ impl Follower {
 
     /// Makes the VM of what is held; why it could not be run here now.
     fn make_vm(&mut self) -> Result<(), String> {
-        let Some(Held { content: Content::Checkpoint { state, .. }, transit, held_since, .. }) = &self.held else {
+        let Some(Held { content: Content::Checkpoint { state, .. }, since, .. }) = &self.held else {
             return Err("there is no checkpoint to take over from".to_owned());
         };
         let begun = Instant::now();
         let mut state = VmState::clone(state);
-        // From here on the VM's clock goes with the host's.
-        let behind = *transit + held_since.elapsed();
-        state.advance_clock(u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX));
-        let vm = (self.secondary.parts.make_vm)(&self.secondary.ram, state)?;
+        // From here on the VM's clock goes with this host's.
+        let held = GuestClock { shows: Duration::from_nanos(state.platform.clock_ns), at: *since };
+        let reading = clock::reading(GuestClock::at_takeover(held, self.guest_clock, clock::now()));
+        state.advance_clock(reading.now_ns().saturating_sub(state.platform.clock_ns));
+        let mut vm = (self.secondary.parts.make_vm)(&self.secondary.ram, state)?;
+        vm.go_on_from(reading).map_err(|error| error.to_string())?;
         self.made = Some((vm, begun.elapsed()));
         Ok(())
     }

@@ -12,7 +12,7 @@
 //! | output | primary | a piece of the serialized frames that wait for this checkpoint |
 //! | checkpoint | primary | [`CheckpointEnd`]: all of the checkpoint was sent |
 //! | inbound | primary | [`Inbound`]: a frame that the primary has just received |
-//! | heartbeat | primary | number, u64 |
+//! | heartbeat | primary | [`Heartbeat`] |
 //! | ack | secondary | [`Ack`] |
 //! | released | primary | epoch through which output has left, u64 |
 //! | entitled | primary | generation at which the store names the secondary, u64 |
@@ -34,7 +34,7 @@ use spec::{CpuProfile, EngineKind, FtMode, ReplicaId};
 use crate::channel::Frame;
 use crate::disk::DiskDescription;
 use crate::gate::InboundFrame;
-use protocol::{Epoch, Generation};
+use protocol::{Epoch, Generation, GuestClock, MonotonicTime};
 
 /// What a message is, by its number on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,12 +202,21 @@ pub(super) struct CheckpointEnd {
     pub output_bytes: u64,
     /// Disk writes.
     pub writes: u64,
-    /// When the guest was paused for it, in nanoseconds since the Unix epoch by the primary's clock.
-    pub captured_unix_ns: u64,
+    /// What the guest's clock shows, by the secondary's monotonic clock.
+    pub guest_clock: Option<GuestClock>,
     /// How far the machine had taken inbound frames, per card.
     pub inputs: Vec<InputPosition>,
     /// What follows: more checkpoints, or the log of what the guest does from this one on.
     pub then: FtMode,
+}
+
+/// The primary's sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Heartbeat {
+    /// Its number.
+    pub number: u64,
+    /// What the guest's clock shows, by the secondary's monotonic clock, once the guest was captured and the secondary heard.
+    pub guest_clock: Option<GuestClock>,
 }
 
 /// An inbound frame that is passed on.
@@ -233,4 +242,6 @@ pub(super) struct Ack {
     pub digests: u64,
     /// All of the VM's network ends can be reached where it is.
     pub reaches_network: bool,
+    /// What its monotonic clock says.
+    pub sent_at: MonotonicTime,
 }

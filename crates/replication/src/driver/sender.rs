@@ -9,7 +9,7 @@ use protocol::{Amount, TakenIn, heartbeat_interval};
 use super::capture::{Capture, Pages};
 use super::console::{ConsoleHistory, ConsolePlace};
 use super::figures::Meter;
-use super::message::{CheckpointEnd, Kind, PIECE_BYTES_MAX};
+use super::message::{CheckpointEnd, Heartbeat, Kind, PIECE_BYTES_MAX};
 use super::outbox::{Bulk, Next, Piece};
 use super::session::Session;
 use crate::channel::{ChannelError, Sender};
@@ -110,7 +110,9 @@ impl<'a> SenderThread<'a> {
     fn heartbeat(&mut self, number: u64) -> Result<(), ChannelError> {
         self.next_heartbeat = Instant::now() + self.interval();
         self.console()?;
-        self.sender.send(Kind::Heartbeat, &[&number.to_le_bytes()])?;
+        let heartbeat = Heartbeat { number, guest_clock: self.session.guest_clock() };
+        // A structure of integers always serializes.
+        self.sender.send(Kind::Heartbeat, &[&postcard::to_stdvec(&heartbeat).unwrap_or_default()])?;
         self.sender.flush()
     }
 
@@ -240,7 +242,7 @@ impl<'a> SenderThread<'a> {
             state_bytes: state.len() as u64,
             output_bytes: output.len() as u64,
             writes: capture.writes.len() as u64,
-            captured_unix_ns: capture.captured_unix_ns,
+            guest_clock: self.session.guest_clock(),
             inputs: capture.inputs,
             then: capture.then,
         };

@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use protocol::{Committed, Epoch, Epochs, Generation, Heartbeats, Look, NotSent, Sending, Silence};
+use machine::clock::ClockReading;
+use protocol::{
+    Committed, Epoch, Epochs, Generation, GuestClock, Heartbeats, Look, MonotonicTime, NotSent, PeerClock, Sending,
+    Silence,
+};
 use spec::ReplicaId;
 
 use super::capture::InFlight;
@@ -34,6 +38,7 @@ pub(super) struct Session {
     mirror: Mutex<MirrorState>,
     log: Mutex<Option<ActiveLog>>,
     silence: Mutex<Silence>,
+    clocks: Mutex<Clocks>,
     reaches_network: AtomicBool,
 }
 
@@ -59,6 +64,15 @@ impl MirrorState {
     }
 }
 
+/// What the secondary has to know to let the guest's clock go on.
+#[derive(Clone, Copy, Default)]
+struct Clocks {
+    /// The guest's, once it was captured: it goes with this host's.
+    guest: Option<GuestClock>,
+    /// The secondary's.
+    secondary: PeerClock,
+}
+
 /// The log of what the guest does, while that is what the secondary follows.
 pub(super) struct ActiveLog {
     pub recorder: Arc<LogRecorder>,
@@ -82,6 +96,7 @@ impl Session {
             mirror: Mutex::default(),
             log: Mutex::default(),
             silence: Mutex::new(Silence::new(suspicion, clock::now())),
+            clocks: Mutex::default(),
             reaches_network: AtomicBool::new(true),
         }
     }
@@ -120,6 +135,26 @@ impl Session {
     /// Notes that the secondary lives.
     pub fn heard(&self) {
         self.silence().heard(clock::now());
+    }
+
+    fn clocks(&self) -> MutexGuard<'_, Clocks> {
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the clock of the guest shows, which was just captured.
+    pub fn set_guest_clock(&self, reading: ClockReading) {
+        self.clocks().guest = Some(clock::of_guest(reading));
+    }
+
+    /// Notes what the secondary says of its own clock.
+    pub fn heard_clock(&self, sent_at: MonotonicTime) {
+        self.clocks().secondary.heard(sent_at, clock::now());
+    }
+
+    /// What the guest's clock shows, by that of the secondary.
+    pub fn guest_clock(&self) -> Option<GuestClock> {
+        let Clocks { guest, secondary } = *self.clocks();
+        guest?.seen_by(&secondary, clock::now())
     }
 
     /// Notes whether the secondary says that it reaches its network ends.

@@ -64,7 +64,6 @@ fn ahead(address: SocketAddr) -> Ahead {
 
 /// Each takeover cost an idle guest 30 ms by its clock in mirror, and 1.4 ms in lockstep, for ever.
 #[test]
-#[ignore = "a takeover still costs an idle guest milliseconds of its clock on a busy machine, about 15 in mirror"]
 fn row_30_the_guests_clock_is_not_behind_after_a_takeover_idle_or_under_load() {
     let takeovers = std::env::var("TWINVM_TAKEOVERS").map_or(6, |takeovers| takeovers.parse().unwrap());
     let mut world = World::new(Setup::redis());

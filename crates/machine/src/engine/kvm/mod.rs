@@ -31,6 +31,7 @@ use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind};
 
 use super::soft::InputMode;
 use super::{DirtyLog, Engine, EngineError, EngineState, RunEnd};
+use crate::clock::ClockReading;
 use crate::control::Control;
 use crate::platform::{Platform, Ready};
 use barrier::Barrier;
@@ -128,8 +129,7 @@ impl KvmEngine {
             registers::show(&vm, ram.layout().slots().len(), registers)?;
         }
         // The guest's paravirtual clock goes on from the machine's, whichever engine it came from.
-        let clock = kvm_clock_data { clock: platform.clock().now_ns(), ..kvm_clock_data::default() };
-        vm.set_clock(&clock).map_err(kvm_error("set the paravirtual clock"))?;
+        set_clock(&vm, platform.clock().now_ns())?;
         let vcpus = create_vcpus(&vm, &support, &state.processors)?;
         vcpus.iter().try_for_each(|vcpu| dirty.add_vcpu(vcpu.fd(), method))?;
         state::set_ioapic(&vm, &state.ioapic)?;
@@ -188,6 +188,15 @@ impl KvmEngine {
     }
 }
 
+fn get_clock(vm: &VmFd) -> Result<u64, EngineError> {
+    Ok(vm.get_clock().map_err(kvm_error("read the paravirtual clock"))?.clock)
+}
+
+fn set_clock(vm: &VmFd, clock_ns: u64) -> Result<(), EngineError> {
+    let clock = kvm_clock_data { clock: clock_ns, ..kvm_clock_data::default() };
+    vm.set_clock(&clock).map_err(kvm_error("set the paravirtual clock"))
+}
+
 /// What KVM can be on this host.
 pub(super) fn cpu_offer() -> Result<CpuOffer, EngineError> {
     let kvm = device::open()?;
@@ -241,8 +250,7 @@ impl Engine for KvmEngine {
         platform.follow_host_clock();
         // The kernel's paravirtual clock and the one that devices follow have different sources on the host and drift apart. A VM
         // that goes on from the state must not see either of them go back.
-        let clock = self.kernel.vm.get_clock().map_err(kvm_error("read the paravirtual clock"))?;
-        platform.clock().advance_to(clock.clock);
+        platform.clock().advance_to(get_clock(&self.kernel.vm)?);
         let asked = served?;
         let end = match barrier.take_end() {
             Some(Err(error)) => return Err(error),
@@ -269,6 +277,24 @@ impl Engine for KvmEngine {
         processors.tsc_hz = vcpus.first().map_or(0, |vcpu| vcpu.tsc_hz());
         processors.profile = self.profile.clone();
         Ok(EngineState { processors, ioapic: state::get_ioapic(&self.kernel.vm)? })
+    }
+
+    fn clock(&mut self) -> Result<ClockReading, EngineError> {
+        // Before it is read: what is said of it is not behind it, however long that takes.
+        let at = Instant::now();
+        let shows_ns = get_clock(&self.kernel.vm)?.max(self.kernel.platform.clock().now_ns());
+        Ok(ClockReading { shows: Duration::from_nanos(shows_ns), at })
+    }
+
+    /// The paravirtual clock alone, which went on from the saved state while the rest was made. The time-stamp counters are behind by as much:
+    /// guests that were promised no rate of them read the clock.
+    fn go_on_from(&mut self, clock: ClockReading) -> Result<(), EngineError> {
+        let shown_ns = get_clock(&self.kernel.vm)?;
+        let due_ns = clock.now_ns();
+        if due_ns > shown_ns {
+            set_clock(&self.kernel.vm, due_ns)?;
+        }
+        Ok(())
     }
 
     fn harvest(&mut self) -> Result<Harvest, EngineError> {

@@ -162,7 +162,7 @@ fn holding(mut follower: Follower) -> Follower {
     replica.handle(Event::Entitled { generation: Generation::new(2) });
     let mut vm = guest::start(EngineKind::Soft, 1, 1, &guest::Console::default());
     let content = Content::Checkpoint { state: Box::new(vm.save().unwrap()), inputs: Vec::new() };
-    follower.held = Some(Held { epoch: Epoch::new(1), content, transit: Duration::ZERO, held_since: Instant::now() });
+    follower.held = Some(Held { epoch: Epoch::new(1), content, since: clock::now() });
     follower
 }
 
@@ -231,12 +231,47 @@ fn what_is_held_is_replaced_by_whole_checkpoints_only() {
         assert!(follower.hear(&Frame { kind: kind.into(), payload: &[] }).is_ok(), "part of the first copy");
     }
     let state = guest::start(EngineKind::Soft, 1, 1, &guest::Console::default()).save().unwrap();
-    let (transit, held_since) = (Duration::ZERO, Instant::now());
     let content = Content::Checkpoint { state: Box::new(state), inputs: Vec::new() };
-    follower.held = Some(Held { epoch: Epoch::new(1), content, transit, held_since });
+    follower.held = Some(Held { epoch: Epoch::new(1), content, since: clock::now() });
     for kind in [Kind::Pages, Kind::DiskWrites] {
         let refused = follower.hear(&Frame { kind: kind.into(), payload: &[] });
         assert!(matches!(refused, Err(Parting::Lost(LossReason::Protocol, _))));
+    }
+}
+
+/// Row 30: what the state shows is older than when it was captured, it was under way, and a VM takes its time to be made.
+#[test]
+fn a_guests_clock_goes_on_where_the_primary_said_that_it_is() {
+    const MAKING: Duration = Duration::from_millis(80);
+    let (ahead, behind) = (Duration::from_secs(40), Duration::from_secs(5));
+    for told in [None, Some(behind), Some(ahead)] {
+        let (world, console) = (World::new(), guest::Console::default());
+        let secondary = world.secondary_with(Box::new(move |ram, state| {
+            let vm = guest::restore(ram, state, EngineKind::Soft, 1, &console);
+            thread::sleep(MAKING);
+            Ok(vm)
+        }));
+        let (follower, receiver, far) = world.follower_of(secondary);
+        let mut follower = holding(follower);
+        let Some(Held { content: Content::Checkpoint { state, .. }, since, .. }) = &mut follower.held else { panic!() };
+        state.advance_clock(10_000_000_000);
+        let held = GuestClock { shows: Duration::from_nanos(state.platform.clock_ns), at: *since };
+        let following = thread::spawn(move || follower.follow(receiver));
+        let (mut sender, _receiver, closer) = far.split();
+        let said = told.map(|shows| GuestClock { shows, at: clock::now() });
+        for (number, guest_clock) in [(1, said), (2, None)] {
+            let heartbeat = postcard::to_stdvec(&Heartbeat { number, guest_clock }).unwrap();
+            sender.send(Kind::Heartbeat, &[&heartbeat]).unwrap();
+        }
+        sender.flush().unwrap();
+        // As a primary's that is killed.
+        closer.close();
+        let SecondaryEnd::TakenOver(mut taken_over) = following.join().unwrap() else { panic!("it did not take over") };
+        let due = if told == Some(ahead) { said.unwrap() } else { held };
+        let before = due.at(clock::now());
+        let shows = taken_over.vm.clock().unwrap().shows;
+        assert!((before..=due.at(clock::now())).contains(&shows), "{told:?}: {shows:?} instead of {before:?}");
+        assert!(shows >= due.shows + MAKING);
     }
 }
 
@@ -414,7 +449,8 @@ fn heartbeats_of_a_first_copy_are_answered_at_once() {
     let (mut sender, mut receiver, closer) = far.split();
     let begun = Instant::now();
     for number in 1..=10u64 {
-        sender.send(Kind::Heartbeat, &[&number.to_le_bytes()]).unwrap();
+        let heartbeat = Heartbeat { number, guest_clock: None };
+        sender.send(Kind::Heartbeat, &[&postcard::to_stdvec(&heartbeat).unwrap()]).unwrap();
         sender.flush().unwrap();
         loop {
             let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();

@@ -177,6 +177,7 @@ impl Shared {
         let then = self.wanted();
         let early = self.early.as_ref().map(|early| early.take()).unwrap_or_default();
         let (checkpoint, in_flight) = capture(vm, epoch, then, &self.gate, writes, early, || self.buffer())?;
+        session.set_guest_clock(vm.clock()?);
         let (dirty_pages, times) = (in_flight.harvest.len(), in_flight.times);
         let inputs = checkpoint.inputs.clone();
         let mut mirror = session.mirror();
