@@ -80,9 +80,12 @@ pub struct Pace {
 /// As in `the guest changes 80.0 MB/s of its memory and disks, and the secondary takes in 20.0 MB/s`.
 impl fmt::Display for Pace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mega = |bytes: u64| bytes as f64 / 1e6;
-        write!(f, "the guest changes {:.1} MB/s of its memory and disks, ", mega(self.changed_bytes_per_s))?;
-        write!(f, "and the secondary takes in {:.1} MB/s", mega(self.taken_in_bytes_per_s))
+        let rate = |bytes: u64| match bytes {
+            0..1_000_000 => format!("{:.1} kB/s", bytes as f64 / 1e3),
+            _ => format!("{:.1} MB/s", bytes as f64 / 1e6),
+        };
+        write!(f, "the guest changes {} of its memory and disks, ", rate(self.changed_bytes_per_s))?;
+        write!(f, "and the secondary takes in {}", rate(self.taken_in_bytes_per_s))
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`Silence`] | when the other replica is lost for its silence |
 //! | [`Patience`] | when a secondary is too slow to be kept |
 //! | [`FirstCopy`] | when rounds of copying go on, when the guest is slowed down for them, when they end or are given up |
+//! | [`LinkWatch`] | whether the link to a secondary is too slow for protection |
 //! | [`Uplink`] | when a VM whose network is gone moves to its secondary |
 //! | [`DiskWatch`] | when a disk is broken, and whether its VM moves to its secondary or stands still |
 //! | [`CopyNotes`], [`may_start`] | what is noted of a copy of the disks, and whether a VM may start from it |
@@ -39,6 +40,7 @@ mod question;
 mod replica;
 mod secondary;
 mod silence;
+mod slow_link;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -65,6 +67,7 @@ pub use output::{UNRELEASED_BYTES_MAX, UNRELEASED_FRAMES_MAX, UnreleasedOutput, 
 pub use patience::Patience;
 pub use replica::Replica;
 pub use silence::{Look, Silence};
+pub use slow_link::{LINK_BITS_PER_S_MIN, LinkWatch, SlowLink};
 pub use status::{Protection, Reason, Role, Status};
 pub use time::MonotonicTime;
 pub use uplink::{UPLINK_PATIENCE, Uplink};

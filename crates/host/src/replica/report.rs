@@ -111,7 +111,10 @@ pub fn primary(status: &PrimaryStatus) -> Report {
     if status.secondary.is_some() && seen.state == ProtectionState::NeedSecondary {
         // The protocol hears of a secondary when its first copy is done.
         seen = Protection::now(ProtectionState::Starting, Some(Reason::Initializing));
-        seen.detail = status.progress.and_then(|progress| progress.slowed).map(|slowed| slowed.to_string());
+        let slowed = status.progress.and_then(|progress| progress.slowed).map(|slowed| slowed.to_string());
+        let slow_link = status.progress.and_then(|progress| progress.slow_link).map(|link| link.to_string());
+        let details: Vec<_> = slowed.into_iter().chain(slow_link).collect();
+        seen.detail = (!details.is_empty()).then(|| details.join("; "));
     } else if seen.state == ProtectionState::NeedSecondary && status.failure.is_some() {
         seen.detail.clone_from(&status.failure);
     }
@@ -240,7 +243,7 @@ pub fn resident_bytes(statm: &File) -> u64 {
 #[cfg(test)]
 mod tests {
     use cluster::controller::LossCause;
-    use protocol::{Generation, Pace, Slowed};
+    use protocol::{Generation, Pace, SlowLink, Slowed};
     use replication::driver::Progress;
     use replication::gate::GateStatus;
 
@@ -306,6 +309,15 @@ mod tests {
             primary(&PrimaryStatus { secondary: Some("b".to_owned()), progress, ..alone }).protection.to_string();
         let expected = "Not protected: starting (initializing: the guest is slowed down by 25 % for the first copy: ";
         assert!(text.starts_with(expected) && text.contains(&pace.to_string()), "{text}");
+        let alone = status(protocol::Reason::NoSecondaryYet);
+        let slow_link = Some(SlowLink { bits_per_s: 700_000 });
+        let progress = Some(Progress { phase: Phase::CopyingMemory, slowed, slow_link, ..Progress::default() });
+        let text =
+            primary(&PrimaryStatus { secondary: Some("b".to_owned()), progress, ..alone }).protection.to_string();
+        assert!(
+            text.contains("25 %") && text.contains("0.70 Mbit/s, and protection needs a link of 2 Mbit/s"),
+            "{text}"
+        );
         let dropped = status(protocol::Reason::Dropped(DropReason::TooSlow));
         let text = primary(&PrimaryStatus { failure: Some(pace.to_string()), ..dropped }).protection.to_string();
         let expected = format!("Not protected: need secondary (secondary too slow: {pace}), since ");

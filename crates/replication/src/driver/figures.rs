@@ -228,6 +228,11 @@ impl Meter {
         inner.figures.encodings.add(before, after);
     }
 
+    /// Bytes sent for checkpoints.
+    pub fn sent_bytes(&self) -> u64 {
+        self.inner().figures.sent_bytes
+    }
+
     pub fn committed(&self, after: Duration) {
         self.inner().commit_us.add(micros(after));
     }

@@ -18,8 +18,8 @@ use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
 use protocol::{
-    Arbiter, Command, DiskWatch, DropReason, Epoch, EpochBounds, Event, Generation, Load, LossReason, Patience,
-    RETRY_INTERVAL, Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink,
+    Arbiter, Command, DiskWatch, DropReason, Epoch, EpochBounds, Event, Generation, LinkWatch, Load, LossReason,
+    Patience, RETRY_INTERVAL, Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink,
 };
 use spec::{CpuProfile, EngineKind, FtMode};
 
@@ -130,6 +130,8 @@ pub(super) struct Shared {
     pub meter: Meter,
     buffers: Mutex<Vec<CapturedPages>>,
     patience: Mutex<Patience>,
+    /// What the link to the secondary carries while the guest waits for it.
+    link: Mutex<LinkWatch>,
     uplink: Mutex<Uplink>,
     disk_watch: DiskWatch,
     /// The guest stands still, since a disk is broken.
@@ -212,6 +214,7 @@ impl Primary {
             meter: Meter::default(),
             buffers: Mutex::default(),
             patience: Mutex::new(patience),
+            link: Mutex::default(),
             uplink: Mutex::new(Uplink::new(UPLINK_PATIENCE)),
             disk_watch,
             is_halted: AtomicBool::new(false),

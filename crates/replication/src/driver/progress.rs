@@ -1,6 +1,6 @@
 //! How far the first copy to a secondary is.
 
-use protocol::Slowed;
+use protocol::{SlowLink, Slowed};
 use serde::{Deserialize, Serialize};
 
 /// Parts of the first copy.
@@ -35,4 +35,6 @@ pub struct Progress {
     pub total_bytes: u64,
     /// The guest is slowed down for it.
     pub slowed: Option<Slowed>,
+    /// The link is slower than protection needs.
+    pub slow_link: Option<SlowLink>,
 }

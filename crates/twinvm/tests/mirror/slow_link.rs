@@ -72,6 +72,13 @@ fn carry(mut from: TcpStream, mut to: TcpStream, rate: &AtomicU64) {
 
 /// A protected guest, and the link between its replicas, over which the first copy went at this speed.
 fn protected_over(bytes_per_s: u64) -> (World, Replica, Replica, Link) {
+    let (world, primary, secondary, link) = copied_over(bytes_per_s);
+    primary.wait_until_protected();
+    (world, primary, secondary, link)
+}
+
+/// The same when the first copy has begun.
+fn copied_over(bytes_per_s: u64) -> (World, Replica, Replica, Link) {
     let mut world = World::new(Setup { suspicion_ms: 500, ..Setup::redis() });
     let primary = world.boot();
     wait_for_service(world.address());
@@ -80,7 +87,6 @@ fn protected_over(bytes_per_s: u64) -> (World, Replica, Replica, Link) {
     let link = Link::to(listen, bytes_per_s);
     let request = json!({ "request": "protect", "secondary": "b", "address": link.address });
     primary.ask(&request).unwrap();
-    primary.wait_until_protected();
     (world, primary, secondary, link)
 }
 
@@ -121,6 +127,22 @@ fn row_31_a_burst_over_a_slow_link_delays_output_and_costs_no_protection() {
     let status = primary.status().unwrap();
     assert_eq!((&status["protection"]["state"], &status["generation"]), (&"protected".into(), &generation));
     drop((primary, secondary));
+}
+
+/// Somebody who waits for a first copy that takes hours learns why.
+#[test]
+fn row_31_a_link_below_the_minimum_is_named_with_its_rate_during_the_first_copy() {
+    let (_world, primary, _secondary, link) = copied_over(SLOW_BYTES_PER_S / 4);
+    let detail = |status: &serde_json::Value| status["protection"]["detail"].as_str().unwrap_or_default().to_owned();
+    let status = primary.wait("the link to be named", |status| detail(status).contains("2 Mbit/s at least"));
+    assert_eq!(status["protection"]["state"], "starting", "{status:#}");
+    let detail = detail(&status);
+    let rate = detail.split("takes in ").nth(1).and_then(|rest| rest.split(" Mbit/s").next());
+    let rate: f64 = rate.unwrap_or_else(|| panic!("{detail}")).parse().unwrap();
+    // What is lost to frames and encryption, and what pieces round.
+    assert!((0.1..0.7).contains(&rate), "{detail}");
+    link.set(u64::MAX);
+    primary.wait_until_protected();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
 use memory::{GuestRam, Harvest, PAGE_BYTES};
-use protocol::{FirstCopy, Left, LossReason, Pace, RoundEnd, Step};
+use protocol::{FirstCopy, Left, LinkWatch, LossReason, Pace, RoundEnd, SlowLink, Step};
 
 use super::super::clock;
 use super::super::outbox::{Bulk, Piece};
@@ -47,17 +47,28 @@ enum CopyError {
     Vm(#[from] VmError),
     #[error(transparent)]
     Stopped(#[from] VmStopped),
-    #[error("{0}; protect the VM over a faster network, or while its guest does less; it is tried again and again")]
-    Outpaced(Pace),
+    #[error(
+        "{pace}; {}protect the VM over a faster network, or while its guest does less; it is tried again and again",
+        link.map(|link| format!("{link}; ")).unwrap_or_default()
+    )]
+    Outpaced { pace: Pace, link: Option<SlowLink> },
 }
 
 /// Copies the VM to the secondary of `session`, whose summary of its disks comes in pieces, up to the first checkpoint.
 pub(super) fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: Inbox<Vec<u8>>) {
     let course = FirstCopy::new(shared.options.too_slow_after, clock::now());
-    let copier = Copier { shared, session, course, pushed: 0, pushed_at: VecDeque::new(), window: ON_THE_WAY_MIN };
+    let copier = Copier {
+        shared,
+        session,
+        course,
+        link: LinkWatch::default(),
+        pushed: 0,
+        pushed_at: VecDeque::new(),
+        window: ON_THE_WAY_MIN,
+    };
     match copier.copy(summary) {
         Ok(()) => {}
-        Err(error @ CopyError::Outpaced(_)) => shared.give_up_copy(session.id, &format!("first copy: {error}")),
+        Err(error @ CopyError::Outpaced { .. }) => shared.give_up_copy(session.id, &format!("first copy: {error}")),
         Err(error) => shared.end_session(session.id, LossReason::Protocol, &format!("first copy: {error}")),
     }
 }
@@ -66,6 +77,7 @@ struct Copier<'a> {
     shared: &'a Arc<Shared>,
     session: &'a Arc<Session>,
     course: FirstCopy,
+    link: LinkWatch,
     /// Pieces handed to the sender, and when those were that the secondary is not known to have.
     pushed: u64,
     pushed_at: VecDeque<Instant>,
@@ -138,7 +150,7 @@ impl Copier<'_> {
                 RoundEnd::Again => {
                     tracing::debug!(sent_pages = pages.len(), dirty_pages, "another round of copying memory")
                 }
-                RoundEnd::GiveUp(pace) => return Err(CopyError::Outpaced(pace)),
+                RoundEnd::GiveUp(pace) => return Err(self.outpaced(pace)),
                 RoundEnd::Finish => return Ok(dirty_pages),
             }
             phase = Phase::CopyingChanges;
@@ -192,9 +204,13 @@ impl Copier<'_> {
     /// Has the course looked at, and does to the guest what that wants. `copied_bytes` went through the stream and were not written by the
     /// guest.
     fn look(&mut self, stream: &LogStream, copied_bytes: u64) -> Result<(), CopyError> {
+        let taken_in = self.session.intake.taken().amounts;
+        if self.on_the_way() > 0 {
+            self.link.is_busy(taken_in.memory.wire_bytes + taken_in.disks.wire_bytes, clock::now());
+        }
         let waiting_bytes = stream.waiting_bytes();
         let written_bytes = (stream.sent_bytes() + waiting_bytes).saturating_sub(copied_bytes);
-        match self.course.look(self.session.intake.taken().amounts, written_bytes, waiting_bytes, clock::now()) {
+        match self.course.look(taken_in, written_bytes, waiting_bytes, clock::now()) {
             Step::GoOn => Ok(()),
             Step::Hold(time) => {
                 let hold = move |_: &mut Vm| {
@@ -207,12 +223,17 @@ impl Copier<'_> {
                 self.shared.meter.throttled(to.since(from));
                 Ok(())
             }
-            Step::GiveUp(pace) => Err(CopyError::Outpaced(pace)),
+            Step::GiveUp(pace) => Err(self.outpaced(pace)),
         }
     }
 
+    fn outpaced(&self, pace: Pace) -> CopyError {
+        CopyError::Outpaced { pace, link: self.link.slow() }
+    }
+
     fn show(&self, phase: Phase, done_bytes: u64, total_bytes: u64) {
-        *self.session.progress() = Progress { phase, done_bytes, total_bytes, slowed: self.course.slowed() };
+        let (slowed, slow_link) = (self.course.slowed(), self.link.slow());
+        *self.session.progress() = Progress { phase, done_bytes, total_bytes, slowed, slow_link };
     }
 
     fn push(&mut self, piece: Piece) -> Result<(), CopyError> {

@@ -7,7 +7,7 @@ use machine::engine::RunEnd;
 use machine::events::GuestEvent;
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
-use protocol::{Decision, DropReason, Epoch, Event, InputPath, Patience};
+use protocol::{Decision, DropReason, Epoch, Event, InputPath, LinkWatch, Patience};
 use spec::FtMode;
 
 use super::super::capture::capture;
@@ -140,7 +140,9 @@ impl Shared {
                     let from = clock::now();
                     waiting_since.get_or_insert(from);
                     drop(self.wait(self.core()));
+                    let link = self.watch_link();
                     if self.patience().waited(from, clock::now()) {
+                        self.core().failure = link.slow().map(|link| link.to_string());
                         self.event(Some(session.id), Event::DropSecondary { reason: DropReason::TooSlow });
                     }
                 }
@@ -159,6 +161,13 @@ impl Shared {
 
     fn wait<'a>(&self, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         self.changed.wait_timeout(core, WAIT_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Looks at the link to the secondary while the guest waits for it.
+    fn watch_link(&self) -> LinkWatch {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.is_busy(self.meter.sent_bytes(), clock::now());
+        *link
     }
 
     pub(super) fn patience(&self) -> MutexGuard<'_, Patience> {
@@ -215,6 +224,7 @@ impl Shared {
         drop(core);
         self.meter.reset();
         *self.patience() = Patience::new(self.options.too_slow_after);
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = LinkWatch::default();
         if let Some(early) = &self.early {
             early.begin();
         }
