@@ -253,7 +253,7 @@ impl Default for RebootVm {
     }
 }
 
-/// A snapshot of a VM: its memory, its devices and the content of its disks at one moment.
+/// A snapshot of a VM: the content of its disks at one moment, and its memory and devices if it ran and they were wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotView {
     /// Its name.
@@ -266,6 +266,9 @@ pub struct SnapshotView {
     pub created_unix_ms: u64,
     /// Size of its file, in bytes.
     pub bytes: u64,
+    /// It has the memory of the running VM, which goes on from it; otherwise it brings back the disks of a VM that is off. Unknown of one that cannot be
+    /// read.
+    pub memory: Option<bool>,
 }
 
 /// Asks for a snapshot.
@@ -274,6 +277,13 @@ pub struct SnapshotView {
 pub struct CreateSnapshot {
     /// Its name, which no other snapshot of the VM has.
     pub name: SnapshotName,
+    /// Of a VM that runs, memory and devices too. One that is off has none.
+    #[serde(default = "yes")]
+    pub memory: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Asks for the removal of a VM.

@@ -13,7 +13,7 @@
 //! | `vm_users` | as whom the processes of each VM run |
 //! | `vm_files` | which files of this host VM specs may name |
 //! | `power`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
-//! | `snapshots` | snapshots of VMs, in the VMs' folders |
+//! | `snapshots`, `disk_jobs` | snapshots of VMs, in the VMs' folders; what is done with the disks of VMs that are off |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
 //! | `runtime` | reports to the controller, and carries out what it decides |
 //! | `operations` | what administrators ask for that happens once: written down, waited for, carried out |
@@ -28,6 +28,7 @@ mod bases;
 mod bundle;
 pub mod config;
 mod daemon;
+mod disk_jobs;
 mod error;
 mod etcd_access;
 pub mod etcd_setup;

@@ -135,7 +135,7 @@ impl Daemon {
     }
 
     /// A VM whose home is this host, and which is off, with whole disks.
-    fn off_here(&self, name: &str) -> Result<KnownVm, HostError> {
+    pub(super) fn off_here(&self, name: &str) -> Result<KnownVm, HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         if let Some(replica) = self.replica(name) {

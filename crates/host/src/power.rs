@@ -355,7 +355,12 @@ impl Daemon {
     }
 
     /// The spec with the files that are here. Refuses disks whose bases have changed; a snapshot brings its own disks, and has its bases checked.
-    fn startable_spec(&self, vm: &KnownVm, folder: &VmFolder, is_restored: bool) -> Result<VmSpec, HostError> {
+    pub(super) fn startable_spec(
+        &self,
+        vm: &KnownVm,
+        folder: &VmFolder,
+        is_restored: bool,
+    ) -> Result<VmSpec, HostError> {
         let local = folder.local_spec(&vm.spec, &self.vm_files);
         let checked = local.and_then(|local| {
             if !is_restored {

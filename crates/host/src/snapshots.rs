@@ -2,17 +2,20 @@
 
 use std::fs::{self, Metadata};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
-use api::messages::{SnapshotView, StartVm, VmView};
+use api::messages::{CreateSnapshot, SnapshotView, StartVm, VmView};
+use api::status::Role;
 use machine::snapshot::disk::SnapshotBase;
-use spec::{SnapshotName, VmSpec};
+use spec::{EngineKind, SnapshotName, VmSpec};
 use storage::disk::{DiskImage, DiskOptions, settle};
+use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
+use super::disk_jobs;
 use super::error::HostError;
 use super::folder::private_folder;
 use super::registry::KnownVm;
@@ -20,13 +23,22 @@ use super::settings::at_next_start;
 use super::vm_users::share;
 use crate::foreground::open;
 use crate::foreground::snapshots::{has_disks_of, open_snapshot};
-use crate::replica::config;
+use crate::replica::config::{self, ReplicaConfig};
 use crate::replica::control::Request;
+use crate::replica::process::{DiskJob, DiskWork};
 
 /// How long a replica may take to write a snapshot: as long as all of its disks take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How its file's name ends.
 const ENDING: &str = ".snapshot";
+
+/// A snapshot that a VM can go on from.
+struct Restorable {
+    name: SnapshotName,
+    /// The spec of the VM with the files that are here.
+    local: VmSpec,
+    has_memory: bool,
+}
 
 impl Daemon {
     /// The snapshots of a VM that is at home here, the oldest first.
@@ -41,14 +53,15 @@ impl Daemon {
         };
         let view = |entry: fs::DirEntry| {
             let name = entry.file_name().to_str()?.strip_suffix(ENDING)?.parse().ok()?;
-            Some(self.snapshot_view(&vm, name, &entry.metadata().ok()?))
+            let memory = open_snapshot(&entry.path()).ok().map(|(_, snapshot)| snapshot.head().has_memory);
+            Some(self.snapshot_view(&vm, name, &entry.metadata().ok()?, memory))
         };
         let mut views: Vec<_> = entries.flatten().filter_map(view).collect();
         views.sort_by(|a, b| (a.created_unix_ms, &a.name).cmp(&(b.created_unix_ms, &b.name)));
         Ok(views)
     }
 
-    fn snapshot_view(&self, vm: &KnownVm, name: SnapshotName, file: &Metadata) -> SnapshotView {
+    fn snapshot_view(&self, vm: &KnownVm, name: SnapshotName, file: &Metadata, memory: Option<bool>) -> SnapshotView {
         let created = file.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
         SnapshotView {
             name,
@@ -56,17 +69,37 @@ impl Daemon {
             host: self.host().to_owned(),
             created_unix_ms: u64::try_from(created.as_millis()).unwrap_or(u64::MAX),
             bytes: file.len(),
+            memory,
         }
     }
 
-    /// Saves a running VM, which goes on.
-    pub fn create_snapshot(&self, name: &str, snapshot: &SnapshotName) -> Result<SnapshotView, HostError> {
+    /// Saves a running VM, which goes on, or the disks of one that is off.
+    pub fn create_snapshot(self: &Arc<Self>, name: &str, create: &CreateSnapshot) -> Result<SnapshotView, HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
+        let CreateSnapshot { name: snapshot, memory } = create.clone();
         let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {
-            return Err(HostError::conflict(format!("VM {name} does not run: there is no memory to save"))
-                .hint(format!("start it with `twinvm vm start {name}`")));
+            let name = name.to_owned();
+            return self.owned(&vm.name, move |daemon| daemon.save_disks(&name, &snapshot));
         };
+        let file = self.room_for_snapshot(name, &snapshot)?;
+        let asked = replica.ask(&Request::Snapshot { name: snapshot.clone(), memory }, WRITE_TIMEOUT);
+        asked.map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;
+        self.snapshot_taken(&vm, snapshot, &file, memory)
+    }
+
+    /// Saves the disks of a VM that is off. For its owner.
+    fn save_disks(&self, name: &str, snapshot: &SnapshotName) -> Result<SnapshotView, HostError> {
+        let vm = self.off_here(name)?;
+        let file = self.room_for_snapshot(name, snapshot)?;
+        let folder = self.vm_folder(name);
+        let local = self.startable_spec(&vm, &folder, false)?;
+        self.do_with_disks(&vm, &local, DiskWork::Save(snapshot.clone()))?;
+        self.snapshot_taken(&vm, snapshot.clone(), &file, false)
+    }
+
+    /// Where a new snapshot is to be.
+    fn room_for_snapshot(&self, name: &str, snapshot: &SnapshotName) -> Result<PathBuf, HostError> {
         let folder = self.folder.vm(name);
         let file = config::snapshot(&folder, snapshot);
         if file.exists() {
@@ -77,15 +110,51 @@ impl Daemon {
         private_folder(&config::snapshots(&folder))?;
         share(&folder, &config::snapshots(&folder))?;
         remove_left_behind(&config::snapshots(&folder));
-        let asked = replica.ask(&Request::Snapshot { name: snapshot.clone() }, WRITE_TIMEOUT);
-        asked.map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;
-        if let Err(error) = self.note_bases(&file) {
+        Ok(file)
+    }
+
+    fn snapshot_taken(
+        &self,
+        vm: &KnownVm,
+        snapshot: SnapshotName,
+        file: &Path,
+        memory: bool,
+    ) -> Result<SnapshotView, HostError> {
+        let name = &vm.name;
+        if let Err(error) = self.note_bases(file) {
             // It can be restored all the same, as long as nobody removes the image.
             tracing::warn!("VM {name}: what snapshot {snapshot} is based on was not noted: {error:#}");
         }
-        let metadata = fs::metadata(&file).with_context(|| format!("cannot find {}", file.display()))?;
+        let metadata = fs::metadata(file).with_context(|| format!("cannot find {}", file.display()))?;
         tracing::info!("VM {name}: snapshot {snapshot} taken");
-        Ok(self.snapshot_view(&vm, snapshot.clone(), &metadata))
+        Ok(self.snapshot_view(vm, snapshot, &metadata, Some(memory)))
+    }
+
+    /// Does something with the disks of a VM that is off.
+    fn do_with_disks(&self, vm: &KnownVm, local: &VmSpec, work: DiskWork) -> Result<(), HostError> {
+        let folder = self.folder.vm(&vm.name);
+        let replica = ReplicaConfig {
+            vm: vm.name.clone(),
+            host: self.host().to_owned(),
+            spec: spec::to_toml(local).context("the spec cannot be written")?,
+            role: Role::Primary,
+            // None runs.
+            engine: EngineKind::Soft,
+            store: self.config.store.clone(),
+            store_keys: None,
+            identity: None,
+            user: self.vm_users.assign(&folder)?,
+            folder,
+            snapshot: None,
+            network_ends: Vec::new(),
+            listen: None,
+            suspicion_ms: vm.record.ft.suspicion_ms,
+            epoch_ms_max: vm.record.ft.epoch_ms_max,
+            mode: vm.record.ft.mode,
+            lag_ms_max: vm.record.ft.lag_ms_max,
+        };
+        let done = disk_jobs::run(&self.exe, &DiskJob { work, replica });
+        done.map_err(|error| HostError::conflict(format!("VM {}: {}", vm.name, error_text(&error))))
     }
 
     /// Notes with the images that a snapshot is based on them: they are not removed as long as it is there.
@@ -107,17 +176,38 @@ impl Daemon {
         Ok(())
     }
 
-    /// Starts a VM that is off from a snapshot; what its disks hold is lost.
+    /// Starts a VM that is off from a snapshot, or brings its disks back from one without memory; what its disks hold is lost.
     pub fn restore_snapshot(self: &Arc<Self>, name: &str, snapshot: &str) -> Result<VmView, HostError> {
         let (vm, wanted) = (name.to_owned(), snapshot.to_owned());
-        let snapshot = self.owned(name, move |daemon| daemon.restorable(&vm, &wanted))?;
+        let (snapshot, has_memory) = self.owned(name, move |daemon| {
+            let restorable = daemon.restorable(&vm, &wanted)?;
+            if !restorable.has_memory {
+                daemon.restore_disks(&vm, &restorable)?;
+            }
+            Ok((restorable.name, restorable.has_memory))
+        })?;
+        if !has_memory {
+            return self.vm(name);
+        }
         let view = self.start_vm_from(name, StartVm::default(), Some(snapshot.clone()))?;
         tracing::info!("VM {name} goes on from snapshot {snapshot}");
         Ok(view)
     }
 
+    /// Brings the disks of a VM that is off back. For its owner.
+    fn restore_disks(&self, name: &str, snapshot: &Restorable) -> Result<(), HostError> {
+        let vm = self.off_here(name)?;
+        self.do_with_disks(&vm, &snapshot.local, DiskWork::Restore(snapshot.name.clone()))?;
+        if let Err(error) = self.vm_folder(name).note_restored(&self.images) {
+            // It can be started. It cannot be protected until this is mended.
+            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {error:#}");
+        }
+        tracing::info!("VM {name} has the disks of snapshot {}", snapshot.name);
+        Ok(())
+    }
+
     /// The snapshot of a VM that is off, if the VM can go on from it. For the VM's owner.
-    fn restorable(&self, name: &str, snapshot: &str) -> Result<SnapshotName, HostError> {
+    fn restorable(&self, name: &str, snapshot: &str) -> Result<Restorable, HostError> {
         let vm = at_next_start(self.known(name)?)?;
         self.require_home(&vm)?;
         let snapshot = self.found_snapshot(&vm, snapshot)?;
@@ -130,8 +220,8 @@ impl Daemon {
             HostError::conflict(format!("snapshot {snapshot} of VM {name} cannot be restored: {error:#}"))
         };
         let local = folder.local_spec(&vm.spec, &self.vm_files).map_err(refused)?;
-        self.check_snapshot(&config::snapshot(folder.path(), &snapshot), &local).map_err(refused)?;
-        Ok(snapshot)
+        let has_memory = self.check_snapshot(&config::snapshot(folder.path(), &snapshot), &local).map_err(refused)?;
+        Ok(Restorable { name: snapshot, local, has_memory })
     }
 
     fn found_snapshot(&self, vm: &KnownVm, snapshot: &str) -> Result<SnapshotName, HostError> {
@@ -144,17 +234,18 @@ impl Daemon {
     }
 
     /// Refuses a snapshot of the VM as it was with other disks or other hardware, and one that would have the replica read what is not for a VM: the
-    /// process that wrote it parses what a guest sends.
-    fn check_snapshot(&self, file: &Path, spec: &VmSpec) -> anyhow::Result<()> {
+    /// process that wrote it parses what a guest sends. Answers whether it has memory.
+    fn check_snapshot(&self, file: &Path, spec: &VmSpec) -> anyhow::Result<bool> {
         let (_, snapshot) = open_snapshot(file)?;
         let head = snapshot.head();
         if !has_disks_of(head, spec) {
             anyhow::bail!("the VM's disks were made anew since, in other files");
         }
-        if !open::config(spec)?.is_same_hardware(&head.config) {
+        if head.has_memory && !open::config(spec)?.is_same_hardware(&head.config) {
             anyhow::bail!("the VM has had other hardware since: then {}", hardware(&head.config));
         }
-        head.disks.iter().filter_map(|disk| disk.base.as_ref()).try_for_each(|base| self.check_base(base))
+        head.disks.iter().filter_map(|disk| disk.base.as_ref()).try_for_each(|base| self.check_base(base))?;
+        Ok(head.has_memory)
     }
 
     fn check_base(&self, base: &SnapshotBase) -> anyhow::Result<()> {

@@ -96,6 +96,12 @@ pub enum VmError {
     /// Its snapshot.
     #[error(transparent)]
     Snapshot(#[from] FormatError),
+    /// A snapshot of disks, where memory is needed, or the other way round.
+    #[error("{}", if *has_memory { "it is of a running VM, memory included" } else { "it holds disks alone, and no memory to go on from" })]
+    Kind {
+        /// Whether the snapshot has memory.
+        has_memory: bool,
+    },
     /// More vCPUs than the engine runs.
     #[error("the {engine} engine runs 1 to {cpus_max} vCPUs, not {cpus}")]
     Cpus {
@@ -149,6 +155,8 @@ pub struct SnapshotHead {
     pub spec: String,
     /// The disks, in the order of the spec. The content of the files of those that the guest may write to follows.
     pub disks: Vec<SnapshotDisk>,
+    /// Memory and devices of the running VM are in it as well.
+    pub has_memory: bool,
 }
 
 impl SnapshotHead {
@@ -375,19 +383,30 @@ impl Vm {
         Ok(hasher.finish())
     }
 
-    /// Writes the paused VM to a snapshot file: state, memory and the content of its writable disks' files.
+    /// Writes the paused VM to a snapshot file: state and memory, if the head says so, and the content of its writable disks' files.
     pub fn write_snapshot<W: Write>(&mut self, head: &SnapshotHead, out: W) -> Result<W, VmError> {
         self.platform.flush_disks()?;
-        let state = self.save()?;
-        let mut writer = SnapshotWriter::new(out)?;
-        writer.value(SECTION_HEAD, head)?;
-        writer.value(SECTION_STATE, &state)?;
-        writer.section(SECTION_MEMORY, |out| Ok(write_memory(self.platform.ram(), out)?))?;
-        for disk in head.written_disks() {
-            writer.section(SECTION_DISK, |out| crate::snapshot::file::write_file(&disk.path, out))?;
-        }
-        Ok(writer.finish()?)
+        let state = if head.has_memory { Some(self.save()?) } else { None };
+        write_snapshot(head, state.as_ref().map(|state| (state, self.platform.ram())), out)
     }
+}
+
+/// Writes a snapshot of the disks of a VM that is off, whose files nobody writes to meanwhile.
+pub fn write_disk_snapshot<W: Write>(head: &SnapshotHead, out: W) -> Result<W, VmError> {
+    write_snapshot(&SnapshotHead { has_memory: false, ..head.clone() }, None, out)
+}
+
+fn write_snapshot<W: Write>(head: &SnapshotHead, machine: Option<(&VmState, &GuestRam)>, out: W) -> Result<W, VmError> {
+    let mut writer = SnapshotWriter::new(out)?;
+    writer.value(SECTION_HEAD, head)?;
+    if let Some((state, ram)) = machine {
+        writer.value(SECTION_STATE, state)?;
+        writer.section(SECTION_MEMORY, |out| Ok(write_memory(ram, out)?))?;
+    }
+    for disk in head.written_disks() {
+        writer.section(SECTION_DISK, |out| crate::snapshot::file::write_file(&disk.path, out))?;
+    }
+    Ok(writer.finish()?)
 }
 
 /// A snapshot file, opened: what it is of is known, its content is not read yet.
@@ -424,18 +443,39 @@ impl<R: Read> Snapshot<R> {
 
     /// Reads and checks everything. The content of disk n of [`SnapshotHead::written_disks`] goes to the file that `disk_file(n)` opens, which is
     /// empty and sparse. Nothing but those files is changed, and as long as they are only written beside the disks, a caller can still turn back.
-    pub fn read(mut self, mut disk_file: impl FnMut(usize) -> io::Result<File>) -> Result<SnapshotContent, VmError> {
+    ///
+    /// # Errors
+    /// [`VmError`]; [`VmError::Kind`] if it has no memory.
+    pub fn read(mut self, disk_file: impl FnMut(usize) -> io::Result<File>) -> Result<SnapshotContent, VmError> {
+        if !self.head.has_memory {
+            return Err(VmError::Kind { has_memory: false });
+        }
         let state = self.reader.value(SECTION_STATE)?;
         let ram = GuestRam::with_backing(self.head.config.memory_bytes, &self.head.config.backing)?;
         self.reader.section(SECTION_MEMORY, |section| read_memory(&ram, section))?;
+        self.read_disk_files(disk_file)?;
+        Ok(SnapshotContent { ram, state })
+    }
+
+    /// The same of a snapshot that has no memory.
+    ///
+    /// # Errors
+    /// [`VmError`]; [`VmError::Kind`] if it has memory.
+    pub fn read_disks(self, disk_file: impl FnMut(usize) -> io::Result<File>) -> Result<(), VmError> {
+        if self.head.has_memory {
+            return Err(VmError::Kind { has_memory: true });
+        }
+        self.read_disk_files(disk_file)
+    }
+
+    fn read_disk_files(mut self, mut disk_file: impl FnMut(usize) -> io::Result<File>) -> Result<(), VmError> {
         for (number, disk) in self.head.written_disks().enumerate() {
             let failed = |source| FormatError::Disk { path: disk.path.clone(), source };
             let file = disk_file(number).map_err(failed)?;
             self.reader
                 .section(SECTION_DISK, |section| crate::snapshot::file::read_file(&disk.path, &file, section))?;
         }
-        self.reader.finish()?;
-        Ok(SnapshotContent { ram, state })
+        Ok(self.reader.finish()?)
     }
 }
 

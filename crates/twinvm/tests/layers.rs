@@ -166,7 +166,7 @@ const HOUSE: &[Crate] = &[
             &["config", "network_ends"],
             &["token"],
             &["etcd_access", "etcd_setup"],
-            &["bases", "bundle", "operator", "process", "vm_files"],
+            &["bases", "bundle", "disk_jobs", "operator", "process", "vm_files"],
             &["join", "registry", "vm_folder"],
             &["init"],
             // The daemon is one thing; these are its parts.

@@ -36,8 +36,8 @@ use output::Output;
 use raw_terminal::RawTerminal;
 use recording::Recording;
 use requests::{Answer, Pending, Request, RequestServer, VmStatus};
+use snapshots::{Holds, Restoring, SnapshotDisks};
 pub use snapshots::{OpenSnapshot, open_snapshot};
-use snapshots::{Restoring, SnapshotDisks};
 
 /// What to run.
 pub enum Start {
@@ -319,7 +319,7 @@ fn serve(
         while let Ok(request) = pending.try_recv() {
             let done = match &request.request {
                 Request::Status => Ok(()),
-                Request::Snapshot { path } => snapshots::write(vm, spec, disks, path).inspect(|()| {
+                Request::Snapshot { path } => snapshots::write(vm, spec, disks, path, Holds::Memory).inspect(|()| {
                     disks.note_snapshot(path);
                     reporter.report(&Event::Snapshot { path });
                 }),

@@ -17,7 +17,7 @@ use replication::lockstep::{ClosedSegment, LogRecorder, StateDigest, next_digest
 use spec::EngineKind;
 use spec::VmSpec;
 
-use super::snapshots::{self, SnapshotDisks};
+use super::snapshots::{self, Holds, SnapshotDisks};
 
 /// The epoch after which a recording begins.
 const EPOCH: Epoch = Epoch::NONE;
@@ -91,7 +91,7 @@ impl Recording {
 
     /// Keeps how the VM is, which has not run yet.
     pub fn begin(&self, vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks) -> Result<()> {
-        snapshots::write(vm, spec, disks, &self.snapshot)?;
+        snapshots::write(vm, spec, disks, &self.snapshot, Holds::Memory)?;
         disks.note_snapshot(&self.snapshot);
         // A replay, too, counts pages as touched from here on.
         vm.harvest()?.acknowledge();

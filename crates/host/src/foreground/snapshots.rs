@@ -14,7 +14,7 @@ use machine::engine::soft::InputMode;
 use machine::generation::GenerationId;
 use machine::platform::Parts;
 use machine::snapshot::disk::{SnapshotBase, SnapshotDisk};
-use machine::vm::{Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig, unix_now_ns};
+use machine::vm::{Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig, VmError, unix_now_ns, write_disk_snapshot};
 use spec::{DiskFormat, EngineKind, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, Replacement};
 
@@ -121,20 +121,48 @@ impl Known {
     }
 }
 
+/// What a snapshot is to hold beside disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// Memory and devices.
+    Memory,
+    /// Nothing.
+    DisksAlone,
+}
+
 /// Writes a snapshot of the paused VM to a file, which is there when it is complete and on stable storage. Only its owner may read it: it
 /// holds the guest's memory, with all secrets that are in it.
-pub fn write(vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks, path: &Path) -> Result<()> {
+pub fn write(vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks, path: &Path, holds: Holds) -> Result<()> {
+    let config = vm.config().clone();
+    write_with(config, spec, disks, path, holds, |head, out| vm.write_snapshot(head, out))
+}
+
+/// The same of the disks of a VM that is off, which are open here, so that nobody writes to them.
+pub fn write_disks(spec: &VmSpec, disks: &SnapshotDisks, path: &Path) -> Result<()> {
+    let config = open::config(spec)?;
+    write_with(config, spec, disks, path, Holds::DisksAlone, |head, out| write_disk_snapshot(head, out))
+}
+
+fn write_with(
+    config: VmConfig,
+    spec: &VmSpec,
+    disks: &SnapshotDisks,
+    path: &Path,
+    holds: Holds,
+    write: impl FnOnce(&SnapshotHead, BufWriter<File>) -> Result<BufWriter<File>, VmError>,
+) -> Result<()> {
     let spec = disks.spec(spec);
     if let Ok(file) = fs::metadata(path)
         && disks.disks.iter().any(|disk| disk.uses(&file))
     {
         bail!("{} is a disk of this VM: give the snapshot another name", path.display());
     }
-    let head = SnapshotHead { config: vm.config().clone(), spec: spec::to_toml(&spec)?, disks: disks.for_snapshot()? };
-    let mut write = || -> Result<()> {
+    let has_memory = holds == Holds::Memory;
+    let head = SnapshotHead { config, spec: spec::to_toml(&spec)?, disks: disks.for_snapshot()?, has_memory };
+    let write = || -> Result<()> {
         let mut replacement = Replacement::new();
         replacement.add_private(path)?;
-        let mut out = vm.write_snapshot(&head, BufWriter::new(replacement.file(0)?))?;
+        let mut out = write(&head, BufWriter::new(replacement.file(0)?))?;
         out.flush()?;
         drop(out);
         Ok(replacement.commit()?)
@@ -197,33 +225,56 @@ impl Saved {
 impl Restoring {
     /// Reads a snapshot. Nothing has been changed when this fails, or when the result is dropped.
     pub fn begin(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot) -> Result<Self> {
-        let head = snapshot.head().clone();
-        let in_snapshot = || format!("snapshot {} cannot be restored", path.display());
-        if !has_disks_of(&head, spec) {
-            return Err(anyhow!("the VM has other disks now")).with_context(in_snapshot);
-        }
-        check_bases(&head).with_context(in_snapshot)?;
-        let mut replacement = Replacement::new();
-        for disk in head.written_disks() {
-            replacement.add(&disk.path, disk.mode).with_context(in_snapshot)?;
-        }
-        let content = snapshot.read(|number| replacement.file(number)).with_context(in_snapshot)?;
-        let mut disks = Vec::new();
-        let mut written = 0;
-        for disk in &spec.disks {
-            let options = DiskOptions { format: disk.format, read_only: disk.readonly, direct: false };
-            let at = if disk.readonly {
-                disk.path.clone()
-            } else {
-                written += 1;
-                let new = replacement.new_path(written - 1).ok_or_else(|| anyhow!("a disk is missing"));
-                new.with_context(in_snapshot)?.to_owned()
-            };
-            let image = DiskImage::open_as(&at, &disk.path, options);
-            disks.push(image.with_context(|| format!("{}: disk {}", in_snapshot(), disk.path.display()))?);
-        }
-        Ok(Self { disks, saved: Saved { config: head.config, content, replacement } })
+        let config = snapshot.head().config.clone();
+        let read = |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read(|number| replacement.file(number));
+        let (disks, content, replacement) = read_disks(spec, snapshot, read).with_context(|| cannot_restore(path))?;
+        Ok(Self { disks, saved: Saved { config, content, replacement } })
     }
+}
+
+/// Brings back the disks of a VM that is off from a snapshot without memory: all of them or none.
+pub fn restore_disks(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot) -> Result<()> {
+    let read =
+        |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read_disks(|number| replacement.file(number));
+    // They can be opened, and nobody else does before all are in place.
+    let (_disks, (), replacement) = read_disks(spec, snapshot, read).with_context(|| cannot_restore(path))?;
+    replacement.commit().context("the snapshot's disks cannot take the place of those that are there")
+}
+
+fn cannot_restore(path: &Path) -> String {
+    format!("snapshot {} cannot be restored", path.display())
+}
+
+/// Writes the content of a snapshot's disks beside those that are there, and opens it. `read` reads all that the snapshot holds.
+fn read_disks<T>(
+    spec: &VmSpec,
+    snapshot: OpenSnapshot,
+    read: impl FnOnce(OpenSnapshot, &Replacement) -> Result<T, VmError>,
+) -> Result<(Vec<DiskImage>, T, Replacement)> {
+    let head = snapshot.head().clone();
+    if !has_disks_of(&head, spec) {
+        bail!("the VM has other disks now");
+    }
+    check_bases(&head)?;
+    let mut replacement = Replacement::new();
+    for disk in head.written_disks() {
+        replacement.add(&disk.path, disk.mode)?;
+    }
+    let content = read(snapshot, &replacement)?;
+    let mut disks = Vec::new();
+    let mut written = 0;
+    for disk in &spec.disks {
+        let options = DiskOptions { format: disk.format, read_only: disk.readonly, direct: false };
+        let at = if disk.readonly {
+            disk.path.clone()
+        } else {
+            written += 1;
+            replacement.new_path(written - 1).ok_or_else(|| anyhow!("a disk is missing"))?.to_owned()
+        };
+        let image = DiskImage::open_as(&at, &disk.path, options);
+        disks.push(image.with_context(|| format!("disk {}", disk.path.display()))?);
+    }
+    Ok((disks, content, replacement))
 }
 
 /// Refuses a snapshot whose disks rely on images that are not what they were.

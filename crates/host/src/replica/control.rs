@@ -64,6 +64,8 @@ pub enum Request {
     Snapshot {
         /// The snapshot.
         name: SnapshotName,
+        /// Memory and devices too.
+        memory: bool,
     },
     /// Connect the client to the guest's console.
     Console {

@@ -4,6 +4,7 @@ mod cards;
 mod confined;
 mod disks;
 mod hang;
+mod job;
 mod requests;
 
 use std::fs::{self, File};
@@ -38,6 +39,7 @@ use spec::{FtMode, ReplicaId, VmSpec};
 
 use self::confined::confine;
 use self::disks::DiskSource;
+pub use self::job::{DiskJob, DiskWork};
 use self::requests::Control;
 use super::broker::Broker;
 use super::config::{self, ReplicaConfig};
@@ -48,7 +50,7 @@ use super::end::ReplicaEnd;
 use super::ends::Ends;
 use super::report;
 use crate::foreground::open;
-use crate::foreground::snapshots::{Saved, SnapshotDisks};
+use crate::foreground::snapshots::{Holds, Saved, SnapshotDisks};
 
 /// What the process is at the moment.
 enum Acting {
@@ -519,7 +521,10 @@ impl Process {
                 Ok(())
             }
             (Request::Switchover, Some(primary)) => Ok(primary.switch_over()?),
-            (Request::Snapshot { name }, Some(primary)) => self.take_snapshot(&primary, name),
+            (Request::Snapshot { name, memory }, Some(primary)) => {
+                let holds = if *memory { Holds::Memory } else { Holds::DisksAlone };
+                self.take_snapshot(&primary, name, holds)
+            }
             (Request::Stop { force: true }, Some(primary)) => {
                 primary.pull_the_plug();
                 Ok(())

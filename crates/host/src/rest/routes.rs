@@ -325,7 +325,7 @@ async fn create_snapshot(
     body: Result<Json<CreateSnapshot>, JsonRejection>,
 ) -> impl IntoResponse {
     let Json(create) = body.map_err(malformed)?;
-    blocking(daemon, move |daemon| daemon.create_snapshot(&vm, &create.name)).await
+    blocking(daemon, move |daemon| daemon.create_snapshot(&vm, &create)).await
 }
 
 async fn remove_snapshot(State(daemon): Shared, Path((vm, snapshot)): Path<(String, String)>) -> impl IntoResponse {

@@ -5,6 +5,7 @@ mod cluster;
 mod console;
 mod daemon;
 mod disk;
+mod disk_job;
 mod engine;
 mod ft;
 mod host;
@@ -91,6 +92,8 @@ enum Command {
     Broker(broker::BrokerArguments),
     #[command(hide = true)]
     Replica(replica::ReplicaArguments),
+    #[command(hide = true)]
+    DiskJob,
 }
 
 /// Carries out a command; the exit code is the process's.
@@ -113,5 +116,6 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::NetEnd(arguments) => net_end::run(arguments),
         Command::Broker(arguments) => broker::run(&arguments),
         Command::Replica(arguments) => replica::run(&arguments),
+        Command::DiskJob => disk_job::run(),
     }
 }

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::Value;
+use spec::DiskFormat;
+use storage::disk::{DiskImage, DiskOptions};
 
 use crate::support::HUNG;
 use crate::support::guest::images_dir;
@@ -33,8 +35,6 @@ fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
     let world = World::of(&["a", "b"]);
     let create = ["vm", "snapshot", "create", VM, "first"];
     world.create("a", VM, "test-redis", false);
-    let error = world.refused("a", &create);
-    assert!(error.contains("does not run") && error.contains("twinvm vm start"), "{error}");
     assert_eq!(world.json("a", &["vm", "snapshot", "list", VM]).as_array().unwrap().len(), 0);
     world.done("a", &["vm", "start", VM]);
     world.wait_for_redis();
@@ -42,6 +42,10 @@ fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
     // Commands work on every host.
     let taken = world.json("b", &create);
     assert_eq!((taken["name"].as_str(), taken["host"].as_str()), (Some("first"), Some("a")));
+    assert_eq!(taken["memory"], true);
+    let disks = world.json("b", &["vm", "snapshot", "create", VM, "disks", "--no-memory"]);
+    assert_eq!(disks["memory"], false);
+    assert!(disks["bytes"].as_u64().unwrap() < taken["bytes"].as_u64().unwrap());
     let file = world.vm_folder("a").join("snapshots/first.snapshot");
     let metadata = fs::metadata(&file).unwrap();
     assert_eq!((metadata.permissions().mode() & 0o777, metadata.len()), (0o600, taken["bytes"].as_u64().unwrap()));
@@ -81,12 +85,85 @@ fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
     assert!(!world.logs().contains("was refused"), "{}", world.logs());
 
     let listed = world.json("b", &["vm", "snapshot", "list", VM]);
-    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert_eq!((listed[0]["name"].as_str(), listed[0]["memory"].as_bool()), (Some("first"), Some(true)));
+    assert_eq!((listed[1]["name"].as_str(), listed[1]["memory"].as_bool()), (Some("disks"), Some(false)));
     assert!(world.done("a", &["vm", "snapshot", "list", VM]).contains("first"));
+    let restore_disks = ["vm", "snapshot", "restore", VM, "disks"];
+    assert!(world.refused("b", &restore_disks).contains("twinvm vm stop"));
+    world.done("a", &["vm", "stop", VM, "--force"]);
+    assert_eq!(world.json("b", &restore_disks)["running"], false);
     world.done("b", &["vm", "snapshot", "rm", VM, "first"]);
     assert!(!file.exists());
     let error = world.refused("a", &restore);
     assert!(error.contains("no snapshot named first") && error.contains("vm snapshot list"), "{error}");
+}
+
+/// The first bytes of the VM's disk, which nobody has meanwhile.
+fn disk(world: &World) -> DiskImage {
+    let options = DiskOptions { format: Some(DiskFormat::Qcow2), ..DiskOptions::default() };
+    DiskImage::open(&world.vm_folder("a").join("disk0.qcow2"), options).unwrap()
+}
+
+fn write_disk(world: &World, content: &[u8]) {
+    let mut disk = disk(world);
+    disk.write_at(0, content).unwrap();
+    disk.flush().unwrap();
+}
+
+fn read_disk(world: &World) -> Vec<u8> {
+    let mut content = vec![0; 6];
+    disk(world).read_at(0, &mut content).unwrap();
+    content
+}
+
+#[test]
+fn a_vm_that_is_off_goes_back_to_the_disks_of_a_snapshot_and_stays_off() {
+    let world = World::of(&["a", "b"]);
+    world.create("a", VM, "test-redis", false);
+    write_disk(&world, b"before");
+    let create = ["vm", "snapshot", "create", VM, "off"];
+    // Somebody has the disk.
+    let held = disk(&world);
+    let error = world.refused("b", &create);
+    assert!(error.contains("disk0.qcow2") && error.contains("in use"), "{error}");
+    drop(held);
+    assert_eq!(world.json("b", &["vm", "snapshot", "list", VM]).as_array().unwrap().len(), 0);
+    let taken = world.json("b", &create);
+    assert_eq!((taken["memory"].as_bool(), taken["host"].as_str()), (Some(false), Some("a")));
+    let file = world.vm_folder("a").join("snapshots/off.snapshot");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(is_noted(&file), "the image that the snapshot is based on could be removed");
+    let error = world.refused("a", &create);
+    assert!(error.contains("already") && error.contains("vm snapshot rm"), "{error}");
+
+    write_disk(&world, b"after!");
+    let restore = ["vm", "snapshot", "restore", VM, "off"];
+    let good = fs::read(&file).unwrap();
+    for (at, what) in [(good.len() / 2, "middle"), (good.len() - 20, "end")] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        fs::write(&file, bad).unwrap();
+        let error = world.refused("a", &restore);
+        assert!(error.contains("off.snapshot") && error.contains("damaged"), "{what}: {error}");
+        assert_eq!(read_disk(&world), b"after!", "{what}");
+    }
+    fs::write(&file, &good).unwrap();
+    let held = disk(&world);
+    assert!(world.refused("a", &restore).contains("in use"));
+    drop(held);
+    assert_eq!(read_disk(&world), b"after!");
+    let restored = world.json("b", &restore);
+    assert_eq!((restored["running"].as_bool(), restored["host"].as_str()), (Some(false), Some("a")));
+    assert_eq!(read_disk(&world), b"before");
+    let left = fs::read_dir(world.vm_folder("a")).unwrap().flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains(".restor")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    // Other hardware is no obstacle: nothing of it is in the snapshot.
+    write_disk(&world, b"after!");
+    world.done("a", &["vm", "set", VM, "--memory", "192M"]);
+    assert!(world.done("b", &restore).contains("is off"));
+    assert_eq!(read_disk(&world), b"before");
+    assert!(!world.logs().contains("was refused"), "{}", world.logs());
 }
 
 #[test]

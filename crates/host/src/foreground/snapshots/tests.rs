@@ -67,7 +67,7 @@ impl Place {
         let parts = open::connect(images, &Ends::start(&self.spec)?, Box::new(Silent))?;
         let boot = Boot::Flat { program: &[0xeb, 0xfe], address: 0x10_0000, rsi: 0 };
         let mut vm = Vm::boot(open::config(&self.spec)?, &boot, parts, EngineKind::Soft, InputMode::Live)?;
-        write(&mut vm, &self.spec, &disks, &file)?;
+        write(&mut vm, &self.spec, &disks, &file, Holds::Memory)?;
         Ok(file)
     }
 
@@ -77,6 +77,19 @@ impl Place {
         let restoring = Restoring::begin(&file, &spec, snapshot)?;
         let ends = Ends::start(&spec)?;
         super::super::go_on(restoring, EngineKind::Soft, InputMode::Live, &ends, Box::new(Silent)).map(|(vm, _)| vm)
+    }
+
+    /// Of the disks alone, of the VM while it is off.
+    fn snapshot_disks(&self) -> Result<PathBuf> {
+        let file = self.path("vm.snapshot");
+        write_disks(&self.spec, &SnapshotDisks::of(&open::disks(&self.spec)?), &file)?;
+        Ok(file)
+    }
+
+    fn restore_disks(&self) -> Result<()> {
+        let file = self.path("vm.snapshot");
+        let (spec, snapshot) = open_snapshot(&file)?;
+        restore_disks(&file, &spec, snapshot)
     }
 
     /// A restore that must fail, say all of this, and change nothing.
@@ -351,4 +364,46 @@ fn a_snapshot_does_not_take_the_place_of_a_disk() {
     symlink(&data, place.path("vm.snapshot")).unwrap();
     assert!(format!("{:#}", place.snapshot().unwrap_err()).contains("is a disk of this VM"));
     assert!(fs::read(&data).unwrap() == vec![2; SIZE_BYTES as usize]);
+}
+
+#[test]
+fn disks_alone_are_restored_all_or_none_and_start_no_vm() {
+    let place = Place::new(&[
+        "path = \"base\"\nformat = \"raw\"\nreadonly = true",
+        "path = \"a\"\nformat = \"raw\"",
+        "path = \"b\"\nformat = \"qcow2\"",
+    ]);
+    place.raw("base", 1);
+    place.raw("a", 2);
+    place.overlay("b", "base");
+    let file = place.snapshot_disks().unwrap();
+    let before = [fs::read(place.path("a")).unwrap(), fs::read(place.path("b")).unwrap()];
+    assert!(!open_snapshot(&file).unwrap().1.head().has_memory);
+    // It is no VM.
+    place.refuses(&["vm.snapshot", "disks alone"]);
+    place.raw("a", 3);
+    fs::write(place.path("b"), "of no interest").unwrap();
+    // What the disks are based on has changed.
+    place.raw("base", 4);
+    let error = format!("{:#}", place.restore_disks().unwrap_err());
+    assert!(error.contains("base") && error.contains("put the old file back"), "{error}");
+    assert_eq!(fs::read(place.path("b")).unwrap(), b"of no interest");
+    place.raw("base", 1);
+    let good = fs::read(&file).unwrap();
+    fs::write(&file, &good[..good.len() - 8]).unwrap();
+    let error = format!("{:#}", place.restore_disks().unwrap_err());
+    assert!(error.contains("cut short"), "{error}");
+    assert!(fs::read(place.path("a")).unwrap().iter().all(|&byte| byte == 3));
+    fs::write(&file, &good).unwrap();
+    place.restore_disks().unwrap();
+    let after = [fs::read(place.path("a")).unwrap(), fs::read(place.path("b")).unwrap()];
+    assert!(after == before);
+    // A disk that somebody has is not replaced.
+    let held = open::disks(&place.spec).unwrap();
+    assert!(format!("{:#}", place.restore_disks().unwrap_err()).contains("in use"));
+    assert!(place.snapshot_disks().is_err());
+    drop(held);
+    // One with memory is no snapshot of disks.
+    place.snapshot().unwrap();
+    assert!(format!("{:#}", place.restore_disks().unwrap_err()).contains("memory included"));
 }

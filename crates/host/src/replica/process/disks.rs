@@ -13,7 +13,7 @@ use spec::{SnapshotName, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, settle};
 
 use super::Process;
-use crate::foreground::snapshots::{OpenSnapshot, Restoring, Saved, open_snapshot, write};
+use crate::foreground::snapshots::{Holds, OpenSnapshot, Restoring, Saved, open_snapshot, write};
 use crate::replica::config::{self, ReplicaConfig};
 
 impl Process {
@@ -45,11 +45,11 @@ impl Process {
     }
 
     /// Saves the VM to a snapshot in its folder; the guest stands still meanwhile.
-    pub(super) fn take_snapshot(self: &Arc<Self>, primary: &Primary, name: &SnapshotName) -> Result<()> {
+    pub(super) fn take_snapshot(self: &Arc<Self>, primary: &Primary, name: &SnapshotName, holds: Holds) -> Result<()> {
         // Here rather than in the pause.
         self.saved_disks.identify()?;
         let (own, file) = (self.clone(), config::snapshot(&self.config.folder, name));
-        primary.while_paused(move |vm| write(vm, &own.spec, &own.saved_disks, &file))?
+        primary.while_paused(move |vm| write(vm, &own.spec, &own.saved_disks, &file, holds))?
     }
 }
 

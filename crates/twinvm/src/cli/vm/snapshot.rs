@@ -16,13 +16,16 @@ use crate::cli::daemon::{DaemonArguments, path_segment};
 /// What there is to know about them.
 pub const HELP: &str = "\
 VMs with a host:
-  twinvm vm snapshot create shop before-update   # the VM runs, protected or not
+  twinvm vm snapshot create shop before-update   # the VM runs, protected or not, or is off
+  twinvm vm snapshot create shop nightly --no-memory
   twinvm vm snapshot list shop
   twinvm vm snapshot restore shop before-update  # the VM is off; it is started from the snapshot
   twinvm vm snapshot rm shop before-update
 A VM in the foreground (`twinvm run`), to a file; `twinvm vm restore` continues it:
   twinvm vm snapshot shop shop.snapshot
 
+A snapshot of a VM that is off, and one with --no-memory, has the disks alone. It is restored to a VM that stays off, with the disks as they
+were; those of a VM that ran are as after a power failure at that moment.
 The guest stands still while its memory and its disks' files are written. Not in a snapshot, and needed where they are when it is
 restored, are disks that the guest may only read, and the images that disks are based on; what they hold is noted. The file is for its
 owner alone (mode 600), as it holds the guest's memory. A VM whose writable disk is a block device has no snapshots. Those of a VM with a
@@ -49,14 +52,23 @@ pub struct SnapshotArguments {
 
 #[derive(Subcommand)]
 enum SnapshotCommand {
-    /// Save a running VM, which goes on
-    Create(OneArguments),
+    /// Save a running VM, which goes on, or the disks of one that is off
+    Create(CreateArguments),
     /// List the snapshots of a VM, the oldest first
     List(VmArguments),
-    /// Start a VM that is off from a snapshot; what its disks hold is lost
+    /// Start a VM that is off from a snapshot, or bring its disks back from one without memory; what its disks hold is lost
     Restore(OneArguments),
     /// Remove a snapshot
     Rm(OneArguments),
+}
+
+#[derive(Args)]
+struct CreateArguments {
+    #[command(flatten)]
+    one: OneArguments,
+    /// The disks alone, without the memory of the running VM
+    #[arg(long)]
+    no_memory: bool,
 }
 
 #[derive(Args)]
@@ -93,13 +105,15 @@ pub fn run(arguments: &SnapshotArguments) -> Result<()> {
     }
 }
 
-fn create(one: &OneArguments) -> Result<()> {
-    let request = CreateSnapshot { name: one.snapshot.clone() };
+fn create(arguments: &CreateArguments) -> Result<()> {
+    let one = &arguments.one;
+    let request = CreateSnapshot { name: one.snapshot.clone(), memory: !arguments.no_memory };
     let view: SnapshotView = one.daemon.daemon()?.post_within(&path(&one.name), Some(&request), TIMEOUT)?;
     if one.daemon.json {
         return print_json(&view);
     }
-    print_line(&format!("snapshot {} of VM {} taken: {}", view.name, view.vm, human_bytes(view.bytes)))
+    let what = if view.memory == Some(false) { ", disks alone" } else { "" };
+    print_line(&format!("snapshot {} of VM {} taken: {}{what}", view.name, view.vm, human_bytes(view.bytes)))
 }
 
 fn list(vm: &VmArguments) -> Result<()> {
@@ -111,10 +125,15 @@ fn list(vm: &VmArguments) -> Result<()> {
         eprintln!("VM {0} has no snapshots; `twinvm vm snapshot create {0} NAME` takes one", vm.name);
         return Ok(());
     }
-    let mut rows = table(&["NAME", "TAKEN", "SIZE", "HOST"]);
+    let mut rows = table(&["NAME", "TAKEN", "HOLDS", "SIZE", "HOST"]);
     for view in views {
         let taken = format!("{} ago", Elapsed(unix_ms_now().saturating_sub(view.created_unix_ms)));
-        rows.add_row([view.name.to_string(), taken, human_bytes(view.bytes), view.host]);
+        let holds = match view.memory {
+            Some(true) => "disks, memory",
+            Some(false) => "disks",
+            None => "not readable",
+        };
+        rows.add_row([view.name.to_string(), taken, holds.to_owned(), human_bytes(view.bytes), view.host]);
     }
     print_line(&rows.trim_fmt())
 }
@@ -125,7 +144,14 @@ fn restore(one: &OneArguments) -> Result<()> {
     if one.daemon.json {
         return print_json(&view);
     }
-    print_line(&format!("VM {} goes on from snapshot {} on host {}", view.name, one.snapshot, view.host))
+    if view.running {
+        print_line(&format!("VM {} goes on from snapshot {} on host {}", view.name, one.snapshot, view.host))
+    } else {
+        print_line(&format!(
+            "VM {} has the disks of snapshot {} on host {}, and is off",
+            view.name, one.snapshot, view.host
+        ))
+    }
 }
 
 fn remove(one: &OneArguments) -> Result<()> {
