@@ -26,6 +26,11 @@ pub fn recorded_backing(path: &Path) -> Result<Option<Backing>, DiskError> {
     Ok(name.zip(format).map(|(path, format)| Backing { path, format }))
 }
 
+/// Whether the qcow2 image at `path` says that it is based on anything, whatever that is.
+pub(crate) fn has_backing(path: &Path) -> Result<bool, DiskError> {
+    Ok(read_header(path)?.backing.is_some())
+}
+
 /// Makes the qcow2 image at `copy` based on the same file as the one at `original` that it was copied from: a name that is relative to the folder
 /// of the original is recorded as an absolute one. Other names stay as they are.
 ///

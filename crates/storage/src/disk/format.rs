@@ -30,14 +30,8 @@ const OTHERS: [(usize, &[u8], &str); 8] = [
 /// The content alone must not decide: the guest of a raw disk could write a qcow2 header to it and get any file of the
 /// host as its backing file when it is next started. So a file that looks like qcow2 is one only if its name says so too.
 pub(super) fn guess(path: &Path, file: &File) -> Result<DiskFormat, DiskError> {
-    let start = start(file).map_err(|source| DiskError::Io { path: path.to_path_buf(), action: "read", source })?;
-    let looks_qcow2 = start.starts_with(&MAGIC);
+    let looks_qcow2 = format_of_content(path, file)? == DiskFormat::Qcow2;
     let named_qcow2 = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
-    let begins = |(at, magic, _): &&(usize, &[u8], &str)| start.get(*at..).is_some_and(|rest| rest.starts_with(magic));
-    if let Some((_, _, name)) = OTHERS.iter().find(begins) {
-        let reason = format!("{name} images are not supported; `qemu-img convert -O qcow2` makes one that is");
-        return Err(DiskError::Unsupported { path: path.to_path_buf(), reason });
-    }
     let unclear = |reason: &str| DiskError::UnclearFormat { path: path.to_path_buf(), reason: reason.to_owned() };
     match (named_qcow2, looks_qcow2) {
         (true, true) => Ok(DiskFormat::Qcow2),
@@ -45,6 +39,17 @@ pub(super) fn guess(path: &Path, file: &File) -> Result<DiskFormat, DiskError> {
         (true, false) => Err(unclear("named like a qcow2 image but does not begin like one")),
         (false, true) => Err(unclear("begins like a qcow2 image but is not named like one")),
     }
+}
+
+/// The format by the content alone: for an image that no guest has written to.
+pub(crate) fn format_of_content(path: &Path, file: &File) -> Result<DiskFormat, DiskError> {
+    let start = start(file).map_err(|source| DiskError::Io { path: path.to_path_buf(), action: "read", source })?;
+    let begins = |(at, magic, _): &&(usize, &[u8], &str)| start.get(*at..).is_some_and(|rest| rest.starts_with(magic));
+    if let Some((_, _, name)) = OTHERS.iter().find(begins) {
+        let reason = format!("{name} images are not supported; `qemu-img convert -O qcow2` makes one that is");
+        return Err(DiskError::Unsupported { path: path.to_path_buf(), reason });
+    }
+    Ok(if start.starts_with(&MAGIC) { DiskFormat::Qcow2 } else { DiskFormat::Raw })
 }
 
 /// The file's first bytes; fewer of them only if it is shorter.

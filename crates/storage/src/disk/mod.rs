@@ -33,10 +33,12 @@ mod write_back;
 
 use std::path::Path;
 
+pub(crate) use backing_name::has_backing;
 pub use backing_name::{make_backing_absolute, recorded_backing};
 pub use create::{Backing, create_qcow2, create_raw};
 pub use error::DiskError;
 pub use extent::{Allocation, Extent};
+pub(crate) use format::format_of_content;
 pub use identity::{BaseIdentity, ContentDigest};
 pub use image::{DiskImage, DiskOptions};
 pub use info::DiskInfo;

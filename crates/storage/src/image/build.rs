@@ -292,7 +292,11 @@ fn run_guest_program(command: Command, progress: &mut dyn Progress) -> Result<()
     run_checked(command, "libc6 (for amd64)", progress)
 }
 
-fn digest_files(dir: &Path, names: &[&str], progress: &mut dyn Progress) -> Result<Vec<BuiltFile>, ImageError> {
+pub(super) fn digest_files(
+    dir: &Path,
+    names: &[&str],
+    progress: &mut dyn Progress,
+) -> Result<Vec<BuiltFile>, ImageError> {
     let mut files = Vec::new();
     let sizes: Result<Vec<u64>, ImageError> = names
         .iter()

@@ -33,6 +33,14 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
+    /// A disk that cannot be pulled, or is none.
+    #[error("{from}: {reason}")]
+    NotPulled {
+        /// Where it comes from.
+        from: String,
+        /// Why.
+        reason: String,
+    },
     /// A VM, or a program of QEMU's, has the image's root disk.
     #[error("{}: in use by {holder}: stop that, or wait until it has ended", path.display())]
     InUse {
@@ -69,7 +77,7 @@ pub enum ImageError {
         /// apt's explanation.
         reason: String,
     },
-    /// A downloaded file is not the one that the signed package list promises.
+    /// A file that was fetched is not the one that was promised, by the signed package list or by who pulls it.
     #[error("{}: sha256 {found} instead of {expected}", path.display())]
     DigestMismatch {
         /// The file.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ImageError, ImageSpec};
+use super::{ImageError, ImageSpec, Pulled};
 
 /// Format written; a manifest of another one is refused.
 const FORMAT: u32 = 1;
@@ -27,6 +27,9 @@ pub struct Manifest {
     pub packages: Vec<PackageInfo>,
     /// The files of the image except the manifest.
     pub files: Vec<BuiltFile>,
+    /// What the root disk was, if it was not built here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulled: Option<Pulled>,
 }
 
 /// Which kernel an image has.
@@ -77,7 +80,7 @@ impl Manifest {
         packages: Vec<PackageInfo>,
         files: Vec<BuiltFile>,
     ) -> Self {
-        Self { format: FORMAT, spec, inputs_sha256, kernel, cmdline, packages, files }
+        Self { format: FORMAT, spec, inputs_sha256, kernel, cmdline, packages, files, pulled: None }
     }
 
     /// Reads a manifest.

@@ -21,6 +21,9 @@
 //! 4. `mke2fs` and `debugfs` make the ext4 disk from it with fixed identifiers and times, so that the same packages give the
 //!    same bytes, as far as their maintainer scripts do.
 //!
+//! An image may also be *pulled* (`pull`): its root disk is one that somebody else has made, with partitions or without, and its kernel and initial RAM disk
+//! are those on that disk (`boot_files`), or files that its user names.
+//!
 //! The initial RAM disk is not compressed because the guest would have to decompress it, which costs an interpreted
 //! processor more than the host's page cache costs the host.
 //!
@@ -28,6 +31,7 @@
 //! build left is removed by the next one. Versions never change: disks are based on them, and `versions` says which and for how long.
 
 mod apt;
+mod boot_files;
 mod build;
 mod command;
 mod error;
@@ -37,6 +41,7 @@ mod initrd;
 mod install;
 mod manifest;
 mod progress;
+mod pull;
 mod spec;
 mod store;
 mod systemd;
@@ -47,5 +52,6 @@ mod versions;
 pub use error::ImageError;
 pub use manifest::{BuiltFile, KernelInfo, Manifest, PackageInfo};
 pub use progress::{NoProgress, Progress, Stage};
+pub use pull::{BootFiles, Incoming, PULL_BYTES_MAX_DEFAULT, PullSpec, Pulled};
 pub use spec::{ExtraFile, ImageSpec, Init, KERNEL_DEFAULT, Suite};
 pub use store::{BuildOptions, BuiltImage, Image, ImageStore, Removal};

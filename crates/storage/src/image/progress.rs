@@ -1,6 +1,6 @@
 //! How a build tells where it is.
 
-/// What a build is doing. Stages come in this order; a cached image goes from [`Stage::Resolve`] straight to its end.
+/// What a build or a pull is doing. Stages come in this order; a cached image goes from [`Stage::Resolve`] straight to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Waiting for another build in the same images directory.
@@ -9,6 +9,10 @@ pub enum Stage {
     Update,
     /// Working out which packages are needed.
     Resolve,
+    /// Fetching a disk that is pulled; counted in bytes.
+    Fetch,
+    /// Making a raw disk of it; counted in bytes.
+    RootDiskCopy,
     /// Downloading packages; counted in bytes.
     Download,
     /// Installing packages, with their maintainer scripts; counted in steps.
@@ -32,6 +36,8 @@ impl Stage {
             Self::Wait => "waiting for another build",
             Self::Update => "fetching package lists",
             Self::Resolve => "resolving packages",
+            Self::Fetch => "fetching the disk",
+            Self::RootDiskCopy => "unpacking the disk",
             Self::Download => "downloading packages",
             Self::Install => "installing packages",
             Self::Unpack => "unpacking packages",
@@ -44,7 +50,7 @@ impl Stage {
 
     /// Whether `done` and `total` are bytes rather than a count.
     pub fn counts_bytes(self) -> bool {
-        matches!(self, Self::Download | Self::Digest)
+        matches!(self, Self::Fetch | Self::RootDiskCopy | Self::Download | Self::Digest)
     }
 }
 

@@ -110,6 +110,11 @@ impl ImageSpec {
         }
     }
 
+    /// What is said of an image that was not built here: nothing of how it is made.
+    pub(super) fn pulled(name: &str) -> Self {
+        Self { kernel: String::new(), recommends: false, ..Self::new(name) }
+    }
+
     /// Checks everything that can be checked without the package lists.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use super::build::Builder;
 use super::manifest::Manifest;
 use super::spec::validate_name;
 use super::versions::{Need, Versions, lock_root_disk};
-use super::{ImageError, ImageSpec, Progress, Stage};
+use super::{ImageError, ImageSpec, Incoming, Progress, PullSpec, Stage};
 use crate::disk::{Backing, create_qcow2};
 use crate::file_lock::FileLock;
 
@@ -84,7 +84,7 @@ impl Image {
     }
 }
 
-/// An image that [`ImageStore::build`] returns.
+/// An image that [`ImageStore::build`] or [`ImageStore::pull`] returns.
 #[derive(Clone, Debug)]
 pub struct BuiltImage {
     /// The image.
@@ -165,6 +165,38 @@ impl ImageStore {
             return Err(ImageError::Cancelled);
         }
         let dir = self.versions().publish(&output, &spec.name, options.force)?;
+        Ok(BuiltImage { image: Image::load(dir)?, cached: false })
+    }
+
+    /// Makes the disk that `spec` describes a version of an image, or returns the image of that name if it was pulled from the same content in the same
+    /// way. `open` begins to fetch the disk, if it is needed. If there is an image of that name with other inputs, its name leads to the new one
+    /// once that is complete, as after a build. Pulls and builds in one directory wait for each other.
+    ///
+    /// # Errors
+    /// Any [`ImageError`]; what was there before is then still there, and nothing else.
+    pub fn pull<'a>(
+        &self,
+        spec: &PullSpec,
+        open: impl FnOnce() -> Result<Incoming<'a>, ImageError>,
+        progress: &mut dyn Progress,
+    ) -> Result<BuiltImage, ImageError> {
+        spec.validate()?;
+        let cache = self.dir.join(".cache");
+        fs::create_dir_all(&cache).map_err(ImageError::at(&cache))?;
+        let _lock = lock(&cache.join("lock"), progress)?;
+        self.remove_stale_builds()?;
+        let inputs_sha256 = spec.inputs_sha256()?;
+        if let Ok(image) = self.get(&spec.name)
+            && image.manifest.inputs_sha256 == inputs_sha256
+            && image.is_complete()
+        {
+            return Ok(BuiltImage { image, cached: true });
+        }
+        let temporary = Temporary::create(self.dir.join(format!("{BUILD_PREFIX}{}", spec.name)))?;
+        let output = temporary.0.join("image");
+        fs::create_dir(&output).map_err(ImageError::at(&output))?;
+        spec.make(open()?, &temporary.0, &output, progress)?;
+        let dir = self.versions().publish(&output, &spec.name, false)?;
         Ok(BuiltImage { image: Image::load(dir)?, cached: false })
     }
 

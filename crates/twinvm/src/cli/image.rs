@@ -1,4 +1,6 @@
-//! `twinvm image`: guest images made from Debian's packages.
+//! `twinvm image`: guest images, made from Debian's packages or of disks that somebody else has made.
+
+mod pull;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +28,9 @@ Examples:
 A package or kernel may name a suite: --kernel linux-image-cloud-amd64/bookworm-backports
 Packages are installed with their maintainer scripts, in namespaces: an ordinary user needs the package uidmap and subordinate IDs.")]
     Build(BuildArguments),
+    /// Make an image of a disk that somebody else has made, from a file or by HTTPS
+    #[command(after_help = pull::HELP)]
+    Pull(pull::PullArguments),
     /// List the images
     List(FormatArguments),
     /// Show what an image was made of
@@ -136,6 +141,7 @@ fn parse_init(text: &str) -> Result<Init, String> {
 pub fn run(command: ImageCommand) -> Result<ExitCode> {
     match command {
         ImageCommand::Build(arguments) => build(arguments),
+        ImageCommand::Pull(arguments) => pull::run(arguments),
         ImageCommand::List(arguments) => list(&arguments),
         ImageCommand::Show(arguments) => show(&arguments),
         ImageCommand::Rm(arguments) => remove(&arguments),
@@ -183,12 +189,16 @@ fn list(arguments: &FormatArguments) -> Result<ExitCode> {
     let mut rows = table(&["NAME", "KERNEL", "INIT", "DISK", "PACKAGES"]);
     for image in &images {
         let spec = &image.manifest().spec;
+        let (init, packages) = match &image.manifest().pulled {
+            Some(pulled) => ("its own".to_owned(), format!("(pulled from {})", pulled.from)),
+            None => (format!("{:?}", spec.init).to_lowercase(), spec.packages.join(" ")),
+        };
         rows.add_row([
             spec.name.clone(),
             image.manifest().kernel.release.clone(),
-            format!("{:?}", spec.init).to_lowercase(),
+            init,
             spec.root_disk_bytes.map_or_else(|| "-".to_owned(), human_bytes),
-            spec.packages.join(" "),
+            packages,
         ]);
     }
     if images.is_empty() {
@@ -208,10 +218,14 @@ fn show(arguments: &ShowArguments) -> Result<ExitCode> {
     let manifest = image.manifest();
     print_line(&format!("name:     {}", manifest.spec.name))?;
     print_line(&format!("folder:   {}", image.dir().display()))?;
-    print_line(&format!(
-        "kernel:   {} ({} {})",
-        manifest.kernel.release, manifest.kernel.package, manifest.kernel.version
-    ))?;
+    let kernel = &manifest.kernel;
+    match &manifest.pulled {
+        Some(pulled) => {
+            print_line(&format!("pulled:   {} (sha256 {})", pulled.from, pulled.sha256))?;
+            print_line(&format!("kernel:   {}", kernel.release))?;
+        }
+        None => print_line(&format!("kernel:   {} ({} {})", kernel.release, kernel.package, kernel.version))?,
+    }
     print_line(&format!("cmdline:  {}", manifest.cmdline))?;
     for file in &manifest.files {
         print_line(&format!("file:     {} ({})", file.name, human_bytes(file.size_bytes)))?;

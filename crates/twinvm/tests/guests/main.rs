@@ -1,6 +1,7 @@
 //! Real services in Debian guests, started and used as a user does: the `twinvm` program outside, real clients.
 
 mod debian;
+mod pull;
 #[path = "../support/mod.rs"]
 mod support;
 mod vm;

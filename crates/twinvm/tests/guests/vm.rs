@@ -27,10 +27,12 @@ pub struct RunningVm {
     ports: Vec<(u16, u16)>,
 }
 
-/// `twinvm` with the tests' images and a runtime folder of its own.
+/// `twinvm` with the tests' images, or those in its folder if there are any, and a runtime folder of its own.
 fn twinvm(folder: &Path, arguments: &[&str]) -> Command {
+    let shared = images_dir();
+    let home = if folder.join("images").is_dir() { folder } else { shared.parent().unwrap() };
     let mut command = Command::new(env!("CARGO_BIN_EXE_twinvm"));
-    command.env("TWINVM_HOME", images_dir().parent().unwrap()).env("XDG_RUNTIME_DIR", folder).args(arguments);
+    command.env("TWINVM_HOME", home).env("XDG_RUNTIME_DIR", folder).args(arguments);
     command
 }
 
@@ -120,6 +122,18 @@ impl RunningVm {
     /// Starts a VM without disk and network, which runs a command in its initial RAM disk and powers off.
     pub fn start_diskless(name: &str, image: &str, memory: &str, cpus: u32, command: &str) -> Self {
         Self::run(name, tempfile::tempdir().unwrap(), &diskless(name, image, memory, cpus, command), Vec::new())
+    }
+
+    /// Pulls an image of this disk into a store of its own, and starts a VM of it, which shows a file of the disk and powers off.
+    pub fn start_pulled(name: &str, disk: &Path, sha256: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("images")).unwrap();
+        let arguments = ["image", "pull", "test-pulled", disk.to_str().unwrap(), "--sha256", sha256];
+        let output = twinvm(folder.path(), &arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let spec = diskless(name, "test-pulled", "256M", 1, "mkdir /disk; mount -t ext4 /dev/vda /disk; cat /disk/usr/greeting")
+            + "[[disk]]\npath = \"root.qcow2\"\nformat = \"qcow2\"\nbase_image = \"test-pulled\"\n";
+        Self::run(name, folder, &spec, Vec::new())
     }
 
     fn run(name: &str, folder: TempDir, spec: &str, ports: Vec<(u16, u16)>) -> Self {
