@@ -4,6 +4,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`messages`] | what requests and answers hold |
+//! | [`maintenance`] | what hosts in maintenance hold |
 //! | [`status`], [`figures`] | what a replica says of itself, as part of the answers |
 //! | [`Problem`] | what a request that fails is answered with |
 //! | [`time`] | the time, as answers hold it |
@@ -11,6 +12,7 @@
 
 pub mod client;
 pub mod figures;
+pub mod maintenance;
 pub mod messages;
 mod problem;
 pub mod status;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, PortForward, Priority, SnapshotName};
 
+use crate::maintenance::Maintenance;
 use crate::status::{Protection, ReplicaStatus};
 
 /// A host, as the cluster knows it.
@@ -19,6 +20,9 @@ pub struct HostView {
     pub api: String,
     /// Whether its lease is valid: its daemon was alive a moment ago.
     pub alive: bool,
+    /// Whether it takes no replicas, and its VMs leave it.
+    #[serde(default)]
+    pub maintenance: Maintenance,
     /// Time since the host that answers has seen its lease to be good, in ms; since it registered, if it never has.
     pub lease_age_ms: u64,
     /// Memory for VMs, in bytes.
@@ -111,6 +115,9 @@ pub struct OperationView {
     pub id: u64,
     /// What it is, in words.
     pub what: String,
+    /// A migration: the host that the VM moves to.
+    #[serde(default)]
+    pub to: Option<String>,
     /// Whether it has ended. Until then the VM's host goes on with it, also after its daemon was killed.
     pub is_over: bool,
     /// Why it was not done.
@@ -251,6 +258,18 @@ impl Default for RebootVm {
     fn default() -> Self {
         Self { force: false, timeout_s: shutdown_s_default() }
     }
+}
+
+/// Asks for the move of a VM that runs to another host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateVm {
+    /// The host; without, that of its secondary, or else one that has room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Also if a protected VM is without a secondary while it is copied: the host is not that of its secondary.
+    #[serde(default)]
+    pub interrupt_ft: bool,
 }
 
 /// A snapshot of a VM: the content of its disks at one moment, and its memory and devices if it ran and they were wanted.

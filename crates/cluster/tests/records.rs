@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{
-    BootTime, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, OperationKind, OperationResult,
-    Power, TokenUse, UnknownFields, VmRecord,
+    BootTime, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Maintenance, OperationKind,
+    OperationResult, Power, TokenUse, UnknownFields, VmRecord,
 };
 use cluster::store::{LeaseId, Op, SqliteStore, Store, Stores};
 use protocol::{Arbiter, Claim, Generation};
@@ -44,6 +44,7 @@ fn host(name: &str) -> HostRecord {
         kvm_processor: None,
         networks: vec!["br0".to_owned()],
         datastores: Vec::new(),
+        maintenance: Default::default(),
         lease: lease(1_000),
         instance: String::new(),
         folder: Default::default(),
@@ -350,6 +351,36 @@ fn a_host_is_registered_by_one_instance_at_a_time() {
     // What the first one leaves behind says nothing of the second.
     cluster.end_lease(first).unwrap();
     assert!(cluster.host(&host_name("a")).unwrap().is_alive(&now()));
+}
+
+#[test]
+fn only_the_instance_that_serves_a_host_says_how_far_its_maintenance_goes() {
+    let (_folder, cluster) = cluster();
+    let a = host_name("a");
+    let set = |instance: &str, maintenance| cluster.set_maintenance(&a, instance, maintenance);
+    assert_eq!(set("1", Maintenance::On), Err(ClusterError::NoHost(a.clone())));
+    cluster.register_host(&HostRecord { instance: "1".to_owned(), ..host("a") }, None, TTL).unwrap();
+    set("1", Maintenance::Forced).unwrap();
+    assert_eq!(set("2", Maintenance::Off), Err(ClusterError::OtherInstance(a.clone())));
+    let read = written(cluster.host(&a).unwrap());
+    let maintenance = Maintenance::Forced;
+    assert_eq!(read, HostRecord { instance: "1".to_owned(), maintenance, ..host("a") });
+}
+
+#[test]
+fn a_vm_that_is_to_move_wants_a_secondary_until_it_is_there() {
+    let mut record = vm("v");
+    let claim = |primary: &str| Claim {
+        generation: Generation::new(1),
+        primary: host_name(primary).replica(),
+        secondary: None,
+    };
+    assert!(!record.wants_secondary(&claim("a")));
+    let id = record.ask(OperationKind::Migrate { to: host_name("b") }, None, Generation::new(1));
+    assert_eq!(record.migrates_to(&claim("a")), Some(&host_name("b")));
+    assert!(record.wants_secondary(&claim("a")) && !record.wants_secondary(&claim("b")));
+    record.end(id, OperationResult::Failed { why: "it is full".to_owned() });
+    assert!(!record.wants_secondary(&claim("a")));
 }
 
 #[test]

@@ -17,6 +17,8 @@
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
 //! | `runtime` | reports to the controller, and carries out what it decides |
 //! | `operations` | what administrators ask for that happens once: written down, waited for, carried out |
+//! | `migration` | moves of VMs that run |
+//! | `maintenance` | a host that its VMs leave |
 //! | `metrics` | what Prometheus reads |
 //! | `replica` | the process of one replica |
 //! | `foreground` | a VM without a daemon, in the foreground of a terminal |
@@ -39,7 +41,9 @@ pub mod init;
 mod join;
 mod joining;
 pub mod log_file;
+mod maintenance;
 mod metrics;
+mod migration;
 mod names;
 mod network_ends;
 mod operations;

@@ -141,6 +141,9 @@ impl Daemon {
             Step::PressPowerButton => self.press_power_button(&vm.name),
             Step::PullPlug => self.pull_plug(vm),
             Step::SwitchOver => {
+                if let OperationKind::Migrate { to } = &operation.kind {
+                    return self.hand_over_to(vm, to);
+                }
                 self.protected_as(vm, operation)?.ask(&Request::Switchover, REQUEST_TIMEOUT)?;
                 Ok(())
             }
@@ -157,6 +160,7 @@ impl Daemon {
                 let replica = self.replica(&vm.name).filter(|replica| replica.is_primary());
                 self.let_go(&vm.name, replica.as_deref(), UnprotectReason::Restart)
             }
+            Step::RemoveCopies => self.remove_copies(vm),
         }
     }
 

@@ -14,7 +14,7 @@ use api::status::Role;
 use api::time::unix_ms_now;
 use cluster::controller::SHUTDOWN_MS_MAX;
 use cluster::controller::consent::{NotStarted, may_start};
-use cluster::records::{OperationKind, Power};
+use cluster::records::{Maintenance, OperationKind, Power};
 use machine::bus::lock;
 use replication::channel::Peer;
 use replication::driver::ConsolePlace;
@@ -417,6 +417,11 @@ impl Daemon {
 
     /// Shuts a VM down and starts it again. It has begun to shut down when this returns; the view shows how it goes on.
     pub fn reboot_vm(self: &Arc<Self>, name: &str, how: RebootVm) -> Result<VmView, HostError> {
+        if self.registry.maintenance() != Maintenance::Off {
+            let host = self.host();
+            return Err(HostError::conflict(format!("host {host} is in maintenance, and VM {name} would not start there again"))
+                .hint(format!("move it with `twinvm vm migrate {name}`, or end the maintenance with `twinvm host maintenance off {host}`")));
+        }
         let patience_ms = how.timeout_s.saturating_mul(1000);
         self.ask_running(name, OperationKind::Reboot { force: how.force, patience_ms })
     }

@@ -67,7 +67,7 @@ impl Daemon {
     }
 
     /// The host that would hold the secondary of a VM; or why there is none.
-    fn plan_secondary(&self, vm: &str) -> Result<Result<HostName, String>, HostError> {
+    pub(super) fn plan_secondary(&self, vm: &str) -> Result<Result<HostName, String>, HostError> {
         let failures = lock(&self.controller).failures().clone();
         let processor = self.replica(vm).and_then(|replica| replica.processor());
         self.registry.plan_secondary(vm, processor.as_ref(), &failures)
@@ -125,6 +125,12 @@ impl Daemon {
             return Err(HostError::conflict(format!("fault tolerance of VM {name} is off"))
                 .hint(format!("turn it on with `twinvm ft on {name}`")));
         }
+        if let (Some(to), FtAction::Off | FtAction::Suspend | FtAction::RestartSecondary) =
+            (vm.record.migrates_to(&vm.claim), action)
+        {
+            return Err(HostError::conflict(format!("VM {name} is being moved to host {to}"))
+                .hint(format!("wait until it is there, or cancel it with `twinvm vm migrate {name} --cancel`")));
+        }
         if let Some(mode) = mode {
             self.refuse_mode(&vm, replica.as_deref(), mode)?;
         }
@@ -156,7 +162,7 @@ impl Daemon {
 
     /// Waits until the primary here has no secondary, as the controller says by having nothing else to do. Where there is no primary: until it is
     /// decided that no secondary takes the VM over, if it is to go without one for good.
-    fn wait_until_alone(&self, name: &str, wanted: &Idle) -> Result<(), HostError> {
+    pub(super) fn wait_until_alone(&self, name: &str, wanted: &Idle) -> Result<(), HostError> {
         let deadline = Instant::now() + LET_GO_TIMEOUT;
         loop {
             let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {

@@ -12,10 +12,10 @@ use api::client::Target;
 use api::messages::FtWanted;
 use api::time::unix_ms_now;
 use cluster::arbiter::StoreArbiter;
-use cluster::planner::{Failures, NoPlace, place_primary, place_secondary};
+use cluster::planner::{Failures, NoPlace, may_hold_secondary, place_primary, place_secondary};
 use cluster::records::{
-    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Succession, VmRecord,
-    VmState, succession,
+    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Maintenance, Succession,
+    VmRecord, VmState, succession,
 };
 use cluster::store::{LeaseId, Sight, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
@@ -58,6 +58,11 @@ impl KnownVm {
         self.claim.primary.as_str()
     }
 
+    /// Whether it is to have a secondary now.
+    pub fn wants_secondary(&self) -> bool {
+        self.record.wants_secondary(&self.claim)
+    }
+
     /// What is wanted of fault tolerance.
     pub fn ft(&self) -> FtWanted {
         let FtSettings { enabled, suspended, mode, .. } = self.record.ft;
@@ -82,6 +87,8 @@ pub struct Registry {
     host: HostRecord,
     /// None once it was given up.
     lease: Mutex<Option<LeaseId>>,
+    /// How far its maintenance goes, which `host` does not say.
+    maintenance: Mutex<Maintenance>,
     has_booted: bool,
 }
 
@@ -106,6 +113,7 @@ impl Registry {
             kvm_processor: machine::engine::cpu_offer(EngineKind::Kvm).ok(),
             networks: config.networks.clone(),
             datastores: config.datastores.clone(),
+            maintenance: Maintenance::Off,
             lease: Lease { renewed_unix_ms: unix_ms_now(), ..Lease::default() },
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: read_id("/proc/sys/kernel/random/uuid")?,
@@ -118,9 +126,11 @@ impl Registry {
             wait_until_ended(&cluster, before, &host)?;
         }
         let ended = before.as_ref().map(|before| before.instance.as_str());
-        let lease = cluster.register_host(&host, ended, LEASE_TTL).context("cannot register the host")?;
+        let maintenance = before.as_ref().map_or(Maintenance::Off, |before| before.maintenance);
+        let record = HostRecord { maintenance, ..host.clone() };
+        let lease = cluster.register_host(&record, ended, LEASE_TTL).context("cannot register the host")?;
         let has_booted = before.as_ref().is_none_or(|before| before.boot_id != host.boot_id);
-        Ok(Self { cluster, host, lease: Mutex::new(Some(lease)), has_booted })
+        Ok(Self { cluster, host, lease: Mutex::new(Some(lease)), maintenance: Mutex::new(maintenance), has_booted })
     }
 
     /// The same with another store for VMs in place of its own.
@@ -183,11 +193,26 @@ impl Registry {
         let Some(current) = *lease else { return Ok(()) };
         match self.cluster.renew_lease(&self.host.name, &self.host.instance, current) {
             Err(ClusterError::NoHost(_) | ClusterError::LeaseEnded(_)) => {
-                *lease = Some(self.cluster.register_host(&self.host, None, LEASE_TTL)?);
+                let record = HostRecord { maintenance: self.maintenance(), ..self.host.clone() };
+                *lease = Some(self.cluster.register_host(&record, None, LEASE_TTL)?);
                 Ok(())
             }
             other => other,
         }
+    }
+
+    /// How far the maintenance of this host goes.
+    pub fn maintenance(&self) -> Maintenance {
+        *lock(&self.maintenance)
+    }
+
+    /// Notes how far it is to go, from now on.
+    pub fn set_maintenance(&self, wanted: Maintenance) -> Result<(), ClusterError> {
+        // Held meanwhile: a registration anew has what is in the store then.
+        let mut maintenance = lock(&self.maintenance);
+        self.cluster.set_maintenance(&self.host.name, &self.host.instance, wanted)?;
+        *maintenance = wanted;
+        Ok(())
     }
 
     /// How far the store has come.
@@ -388,10 +413,24 @@ impl Registry {
         let vm = vm.ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
         Ok(no_place(place_secondary(vm, processor, &state, failures, &self.now()), vm))
     }
+
+    /// Whether `host` can hold the secondary of a VM; or why not.
+    pub fn may_hold_secondary(
+        &self,
+        name: &str,
+        host: &HostName,
+        processor: Option<&CpuProfile>,
+        failures: &Failures,
+    ) -> Result<Result<(), String>, HostError> {
+        let state = self.state()?;
+        let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
+        let vm = vm.ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
+        Ok(no_place(may_hold_secondary(vm, host, processor, &state, failures, &self.now()), vm))
+    }
 }
 
 /// Why there is no place for a secondary, in words.
-fn no_place(placed: Result<HostName, NoPlace>, vm: &VmState) -> Result<HostName, String> {
+fn no_place<T>(placed: Result<T, NoPlace>, vm: &VmState) -> Result<T, String> {
     placed.map_err(|error| match error {
         NoPlace::Hosts(refusals) => {
             // That the primary's host cannot be the secondary's is no news, unless there is no other.
@@ -522,6 +561,7 @@ mod tests {
             kvm_processor: None,
             networks: Vec::new(),
             datastores: Vec::new(),
+            maintenance: Default::default(),
             lease: Lease::default(),
             version: String::new(),
             instance: "1".to_owned(),
@@ -530,7 +570,9 @@ mod tests {
         };
         let ttl = Duration::from_secs(600);
         let lease = cluster().register_host(&host, None, ttl).unwrap();
-        let registry = Registry { cluster: cluster(), host, lease: Mutex::new(Some(lease)), has_booted: false };
+        let maintenance = Mutex::new(Maintenance::Off);
+        let registry =
+            Registry { cluster: cluster(), host, lease: Mutex::new(Some(lease)), maintenance, has_booted: false };
         let is_alive = || cluster().host(&registry.host.name).unwrap().is_alive(&BootTime::now().unwrap());
         // One that ended by itself is taken again.
         registry.cluster.end_lease(lease).unwrap();

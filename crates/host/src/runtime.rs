@@ -203,19 +203,22 @@ impl Daemon {
             (Action::Step { operation, step, is_last }, _) => {
                 self.take_step(vm, *operation, step, *is_last).map_err(text)
             }
-            (Action::NoteResult { operation, result }, _) => {
-                self.note_result(vm, *operation, result).map_err(text)?;
-                Ok(Outcome::Done)
-            }
+            (Action::NoteResult { operation, result }, _) => self.end_operation(vm, *operation, result).map_err(text),
             (Action::SettleClaim, _) => self.settle_claim(vm).map_err(text),
             (Action::EndSecondary, Some(replica)) => Ok(self.end_secondary(replica)),
             (Action::ShutDown { force }, Some(replica)) => Self::shut_down(replica, *force),
             (Action::Protect { secondary }, Some(replica)) => self.protect(replica, secondary),
             (Action::Unprotect, Some(replica)) => self.unprotect(vm, replica).map_err(text),
+            (Action::Replace, Some(replica)) => {
+                self.let_go(vm, Some(&**replica), UnprotectReason::Restart).map_err(text)?;
+                Ok(Outcome::Done)
+            }
+            (Action::Move { to }, _) => self.ask_for_move(vm, to).map_err(text),
             (Action::EndReplica, Some(replica)) => self.end_displaced(vm, replica).map_err(text),
             (
                 Action::Protect { .. }
                 | Action::Unprotect
+                | Action::Replace
                 | Action::EndReplica
                 | Action::EndSecondary
                 | Action::ShutDown { .. },
@@ -238,7 +241,7 @@ impl Daemon {
     fn protect(self: &Arc<Self>, replica: &Arc<Replica>, host: &HostName) -> Result<Outcome, String> {
         let text = |error: HostError| error.problem.error;
         let vm = self.known(&replica.vm).map_err(text)?;
-        if vm.home() != self.host() || !vm.record.ft.is_wanted() || self.is_stopping() {
+        if vm.home() != self.host() || !vm.wants_secondary() || self.is_stopping() {
             return Ok(Outcome::NotWanted);
         }
         self.reserve(&vm.name, Some(host)).map_err(text)?;
@@ -293,7 +296,7 @@ impl Daemon {
         let told = self.owners.run(&replica.vm.clone(), move || {
             let is_current = daemon.replica(&replica.vm).is_some_and(|current| Arc::ptr_eq(&current, &replica));
             let vm = daemon.known(&replica.vm).map_err(|error| error.problem.error)?;
-            if !is_current || !vm.record.ft.is_wanted() {
+            if !is_current || !vm.wants_secondary() {
                 return Ok(Outcome::NotWanted);
             }
             let mode = Some(vm.record.ft.mode);
@@ -306,7 +309,7 @@ impl Daemon {
 
     fn unprotect(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, HostError> {
         let known = self.known(vm)?;
-        if known.record.ft.is_wanted() || known.home() != self.host() {
+        if known.wants_secondary() || known.home() != self.host() {
             return Ok(Outcome::NotWanted);
         }
         let reason = if known.record.ft.enabled { UnprotectReason::Suspend } else { UnprotectReason::Off };

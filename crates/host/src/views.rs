@@ -8,11 +8,12 @@ use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use axum::http::Method;
 use cluster::planner::reserved;
-use cluster::records::{ClusterState, HostRecord, Operation, OperationResult, Power, VmState};
+use cluster::records::{ClusterState, HostRecord, Operation, OperationKind, OperationResult, Power, VmState};
 
 use super::daemon::Daemon;
 use super::error::HostError;
 use super::hardware;
+use super::maintenance::maintenance_view;
 use super::registry::{KnownVm, alive_hosts, known_vms};
 
 /// How long another host may take to say what runs there.
@@ -32,6 +33,7 @@ impl Daemon {
                 name: host.name.to_string(),
                 api: host.api_address.to_string(),
                 alive: host.is_alive(&now),
+                maintenance: maintenance_view(host.maintenance),
                 lease_age_ms: host
                     .silent_ms(&now)
                     .unwrap_or_else(|| unix_ms_now().saturating_sub(host.lease.renewed_unix_ms)),
@@ -199,7 +201,11 @@ fn operation(operation: &Operation) -> OperationView {
         Some(OperationResult::Done) | None => None,
     };
     let (id, what) = (operation.id, operation.kind.label().to_owned());
-    OperationView { id, what, is_over: operation.result.is_some(), failure }
+    let to = match &operation.kind {
+        OperationKind::Migrate { to } => Some(to.to_string()),
+        _ => None,
+    };
+    OperationView { id, what, to, is_over: operation.result.is_some(), failure }
 }
 
 /// A VM may run, or be protected, and yet miss something, on either host.

@@ -188,7 +188,9 @@ impl World {
             return self.fails(&task, STORE_AWAY);
         }
         let replica = replica.filter(|_| replica == self.process_id(host));
-        let (is_home, ft) = (self.host_name(host).is(&self.claim().primary), self.records.vms[0].record.ft.clone());
+        let record = &self.records.vms[0].record;
+        let (ft, is_wanted) = (record.ft.clone(), record.wants_secondary(self.claim()));
+        let is_home = self.host_name(host).is(&self.claim().primary);
         match (task.action.clone(), replica) {
             (Some(Action::Step { operation, step, .. }), _) => self.takes_step(task, operation, &step),
             (Some(Action::NoteResult { .. }), _) => self.ends(&task, &Outcome::Done),
@@ -217,14 +219,15 @@ impl World {
                 self.ends(&task, &outcome);
             }
             (Some(Action::SettleClaim), None) if is_home && !ft.enabled => self.settles_claim(&task),
-            (Some(Action::Protect { secondary }), Some(replica)) if is_home && ft.is_wanted() => {
+            (Some(Action::Protect { secondary }), Some(replica)) if is_home && is_wanted => {
                 let claim = self.claim().clone();
                 let Some(target) = self.host_of(&secondary) else { return };
                 self.reserve(Some(secondary));
                 task.step = Step::Prepare { target, replica, claim };
                 self.soon(task);
             }
-            (Some(Action::Unprotect), Some(_)) if is_home && !ft.is_wanted() => {
+            (Some(Action::Replace), Some(_)) => self.begins_to_let_go(host, task, DropReason::Restart),
+            (Some(Action::Unprotect), Some(_)) if is_home && !is_wanted => {
                 let reason = if ft.enabled { DropReason::Suspend } else { DropReason::Off };
                 self.begins_to_let_go(host, task, reason);
             }
@@ -346,10 +349,11 @@ impl World {
     fn prepared(&mut self, task: Task, target: usize, replica: ProcessId, secondary: Option<ProcessId>) {
         let host = task.host;
         let Some(secondary) = secondary else { return self.fails(&task, "no secondary was prepared") };
-        let ft = self.records.vms[0].record.ft.clone();
+        let record = &self.records.vms[0].record;
+        let (ft, is_wanted) = (record.ft.clone(), record.wants_secondary(self.claim()));
         let outcome = if !self.reaches_store(host) {
             Outcome::Failed("the store does not answer".to_owned())
-        } else if !ft.is_wanted() || self.process_id(host) != Some(replica) {
+        } else if !is_wanted || self.process_id(host) != Some(replica) {
             Outcome::NotWanted
         } else if self.wants_secondary(host) {
             self.protect(host, secondary);
@@ -377,13 +381,18 @@ impl World {
         }
         self.retires(target);
         if deletes {
-            self.tell(|world| format!("{}: its disk is deleted", world.name(target)));
-            let name = self.host_name(target);
-            if name.is(&self.claim().primary) || self.claim().secondary.as_ref().is_some_and(|it| name.is(it)) {
-                self.broken(Violation::DeletedNewest(self.name(target)));
-            }
-            self.hosts[target].disks.delete();
+            self.deletes_disk(target);
         }
+    }
+
+    /// The disk on a host is deleted, which must not be the newest.
+    pub fn deletes_disk(&mut self, host: usize) {
+        self.tell(|world| format!("{}: its disk is deleted", world.name(host)));
+        let name = self.host_name(host);
+        if name.is(&self.claim().primary) || self.claim().secondary.as_ref().is_some_and(|it| name.is(it)) {
+            self.broken(Violation::DeletedNewest(self.name(host)));
+        }
+        self.hosts[host].disks.delete();
     }
 
     /// A daemon ends the replica on its host, on which nothing may depend.

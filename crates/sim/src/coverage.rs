@@ -180,6 +180,14 @@ occurrences! {
     RebootDone,
     /// Somebody pressed the VM's power button, or pulled its plug.
     StopAsked,
+    /// Somebody moved the VM to another host.
+    MigrationAsked,
+    /// It was there.
+    MigrationDone,
+    /// It stayed where it was.
+    MigrationFailed,
+    /// After the move of a VM that is not protected, copies of its disks on other hosts were removed.
+    CopiesRemoved,
     /// What one run of a daemon was asked for was done by another.
     Inherited,
     /// What was asked for failed.

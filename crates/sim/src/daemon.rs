@@ -148,6 +148,7 @@ pub(crate) fn records(hosts: &[HostName], claim: &Claim, vm: &VmName, others: us
         kvm_processor: None,
         networks: Vec::new(),
         datastores: Vec::new(),
+        maintenance: Default::default(),
         lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_MS },
         version: String::new(),
         instance: FIRST_RUN.to_string(),

@@ -142,6 +142,11 @@ impl World {
             }
             Fault::Stop { force, is_reboot } => self.asks_to_stop(force, is_reboot),
             Fault::SwitchOver => self.asks_to_switch_over(),
+            Fault::Migrate(target) => {
+                if let Some(host) = self.target(target) {
+                    self.asks_to_migrate(host);
+                }
+            }
         }
     }
 

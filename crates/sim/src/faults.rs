@@ -78,6 +78,8 @@ pub(crate) enum Fault {
         is_reboot: bool,
     },
     SwitchOver,
+    /// Somebody moves the VM to a host.
+    Migrate(Target),
     /// The user changes the FT mode.
     ChangeMode,
     /// The secondary executes the log slowly.
@@ -233,10 +235,12 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(38) {
+        match random.below(41) {
             34 => Self::EndDies(target, duration),
             35 | 36 => Self::EndStalls(target, duration),
             37 => Self::SecondDaemon(target),
+            38..=40 if random.chance(50) => Self::Migrate(Target::Secondary),
+            38..=40 => Self::Migrate(Target::Host(random.below(hosts))),
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),

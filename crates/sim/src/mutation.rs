@@ -87,6 +87,8 @@ pub enum Mutation {
     RememberReboot,
     /// A VM is started for a reboot, and it is not noted that it need not be shut down any more.
     RebootAgain,
+    /// A VM's disks are removed where it leaves before the claim says that it has left.
+    GiveUpBeforeHandOver,
     /// The secondary forgets output of which it does not know that it has left.
     DoNotSendAgain,
     /// A primary says that output has left which has found no room in its network end.
@@ -119,7 +121,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 56] = [
+    pub const ALL: [Self; 57] = [
         Self::TellUnleftReleased,
         Self::DoNotForward,
         Self::ForwardWithCheckpoint,
@@ -176,5 +178,6 @@ impl Mutation {
         Self::NoteStartEarly,
         Self::RememberReboot,
         Self::RebootAgain,
+        Self::GiveUpBeforeHandOver,
     ];
 }

@@ -116,6 +116,42 @@ impl World {
         }
     }
 
+    /// Somebody asks for a move to another host.
+    pub fn asks_to_migrate(&mut self, to: usize) {
+        let Some(home) = self.answering_home().filter(|&home| home != to && self.runner(home).is_some()) else {
+            return;
+        };
+        self.coverage.note(Occurrence::MigrationAsked);
+        self.asks(home, OperationKind::Migrate { to: self.host_name(to) }, None);
+    }
+
+    /// As `host::migration`: the VM is handed over to the host that it moves to, and to no other.
+    fn hands_over_to(&mut self, task: &Task, to: &HostName) {
+        let host = task.host;
+        let is_protected = self.hosts[host].process.as_ref().is_some_and(|process| process.replica.is_protected());
+        let secondary = self.session(host).map(|session| session.secondary);
+        if !is_protected || secondary.is_none_or(|secondary| self.host_name(secondary) != *to) {
+            return self.fails(task, STORE_AWAY);
+        }
+        self.switch_over(host);
+        if self.mutation == Some(Mutation::GiveUpBeforeHandOver) {
+            self.deletes_disk(host);
+        }
+        self.ends(task, &Outcome::Done);
+    }
+
+    /// Copies of the VM's disks on other hosts are of no use any more.
+    fn removes_copies(&mut self, task: &Task) {
+        let record = &self.records.vms[0].record;
+        let claim = self.claim();
+        let is_home = self.host_name(task.host).is(&claim.primary);
+        if is_home && !record.wants_secondary(claim) && !record.ft.enabled && claim.secondary.is_none() {
+            self.coverage.note(Occurrence::CopiesRemoved);
+            self.drop_secondaries(task, true);
+        }
+        self.ends(task, &Outcome::Done);
+    }
+
     /// As `host::operations`: a step, unless something else was asked for since it was decided.
     pub fn takes_step(&mut self, task: Task, operation: u64, step: &OperationStep) {
         let host = task.host;
@@ -126,8 +162,11 @@ impl World {
         match step {
             OperationStep::Start { from_stale_disks, .. } => self.begins_to_start(task, *from_stale_disks),
             OperationStep::RestartSecondary => self.begins_to_let_go(host, task, DropReason::Restart),
+            OperationStep::RemoveCopies => self.removes_copies(&task),
             _ if self.runner(host).is_none() || self.is_paused(host) => {
-                self.fails(&task, "the replica does not answer");
+                // A move is not given up for that.
+                let goes_on = matches!(pending.kind, OperationKind::Migrate { .. });
+                self.fails(&task, if goes_on { STORE_AWAY } else { "the replica does not answer" });
             }
             OperationStep::PressPowerButton | OperationStep::PullPlug => {
                 if self.asked.is_some_and(|asked| asked.id == operation && asked.is_launched) {
@@ -136,12 +175,18 @@ impl World {
                 self.guest_ends(host, GuestEnd::PowerOff);
                 self.ends(&task, &Outcome::Done);
             }
-            OperationStep::SwitchOver | OperationStep::KillPrimary if self.claim().generation != pending.generation => {
+            OperationStep::SwitchOver => match &pending.kind {
+                OperationKind::Migrate { to } => self.hands_over_to(&task, to),
+                _ if self.claim().generation != pending.generation => {
+                    self.fails(&task, "the replicas have changed meanwhile");
+                }
+                _ => {
+                    self.switch_over(host);
+                    self.ends(&task, &Outcome::Done);
+                }
+            },
+            OperationStep::KillPrimary if self.claim().generation != pending.generation => {
                 self.fails(&task, "the replicas have changed meanwhile");
-            }
-            OperationStep::SwitchOver => {
-                self.switch_over(host);
-                self.ends(&task, &Outcome::Done);
             }
             OperationStep::KillPrimary => {
                 self.end_process(host, Death::Crashed, true);
@@ -180,6 +225,13 @@ impl World {
         }
         let record = &mut self.records.vms[0].record;
         let is_reboot = record.pending().is_some_and(|it| matches!(it.kind, OperationKind::Reboot { .. }));
+        let is_migration = record.pending().is_some_and(|it| matches!(it.kind, OperationKind::Migrate { .. }));
+        if is_migration {
+            self.coverage.note(match result {
+                OperationResult::Done => Occurrence::MigrationDone,
+                OperationResult::Failed { .. } => Occurrence::MigrationFailed,
+            });
+        }
         if is_reboot && result == OperationResult::Done {
             self.coverage.note(Occurrence::RebootDone);
         }

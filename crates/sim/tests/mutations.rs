@@ -10,8 +10,12 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
     use Violation as V;
     match mutation {
         // Output that nobody holds: somebody goes on without it, or it leaves where nobody goes on.
-        Mutation::ReleaseOnCapture | Mutation::DoNotHold | Mutation::AcknowledgeAfterLoss => {
+        Mutation::ReleaseOnCapture | Mutation::DoNotHold => {
             matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_))
+        }
+        // What it is taken to hold may be a flush.
+        Mutation::AcknowledgeAfterLoss => {
+            matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::FlushLost(_))
         }
         // Output passes while the guest stands still for a hand-over.
         Mutation::OpenBeforeArbitration | Mutation::DoNotStop => {
@@ -63,6 +67,7 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::FinishAtOnce => matches!(violation, V::LongPause(_)),
         Mutation::KeepHopelessCopy => matches!(violation, V::LogOverflows(_)),
         Mutation::NoteStartEarly | Mutation::RememberReboot => matches!(violation, V::Forgotten(..)),
+        Mutation::GiveUpBeforeHandOver => matches!(violation, V::DeletedNewest(_)),
         Mutation::RebootAgain => matches!(violation, V::RebootedTwice(_)),
         Mutation::DoNotSendAgain | Mutation::TellUnleftReleased => matches!(violation, V::OutputLost(_)),
         Mutation::DoNotForward | Mutation::ForwardWithCheckpoint | Mutation::DoNotFeed | Mutation::ForgetPosition => {

@@ -103,7 +103,7 @@ const HOUSE: &[Crate] = &[
         name: "machine",
         floor: 3,
         layers: &[
-            &["bus", "clock", "digest", "events", "input", "irq", "snapshot", "triple_fault"],
+            &["bus", "clock", "digest", "input", "irq", "snapshot", "triple_fault"],
             &["map"],
             &["boot", "devices"],
             &["acpi", "generation"],
@@ -119,7 +119,7 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "api",
         floor: 5,
-        layers: &[&["problem", "time"], &["figures"], &["status"], &["messages"], &["client"]],
+        layers: &[&["maintenance", "problem", "time"], &["figures"], &["status"], &["messages"], &["client"]],
     },
     Crate {
         name: "sim",
@@ -166,14 +166,16 @@ const HOUSE: &[Crate] = &[
             &["config", "network_ends"],
             &["token"],
             &["etcd_access", "etcd_setup"],
-            &["bases", "bundle", "disk_jobs", "operator", "process", "vm_files"],
+            &["bases", "bundle", "disk_jobs", "events", "operator", "process", "vm_files"],
             &["join", "registry", "vm_folder"],
             &["init"],
             // The daemon is one thing; these are its parts.
             &[
                 "daemon",
                 "joining",
+                "maintenance",
                 "metrics",
+                "migration",
                 "names",
                 "operations",
                 "power",

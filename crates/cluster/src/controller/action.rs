@@ -41,6 +41,13 @@ pub enum Action {
     },
     /// Tell the primary to let its secondary go, and end the secondary.
     Unprotect,
+    /// Tell the primary to let its secondary go, and end the secondary: another host is to hold the next one.
+    Replace,
+    /// Ask for the VM's migration, unless something else has been asked of it.
+    Move {
+        /// The host that it is to run on.
+        to: HostName,
+    },
     /// End the replica that the report was about.
     EndReplica,
     /// Give up what is reserved for a first copy.
@@ -95,6 +102,8 @@ pub enum Step {
     KillPrimary,
     /// Have the primary let its secondary go, so that another one is made.
     RestartSecondary,
+    /// Have other hosts remove what they have of the VM's disks, which are here now.
+    RemoveCopies,
 }
 
 /// Why something is to be done.
@@ -102,6 +111,16 @@ pub enum Step {
 pub enum Why {
     /// The VM is to have a secondary and has none.
     NeedsSecondary,
+    /// It is to be moved to another host.
+    Migrates {
+        /// That host.
+        to: HostName,
+    },
+    /// A host with a replica of it is in maintenance.
+    Maintenance {
+        /// That host.
+        host: HostName,
+    },
     /// Its protection is off.
     ProtectionOff,
     /// Its protection is suspended.
@@ -149,6 +168,8 @@ impl fmt::Display for Action {
         match self {
             Self::Protect { secondary } => write!(f, "protect by host {secondary}"),
             Self::Unprotect => f.pad("let the secondary go"),
+            Self::Replace => f.pad("let the secondary go for one on another host"),
+            Self::Move { to } => write!(f, "ask for its migration to host {to}"),
             Self::EndReplica => f.pad("end the replica"),
             Self::ReleaseReservation => f.pad("release the reservation"),
             Self::NotePowerOff => f.pad("note that it is off"),
@@ -178,6 +199,7 @@ impl fmt::Display for Step {
             Self::SwitchOver => f.pad("hand it over"),
             Self::KillPrimary => f.pad("kill the primary"),
             Self::RestartSecondary => f.pad("let the secondary go for another one"),
+            Self::RemoveCopies => f.pad("have its copies on other hosts removed"),
         }
     }
 }
@@ -186,6 +208,8 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NeedsSecondary => f.pad("it has no secondary"),
+            Self::Migrates { to } => write!(f, "it is to move to host {to}"),
+            Self::Maintenance { host } => write!(f, "host {host} is in maintenance"),
             Self::ProtectionOff => f.pad("protection is off"),
             Self::ProtectionSuspended => f.pad("protection is suspended"),
             Self::Superseded { by } => write!(f, "host {by} runs the VM now"),

@@ -6,12 +6,13 @@ use spec::{CpuProfile, HostName, Priority, VmName};
 
 use super::action::{Action, Outcome, Plan, Planned, Step, Why};
 use super::idle::Idle;
-use super::leaving::Leaving;
-use super::operation::{self, Next, Progress};
+use super::look::Look;
+use super::operation::{self, Next, Progress, Waiting};
 use super::report::{HostReport, ReplicaReport, ReplicaState};
 use super::search::{Phase, Search};
-use crate::planner::{Failures, NoPlace, place_secondary};
-use crate::records::{BootTime, ClusterState, Power, VmState};
+use super::shutdown::Shutdown;
+use crate::planner::{Failures, Leaving, NoPlace, leaving, may_hold_secondary, place_secondary};
+use crate::records::{BootTime, ClusterState, Maintenance, OperationKind, Power, VmState};
 
 /// How long a secondary may wait for its primary before it is given up, in ms.
 const UNCLAIMED_MS_MAX: u64 = 60_000;
@@ -38,6 +39,8 @@ pub struct Controller {
 struct Candidate<'a> {
     vm: &'a VmState,
     processor: Option<&'a CpuProfile>,
+    /// Why the secondary that it has is let go for another one; nothing if it has none.
+    replaced: Option<Why>,
     priority: Priority,
     alone_since_ms: u64,
 }
@@ -79,24 +82,27 @@ impl Controller {
                 self.observe(vm, replica, now.ms);
             }
             let search = self.searches.entry(name.clone()).or_default();
-            match consider(vm, name, replica, search, seen, now.ms) {
+            let look = Look { wanted, seen, failures: &self.failures, now };
+            match consider(vm, name, replica, search, &look) {
                 Considered::Act(action, why) => {
                     search.is_busy = true;
                     plan.actions.push(Planned { vm: name.clone(), action, why });
                 }
                 Considered::Nothing(idle) => drop(plan.idle.insert(name.clone(), idle)),
-                Considered::NeedsSecondary(vm) => {
+                Considered::NeedsSecondary(vm, replaced) => {
                     let processor = replica.processor.as_ref();
                     // Of one whose spec cannot be read nothing is known, and nothing comes.
                     let priority = vm.record.vm_spec().map_or(Priority::Lowest, |spec| spec.priority);
-                    candidates.push(Candidate { vm, processor, priority, alone_since_ms: search.alone_since_ms() });
+                    let alone_since_ms = search.alone_since_ms();
+                    candidates.push(Candidate { vm, processor, replaced, priority, alone_since_ms });
                 }
             }
         }
         self.give_secondaries(candidates, wanted, now, &mut plan);
         self.settle_absent(wanted, seen, now.ms, &mut plan);
-        self.operate(wanted, seen, now.ms, &mut plan);
-        self.leave(seen, now.ms, &mut plan);
+        self.operate(wanted, seen, now, &mut plan);
+        self.evacuate(wanted, seen, now, &mut plan);
+        self.shut_down(seen, now.ms, &mut plan);
         plan.actions.sort_by(|a, b| a.vm.cmp(&b.vm));
         plan
     }
@@ -105,8 +111,8 @@ impl Controller {
     pub fn note(&mut self, vm: &VmName, action: &Action, outcome: &Outcome, now_ms: u64) {
         let search = self.searches.entry(vm.clone()).or_default();
         if let Action::ShutDown { .. } | Action::EndSecondary = action {
-            if let Some(leaving) = &mut search.leaving {
-                leaving.note(action, outcome, now_ms);
+            if let Some(shutdown) = &mut search.shutdown {
+                shutdown.note(action, outcome, now_ms);
             }
             return;
         }
@@ -125,7 +131,8 @@ impl Controller {
                 search.given_up(Some(message.clone()), now_ms);
                 self.failures.note(vm, secondary, message, now_ms);
             }
-            (Action::Unprotect, Outcome::Done) => search.let_go(),
+            (Action::Unprotect | Action::Replace, Outcome::Done) => search.let_go(),
+            (Action::Move { .. }, Outcome::Done) => search.moves(now_ms),
             (_, Outcome::Failed(message)) => search.given_up(Some(message.clone()), now_ms),
             (_, Outcome::Done | Outcome::NotWanted) => {}
         }
@@ -161,19 +168,31 @@ impl Controller {
         if candidates.is_empty() {
             return;
         }
-        let mut under_way = self.searches.values().filter(|search| search.is_copying()).count();
-        let order = |it: &Candidate<'_>| (it.priority, it.alone_since_ms, it.vm.record.name.clone());
+        let mut under_way = self.copies_under_way();
+        // One that has a secondary comes after those that have none.
+        let order =
+            |it: &Candidate<'_>| (it.replaced.is_some(), it.priority, it.alone_since_ms, it.vm.record.name.clone());
         candidates.sort_by_cached_key(order);
         let mut state = wanted.clone();
         let mut ahead = 0;
-        for Candidate { vm, processor, .. } in candidates {
+        for Candidate { vm, processor, replaced, .. } in candidates {
             let name = &vm.record.name;
             if under_way >= self.settings.first_copies_max.max(1) {
                 plan.idle.insert(name.clone(), Idle::Queued { ahead, under_way });
                 ahead += 1;
                 continue;
             }
-            match place_secondary(vm, processor, &state, &self.failures, now) {
+            if let Some(why) = replaced {
+                under_way += 1;
+                self.searches.entry(name.clone()).or_default().is_busy = true;
+                plan.actions.push(Planned { vm: name.clone(), action: Action::Replace, why });
+                continue;
+            }
+            let placed = match vm.record.migrates_to(&vm.claim.claim) {
+                Some(to) => may_hold_secondary(vm, to, processor, &state, &self.failures, now).map(|()| to.clone()),
+                None => place_secondary(vm, processor, &state, &self.failures, now),
+            };
+            match placed {
                 Ok(secondary) => {
                     under_way += 1;
                     reserve(&mut state, name, &secondary);
@@ -189,13 +208,18 @@ impl Controller {
     }
 
     /// What somebody asked for.
-    fn operate(&mut self, wanted: &ClusterState, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
+    fn operate(&mut self, wanted: &ClusterState, seen: &HostReport, now: &BootTime, plan: &mut Plan) {
         for vm in wanted.vms.iter().filter(|vm| vm.record.pending().is_some()) {
             let name = &vm.record.name;
-            let replica = seen.replicas.get(name).map(|replica| &replica.state);
             let none = Progress::default();
             let progress = self.searches.get(name).map_or(&none, |search| &search.progress);
-            match operation::next(vm, replica, progress, seen, now_ms) {
+            let look = Look { wanted, seen, failures: &self.failures, now };
+            let next = operation::next(vm, seen.replicas.get(name), progress, &look);
+            if let (Some(search), Some(operation)) = (self.searches.get_mut(name), vm.record.pending()) {
+                let is_unfit = matches!(next, Some(Next::Wait(Waiting::Target { .. })));
+                search.progress.note_target(operation.id, is_unfit, now.ms);
+            }
+            match next {
                 Some(Next::Act(action, why)) => {
                     self.searches.entry(name.clone()).or_default().progress.is_busy = true;
                     plan.actions.push(Planned { vm: name.clone(), action, why });
@@ -207,18 +231,60 @@ impl Controller {
     }
 
     /// The replicas here, on a host that is stopped with its VMs.
-    fn leave(&mut self, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
+    fn shut_down(&mut self, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
         if !seen.stops_vms {
-            self.searches.values_mut().for_each(|search| search.leaving = None);
+            self.searches.values_mut().for_each(|search| search.shutdown = None);
             return;
         }
         for (name, replica) in &seen.replicas {
             let search = self.searches.entry(name.clone()).or_default();
-            let leaving = search.leaving.get_or_insert_with(|| Leaving::since(now_ms));
-            match leaving.next(&replica.state, now_ms) {
+            let shutdown = search.shutdown.get_or_insert_with(|| Shutdown::since(now_ms));
+            match shutdown.next(&replica.state, now_ms) {
                 Some(action) => plan.actions.push(Planned { vm: name.clone(), action, why: Why::HostStopping }),
                 None => drop(plan.idle.insert(name.clone(), Idle::ShuttingDown)),
             }
+        }
+    }
+
+    /// How many first copies are under way, or about to be.
+    fn copies_under_way(&self) -> usize {
+        self.searches.values().filter(|search| search.is_copying()).count()
+    }
+
+    /// This host is in maintenance: what runs here is moved to others, as many VMs at a time as there may be first copies.
+    fn evacuate(&mut self, wanted: &ClusterState, seen: &HostReport, now: &BootTime, plan: &mut Plan) {
+        let maintenance = wanted.host(&seen.host).map_or(Maintenance::Off, |host| host.maintenance);
+        if maintenance == Maintenance::Off || seen.is_stopping {
+            return;
+        }
+        let mut runs: Vec<&VmState> = wanted.vms.iter().filter(|vm| seen.runs(vm)).collect();
+        runs.sort_by_cached_key(|vm| vm.record.vm_spec().map_or(Priority::Lowest, |spec| spec.priority));
+        let is_migrating = |vm: &&&VmState| vm.record.migrates_to(&vm.claim.claim).is_some();
+        let mut under_way = self.copies_under_way().max(runs.iter().filter(is_migrating).count());
+        let mut state = wanted.clone();
+        for vm in runs {
+            let name = &vm.record.name;
+            let search = self.searches.entry(name.clone()).or_default();
+            if search.is_busy || search.progress.is_busy || search.moved_lately(now.ms) || vm.record.pending().is_some()
+            {
+                continue;
+            }
+            let processor = seen.replicas.get(name).and_then(|replica| replica.processor.as_ref());
+            let (to, copies) = match leaving(vm, &seen.host, processor, &state, &self.failures, now) {
+                Leaving::Moves { to, copies } => (to, copies),
+                Leaving::LosesProtection { to: Some(to), .. } if maintenance == Maintenance::Forced => (to, false),
+                _ => continue,
+            };
+            if copies && under_way >= self.settings.first_copies_max.max(1) {
+                continue;
+            }
+            under_way += usize::from(copies);
+            search.is_busy = true;
+            if let Some(moved) = state.vms.iter_mut().find(|other| other.record.name == *name) {
+                moved.record.ask(OperationKind::Migrate { to: to.clone() }, None, vm.claim.claim.generation);
+            }
+            let why = Why::Maintenance { host: seen.host.clone() };
+            plan.actions.push(Planned { vm: name.clone(), action: Action::Move { to }, why });
         }
     }
 
@@ -263,7 +329,8 @@ impl Controller {
 enum Considered<'a> {
     Act(Action, Why),
     Nothing(Idle),
-    NeedsSecondary(&'a VmState),
+    /// It needs one, or another one, for which the one that it has is let go.
+    NeedsSecondary(&'a VmState, Option<Why>),
 }
 
 fn consider<'a>(
@@ -271,8 +338,7 @@ fn consider<'a>(
     name: &VmName,
     replica: &ReplicaReport,
     search: &Search,
-    seen: &HostReport,
-    now_ms: u64,
+    look: &Look<'_>,
 ) -> Considered<'a> {
     if search.is_busy {
         return Considered::Nothing(Idle::UnderWay);
@@ -290,7 +356,7 @@ fn consider<'a>(
         return Considered::Nothing(Idle::Booting);
     }
     let claim = &vm.claim.claim;
-    if !seen.host.is(&claim.primary) {
+    if !look.seen.host.is(&claim.primary) {
         let by = claim.primary.clone();
         let is_alone = matches!(replica.state, ReplicaState::Alone { .. });
         return match replica.generation < claim.generation {
@@ -302,51 +368,54 @@ fn consider<'a>(
             false => Considered::Nothing(Idle::StoreIsBehind),
         };
     }
-    consider_primary(vm, replica, search, seen, now_ms)
+    consider_primary(vm, replica, search, look)
 }
 
 /// Of the replica that runs the VM.
-fn consider_primary<'a>(
-    vm: &'a VmState,
-    replica: &ReplicaReport,
-    search: &Search,
-    seen: &HostReport,
-    now_ms: u64,
-) -> Considered<'a> {
+fn consider_primary<'a>(vm: &'a VmState, replica: &ReplicaReport, search: &Search, look: &Look<'_>) -> Considered<'a> {
     let ft = &vm.record.ft;
+    let is_wanted = vm.record.wants_secondary(&vm.claim.claim);
     // What is reserved for a suspended secondary stays.
     let is_reserved = vm.record.syncing_to.is_some() && !ft.suspended;
-    let too_early = search.too_early(now_ms).map(|message| Considered::Nothing(Idle::RetrySoon { message }));
+    let too_early = search.too_early(look.now.ms).map(|message| Considered::Nothing(Idle::RetrySoon { message }));
+    let replacement = |by: &HostName| {
+        if look.seen.is_stopping { None } else { look.replacement(vm, by, replica.processor.as_ref()) }
+    };
     match &replica.state {
-        _ if !ft.is_wanted() && search.has_secondary(&replica.state) => {
+        _ if !is_wanted && search.has_secondary(&replica.state) => {
             let why = if ft.enabled { Why::ProtectionSuspended } else { Why::ProtectionOff };
             too_early.unwrap_or(Considered::Act(Action::Unprotect, why))
         }
         ReplicaState::Protected { .. } if is_reserved => {
             too_early.unwrap_or(Considered::Act(Action::ReleaseReservation, Why::CopyComplete))
         }
-        ReplicaState::Protected { by } => Considered::Nothing(Idle::Protected { by: by.clone() }),
-        ReplicaState::Syncing { to } => Considered::Nothing(Idle::Syncing { to: to.clone() }),
+        ReplicaState::Protected { by } | ReplicaState::Syncing { to: by } => match replacement(by) {
+            Some(why) => too_early.unwrap_or(Considered::NeedsSecondary(vm, Some(why))),
+            None if matches!(replica.state, ReplicaState::Protected { .. }) => {
+                Considered::Nothing(Idle::Protected { by: by.clone() })
+            }
+            None => Considered::Nothing(Idle::Syncing { to: by.clone() }),
+        },
         _ => {
             if let Phase::Told { host, .. } = &search.phase
-                && ft.is_wanted()
+                && is_wanted
             {
                 return Considered::Nothing(Idle::Connecting { to: host.clone() });
             }
             if is_reserved {
                 return too_early.unwrap_or(Considered::Act(Action::ReleaseReservation, Why::NoCopyUnderWay));
             }
-            if !ft.is_wanted() {
+            if !is_wanted {
                 return Considered::Nothing(if ft.enabled { Idle::Suspended } else { Idle::Disabled });
             }
-            if seen.is_stopping {
+            if look.seen.is_stopping {
                 return Considered::Nothing(Idle::HostStopping);
             }
             let is_ending = vm.record.pending().is_some_and(|it| it.kind.ends_the_guest());
             if vm.record.power == Power::Off || is_ending {
                 return Considered::Nothing(Idle::PoweringOff);
             }
-            too_early.unwrap_or(Considered::NeedsSecondary(vm))
+            too_early.unwrap_or(Considered::NeedsSecondary(vm, None))
         }
     }
 }

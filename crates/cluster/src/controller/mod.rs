@@ -27,14 +27,15 @@ mod action;
 pub mod consent;
 mod decide;
 mod idle;
-mod leaving;
+mod look;
 mod operation;
 mod report;
 mod search;
+mod shutdown;
 
 pub use action::{Action, Outcome, Plan, Planned, Step, Why};
 pub use decide::{Controller, Settings};
 pub use idle::Idle;
-pub use leaving::SHUTDOWN_MS_MAX;
 pub use operation::Waiting;
 pub use report::{HostReport, Loss, LossCause, ReplicaReport, ReplicaState};
+pub use shutdown::SHUTDOWN_MS_MAX;

@@ -2,14 +2,21 @@
 
 use std::fmt;
 
-use spec::{ReplicaId, SnapshotName};
+use spec::{HostName, ReplicaId, SnapshotName};
 
 use super::action::{Action, Outcome, Step, Why};
-use super::report::{HostReport, ReplicaState};
+use super::look::Look;
+use super::report::{ReplicaReport, ReplicaState};
+use crate::planner::{NoPlace, WhyNot};
 use crate::records::{Operation, OperationKind, OperationResult, Power, VmState};
 
 /// Time from a step that could not be done now to the next attempt, in ms.
 const RETRY_MS: u64 = 500;
+/// How long a hand-over may take until it is asked for again, in ms.
+const HAND_OVER_MS: u64 = 10_000;
+/// How long the host that a VM is to move to may be out of reach, in ms, and how often it may fail, until the VM stays where it is.
+const UNFIT_MS_MAX: u64 = 10_000;
+const FAILURES_MAX: u32 = 3;
 
 /// What an operation waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +34,23 @@ pub enum Waiting {
         /// Its replica.
         by: ReplicaId,
     },
+    /// The host that it moves to becomes its secondary's.
+    Copying {
+        /// That host.
+        to: HostName,
+    },
+    /// The host that it moves to takes it over.
+    HandingOver {
+        /// That host.
+        to: HostName,
+    },
+    /// The host that it moves to cannot take it just now.
+    Target {
+        /// That host.
+        to: HostName,
+        /// Why.
+        why: WhyNot,
+    },
     /// The last attempt could not be made just now.
     RetrySoon {
         /// What stood in its way.
@@ -41,6 +65,8 @@ pub(super) struct Progress {
     pub(super) is_busy: bool,
     /// The operation whose guest was told to shut down, and since when, in ms.
     told: Option<(u64, u64)>,
+    /// The migration whose target could not take the VM when that was asked last, and since when, in ms.
+    unfit: Option<(u64, u64)>,
     /// No attempt before this time, and what stood in the way of the last one.
     retry: Option<(u64, String)>,
 }
@@ -63,6 +89,16 @@ impl Progress {
         self.retry = None;
     }
 
+    /// Takes note of whether the host that a VM is to move to could not take it.
+    pub(super) fn note_target(&mut self, operation: u64, is_unfit: bool, now_ms: u64) {
+        let since = self.unfit.filter(|(id, _)| *id == operation).map_or(now_ms, |(_, since_ms)| since_ms);
+        self.unfit = is_unfit.then_some((operation, since));
+    }
+
+    fn unfit_since(&self, operation: &Operation) -> Option<u64> {
+        self.unfit.filter(|(id, _)| *id == operation.id).map(|(_, since_ms)| since_ms)
+    }
+
     fn told_since(&self, operation: &Operation) -> Option<u64> {
         self.told.filter(|(id, _)| *id == operation.id).map(|(_, since_ms)| since_ms)
     }
@@ -78,11 +114,11 @@ pub(super) enum Next {
 /// What the host does next about the operation of a VM; nothing if there is none, or another host has to see to it. `replica` is what runs here.
 pub(super) fn next(
     vm: &VmState,
-    replica: Option<&ReplicaState>,
+    replica: Option<&ReplicaReport>,
     progress: &Progress,
-    seen: &HostReport,
-    now_ms: u64,
+    look: &Look<'_>,
 ) -> Option<Next> {
+    let (seen, now_ms) = (look.seen, look.now.ms);
     let operation = vm.record.pending()?;
     let is_home = seen.host.is(&vm.claim.claim.primary);
     if operation.host.as_ref().map_or(!is_home, |host| *host != seen.host) {
@@ -101,7 +137,8 @@ pub(super) fn next(
     if replica.is_none() && is_home && vm.record.power == Power::On && seen.powered_off.contains(&vm.record.name) {
         return Some(Next::Wait(Waiting::UnderWay));
     }
-    let here = Here { vm, operation, replica, is_home };
+    let processor = replica.and_then(|replica| replica.processor.as_ref());
+    let here = Here { vm, operation, replica: replica.map(|replica| &replica.state), is_home };
     Some(match &operation.kind {
         OperationKind::Start { from_stale_disks, snapshot } => here.start(*from_stale_disks, snapshot.as_ref()),
         OperationKind::Stop { force } => here.stop(*force),
@@ -109,6 +146,9 @@ pub(super) fn next(
         OperationKind::Switchover { from } => here.go_over(Step::SwitchOver, from),
         OperationKind::Failover { from } => here.go_over(Step::KillPrimary, from),
         OperationKind::RestartSecondary => here.restart_secondary(),
+        OperationKind::Migrate { to } => {
+            here.migrate(to, progress, now_ms, || look.may_hold_secondary(vm, to, processor))
+        }
     })
 }
 
@@ -228,6 +268,60 @@ impl Here<'_> {
         }
     }
 
+    /// The host becomes the secondary's, as the record wants it (see [`VmRecord::wants_secondary`](crate::records::VmRecord::wants_secondary)); then it is
+    /// handed the VM; and when the claim says that it has it, copies elsewhere are of no use any more. `fits`: whether it can take the VM.
+    fn migrate(&self, to: &HostName, progress: &Progress, now_ms: u64, fits: impl Fn() -> Result<(), NoPlace>) -> Next {
+        let has_arrived = to.is(&self.vm.claim.claim.primary);
+        let Some(replica) = self.replica else {
+            return self.takeover().unwrap_or_else(|| match has_arrived {
+                true => self.arrived(),
+                false => self.failed("the VM does not run any more"),
+            });
+        };
+        match replica {
+            ReplicaState::Booting | ReplicaState::Secondary { .. } => Next::Wait(Waiting::Booting),
+            _ if has_arrived => self.arrived(),
+            ReplicaState::Protected { by } if by == to => match progress.told_since(self.operation) {
+                Some(since_ms) if now_ms.saturating_sub(since_ms) < HAND_OVER_MS => {
+                    Next::Wait(Waiting::HandingOver { to: to.clone() })
+                }
+                _ => self.act(Step::SwitchOver, false),
+            },
+            ReplicaState::Syncing { to: copied } if copied == to => Next::Wait(Waiting::Copying { to: to.clone() }),
+            ReplicaState::Protected { .. } | ReplicaState::Syncing { .. } | ReplicaState::Alone { .. } => {
+                match fits() {
+                    Ok(()) => Next::Wait(Waiting::Copying { to: to.clone() }),
+                    Err(why) => self.cannot_move(to, why, progress, now_ms),
+                }
+            }
+        }
+    }
+
+    /// The VM is where it was to go. Older copies of a protected one's disks are kept, for the next first copy to begin from.
+    fn arrived(&self) -> Next {
+        if self.vm.record.ft.enabled { self.done() } else { self.act(Step::RemoveCopies, true) }
+    }
+
+    /// The VM stays where it is, unless its target may be fit again soon.
+    fn cannot_move(&self, to: &HostName, why: NoPlace, progress: &Progress, now_ms: u64) -> Next {
+        let why = match why {
+            NoPlace::Spec(error) => return self.failed(error.to_string()),
+            NoPlace::Hosts(refusals) => refusals.into_iter().next().map_or(WhyNot::NotRegistered, |(_, why)| why),
+        };
+        let is_patient =
+            progress.unfit_since(self.operation).is_none_or(|since_ms| now_ms.saturating_sub(since_ms) < UNFIT_MS_MAX);
+        let may_pass = match &why {
+            WhyNot::LeaseEnded { .. } => is_patient,
+            WhyNot::FailedLately { count, .. } => *count < FAILURES_MAX,
+            _ => false,
+        };
+        if may_pass {
+            Next::Wait(Waiting::Target { to: to.clone(), why })
+        } else {
+            self.failed(format!("host {to} {why}"))
+        }
+    }
+
     fn restart_secondary(&self) -> Next {
         match self.replica {
             // It was let go, or lost.
@@ -250,6 +344,9 @@ impl fmt::Display for Waiting {
             Self::Booting => f.pad("the replica does not say yet what it is"),
             Self::ShuttingDown => f.pad("the guest is shutting down"),
             Self::Takeover { by } => write!(f, "host {by} may be about to take the VM over"),
+            Self::Copying { to } => write!(f, "it is being copied to host {to}"),
+            Self::HandingOver { to } => write!(f, "host {to} is about to take it over"),
+            Self::Target { to, why } => write!(f, "host {to} {why}"),
             Self::RetrySoon { message } => f.pad(message),
         }
     }

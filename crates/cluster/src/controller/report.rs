@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use protocol::{DropReason, Generation, LossReason, Protection, Reason};
 use spec::{CpuProfile, HostName, VmName};
 
+use crate::records::VmState;
+
 /// What one host sees of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostReport {
@@ -18,6 +20,15 @@ pub struct HostReport {
     pub replicas: BTreeMap<VmName, ReplicaReport>,
     /// VMs of which no replica runs here, and whose last one here ended because the guest was powered off.
     pub powered_off: BTreeSet<VmName>,
+}
+
+impl HostReport {
+    /// Whether a VM is at home here, and its primary runs.
+    pub(super) fn runs(&self, vm: &VmState) -> bool {
+        let replica = self.replicas.get(&vm.record.name).map(|replica| &replica.state);
+        self.host.is(&vm.claim.claim.primary)
+            && replica.is_some_and(|state| !matches!(state, ReplicaState::Booting | ReplicaState::Secondary { .. }))
+    }
 }
 
 /// What a host sees of one replica.

@@ -2,14 +2,17 @@
 
 use spec::HostName;
 
-use super::leaving::Leaving;
 use super::operation::Progress;
 use super::report::{Loss, ReplicaState};
+use super::shutdown::Shutdown;
 
 /// How long a primary that was told of its secondary may go on saying that it has none, in ms.
 const CONNECT_GRACE_MS: u64 = 5_000;
 /// Time from an attempt that failed to the next one, in ms. Which hosts are left alone for longer is the planner's decision.
 const RETRY_MS: u64 = 500;
+
+/// Time from one attempt to move a VM away from a host in maintenance to the next one, in ms.
+const MOVE_AGAIN_MS: u64 = 10_000;
 
 /// What is remembered about a VM with a replica on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +29,9 @@ pub(super) struct Search {
     /// Since when it is at home here and nothing of it runs here, in ms.
     absent_since_ms: Option<u64>,
     /// What is remembered of the end of its replica with its host.
-    pub(super) leaving: Option<Leaving>,
+    pub(super) shutdown: Option<Shutdown>,
+    /// When its migration was asked for, as its host is in maintenance, in ms.
+    moved_ms: Option<u64>,
 }
 
 /// Where the search for the secondary is.
@@ -136,6 +141,16 @@ impl Search {
             self.phase = Phase::Alone;
         }
         self.retry = message.map(|message| (now_ms.saturating_add(RETRY_MS), message));
+    }
+
+    /// Its migration was asked for.
+    pub(super) fn moves(&mut self, now_ms: u64) {
+        self.moved_ms = Some(now_ms);
+    }
+
+    /// Whether its migration was asked for so short a time ago that it is too early for the next one.
+    pub(super) fn moved_lately(&self, now_ms: u64) -> bool {
+        self.moved_ms.is_some_and(|moved_ms| now_ms.saturating_sub(moved_ms) < MOVE_AGAIN_MS)
     }
 
     /// The next attempt may begin at once.

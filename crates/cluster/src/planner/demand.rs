@@ -69,7 +69,8 @@ pub fn reserved(state: &ClusterState, host: &HostName, except: Option<&VmName>) 
         let claim = &vm.claim.claim;
         let is_here = host.is(&claim.primary)
             || claim.secondary.as_ref().is_some_and(|secondary| host.is(secondary))
-            || vm.record.syncing_to.as_ref() == Some(host);
+            || vm.record.syncing_to.as_ref() == Some(host)
+            || vm.record.migrates_to(claim) == Some(host);
         if !is_here || vm.record.power == Power::Off || except == Some(&vm.record.name) {
             continue;
         }

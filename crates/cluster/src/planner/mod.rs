@@ -5,10 +5,12 @@
 
 mod demand;
 mod failures;
+mod leaving;
 mod placement;
 mod why_not;
 
 pub use demand::{Demand, Reserved, reserved};
 pub use failures::{BACKOFF_MS_MAX, BACKOFF_MS_MIN, FORGIVEN_AFTER_MS, Failure, Failures};
-pub use placement::{NoPlace, place_primary, place_secondary};
+pub use leaving::{Leaving, leaving};
+pub use placement::{NoPlace, may_hold_secondary, place_primary, place_secondary};
 pub use why_not::WhyNot;

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use super::demand::{Demand, reserved};
 use super::{Failures, WhyNot};
-use crate::records::{BootTime, ClusterState, HostRecord, VmState};
+use crate::records::{BootTime, ClusterState, HostRecord, Maintenance, VmState};
 
 /// Why there is no place for a replica.
 #[derive(Debug, Error)]
@@ -43,24 +43,7 @@ pub fn place_secondary(
 ) -> Result<HostName, NoPlace> {
     let demand = Demand { processor: processor.cloned(), ..Demand::of(&vm.record)? };
     let claim = &vm.claim.claim;
-    let primary = state.hosts.iter().find(|host| host.name.is(&claim.primary));
-    let check = |host: &HostRecord| {
-        if host.name.is(&claim.primary) {
-            return Err(WhyNot::IsPrimary);
-        }
-        check_host(host, &demand, vm, state, now)?;
-        if demand.user_network && primary.is_none_or(|primary| primary.boot_id != host.boot_id) {
-            return Err(WhyNot::OtherMachine);
-        }
-        match failures.of(&vm.record.name, &host.name, now.ms) {
-            Some(failure) if failure.retry_ms() > now.ms => Err(WhyNot::FailedLately {
-                count: failure.count,
-                message: failure.message.clone(),
-                retry_in_ms: failure.retry_ms() - now.ms,
-            }),
-            _ => Ok(()),
-        }
-    };
+    let check = |host: &HostRecord| check_secondary(host, &demand, vm, state, failures, now);
     let failed =
         |host: &HostRecord| failures.of(&vm.record.name, &host.name, now.ms).map_or(0, |failure| failure.count);
     let copies: Vec<&ReplicaId> = claim.secondary.iter().chain(&vm.claim.copies).collect();
@@ -70,6 +53,52 @@ pub fn place_secondary(
             .then_with(|| age_of_copy(a, &copies).cmp(&age_of_copy(b, &copies)))
             .then_with(|| by_load(a, b, vm, state))
     })
+}
+
+/// Whether `host` can hold the secondary of a VM now, as [`place_secondary`] decides it.
+///
+/// # Errors
+/// [`NoPlace`], with the reason.
+pub fn may_hold_secondary(
+    vm: &VmState,
+    host: &HostName,
+    processor: Option<&CpuProfile>,
+    state: &ClusterState,
+    failures: &Failures,
+    now: &BootTime,
+) -> Result<(), NoPlace> {
+    let demand = Demand { processor: processor.cloned(), ..Demand::of(&vm.record)? };
+    let refused = |why| NoPlace::Hosts(vec![(host.clone(), why)]);
+    let record = state.host(host).ok_or_else(|| refused(WhyNot::NotRegistered))?;
+    check_secondary(record, &demand, vm, state, failures, now).map_err(refused)
+}
+
+/// What a secondary asks of its host.
+fn check_secondary(
+    host: &HostRecord,
+    demand: &Demand,
+    vm: &VmState,
+    state: &ClusterState,
+    failures: &Failures,
+    now: &BootTime,
+) -> Result<(), WhyNot> {
+    let claim = &vm.claim.claim;
+    if host.name.is(&claim.primary) {
+        return Err(WhyNot::IsPrimary);
+    }
+    check_host(host, demand, vm, state, now)?;
+    let primary = state.hosts.iter().find(|host| host.name.is(&claim.primary));
+    if demand.user_network && primary.is_none_or(|primary| primary.boot_id != host.boot_id) {
+        return Err(WhyNot::OtherMachine);
+    }
+    match failures.of(&vm.record.name, &host.name, now.ms) {
+        Some(failure) if failure.retry_ms() > now.ms => Err(WhyNot::FailedLately {
+            count: failure.count,
+            message: failure.message.clone(),
+            retry_in_ms: failure.retry_ms() - now.ms,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The host on which a VM is to start that does not run: the one that ran it last, as its disks are the newest. If `forced`, also
@@ -126,6 +155,9 @@ fn check_host(
 ) -> Result<(), WhyNot> {
     if !host.is_alive(now) {
         return Err(WhyNot::LeaseEnded { silent_ms: host.silent_ms(now) });
+    }
+    if host.maintenance != Maintenance::Off {
+        return Err(WhyNot::InMaintenance);
     }
     if let Some(engine) = demand.engine.filter(|engine| !host.engines.contains(engine)) {
         return Err(WhyNot::NoEngine(engine));

@@ -13,6 +13,12 @@ pub enum WhyNot {
         /// For how long, in ms; none if a machine was booted since.
         silent_ms: Option<u64>,
     },
+    /// The cluster does not know it.
+    #[error("is not a host of the cluster")]
+    NotRegistered,
+    /// It takes no replicas until its maintenance is over.
+    #[error("is in maintenance")]
+    InMaintenance,
     /// It does not have the VM's engine.
     #[error("cannot run engine {0}")]
     NoEngine(EngineKind),

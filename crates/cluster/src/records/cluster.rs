@@ -9,7 +9,9 @@ use spec::{HostName, VmName};
 
 use super::seen::Seen;
 use super::tokens::TOKENS;
-use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
+use super::{
+    ClaimRecord, ClusterError, ClusterState, HostRecord, Maintenance, Unreadable, VmRecord, VmState, decode, encode,
+};
 use crate::store::{Changes, Compare, Entry, LeaseId, Op, Outcome, Store, Stores};
 
 /// How often a record is read and written again when others change it in between.
@@ -197,6 +199,34 @@ impl Cluster {
             return Err(ClusterError::OtherInstance(host.clone()));
         }
         if is_there { Ok(()) } else { Err(ClusterError::LeaseEnded(host.clone())) }
+    }
+
+    /// Notes how far the maintenance of a host goes that is served by `instance`. Only the host itself does that.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoHost`] if it is not registered, [`ClusterError::OtherInstance`] if another daemon is with its identity.
+    pub fn set_maintenance(
+        &self,
+        host: &HostName,
+        instance: &str,
+        maintenance: Maintenance,
+    ) -> Result<(), ClusterError> {
+        let key = host_key(host);
+        for _ in 0..ATTEMPTS_MAX {
+            let read = read_from(&*self.hosts, &key)?;
+            let (mut record, version): (HostRecord, u64) = read.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
+            if record.instance != instance {
+                return Err(ClusterError::OtherInstance(host.clone()));
+            }
+            record.maintenance = maintenance;
+            let value = encode(&key, &record)?;
+            let compare = Compare { key: &key, version };
+            let put = Op::Put { key: &key, value: &value, lease: None };
+            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &[put])? {
+                return Ok(());
+            }
+        }
+        Err(ClusterError::Contended(key))
     }
 
     /// Ends the lease of a host.

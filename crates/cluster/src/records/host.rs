@@ -34,6 +34,9 @@ pub struct HostRecord {
     /// Named storage that it reaches.
     #[serde(default)]
     pub datastores: Vec<String>,
+    /// Whether its VMs are to leave it, and no others come.
+    #[serde(default)]
+    pub maintenance: Maintenance,
     /// Whether it is alive, as whoever has read this sees it. In the store it says when the host has registered.
     pub lease: Lease,
     /// Version of the program that it runs.
@@ -47,6 +50,19 @@ pub struct HostRecord {
     /// What a newer version has added.
     #[serde(flatten)]
     pub unknown: UnknownFields,
+}
+
+/// Whether a host is being emptied, for work on the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Maintenance {
+    /// It is not.
+    #[default]
+    Off,
+    /// It takes no replica, and its VMs leave it that stay as protected as they are to be.
+    On,
+    /// Also those leave that no host can protect then.
+    Forced,
 }
 
 impl HostRecord {
@@ -92,6 +108,7 @@ mod tests {
             kvm_processor: None,
             networks: Vec::new(),
             datastores: Vec::new(),
+            maintenance: Default::default(),
             // The calendar was an hour ahead when it was written.
             lease: Lease { renewed_boot_ms: 10_000, renewed_unix_ms: 3_610_000, ttl_ms: 3_000 },
             version: String::new(),

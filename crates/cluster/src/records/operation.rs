@@ -65,6 +65,11 @@ pub enum OperationKind {
     },
     /// Let its secondary go; another one is made.
     RestartSecondary,
+    /// Move it to another host while it runs, with its disks: that host becomes its secondary's, and is handed the VM.
+    Migrate {
+        /// The host.
+        to: HostName,
+    },
 }
 
 /// How an operation has ended.
@@ -90,6 +95,7 @@ impl OperationKind {
             Self::Switchover { .. } => "switchover",
             Self::Failover { .. } => "failover",
             Self::RestartSecondary => "restart of the secondary",
+            Self::Migrate { .. } => "migration",
         }
     }
 

@@ -54,6 +54,7 @@ mod tests {
             kvm_processor: None,
             networks: Vec::new(),
             datastores: Vec::new(),
+            maintenance: Default::default(),
             lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms },
             version: String::new(),
             instance: instance.to_owned(),

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use protocol::Generation;
+use protocol::{Claim, Generation};
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, HostName, SpecError, VmName, VmSpec};
 
@@ -83,6 +83,19 @@ impl VmRecord {
         self.operation.as_ref().filter(|operation| operation.result.is_none())
     }
 
+    /// The host that the VM is to be moved to, and has not been yet by its `claim`.
+    pub fn migrates_to(&self, claim: &Claim) -> Option<&HostName> {
+        match &self.pending()?.kind {
+            OperationKind::Migrate { to } if !to.is(&claim.primary) => Some(to),
+            _ => None,
+        }
+    }
+
+    /// Whether the VM is to have a secondary now: for its protection, or to be moved there.
+    pub fn wants_secondary(&self, claim: &Claim) -> bool {
+        self.ft.is_wanted() || self.migrates_to(claim).is_some()
+    }
+
     /// The start that was asked for begins, with the claim of this generation: whatever else was asked for is done with. A reboot becomes a start, so that
     /// the VM is not shut down once more.
     pub fn begin_start(&mut self, generation: Generation) {
@@ -148,7 +161,7 @@ impl FtSettings {
         }
     }
 
-    /// Whether the VM is to have a secondary now.
+    /// Whether the VM is to be protected now.
     pub fn is_wanted(&self) -> bool {
         self.enabled && !self.suspended
     }

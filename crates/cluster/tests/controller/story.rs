@@ -6,8 +6,8 @@ use cluster::controller::{
     Action, Controller, HostReport, Loss, LossCause, Outcome, Plan, ReplicaReport, ReplicaState, Settings,
 };
 use cluster::records::{
-    BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, OperationKind, OperationResult, Power,
-    VmRecord, VmState,
+    BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Maintenance, OperationKind, OperationResult,
+    Power, VmRecord, VmState,
 };
 use protocol::{Claim, Generation};
 use serde::Deserialize;
@@ -94,7 +94,7 @@ struct Step {
     #[serde(default)]
     new_daemon: bool,
     /// What is asked for: `start`, `force-start` (here, from what is here), `restore`, `stop`, `force-stop`, `reboot`, `force-reboot`, `switchover`,
-    /// `failover`, `restart-secondary`.
+    /// `failover`, `restart-secondary`, `migrate HOST`.
     #[serde(default)]
     ask: BTreeMap<VmName, String>,
     /// The records say how operations have ended: `done`, or why they failed.
@@ -118,6 +118,9 @@ struct Step {
     /// Changes of reservations for first copies (`-`: none).
     #[serde(default)]
     syncing_to: BTreeMap<VmName, String>,
+    /// Changes of hosts' maintenance.
+    #[serde(default)]
+    maintenance: BTreeMap<HostName, Maintenance>,
     /// Hosts that do not renew their leases any more.
     #[serde(default)]
     silent: Vec<HostName>,
@@ -275,6 +278,7 @@ fn kind_of(text: &str, from: &str) -> OperationKind {
         "switchover" => OperationKind::Switchover { from },
         "failover" => OperationKind::Failover { from },
         "restart-secondary" => OperationKind::RestartSecondary,
+        other if other.starts_with("migrate ") => OperationKind::Migrate { to: other[8..].parse().unwrap() },
         other => panic!("nobody can ask for {other}"),
     }
 }
@@ -289,6 +293,9 @@ fn outcome_of(text: &str) -> Outcome {
 
 impl Step {
     fn change(&self, state: &mut ClusterState) {
+        for host in &mut state.hosts {
+            host.maintenance = self.maintenance.get(&host.name).copied().unwrap_or(host.maintenance);
+        }
         for vm in &mut state.vms {
             let name = &vm.record.name.clone();
             if let Some(ft) = self.ft.get(name) {
@@ -333,6 +340,7 @@ impl Host {
             kvm_processor: self.kvm.map(offer),
             networks: Vec::new(),
             datastores: Vec::new(),
+            maintenance: Default::default(),
             lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_TTL_MS },
             version: String::new(),
             instance: String::new(),

@@ -29,6 +29,13 @@ pub async fn at_authority(State(daemon): State<Arc<Daemon>>, request: Request, n
     answer_or_send_on(request, next, "the cluster's authority is", move || daemon.authority_elsewhere()).await
 }
 
+/// Middleware of what each host answers for itself, in the same way: the path begins with `/v1/hosts/{host}`.
+pub async fn at_host(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
+    let host = request.uri().path().strip_prefix("/v1/hosts/").and_then(|rest| rest.split('/').next());
+    let host = host.unwrap_or_default().to_owned();
+    answer_or_send_on(request, next, "that is answered", move || daemon.other_host(&host)).await
+}
+
 /// Answers a request here, unless `elsewhere` finds another host that has to.
 async fn answer_or_send_on(
     request: Request,

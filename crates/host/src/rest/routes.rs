@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use api::client::{CONSOLE_PLACE_HEADER, CONSOLE_PROTOCOL};
+use api::maintenance::SetMaintenance;
 use api::messages::{
-    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, JoinCluster, MakeToken, PrepareSecondary,
-    RebootVm, RemoveVm, RenameVm, SetVm, StartVm, StopHost, StopVm,
+    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, JoinCluster, MakeToken, MigrateVm,
+    PrepareSecondary, RebootVm, RemoveVm, RenameVm, SetVm, StartVm, StopHost, StopVm,
 };
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -22,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::home::{at_authority, at_home};
+use super::home::{at_authority, at_home, at_host};
 use super::refusal::Refusal;
 use super::role::{Role, authorize};
 use crate::Daemon;
@@ -58,6 +59,8 @@ enum Place {
     Here,
     /// The VM's home, which may be another host. The path begins with `/v1/vms/{vm}`.
     Home,
+    /// The one that the path names, which begins with `/v1/hosts/{host}`.
+    Host,
     /// The one with the cluster's authority.
     Authority,
     /// The same, where the others do not have the right in the cluster store.
@@ -88,6 +91,14 @@ impl Route {
         Self { place: Place::Home, ..Self::here(method, path, role, handler) }
     }
 
+    fn at_host<H, T>(method: MethodFilter, path: &'static str, role: Role, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Daemon>>,
+        T: 'static,
+    {
+        Self { place: Place::Host, ..Self::here(method, path, role, handler) }
+    }
+
     fn at_authority<H, T>(method: MethodFilter, path: &'static str, role: Role, handler: H) -> Self
     where
         H: Handler<T, Arc<Daemon>>,
@@ -112,6 +123,8 @@ fn routes() -> Vec<Route> {
         Route::at_authority(POST, "/v1/tokens", Operators, make_token),
         Route::here(GET, "/v1/hosts", Operators, hosts),
         Route { place: Place::Rights, ..Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host) },
+        Route::at_host(GET, "/v1/hosts/{host}/maintenance", Operators, maintenance),
+        Route::at_host(POST, "/v1/hosts/{host}/maintenance", Operators, set_maintenance),
         Route::here(GET, "/v1/vms", Operators, vms),
         Route::here(POST, "/v1/vms", Operators, create_vm),
         // Not below `/v1/vms`, where a VM may have any name.
@@ -124,6 +137,8 @@ fn routes() -> Vec<Route> {
         Route::at_home(POST, "/v1/vms/{vm}/start", Operators, start_vm),
         Route::at_home(POST, "/v1/vms/{vm}/stop", Operators, stop_vm),
         Route::at_home(POST, "/v1/vms/{vm}/reboot", Operators, reboot_vm),
+        Route::at_home(POST, "/v1/vms/{vm}/migrate", Operators, migrate_vm),
+        Route::at_home(DELETE, "/v1/vms/{vm}/migrate", Operators, cancel_migration),
         Route::at_home(GET, "/v1/vms/{vm}/console", Operators, console),
         Route::at_home(GET, "/v1/vms/{vm}/snapshots", Operators, snapshots),
         Route::at_home(POST, "/v1/vms/{vm}/snapshots", Operators, create_snapshot),
@@ -145,6 +160,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         match route.place {
             Place::Here => {}
             Place::Home => handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_home)),
+            Place::Host => handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_host)),
             Place::Rights if !daemon.has_own_rights_only() => {}
             Place::Authority | Place::Rights => {
                 handler = handler.route_layer(middleware::from_fn_with_state(daemon.clone(), at_authority));
@@ -253,6 +269,18 @@ async fn remove_host(State(daemon): Shared, Path(host): Path<String>) -> impl In
     blocking(daemon, move |daemon| daemon.remove_host(&host)).await
 }
 
+async fn maintenance(State(daemon): Shared) -> impl IntoResponse {
+    blocking(daemon, |daemon| daemon.maintenance()).await
+}
+
+async fn set_maintenance(
+    State(daemon): Shared,
+    body: Result<Json<SetMaintenance>, JsonRejection>,
+) -> impl IntoResponse {
+    let Json(set) = body.map_err(malformed)?;
+    blocking(daemon, move |daemon| daemon.set_maintenance(set)).await
+}
+
 async fn vms(State(daemon): Shared) -> impl IntoResponse {
     blocking(daemon, |daemon| daemon.vms()).await
 }
@@ -312,6 +340,14 @@ async fn stop_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<StopV
 
 async fn reboot_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<RebootVm>) -> impl IntoResponse {
     blocking(daemon, move |daemon| daemon.reboot_vm(&vm, body.0)).await
+}
+
+async fn migrate_vm(State(daemon): Shared, Path(vm): Path<String>, body: Body<MigrateVm>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.migrate_vm(&vm, &body.0)).await
+}
+
+async fn cancel_migration(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.cancel_migration(&vm)).await
 }
 
 async fn snapshots(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {

@@ -140,7 +140,8 @@ fn begin(daemon: &DaemonConnection, vm: &str, action: FtAction, options: FtOptio
     daemon.post(&format!("/v1/vms/{}/ft/{}", path_segment(vm), action.label()), Some(&options))
 }
 
-fn is_protected(view: &VmView) -> bool {
+/// Whether a VM survives the loss of its host now.
+pub fn is_protected(view: &VmView) -> bool {
     view.protection.state == ProtectionState::Protected
 }
 
@@ -260,12 +261,13 @@ const NO_HOST: Duration = Duration::from_secs(10);
 
 /// Whether a VM goes without a secondary because no host can take one.
 #[derive(Default)]
-struct Alone {
+pub struct Alone {
     since: Option<Instant>,
 }
 
 impl Alone {
-    fn is_for_long(&mut self, view: &VmView) -> bool {
+    /// Whether it has been so for a while.
+    pub fn is_for_long(&mut self, view: &VmView) -> bool {
         let is_alone = view.protection.state == ProtectionState::NeedSecondary && view.note.is_some();
         self.since = if is_alone { self.since.or_else(|| Some(Instant::now())) } else { None };
         self.since.is_some_and(|since| since.elapsed() >= NO_HOST)
@@ -275,12 +277,6 @@ impl Alone {
 /// Waits until the VM is as wanted, with a progress bar on a terminal.
 fn wait(daemon: &DaemonConnection, arguments: &WaitArguments, mut done: impl FnMut(&VmView) -> bool) -> Result<VmView> {
     let vm = &arguments.vm.vm;
-    let style = ProgressStyle::with_template("{spinner} {msg:50} {bar:30} {binary_bytes}/{binary_total_bytes}");
-    // Hidden where standard error is no terminal.
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = style {
-        bar.set_style(style.progress_chars("=> "));
-    }
     let patience = Patience {
         timeout: Duration::from_secs(arguments.timeout),
         late: &|state| {
@@ -288,7 +284,7 @@ fn wait(daemon: &DaemonConnection, arguments: &WaitArguments, mut done: impl FnM
         },
         interrupted: &|state| format!("not waited for; what has begun goes on: {state}"),
     };
-    patience.wait(&bar, |bar| {
+    patience.wait(&copy_bar(), |bar| {
         let view = view(daemon, vm)?;
         if done(&view) {
             return Ok(Look::Done(view));
@@ -296,15 +292,30 @@ fn wait(daemon: &DaemonConnection, arguments: &WaitArguments, mut done: impl FnM
         if !view.ft.enabled || view.ft.suspended {
             bail!("somebody has turned it off meanwhile: {}", view.protection);
         }
-        Ok(Look::Waiting(match view.replicas.first().and_then(|primary| primary.sync) {
-            Some(sync) => {
-                bar.set_length(sync.total_bytes);
-                bar.set_position(sync.done_bytes);
-                sync.phase.to_string()
-            }
-            None => view.protection.to_string(),
-        }))
+        Ok(Look::Waiting(how_it_stands(bar, &view)))
     })
+}
+
+/// A progress bar for first copies. It is hidden where standard error is no terminal.
+pub fn copy_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg:50} {bar:30} {binary_bytes}/{binary_total_bytes}");
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = style {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+/// How a first copy stands, or what there is to say without one; the bar shows it.
+pub fn how_it_stands(bar: &ProgressBar, view: &VmView) -> String {
+    match view.replicas.first().and_then(|primary| primary.sync) {
+        Some(sync) => {
+            bar.set_length(sync.total_bytes);
+            bar.set_position(sync.done_bytes);
+            sync.phase.to_string()
+        }
+        None => view.protection.to_string(),
+    }
 }
 
 fn print_status(view: &VmView) -> Result<()> {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use api::maintenance::{Maintenance, MaintenanceView};
 use api::messages::{DaemonView, HostView, MadeToken, MakeToken, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
 use cluster::store::{EtcdKeys, StoreLocation};
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use terminal::output::{human_bytes, print_json, print_line, table};
 
 use super::daemon::{DaemonArguments, path_segment};
-use super::logging;
+use super::{logging, maintenance};
 
 #[derive(Subcommand)]
 pub enum HostCommand {
@@ -60,8 +61,8 @@ Without a network between the hosts, `twinvm host issue` makes keys as a file.")
     Token(TokenArguments),
     /// Take this host out of the cluster, for good
     #[command(after_help = "\
-Refused while a replica or the disks of a VM are here. Move a primary with `twinvm ft switchover VM`, after `twinvm ft on VM` if it has no secondary; end a
-secondary with `twinvm ft off VM`. The host's keys are removed, and its daemon ends. A host that is gone is removed on another one, with `twinvm host rm`.")]
+Refused while a replica or the disks of a VM are here. `twinvm host maintenance on` moves what runs; a VM that is off is started and moved with
+`twinvm vm migrate VM`; `twinvm ft off VM` ends a secondary that no other host can take. The host's keys are removed, and its daemon ends. A host that is gone is removed on another one, with `twinvm host rm`.")]
     Leave(DaemonArguments),
     /// Make the keys of a further host, on the host that has made the cluster
     #[command(after_help = "\
@@ -84,6 +85,9 @@ KillMode=process keeps VMs alive when the service stops: they are processes of t
     List(DaemonArguments),
     /// Show one host
     Show(ShowArguments),
+    /// Empty a host for work on its machine, or let it take VMs again
+    #[command(after_help = maintenance::HELP)]
+    Maintenance(maintenance::MaintenanceArguments),
     /// Show what confines the processes of VMs on this machine
     #[command(after_help = "\
 It confines itself like a replica and says what came of it: files by Landlock and by a file system of its own, system calls by seccomp, a user
@@ -265,6 +269,7 @@ pub fn run(command: HostCommand) -> Result<ExitCode> {
         }
         HostCommand::List(arguments) => list(&arguments)?,
         HostCommand::Show(arguments) => show(&arguments)?,
+        HostCommand::Maintenance(arguments) => return maintenance::run(&arguments),
         HostCommand::Sandbox(arguments) => sandbox(&arguments)?,
         HostCommand::Rm(RemoveArguments { name, daemon }) => {
             let () = daemon.daemon()?.delete(&format!("/v1/hosts/{}", path_segment(&name)), None::<&()>)?;
@@ -353,7 +358,12 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
 }
 
 fn state(host: &HostView) -> &'static str {
-    if host.alive { "alive" } else { "not alive" }
+    match (host.alive, host.maintenance) {
+        (true, Maintenance::Off) => "alive",
+        (true, Maintenance::On | Maintenance::Forced) => "in maintenance",
+        (false, Maintenance::Off) => "not alive",
+        (false, Maintenance::On | Maintenance::Forced) => "not alive, in maintenance",
+    }
 }
 
 fn sandbox(arguments: &SandboxArguments) -> Result<()> {
@@ -393,6 +403,11 @@ fn show(arguments: &ShowArguments) -> Result<()> {
     }
     if name == asked.host {
         print_line(&format!("{:13}{}", "sandbox:", asked.sandbox))?;
+    }
+    if host.maintenance != Maintenance::Off && host.alive {
+        let view: MaintenanceView = daemon.get(&format!("/v1/hosts/{}/maintenance", path_segment(&name)))?;
+        print_line("still there:")?;
+        maintenance::lines(&view.vms).iter().try_for_each(|line| print_line(line))?;
     }
     Ok(())
 }

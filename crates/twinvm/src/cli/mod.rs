@@ -13,6 +13,7 @@ mod image;
 mod keys;
 mod log_limit;
 mod logging;
+mod maintenance;
 mod net_end;
 mod network;
 mod operator;

@@ -131,8 +131,13 @@ impl RunningVm {
         let arguments = ["image", "pull", "test-pulled", disk.to_str().unwrap(), "--sha256", sha256];
         let output = twinvm(folder.path(), &arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let spec = diskless(name, "test-pulled", "256M", 1, "mkdir /disk; mount -t ext4 /dev/vda /disk; cat /disk/usr/greeting")
-            + "[[disk]]\npath = \"root.qcow2\"\nformat = \"qcow2\"\nbase_image = \"test-pulled\"\n";
+        let spec = diskless(
+            name,
+            "test-pulled",
+            "256M",
+            1,
+            "mkdir /disk; mount -t ext4 /dev/vda /disk; cat /disk/usr/greeting",
+        ) + "[[disk]]\npath = \"root.qcow2\"\nformat = \"qcow2\"\nbase_image = \"test-pulled\"\n";
         Self::run(name, folder, &spec, Vec::new())
     }
 

@@ -19,6 +19,7 @@ mod lockstep;
 #[path = "../../../cluster/tests/stores/members.rs"]
 mod members;
 mod metrics;
+mod migration;
 mod network_ends;
 mod placement;
 mod privilege;

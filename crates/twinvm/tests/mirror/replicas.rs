@@ -254,6 +254,7 @@ impl World {
             kvm_processor: None,
             networks: Vec::new(),
             datastores: Vec::new(),
+            maintenance: Default::default(),
             lease: Lease::default(),
             version: String::new(),
             instance: String::new(),

@@ -143,7 +143,8 @@ fn operation_text(operation: &OperationView) -> String {
         (true, None) => "done",
         (true, Some(why)) => why,
     };
-    format!("{}: {state}", operation.what)
+    let to = operation.to.as_ref().map_or_else(String::new, |to| format!(" to host {to}"));
+    format!("{}{to}: {state}", operation.what)
 }
 
 /// As in `/data/vms/shop/disk0.qcow2, qcow2, 2.00 GiB (340.00 MiB in use), based on /data/images/.versions/4f.../root.img`.

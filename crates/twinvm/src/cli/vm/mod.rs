@@ -2,6 +2,7 @@
 
 mod cluster;
 mod foreground;
+mod migrate;
 mod set;
 mod snapshot;
 
@@ -35,6 +36,9 @@ pub enum VmCommand {
     Stop(StopArguments),
     /// Shut a VM down, and start it again with what was set meanwhile
     Reboot(RebootArguments),
+    /// Move a VM that runs to another host, without its clients noticing more than a short pause
+    #[command(after_help = migrate::MIGRATE_HELP)]
+    Migrate(migrate::MigrateArguments),
     /// Change memory, vCPUs, forwarded ports, sizes of disks, priority or autostart of a VM
     #[command(after_help = set::SET_HELP)]
     Set(set::SetArguments),
@@ -153,6 +157,7 @@ fn carry_out(command: VmCommand) -> Result<()> {
         VmCommand::Start(arguments) => cluster::start(&arguments),
         VmCommand::Stop(arguments) => stop(&arguments),
         VmCommand::Reboot(arguments) => set::reboot(&arguments.vm.daemon.daemon()?, &arguments),
+        VmCommand::Migrate(arguments) => migrate::migrate(&arguments),
         VmCommand::Set(arguments) => set::set(&arguments),
         VmCommand::Edit(arguments) => set::edit(&arguments),
         VmCommand::Clone(arguments) => set::clone(&arguments),
@@ -173,6 +178,7 @@ impl VmCommand {
             Self::Start(arguments) => Some(&arguments.vm),
             Self::Rm(arguments) => Some(&arguments.vm),
             Self::Reboot(arguments) => Some(&arguments.vm),
+            Self::Migrate(arguments) => Some(&arguments.vm),
             Self::Set(arguments) => Some(&arguments.vm),
             Self::Edit(vm) => Some(vm),
             Self::Clone(arguments) => Some(&arguments.vm),

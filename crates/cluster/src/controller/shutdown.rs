@@ -10,7 +10,7 @@ const RETRY_MS: u64 = 500;
 
 /// What is remembered of the end of a VM's replica. When it is forgotten, a guest is told once more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Leaving {
+pub(super) struct Shutdown {
     /// Since when the host is being stopped, in ms.
     since_ms: u64,
     /// An action is being carried out.
@@ -21,7 +21,7 @@ pub(super) struct Leaving {
     retry_ms: u64,
 }
 
-impl Leaving {
+impl Shutdown {
     /// One that begins now.
     pub(super) fn since(now_ms: u64) -> Self {
         Self { since_ms: now_ms, is_busy: false, is_told: false, retry_ms: 0 }

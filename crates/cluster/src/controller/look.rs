@@ -1,0 +1,53 @@
+//! [`Look`]: what one decision is made from.
+
+use cpu::CpuProfile;
+use spec::HostName;
+
+use super::action::Why;
+use super::report::HostReport;
+use crate::planner::{Failures, NoPlace, may_hold_secondary, place_secondary};
+use crate::records::{BootTime, ClusterState, Maintenance, VmState};
+
+/// What is wanted and what is seen, at one moment.
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
+    pub(super) wanted: &'a ClusterState,
+    pub(super) seen: &'a HostReport,
+    pub(super) failures: &'a Failures,
+    pub(super) now: &'a BootTime,
+}
+
+impl Look<'_> {
+    /// Whether a host can hold the secondary of a VM.
+    pub(super) fn may_hold_secondary(
+        &self,
+        vm: &VmState,
+        host: &HostName,
+        processor: Option<&CpuProfile>,
+    ) -> Result<(), NoPlace> {
+        may_hold_secondary(vm, host, processor, self.wanted, self.failures, self.now)
+    }
+
+    /// How far the maintenance of a host goes.
+    pub(super) fn maintenance(&self, host: &HostName) -> Maintenance {
+        self.wanted.host(host).map_or(Maintenance::Off, |host| host.maintenance)
+    }
+
+    /// Why the secondary of a VM on host `by`, or what is becoming that, is let go for one on another host; nothing if it stays. It goes only when there is
+    /// a place for the next one, or somebody has said that the VM may do without.
+    pub(super) fn replacement(&self, vm: &VmState, by: &HostName, processor: Option<&CpuProfile>) -> Option<Why> {
+        if let Some(to) = vm.record.migrates_to(&vm.claim.claim) {
+            let fits = to != by && self.may_hold_secondary(vm, to, processor).is_ok();
+            return fits.then(|| Why::Migrates { to: to.clone() });
+        }
+        let has_place = || place_secondary(vm, processor, self.wanted, self.failures, self.now).is_ok();
+        let goes = match self.maintenance(by) {
+            // It may be about to end, or to be handed over.
+            _ if vm.record.pending().is_some() => false,
+            Maintenance::Off => false,
+            Maintenance::On => has_place(),
+            Maintenance::Forced => true,
+        };
+        goes.then(|| Why::Maintenance { host: by.clone() })
+    }
+}

@@ -1,0 +1,135 @@
+//! Maintenance of this host: it takes no replicas, and its VMs leave it. What is done about each is the controller's to decide; here it is said what that
+//! comes to.
+
+use std::sync::Arc;
+
+use api::client::Target;
+use api::maintenance::{HeldPart, LeavingVm, MaintenanceView, SetMaintenance};
+use cluster::planner::{Leaving, leaving};
+use cluster::records::{ClusterError, ClusterState, Maintenance, OperationKind, Power, VmState};
+use machine::bus::lock;
+use spec::HostName;
+
+use super::daemon::Daemon;
+use super::error::HostError;
+
+impl Daemon {
+    /// Begins this host's maintenance, or ends it. Refused without `force` if VMs would not be protected any more.
+    pub fn set_maintenance(self: &Arc<Self>, how: SetMaintenance) -> Result<MaintenanceView, HostError> {
+        let host = self.host();
+        if !how.on {
+            self.registry.set_maintenance(Maintenance::Off)?;
+            tracing::info!("the maintenance of host {host} is over");
+            return self.maintenance();
+        }
+        let wanted = if how.force { Maintenance::Forced } else { Maintenance::On };
+        let lost = self.leaving(wanted)?.into_iter().filter_map(|(vm, leaving)| match leaving {
+            Leaving::LosesProtection { why, .. } => Some(format!("VM {} ({why})", vm.record.name)),
+            _ => None,
+        });
+        let lost: Vec<String> = lost.collect();
+        if !how.force && !lost.is_empty() {
+            return Err(HostError::conflict(format!(
+                "while host {host} is in maintenance, no host can be the second one of {}",
+                lost.join(", ")
+            ))
+            .hint("add a host or make room on one, or let them go on unprotected with --force"));
+        }
+        self.registry.set_maintenance(wanted)?;
+        tracing::info!("host {host} is in maintenance");
+        self.maintenance()
+    }
+
+    /// How this host's maintenance stands.
+    pub fn maintenance(&self) -> Result<MaintenanceView, HostError> {
+        let maintenance = self.registry.maintenance();
+        let vms = match maintenance {
+            Maintenance::Off => Vec::new(),
+            _ => self.leaving(maintenance)?.iter().map(|(vm, leaving)| self.leaving_view(vm, leaving)).collect(),
+        };
+        Ok(MaintenanceView { host: self.host().to_owned(), maintenance: maintenance_view(maintenance), vms })
+    }
+
+    /// The other host of that name, if it is not this one.
+    pub fn other_host(&self, name: &str) -> Result<Option<Target>, HostError> {
+        if name == self.host() {
+            return Ok(None);
+        }
+        let host: HostName = name.parse().map_err(ClusterError::from)?;
+        self.registry.cluster().host(&host)?;
+        let target = self.registry.alive_host(&host)?;
+        target
+            .map(Some)
+            .ok_or_else(|| HostError::unavailable(format!("host {host} is not alive")).hint("see `twinvm host list`"))
+    }
+
+    /// What becomes of each VM that is here, if this host is in maintenance.
+    fn leaving(&self, maintenance: Maintenance) -> Result<Vec<(VmState, Leaving)>, HostError> {
+        let (host, mut state) = (self.registry.host_name(), self.registry.state()?);
+        for other in state.hosts.iter_mut().filter(|other| other.name == *host) {
+            other.maintenance = maintenance;
+        }
+        let failures = lock(&self.controller).failures().clone();
+        let here: Vec<VmState> = state.vms.iter().filter(|vm| is_here(vm, host)).cloned().collect();
+        let decide = |vm: VmState| {
+            let processor = self.replica(&vm.record.name).and_then(|replica| replica.processor());
+            let leaving = leaving(&vm, host, processor.as_ref(), &state, &failures, &self.registry.now());
+            // The next one finds the room that is left.
+            take_place(&mut state, &vm, &leaving);
+            (vm, leaving)
+        };
+        Ok(here.into_iter().map(decide).collect())
+    }
+
+    fn leaving_view(&self, vm: &VmState, leaving: &Leaving) -> LeavingVm {
+        let (name, is_forced) = (&vm.record.name, self.registry.maintenance() == Maintenance::Forced);
+        let holds = match self.registry.host_name().is(&vm.claim.claim.primary) {
+            false => HeldPart::Secondary,
+            true if vm.record.power == Power::Off => HeldPart::Disks,
+            true => HeldPart::Primary,
+        };
+        let (leaves, text) = match (vm.record.migrates_to(&vm.claim.claim), leaving) {
+            (Some(to), _) if holds == HeldPart::Primary => {
+                let waiting = lock(&self.undone).waiting(name).map(|waiting| format!(": {waiting}"));
+                (true, format!("moves to host {to}{}", waiting.unwrap_or_default()))
+            }
+            (_, Leaving::Moves { to, .. }) => (true, format!("moves to host {to} when it is its turn")),
+            (_, Leaving::SecondaryMoves { to }) => (true, format!("its next secondary is made on host {to}")),
+            (_, Leaving::Waits { to }) => (true, format!("has no secondary yet, and moves when host {to} is that")),
+            (_, Leaving::LosesProtection { why, .. }) if is_forced => {
+                (true, format!("leaves without protection: {why}"))
+            }
+            (_, Leaving::LosesProtection { why, .. }) => (false, format!("would not be protected elsewhere: {why}")),
+            (_, Leaving::Stays { why }) => (false, why.clone()),
+        };
+        LeavingVm { vm: name.to_string(), holds, leaves, text }
+    }
+}
+
+fn is_here(vm: &VmState, host: &HostName) -> bool {
+    let claim = &vm.claim.claim;
+    host.is(&claim.primary)
+        || claim.secondary.as_ref().is_some_and(|secondary| host.is(secondary))
+        || vm.record.syncing_to.as_ref() == Some(host)
+}
+
+/// Reserves what a VM takes where it goes.
+fn take_place(state: &mut ClusterState, vm: &VmState, leaving: &Leaving) {
+    let Some(moved) = state.vms.iter_mut().find(|other| other.record.name == vm.record.name) else { return };
+    match leaving {
+        Leaving::Moves { to, .. } => {
+            moved.record.ask(OperationKind::Migrate { to: to.clone() }, None, vm.claim.claim.generation);
+        }
+        Leaving::SecondaryMoves { to } | Leaving::Waits { to } => moved.record.syncing_to = Some(to.clone()),
+        Leaving::LosesProtection { .. } | Leaving::Stays { .. } => {}
+    }
+}
+
+/// The same as people see it.
+pub(super) fn maintenance_view(maintenance: Maintenance) -> api::maintenance::Maintenance {
+    match maintenance {
+        Maintenance::Off => api::maintenance::Maintenance::Off,
+        Maintenance::On => api::maintenance::Maintenance::On,
+        Maintenance::Forced => api::maintenance::Maintenance::Forced,
+    }
+}
