@@ -4,6 +4,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`messages`] | what requests and answers hold |
+//! | [`events`] | what has happened on hosts |
 //! | [`maintenance`] | what hosts in maintenance hold |
 //! | [`status`], [`figures`] | what a replica says of itself, as part of the answers |
 //! | [`Problem`] | what a request that fails is answered with |
@@ -11,6 +12,7 @@
 //! | [`client`] | the client, for commands and for daemons among themselves |
 
 pub mod client;
+pub mod events;
 pub mod figures;
 pub mod maintenance;
 pub mod messages;

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use api::client::Client;
+use api::events::EventKind;
 use api::messages::DaemonView;
 use cluster::controller::{Controller, Settings};
 use cluster::records::ClusterError;
@@ -28,6 +29,7 @@ use tokio::sync::Notify;
 
 use super::config::HostConfig;
 use super::error::HostError;
+use super::events::EventLog;
 use super::folder::{DaemonAddresses, HostFolder, private_folder};
 use super::metrics;
 use super::network_ends::NetworkEnds;
@@ -74,6 +76,8 @@ pub struct Daemon {
     pub(super) controller: Mutex<Controller>,
     /// What the controller's last plan leaves undone.
     pub(super) undone: Mutex<Undone>,
+    /// What has happened here.
+    pub(super) events: EventLog,
     /// How the last attempts at operations have ended.
     pub(super) attempts: Attempts,
     /// VMs whose guests were powered off here, which their records may not say yet.
@@ -150,7 +154,8 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     let line = serde_json::json!({ "ready": daemon.config.name, "api": addresses.api, "metrics": addresses.metrics });
     // Whoever started the daemon need not read it.
     let _ = writeln!(std::io::stdout(), "{line}");
-    tracing::info!("host {} answers at {}", daemon.config.name, addresses.api);
+    let started = format!("the daemon of host {} answers at {}", daemon.config.name, addresses.api);
+    daemon.events.note(EventKind::HostStarted, None, started);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -163,7 +168,8 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     if let Err(error) = daemon.registry.end_lease() {
         tracing::debug!("the lease ends by itself: {error}");
     }
-    tracing::info!("host {} has stopped; replicas that still run go on", daemon.config.name);
+    let stopped = format!("the daemon of host {} has ended; replicas that still run go on", daemon.config.name);
+    daemon.events.note(EventKind::HostStopped, None, stopped);
     Ok(())
 }
 
@@ -198,6 +204,7 @@ fn make(
         }),
         controller: Mutex::new(Controller::new(Settings { first_copies_max: config.first_copies_max })),
         undone: Mutex::default(),
+        events: EventLog::open(folder.path(), &config.name),
         attempts: Attempts::default(),
         powered_off: Mutex::default(),
         preparing: Mutex::default(),
@@ -391,8 +398,10 @@ impl Daemon {
             let writable = self.registry.check_writable();
             let was_reachable = self.is_store_reachable.swap(writable.is_ok(), Ordering::AcqRel);
             match writable {
-                Ok(()) if !was_reachable => tracing::info!("the cluster store answers again"),
-                Err(error) if was_reachable => tracing::warn!("{error}"),
+                Ok(()) if !was_reachable => {
+                    self.events.note(EventKind::StoreBack, None, "the cluster store answers again");
+                }
+                Err(error) if was_reachable => self.events.note(EventKind::StoreLost, None, error.to_string()),
                 _ => {}
             }
         }

@@ -19,6 +19,7 @@
 //! | `operations` | what administrators ask for that happens once: written down, waited for, carried out |
 //! | `migration` | moves of VMs that run |
 //! | `maintenance` | a host that its VMs leave |
+//! | `events` | what has happened on the host, kept in its folder |
 //! | `metrics` | what Prometheus reads |
 //! | `replica` | the process of one replica |
 //! | `foreground` | a VM without a daemon, in the foreground of a terminal |
@@ -34,6 +35,7 @@ mod disk_jobs;
 mod error;
 mod etcd_access;
 pub mod etcd_setup;
+mod events;
 pub mod folder;
 pub mod foreground;
 mod hardware;

@@ -47,7 +47,7 @@ impl LogFile {
 }
 
 /// Where the log before the one at `path` is.
-fn older(path: &Path) -> PathBuf {
+pub fn older(path: &Path) -> PathBuf {
     let mut older = path.as_os_str().to_owned();
     older.push(".1");
     older.into()

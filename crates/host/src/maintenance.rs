@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use api::client::Target;
+use api::events::EventKind;
 use api::maintenance::{HeldPart, LeavingVm, MaintenanceView, SetMaintenance};
 use cluster::planner::{Leaving, leaving};
 use cluster::records::{ClusterError, ClusterState, Maintenance, OperationKind, Power, VmState};
@@ -19,7 +20,7 @@ impl Daemon {
         let host = self.host();
         if !how.on {
             self.registry.set_maintenance(Maintenance::Off)?;
-            tracing::info!("the maintenance of host {host} is over");
+            self.events.note(EventKind::MaintenanceOver, None, format!("the maintenance of host {host} is over"));
             return self.maintenance();
         }
         let wanted = if how.force { Maintenance::Forced } else { Maintenance::On };
@@ -36,7 +37,7 @@ impl Daemon {
             .hint("add a host or make room on one, or let them go on unprotected with --force"));
         }
         self.registry.set_maintenance(wanted)?;
-        tracing::info!("host {host} is in maintenance");
+        self.events.note(EventKind::MaintenanceBegun, None, format!("host {host} is in maintenance"));
         self.maintenance()
     }
 

@@ -150,8 +150,7 @@ impl Daemon {
     pub(super) fn end_operation(&self, vm: &VmName, id: u64, result: &OperationResult) -> Result<Outcome, HostError> {
         self.note_result(vm, id, result)?;
         let known = self.known(vm)?;
-        if let OperationResult::Failed { why } = result {
-            tracing::info!("VM {vm}: operation {id} has failed: {why}");
+        if let OperationResult::Failed { .. } = result {
             let was_migration = |kind: &OperationKind| matches!(kind, OperationKind::Migrate { .. });
             if known.record.operation.as_ref().is_some_and(|it| it.id == id && was_migration(&it.kind)) {
                 self.remove_copies(&known)?;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use api::events::EventKind;
 use api::status::ProtectionState;
 use cluster::controller::{Outcome, Step};
 use cluster::records::{Operation, OperationKind, OperationResult};
@@ -61,7 +62,7 @@ impl Daemon {
         self.attempts.forget(&vm.name);
         let mut id = 0;
         self.registry.update(&vm.name, |record| id = record.ask(kind.clone(), host.clone(), vm.claim.generation))?;
-        tracing::info!("VM {}: operation {id} is asked for: {}", vm.name, kind.label());
+        self.events.note(EventKind::Asked, Some(&vm.name), format!("{kind} was asked for (operation {id})"));
         Ok(id)
     }
 
@@ -116,7 +117,6 @@ impl Daemon {
                 return Err(error);
             }
             Err(error) => {
-                tracing::info!("VM {vm}: operation {id} ({}) has failed: {error}", operation.kind.label());
                 self.note_result(vm, id, &OperationResult::Failed { why: error.to_string() })?;
                 self.attempts.note(vm, id, Attempt::Refused(error));
                 return Ok(Outcome::NotWanted);
@@ -132,7 +132,22 @@ impl Daemon {
 
     /// Writes down how an operation has ended.
     pub(super) fn note_result(&self, vm: &str, id: u64, result: &OperationResult) -> Result<(), HostError> {
-        self.registry.update(vm, |record| record.end(id, result.clone()))
+        let mut ended = None;
+        self.registry.update(vm, |record| {
+            let is_pending = record.pending().is_some_and(|operation| operation.id == id);
+            ended = record.operation.as_ref().filter(|_| is_pending).map(|operation| operation.kind.clone());
+            record.end(id, result.clone());
+        })?;
+        if let Some(kind) = ended {
+            let (event, text) = match result {
+                OperationResult::Done => (EventKind::Done, format!("{kind} is done (operation {id})")),
+                OperationResult::Failed { why } => {
+                    (EventKind::Failed, format!("{kind} has failed (operation {id}): {why}"))
+                }
+            };
+            self.events.note(event, Some(vm), text);
+        }
+        Ok(())
     }
 
     fn do_step(self: &Arc<Self>, vm: &KnownVm, operation: &Operation, step: &Step) -> Result<(), HostError> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use api::client::Target;
+use api::events::EventKind;
 use api::messages::{CreateVm, RebootVm, RemoveVm, RemovedVm, StartVm, StopHost, StopVm, VmView};
 use api::status::Role;
 use api::time::unix_ms_now;
@@ -164,7 +165,7 @@ impl Daemon {
             folder.remove_after_failure();
             return Err(error);
         }
-        tracing::info!("VM {} created", spec.name);
+        self.events.note(EventKind::Created, Some(&spec.name), "was created");
         self.vm(&spec.name)
     }
 
@@ -204,7 +205,7 @@ impl Daemon {
         self.drop_secondaries(&vm, Removed::Everything)?;
         self.ends.stop(&self.end_sockets(&vm.spec));
         self.vm_folder(name).remove()?;
-        tracing::info!("VM {name} removed");
+        self.events.note(EventKind::Removed, Some(name), "was removed");
         Ok(RemovedVm { removed: name.to_owned(), ..RemovedVm::default() })
     }
 
@@ -224,7 +225,7 @@ impl Daemon {
                 .hint("shut its guest down from within, or end that process, and try again"));
         }
         self.registry.remove_unreadable(vm)?;
-        tracing::warn!("VM {name} removed, though {}; its files stay", vm.why);
+        self.events.note(EventKind::Removed, Some(name), format!("was removed, though {}; its files stay", vm.why));
         Ok(RemovedVm { removed: name.to_string(), kept: found.disks, unanswered: found.unanswered })
     }
 

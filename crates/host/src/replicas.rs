@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use api::events::EventKind;
 use api::messages::{LocalDisks, LocalVms, VmNote};
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
@@ -252,7 +253,7 @@ impl Daemon {
             let _ = leave_end(&end, &folder, None);
             end
         });
-        tracing::info!("VM {}: replica ended: {end}", replica.vm);
+        self.events.note(EventKind::Ended, Some(&replica.vm), format!("its replica here has ended: {end}"));
         if replica.is_primary() && matches!(end, ReplicaEnd::PoweredOff | ReplicaEnd::PlugPulled) {
             self.vm_powered_off(&replica.vm);
         }

@@ -139,6 +139,7 @@ impl Daemon {
     fn decide(self: &Arc<Self>, state: &ClusterState) {
         let replicas = self.all_replicas();
         let report = self.report(&replicas);
+        self.events.observe(&report.replicas);
         let plan = lock(&self.controller).decide(state, &report, &self.registry.now());
         for planned in plan.actions.clone() {
             tracing::debug!("VM {planned}");

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use time::OffsetDateTime;
 
 /// Prints a value as one line of JSON on standard output.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
@@ -54,7 +55,28 @@ pub fn human_bits_per_s(bits_per_s: f64) -> String {
     }
 }
 
+/// A time for people, given in ms since 1970: in UTC, as in `2026-03-01 12:30:05.250`.
+pub fn unix_time(unix_ms: u64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000);
+    let Ok(time) = time else { return format!("{unix_ms} ms since 1970") };
+    let (date, (hour, minute, second, ms)) = (time.date(), time.time().as_hms_milli());
+    let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{ms:03}")
+}
+
 /// A number of bytes for people, with a binary unit.
 pub fn human_bytes(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_that_of_the_calendar() {
+        assert_eq!(unix_time(0), "1970-01-01 00:00:00.000");
+        assert_eq!(unix_time(1_709_210_096_789), "2024-02-29 12:34:56.789");
+        assert_eq!(unix_time(u64::MAX), "18446744073709551615 ms since 1970");
+    }
 }

@@ -103,7 +103,7 @@ const HOUSE: &[Crate] = &[
         name: "machine",
         floor: 3,
         layers: &[
-            &["bus", "clock", "digest", "input", "irq", "snapshot", "triple_fault"],
+            &["bus", "clock", "digest", "events", "input", "irq", "snapshot", "triple_fault"],
             &["map"],
             &["boot", "devices"],
             &["acpi", "generation"],
@@ -119,7 +119,7 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "api",
         floor: 5,
-        layers: &[&["maintenance", "problem", "time"], &["figures"], &["status"], &["messages"], &["client"]],
+        layers: &[&["events", "maintenance", "problem", "time"], &["figures"], &["status"], &["messages"], &["client"]],
     },
     Crate {
         name: "sim",

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use protocol::Generation;
 use serde::{Deserialize, Serialize};
 use spec::{HostName, SnapshotName};
@@ -102,5 +104,14 @@ impl OperationKind {
     /// Whether the VM is to be shut down: it needs no secondary meanwhile.
     pub fn ends_the_guest(&self) -> bool {
         matches!(self, Self::Stop { .. } | Self::Reboot { .. })
+    }
+}
+
+impl fmt::Display for OperationKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Migrate { to } => write!(f, "{} to host {to}", self.label()),
+            _ => f.pad(self.label()),
+        }
     }
 }

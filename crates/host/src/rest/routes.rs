@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::client::{CONSOLE_PLACE_HEADER, CONSOLE_PROTOCOL};
+use api::events::EventsWanted;
 use api::maintenance::SetMaintenance;
 use api::messages::{
     CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, JoinCluster, MakeToken, MigrateVm,
@@ -125,6 +126,7 @@ fn routes() -> Vec<Route> {
         Route { place: Place::Rights, ..Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host) },
         Route::at_host(GET, "/v1/hosts/{host}/maintenance", Operators, maintenance),
         Route::at_host(POST, "/v1/hosts/{host}/maintenance", Operators, set_maintenance),
+        Route::at_host(GET, "/v1/hosts/{host}/events", Operators, events),
         Route::here(GET, "/v1/vms", Operators, vms),
         Route::here(POST, "/v1/vms", Operators, create_vm),
         // Not below `/v1/vms`, where a VM may have any name.
@@ -279,6 +281,10 @@ async fn set_maintenance(
 ) -> impl IntoResponse {
     let Json(set) = body.map_err(malformed)?;
     blocking(daemon, move |daemon| daemon.set_maintenance(set)).await
+}
+
+async fn events(State(daemon): Shared, Query(wanted): Query<EventsWanted>) -> impl IntoResponse {
+    Json(daemon.events.wanted(&wanted))
 }
 
 async fn vms(State(daemon): Shared) -> impl IntoResponse {

@@ -7,6 +7,7 @@ mod daemon;
 mod disk;
 mod disk_job;
 mod engine;
+mod events;
 mod ft;
 mod host;
 mod image;
@@ -61,6 +62,9 @@ enum Command {
     /// Protect VMs against the loss of their host
     #[command(subcommand)]
     Ft(ft::FtCommand),
+    /// Show what has happened on the hosts of the cluster
+    #[command(after_help = events::HELP)]
+    Events(events::EventsArguments),
     /// Make the keys of those who may administer a cluster
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
@@ -113,6 +117,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Host(command) => host::run(command),
         Command::Operator(command) => operator::run(command),
         Command::Ft(command) => ft::run(command),
+        Command::Events(arguments) => events::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Top(arguments) => top::run(&arguments),
         Command::NetEnd(arguments) => net_end::run(arguments),
         Command::Broker(arguments) => broker::run(&arguments),

@@ -1,6 +1,7 @@
 //! VMs that run are moved to other hosts: a client on one connection loses no increment, whatever becomes of daemons and hosts meanwhile.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -94,6 +95,16 @@ fn a_vm_moves_with_its_connections_and_whatever_is_lost_meanwhile() {
     assert_eq!((&stayed["operation"]["failure"], &stayed["host"]), (&"it was cancelled".into(), &"a".into()));
     wait_for_no_disk(&world, "b");
     client.wait_for_progress(10);
+    let events = world.done("b", &["events", "--vm", VM]);
+    for text in [
+        "migration to host b was asked for",
+        "was taken over, and runs here",
+        "migration to host b is done",
+        "migration to host c has failed",
+        "it was cancelled",
+    ] {
+        assert!(events.contains(text), "{text}: {events}");
+    }
     protected_ones_move_as_well(world, client);
 }
 
@@ -161,7 +172,8 @@ fn a_host_in_maintenance_is_left_by_its_vms() {
     assert!(error.contains("host a is in maintenance"), "{error}");
     world.done("b", &["host", "maintenance", "off", "a"]);
 
-    // A secondary makes room for itself elsewhere.
+    // A secondary makes room for itself elsewhere; the events are followed over a restart of the daemon.
+    let mut follower = world.spawn_with("b", &["events", "--follow", "--json"], Stdio::from(followed(&world)));
     world.done("b", &["host", "maintenance", "on", "c"]);
     let protected = world.wait_until_protected("a", "b");
     assert_eq!(protected["secondary"], "a");
@@ -179,8 +191,32 @@ fn a_host_in_maintenance_is_left_by_its_vms() {
     assert_eq!(client.stop().error, None);
     let host = moved["host"].as_str().unwrap().to_owned();
     world.done("b", &["vm", "stop", VM, "--force"]);
+    let seen = followed_of(&world, "maintenance-begun", &host);
     let shown = world.done("b", &["host", "maintenance", "on", &host]);
     assert!(shown.contains("VM redis is off: its disks are there"), "{shown}");
     let error = world.refused("b", &["vm", "start", VM]);
     assert!(error.contains(&format!("host {host} is in maintenance")), "{error}");
+    let deadline = Instant::now() + HUNG;
+    while followed_of(&world, "maintenance-begun", &host) == seen {
+        assert!(Instant::now() < deadline, "the event is not followed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    signal(follower.id(), "KILL");
+    follower.wait().unwrap();
+}
+
+fn followed(world: &World) -> std::fs::File {
+    std::fs::File::create(world.path("followed")).unwrap()
+}
+
+/// How many events of this kind of a host were seen by whoever follows them: each event once, and those of each host in order.
+fn followed_of(world: &World, kind: &str, host: &str) -> usize {
+    let text = std::fs::read_to_string(world.path("followed")).unwrap();
+    let of_host = |event: &Value| event["host"] == host;
+    // The last line may just be written.
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(of_host);
+    let events: Vec<Value> = events.collect();
+    let ids: Vec<u64> = events.iter().map(|event| event["id"].as_u64().unwrap()).collect();
+    assert!(ids.is_sorted_by(|a, b| a < b), "{text}");
+    events.iter().filter(|event| event["kind"] == kind).count()
 }
