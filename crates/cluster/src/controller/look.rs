@@ -1,7 +1,6 @@
 //! [`Look`]: what one decision is made from.
 
-use cpu::CpuProfile;
-use spec::HostName;
+use spec::{CpuProfile, HostName};
 
 use super::action::Why;
 use super::report::HostReport;

@@ -1,5 +1,4 @@
-use cpu::CpuProfile;
-use spec::HostName;
+use spec::{CpuProfile, HostName};
 
 use super::{Failures, NoPlace, place_secondary};
 use crate::records::{BootTime, ClusterState, Maintenance, Power, VmState};
