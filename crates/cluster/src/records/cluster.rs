@@ -314,7 +314,7 @@ impl Cluster {
         read.map(|(claim, _)| claim).ok_or_else(|| ClusterError::NoVm(vm.clone()))
     }
 
-    /// Why this version cannot make sense of what is there of a VM, an [`ClusterError::Unreadable`]; nothing if it can, or nothing is there.
+    /// Why this version cannot make sense of what is there of a VM, as [`ClusterError::Unreadable`]; nothing if it can, or nothing is there.
     pub fn unreadable_vm(&self, vm: &VmName) -> Result<Option<ClusterError>, ClusterError> {
         let (record_key, claim_key) = (vm_key(vm), claim_key(vm));
         let unreadable = |key: String, message: String| Ok(Some(ClusterError::Unreadable { key, message }));

@@ -199,7 +199,7 @@ const WANTS: [(&str, Want); 4] = [
     }),
 ];
 
-/// Fault 11 of the protection's rules: what may be the newest is not deleted, moved or copied.
+/// Fault 11 of those that stay mended (ARCHITECTURE.md): what may be the newest is not deleted, moved or copied.
 #[test]
 fn nothing_is_done_to_a_vm_that_is_taken_over_in_that_moment() {
     let place = Place::new();
