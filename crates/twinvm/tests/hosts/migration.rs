@@ -19,14 +19,13 @@ fn disk(world: &World, host: &str) -> PathBuf {
 fn begin_to_copy(world: &World, from: &str, to: &str) -> u32 {
     world.done(from, &["vm", "migrate", VM, to, "--no-wait"]);
     let deadline = Instant::now() + HUNG;
-    loop {
-        if let [secondary] = world.replicas(to)[..] {
-            signal(secondary, "STOP");
-            return secondary;
-        }
+    while world.peer_of_replica(from).as_deref() != Some(to) {
         assert!(Instant::now() < deadline, "no first copy to {to}\n{}", world.logs());
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(2));
     }
+    let secondary = world.replicas(to)[0];
+    signal(secondary, "STOP");
+    secondary
 }
 
 fn wait_until_over(world: &World, host: &str) -> Value {

@@ -205,6 +205,16 @@ impl World {
         signal(replicas[0], "KILL");
     }
 
+    /// The host of the other replica that the replica on a host is connected to, as it says itself.
+    pub fn peer_of_replica(&self, host: &str) -> Option<String> {
+        let socket = UnixStream::connect(self.vm_folder(host).join("replica.sock")).ok()?;
+        (&socket).write_all(b"{\"request\":\"status\"}\n").ok()?;
+        let mut answer = String::new();
+        BufReader::new(&socket).read_line(&mut answer).ok()?;
+        let answer: Value = serde_json::from_str(&answer).ok()?;
+        answer["status"]["peer"].as_str().map(str::to_owned)
+    }
+
     /// Pulls the plug of the VM on a host whose daemon is away.
     pub fn power_off_by_replica(&self, host: &str) {
         let socket = UnixStream::connect(self.vm_folder(host).join("replica.sock")).unwrap();
