@@ -7,7 +7,7 @@ use api::client::Target;
 use api::events::EventKind;
 use api::maintenance::{HeldPart, LeavingVm, MaintenanceView, SetMaintenance};
 use cluster::planner::{Leaving, leaving};
-use cluster::records::{ClusterError, ClusterState, Maintenance, OperationKind, Power, VmState};
+use cluster::records::{ClusterError, ClusterState, Maintenance, OperationKind, VmState};
 use machine::bus::lock;
 use spec::HostName;
 
@@ -46,7 +46,10 @@ impl Daemon {
         let maintenance = self.registry.maintenance();
         let vms = match maintenance {
             Maintenance::Off => Vec::new(),
-            _ => self.leaving(maintenance)?.iter().map(|(vm, leaving)| self.leaving_view(vm, leaving)).collect(),
+            _ => {
+                let (alive, leaving) = (self.registry.alive_hosts()?, self.leaving(maintenance)?);
+                leaving.iter().map(|(vm, leaving)| self.leaving_view(vm, leaving, &alive)).collect()
+            }
         };
         Ok(MaintenanceView { host: self.host().to_owned(), maintenance: maintenance_view(maintenance), vms })
     }
@@ -82,14 +85,21 @@ impl Daemon {
         Ok(here.into_iter().map(decide).collect())
     }
 
-    fn leaving_view(&self, vm: &VmState, leaving: &Leaving) -> LeavingVm {
-        let (name, is_forced) = (&vm.record.name, self.registry.maintenance() == Maintenance::Forced);
-        let holds = match self.registry.host_name().is(&vm.claim.claim.primary) {
-            false => HeldPart::Secondary,
-            true if vm.record.power == Power::Off => HeldPart::Disks,
-            true => HeldPart::Primary,
+    fn leaving_view(&self, vm: &VmState, leaving: &Leaving, alive: &[Target]) -> LeavingVm {
+        let (name, claim) = (&vm.record.name, &vm.claim.claim);
+        let is_forced = self.registry.maintenance() == Maintenance::Forced;
+        let is_home = self.registry.host_name().is(&claim.primary);
+        let runs = self.replica(name).is_some_and(|replica| replica.is_primary());
+        let holds = match (is_home, runs) {
+            (false, _) => HeldPart::Secondary,
+            (true, true) => HeldPart::Primary,
+            (true, false) => HeldPart::Disks,
         };
-        let (leaves, text) = match (vm.record.migrates_to(&vm.claim.claim), leaving) {
+        let (leaves, text) = match (vm.record.migrates_to(claim), leaving) {
+            _ if holds == HeldPart::Disks => (false, "its disks are there".to_owned()),
+            _ if holds == HeldPart::Secondary && alive.iter().all(|home| home.host != claim.primary.as_str()) => {
+                (false, format!("host {}, where it is at home, is not alive", claim.primary))
+            }
             (Some(to), _) if holds == HeldPart::Primary => {
                 let waiting = lock(&self.undone).waiting(name).map(|waiting| format!(": {waiting}"));
                 (true, format!("moves to host {to}{}", waiting.unwrap_or_default()))
@@ -111,7 +121,8 @@ fn is_here(vm: &VmState, host: &HostName) -> bool {
     let claim = &vm.claim.claim;
     host.is(&claim.primary)
         || claim.secondary.as_ref().is_some_and(|secondary| host.is(secondary))
-        || vm.record.syncing_to.as_ref() == Some(host)
+        // Of a suspended secondary there are only disks, which are kept for it.
+        || vm.record.syncing_to.as_ref().is_some_and(|to| to == host && !vm.record.ft.suspended)
 }
 
 /// Reserves what a VM takes where it goes.
