@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
+use spec::DiskFormat;
+use storage::disk::{Backing, DiskImage, DiskOptions, create_qcow2};
 use tempfile::TempDir;
 
 use crate::support::guest::image;
@@ -186,8 +189,14 @@ fn kernel() -> Vec<u8> {
     kernel
 }
 
-fn qemu_img(arguments: &[&str]) {
-    assert!(Command::new("qemu-img").args(arguments).output().unwrap().status.success(), "{arguments:?}");
+/// A qcow2 image of 8 MiB that begins with this content.
+fn qcow2(path: &Path, content: &[u8], backing: Option<&Path>) {
+    let backing = backing.map(|path| Backing { path: path.to_owned(), format: DiskFormat::Raw });
+    create_qcow2(path, 8 * MIB, backing.as_ref()).unwrap();
+    let options = DiskOptions { format: Some(DiskFormat::Qcow2), ..DiskOptions::default() };
+    let mut disk = DiskImage::open(path, options).unwrap();
+    disk.write_at(0, content).unwrap();
+    disk.flush().unwrap();
 }
 
 /// A disk that boots, as far as can be seen.
@@ -202,9 +211,9 @@ fn bootable(world: &World, name: &str) -> (PathBuf, String) {
 fn a_disk_is_pulled_once_from_a_server_or_a_file_and_stays_what_it_was() {
     let world = World::new();
     let (raw, raw_digest) = bootable(&world, "disk.raw");
-    let qcow2 = world.path("disk.qcow2");
-    qemu_img(&["convert", "-c", "-O", "qcow2", raw.to_str().unwrap(), qcow2.to_str().unwrap()]);
-    let (url, digest) = (world.url("disk.qcow2"), sha256(&qcow2));
+    let image = world.path("disk.qcow2");
+    qcow2(&image, &fs::read(&raw).unwrap(), None);
+    let (url, digest) = (world.url("disk.qcow2"), sha256(&image));
     let pulled = world.pull("web", &url, &digest.to_uppercase(), &[]);
     assert_eq!(pulled["cached"], false);
     let root = pulled["root_disk"].as_str().unwrap();
@@ -254,22 +263,23 @@ fn what_cannot_be_pulled_is_refused_in_one_line_and_leaves_nothing() {
     world.refused(&world.url("disk.raw"), &digest, &[&ca[..], &["--max-size", "1M"]].concat(), "--max-size");
     world.refused(raw, &digest, &["--max-size", "1M"], "--max-size");
 
-    let image = |name: &str, options: &[&str]| {
-        let path = world.path(name).to_str().unwrap().to_owned();
-        qemu_img(&[&["create"], options, &[&path, "8M"]].concat());
-        let digest = sha256(Path::new(&path));
-        (path, digest)
+    let image = |name: &str, backing: Option<&Path>, crypt_method: u32| {
+        let path = world.path(name);
+        qcow2(&path, b"content", backing);
+        // Where the header says it (QEMU's qcow2.txt).
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&crypt_method.to_be_bytes(), 32).unwrap();
+        (path.to_str().unwrap().to_owned(), sha256(&path))
     };
-    let based = image("based.qcow2", &["-f", "qcow2", "-b", raw, "-F", "raw"]);
-    let big = image("big.qcow2", &["-f", "qcow2"]);
-    let vmdk = image("disk.vmdk", &["-f", "vmdk"]);
-    let secret = ["-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s"];
-    let encrypted = image("encrypted.qcow2", &[&secret[..], &["-o", "encrypt.iter-time=10"]].concat());
+    let based = image("based.qcow2", Some(Path::new(raw)), 0);
+    let big = image("big.qcow2", None, 0);
+    let encrypted = image("encrypted.qcow2", None, 2);
     let file = |name: &str, content: &[u8]| {
         let path = world.path(name);
         fs::write(&path, content).unwrap();
         (path.to_str().unwrap().to_owned(), sha256(&path))
     };
+    let vmdk = file("disk.vmdk", &[b"KDMV".as_slice(), &[0; 508]].concat());
     let page = file("page", &[b"<html>".as_slice(), &[b' '; 506]].concat());
     let packed = file("disk.gz", b"\x1f\x8b\x08\0");
     let odd = file("odd", &vec![7; 1000]);
