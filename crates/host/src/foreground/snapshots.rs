@@ -140,7 +140,7 @@ pub fn write(vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks, path: &Path, hol
 /// The same of the disks of a VM that is off, which are open here, so that nobody writes to them.
 pub fn write_disks(spec: &VmSpec, disks: &SnapshotDisks, path: &Path) -> Result<()> {
     let config = open::config(spec)?;
-    write_with(config, spec, disks, path, Holds::DisksAlone, |head, out| write_disk_snapshot(head, out))
+    write_with(config, spec, disks, path, Holds::DisksAlone, write_disk_snapshot)
 }
 
 fn write_with(

@@ -298,7 +298,8 @@ mod tests {
     /// As by `qemu-img`, or by an administrator who mounts the disk, while no replica has it open. At once, so that it may get the time of the last change.
     #[test]
     fn a_disk_that_was_changed_behind_its_record_is_read_again() {
-        let changes: [(&str, fn(&Path)); 4] = [
+        type Change = fn(&Path);
+        let changes: [(&str, Change); 4] = [
             ("written, in place", |disk| {
                 let mut image = image(disk);
                 image.write_at(BLOCK_BYTES, &[1; 512]).unwrap();

@@ -103,7 +103,7 @@ fn open_file(from: &str) -> Result<Incoming<'static>, ImageError> {
     let at = |source| ImageError::Io { path: from.into(), source };
     let file = File::open(from).map_err(at)?;
     let metadata = file.metadata().map_err(at)?;
-    let bytes = metadata.is_file().then(|| metadata.len());
+    let bytes = metadata.is_file().then_some(metadata.len());
     Ok(Incoming { content: Box::new(file), bytes })
 }
 
