@@ -253,10 +253,12 @@ mod tests {
         let _ = fs::remove_dir_all(&content);
         for file in files {
             let path = content.join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            if !file.ends_with('/') {
-                fs::write(&path, format!("content of {file}")).unwrap();
+            if file.ends_with('/') {
+                fs::create_dir_all(&path).unwrap();
+                continue;
             }
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, format!("content of {file}")).unwrap();
         }
         let disk = folder.join(Image::ROOT_DISK);
         File::create(&disk).unwrap().set_len(64 * MIB).unwrap();
