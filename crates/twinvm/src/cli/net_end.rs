@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use host::sandbox::{Confinement, Kind};
-use network::end::{EndConfig, Lifetime};
+use network::end::{EndConfig, EndError, Lifetime};
 use spec::NetworkSpec;
 
 #[derive(Args)]
@@ -37,7 +37,7 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
         Lifetime::WithParent => arguments.socket.parent().map(PathBuf::from).into_iter().collect(),
         _ => Vec::new(),
     };
-    network::end::run_confined(&config, &arguments.socket, || {
+    let ended = network::end::run_confined(&config, &arguments.socket, || {
         let confinement = confinement(kind, user, removable);
         let enforced = confinement.enter().map_err(|error| io::Error::other(format!("{error:#}")))?;
         if !enforced.is_full() {
@@ -45,8 +45,13 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
             let _ = writeln!(io::stderr(), "twinvm: the sandbox is incomplete: {enforced}");
         }
         Ok(())
-    })?;
-    Ok(ExitCode::SUCCESS)
+    });
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // Whoever has started this was told on standard output, and says so.
+        Err(EndError::Spec(_) | EndError::Uplink(_) | EndError::Socket { .. }) => Ok(ExitCode::FAILURE),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// An end has its sockets and its TAP device open. In user mode it asks the machine's name servers, whose addresses may change.
