@@ -88,6 +88,8 @@ pub struct Daemon {
     is_stopping: AtomicBool,
     /// VMs here are to end before it does.
     stops_vms: AtomicBool,
+    /// VMs are still to be started, since the machine has booted.
+    pub(super) is_autostart_due: AtomicBool,
     is_store_reachable: AtomicBool,
     stop: Notify,
 }
@@ -185,6 +187,7 @@ fn make(
     folder.note_alive();
     let (vm_users, sandbox) = find_sandbox(&config, &exe)?;
     Ok(Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
+        is_autostart_due: AtomicBool::new(registry.is_autostart_due()),
         registry,
         images: ImageStore::new(&config.images),
         vm_files: VmFiles::of(folder, &config),
@@ -228,8 +231,7 @@ impl Daemon {
         spawn("lease", |daemon| daemon.keep_lease())?;
         spawn("store", |daemon| daemon.watch_store())?;
         self.adopt_replicas()?;
-        spawn("controller", Self::run_controller)?;
-        Ok(spawn("autostart", Self::autostart)?)
+        Ok(spawn("controller", Self::run_controller)?)
     }
 
     /// What it says of itself.

@@ -19,6 +19,9 @@ const SOCKET_PATH_LEN_MAX: usize = 107;
 /// The file that says how far the store has come.
 const STORE_SEEN: &str = "store.seen";
 
+/// The file that is there while VMs are still to be started, since the machine has booted.
+const AUTOSTART_DUE: &str = "autostart.due";
+
 /// A host's folder:
 ///
 /// | entry | content |
@@ -30,6 +33,7 @@ const STORE_SEEN: &str = "store.seen";
 /// | `files/` | files that VM specs may name, beside those in other folders that `host.toml` allows |
 /// | `vms/NAME/` | a replica of a VM: its disks, kernel, control socket, log |
 /// | `store.seen` | how far the cluster store had come: one that has gone back is not believed |
+/// | `autostart.due` | the machine has booted, and not all VMs are started yet that are to be started with it |
 /// | `daemon.lock` | locked while the daemon runs |
 /// | `daemon.json` | where the running daemon listens |
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +138,17 @@ impl HostFolder {
         fs::metadata(self.lock_file()).and_then(|file| file.modified()).ok()
     }
 
+    /// All VMs are started that are to be started with the machine, or are given up.
+    pub fn note_autostart_over(&self) -> Result<()> {
+        let path = self.0.join(AUTOSTART_DUE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps in mind how far the store has come, for the next daemon.
     pub fn note_store(&self, sight: Sight) -> Result<()> {
         let path = self.0.join(STORE_SEEN);
@@ -192,6 +207,16 @@ impl HostFolder {
 /// How far the store had come when the host in a folder has last seen it, if it is one that could be brought back.
 pub fn store_seen(folder: &Path) -> Option<Sight> {
     serde_json::from_slice(&fs::read(folder.join(STORE_SEEN)).ok()?).ok()
+}
+
+/// Whether VMs of the host in a folder are to be started with the machine: it `has_booted`, or a daemon before this one has not come to the end of that.
+/// It stays so until [`HostFolder::note_autostart_over`], whatever becomes of this daemon.
+pub fn is_autostart_due(folder: &Path, has_booted: bool) -> Result<bool> {
+    let path = folder.join(AUTOSTART_DUE);
+    if has_booted {
+        fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    path.try_exists().with_context(|| format!("cannot look for {}", path.display()))
 }
 
 /// Makes a folder that only its owner may enter, and those above it; it may exist.
@@ -259,6 +284,19 @@ mod tests {
         assert!(folder.lock().unwrap().is_none());
         drop(lock);
         assert!(folder.lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn vms_are_started_with_the_machine_until_that_is_over_whatever_becomes_of_the_daemon() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = HostFolder::find(Some(temporary.path())).unwrap();
+        let is_due = |has_booted| is_autostart_due(folder.path(), has_booted).unwrap();
+        assert!(!is_due(false));
+        assert!(is_due(true));
+        assert!(is_due(false), "of a daemon that was killed before all of them were started");
+        folder.note_autostart_over().unwrap();
+        assert!(!is_due(false));
+        folder.note_autostart_over().unwrap();
     }
 
     #[test]

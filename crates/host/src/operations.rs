@@ -175,6 +175,7 @@ impl Daemon {
                 let replica = self.replica(&vm.name).filter(|replica| replica.is_primary());
                 self.let_go(&vm.name, replica.as_deref(), UnprotectReason::Restart)
             }
+            Step::ChangeMode { mode } => self.change_mode(vm, *mode),
             Step::RemoveCopies => self.remove_copies(vm),
         }
     }

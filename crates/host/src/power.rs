@@ -13,13 +13,13 @@ use api::events::EventKind;
 use api::messages::{CreateVm, RebootVm, RemoveVm, RemovedVm, StartVm, StopHost, StopVm, VmView};
 use api::status::Role;
 use api::time::unix_ms_now;
-use cluster::controller::SHUTDOWN_MS_MAX;
 use cluster::controller::consent::{NotStarted, may_start};
+use cluster::controller::{Outcome, SHUTDOWN_MS_MAX};
 use cluster::records::{Maintenance, OperationKind, Power};
 use machine::bus::lock;
 use replication::channel::Peer;
 use replication::driver::ConsolePlace;
-use spec::{SnapshotName, VmSpec};
+use spec::{SnapshotName, VmName, VmSpec};
 use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
@@ -284,6 +284,18 @@ impl Daemon {
         // Whoever forces a start names the host by asking it.
         let host = how.from_stale_disks.then(|| self.registry.host_name().clone());
         Ok((self.ask(&vm, kind, host)?, started_from))
+    }
+
+    /// The machine has booted, and the VM is to be started with it. For its owner.
+    pub(super) fn ask_for_start_with_machine(&self, vm: &VmName) -> Result<Outcome, HostError> {
+        self.settle_gone(vm);
+        let known = self.known(vm)?;
+        let is_wanted = known.record.autostart && known.home() == self.host() && known.record.pending().is_none();
+        if !is_wanted || self.replica(vm).is_some() {
+            return Ok(Outcome::NotWanted);
+        }
+        self.ask(&known, OperationKind::Start { from_stale_disks: false, snapshot: None }, None)?;
+        Ok(Outcome::Done)
     }
 
     fn require_startable(&self, vm: &KnownVm, is_forced: bool) -> Result<(), HostError> {

@@ -10,7 +10,7 @@ use api::status::ProtectionState;
 use axum::http::Method;
 use cluster::controller::Idle;
 use cluster::controller::consent::{LetGo, let_go};
-use cluster::records::{ClusterError, OperationKind};
+use cluster::records::{ClusterError, Operation, OperationKind};
 use machine::bus::lock;
 use spec::{EngineKind, FtMode, HostName};
 
@@ -95,9 +95,14 @@ impl Daemon {
     /// Does what an administrator asks for. A VM that is to go without a secondary has none any more when this returns; the rest has begun, and
     /// the view shows how it goes on.
     pub fn ft(self: &Arc<Self>, name: &str, action: FtAction, options: FtOptions) -> Result<VmView, HostError> {
-        let mode = mode_of(action, options)?;
+        if let Some(mode) = mode_of(action, options)? {
+            let vm = name.to_owned();
+            if let Some(id) = self.owned(name, move |daemon| daemon.begin_mode(&vm, action, mode))? {
+                self.wait_for_operation(name, id, OPERATION_TIMEOUT)?;
+            }
+        }
         let vm = name.to_owned();
-        if let Some(id) = self.owned(name, move |daemon| daemon.begin_ft(&vm, action, mode))? {
+        if let Some(id) = self.owned(name, move |daemon| daemon.begin_ft(&vm, action))? {
             self.wait_for_operation(name, id, OPERATION_TIMEOUT)?;
         }
         match action {
@@ -112,15 +117,50 @@ impl Daemon {
     }
 
     /// Writes down what is wanted, which the controller sees to. Answers the number of the operation, if what is asked for is no state but happens once.
-    pub(super) fn begin_ft(
-        &self,
-        name: &str,
-        action: FtAction,
-        mode: Option<FtMode>,
-    ) -> Result<Option<u64>, HostError> {
+    pub(super) fn begin_ft(&self, name: &str, action: FtAction) -> Result<Option<u64>, HostError> {
         let vm = self.known(name)?;
-        self.require_home(&vm)?;
         let replica = self.replica(name).filter(|replica| replica.is_primary());
+        self.admit_ft(&vm, action)?;
+        let mut id = None;
+        match action {
+            FtAction::On | FtAction::Resume => self.want(&vm, true, false)?,
+            FtAction::Mode => {}
+            FtAction::Suspend => self.want(&vm, true, true)?,
+            FtAction::Off => self.want(&vm, false, false)?,
+            FtAction::RestartSecondary | FtAction::Failover | FtAction::Switchover => {
+                id = Some(self.ask(&vm, operation(&vm, replica.as_deref(), action)?, None)?);
+            }
+        }
+        lock(&self.controller).hurry(&vm.record.name);
+        Ok(id)
+    }
+
+    /// Writes down that a VM is to be protected in another mode, if it is another one. Answers the operation's number.
+    pub(super) fn begin_mode(&self, name: &str, action: FtAction, mode: FtMode) -> Result<Option<u64>, HostError> {
+        let vm = self.known(name)?;
+        let status = self.replica(name).filter(|replica| replica.is_primary()).and_then(|replica| replica.status());
+        self.admit_ft(&vm, action)?;
+        self.refuse_mode(&vm, status.as_ref().map(|status| status.engine), mode)?;
+        let changes = |pending: &Operation| matches!(pending.kind, OperationKind::ChangeMode { .. });
+        let runs_otherwise = status.and_then(|status| status.mode).is_some_and(|now| now != mode);
+        match vm.record.pending().filter(|pending| !changes(pending)) {
+            _ if vm.record.ft.mode == mode && !runs_otherwise && !vm.record.pending().is_some_and(changes) => {
+                return Ok(None);
+            }
+            Some(other) => {
+                return Err(HostError::conflict(format!("VM {name}: {} is under way", other.kind.label()))
+                    .hint(format!("wait until `twinvm vm show {name}` says that it is done")));
+            }
+            None => {}
+        }
+        lock(&self.controller).hurry(&vm.record.name);
+        self.ask(&vm, OperationKind::ChangeMode { mode }, None).map(Some)
+    }
+
+    /// Refuses what makes no sense for the VM as it is.
+    fn admit_ft(&self, vm: &KnownVm, action: FtAction) -> Result<(), HostError> {
+        let name = &vm.name;
+        self.require_home(vm)?;
         if !vm.record.ft.enabled && !matches!(action, FtAction::On | FtAction::Off | FtAction::Mode) {
             return Err(HostError::conflict(format!("fault tolerance of VM {name} is off"))
                 .hint(format!("turn it on with `twinvm ft on {name}`")));
@@ -131,9 +171,6 @@ impl Daemon {
             return Err(HostError::conflict(format!("VM {name} is being moved to host {to}"))
                 .hint(format!("wait until it is there, or cancel it with `twinvm vm migrate {name} --cancel`")));
         }
-        if let Some(mode) = mode {
-            self.refuse_mode(&vm, replica.as_deref(), mode)?;
-        }
         if action == FtAction::On
             && !vm.record.ft.enabled
             && let Err(obstacle) = self.plan_secondary(name)?
@@ -141,23 +178,7 @@ impl Daemon {
             return Err(HostError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
                 .hint("see the hosts with `twinvm host list`"));
         }
-        if let Some(mode) = mode {
-            self.change_mode(&vm, replica.as_deref(), mode)?;
-        }
-        let mut id = None;
-        match action {
-            FtAction::On | FtAction::Resume => self.want(&vm, true, false)?,
-            FtAction::Mode => {}
-            FtAction::Suspend => self.want(&vm, true, true)?,
-            FtAction::Off => {
-                self.want(&vm, false, false)?;
-            }
-            FtAction::RestartSecondary | FtAction::Failover | FtAction::Switchover => {
-                id = Some(self.ask(&vm, operation(&vm, replica.as_deref(), action)?, None)?);
-            }
-        }
-        lock(&self.controller).hurry(&vm.record.name);
-        Ok(id)
+        Ok(())
     }
 
     /// Waits until the primary here has no secondary, as the controller says by having nothing else to do. Where there is no primary: until it is
@@ -203,14 +224,13 @@ impl Daemon {
         Ok(false)
     }
 
-    /// Refuses a mode that what executes the VM, or will, does not have.
-    fn refuse_mode(&self, vm: &KnownVm, replica: Option<&Replica>, mode: FtMode) -> Result<(), HostError> {
-        let running = replica.and_then(Replica::status).map(|status| status.engine);
+    /// Refuses a mode that what executes the VM (`running`), or will, does not have.
+    fn refuse_mode(&self, vm: &KnownVm, running: Option<EngineKind>, mode: FtMode) -> Result<(), HostError> {
         let (engine, verb) = match running {
             Some(engine) => (engine, "runs"),
             None => (self.engine_of(vm), "would run"),
         };
-        if mode == FtMode::Lockstep && engine != EngineKind::Soft {
+        if !mode.runs_on(engine) {
             return Err(HostError::conflict(format!(
                 "lockstep needs the soft engine, and VM {} {verb} on {engine}",
                 vm.name
@@ -220,20 +240,14 @@ impl Daemon {
         Ok(())
     }
 
-    /// Records the mode, and has it changed at once where the VM runs. If that fails, nothing has changed.
-    fn change_mode(&self, vm: &KnownVm, replica: Option<&Replica>, mode: FtMode) -> Result<(), HostError> {
-        let record = |mode| self.registry.update(&vm.name, |record| record.ft.mode = mode);
-        if vm.record.ft.mode != mode {
-            record(mode)?;
+    /// Has the primary replicate in another mode, if the VM runs here, and notes that mode; for the VM's owner. If the primary refuses, nothing has changed.
+    pub(super) fn change_mode(&self, vm: &KnownVm, mode: FtMode) -> Result<(), HostError> {
+        if let Some(replica) = self.replica(&vm.name).filter(|replica| replica.is_primary()) {
+            replica.ask(&Request::SetMode { mode }, REQUEST_TIMEOUT).map_err(|error| {
+                HostError::conflict(format!("the FT mode of VM {} was not changed: {error:#}", vm.name))
+            })?;
         }
-        let Some(replica) = replica else { return Ok(()) };
-        if let Err(error) = replica.ask(&Request::SetMode { mode }, REQUEST_TIMEOUT) {
-            if let Err(error) = record(vm.record.ft.mode) {
-                tracing::warn!("VM {}: its FT mode is recorded as {mode}, and was not changed: {error}", vm.name);
-            }
-            return Err(HostError::conflict(format!("the FT mode of VM {} was not changed: {error:#}", vm.name)));
-        }
-        Ok(())
+        self.registry.update(&vm.name, |record| record.ft.mode = mode)
     }
 
     fn want(&self, vm: &KnownVm, enabled: bool, suspended: bool) -> Result<(), HostError> {

@@ -25,7 +25,7 @@ use spec::{CpuProfile, EngineKind, HostName, ReplicaId, VmId, VmName, VmSpec, to
 
 use super::config::HostConfig;
 use super::error::HostError;
-use super::folder::store_seen;
+use super::folder::{is_autostart_due, store_seen};
 
 /// How long a host counts as alive after it has renewed its lease.
 const LEASE_TTL: Duration = Duration::from_secs(3);
@@ -89,7 +89,7 @@ pub struct Registry {
     lease: Mutex<Option<LeaseId>>,
     /// How far its maintenance goes, which `host` does not say.
     maintenance: Mutex<Maintenance>,
-    has_booted: bool,
+    is_autostart_due: bool,
 }
 
 impl Registry {
@@ -128,9 +128,12 @@ impl Registry {
         let ended = before.as_ref().map(|before| before.instance.as_str());
         let maintenance = before.as_ref().map_or(Maintenance::Off, |before| before.maintenance);
         let record = HostRecord { maintenance, ..host.clone() };
-        let lease = cluster.register_host(&record, ended, LEASE_TTL).context("cannot register the host")?;
         let has_booted = before.as_ref().is_none_or(|before| before.boot_id != host.boot_id);
-        Ok(Self { cluster, host, lease: Mutex::new(Some(lease)), maintenance: Mutex::new(maintenance), has_booted })
+        // Before the store says of what boot this daemon is: the next one learns of it by the file alone.
+        let is_autostart_due = is_autostart_due(folder, has_booted)?;
+        let lease = cluster.register_host(&record, ended, LEASE_TTL).context("cannot register the host")?;
+        let (lease, maintenance) = (Mutex::new(Some(lease)), Mutex::new(maintenance));
+        Ok(Self { cluster, host, lease, maintenance, is_autostart_due })
     }
 
     /// The same with another store for VMs in place of its own.
@@ -140,8 +143,8 @@ impl Registry {
     }
 
     /// Whether the machine has booted since the daemon before this one was started.
-    pub fn has_booted(&self) -> bool {
-        self.has_booted
+    pub fn is_autostart_due(&self) -> bool {
+        self.is_autostart_due
     }
 
     /// Gives the lease up, for good: from now on the host is not asked for anything.
@@ -572,7 +575,7 @@ mod tests {
         let lease = cluster().register_host(&host, None, ttl).unwrap();
         let maintenance = Mutex::new(Maintenance::Off);
         let registry =
-            Registry { cluster: cluster(), host, lease: Mutex::new(Some(lease)), maintenance, has_booted: false };
+            Registry { cluster: cluster(), host, lease: Mutex::new(Some(lease)), maintenance, is_autostart_due: false };
         let is_alive = || cluster().host(&registry.host.name).unwrap().is_alive(&BootTime::now().unwrap());
         // One that ended by itself is taken again.
         registry.cluster.end_lease(lease).unwrap();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -147,6 +148,13 @@ impl Daemon {
             self.carry_out(planned, replica);
         }
         lock(&self.undone).note(plan);
+        if self.is_autostart_due.load(Ordering::Acquire) && lock(&self.controller).is_autostart_over() {
+            // The next daemon would start VMs again that somebody has stopped.
+            match self.folder.note_autostart_over() {
+                Ok(()) => self.is_autostart_due.store(false, Ordering::Release),
+                Err(error) => tracing::debug!("{error:#}"),
+            }
+        }
     }
 
     fn report(&self, replicas: &[Arc<Replica>]) -> HostReport {
@@ -156,6 +164,7 @@ impl Daemon {
         });
         HostReport {
             host: self.registry.host_name().clone(),
+            has_booted: self.is_autostart_due.load(Ordering::Acquire),
             is_stopping: self.is_stopping(),
             stops_vms: self.stops_vms(),
             replicas: reports.collect(),
@@ -215,6 +224,7 @@ impl Daemon {
                 Ok(Outcome::Done)
             }
             (Action::Move { to }, _) => self.ask_for_move(vm, to).map_err(text),
+            (Action::AskForStart, _) => self.ask_for_start_with_machine(vm).map_err(text),
             (Action::EndReplica, Some(replica)) => self.end_displaced(vm, replica).map_err(text),
             (
                 Action::Protect { .. }

@@ -1,21 +1,14 @@
 //! Changes of VMs that exist.
 
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
-use api::messages::{SetVm, StartVm, VmView};
+use api::messages::{SetVm, VmView};
 use spec::{NetworkSpec, VmSpec, to_toml};
 use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::error::HostError;
 use super::registry::KnownVm;
-
-/// How often a VM is tried to be started after the machine has booted: what it needs, such as a bridge, may come a little later.
-const AUTOSTART_TRIES: u32 = 12;
-/// Time between two tries.
-const AUTOSTART_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The spec of a VM with changes to it; or why they cannot be.
 pub(super) fn changed(before: &VmSpec, set: &SetVm) -> Result<VmSpec, HostError> {
@@ -139,52 +132,6 @@ impl Daemon {
         })?;
         self.known(&vm.name)
     }
-
-    /// Starts the VMs that are to be started with the machine, if it has booted since this host's daemon ran last.
-    pub(super) fn autostart(self: &Arc<Self>) {
-        if !self.registry.has_booted() {
-            return;
-        }
-        let mut left = None;
-        for attempt in 1..=AUTOSTART_TRIES {
-            match self.vms_to_start() {
-                Ok(vms) => {
-                    let mut due = still_due(left.take(), vms);
-                    due.retain(|vm| !self.is_autostarted(vm, attempt));
-                    left = Some(due);
-                }
-                Err(error) => tracing::warn!("it is not known which VMs are to be started: {error}"),
-            }
-            if left.as_ref().is_some_and(Vec::is_empty) || self.is_stopping() {
-                return;
-            }
-            thread::sleep(AUTOSTART_INTERVAL);
-        }
-    }
-
-    /// VMs that are at home here, are to be started with the machine, and do not run.
-    fn vms_to_start(&self) -> Result<Vec<String>, HostError> {
-        let vms = super::registry::known_vms(self.registry.state()?);
-        let is_due = |vm: &KnownVm| vm.record.autostart && vm.home() == self.host() && self.replica(&vm.name).is_none();
-        Ok(vms.into_iter().filter(is_due).map(|vm| vm.name).collect())
-    }
-
-    fn is_autostarted(self: &Arc<Self>, name: &str, attempt: u32) -> bool {
-        match self.start_vm(name, StartVm::default()) {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::warn!(
-                    "VM {name} is to be started with the machine (try {attempt} of {AUTOSTART_TRIES}): {error}"
-                );
-                false
-            }
-        }
-    }
-}
-
-/// Which VMs are to be started, of those that are off now: those that could not be before. One that has run meanwhile was stopped by somebody.
-fn still_due(failed: Option<Vec<String>>, off: Vec<String>) -> Vec<String> {
-    off.into_iter().filter(|vm| failed.as_ref().is_none_or(|failed| failed.contains(vm))).collect()
 }
 
 /// The VM as it is at its next start.
@@ -221,15 +168,6 @@ mod tests {
         let after = changed(&before, &SetVm { forward: Some(forward.clone()), ..SetVm::default() }).unwrap();
         let NetworkSpec::User(user) = &after.networks[1] else { panic!("{after:?}") };
         assert_eq!((&user.forward, after.memory), (&forward, before.memory));
-    }
-
-    /// The list was asked for anew at each try: what was stopped meanwhile was off, and was started again.
-    #[test]
-    fn a_vm_that_was_started_and_stopped_is_not_started_again() {
-        let vms = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        assert_eq!(still_due(None, vms(&["a", "b"])), ["a", "b"]);
-        assert_eq!(still_due(Some(vms(&["b"])), vms(&["a", "b"])), ["b"]);
-        assert!(still_due(Some(vms(&["b"])), vms(&["a"])).is_empty());
     }
 
     #[test]

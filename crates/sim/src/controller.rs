@@ -35,7 +35,9 @@ impl World {
         }
         let mut is_news = self.sees_replica(host) | self.sees_others(host);
         let now = boot_time(self.now);
+        let has_booted = self.hosts[host].is_autostart_due;
         let daemon = &mut self.hosts[host].daemon;
+        daemon.report.has_booted = has_booted;
         if can_read {
             if daemon.known.revision != self.records.revision {
                 if daemon.known.hosts.is_empty() {
@@ -56,6 +58,7 @@ impl World {
         let stays = |idle: &Idle| matches!(idle, Idle::Protected { .. } | Idle::Secondary | Idle::Syncing { .. });
         daemon.is_settled = plan.actions.is_empty() && plan.waiting.is_empty() && plan.idle.values().all(stays);
         let (run, replica) = (daemon.run, daemon.watched.map(|(process, _)| process));
+        self.hosts[host].is_autostart_due &= !self.hosts[host].daemon.controller.is_autostart_over();
         self.others_wait(&plan.idle);
         for (_, idle) in plan.idle {
             self.tell(|world| format!("daemon {}: nothing ({idle})", world.name(host)));
@@ -218,6 +221,7 @@ impl World {
                 };
                 self.ends(&task, &outcome);
             }
+            (Some(Action::AskForStart), None) if is_home => self.starts_with_machine(&task),
             (Some(Action::SettleClaim), None) if is_home && !ft.enabled => self.settles_claim(&task),
             (Some(Action::Protect { secondary }), Some(replica)) if is_home && is_wanted => {
                 let claim = self.claim().clone();

@@ -180,6 +180,12 @@ occurrences! {
     RebootDone,
     /// Somebody pressed the VM's power button, or pulled its plug.
     StopAsked,
+    /// Somebody asked for the other FT mode.
+    ModeAsked,
+    /// A primary was told of it.
+    ModeChanged,
+    /// A VM was to be started as its host has power again.
+    Autostart,
     /// Somebody moved the VM to another host.
     MigrationAsked,
     /// It was there.

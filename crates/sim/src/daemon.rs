@@ -71,6 +71,7 @@ impl Daemon {
             known: ClusterState::default(),
             report: HostReport {
                 host: host.clone(),
+                has_booted: false,
                 is_stopping: false,
                 stops_vms: false,
                 replicas: Default::default(),

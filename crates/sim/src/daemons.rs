@@ -114,12 +114,7 @@ impl World {
                 }
             }
             Fault::Drop(reason) => self.user_drops(reason),
-            Fault::ChangeMode => {
-                self.wants_log = !self.wants_log;
-                if let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) {
-                    self.consider(host);
-                }
-            }
+            Fault::ChangeMode => self.asks_to_change_mode(),
             Fault::SlowExecution(duration) => self.slow_execution_until = self.now + duration,
             Fault::GuestEnds(end) => {
                 if let Some(host) = self.primary_host().filter(|&host| !self.is_paused(host)) {

@@ -3,7 +3,7 @@
 use cluster::controller::{Action, Outcome, Step as OperationStep, consent};
 use cluster::records::{OperationKind, OperationResult, Power};
 use protocol::{Claim, DropReason, Epoch, Generation, Replica};
-use spec::HostName;
+use spec::{FtMode, HostName};
 
 use crate::controller::STORE_AWAY;
 use crate::coverage::Occurrence;
@@ -116,6 +116,42 @@ impl World {
         }
     }
 
+    /// Somebody asks for the other FT mode.
+    pub fn asks_to_change_mode(&mut self) {
+        let record = &self.records.vms[0].record;
+        let is_free = record.pending().is_none_or(|it| matches!(it.kind, OperationKind::ChangeMode { .. }));
+        if let Some(home) = self.answering_home().filter(|_| is_free) {
+            self.coverage.note(Occurrence::ModeAsked);
+            let mode = if self.wants_log { FtMode::Mirror } else { FtMode::Lockstep };
+            self.asks(home, OperationKind::ChangeMode { mode }, None);
+        }
+    }
+
+    /// As `host::protection`: the primary is told, if there is one, and then it is noted.
+    fn changes_mode(&mut self, task: &Task, mode: FtMode) {
+        let host = task.host;
+        if self.is_paused(host) {
+            return self.fails(task, "the replica does not answer");
+        }
+        self.records.vms[0].record.ft.mode = mode;
+        self.wants_log = mode == FtMode::Lockstep;
+        if self.runner(host).is_some() {
+            self.coverage.note(Occurrence::ModeChanged);
+            self.consider(host);
+        }
+        self.ends(task, &Outcome::Done);
+    }
+
+    /// As `host::power`: the host has power again, and its daemon asks for the VM's start.
+    pub fn starts_with_machine(&mut self, task: &Task) {
+        if self.records.vms[0].record.pending().is_some() {
+            return self.ends(task, &Outcome::NotWanted);
+        }
+        self.coverage.note(Occurrence::Autostart);
+        self.asks(task.host, OperationKind::Start { from_stale_disks: false, snapshot: None }, None);
+        self.ends(task, &Outcome::Done);
+    }
+
     /// Somebody asks for a move to another host.
     pub fn asks_to_migrate(&mut self, to: usize) {
         let Some(home) = self.answering_home().filter(|&home| home != to && self.runner(home).is_some()) else {
@@ -162,6 +198,7 @@ impl World {
         match step {
             OperationStep::Start { from_stale_disks, .. } => self.begins_to_start(task, *from_stale_disks),
             OperationStep::RestartSecondary => self.begins_to_let_go(host, task, DropReason::Restart),
+            OperationStep::ChangeMode { mode } => self.changes_mode(&task, *mode),
             OperationStep::RemoveCopies => self.removes_copies(&task),
             _ if self.runner(host).is_none() || self.is_paused(host) => {
                 // A move is not given up for that.

@@ -57,6 +57,8 @@ pub(crate) struct Host {
     pub daemon: Daemon,
     /// The last replica here ended because its guest was powered off.
     pub is_powered_off: bool,
+    /// VMs are still to be started, since it had power again.
+    pub is_autostart_due: bool,
     /// A second daemon of its identity, which waits to serve it.
     pub second: Option<SecondDaemon>,
     /// The way to each host.
@@ -102,7 +104,7 @@ pub(crate) struct World {
     pub slow_sender_until: Nanoseconds,
     pub slow_sender_extra: Nanoseconds,
     pub slow_execution_until: Nanoseconds,
-    /// The FT mode that the user wants.
+    /// The FT mode that the primary was told last.
     pub wants_log: bool,
     /// The cluster's records, with the VM's claim.
     pub records: ClusterState,
@@ -141,6 +143,7 @@ impl World {
                 Host {
                     daemon: Daemon::new(&names[number], FIRST_RUN, first_copies_max(mutation)),
                     is_powered_off: false,
+                    is_autostart_due: false,
                     second: None,
                     name: ReplicaId::new(name),
                     clock: Clock { rate_error_ppm: error },
@@ -155,7 +158,8 @@ impl World {
             .collect();
         let ends = (1..=if plan.is_bridged { plan.hosts as u64 } else { 1 }).map(NetworkEnd::new).collect();
         let claim = Claim { generation: Generation::new(1), primary: hosts[0].name.clone(), secondary: None };
-        let (records, others) = records(&names, &claim, &vm, plan.others);
+        let (mut records, others) = records(&names, &claim, &vm, plan.others);
+        records.vms[0].record.autostart = seed.is_multiple_of(2);
         let mut world = Self {
             now: 0,
             agenda: Agenda::default(),
@@ -357,7 +361,7 @@ impl World {
     fn power_up(&mut self, host: usize) {
         if !self.hosts[host].is_up {
             self.tell(|world| format!("{}: has power again", world.name(host)));
-            self.hosts[host].is_up = true;
+            (self.hosts[host].is_up, self.hosts[host].is_autostart_due) = (true, true);
             self.daemon_starts(host);
         }
     }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::EngineKind;
+
 /// How a protected VM is replicated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -14,6 +16,17 @@ pub enum FtMode {
     Mirror,
     /// The secondary executes the same instructions with the same inputs.
     Lockstep,
+}
+
+impl FtMode {
+    /// Whether a VM that this engine executes can be replicated so.
+    pub fn runs_on(self, engine: EngineKind) -> bool {
+        match self {
+            Self::Mirror => true,
+            // Nothing counts the instructions of a processor that is not ours.
+            Self::Lockstep => engine == EngineKind::Soft,
+        }
+    }
 }
 
 impl fmt::Display for FtMode {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use spec::{HostName, ReplicaId, SnapshotName, VmName};
+use spec::{FtMode, HostName, ReplicaId, SnapshotName, VmName};
 
 use super::{Idle, Waiting};
 use crate::records::OperationResult;
@@ -48,6 +48,8 @@ pub enum Action {
         /// The host that it is to run on.
         to: HostName,
     },
+    /// Ask for the VM's start, unless something else has been asked of it.
+    AskForStart,
     /// End the replica that the report was about.
     EndReplica,
     /// Give up what is reserved for a first copy.
@@ -102,6 +104,11 @@ pub enum Step {
     KillPrimary,
     /// Have the primary let its secondary go, so that another one is made.
     RestartSecondary,
+    /// Have the primary replicate in another mode, if the VM runs, and note that mode in its record.
+    ChangeMode {
+        /// The mode.
+        mode: FtMode,
+    },
     /// Have other hosts remove what they have of the VM's disks, which are here now.
     RemoveCopies,
 }
@@ -121,6 +128,8 @@ pub enum Why {
         /// That host.
         host: HostName,
     },
+    /// It is to be started with the machine, which has booted.
+    MachineBooted,
     /// Its protection is off.
     ProtectionOff,
     /// Its protection is suspended.
@@ -170,6 +179,7 @@ impl fmt::Display for Action {
             Self::Unprotect => f.pad("let the secondary go"),
             Self::Replace => f.pad("let the secondary go for one on another host"),
             Self::Move { to } => write!(f, "ask for its migration to host {to}"),
+            Self::AskForStart => f.pad("ask for its start"),
             Self::EndReplica => f.pad("end the replica"),
             Self::ReleaseReservation => f.pad("release the reservation"),
             Self::NotePowerOff => f.pad("note that it is off"),
@@ -199,6 +209,7 @@ impl fmt::Display for Step {
             Self::SwitchOver => f.pad("hand it over"),
             Self::KillPrimary => f.pad("kill the primary"),
             Self::RestartSecondary => f.pad("let the secondary go for another one"),
+            Self::ChangeMode { mode } => write!(f, "protect it in mode {mode}"),
             Self::RemoveCopies => f.pad("have its copies on other hosts removed"),
         }
     }
@@ -210,6 +221,7 @@ impl fmt::Display for Why {
             Self::NeedsSecondary => f.pad("it has no secondary"),
             Self::Migrates { to } => write!(f, "it is to move to host {to}"),
             Self::Maintenance { host } => write!(f, "host {host} is in maintenance"),
+            Self::MachineBooted => f.pad("the machine has booted"),
             Self::ProtectionOff => f.pad("protection is off"),
             Self::ProtectionSuspended => f.pad("protection is suspended"),
             Self::Superseded { by } => write!(f, "host {by} runs the VM now"),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use spec::{CpuProfile, HostName, Priority, VmName};
 
 use super::action::{Action, Outcome, Plan, Planned, Step, Why};
+use super::autostart::{self, Autostart};
 use super::idle::Idle;
 use super::look::Look;
 use super::operation::{self, Next, Progress, Waiting};
@@ -33,6 +34,7 @@ pub struct Controller {
     settings: Settings,
     searches: BTreeMap<VmName, Search>,
     failures: Failures,
+    autostart: Autostart,
 }
 
 /// A VM that could be given a secondary now.
@@ -48,7 +50,7 @@ struct Candidate<'a> {
 impl Controller {
     /// One that remembers nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, searches: BTreeMap::new(), failures: Failures::default() }
+        Self { settings, searches: BTreeMap::new(), failures: Failures::default(), autostart: Autostart::default() }
     }
 
     /// Hosts that have failed as secondaries lately.
@@ -100,6 +102,7 @@ impl Controller {
         }
         self.give_secondaries(candidates, wanted, now, &mut plan);
         self.settle_absent(wanted, seen, now.ms, &mut plan);
+        self.start_with_machine(wanted, seen, now.ms, &mut plan);
         self.operate(wanted, seen, now, &mut plan);
         self.evacuate(wanted, seen, now, &mut plan);
         self.shut_down(seen, now.ms, &mut plan);
@@ -107,8 +110,16 @@ impl Controller {
         plan
     }
 
+    /// Whether no VM is to be started any more because the machine has booted.
+    pub fn is_autostart_over(&self) -> bool {
+        self.autostart.is_over()
+    }
+
     /// Takes note of how an action has ended.
     pub fn note(&mut self, vm: &VmName, action: &Action, outcome: &Outcome, now_ms: u64) {
+        if *action == Action::AskForStart {
+            return self.autostart.note(vm, outcome);
+        }
         let search = self.searches.entry(vm.clone()).or_default();
         if let Action::ShutDown { .. } | Action::EndSecondary = action {
             if let Some(shutdown) = &mut search.shutdown {
@@ -203,6 +214,18 @@ impl Controller {
                     plan.actions.push(Planned { vm: name.clone(), action, why: Why::NeedsSecondary });
                 }
                 Err(error) => drop(plan.idle.insert(name.clone(), no_place(vm, error))),
+            }
+        }
+    }
+
+    /// VMs that are to be started with the machine, which has booted.
+    fn start_with_machine(&mut self, wanted: &ClusterState, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
+        for (vm, next) in self.autostart.next(wanted, seen, now_ms) {
+            match next {
+                autostart::Next::Ask => {
+                    plan.actions.push(Planned { vm, action: Action::AskForStart, why: Why::MachineBooted });
+                }
+                autostart::Next::Later(tries) => drop(plan.idle.entry(vm).or_insert(Idle::StartsAgain { tries })),
             }
         }
     }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use spec::{HostName, ReplicaId};
 
+use super::autostart::TRIES_MAX;
 use crate::planner::WhyNot;
 
 /// Why nothing is done about a VM now.
@@ -36,6 +37,11 @@ pub enum Idle {
     Suspended,
     /// It is to be powered off.
     PoweringOff,
+    /// It could not be started with the machine, which is tried again.
+    StartsAgain {
+        /// How often it was tried.
+        tries: u32,
+    },
     /// The host's daemon is about to end.
     HostStopping,
     /// The host is being stopped with its VMs, and the guest is shutting down.
@@ -94,6 +100,9 @@ impl fmt::Display for Idle {
             Self::Disabled => f.pad("protection is off"),
             Self::Suspended => f.pad("protection is suspended"),
             Self::PoweringOff => f.pad("it is being powered off"),
+            Self::StartsAgain { tries } => {
+                write!(f, "it is to be started with the machine: {tries} of {TRIES_MAX} tries have failed")
+            }
             Self::HostStopping => f.pad("the host is being stopped"),
             Self::ShuttingDown => f.pad("the host is being stopped with its VMs, and the guest is shutting down"),
             Self::Undecided { by } => write!(f, "host {by} may be about to take the VM over"),

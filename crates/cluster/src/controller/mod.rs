@@ -24,6 +24,7 @@
 //! action on an old state would do harm.
 
 mod action;
+mod autostart;
 pub mod consent;
 mod decide;
 mod idle;

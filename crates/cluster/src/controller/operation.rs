@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use spec::{HostName, ReplicaId, SnapshotName};
+use spec::{FtMode, HostName, ReplicaId, SnapshotName};
 
 use super::action::{Action, Outcome, Step, Why};
 use super::look::Look;
@@ -146,6 +146,7 @@ pub(super) fn next(
         OperationKind::Switchover { from } => here.go_over(Step::SwitchOver, from),
         OperationKind::Failover { from } => here.go_over(Step::KillPrimary, from),
         OperationKind::RestartSecondary => here.restart_secondary(),
+        OperationKind::ChangeMode { mode } => here.change_mode(*mode),
         OperationKind::Migrate { to } => {
             here.migrate(to, progress, now_ms, || look.may_hold_secondary(vm, to, processor))
         }
@@ -332,6 +333,17 @@ impl Here<'_> {
             Some(ReplicaState::Booting) => Next::Wait(Waiting::Booting),
             Some(ReplicaState::Alone { .. } | ReplicaState::Secondary { .. }) => self.done(),
             None => self.takeover().unwrap_or_else(|| self.failed("the VM does not run any more")),
+        }
+    }
+
+    /// Only the primary knows whether its secondary can follow it in that mode. Where the VM does not run there is nobody to be asked: a secondary that takes
+    /// it over protects it as the record says by then.
+    fn change_mode(&self, mode: FtMode) -> Next {
+        match self.replica {
+            Some(ReplicaState::Booting | ReplicaState::Secondary { .. }) => Next::Wait(Waiting::Booting),
+            Some(ReplicaState::Alone { .. } | ReplicaState::Syncing { .. } | ReplicaState::Protected { .. }) | None => {
+                self.act(Step::ChangeMode { mode }, true)
+            }
         }
     }
 }

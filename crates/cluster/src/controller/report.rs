@@ -12,6 +12,8 @@ use crate::records::VmState;
 pub struct HostReport {
     /// The host.
     pub host: HostName,
+    /// Whether the machine has booted since VMs were started with it last: those are to be started now that are to be started with it.
+    pub has_booted: bool,
     /// Whether its daemon is about to end: it takes nothing on.
     pub is_stopping: bool,
     /// Whether the VMs that run here are to end before it does, and the secondaries.

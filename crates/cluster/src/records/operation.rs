@@ -2,7 +2,7 @@ use std::fmt;
 
 use protocol::Generation;
 use serde::{Deserialize, Serialize};
-use spec::{HostName, SnapshotName};
+use spec::{FtMode, HostName, SnapshotName};
 
 use super::UnknownFields;
 
@@ -67,6 +67,11 @@ pub enum OperationKind {
     },
     /// Let its secondary go; another one is made.
     RestartSecondary,
+    /// Protect it in another mode from now on, which its primary may find impossible.
+    ChangeMode {
+        /// The mode.
+        mode: FtMode,
+    },
     /// Move it to another host while it runs, with its disks: that host becomes its secondary's, and is handed the VM.
     Migrate {
         /// The host.
@@ -97,6 +102,7 @@ impl OperationKind {
             Self::Switchover { .. } => "switchover",
             Self::Failover { .. } => "failover",
             Self::RestartSecondary => "restart of the secondary",
+            Self::ChangeMode { .. } => "change of the FT mode",
             Self::Migrate { .. } => "migration",
         }
     }
@@ -111,6 +117,7 @@ impl fmt::Display for OperationKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Migrate { to } => write!(f, "{} to host {to}", self.label()),
+            Self::ChangeMode { mode } => write!(f, "{} to {mode}", self.label()),
             _ => f.pad(self.label()),
         }
     }

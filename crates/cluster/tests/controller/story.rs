@@ -12,7 +12,7 @@ use cluster::records::{
 use protocol::{Claim, Generation};
 use serde::Deserialize;
 use spec::processor::{Features, TscOffer, XsaveComponent, word};
-use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind, HostName, Priority, ReplicaId, VmName};
+use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind, FtMode, HostName, Priority, ReplicaId, VmName};
 
 const BOOT: &str = "boot";
 const LEASE_TTL_MS: u64 = 3_000;
@@ -58,6 +58,9 @@ struct Vm {
     syncing_to: Option<HostName>,
     #[serde(default)]
     off: bool,
+    /// It is started with its machine.
+    #[serde(default)]
+    autostart: bool,
     /// It runs on KVM, at this level.
     kvm: Option<CpuLevel>,
     #[serde(default)]
@@ -94,7 +97,7 @@ struct Step {
     #[serde(default)]
     new_daemon: bool,
     /// What is asked for: `start`, `force-start` (here, from what is here), `restore`, `stop`, `force-stop`, `reboot`, `force-reboot`, `switchover`,
-    /// `failover`, `restart-secondary`, `migrate HOST`.
+    /// `failover`, `restart-secondary`, `mode MODE`, `migrate HOST`.
     #[serde(default)]
     ask: BTreeMap<VmName, String>,
     /// The records say how operations have ended: `done`, or why they failed.
@@ -109,6 +112,9 @@ struct Step {
     /// Somebody asks for another attempt with these VMs.
     #[serde(default)]
     hurry: Vec<VmName>,
+    /// Changes of whether VMs are started with their machine.
+    #[serde(default)]
+    autostart: BTreeMap<VmName, bool>,
     /// Changes of fault tolerance.
     #[serde(default)]
     ft: BTreeMap<VmName, Ft>,
@@ -124,6 +130,9 @@ struct Step {
     /// Hosts that do not renew their leases any more.
     #[serde(default)]
     silent: Vec<HostName>,
+    /// The machine has booted since VMs were started with it last.
+    #[serde(default)]
+    booted: bool,
     #[serde(default)]
     stopping: bool,
     #[serde(default)]
@@ -237,6 +246,7 @@ impl Story {
             }
             let report = HostReport {
                 host: "a".parse().unwrap(),
+                has_booted: step.booted,
                 is_stopping: step.stopping || step.stopping_with_vms,
                 stops_vms: step.stopping_with_vms,
                 replicas: seen.clone(),
@@ -278,6 +288,8 @@ fn kind_of(text: &str, from: &str) -> OperationKind {
         "switchover" => OperationKind::Switchover { from },
         "failover" => OperationKind::Failover { from },
         "restart-secondary" => OperationKind::RestartSecondary,
+        "mode mirror" => OperationKind::ChangeMode { mode: FtMode::Mirror },
+        "mode lockstep" => OperationKind::ChangeMode { mode: FtMode::Lockstep },
         other if other.starts_with("migrate ") => OperationKind::Migrate { to: other[8..].parse().unwrap() },
         other => panic!("nobody can ask for {other}"),
     }
@@ -298,6 +310,7 @@ impl Step {
         }
         for vm in &mut state.vms {
             let name = &vm.record.name.clone();
+            vm.record.autostart = self.autostart.get(name).copied().unwrap_or(vm.record.autostart);
             if let Some(ft) = self.ft.get(name) {
                 set_ft(&mut vm.record.ft, *ft);
             }
@@ -381,6 +394,7 @@ impl Vm {
         let mut record = VmRecord::new(self.name.clone(), spec, FtSettings::disabled(100, 50), 0);
         record.engine = self.kvm.map(|_| EngineKind::Kvm);
         record.power = if self.off { Power::Off } else { Power::On };
+        record.autostart = self.autostart;
         record.syncing_to = self.syncing_to.clone();
         set_ft(&mut record.ft, self.ft);
         VmState { record, claim: ClaimRecord::first(claim(&self.primary, self.secondary.as_ref(), self.generation)) }

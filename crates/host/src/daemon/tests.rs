@@ -260,7 +260,7 @@ fn protection_that_is_turned_off_leaves_the_claim_to_the_controller() {
     let settle = || place.daemon.act(&name, &Action::SettleClaim, None);
     // As long as it is to be protected, it stays the secondary's.
     assert_eq!(settle(), Ok(Outcome::NotWanted));
-    let begun = place.daemon.begin_ft(VM, FtAction::Off, None).unwrap();
+    let begun = place.daemon.begin_ft(VM, FtAction::Off).unwrap();
     assert_eq!((begun, place.claim()), (None, undecided.clone()));
     let taken_over = place.is_about_to_be_taken_over("b");
     assert!(settle().unwrap_err().contains("taken over by host b meanwhile"));

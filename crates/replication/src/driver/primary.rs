@@ -330,7 +330,7 @@ impl Primary {
     /// # Errors
     /// [`SetModeError`]: nothing has changed then.
     pub fn set_mode(&self, mode: FtMode) -> Result<(), SetModeError> {
-        if mode == FtMode::Lockstep && self.shared.engine == EngineKind::Kvm {
+        if !mode.runs_on(self.shared.engine) {
             return Err(SetModeError::Engine);
         }
         let mut core = self.shared.core();
