@@ -24,6 +24,7 @@
 //! | `replica` | the process of one replica |
 //! | `foreground` | a VM without a daemon, in the foreground of a terminal |
 //! | `sandbox` | what processes give up before they read what a guest or a peer sends |
+//! | `passing` | messages with which descriptors come |
 //! | `log_file` | logs that do not grow without end |
 //! | `paths` | where twinvm keeps things |
 
@@ -51,6 +52,7 @@ mod network_ends;
 mod operations;
 pub mod operator;
 mod owner;
+mod passing;
 pub mod paths;
 mod power;
 mod process;

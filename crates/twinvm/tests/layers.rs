@@ -158,7 +158,7 @@ const HOUSE: &[Crate] = &[
         name: "host",
         floor: 6,
         layers: &[
-            &["log_file", "paths", "sandbox"],
+            &["log_file", "passing", "paths", "sandbox"],
             &["foreground"],
             &["replica"],
             &["error", "folder", "hardware", "owner"],

@@ -117,12 +117,12 @@ fn with_vm<T>(
     engine: EngineKind,
     work: impl FnOnce(&dyn Fn() -> bool) -> Result<T>,
 ) -> Result<(T, Option<u64>)> {
-    let ends = open::Ends::start(spec)?;
+    let ends = open::Ends::start(&spec.name, &spec.networks)?;
     let console = ConsoleTail::default();
     let guest = open::guest(spec)?;
     let boot =
         Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
-    let parts = open::parts(spec, &ends, Box::new(console.clone()))?;
+    let parts = open::parts(open::disks(spec)?, ends.connect()?, Box::new(console.clone()))?;
     let mut vm = Vm::boot(open::config(spec)?, &boot, parts, engine, InputMode::Live)?;
     let control = vm.control();
     std::thread::scope(|scope| {

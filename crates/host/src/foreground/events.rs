@@ -23,6 +23,11 @@ pub enum Event<'a> {
         /// Why that engine.
         reason: &'a str,
     },
+    /// This machine's kernel cannot confine the VM's process to what it needs in every way.
+    ConfinedInPart {
+        /// What it does enforce.
+        enforced: String,
+    },
     /// Bytes on the console.
     Console {
         /// As text; bytes that are not UTF-8 are replaced.
@@ -115,6 +120,7 @@ impl Reporter {
             Event::Started { name, engine, reason } => {
                 format!("VM {name} runs on the {engine} engine ({reason}); Ctrl-] leaves")
             }
+            Event::ConfinedInPart { enforced } => format!("the sandbox is incomplete: {enforced}"),
             Event::Console { .. } => return,
             Event::Reset => "the guest resets".to_owned(),
             Event::TripleFault { place, count } => format!("triple fault {count}, the guest has crashed: {place}"),

@@ -1,5 +1,7 @@
 //! A VM that runs in the foreground of a terminal.
 
+pub mod broker;
+mod confined;
 pub mod events;
 pub mod open;
 pub mod output;
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use machine::bus::lock;
 use machine::control::Control;
 use machine::devices::serial::ConsoleSink;
@@ -23,21 +25,25 @@ use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::events::GuestEvent;
 use machine::generation::GenerationId;
+use machine::platform::Parts;
 use machine::triple_fault::TripleFault;
 use machine::vm::{Boot, Vm};
 use replication::lockstep::file::LogEnd;
-use spec::EngineKind;
-use spec::VmSpec;
+use spec::{EngineKind, VmSpec};
+use storage::disk::DiskImage;
 use terminal::interrupt;
 
+use broker::Broker;
 use events::{Event, Reporter};
-use open::Ends;
+use open::GuestFiles;
 use output::Output;
 use raw_terminal::RawTerminal;
 use recording::Recording;
-use requests::{Answer, Pending, Request, RequestServer, VmStatus};
-use snapshots::{Holds, Restoring, SnapshotDisks};
+use requests::{Answer, Pending, Request, RequestSocket, VmStatus};
 pub use snapshots::{OpenSnapshot, open_snapshot};
+
+use crate::sandbox::Enforced;
+use snapshots::{Restoring, SnapshotDisks};
 
 /// What to run.
 pub enum Start {
@@ -119,36 +125,25 @@ impl Current {
 
 /// Runs a VM until it ends.
 pub fn run(start: Start, options: &Options) -> Result<()> {
+    // What is dropped last comes first: the broker ends when nobody is heard any more.
+    let Opened { spec, guest, broker, requests, mut images, mut snapshot, enforced } =
+        Opened::confined(start, options.engine.0)?;
     let (reporter, _reports) = Reporter::start(options.json).context("cannot start to report")?;
     let screen = Output::start(io::stdout(), raw_terminal::left_out).context("cannot start to show the console")?;
-    let (spec, mut snapshot) = match start {
-        Start::Spec(spec) => (open::absolute(*spec)?, None),
-        Start::Snapshot(path) => {
-            let (spec, snapshot) = open_snapshot(&path)?;
-            (spec, Some((path, snapshot)))
-        }
-    };
-    open::config(&spec)?;
-    Recording::check(&spec, options.engine.0)?;
+    if !enforced.is_full() {
+        reporter.report(&Event::ConfinedInPart { enforced: enforced.to_string() });
+    }
     let current = Current::default();
     let (preparing, notified) = (current.clone(), current.clone());
     let prepare = move |request: &Request| preparing.prepare(request);
-    let (_server, pending) = RequestServer::start(&spec.name, prepare, move || notified.control(Control::pause))?;
-    let ends = Ends::start(&spec)?;
+    let pending = requests.serve(prepare, move || notified.control(Control::pause))?;
     let leaving = Leaving::default();
     let on_signal = (current.clone(), leaving.clone(), reporter.clone());
     interrupt::catch(move || {
         let (current, leaving, reporter) = &on_signal;
         current.control(|control| leaving.ask(control, reporter));
     })?;
-    let raw = if options.json { None } else { RawTerminal::enter()? };
-    if !options.json {
-        let (leaving, reporter) = (leaving.clone(), reporter.clone());
-        let (typing, left) = (current.clone(), current.clone());
-        let leave = move || left.control(|control| leaving.ask(control, &reporter));
-        // At the end of input the guest's console simply stays silent.
-        raw_terminal::feed_console(move |bytes| typing.type_on_console(bytes), leave, || ());
-    }
+    let raw = if options.json { None } else { connect_terminal(&current, &leaving, &reporter)? };
     let sink =
         || -> Box<dyn ConsoleSink> { if options.json { Box::new(reporter.clone()) } else { Box::new(screen.sink()) } };
     let (engine, reason) = (options.engine.0, options.engine.1.as_str());
@@ -158,9 +153,9 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     loop {
         let from = match snapshot.take() {
             Some((path, snapshot)) => From::Snapshot(Box::new(Restoring::begin(&path, &spec, snapshot)?)),
-            None => From::PowerOn(generation),
+            None => From::PowerOn(generation, images.take().map_or_else(|| open::disks(&spec), Ok)?),
         };
-        let Made { mut vm, recording, disks } = make(&spec, from, engine, &ends, sink())?;
+        let Made { mut vm, recording, disks } = make(&spec, &guest, from, engine, &broker, sink())?;
         current.set(Some(Reached { control: vm.control(), disks: disks.clone() }));
         reporter.report(&Event::Started { name: &spec.name, engine: engine.to_string(), reason });
         if let Some(recording) = &recording {
@@ -197,10 +192,62 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
     }
 }
 
+/// Feeds what is typed to the guest's console; the terminal in raw mode, if it is one.
+fn connect_terminal(current: &Current, leaving: &Leaving, reporter: &Reporter) -> Result<Option<RawTerminal>> {
+    let raw = RawTerminal::enter()?;
+    let (leaving, reporter) = (leaving.clone(), reporter.clone());
+    let (typing, left) = (current.clone(), current.clone());
+    let leave = move || left.control(|control| leaving.ask(control, &reporter));
+    // At the end of input the guest's console simply stays silent.
+    raw_terminal::feed_console(move |bytes| typing.type_on_console(bytes), leave, || ());
+    Ok(raw)
+}
+
+/// What a VM in the foreground has open when its process is confined.
+struct Opened {
+    spec: VmSpec,
+    /// Why not, if it cannot be booted: one that goes on from a snapshot need not be, before a reset.
+    guest: Result<GuestFiles>,
+    requests: RequestSocket,
+    broker: Broker,
+    /// Disks, of a VM that is booted.
+    images: Option<Vec<DiskImage>>,
+    snapshot: Option<(PathBuf, OpenSnapshot)>,
+    /// What confines it.
+    enforced: Enforced,
+}
+
+impl Opened {
+    /// Opens what the VM needs, and confines the process to it. It must not have more threads than one.
+    fn confined(start: Start, engine: EngineKind) -> Result<Self> {
+        let (spec, snapshot) = match start {
+            Start::Spec(spec) => (open::absolute(*spec)?, None),
+            Start::Snapshot(path) => {
+                let path = std::path::absolute(&path).with_context(|| format!("cannot resolve {}", path.display()))?;
+                let (spec, snapshot) = open_snapshot(&path)?;
+                (spec, Some((path, snapshot)))
+            }
+        };
+        open::config(&spec)?;
+        Recording::check(&spec, engine)?;
+        let requests = RequestSocket::bind(&spec.name)?;
+        let broker = Broker::start(&spec, requests.path())?;
+        let images = if snapshot.is_none() { Some(open::disks(&spec)?) } else { None };
+        if let Some((_, snapshot)) = &snapshot {
+            snapshots::note_bases(snapshot.head());
+        }
+        let guest = GuestFiles::of(&spec);
+        let open = snapshot.as_ref().map(|(path, snapshot)| (path.as_path(), snapshot));
+        let disks = images.as_deref().unwrap_or_default();
+        let enforced = confined::confine(&spec, engine, guest.as_ref().ok(), disks, open)?;
+        Ok(Self { spec, guest, requests, broker, images, snapshot, enforced })
+    }
+}
+
 /// What a VM begins from.
 enum From {
-    /// Power-on; after a reset it is the VM that it was, by this ID.
-    PowerOn(Option<GenerationId>),
+    /// Power-on with these disks; after a reset it is the VM that it was, by this ID.
+    PowerOn(Option<GenerationId>, Vec<DiskImage>),
     Snapshot(Box<Restoring>),
 }
 
@@ -213,17 +260,32 @@ struct Made {
 }
 
 /// Makes a VM. If it begins from a snapshot, its disks are replaced when that has succeeded.
-fn make(spec: &VmSpec, from: From, engine: EngineKind, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Made> {
+fn make(
+    spec: &VmSpec,
+    guest: &Result<GuestFiles>,
+    from: From,
+    engine: EngineKind,
+    broker: &Broker,
+    console: Box<dyn ConsoleSink>,
+) -> Result<Made> {
     let instructions = match &from {
-        From::PowerOn(_) => 0,
+        From::PowerOn(..) => 0,
         From::Snapshot(restoring) => restoring.saved.content.state.engine.processors.instructions,
     };
     let recording = Recording::new(spec, instructions)?;
     let mode = recording.as_ref().map_or(InputMode::Live, Recording::mode);
     let is_restored = matches!(from, From::Snapshot(_));
     let (mut vm, disks) = match from {
-        From::PowerOn(generation) => power_on(spec, generation, engine, mode, ends, console)?,
-        From::Snapshot(restoring) => go_on(*restoring, engine, mode, ends, console)?,
+        From::PowerOn(generation, images) => {
+            let disks = SnapshotDisks::of(&images);
+            let parts = open::parts(images, broker.connect()?, console)?;
+            (power_on(spec, guest, generation, engine, mode, parts)?, disks)
+        }
+        From::Snapshot(restoring) => {
+            let Restoring { disks: images, saved } = *restoring;
+            let disks = SnapshotDisks::of(&images);
+            (saved.go_on(open::parts(images, broker.connect()?, console)?, engine, mode)?, disks)
+        }
     };
     if let Some(recording) = &recording
         && let Err(error) = recording.begin(&mut vm, spec, &disks)
@@ -239,37 +301,20 @@ fn make(spec: &VmSpec, from: From, engine: EngineKind, ends: &Ends, console: Box
 
 fn power_on(
     spec: &VmSpec,
+    guest: &Result<GuestFiles>,
     generation: Option<GenerationId>,
     engine: EngineKind,
     mode: InputMode,
-    ends: &Ends,
-    console: Box<dyn ConsoleSink>,
-) -> Result<(Vm, SnapshotDisks)> {
-    let images = open::disks(spec)?;
-    let disks = SnapshotDisks::of(&images);
-    let parts = open::connect(images, ends, console)?;
-    let guest = open::guest(spec)?;
+    parts: Parts,
+) -> Result<Vm> {
+    let guest = guest.as_ref().map_err(|error| anyhow!("{error:#}"))?.read()?;
     let boot =
         Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
     let vm = Vm::boot(open::config(spec)?, &boot, parts, engine, mode)?;
     if let Some(generation) = generation {
         vm.keep_generation(generation)?;
     }
-    Ok((vm, disks))
-}
-
-fn go_on(
-    restoring: Restoring,
-    engine: EngineKind,
-    mode: InputMode,
-    ends: &Ends,
-    console: Box<dyn ConsoleSink>,
-) -> Result<(Vm, SnapshotDisks)> {
-    let Restoring { disks: images, saved } = restoring;
-    let disks = SnapshotDisks::of(&images);
-    let vm = saved.go_on(open::connect(images, ends, console)?, engine, mode)?;
-    disks.note_images();
-    Ok((vm, disks))
+    Ok(vm)
 }
 
 /// How a VM came to its end.
@@ -319,10 +364,11 @@ fn serve(
         while let Ok(request) = pending.try_recv() {
             let done = match &request.request {
                 Request::Status => Ok(()),
-                Request::Snapshot { path } => snapshots::write(vm, spec, disks, path, Holds::Memory).inspect(|()| {
-                    disks.note_snapshot(path);
-                    reporter.report(&Event::Snapshot { path });
-                }),
+                Request::Snapshot { path, replaces } => request
+                    .file()
+                    .and_then(|file| snapshots::write_to(file, vm, spec, disks, *replaces))
+                    .with_context(|| format!("cannot write snapshot {}", path.display()))
+                    .inspect(|()| reporter.report(&Event::Snapshot { path })),
                 Request::Stop { force: false } => {
                     vm.control().press_power_button();
                     Ok(())

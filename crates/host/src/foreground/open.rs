@@ -1,7 +1,7 @@
 //! From a VM spec to everything a VM is made of: files opened, images locked, network ends started.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,8 +13,7 @@ use machine::platform::Parts;
 use machine::vm::VmConfig;
 use network::end::{EndConfig, EndProcess, Lifetime};
 use network::{Attach, FrameBackend, Link};
-use spec::MacAddr;
-use spec::{DiskSpec, VmSpec};
+use spec::{DiskSpec, MacAddr, NetworkSpec, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, settle};
 use storage::image::{Image, ImageStore};
 
@@ -26,6 +25,16 @@ pub struct Guest {
     pub kernel: Vec<u8>,
     /// Initial RAM disk.
     pub initrd: Option<Vec<u8>>,
+    /// Kernel command line.
+    pub command_line: String,
+}
+
+/// The same by its files.
+pub struct GuestFiles {
+    /// Kernel file.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
     /// Kernel command line.
     pub command_line: String,
 }
@@ -75,77 +84,108 @@ fn image_of(spec: &VmSpec, name: &str) -> Result<Image> {
     }
 }
 
+impl GuestFiles {
+    /// Finds kernel and initrd.
+    pub fn of(spec: &VmSpec) -> Result<Self> {
+        let image = spec.image.as_deref().map(|name| image_of(spec, name)).transpose()?;
+        let kernel = spec
+            .kernel
+            .clone()
+            .or_else(|| image.as_ref().map(Image::kernel))
+            .ok_or_else(|| anyhow!("the spec names no kernel"))?;
+        let initrd = spec.initrd.clone().or_else(|| image.as_ref().map(Image::initrd));
+        let command_line = spec
+            .cmdline
+            .clone()
+            .or_else(|| image.as_ref().map(|image| image.manifest().cmdline.clone()))
+            .unwrap_or_else(|| "console=ttyS0".to_owned());
+        Ok(Self { kernel, initrd, command_line: command_line + &spec.identity_parameters() })
+    }
+
+    /// Reads them.
+    pub fn read(&self) -> Result<Guest> {
+        Ok(Guest {
+            kernel: read("kernel", &self.kernel)?,
+            initrd: self.initrd.as_deref().map(|path| read("initrd", path)).transpose()?,
+            command_line: self.command_line.clone(),
+        })
+    }
+}
+
 /// Reads kernel and initrd.
 pub fn guest(spec: &VmSpec) -> Result<Guest> {
-    let image = spec.image.as_deref().map(|name| image_of(spec, name)).transpose()?;
-    let kernel = spec
-        .kernel
-        .clone()
-        .or_else(|| image.as_ref().map(Image::kernel))
-        .ok_or_else(|| anyhow!("the spec names no kernel"))?;
-    let initrd = spec.initrd.clone().or_else(|| image.as_ref().map(Image::initrd));
-    let command_line = spec
-        .cmdline
-        .clone()
-        .or_else(|| image.as_ref().map(|image| image.manifest().cmdline.clone()))
-        .unwrap_or_else(|| "console=ttyS0".to_owned());
-    Ok(Guest {
-        kernel: read("kernel", &kernel)?,
-        initrd: initrd.map(|path| read("initrd", &path)).transpose()?,
-        command_line: command_line + &spec.identity_parameters(),
-    })
+    GuestFiles::of(spec)?.read()
+}
+
+/// The network cards of a VM, as far as they are known before they are connected.
+pub fn cards(vm: &str, networks: &[NetworkSpec]) -> Vec<NetConfig> {
+    let mac = |(network, number): (&NetworkSpec, u32)| network.mac().unwrap_or_else(|| MacAddr::for_vm(vm, number));
+    networks.iter().zip(0..).map(|card| NetConfig { mac: mac(card), mtu: 0 }).collect()
 }
 
 /// The processes that stand between a VM's network cards and the world. They end when this is dropped.
 pub struct Ends {
     ends: Vec<EndProcess>,
-    configs: Vec<NetConfig>,
+    cards: Vec<NetConfig>,
 }
 
 impl Ends {
-    /// Starts an end for each network of the spec.
-    pub fn start(spec: &VmSpec) -> Result<Self> {
+    /// Starts an end for each network of a VM.
+    pub fn start(vm: &str, networks: &[NetworkSpec]) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot find the twinvm program")?;
+        let cards = cards(vm, networks);
         let mut ends = Vec::new();
-        let mut configs = Vec::new();
-        for (number, network) in spec.networks.iter().enumerate() {
-            let mac = network.mac().unwrap_or_else(|| MacAddr::for_vm(&spec.name, number as u32));
-            let config = EndConfig { network: network.clone(), guest_mac: mac, lifetime: Lifetime::WithParent };
-            let socket = paths::runtime_dir()?.join(format!("net-{}-{number}-{}.sock", spec.name, std::process::id()));
+        for (number, (network, card)) in networks.iter().zip(&cards).enumerate() {
+            let config = EndConfig { network: network.clone(), guest_mac: card.mac, lifetime: Lifetime::WithParent };
+            let socket = paths::runtime_dir()?.join(format!("net-{vm}-{number}-{}.sock", std::process::id()));
             let end = EndProcess::spawn(&exe, &config, &socket, Stdio::inherit())
                 .with_context(|| format!("network {number}"))?;
             ends.push(end);
-            configs.push(NetConfig { mac, mtu: 0 });
         }
-        Ok(Self { ends, configs })
+        Ok(Self { ends, cards })
+    }
+
+    /// Where one of them listens.
+    pub fn socket(&self, number: usize) -> Option<&Path> {
+        self.ends.get(number).map(EndProcess::socket)
     }
 
     /// Connects a VM to them, in place of the one before, if any.
-    fn connect(&self) -> Result<Vec<(NetConfig, Box<dyn FrameBackend>)>> {
+    pub fn connect(&self) -> Result<Cards> {
         self.ends
             .iter()
-            .zip(&self.configs)
-            .map(|(end, config)| {
+            .zip(&self.cards)
+            .map(|(end, card)| {
                 let link = Link::connect(end.socket(), &Attach::default())?;
-                Ok((NetConfig { mtu: link.mtu(), ..*config }, Box::new(link) as Box<dyn FrameBackend>))
+                Ok((NetConfig { mtu: link.mtu(), ..*card }, Box::new(link) as Box<dyn FrameBackend>))
             })
             .collect()
     }
 }
 
-/// Opens the disks and connects everything else.
-pub fn parts(spec: &VmSpec, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Parts> {
-    connect(disks(spec)?, ends, console)
-}
+/// Network cards that are connected.
+pub type Cards = Vec<(NetConfig, Box<dyn FrameBackend>)>;
 
-/// Connects disks that are open, and everything else.
-pub fn connect(disks: Vec<DiskImage>, ends: &Ends, console: Box<dyn ConsoleSink>) -> Result<Parts> {
+/// The parts of a VM with these disks and cards.
+pub fn parts(disks: Vec<DiskImage>, cards: Cards, console: Box<dyn ConsoleSink>) -> Result<Parts> {
     Ok(Parts {
         disks: disks.into_iter().map(|disk| Box::new(ImageDisk::new(disk)) as Box<dyn BlockBackend>).collect(),
-        cards: ends.connect()?,
+        cards,
         console,
         entropy: Box::new(OsEntropy::open().context("cannot open /dev/urandom")?),
     })
+}
+
+/// The files that something is based on, and where their digests are kept.
+pub fn base_files(mut next: Option<Backing>) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    while let Some(backing) = next {
+        files.push(BaseIdentity::kept_at(&backing.path).unwrap_or_default());
+        files.push(backing.path.clone());
+        let options = DiskOptions { format: Some(backing.format), read_only: true, direct: false };
+        next = DiskImage::open(&backing.path, options)?.backing().cloned();
+    }
+    Ok(files)
 }
 
 /// Opens the disks, and creates those that begin as an image.

@@ -92,7 +92,7 @@ impl Recording {
     /// Keeps how the VM is, which has not run yet.
     pub fn begin(&self, vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks) -> Result<()> {
         snapshots::write(vm, spec, disks, &self.snapshot, Holds::Memory)?;
-        disks.note_snapshot(&self.snapshot);
+        snapshots::note_snapshot(&self.snapshot);
         // A replay, too, counts pages as touched from here on.
         vm.harvest()?.acknowledge();
         let name = self.snapshot.file_name().and_then(|name| name.to_str()).unwrap_or_default();

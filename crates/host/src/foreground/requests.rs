@@ -1,18 +1,27 @@
 //! Requests to a VM that runs in the foreground: a socket, a line of JSON each way.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::net::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
+use storage::disk::Replacement;
 
+use super::snapshots::note_snapshot;
+use crate::passing::{receive_bytes, send_bytes};
 use crate::paths;
 
 /// Longest request or answer, in bytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
+/// How long the broker of a VM that was killed may take to tidy up.
+const BROKER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -22,10 +31,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Request {
     /// What the VM is and does.
     Status,
-    /// Save it to a file, memory and disks included, and go on.
+    /// Save it to the file that comes with the request, memory and disks included, and go on. The VM's process may open no file: who asks does, and puts it
+    /// in its place.
     Snapshot {
-        /// The file; absolute.
+        /// What the file is going to be; absolute.
         path: PathBuf,
+        /// What is there now, by the numbers of its device and its inode.
+        replaces: Option<(u64, u64)>,
     },
     /// Press the power button, or pull the plug.
     Stop {
@@ -74,34 +86,40 @@ pub struct VmStatus {
 pub struct Pending {
     /// What is asked.
     pub request: Request,
+    file: Option<File>,
     answer: Sender<Answer>,
 }
 
 impl Pending {
+    /// The file that came with it.
+    pub fn file(&self) -> Result<File> {
+        Ok(self.file.as_ref().context("the request brings no file")?.try_clone()?)
+    }
+
     /// Answers it. A client that has gone away is no error.
     pub fn answer(self, answer: Answer) {
         let _ = self.answer.send(answer);
     }
 }
 
-/// The socket of one VM; removed when dropped.
-pub struct RequestServer {
+/// The socket of one VM, at which nobody is heard yet. When it is dropped nobody is heard any more; it is removed, unless this process may not by then.
+pub struct RequestSocket {
     path: PathBuf,
+    listener: UnixListener,
 }
 
-impl RequestServer {
-    /// Listens for requests to the VM `name`, and calls `prepare` before and `notify` after each that it queues. Refused if a VM of that
-    /// name runs.
-    pub fn start(
-        name: &str,
-        prepare: impl Fn(&Request) -> Result<()> + Send + 'static,
-        notify: impl Fn() + Send + 'static,
-    ) -> Result<(Self, Receiver<Pending>)> {
+impl RequestSocket {
+    /// Makes the socket of the VM `name`. Refused if a VM of that name runs.
+    pub fn bind(name: &str) -> Result<Self> {
         let path = socket_path(name)?;
         if UnixStream::connect(&path).is_ok() {
             bail!("a VM named {name} is running already: stop it with `twinvm vm stop {name}`, or choose another name");
         }
-        // A socket that nobody listens on is left from a process that was killed.
+        // A socket that nobody listens on is left from a process that was killed: its broker removes it when the ports of its network are free again.
+        let deadline = Instant::now() + BROKER_PATIENCE;
+        while path.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {}", path.display()));
@@ -109,19 +127,40 @@ impl RequestServer {
             _ => {}
         }
         let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
+        Ok(Self { path, listener })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Hears requests, and calls `prepare` before and `notify` after each that it queues.
+    pub fn serve(
+        &self,
+        prepare: impl Fn(&Request) -> Result<()> + Send + 'static,
+        notify: impl Fn() + Send + 'static,
+    ) -> Result<Receiver<Pending>> {
+        let listener = self.listener.try_clone().context("cannot listen for requests")?;
         let (queue, pending) = channel();
         std::thread::spawn(move || {
-            for connection in listener.incoming().flatten() {
-                // Who asked is told, or has gone: nobody here has to know.
-                let _ = serve(connection, &queue, &prepare, &notify);
+            for connection in listener.incoming() {
+                match connection {
+                    // Who asked is told, or has gone: nobody here has to know.
+                    Ok(connection) => drop(serve(connection, &queue, &prepare, &notify)),
+                    Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return,
+                    Err(_) => {}
+                }
             }
         });
-        Ok((Self { path }, pending))
+        Ok(pending)
     }
 }
 
-impl Drop for RequestServer {
+impl Drop for RequestSocket {
     fn drop(&mut self) {
+        // Whoever connects from now on is refused, and the thread that hears requests ends.
+        let _ = shutdown(&self.listener, Shutdown::Both);
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -133,16 +172,13 @@ fn serve(
     notify: &impl Fn(),
 ) -> Result<()> {
     connection.set_read_timeout(Some(REQUEST_TIMEOUT))?;
-    let mut line = String::new();
-    if BufReader::new((&connection).take(LINE_BYTES_MAX)).read_line(&mut line)? == 0 {
-        // Somebody looked whether the VM is there.
-        return Ok(());
-    }
-    let request = serde_json::from_str(&line).map_err(|error| anyhow!("not a request: {error}"));
+    // Nothing if somebody looked whether the VM is there.
+    let Some((line, file)) = receive_line(&connection)? else { return Ok(()) };
+    let request = serde_json::from_slice(&line).map_err(|error| anyhow!("not a request: {error}"));
     let answer = match request.and_then(|request| prepare(&request).map(|()| request)) {
         Ok(request) => {
             let (answer, answered) = channel();
-            queue.send(Pending { request, answer }).map_err(|_| anyhow!("the VM has ended"))?;
+            queue.send(Pending { request, file, answer }).map_err(|_| anyhow!("the VM has ended"))?;
             notify();
             answered.recv().unwrap_or_else(|_| Answer::Failed { message: "the VM has ended".to_owned() })
         }
@@ -153,12 +189,46 @@ fn serve(
     Ok((&connection).write_all(line.as_bytes())?)
 }
 
-/// Sends a request to the running VM `name` and waits for its answer.
-pub fn ask(name: &str, request: &Request) -> Result<VmStatus> {
-    ask_at(&socket_path(name)?, request).with_context(|| format!("VM {name}"))
+/// A request, and the file that comes with it; nothing if whoever has connected goes without a word.
+fn receive_line(connection: &UnixStream) -> Result<Option<(Vec<u8>, Option<File>)>> {
+    let (mut line, mut file) = (Vec::new(), None);
+    let mut part = [0; 4096];
+    while !line.contains(&b'\n') {
+        if line.len() as u64 >= LINE_BYTES_MAX {
+            bail!("a request of {} bytes is too long", line.len());
+        }
+        let Some((length, descriptor)) = receive_bytes(connection, &mut part)? else { break };
+        line.extend_from_slice(part.get(..length).unwrap_or_default());
+        file = file.or(descriptor.map(File::from));
+    }
+    Ok(Some((line, file)).filter(|(line, _)| !line.is_empty()))
 }
 
-fn ask_at(path: &Path, request: &Request) -> Result<VmStatus> {
+/// Sends a request to the running VM `name` and waits for its answer.
+pub fn ask(name: &str, request: &Request) -> Result<VmStatus> {
+    ask_with(name, request, None)
+}
+
+/// Has the running VM `name` saved to a file, which is there when it is complete.
+pub fn save(name: &str, path: &Path) -> Result<VmStatus> {
+    let replaces = std::fs::metadata(path).ok().map(|there| (there.dev(), there.ino()));
+    let request = Request::Snapshot { path: path.to_owned(), replaces };
+    let cannot = || format!("cannot write snapshot {}", path.display());
+    // Before a file is made for nobody.
+    ask(name, &Request::Status)?;
+    let mut replacement = Replacement::new();
+    replacement.add_private(path).with_context(cannot)?;
+    let status = ask_with(name, &request, Some(&replacement.file(0).with_context(cannot)?))?;
+    replacement.commit().with_context(cannot)?;
+    note_snapshot(path);
+    Ok(status)
+}
+
+fn ask_with(name: &str, request: &Request, file: Option<&File>) -> Result<VmStatus> {
+    ask_at(&socket_path(name)?, request, file).with_context(|| format!("VM {name}"))
+}
+
+fn ask_at(path: &Path, request: &Request, file: Option<&File>) -> Result<VmStatus> {
     let connection = UnixStream::connect(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
             anyhow!("is not running here; see `twinvm vm list`")
@@ -167,7 +237,7 @@ fn ask_at(path: &Path, request: &Request) -> Result<VmStatus> {
     })?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
-    (&connection).write_all(line.as_bytes())?;
+    send_bytes(&connection, line.as_bytes(), file.map(AsFd::as_fd))?;
     let mut answer = String::new();
     BufReader::new((&connection).take(LINE_BYTES_MAX)).read_line(&mut answer)?;
     if answer.is_empty() {
@@ -185,7 +255,7 @@ pub fn running() -> Result<Vec<VmStatus>> {
     for entry in std::fs::read_dir(paths::runtime_dir()?)?.flatten() {
         let name = entry.file_name();
         if name.to_str().is_some_and(|name| name.starts_with("vm-") && name.ends_with(".sock"))
-            && let Ok(status) = ask_at(&entry.path(), &Request::Status)
+            && let Ok(status) = ask_at(&entry.path(), &Request::Status, None)
         {
             found.push(status);
         }

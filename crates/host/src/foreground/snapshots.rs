@@ -72,19 +72,19 @@ impl SnapshotDisks {
         spec
     }
 
-    /// Notes which images the disks are based on now.
-    pub fn note_images(&self) {
-        for disk in self.disks.iter().filter(|disk| disk.format == DiskFormat::Qcow2) {
-            open::note_image(&disk.path);
+    /// What a snapshot says in its beginning. `replaces`: the file whose place it takes, by device and inode.
+    fn head(
+        &self,
+        config: VmConfig,
+        spec: &VmSpec,
+        replaces: Option<(u64, u64)>,
+        holds: Holds,
+    ) -> Result<SnapshotHead> {
+        if replaces.is_some_and(|file| self.disks.iter().any(|disk| disk.uses(file))) {
+            bail!("it would take the place of a disk of this VM: give the snapshot another name");
         }
-    }
-
-    /// Notes that a snapshot that was written needs the images that its disks are based on. The VM has them still, so none has been removed before this.
-    pub fn note_snapshot(&self, snapshot: &Path) {
-        let bases: Vec<&Path> = self.disks.iter().filter_map(|disk| Some(disk.base.as_ref()?.path.as_path())).collect();
-        if let Err(error) = open::images().and_then(|images| Ok(images.note_snapshot(snapshot, &bases)?)) {
-            tracing::warn!("nobody will know that snapshot {} needs an image: {error:#}", snapshot.display());
-        }
+        let spec = spec::to_toml(&self.spec(spec))?;
+        Ok(SnapshotHead { config, spec, disks: self.for_snapshot()?, has_memory: holds == Holds::Memory })
     }
 
     fn for_snapshot(&self) -> Result<Vec<SnapshotDisk>> {
@@ -113,10 +113,9 @@ impl Known {
         Ok(SnapshotDisk { path: self.path.clone(), read_only: self.read_only, mode: metadata.mode() & 0o7777, base })
     }
 
-    /// Whether the VM's disk is this file, or needs it.
-    fn uses(&self, file: &fs::Metadata) -> bool {
-        let is_it =
-            |path: &Path| fs::metadata(path).is_ok_and(|own| (own.dev(), own.ino()) == (file.dev(), file.ino()));
+    /// Whether the VM's disk is this file, by device and inode, or needs it.
+    fn uses(&self, file: (u64, u64)) -> bool {
+        let is_it = |path: &Path| fs::metadata(path).is_ok_and(|own| (own.dev(), own.ino()) == file);
         is_it(&self.path) || self.base.as_ref().is_some_and(|base| is_it(&base.path))
     }
 }
@@ -143,6 +142,19 @@ pub fn write_disks(spec: &VmSpec, disks: &SnapshotDisks, path: &Path) -> Result<
     write_with(config, spec, disks, path, Holds::DisksAlone, write_disk_snapshot)
 }
 
+/// The same of a paused VM to a file that is open, which somebody else puts in its place. `replaces` is what is there now, by device and inode.
+pub fn write_to(
+    file: File,
+    vm: &mut Vm,
+    spec: &VmSpec,
+    disks: &SnapshotDisks,
+    replaces: Option<(u64, u64)>,
+) -> Result<()> {
+    let head = disks.head(vm.config().clone(), spec, replaces, Holds::Memory)?;
+    vm.write_snapshot(&head, BufWriter::new(file))?.flush()?;
+    Ok(())
+}
+
 fn write_with(
     config: VmConfig,
     spec: &VmSpec,
@@ -151,15 +163,9 @@ fn write_with(
     holds: Holds,
     write: impl FnOnce(&SnapshotHead, BufWriter<File>) -> Result<BufWriter<File>, VmError>,
 ) -> Result<()> {
-    let spec = disks.spec(spec);
-    if let Ok(file) = fs::metadata(path)
-        && disks.disks.iter().any(|disk| disk.uses(&file))
-    {
-        bail!("{} is a disk of this VM: give the snapshot another name", path.display());
-    }
-    let has_memory = holds == Holds::Memory;
-    let head = SnapshotHead { config, spec: spec::to_toml(&spec)?, disks: disks.for_snapshot()?, has_memory };
+    let replaces = fs::metadata(path).ok().map(|there| (there.dev(), there.ino()));
     let write = || -> Result<()> {
+        let head = disks.head(config, spec, replaces, holds)?;
         let mut replacement = Replacement::new();
         replacement.add_private(path)?;
         let mut out = write(&head, BufWriter::new(replacement.file(0)?))?;
@@ -168,6 +174,28 @@ fn write_with(
         Ok(replacement.commit()?)
     };
     write().with_context(|| format!("cannot write snapshot {}", path.display()))
+}
+
+/// Notes that a snapshot that was written needs the images that its disks are based on. A VM has them still, so none has been removed before this.
+pub(super) fn note_snapshot(snapshot: &Path) {
+    let noted = open_snapshot(snapshot).and_then(|(_, written)| {
+        let bases = written.head().disks.iter().filter_map(|disk| Some(disk.base.as_ref()?.path.as_path()));
+        let bases: Vec<&Path> = bases.collect();
+        Ok(open::images()?.note_snapshot(snapshot, &bases)?)
+    });
+    if let Err(error) = noted {
+        tracing::warn!("nobody will know that snapshot {} needs an image: {error:#}", snapshot.display());
+    }
+}
+
+/// Notes which images disks are going to be based on that are brought back from a snapshot.
+pub(super) fn note_bases(head: &SnapshotHead) {
+    for disk in head.disks.iter().filter(|disk| !disk.read_only) {
+        let Some(base) = &disk.base else { continue };
+        if let Err(error) = open::images().and_then(|images| Ok(images.note_disk_on(&disk.path, &base.path)?)) {
+            tracing::warn!("nobody will know that {} is based on an image: {error:#}", disk.path.display());
+        }
+    }
 }
 
 /// A snapshot file that is open.

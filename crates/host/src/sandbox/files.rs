@@ -50,9 +50,6 @@ impl Confinement {
         for path in &self.writable {
             rules = allow(rules, path, write)?;
         }
-        for path in &self.removable {
-            rules = allow(rules, path, AccessFs::RemoveFile.into())?;
-        }
         rules.restrict_self()?;
         Ok(())
     }

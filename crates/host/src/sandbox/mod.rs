@@ -21,19 +21,31 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, AtFlags, CWD, access, accessat};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_keep_capabilities, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use serde::{Deserialize, Serialize};
+
+/// What says what the machine can do, and devices that anybody may use.
+pub const MACHINE: [&str; 8] = [
+    "/dev/null",
+    "/dev/urandom",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/sys/devices/system",
+    "/sys/kernel/mm/hugepages",
+    "/sys/kernel/mm/transparent_hugepage",
+    "/sys/module/kvm",
+];
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A replica of a VM.
+    /// It runs a VM: a replica, or in the foreground.
     Replica,
     /// A network end of a bridge: it has the TAP device open.
     BridgeEnd,
@@ -53,8 +65,6 @@ pub struct Confinement {
     pub readable: Vec<PathBuf>,
     /// Files and devices it reads and writes, and folders in which it makes and removes files.
     pub writable: Vec<PathBuf>,
-    /// Folders from which it may remove files, and nothing more.
-    pub removable: Vec<PathBuf>,
 }
 
 /// What of a confinement this machine's kernel enforces.
@@ -68,7 +78,7 @@ pub struct Enforced {
     pub no_private_root: Option<String>,
     /// Whom it has become.
     pub user: Option<u32>,
-    /// It may read files that are named and that only others may read: that is its one capability.
+    /// It may read files that are named and that only others may read, or as root, which stays who it is, write them: by the one kind of capability that it has.
     pub reads_for_others: bool,
 }
 
@@ -114,8 +124,7 @@ impl fmt::Display for Enforced {
 impl Confinement {
     /// One that leaves a replica nothing, to find out what can be enforced.
     pub fn of_nothing(user: Option<u32>) -> Self {
-        let (readable, writable, removable) = (Vec::new(), Vec::new(), Vec::new());
-        Self { kind: Kind::Replica, user, readable, writable, removable }
+        Self { kind: Kind::Replica, user, readable: Vec::new(), writable: Vec::new() }
     }
 
     /// Enters it. What the kernel does not have is left out: [`Enforced`] says so, for the log.
@@ -145,7 +154,7 @@ impl Confinement {
             self.restrict_files().context("Landlock")?;
         }
         if enforced.seccomp {
-            seccomp::enter(self.kind, !self.removable.is_empty()).context("seccomp")?;
+            seccomp::enter(self.kind).context("seccomp")?;
         }
         Ok(enforced)
     }
@@ -154,7 +163,7 @@ impl Confinement {
     /// their owner may read them: what is named can be read then, and nothing else is in sight.
     fn become_user(&self) -> Result<CapabilitySet> {
         let none = CapabilitySet::empty();
-        let Some(user) = self.user else { return Ok(none) };
+        let Some(user) = self.user else { return self.rights_of_root() };
         let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
         set_keep_capabilities(true)?;
         set_thread_groups(&[])?;
@@ -162,6 +171,22 @@ impl Confinement {
         set_thread_res_uid(uid, uid, uid)?;
         let is_refused = |path: &PathBuf| access(path, Access::READ_OK) == Err(Errno::ACCESS);
         Ok(if self.readable.iter().any(is_refused) { CapabilitySet::DAC_READ_SEARCH } else { none })
+    }
+
+    /// What root needs to be able to do with others' files that are named to it, when it stays who it is: by its capabilities it could before.
+    fn rights_of_root(&self) -> Result<CapabilitySet> {
+        let none = CapabilitySet::empty();
+        if !geteuid().is_root() {
+            return Ok(none);
+        }
+        let before = capabilities(None)?;
+        set_capabilities(None, CapabilitySets { effective: none, ..before })?;
+        let is_refused = |path: &PathBuf, how| accessat(CWD, path, how, AtFlags::EACCESS) == Err(Errno::ACCESS);
+        let reads = self.readable.iter().any(|path| is_refused(path, Access::READ_OK));
+        let writes = self.writable.iter().any(|path| is_refused(path, Access::READ_OK | Access::WRITE_OK));
+        let wanted = [(reads, CapabilitySet::DAC_READ_SEARCH), (writes, CapabilitySet::DAC_OVERRIDE)];
+        let wanted = wanted.into_iter().filter(|(is_wanted, _)| *is_wanted).fold(none, |all, (_, one)| all | one);
+        Ok(wanted & before.permitted)
     }
 }
 
@@ -173,9 +198,7 @@ pub fn log(enforced: &Enforced) {
         tracing::warn!("the sandbox is incomplete: {enforced}");
     }
     if enforced.reads_for_others {
-        tracing::info!(
-            "some of the VM's images can be read by their owner only: this process reads them by a capability"
-        );
+        tracing::info!("some of the VM's files are open to their owner only: this process has them by a capability");
     }
 }
 

@@ -59,7 +59,7 @@ pub fn enter(confinement: &Confinement) -> io::Result<()> {
 /// What is to be in it and is there, each folder before what is in it.
 fn shown(confinement: &Confinement) -> io::Result<Vec<Shown>> {
     let readable = confinement.readable.iter().map(|path| (path, false));
-    let writable = confinement.writable.iter().chain(&confinement.removable).map(|path| (path, true));
+    let writable = confinement.writable.iter().map(|path| (path, true));
     let mut shown = Vec::new();
     for (path, is_writable) in readable.chain(writable) {
         match fs::canonicalize(path) {

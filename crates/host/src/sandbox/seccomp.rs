@@ -31,8 +31,8 @@ pub fn is_offered() -> bool {
     result == 0
 }
 
-/// Filters the system calls of the calling thread and those that it starts. A network end may remove files only if it `removes` any.
-pub fn enter(kind: Kind, removes: bool) -> Result<()> {
+/// Filters the system calls of the calling thread and those that it starts.
+pub fn enter(kind: Kind) -> Result<()> {
     report_refusals().context("cannot handle SIGSYS")?;
     // The C library blocks all signals where it makes threads and processes: a trap would end the process there. What is asked of `clone3` is
     // in memory, where no filter looks: `clone` is used if there is none.
@@ -56,8 +56,8 @@ pub fn enter(kind: Kind, removes: bool) -> Result<()> {
         (libc::SYS_kill, to_others()?),
         (libc::SYS_tgkill, to_others()?),
     ]);
-    if kind != Kind::Replica && !removes {
-        // An end tries to remove its socket when it ends; whoever has started one that outlives its VM does so after it.
+    if kind != Kind::Replica {
+        // An end tries to remove its socket when it ends; whoever has started one does so after it.
         denied.insert(libc::SYS_unlink, Vec::new());
     }
     apply_filter(&program(denied, SeccompAction::Allow, fails(libc::EPERM))?)?;

@@ -48,7 +48,6 @@ fn replica(world: &Path) -> Confinement {
         user: user(),
         readable: vec![world.join("images/base.raw"), "/dev/urandom".into(), "/proc/meminfo".into()],
         writable: vec![world.join("vms/v"), "/dev/null".into()],
-        removable: Vec::new(),
     }
 }
 
@@ -362,7 +361,6 @@ fn as_a_hostile_network_end_alone() {
         user: user(),
         readable: vec!["/etc/resolv.conf".into()],
         writable: Vec::new(),
-        removable: Vec::new(),
     };
     let enforced = confinement.enter().unwrap();
     if enforced.landlock > 0 {

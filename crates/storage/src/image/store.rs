@@ -13,6 +13,7 @@ use spec::DiskFormat;
 use super::build::Builder;
 use super::manifest::Manifest;
 use super::spec::validate_name;
+use super::users::UserKind;
 use super::versions::{Need, Versions, lock_root_disk};
 use super::{ImageError, ImageSpec, Incoming, Progress, PullSpec, Stage};
 use crate::disk::{Backing, create_qcow2};
@@ -258,6 +259,23 @@ impl ImageStore {
         }
         let _lock = self.lock_if_writable()?;
         self.versions().note_users(disk)
+    }
+
+    /// The folder in which it is noted who needs `base`, if that is the root disk of an image of this store, and somebody does.
+    pub fn notes_of(&self, base: &Path) -> Option<PathBuf> {
+        self.versions().notes_of(base)
+    }
+
+    /// Notes that the disk at `disk` is about to be based on `base`, if that is of an image of this store: it stays for as long as the disk is.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`].
+    pub fn note_disk_on(&self, disk: &Path, base: &Path) -> Result<(), ImageError> {
+        if !self.dir.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock_if_writable()?;
+        self.versions().note_user_of(UserKind::Disk, disk, base)
     }
 
     /// Notes that the snapshot in the file `snapshot` can only be restored over `bases`, of which images of this store stay for as long as that file is there.

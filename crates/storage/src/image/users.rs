@@ -17,7 +17,7 @@ use crate::disk::{DiskError, recorded_backing};
 use crate::durable::{self, FileId, Readers};
 
 /// Folder of a version with a note for each user.
-const USERS: &str = "users";
+pub(super) const USERS: &str = "users";
 
 /// What a user is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

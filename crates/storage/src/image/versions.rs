@@ -15,7 +15,7 @@ use spec::DiskFormat;
 use super::ImageError;
 use super::manifest::Manifest;
 use super::store::{Image, hex};
-use super::users::{UserKind, note_user, users};
+use super::users::{USERS, UserKind, note_user, users};
 use crate::disk::{Access, DiskError, ImageLock, recorded_backing};
 use crate::durable::sync_folder_of;
 use crate::file_lock::FileLock;
@@ -166,17 +166,25 @@ impl Versions {
 
     /// Notes that a snapshot needs what its disks are based on, as far as that is of this store.
     pub fn note_snapshot(&self, snapshot: &Path, bases: &[&Path]) -> Result<(), ImageError> {
+        bases.iter().try_for_each(|base| self.note_user_of(UserKind::Snapshot, snapshot, base))
+    }
+
+    /// The folder of notes of the version that a file is the root disk of.
+    pub fn notes_of(&self, base: &Path) -> Option<PathBuf> {
+        let (dir, path) = (fs::canonicalize(&self.dir).ok()?, fs::canonicalize(base).ok()?);
+        Some(folder_of_root_disk(&dir, &path)?.join(USERS)).filter(|notes| notes.is_dir())
+    }
+
+    /// Notes that something needs a file, as far as that is of this store.
+    pub fn note_user_of(&self, kind: UserKind, user: &Path, base: &Path) -> Result<(), ImageError> {
         let Ok(dir) = fs::canonicalize(&self.dir) else { return Ok(()) };
-        let snapshot = std::path::absolute(snapshot).map_err(ImageError::at(snapshot))?;
-        for base in bases {
-            let Ok(path) = fs::canonicalize(base) else { continue };
-            match folder_of_root_disk(&dir, &path) {
-                Some(version) => note_user(version, UserKind::Snapshot, &snapshot)?,
-                // A disk of its own, which may be based on an image.
-                None => self.note_users(&path)?,
-            }
+        let user = std::path::absolute(user).map_err(ImageError::at(user))?;
+        let Ok(path) = fs::canonicalize(base) else { return Ok(()) };
+        match folder_of_root_disk(&dir, &path) {
+            Some(version) => note_user(version, kind, &user),
+            // A disk of its own, which may be based on an image.
+            None => self.note_users(&path),
         }
-        Ok(())
     }
 
     /// The image that a disk in qcow2 format is based on, itself or by others in between, if it is of this store: also one that has no name any more.

@@ -21,6 +21,7 @@ mod operator;
 mod replay;
 mod replica;
 mod run;
+mod run_broker;
 mod top;
 mod vm;
 mod wait;
@@ -96,6 +97,8 @@ enum Command {
     #[command(hide = true)]
     Broker(broker::BrokerArguments),
     #[command(hide = true)]
+    RunBroker(run_broker::RunBrokerArguments),
+    #[command(hide = true)]
     Replica(replica::ReplicaArguments),
     #[command(hide = true)]
     DiskJob,
@@ -121,6 +124,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Top(arguments) => top::run(&arguments),
         Command::NetEnd(arguments) => net_end::run(arguments),
         Command::Broker(arguments) => broker::run(&arguments),
+        Command::RunBroker(arguments) => run_broker::run(&arguments),
         Command::Replica(arguments) => replica::run(&arguments),
         Command::DiskJob => disk_job::run(),
     }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use host::sandbox::{Confinement, Kind};
-use network::end::{EndConfig, EndError, Lifetime};
+use network::end::{EndConfig, EndError};
 use spec::NetworkSpec;
 
 #[derive(Args)]
@@ -31,14 +31,8 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
         NetworkSpec::User(_) => Kind::UserEnd,
         NetworkSpec::Bridge(_) => Kind::BridgeEnd,
     };
-    // One that ends with the process that has started it has nobody else to remove its socket if that process was killed. The folder
-    // is the one for sockets of the user's VMs.
-    let removable = match config.lifetime {
-        Lifetime::WithParent => arguments.socket.parent().map(PathBuf::from).into_iter().collect(),
-        _ => Vec::new(),
-    };
     let ended = network::end::run_confined(&config, &arguments.socket, || {
-        let confinement = confinement(kind, user, removable);
+        let confinement = confinement(kind, user);
         let enforced = confinement.enter().map_err(|error| io::Error::other(format!("{error:#}")))?;
         if !enforced.is_full() {
             // An end whose log cannot be written is as good as any.
@@ -55,7 +49,7 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
 }
 
 /// An end has its sockets and its TAP device open. In user mode it asks the machine's name servers, whose addresses may change.
-fn confinement(kind: Kind, user: Option<u32>, removable: Vec<PathBuf>) -> Confinement {
+fn confinement(kind: Kind, user: Option<u32>) -> Confinement {
     let mut readable = vec![PathBuf::from("/dev/null")];
     if kind == Kind::UserEnd {
         let file = PathBuf::from("/etc/resolv.conf");
@@ -64,5 +58,5 @@ fn confinement(kind: Kind, user: Option<u32>, removable: Vec<PathBuf>) -> Confin
         readable.extend(managed.filter(|folder| folder.starts_with("/run")));
         readable.push(file);
     }
-    Confinement { kind, user, readable, writable: Vec::new(), removable }
+    Confinement { kind, user, readable, writable: Vec::new() }
 }

@@ -84,7 +84,8 @@ fn debians_6_12_kernel_boots_on_four_vcpus() {
 #[test]
 fn a_guest_that_resets_starts_again_and_one_that_panics_is_reported() {
     image(&images::tiny());
-    let vm = RunningVm::start_diskless("reset", "test-tiny", "128M", 1, "reboot -f");
+    // Each time it has its disk and its network again.
+    let vm = RunningVm::start_with_parts("reset", "test-tiny", "128M", 1, "reboot -f");
     vm.wait_until("the guest has reset twice", || vm.events("reset") >= 2);
     assert_eq!(vm.events("triple-fault"), 0);
     drop(vm);
@@ -110,6 +111,7 @@ fn a_restored_vm_goes_on_where_it_was_and_its_disk_with_it() {
     let port = vm.port(6379).to_string();
     vm.wait_until("Redis answers", || succeeds("redis-cli", &["-e", "-p", &port, "ping"]));
     assert_eq!(redis(&vm, &["set", "key", "before"]), "OK");
+    vm.assert_confined();
     let file = vm.folder().join("redis.snap");
     vm.twinvm(&["vm", "snapshot", vm.name(), file.to_str().unwrap()]);
     assert_eq!(redis(&vm, &["set", "key", "after"]), "OK");
@@ -117,6 +119,7 @@ fn a_restored_vm_goes_on_where_it_was_and_its_disk_with_it() {
     let vm = vm.kill_and_restore(&file, place::engine());
     vm.wait_until("Redis answers", || succeeds("redis-cli", &["-e", "-p", &port, "ping"]));
     assert_eq!(redis(&vm, &["get", "key"]), "before");
+    vm.assert_confined();
     assert_eq!(redis(&vm, &["save"]), "OK");
     vm.shut_down();
 }

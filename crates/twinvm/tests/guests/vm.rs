@@ -81,6 +81,12 @@ pub fn run_unread(name: &str, image: &str, command: &str) -> String {
     String::from_utf8_lossy(&held).into_owned()
 }
 
+/// Starts a command whose events are read, and whose messages go to a file.
+fn in_background(mut command: Command, folder: &Path) -> Child {
+    let messages = std::fs::File::options().append(true).create(true).open(folder.join("messages")).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(messages).spawn().unwrap()
+}
+
 fn follow(process: &mut Child) -> Arc<Mutex<Seen>> {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let out = process.stdout.take().unwrap();
@@ -124,6 +130,14 @@ impl RunningVm {
         Self::run(name, tempfile::tempdir().unwrap(), &diskless(name, image, memory, cpus, command), Vec::new())
     }
 
+    /// The same with an empty disk and a network.
+    pub fn start_with_parts(name: &str, image: &str, memory: &str, cpus: u32, command: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        storage::disk::create_raw(&folder.path().join("disk.raw"), 1 << 20).unwrap();
+        let parts = "[[disk]]\npath = \"disk.raw\"\nformat = \"raw\"\n[[network]]\nmode = \"user\"\n";
+        Self::run(name, folder, &(diskless(name, image, memory, cpus, command) + parts), Vec::new())
+    }
+
     /// Pulls an image of this disk into a store of its own, and starts a VM of it, which shows a file of the disk and powers off.
     pub fn start_pulled(name: &str, disk: &Path, sha256: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -146,8 +160,7 @@ impl RunningVm {
         std::fs::write(&file, spec).unwrap();
         let engine = place::engine().to_string();
         let arguments = ["run", file.to_str().unwrap(), "--engine", &engine, "--json"];
-        let mut process =
-            twinvm(folder.path(), &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut process = in_background(twinvm(folder.path(), &arguments), folder.path());
         let seen = follow(&mut process);
         Self { name: name.to_owned(), folder, process, seen, ports }
     }
@@ -175,7 +188,8 @@ impl RunningVm {
     pub fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
         let start = Instant::now();
         while !condition() {
-            assert!(start.elapsed() < HUNG, "waited {HUNG:?} until {what}; console:\n{}", self.console());
+            let said = || std::fs::read_to_string(self.folder().join("messages")).unwrap_or_default();
+            assert!(start.elapsed() < HUNG, "waited {HUNG:?} until {what}; console:\n{}\n{}", self.console(), said());
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -191,6 +205,22 @@ impl RunningVm {
     /// How often an event came.
     pub fn events(&self, event: &str) -> usize {
         self.seen.lock().unwrap().events.iter().filter(|&seen| seen == event).count()
+    }
+
+    /// The process is confined: it sees nothing but what its VM needs, has no rights, and its system calls are filtered.
+    pub fn assert_confined(&self) {
+        let process = Path::new("/proc").join(self.process.id().to_string());
+        let status = std::fs::read_to_string(process.join("status")).unwrap();
+        for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"] {
+            assert!(status.contains(line), "{status}");
+        }
+        let sees = |path: &Path| process.join("root").join(path.strip_prefix("/").unwrap()).symlink_metadata().is_ok();
+        assert!(sees(&self.folder().join("root.qcow2")));
+        // What belongs to nobody, to its user, and to other VMs in the foreground.
+        for hidden in ["/etc/passwd".into(), self.folder().join("twinvm"), env!("CARGO_BIN_EXE_twinvm").into()] {
+            let hidden: PathBuf = hidden;
+            assert!(hidden.exists() && !sees(&hidden), "{}", hidden.display());
+        }
     }
 
     /// Presses the power button and waits for the end.
@@ -209,6 +239,8 @@ impl RunningVm {
         assert!(self.process.wait().unwrap().success());
         let left: Vec<_> = std::fs::read_dir(self.folder().join("twinvm")).unwrap().flatten().collect();
         assert!(left.is_empty(), "left behind: {left:?}");
+        let said = std::fs::read_to_string(self.folder().join("messages")).unwrap();
+        assert!(!said.contains("was refused"), "{said}");
     }
 
     /// Ends the process as a crash would. Returns the folder, and the disk in it.
@@ -242,8 +274,7 @@ impl RunningVm {
         self.process.wait().unwrap();
         let engine = engine.to_string();
         let arguments = ["vm", "restore", file.to_str().unwrap(), "--engine", &engine, "--json"];
-        self.process =
-            twinvm(self.folder.path(), &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        self.process = in_background(twinvm(self.folder.path(), &arguments), self.folder.path());
         self.seen = follow(&mut self.process);
         self
     }

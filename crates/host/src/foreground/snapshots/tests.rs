@@ -7,7 +7,6 @@ use storage::disk::create_qcow2;
 use tempfile::TempDir;
 
 use super::*;
-use crate::foreground::open::Ends;
 
 /// A console that nobody reads.
 struct Silent;
@@ -23,6 +22,11 @@ struct Place {
 }
 
 const SIZE_BYTES: u64 = 1 << 20;
+
+fn go_on(restoring: Restoring) -> Result<Vm> {
+    let Restoring { disks, saved } = restoring;
+    saved.go_on(open::parts(disks, Vec::new(), Box::new(Silent))?, EngineKind::Soft, InputMode::Live)
+}
 
 impl Place {
     fn new(disks: &[&str]) -> Self {
@@ -61,10 +65,14 @@ impl Place {
     }
 
     fn snapshot(&self) -> Result<PathBuf> {
-        let file = self.path("vm.snapshot");
+        self.snapshot_at("vm.snapshot")
+    }
+
+    fn snapshot_at(&self, name: &str) -> Result<PathBuf> {
+        let file = self.path(name);
         let images = open::disks(&self.spec)?;
         let disks = SnapshotDisks::of(&images);
-        let parts = open::connect(images, &Ends::start(&self.spec)?, Box::new(Silent))?;
+        let parts = open::parts(images, Vec::new(), Box::new(Silent))?;
         let boot = Boot::Flat { program: &[0xeb, 0xfe], address: 0x10_0000, rsi: 0 };
         let mut vm = Vm::boot(open::config(&self.spec)?, &boot, parts, EngineKind::Soft, InputMode::Live)?;
         write(&mut vm, &self.spec, &disks, &file, Holds::Memory)?;
@@ -75,8 +83,7 @@ impl Place {
         let file = self.path("vm.snapshot");
         let (spec, snapshot) = open_snapshot(&file)?;
         let restoring = Restoring::begin(&file, &spec, snapshot)?;
-        let ends = Ends::start(&spec)?;
-        super::super::go_on(restoring, EngineKind::Soft, InputMode::Live, &ends, Box::new(Silent)).map(|(vm, _)| vm)
+        go_on(restoring)
     }
 
     /// Of the disks alone, of the VM while it is off.
@@ -224,11 +231,24 @@ fn row_4_a_vm_that_cannot_be_made_here_leaves_its_disks_alone() {
     let mut restoring = Restoring::begin(&file, &spec, snapshot).unwrap();
     // Found out by the engine alone.
     restoring.saved.content.state.engine.processors.vcpus.clear();
-    let ends = Ends::start(&spec).unwrap();
-    let made = super::super::go_on(restoring, EngineKind::Soft, InputMode::Live, &ends, Box::new(Silent));
+    let made = go_on(restoring);
     assert!(format!("{:#}", made.err().unwrap()).contains("vCPUs"));
     assert!(fs::read(&disk).unwrap() == vec![2; SIZE_BYTES as usize]);
     assert_eq!(place.everything().len(), 2, "something is left behind");
+}
+
+#[test]
+fn a_snapshot_takes_the_place_of_no_disk_by_whatever_name() {
+    let place = Place::new(&["path = \"disk.img\"\nformat = \"raw\""]);
+    place.raw("disk.img", 1);
+    fs::hard_link(place.path("disk.img"), place.path("same")).unwrap();
+    symlink("disk.img", place.path("link")).unwrap();
+    let before = place.everything();
+    for name in ["disk.img", "same", "link"] {
+        let message = format!("{:#}", place.snapshot_at(name).unwrap_err());
+        assert!(message.contains(name) && message.contains("place of a disk of this VM"), "{message}");
+    }
+    assert!(place.everything() == before);
 }
 
 #[test]

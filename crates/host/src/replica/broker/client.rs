@@ -13,7 +13,8 @@ use machine::bus::lock;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::message::{Answer, Connected, Question, Wanted, receive, send};
+use super::message::{Answer, Question, Wanted};
+use crate::passing::{Connected, receive, send};
 
 /// A replica's connection to its broker.
 pub struct Broker {

@@ -12,7 +12,8 @@ use cluster::store::{Stores, open_vms};
 use protocol::{Arbiter, Verdict};
 use replication::channel;
 
-use super::message::{Answer, Connected, Question, Wanted, receive, send};
+use super::message::{Answer, Question, Wanted};
+use crate::passing::{Connected, receive, send};
 use crate::replica::config::ReplicaConfig;
 
 /// How often it is seen to that a takeover does not wait for the store to get ready.

@@ -24,22 +24,12 @@ pub(super) fn confine(config: &ReplicaConfig, spec: &VmSpec, source: &DiskSource
 
 /// What a replica needs, but for what its disks are based on: its folder, the files of its spec, and what says what the machine can do.
 fn confinement(config: &ReplicaConfig, spec: &VmSpec) -> Confinement {
-    const MACHINE: [&str; 8] = [
-        "/dev/null",
-        "/dev/urandom",
-        "/proc/cpuinfo",
-        "/proc/meminfo",
-        "/sys/devices/system",
-        "/sys/kernel/mm/hugepages",
-        "/sys/kernel/mm/transparent_hugepage",
-        "/sys/module/kvm",
-    ];
-    let mut readable: Vec<PathBuf> = MACHINE.map(PathBuf::from).into();
+    let mut readable: Vec<PathBuf> = sandbox::MACHINE.map(PathBuf::from).into();
     readable.extend(spec.kernel.iter().chain(&spec.initrd).cloned());
     let mut writable = vec![config.folder.clone()];
     for disk in &spec.disks {
         let place = if disk.readonly { &mut readable } else { &mut writable };
         place.push(disk.path.clone());
     }
-    Confinement { kind: Kind::Replica, user: config.user, readable, writable, removable: Vec::new() }
+    Confinement { kind: Kind::Replica, user: config.user, readable, writable }
 }

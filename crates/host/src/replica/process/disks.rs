@@ -10,9 +10,10 @@ use protocol::{DiskWatch, Generation};
 use replication::disk::{CopyMark, CopyState};
 use replication::driver::Primary;
 use spec::{SnapshotName, VmSpec};
-use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, settle};
+use storage::disk::{Backing, DiskImage, DiskOptions, settle};
 
 use super::Process;
+use crate::foreground::open::base_files;
 use crate::foreground::snapshots::{Holds, OpenSnapshot, Restoring, Saved, open_snapshot, write};
 use crate::replica::config::{self, ReplicaConfig};
 
@@ -77,11 +78,13 @@ impl DiskSource {
     /// The files that disks are based on, and where their digests are kept.
     pub fn base_files(&self) -> Result<Vec<PathBuf>> {
         let files = match self {
-            Self::Files(images) => images.iter().map(base_files).collect::<Result<Vec<_>>>()?,
+            Self::Files(images) => {
+                images.iter().map(|image| base_files(image.backing().cloned())).collect::<Result<Vec<_>>>()?
+            }
             Self::Snapshot(_, snapshot) => {
                 let bases = snapshot.head().disks.iter().filter_map(|disk| disk.base.clone());
                 let backings = bases.map(|base| Some(Backing { path: base.path, format: base.format }));
-                backings.map(backing_files).collect::<Result<Vec<_>>>()?
+                backings.map(base_files).collect::<Result<Vec<_>>>()?
             }
         };
         Ok(files.concat())
@@ -105,20 +108,4 @@ fn open_disks(spec: &VmSpec) -> Result<Vec<DiskImage>> {
         Ok(DiskImage::open(&disk.path, options)?)
     });
     disks.collect()
-}
-
-/// The files that an image is based on, and where their digests are kept.
-fn base_files(image: &DiskImage) -> Result<Vec<PathBuf>> {
-    backing_files(image.backing().cloned())
-}
-
-fn backing_files(mut next: Option<Backing>) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    while let Some(backing) = next {
-        files.push(BaseIdentity::kept_at(&backing.path).unwrap_or_default());
-        files.push(backing.path.clone());
-        let options = DiskOptions { format: Some(backing.format), read_only: true, direct: false };
-        next = DiskImage::open(&backing.path, options)?.backing().cloned();
-    }
-    Ok(files)
 }

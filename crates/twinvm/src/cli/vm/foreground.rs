@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use api::messages::{CreateVm, VmView};
 use api::time::Elapsed;
 use clap::Args;
-use host::foreground::requests::{Request, VmStatus, ask, running};
+use host::foreground::requests::{Request, VmStatus, ask, running, save};
 use host::foreground::{self, Start};
 use spec::{EngineChoice, VmSpec, to_toml};
 use terminal::output::{human_bytes, print_json, print_line};
@@ -35,7 +35,7 @@ pub struct RestoreArguments {
 /// Saves a VM to a file.
 pub fn snapshot(name: &str, file: &Path, json: bool) -> Result<()> {
     let path = std::path::absolute(file).with_context(|| format!("cannot resolve {}", file.display()))?;
-    let status = ask(name, &Request::Snapshot { path })?;
+    let status = save(name, &path)?;
     answer(json, &status, &format!("snapshot written: {}", file.display()))
 }
 
