@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::client::Target;
 use api::events::EventKind;
 use api::maintenance::{HeldPart, LeavingVm, MaintenanceView, SetMaintenance};
-use cluster::planner::{Leaving, leaving};
+use cluster::planner::{Basis, Leaving, leaving};
 use cluster::records::{ClusterError, ClusterState, Maintenance, OperationKind, VmState};
 use machine::bus::lock;
 use spec::HostName;
@@ -77,7 +77,8 @@ impl Daemon {
         let here: Vec<VmState> = state.vms.iter().filter(|vm| is_here(vm, host)).cloned().collect();
         let decide = |vm: VmState| {
             let processor = self.replica(&vm.record.name).and_then(|replica| replica.processor());
-            let leaving = leaving(&vm, host, processor.as_ref(), &state, &failures, &self.registry.now());
+            let basis = Basis { state: &state, failures: &failures, now: &self.registry.now() };
+            let leaving = leaving(&vm, host, processor.as_ref(), &basis);
             // The next one finds the room that is left.
             take_place(&mut state, &vm, &leaving);
             (vm, leaving)

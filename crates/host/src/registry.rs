@@ -12,7 +12,7 @@ use api::client::Target;
 use api::messages::FtWanted;
 use api::time::unix_ms_now;
 use cluster::arbiter::StoreArbiter;
-use cluster::planner::{Failures, NoPlace, may_hold_secondary, place_primary, place_secondary};
+use cluster::planner::{Basis, Failures, NoPlace, may_hold_secondary, place_primary, place_secondary};
 use cluster::records::{
     BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Maintenance, Succession,
     VmRecord, VmState, succession,
@@ -352,7 +352,9 @@ impl Registry {
         }
         state.hosts.retain(|host| host.name == *here || host.name.is(&vm.claim.claim.primary));
         // Whether the guest's processor can be had here is told to the primary itself, which knows it.
-        match no_place(place_secondary(&vm, None, &state, &Failures::default(), &self.now()), &vm) {
+        let (failures, now) = (Failures::default(), self.now());
+        let basis = Basis { state: &state, failures: &failures, now: &now };
+        match no_place(place_secondary(&vm, None, &basis), &vm) {
             Ok(_) => Ok(()),
             Err(why) => Err(HostError::conflict(why)),
         }
@@ -414,7 +416,8 @@ impl Registry {
         let state = self.state()?;
         let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
         let vm = vm.ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
-        Ok(no_place(place_secondary(vm, processor, &state, failures, &self.now()), vm))
+        let basis = Basis { state: &state, failures, now: &self.now() };
+        Ok(no_place(place_secondary(vm, processor, &basis), vm))
     }
 
     /// Whether `host` can hold the secondary of a VM; or why not.
@@ -428,7 +431,8 @@ impl Registry {
         let state = self.state()?;
         let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
         let vm = vm.ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
-        Ok(no_place(may_hold_secondary(vm, host, processor, &state, failures, &self.now()), vm))
+        let basis = Basis { state: &state, failures, now: &self.now() };
+        Ok(no_place(may_hold_secondary(vm, host, processor, &basis), vm))
     }
 }
 

@@ -12,7 +12,7 @@ use super::operation::{self, Next, Progress, Waiting};
 use super::report::{HostReport, ReplicaReport, ReplicaState};
 use super::search::{Phase, Search};
 use super::shutdown::Shutdown;
-use crate::planner::{Failures, Leaving, NoPlace, leaving, may_hold_secondary, place_secondary};
+use crate::planner::{Basis, Failures, Leaving, NoPlace, leaving, may_hold_secondary, place_secondary};
 use crate::records::{BootTime, ClusterState, Maintenance, OperationKind, Power, VmState};
 
 /// How long a secondary may wait for its primary before it is given up, in ms.
@@ -84,7 +84,7 @@ impl Controller {
                 self.observe(vm, replica, now.ms);
             }
             let search = self.searches.entry(name.clone()).or_default();
-            let look = Look { wanted, seen, failures: &self.failures, now };
+            let look = Look { basis: Basis { state: wanted, failures: &self.failures, now }, seen };
             match consider(vm, name, replica, search, &look) {
                 Considered::Act(action, why) => {
                     search.is_busy = true;
@@ -199,9 +199,10 @@ impl Controller {
                 plan.actions.push(Planned { vm: name.clone(), action: Action::Replace, why });
                 continue;
             }
+            let basis = Basis { state: &state, failures: &self.failures, now };
             let placed = match vm.record.migrates_to(&vm.claim.claim) {
-                Some(to) => may_hold_secondary(vm, to, processor, &state, &self.failures, now).map(|()| to.clone()),
-                None => place_secondary(vm, processor, &state, &self.failures, now),
+                Some(to) => may_hold_secondary(vm, to, processor, &basis).map(|()| to.clone()),
+                None => place_secondary(vm, processor, &basis),
             };
             match placed {
                 Ok(secondary) => {
@@ -236,7 +237,7 @@ impl Controller {
             let name = &vm.record.name;
             let none = Progress::default();
             let progress = self.searches.get(name).map_or(&none, |search| &search.progress);
-            let look = Look { wanted, seen, failures: &self.failures, now };
+            let look = Look { basis: Basis { state: wanted, failures: &self.failures, now }, seen };
             let next = operation::next(vm, seen.replicas.get(name), progress, &look);
             if let (Some(search), Some(operation)) = (self.searches.get_mut(name), vm.record.pending()) {
                 let is_unfit = matches!(next, Some(Next::Wait(Waiting::Target { .. })));
@@ -293,7 +294,8 @@ impl Controller {
                 continue;
             }
             let processor = seen.replicas.get(name).and_then(|replica| replica.processor.as_ref());
-            let (to, copies) = match leaving(vm, &seen.host, processor, &state, &self.failures, now) {
+            let basis = Basis { state: &state, failures: &self.failures, now };
+            let (to, copies) = match leaving(vm, &seen.host, processor, &basis) {
                 Leaving::Moves { to, copies } => (to, copies),
                 Leaving::LosesProtection { to: Some(to), .. } if maintenance == Maintenance::Forced => (to, false),
                 _ => continue,
@@ -400,7 +402,7 @@ fn consider_primary<'a>(vm: &'a VmState, replica: &ReplicaReport, search: &Searc
     let is_wanted = vm.record.wants_secondary(&vm.claim.claim);
     // What is reserved for a suspended secondary stays.
     let is_reserved = vm.record.syncing_to.is_some() && !ft.suspended;
-    let too_early = search.too_early(look.now.ms).map(|message| Considered::Nothing(Idle::RetrySoon { message }));
+    let too_early = search.too_early(look.basis.now.ms).map(|message| Considered::Nothing(Idle::RetrySoon { message }));
     let replacement = |by: &HostName| {
         if look.seen.is_stopping { None } else { look.replacement(vm, by, replica.processor.as_ref()) }
     };

@@ -4,16 +4,14 @@ use spec::{CpuProfile, HostName};
 
 use super::action::Why;
 use super::report::HostReport;
-use crate::planner::{Failures, NoPlace, may_hold_secondary, place_secondary};
-use crate::records::{BootTime, ClusterState, Maintenance, VmState};
+use crate::planner::{Basis, NoPlace, may_hold_secondary, place_secondary};
+use crate::records::{Maintenance, VmState};
 
 /// What is wanted and what is seen, at one moment.
 #[derive(Clone, Copy)]
 pub(super) struct Look<'a> {
-    pub(super) wanted: &'a ClusterState,
+    pub(super) basis: Basis<'a>,
     pub(super) seen: &'a HostReport,
-    pub(super) failures: &'a Failures,
-    pub(super) now: &'a BootTime,
 }
 
 impl Look<'_> {
@@ -24,12 +22,12 @@ impl Look<'_> {
         host: &HostName,
         processor: Option<&CpuProfile>,
     ) -> Result<(), NoPlace> {
-        may_hold_secondary(vm, host, processor, self.wanted, self.failures, self.now)
+        may_hold_secondary(vm, host, processor, &self.basis)
     }
 
     /// How far the maintenance of a host goes.
     pub(super) fn maintenance(&self, host: &HostName) -> Maintenance {
-        self.wanted.host(host).map_or(Maintenance::Off, |host| host.maintenance)
+        self.basis.state.host(host).map_or(Maintenance::Off, |host| host.maintenance)
     }
 
     /// Why the secondary of a VM on host `by`, or what is becoming that, is let go for one on another host; nothing if it stays. It goes only when there is
@@ -39,7 +37,7 @@ impl Look<'_> {
             let fits = to != by && self.may_hold_secondary(vm, to, processor).is_ok();
             return fits.then(|| Why::Migrates { to: to.clone() });
         }
-        let has_place = || place_secondary(vm, processor, self.wanted, self.failures, self.now).is_ok();
+        let has_place = || place_secondary(vm, processor, &self.basis).is_ok();
         let goes = match self.maintenance(by) {
             // It may be about to end, or to be handed over.
             _ if vm.record.pending().is_some() => false,

@@ -118,7 +118,7 @@ pub(super) fn next(
     progress: &Progress,
     look: &Look<'_>,
 ) -> Option<Next> {
-    let (seen, now_ms) = (look.seen, look.now.ms);
+    let (seen, now_ms) = (look.seen, look.basis.now.ms);
     let operation = vm.record.pending()?;
     let is_home = seen.host.is(&vm.claim.claim.primary);
     if operation.host.as_ref().map_or(!is_home, |host| *host != seen.host) {

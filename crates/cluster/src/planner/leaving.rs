@@ -1,7 +1,7 @@
 use spec::{CpuProfile, HostName};
 
-use super::{Failures, NoPlace, place_secondary};
-use crate::records::{BootTime, ClusterState, Maintenance, Power, VmState};
+use super::{Basis, NoPlace, place_secondary};
+use crate::records::{Maintenance, Power, VmState};
 
 /// What becomes of a VM on a host that is in maintenance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,18 +39,11 @@ pub enum Leaving {
 
 /// What becomes of a VM with a replica or its disks on `host`, which is in maintenance. `processor` is what the guest was told that its processors are, if
 /// that is known.
-pub fn leaving(
-    vm: &VmState,
-    host: &HostName,
-    processor: Option<&CpuProfile>,
-    state: &ClusterState,
-    failures: &Failures,
-    now: &BootTime,
-) -> Leaving {
+pub fn leaving(vm: &VmState, host: &HostName, processor: Option<&CpuProfile>, basis: &Basis<'_>) -> Leaving {
     let stays = |why: String| Leaving::Stays { why };
-    let place = |vm: &VmState| place_secondary(vm, processor, state, failures, now);
+    let place = |vm: &VmState| place_secondary(vm, processor, basis);
     let claim = &vm.claim.claim;
-    let secondary = claim.secondary.as_ref().and_then(|id| state.hosts.iter().find(|host| host.name.is(id)));
+    let secondary = claim.secondary.as_ref().and_then(|id| basis.state.hosts.iter().find(|host| host.name.is(id)));
     if !host.is(&claim.primary) {
         return match place(vm) {
             Ok(to) => Leaving::SecondaryMoves { to },

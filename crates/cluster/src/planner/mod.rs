@@ -3,12 +3,14 @@
 //! Plans are advice. Two hosts may plan at once from the same state; what they then do is decided by compare-and-swap in the
 //! store, and by the host that is asked to hold a replica.
 
+mod basis;
 mod demand;
 mod failures;
 mod leaving;
 mod placement;
 mod why_not;
 
+pub use basis::Basis;
 pub use demand::{Demand, Reserved, reserved};
 pub use failures::{BACKOFF_MS_MAX, BACKOFF_MS_MIN, FORGIVEN_AFTER_MS, Failure, Failures};
 pub use leaving::{Leaving, leaving};

@@ -4,7 +4,7 @@ use spec::{CpuLevel, CpuProfile, EngineKind, HostName, ReplicaId, SpecError};
 use thiserror::Error;
 
 use super::demand::{Demand, reserved};
-use super::{Failures, WhyNot};
+use super::{Basis, WhyNot};
 use crate::records::{BootTime, ClusterState, HostRecord, Maintenance, VmState};
 
 /// Why there is no place for a replica.
@@ -34,24 +34,18 @@ fn sentence(refusals: &[(HostName, WhyNot)]) -> String {
 ///
 /// # Errors
 /// [`NoPlace`], with a reason for each host.
-pub fn place_secondary(
-    vm: &VmState,
-    processor: Option<&CpuProfile>,
-    state: &ClusterState,
-    failures: &Failures,
-    now: &BootTime,
-) -> Result<HostName, NoPlace> {
+pub fn place_secondary(vm: &VmState, processor: Option<&CpuProfile>, basis: &Basis<'_>) -> Result<HostName, NoPlace> {
     let demand = Demand { processor: processor.cloned(), ..Demand::of(&vm.record)? };
     let claim = &vm.claim.claim;
-    let check = |host: &HostRecord| check_secondary(host, &demand, vm, state, failures, now);
-    let failed =
-        |host: &HostRecord| failures.of(&vm.record.name, &host.name, now.ms).map_or(0, |failure| failure.count);
+    let check = |host: &HostRecord| check_secondary(host, &demand, vm, basis);
+    let failures = |host: &HostRecord| basis.failures.of(&vm.record.name, &host.name, basis.now.ms);
+    let failed = |host: &HostRecord| failures(host).map_or(0, |failure| failure.count);
     let copies: Vec<&ReplicaId> = claim.secondary.iter().chain(&vm.claim.copies).collect();
-    best(state, check, |a, b| {
+    best(basis.state, check, |a, b| {
         failed(a)
             .cmp(&failed(b))
             .then_with(|| age_of_copy(a, &copies).cmp(&age_of_copy(b, &copies)))
-            .then_with(|| by_load(a, b, vm, state))
+            .then_with(|| by_load(a, b, vm, basis.state))
     })
 }
 
@@ -63,25 +57,17 @@ pub fn may_hold_secondary(
     vm: &VmState,
     host: &HostName,
     processor: Option<&CpuProfile>,
-    state: &ClusterState,
-    failures: &Failures,
-    now: &BootTime,
+    basis: &Basis<'_>,
 ) -> Result<(), NoPlace> {
     let demand = Demand { processor: processor.cloned(), ..Demand::of(&vm.record)? };
     let refused = |why| NoPlace::Hosts(vec![(host.clone(), why)]);
-    let record = state.host(host).ok_or_else(|| refused(WhyNot::NotRegistered))?;
-    check_secondary(record, &demand, vm, state, failures, now).map_err(refused)
+    let record = basis.state.host(host).ok_or_else(|| refused(WhyNot::NotRegistered))?;
+    check_secondary(record, &demand, vm, basis).map_err(refused)
 }
 
 /// What a secondary asks of its host.
-fn check_secondary(
-    host: &HostRecord,
-    demand: &Demand,
-    vm: &VmState,
-    state: &ClusterState,
-    failures: &Failures,
-    now: &BootTime,
-) -> Result<(), WhyNot> {
+fn check_secondary(host: &HostRecord, demand: &Demand, vm: &VmState, basis: &Basis<'_>) -> Result<(), WhyNot> {
+    let Basis { state, failures, now } = *basis;
     let claim = &vm.claim.claim;
     if host.name.is(&claim.primary) {
         return Err(WhyNot::IsPrimary);
