@@ -78,13 +78,24 @@ pub enum EndError {
     },
 }
 
+/// Why a network end's process has ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// It did not start. Whoever has started it was told why.
+    #[error(transparent)]
+    NotStarted(EndError),
+    /// It ended before its time.
+    #[error(transparent)]
+    Ended(EndError),
+}
+
 /// The main function of a network end's process: sets up the network, says `ready` on standard output (or `error: ` and
 /// the reason), and serves VM processes that connect to `socket` until its [`Lifetime`] or a signal ends it. Blocks
 /// SIGTERM and SIGINT in the calling thread, so call it before there are others.
 ///
 /// # Errors
-/// [`EndError`].
-pub fn run(config: &EndConfig, socket: &Path) -> Result<(), EndError> {
+/// [`RunError`].
+pub fn run(config: &EndConfig, socket: &Path) -> Result<(), RunError> {
     run_confined(config, socket, || Ok(()))
 }
 
@@ -92,12 +103,12 @@ pub fn run(config: &EndConfig, socket: &Path) -> Result<(), EndError> {
 /// that it cannot remove in the end is removed by [`stop`], and by the next end.
 ///
 /// # Errors
-/// [`EndError`].
+/// [`RunError`].
 pub fn run_confined(
     config: &EndConfig,
     socket: &Path,
     confine: impl FnOnce() -> io::Result<()>,
-) -> Result<(), EndError> {
+) -> Result<(), RunError> {
     let started = system::termination()
         .map_err(|source| EndError::System { action: "blocking signals", source })
         .and_then(|termination| Ok((termination, End::new(config, socket)?)))
@@ -112,8 +123,8 @@ pub fn run_confined(
         Err(error) => format!("error: {error}"),
     };
     let _ = writeln!(io::stdout(), "{report}");
-    let (termination, end) = started?;
+    let (termination, end) = started.map_err(RunError::NotStarted)?;
     let stdin = io::stdin();
     let parent = (config.lifetime == Lifetime::WithParent).then(|| stdin.as_fd());
-    end.run(Some(termination.as_fd()), parent)
+    end.run(Some(termination.as_fd()), parent).map_err(RunError::Ended)
 }

@@ -75,6 +75,30 @@ fn what_a_spec_cannot_say() {
     }
 }
 
+/// Whoever starts a network end is told once why it does not start, and says it, whatever was the reason.
+#[test]
+fn a_network_end_that_does_not_start_says_so_where_it_is_heard() {
+    let place = Spec::new("");
+    let end = |network: &str, socket: &str, user: &[&str]| {
+        let config = format!("{{\"network\":{network},\"guest_mac\":\"02:00:00:00:00:01\"}}");
+        let mut command = place.twinvm(&["net-end", "--config", &config, "--socket", socket]);
+        let output = command.args(user).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let user_mode = r#"{"mode":"user"}"#;
+    for (network, socket, user, expected) in [
+        (user_mode, "no-such-folder/end.sock", &[][..], "no-such-folder/end.sock"),
+        (r#"{"mode":"bridge","bridge":"no-such-br"}"#, "end.sock", &[], "no-such-br"),
+        // Nobody can be this user.
+        (user_mode, "end.sock", &["--user", "4294967295"], "confining the process"),
+    ] {
+        let (told, said) = end(network, socket, user);
+        assert!(told.starts_with("error: ") && told.contains(expected) && told.lines().count() == 1, "{told}");
+        assert_eq!(said, "", "told twice: {told}");
+    }
+}
+
 #[test]
 fn sizes_that_cannot_be() {
     for (memory, expected) in [("1M", "64M to 1024G"), ("lots", "not a size"), ("1000G", "this host has")] {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use host::sandbox::{Confinement, Kind};
-use network::end::{EndConfig, EndError};
+use network::end::{EndConfig, RunError};
 use spec::NetworkSpec;
 
 #[derive(Args)]
@@ -42,9 +42,9 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
     });
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        // Whoever has started this was told on standard output, and says so.
-        Err(EndError::Spec(_) | EndError::Uplink(_) | EndError::Socket { .. }) => Ok(ExitCode::FAILURE),
-        Err(error) => Err(error.into()),
+        // Whoever has started this says so.
+        Err(RunError::NotStarted(_)) => Ok(ExitCode::FAILURE),
+        Err(RunError::Ended(error)) => Err(error.into()),
     }
 }
 
