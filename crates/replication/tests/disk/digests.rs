@@ -37,6 +37,17 @@ impl Hosts {
         hosts
     }
 
+    /// The same after first copies of a disk that is full, and after replicas that have ended in order: each host has on record what it holds.
+    fn that_know_their_disks(format: DiskFormat) -> Self {
+        let hosts = Self::new(format);
+        let replicas = hosts.open();
+        fill(&replicas.primary);
+        replicas.copy();
+        replicas.copy();
+        replicas.close();
+        hosts
+    }
+
     fn disk(&self, host: &str) -> PathBuf {
         self.dir.path().join(host).join("disk0")
     }
@@ -125,12 +136,7 @@ fn what_was_not_written_since_is_not_read_again() {
 #[test]
 fn a_process_that_was_killed_leaves_no_record_of_what_it_has_written() {
     for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
-        let hosts = Hosts::new(format);
-        let replicas = hosts.open();
-        fill(&replicas.primary);
-        replicas.copy();
-        replicas.copy();
-        replicas.close();
+        let hosts = Hosts::that_know_their_disks(format);
         let replicas = hosts.open();
         for host in ["here", "there"] {
             assert!(hosts.record(host).exists(), "{format:?}");
@@ -150,12 +156,7 @@ fn a_process_that_was_killed_leaves_no_record_of_what_it_has_written() {
 /// As by a guest's write that fails, after which the range may hold anything.
 #[test]
 fn a_record_is_gone_before_anything_is_written() {
-    let hosts = Hosts::new(DiskFormat::Raw);
-    let replicas = hosts.open();
-    fill(&replicas.primary);
-    replicas.copy();
-    replicas.copy();
-    replicas.close();
+    let hosts = Hosts::that_know_their_disks(DiskFormat::Raw);
     let replicas = hosts.open();
     // It cannot be removed.
     fs::remove_file(hosts.record("here")).unwrap();
@@ -179,12 +180,7 @@ fn a_disk_that_somebody_else_has_written_is_compared_anew() {
         ("here", DiskFormat::Qcow2),
         ("there", DiskFormat::Qcow2),
     ] {
-        let hosts = Hosts::new(format);
-        let replicas = hosts.open();
-        fill(&replicas.primary);
-        replicas.copy();
-        replicas.copy();
-        replicas.close();
+        let hosts = Hosts::that_know_their_disks(format);
         match format {
             // As `dd` does, past all locks.
             DiskFormat::Raw => {
@@ -204,12 +200,7 @@ fn a_disk_that_somebody_else_has_written_is_compared_anew() {
 
 #[test]
 fn a_record_of_another_host_or_time_is_not_believed() {
-    let hosts = Hosts::new(DiskFormat::Raw);
-    let replicas = hosts.open();
-    fill(&replicas.primary);
-    replicas.copy();
-    replicas.copy();
-    replicas.close();
+    let hosts = Hosts::that_know_their_disks(DiskFormat::Raw);
     let [here, there] = ["here", "there"].map(|host| fs::read(hosts.record(host)).unwrap());
     let replicas = hosts.open();
     perform_all(&replicas.primary, &[Step::Write(0, 512, 170)]);
