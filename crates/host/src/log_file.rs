@@ -136,6 +136,38 @@ mod tests {
         assert!(fs::read_to_string(&path).unwrap().ends_with("line  999\n"));
     }
 
+    /// Names the log of the child.
+    const LOG: &str = "TWINVM_TEST_LOG";
+
+    /// Else the log before would grow without end, by a name that nobody looks at.
+    #[test]
+    fn a_process_whose_log_is_full_writes_to_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("replica.log");
+        let log = append(&path).unwrap();
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "log_file::tests::as_a_process_that_logs", "--ignored", "--nocapture"])
+            .env(LOG, &path)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .status();
+        assert!(child.unwrap().success());
+        let [new, old] = [path.clone(), older(&path)].map(|log| fs::read_to_string(log).unwrap());
+        // The harness of the tests writes some lines of its own.
+        assert!(new.contains("line  999\n") && new.len() < 4000 && old.len() < 4000, "{} {}", new.len(), old.len());
+        assert!(new.contains("said by somebody else"), "standard output: {new}");
+    }
+
+    #[test]
+    #[ignore = "the part of a child process"]
+    fn as_a_process_that_logs() {
+        let log = LogFile::with_limit(Path::new(&std::env::var_os(LOG).unwrap()), 1000);
+        for number in 0..1000 {
+            LogLine(&log).write_all(format!("line {number:4}\n").as_bytes()).unwrap();
+        }
+        rustix::io::write(rustix::stdio::stdout(), b"said by somebody else\n").unwrap();
+    }
+
     #[test]
     fn a_bounded_file_is_gone_on_with_and_survives_that_it_cannot_be_written() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! The network ends of a replica's cards: whether they can be reached, and connecting to them, again if need be.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,18 +43,14 @@ struct Seen {
 impl Ends {
     /// The ends that listen at these sockets, of cards on these networks. `suspicion` is the VM's suspicion time.
     pub fn new(sockets: &[PathBuf], networks: &[NetworkSpec], suspicion: Duration, broker: Arc<Broker>) -> Self {
-        let card = |(socket, network): (&PathBuf, &NetworkSpec)| CardEnd {
-            socket: socket.clone(),
-            max_age: protocol::waiting_max(suspicion, matches!(network, NetworkSpec::Bridge(_))),
-            seen: Mutex::default(),
-        };
-        Self { cards: sockets.iter().zip(networks).map(card).collect(), broker }
+        let cards = sockets.iter().zip(networks);
+        Self { cards: cards.map(|(socket, network)| CardEnd::new(socket, network, suspicion)).collect(), broker }
     }
 
     /// Connects a card to its end, which goes on at `resume`.
     pub fn connect(&self, card: usize, generation: Generation, resume: Option<InputPosition>) -> Result<Link> {
         let end = self.cards.get(card).context("there is no such card")?;
-        let attach = Attach { generation: generation.number(), resume, max_age: end.max_age };
+        let attach = end.attach(generation, resume);
         let dialed = self.broker.end(card);
         let connected = dialed.and_then(|connection| Ok(Link::over(connection, &end.socket, &attach)?));
         let mut seen = lock(&end.seen);
@@ -118,9 +114,42 @@ impl Ends {
     }
 }
 
+impl CardEnd {
+    fn new(socket: &Path, network: &NetworkSpec, suspicion: Duration) -> Self {
+        let max_age = protocol::waiting_max(suspicion, matches!(network, NetworkSpec::Bridge(_)));
+        Self { socket: socket.to_owned(), max_age, seen: Mutex::default() }
+    }
+
+    /// What the end is told by a replica that connects to it.
+    fn attach(&self, generation: Generation, resume: Option<InputPosition>) -> Attach {
+        Attach { generation: generation.number(), resume, max_age: self.max_age }
+    }
+}
+
 impl Seen {
     fn note(&mut self, card: usize, error: &impl std::fmt::Display) {
         let since_unix_ms = self.fault.as_ref().map_or_else(unix_ms_now, |fault| fault.since_unix_ms);
         self.fault = Some(Fault { part: format!("network card {card}"), detail: format!("{error:#}"), since_unix_ms });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spec::{BridgeSpec, UserSpec};
+
+    use super::*;
+
+    /// Fault 8 of those that stay mended (ARCHITECTURE.md): the end drops what is older than it is told to.
+    #[test]
+    fn an_end_on_a_bridge_is_told_which_frames_are_too_old() {
+        let suspicion = Duration::from_millis(150);
+        let resume = Some(InputPosition { end: 7, frames: 3 });
+        let attach = |network: &NetworkSpec| {
+            CardEnd::new(Path::new("end.sock"), network, suspicion).attach(Generation::new(4), resume)
+        };
+        let bridge = NetworkSpec::Bridge(BridgeSpec { mac: None, bridge: "br0".to_owned(), tap: None });
+        assert_eq!(attach(&bridge), Attach { generation: 4, resume, max_age: Some(suspicion) });
+        let user = NetworkSpec::User(UserSpec::default());
+        assert_eq!(attach(&user), Attach { generation: 4, resume, max_age: None });
     }
 }
