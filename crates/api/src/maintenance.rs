@@ -1,19 +1,7 @@
 //! Maintenance of hosts: what is asked for, and how it stands.
 
 use serde::{Deserialize, Serialize};
-
-/// Whether a host is being emptied, for work on the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Maintenance {
-    /// It is not.
-    #[default]
-    Off,
-    /// It takes no replicas, and its VMs leave it that stay as protected as they are to be.
-    On,
-    /// Also those leave that no host can protect then.
-    Forced,
-}
+use spec::Maintenance;
 
 /// Asks for a host's maintenance, or for its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,9 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, PortForward, Priority, SnapshotName};
+use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, Maintenance, PortForward, Priority, SnapshotName};
 
-use crate::maintenance::Maintenance;
 use crate::status::{Protection, ReplicaStatus};
 
 /// A host, as the cluster knows it.

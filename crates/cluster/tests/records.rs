@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{
-    BootTime, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Maintenance, OperationKind,
-    OperationResult, Power, TokenUse, UnknownFields, VmRecord,
+    BootTime, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, OperationKind, OperationResult,
+    Power, TokenUse, UnknownFields, VmRecord,
 };
 use cluster::store::{LeaseId, Op, SqliteStore, Store, Stores};
 use protocol::{Arbiter, Claim, Generation};
-use spec::{EngineKind, HostName, VmName};
+use spec::{EngineKind, HostName, Maintenance, VmName};
 use tempfile::TempDir;
 
 fn cluster() -> (TempDir, Cluster) {

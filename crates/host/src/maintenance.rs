@@ -7,9 +7,9 @@ use api::client::Target;
 use api::events::EventKind;
 use api::maintenance::{HeldPart, LeavingVm, MaintenanceView, SetMaintenance};
 use cluster::planner::{Basis, Leaving, leaving};
-use cluster::records::{ClusterError, ClusterState, Maintenance, OperationKind, VmState};
+use cluster::records::{ClusterError, ClusterState, OperationKind, VmState};
 use machine::bus::lock;
-use spec::HostName;
+use spec::{HostName, Maintenance};
 
 use super::daemon::Daemon;
 use super::error::HostError;
@@ -51,7 +51,7 @@ impl Daemon {
                 leaving.iter().map(|(vm, leaving)| self.leaving_view(vm, leaving, &alive)).collect()
             }
         };
-        Ok(MaintenanceView { host: self.host().to_owned(), maintenance: maintenance_view(maintenance), vms })
+        Ok(MaintenanceView { host: self.host().to_owned(), maintenance, vms })
     }
 
     /// The other host of that name, if it is not this one.
@@ -135,14 +135,5 @@ fn take_place(state: &mut ClusterState, vm: &VmState, leaving: &Leaving) {
         }
         Leaving::SecondaryMoves { to } | Leaving::Waits { to } => moved.record.syncing_to = Some(to.clone()),
         Leaving::LosesProtection { .. } | Leaving::Stays { .. } => {}
-    }
-}
-
-/// The same as people see it.
-pub(super) fn maintenance_view(maintenance: Maintenance) -> api::maintenance::Maintenance {
-    match maintenance {
-        Maintenance::Off => api::maintenance::Maintenance::Off,
-        Maintenance::On => api::maintenance::Maintenance::On,
-        Maintenance::Forced => api::maintenance::Maintenance::Forced,
     }
 }

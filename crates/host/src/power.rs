@@ -15,11 +15,11 @@ use api::status::Role;
 use api::time::unix_ms_now;
 use cluster::controller::consent::{NotStarted, may_start};
 use cluster::controller::{Outcome, SHUTDOWN_MS_MAX};
-use cluster::records::{Maintenance, OperationKind, Power};
+use cluster::records::{OperationKind, Power};
 use machine::bus::lock;
 use replication::channel::Peer;
 use replication::driver::ConsolePlace;
-use spec::{SnapshotName, VmName, VmSpec};
+use spec::{Maintenance, SnapshotName, VmName, VmSpec};
 use terminal::error_text::error_text;
 
 use super::daemon::Daemon;

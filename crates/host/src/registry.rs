@@ -14,14 +14,14 @@ use api::time::unix_ms_now;
 use cluster::arbiter::StoreArbiter;
 use cluster::planner::{Basis, Failures, NoPlace, may_hold_secondary, place_primary, place_secondary};
 use cluster::records::{
-    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Maintenance, Succession,
-    VmRecord, VmState, succession,
+    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Succession, VmRecord,
+    VmState, succession,
 };
 use cluster::store::{LeaseId, Sight, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
 use machine::probe::probe;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
-use spec::{CpuProfile, EngineKind, HostName, ReplicaId, VmId, VmName, VmSpec, to_toml};
+use spec::{CpuProfile, EngineKind, HostName, Maintenance, ReplicaId, VmId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
 use super::error::HostError;

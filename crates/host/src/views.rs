@@ -13,7 +13,6 @@ use cluster::records::{ClusterState, HostRecord, Operation, OperationKind, Opera
 use super::daemon::Daemon;
 use super::error::HostError;
 use super::hardware;
-use super::maintenance::maintenance_view;
 use super::registry::{KnownVm, alive_hosts, known_vms};
 
 /// How long another host may take to say what runs there.
@@ -33,7 +32,7 @@ impl Daemon {
                 name: host.name.to_string(),
                 api: host.api_address.to_string(),
                 alive: host.is_alive(&now),
-                maintenance: maintenance_view(host.maintenance),
+                maintenance: host.maintenance,
                 lease_age_ms: host
                     .silent_ms(&now)
                     .unwrap_or_else(|| unix_ms_now().saturating_sub(host.lease.renewed_unix_ms)),

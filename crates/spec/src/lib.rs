@@ -1,4 +1,5 @@
-//! What a VM is to be, as plain data that every floor speaks: the VM spec with its disks and network cards, names, units, engine, processor and FT mode.
+//! What a VM is to be, as plain data that every floor speaks: the VM spec with its disks and network cards, names, units, engine, processor, FT mode, and how far the maintenance
+//! of a host goes.
 //!
 //! Nothing here opens a device, a socket or a disk; the one file that is read is a spec ([`VmSpec::load`]).
 
@@ -9,6 +10,7 @@ mod engine;
 mod forward;
 mod ft_mode;
 mod mac;
+mod maintenance;
 mod memory_backing;
 mod name;
 mod network;
@@ -25,6 +27,7 @@ pub use engine::{EngineChoice, EngineKind};
 pub use forward::{ForwardError, PortForward, Protocol};
 pub use ft_mode::{FtMode, UnknownMode};
 pub use mac::{MacAddr, MacError};
+pub use maintenance::Maintenance;
 pub use memory_backing::{HugePages, MemoryBacking};
 pub use name::{HostName, NameError, SnapshotName, VmName};
 pub use network::{BridgeSpec, Ipv4Subnet, NetworkError, NetworkSpec, UserSpec, check_interface_name};

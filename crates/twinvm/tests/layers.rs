@@ -31,6 +31,7 @@ const HOUSE: &[Crate] = &[
                 "forward",
                 "ft_mode",
                 "mac",
+                "maintenance",
                 "memory_backing",
                 "priority",
                 "processor",

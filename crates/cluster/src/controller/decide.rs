@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use spec::{CpuProfile, HostName, Priority, VmName};
+use spec::{CpuProfile, HostName, Maintenance, Priority, VmName};
 
 use super::action::{Action, Outcome, Plan, Planned, Step, Why};
 use super::autostart::{self, Autostart};
@@ -13,7 +13,7 @@ use super::report::{HostReport, ReplicaReport, ReplicaState};
 use super::search::{Phase, Search};
 use super::shutdown::Shutdown;
 use crate::planner::{Basis, Failures, Leaving, NoPlace, leaving, may_hold_secondary, place_secondary};
-use crate::records::{BootTime, ClusterState, Maintenance, OperationKind, Power, VmState};
+use crate::records::{BootTime, ClusterState, OperationKind, Power, VmState};
 
 /// How long a secondary may wait for its primary before it is given up, in ms.
 const UNCLAIMED_MS_MAX: u64 = 60_000;

@@ -1,11 +1,11 @@
 //! [`Look`]: what one decision is made from.
 
-use spec::{CpuProfile, HostName};
+use spec::{CpuProfile, HostName, Maintenance};
 
 use super::action::Why;
 use super::report::HostReport;
 use crate::planner::{Basis, NoPlace, may_hold_secondary, place_secondary};
-use crate::records::{Maintenance, VmState};
+use crate::records::VmState;
 
 /// What is wanted and what is seen, at one moment.
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
-use spec::{CpuProfile, HostName};
+use spec::{CpuProfile, HostName, Maintenance};
 
 use super::{Basis, NoPlace, place_secondary};
-use crate::records::{Maintenance, Power, VmState};
+use crate::records::{Power, VmState};
 
 /// What becomes of a VM on a host that is in maintenance.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 use std::cmp::Ordering;
 
-use spec::{CpuLevel, CpuProfile, EngineKind, HostName, ReplicaId, SpecError};
+use spec::{CpuLevel, CpuProfile, EngineKind, HostName, Maintenance, ReplicaId, SpecError};
 use thiserror::Error;
 
 use super::demand::{Demand, reserved};
 use super::{Basis, WhyNot};
-use crate::records::{BootTime, ClusterState, HostRecord, Maintenance, VmState};
+use crate::records::{BootTime, ClusterState, HostRecord, VmState};
 
 /// Why there is no place for a replica.
 #[derive(Debug, Error)]

@@ -5,13 +5,11 @@ use std::time::Duration;
 use protocol::{Claim, Generation};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use spec::{HostName, VmName};
+use spec::{HostName, Maintenance, VmName};
 
 use super::seen::Seen;
 use super::tokens::TOKENS;
-use super::{
-    ClaimRecord, ClusterError, ClusterState, HostRecord, Maintenance, Unreadable, VmRecord, VmState, decode, encode,
-};
+use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
 use crate::store::{Changes, Compare, Entry, LeaseId, Op, Outcome, Store, Stores};
 
 /// How often a record is read and written again when others change it in between.

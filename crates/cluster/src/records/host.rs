@@ -2,7 +2,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{CpuOffer, EngineKind, HostName};
+use spec::{CpuOffer, EngineKind, HostName, Maintenance};
 
 use super::UnknownFields;
 use crate::store::BootTime;
@@ -50,19 +50,6 @@ pub struct HostRecord {
     /// What a newer version has added.
     #[serde(flatten)]
     pub unknown: UnknownFields,
-}
-
-/// Whether a host is being emptied, for work on the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Maintenance {
-    /// It is not.
-    #[default]
-    Off,
-    /// It takes no replica, and its VMs leave it that stay as protected as they are to be.
-    On,
-    /// Also those leave that no host can protect then.
-    Forced,
 }
 
 impl HostRecord {

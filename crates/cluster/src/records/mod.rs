@@ -28,7 +28,7 @@ pub use crate::store::BootTime;
 pub use claim::{COPIES_MAX, ClaimRecord};
 pub use cluster::Cluster;
 pub use error::ClusterError;
-pub use host::{HostRecord, Lease, Maintenance};
+pub use host::{HostRecord, Lease};
 pub use operation::{Operation, OperationKind, OperationResult};
 pub use state::{ClusterState, Unreadable, VmState};
 pub use succession::{Succession, succession};

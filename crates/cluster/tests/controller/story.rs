@@ -6,13 +6,13 @@ use cluster::controller::{
     Action, Controller, HostReport, Loss, LossCause, Outcome, Plan, ReplicaReport, ReplicaState, Settings,
 };
 use cluster::records::{
-    BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Maintenance, OperationKind, OperationResult,
-    Power, VmRecord, VmState,
+    BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, OperationKind, OperationResult, Power,
+    VmRecord, VmState,
 };
 use protocol::{Claim, Generation};
 use serde::Deserialize;
 use spec::processor::{Features, TscOffer, XsaveComponent, word};
-use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind, FtMode, HostName, Priority, ReplicaId, VmName};
+use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind, FtMode, HostName, Maintenance, Priority, ReplicaId, VmName};
 
 const BOOT: &str = "boot";
 const LEASE_TTL_MS: u64 = 3_000;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use api::maintenance::{Maintenance, MaintenanceView};
+use api::maintenance::MaintenanceView;
 use api::messages::{DaemonView, HostView, MadeToken, MakeToken, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
 use cluster::store::{EtcdKeys, StoreLocation};
@@ -17,6 +17,7 @@ use host::run as run_daemon;
 use host::sandbox::Confinement;
 use host::token::Token;
 use serde_json::{Value, json};
+use spec::Maintenance;
 use terminal::output::{human_bytes, print_json, print_line, table};
 
 use super::daemon::{DaemonArguments, path_segment};

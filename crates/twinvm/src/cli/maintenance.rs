@@ -4,9 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use api::maintenance::{HeldPart, LeavingVm, Maintenance, MaintenanceView, SetMaintenance};
+use api::maintenance::{HeldPart, LeavingVm, MaintenanceView, SetMaintenance};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
+use spec::Maintenance;
 use terminal::output::{print_json, print_line};
 
 use super::daemon::{DaemonArguments, path_segment};
