@@ -153,12 +153,17 @@ const REPLICA: &[i64] = &[
 /// New sockets, towards wherever the guest wants.
 const USER_END: &[i64] = &[libc::SYS_bind, libc::SYS_connect, libc::SYS_listen, libc::SYS_socket];
 
+/// Names that are taken once, in the cluster store.
+const BROKER: &[i64] = &[libc::SYS_link, libc::SYS_linkat];
+
 /// What a process of some kind may call. How threads are made is looked at apart.
 pub fn allowed(kind: Kind) -> impl Iterator<Item = i64> {
-    let more: &[i64] = match kind {
-        Kind::Replica => REPLICA,
+    let more: &[&[i64]] = match kind {
+        Kind::Replica => &[REPLICA],
         Kind::BridgeEnd => &[],
-        Kind::UserEnd => USER_END,
+        Kind::UserEnd => &[USER_END],
+        // It writes files as a replica does, and connects as a network end does.
+        Kind::Broker => &[REPLICA, USER_END, BROKER],
     };
-    BASE.iter().chain(SOCKETS).chain(more).copied()
+    [BASE, SOCKETS].into_iter().chain(more.iter().copied()).flatten().copied()
 }

@@ -51,6 +51,8 @@ pub enum Kind {
     BridgeEnd,
     /// A network end in user mode: it makes connections for its guest, to wherever the guest wants.
     UserEnd,
+    /// A replica's broker: it has the cluster store, and makes connections for its replica.
+    Broker,
 }
 
 /// What a process may do from now on.
@@ -190,7 +192,17 @@ impl Confinement {
     }
 }
 
-/// The same as text for a log.
+/// Filters the system calls of this process, which must not have more threads than one, and gives up new privileges: for one that needs what its user has,
+/// and runs no programs. Where the kernel filters none, it goes on without.
+///
+/// # Errors
+/// What the kernel has failed.
+pub fn filter_calls(kind: Kind) -> Result<()> {
+    set_no_new_privs(true).context("cannot give up new privileges")?;
+    if seccomp::is_offered() { seccomp::enter(kind).context("seccomp") } else { Ok(()) }
+}
+
+/// What is enforced, as text for a log.
 pub fn log(enforced: &Enforced) {
     if enforced.is_full() {
         tracing::info!("sandbox: {enforced}");

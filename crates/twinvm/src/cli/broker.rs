@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::Args;
 use host::replica::broker;
 use host::replica::config::ReplicaConfig;
+use host::sandbox::{self, Kind};
 
 #[derive(Args)]
 pub struct BrokerArguments {
@@ -19,6 +20,7 @@ pub struct BrokerArguments {
 
 pub fn run(arguments: &BrokerArguments) -> Result<ExitCode> {
     let config = ReplicaConfig::load(&arguments.config)?;
+    sandbox::filter_calls(Kind::Broker)?;
     let connections = stdout().as_fd().try_clone_to_owned()?;
     broker::serve(&config, stdin(), connections)?;
     Ok(ExitCode::SUCCESS)

@@ -26,6 +26,12 @@ fn owner(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().uid()
 }
 
+/// A process starts no programs, and does nothing else that it need not.
+fn assert_filtered(pid: u32) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1"), "{status}");
+}
+
 /// What a process finds at its root: nothing but what leads to what it was given.
 fn sees(pid: u32, path: &Path) -> bool {
     let root = Path::new("/proc").join(pid.to_string()).join("root");
@@ -56,8 +62,14 @@ fn each_vm_runs_as_a_user_of_its_own_that_sees_nothing_else() {
         match what.as_str() {
             "net-end" => assert_eq!(user(pid), users[0]),
             "replica" => {}
+            // It has the store.
+            "broker" => {
+                assert_filtered(pid);
+                continue;
+            }
             _ => continue,
         }
+        assert_filtered(pid);
         assert!(!sees(pid, &world.store()) && !sees(pid, &world.path("a").join("keys")), "{what}");
     }
     assert!(sees(replicas[0], &world.vm_folder("a")) && !sees(replicas[0], &world.vm_folder("b")));
