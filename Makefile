@@ -52,7 +52,10 @@ build: setup-build ## Compile twinvm
 	cargo build $(CARGO_FLAGS)
 
 test: setup ## Run all tests, those with guests included
-	cargo test $(TEST_FLAGS) --workspace --no-fail-fast
+	@said=$$(mktemp); trap 'rm -f '$$said EXIT; status=0; \
+	cargo test $(TEST_FLAGS) --workspace --no-fail-fast 2> >(tee $$said >&2) || status=$$?; \
+	skipped=$$(grep -c '^SKIPPED' $$said || true); \
+	if [ $$skipped != 0 ]; then echo "$$skipped tests, or parts of them, cannot run here: see the lines SKIPPED"; fi; exit $$status
 
 test-kvm: setup-kvm ## Run the tests of the KVM engine, in a machine that has virtualization hardware (TEST=NAME for some of them)
 	cargo test $(TEST_FLAGS) --workspace --test kvm_machine -- --include-ignored $(TEST)

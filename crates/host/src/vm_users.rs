@@ -305,7 +305,7 @@ mod tests {
     /// The users of this process: giving files away takes root.
     fn users(range: &str, notes: &Path) -> Option<VmUsers> {
         if !geteuid().is_root() {
-            eprintln!("SKIPPED: only root gives files to other users");
+            crate::skipped("only root gives files to other users");
             return None;
         }
         Some(VmUsers { given: Ok(range.parse().unwrap()), notes: notes.to_owned() })

@@ -19,7 +19,7 @@ use storage::disk::{Backing, DiskImage, DiskOptions, create_qcow2};
 use tempfile::TempDir;
 
 use crate::support::guest::image;
-use crate::support::images;
+use crate::support::{images, skipped};
 use crate::vm::RunningVm;
 
 const MIB: u64 = 1 << 20;
@@ -307,7 +307,7 @@ fn what_cannot_be_pulled_is_refused_in_one_line_and_leaves_nothing() {
 #[test]
 fn a_full_disk_is_said_and_nothing_stays_on_it() {
     if !rustix::process::geteuid().is_root() {
-        return;
+        return skipped("only root mounts a file system that is full");
     }
     let world = World::new();
     let content = vec![5; 4 << 20];

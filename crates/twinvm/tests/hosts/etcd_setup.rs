@@ -12,7 +12,7 @@ use cluster::store::{EtcdKeys, Op, StoreLocation, Stores};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::joining::{join, names_of, token};
-use crate::support::HUNG;
+use crate::support::{HUNG, skipped};
 use crate::world::World;
 
 /// Names and addresses of the members' machines.
@@ -91,7 +91,7 @@ impl Drop for Machines {
 /// Runs a test in a thread of its own, which may go to another network namespace.
 fn in_namespaces(test: fn()) {
     if !rustix::process::geteuid().is_root() {
-        return eprintln!("not tested: network namespaces need root");
+        return skipped("network namespaces need root");
     }
     if let Err(failure) = thread::spawn(test).join() {
         panic::resume_unwind(failure);

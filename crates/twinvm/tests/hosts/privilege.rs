@@ -2,9 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, lchown};
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
+use tempfile::TempDir;
+
+use crate::support::{guest, images, skipped};
 use crate::world::{VM, World};
 
 /// The first user that hosts give to VMs.
@@ -41,8 +47,7 @@ fn sees(pid: u32, path: &Path) -> bool {
 #[test]
 fn each_vm_runs_as_a_user_of_its_own_that_sees_nothing_else() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only a daemon of root's gives VMs users of their own");
-        return;
+        return skipped("only a daemon of root's gives VMs users of their own");
     }
     let mut world = World::of(&["a", "b"]);
     let shown = world.done("a", &["host", "show"]);
@@ -112,4 +117,90 @@ fn vms_of_an_administrator_who_wants_no_users_run_as_the_daemons_user() {
     assert_eq!((owner(Path::new(&format!("/proc/{replica}"))), owner(&world.vm_folder("a"))), (own, own));
     assert!(sees(replica, &world.vm_folder("a")) && !sees(replica, &world.store()));
     assert!(world.done("a", &["host", "show"]).contains("VMs run as the daemon's user"));
+}
+
+/// A host whose daemon is an ordinary user's: whoever runs this or, if that is root, somebody who has no rights anywhere.
+struct Ordinary {
+    folder: TempDir,
+    user: u32,
+}
+
+impl Ordinary {
+    /// Nothing, if such a user may have no namespaces.
+    fn new() -> Option<Self> {
+        let (own, somebody) = (rustix::process::geteuid(), 2_100_400_000);
+        let user = if own.is_root() { somebody } else { own.as_raw() };
+        let folder = tempfile::Builder::new().prefix("twinvm-ordinary-").tempdir().unwrap();
+        let place = Self { folder, user };
+        // What root has may be out of that user's reach: the program, and the guest.
+        let tiny = guest::image(&images::tiny());
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_twinvm"));
+        for (from, to) in [(program, "twinvm"), (tiny.kernel(), "kernel"), (tiny.initrd(), "initrd")] {
+            fs::copy(from, place.path(to)).unwrap();
+        }
+        let spec = "name = \"v\"\nmemory = \"128M\"\nengine = \"soft\"\nkernel = \"kernel\"\ninitrd = \"initrd\"\n\
+                    cmdline = 'console=ttyS0 quiet twinvm.run=\"sleep 1000\"'\n";
+        fs::write(place.path("v.toml"), spec).unwrap();
+        for path in [".", "twinvm", "kernel", "initrd", "v.toml"] {
+            lchown(place.path(path), Some(user), Some(user)).unwrap();
+        }
+        let namespaces = place.as_user("unshare").args(["--user", "--mount", "true"]).status();
+        namespaces.is_ok_and(|status| status.success()).then_some(place)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn as_user(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        if rustix::process::geteuid().is_root() {
+            command.uid(self.user).gid(self.user);
+        }
+        command
+    }
+
+    fn twinvm(&self, words: &[&str]) -> Command {
+        let mut command = self.as_user(self.path("twinvm").to_str().unwrap());
+        command.args(words).env("TWINVM_HOST_DIR", self.path("a")).env("TWINVM_HOME", self.path("home"));
+        command.env("XDG_RUNTIME_DIR", self.folder.path()).env_remove("TWINVM_OPERATOR");
+        command
+    }
+
+    fn done(&self, words: &[&str]) -> String {
+        let output = self.twinvm(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+#[test]
+fn replicas_of_an_ordinary_users_daemon_are_in_a_user_namespace_and_see_nothing_else() {
+    let Some(place) = Ordinary::new() else { return skipped("ordinary users may have no namespaces here") };
+    let [store, folder] = [place.path("cluster.db"), place.folder.path().to_owned()];
+    let own = ["--store", store.to_str().unwrap(), "--vm-folder", folder.to_str().unwrap()];
+    let common =
+        ["host", "init", "--new-cluster", "--name", "a", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    place.done(&[&common[..], &own].concat());
+    let mut daemon = place.twinvm(&["host", "start"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    assert!(ready.contains("\"ready\":\"a\""), "{ready}");
+    place.done(&["vm", "create", "v.toml", "--start"]);
+    let vm = place.path("a/vms/v");
+    let pid: u32 = fs::read_to_string(vm.join("replica.pid")).unwrap().trim().parse().unwrap();
+    assert_eq!(user(pid), place.user);
+    assert_filtered(pid);
+    let namespace = |pid: u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    for kind in ["user", "mnt"] {
+        assert_ne!(namespace(pid, kind), namespace(daemon.id(), kind), "{kind}");
+    }
+    assert!(sees(pid, &vm) && !sees(pid, &store) && !sees(pid, &place.path("a/keys")));
+    assert!(!sees(pid, Path::new("/etc/passwd")) && !sees(pid, &place.path("v.toml")));
+    let refused = fs::read_to_string(vm.join("replica.log")).unwrap();
+    assert!(!refused.contains("was refused"), "{refused}");
+    place.done(&["vm", "stop", "v", "--force"]);
+    place.done(&["host", "stop"]);
+    assert!(daemon.wait().unwrap().success());
 }

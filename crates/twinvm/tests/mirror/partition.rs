@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::client::{Client, wait_for_service};
 use crate::faults::{assert_survives, assert_whole};
 use crate::replicas::{Replica, Setup, World};
-use crate::support::HUNG;
+use crate::support::{HUNG, skipped};
 
 /// Two namespaces and a cable; removed when dropped.
 pub struct Cable {
@@ -23,11 +23,11 @@ pub fn ip(arguments: &[&str]) -> bool {
     output.status.success()
 }
 
-/// Whether this process may make network namespaces. If not, a test that needs them says so and passes.
+/// Whether this process may make network namespaces. If not, a test that needs them says so.
 pub fn may_make_namespaces() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        eprintln!("not tested: network namespaces need root");
+        skipped("network namespaces need root");
     }
     is_root
 }

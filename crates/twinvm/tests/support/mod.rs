@@ -6,6 +6,7 @@ pub mod images;
 pub mod place;
 pub mod replay;
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,12 @@ use machine::vm::Vm;
 
 /// How long anything may take before it counts as hung.
 pub const HUNG: Duration = Duration::from_secs(300);
+
+/// Says that a test, or a part of it, is not run here: past what captures the output of tests that pass. `make test` counts these lines.
+pub fn skipped(why: &str) {
+    let thread = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", thread.name().unwrap_or("a test"));
+}
 
 /// Runs the VM until `condition` holds, and pauses it.
 pub fn run_until(vm: &mut Vm, condition: impl Fn() -> bool + Sync) {
