@@ -9,6 +9,7 @@
 //! | [`Silence`] | when the other replica is lost for its silence |
 //! | [`Patience`] | when a secondary is too slow to be kept |
 //! | [`FirstCopy`] | when rounds of copying go on, when the guest is slowed down for them, when they end or are given up |
+//! | [`Farewell`] | how a primary whose guest has ended parts from its secondary |
 //! | [`LinkWatch`] | whether the link to a secondary is too slow for protection |
 //! | [`Uplink`] | when a VM whose network is gone moves to its secondary |
 //! | [`DiskWatch`] | when a disk is broken, and whether its VM moves to its secondary or stands still |
@@ -28,6 +29,7 @@ mod disk_copy;
 mod disk_watch;
 mod epochs;
 mod event;
+mod farewell;
 mod first_copy;
 mod guest_clock;
 mod heartbeats;
@@ -56,6 +58,7 @@ pub use disk_copy::{CopyNotes, DiskCopy, NotStartable, may_start};
 pub use disk_watch::{DISK_PATIENCE, DiskAdvice, DiskHealth, DiskWatch};
 pub use epochs::{Committed, Decision, EpochBounds, Epochs, Load, NotSent, Sending};
 pub use event::{DropReason, Event, LossReason};
+pub use farewell::{Farewell, FarewellStep};
 pub use first_copy::{
     Amount, FirstCopy, LAST_PAUSE_MAX, Left, Pace, RoundEnd, Slowed, Step, TakenIn, WRITES_WAITING_MAX,
 };

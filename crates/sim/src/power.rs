@@ -1,43 +1,36 @@
 //! The guest ends: it powers off, or asks for a reset. What `replication::driver` does then, and the replica's process after a reset.
 
-use protocol::{Claim, Epoch, Event, LossReason, Replica};
+use protocol::{Claim, Epoch, Event, Farewell, FarewellStep, LossReason, Replica};
 
 use crate::coverage::Occurrence;
 use crate::mutation::Mutation;
 use crate::network::Message;
 use crate::process::{Body, GuestEnd, Leaving, Parting, Runner, Timer};
-use crate::time::{MILLISECOND, Nanoseconds};
 use crate::world::{Death, World};
-
-/// How long a secondary may take to hear that the guest is off.
-const GOODBYE_MAX: Nanoseconds = 100 * MILLISECOND;
 
 impl World {
     /// The guest on a host ends.
     pub fn guest_ends(&mut self, host: usize, end: GuestEnd) {
         let Some(runner) = self.runner(host).filter(|runner| runner.leaving.is_none()) else { return };
-        runner.leaving = Some(Leaving { end, told_at: None });
+        runner.leaving = Some(Leaving { end, farewell: Farewell::default() });
         self.tell(|world| format!("{}: the guest ends: {end:?}", world.name(host)));
     }
 
-    /// Tells the secondary that there is nothing to take over, and ends. One that does not hear goes on from the last checkpoint.
-    pub fn leaves(&mut self, host: usize, leaving: Leaving) {
-        let now = self.now;
+    /// Parts from the secondary, and ends. One that does not hear goes on from the last checkpoint.
+    pub fn leaves(&mut self, host: usize, mut leaving: Leaving) {
+        let now = self.clock(host);
         let Some(process) = &mut self.hosts[host].process else { return };
         let Body::Running(runner) = &mut process.body else { return };
         let has_begun = runner.session.as_ref().is_some_and(|session| session.epochs.has_begun());
-        // If the other replica goes on, what the guest did here has never happened, its end included.
-        if !has_begun && runner.is_held && leaving.told_at.is_none() {
-            return;
-        }
-        match (&runner.session, leaving.told_at) {
-            (Some(session), None) => {
-                let connection = session.connection;
-                runner.leaving = Some(Leaving { told_at: Some(now), ..leaving });
+        let connection = runner.session.as_ref().map(|session| session.connection);
+        let parting = leaving.farewell.next(!has_begun && runner.is_held, connection.is_some(), now);
+        runner.leaving = Some(leaving);
+        match (parting, connection) {
+            (FarewellStep::Tell, Some(connection)) => {
                 self.send(connection, crate::network::Side::Primary, Message::Ended);
             }
-            (Some(_), Some(told_at)) if now - told_at < GOODBYE_MAX => {}
-            _ => self.has_left(host, leaving.end),
+            (FarewellStep::Wait | FarewellStep::Tell, _) => {}
+            (FarewellStep::Leave, _) => self.has_left(host, leaving.end),
         }
     }
 

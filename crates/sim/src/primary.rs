@@ -291,7 +291,7 @@ impl World {
         }
         self.tell(|world| format!("{}: the secondary is lost: {reason}", world.name(host)));
         // One that was told that the guest is off closes the connection, which is no loss.
-        if self.runner(host).is_none_or(|runner| runner.leaving.is_none_or(|leaving| leaving.told_at.is_none())) {
+        if self.runner(host).is_none_or(|runner| runner.leaving.is_none_or(|leaving| !leaving.farewell.is_told())) {
             self.primary_event(host, Some(connection), Event::PeerLost { reason });
         }
         if self.has_session(host, connection) {

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use protocol::{
-    Callers, CopyNotes, DiskWatch, Epoch, Epochs, Event, ForwardedFrames, Heartbeats, InputPosition, MonotonicTime,
-    Patience, Replica, Silence, UnreleasedOutput, Uplink,
+    Callers, CopyNotes, DiskWatch, Epoch, Epochs, Event, Farewell, ForwardedFrames, Heartbeats, InputPosition,
+    MonotonicTime, Patience, Replica, Silence, UnreleasedOutput, Uplink,
 };
 
 use crate::copying::Copying;
@@ -150,11 +150,11 @@ pub(crate) enum GuestEnd {
     Reset,
 }
 
-/// The guest has ended, and the secondary was told so then.
+/// The guest has ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Leaving {
     pub end: GuestEnd,
-    pub told_at: Option<Nanoseconds>,
+    pub farewell: Farewell,
 }
 
 /// A primary, as `replication::driver`'s of this name.

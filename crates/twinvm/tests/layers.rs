@@ -78,7 +78,17 @@ const HOUSE: &[Crate] = &[
         layers: &[
             &["callers", "numbers", "time"],
             &["guest_clock", "input", "output"],
-            &["disk_copy", "disk_watch", "epochs", "heartbeats", "patience", "silence", "slow_link", "uplink"],
+            &[
+                "disk_copy",
+                "disk_watch",
+                "epochs",
+                "farewell",
+                "heartbeats",
+                "patience",
+                "silence",
+                "slow_link",
+                "uplink",
+            ],
             &["claim", "first_copy"],
             &["admission", "arbiter"],
             &["command", "event"],

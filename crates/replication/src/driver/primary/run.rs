@@ -1,13 +1,13 @@
 //! The thread of the VM: it runs the guest, and does what the guest has to be paused for.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use machine::engine::RunEnd;
 use machine::events::GuestEvent;
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
-use protocol::{Decision, DropReason, Epoch, Event, InputPath, LinkWatch, Patience};
+use protocol::{Decision, DropReason, Epoch, Event, Farewell, FarewellStep, InputPath, LinkWatch, Patience};
 use spec::FtMode;
 
 use super::super::capture::capture;
@@ -22,8 +22,6 @@ use crate::disk::DiskWrite;
 
 /// How long the VM's thread waits for the secondary before it looks around again.
 const WAIT_INTERVAL: Duration = Duration::from_millis(2);
-/// How long a secondary may take to hear that the guest is off.
-const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 impl Shared {
     pub(super) fn run(self: &Arc<Self>, vm: &mut Vm) -> Result<PrimaryEnd, VmError> {
@@ -63,8 +61,7 @@ impl Shared {
         Ok(Some(self.leave(vm, PrimaryEnd::PlugPulled)?))
     }
 
-    /// Ends the run, if it is for this replica to say so: tells the secondary that there is nothing to take over, and waits until it has
-    /// heard, as it closes the connection then. One that does not hear takes over from the last checkpoint, and the guest ends again.
+    /// Ends the run, if it is for this replica to say so, and parts from the secondary.
     fn leave(&self, vm: &Vm, end: PrimaryEnd) -> Result<PrimaryEnd, VmError> {
         let flushed = vm.platform().flush_disks();
         let mut core = self.core();
@@ -76,21 +73,23 @@ impl Shared {
             }
             tracing::warn!(%error, "the plug is pulled, and the disks cannot be flushed");
         }
-        // If the other replica goes on, what the guest did here since the last checkpoint has never happened, its end included.
-        while core.stop.is_none() && !core.plug_pulled && self.is_undecided(&core) {
-            core = self.wait(core);
+        let mut farewell = Farewell::default();
+        loop {
+            if let Some(reason) = core.stop.filter(|_| !farewell.is_told()) {
+                return Ok(PrimaryEnd::Stopped(reason));
+            }
+            let is_undecided = !core.plug_pulled && self.is_undecided(&core);
+            match farewell.next(is_undecided, core.session.is_some(), clock::now()) {
+                FarewellStep::Wait => core = self.wait(core),
+                FarewellStep::Tell => {
+                    core.course = Course::Leaving;
+                    if let Some(session) = &core.session {
+                        session.outbox.push_urgent(Kind::Ended, Vec::new());
+                    }
+                }
+                FarewellStep::Leave => return Ok(end),
+            }
         }
-        if let Some(reason) = core.stop {
-            return Ok(PrimaryEnd::Stopped(reason));
-        }
-        let Some(session) = core.session.clone() else { return Ok(end) };
-        core.course = Course::Leaving;
-        session.outbox.push_urgent(Kind::Ended, Vec::new());
-        let since = Instant::now();
-        while core.session.is_some() && since.elapsed() < GOODBYE_MAX {
-            core = self.wait(core);
-        }
-        Ok(end)
     }
 
     /// Whether the store is being asked who goes on: output waits, and there is nobody to acknowledge it.
