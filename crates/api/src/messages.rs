@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{ByteSize, DiskFormat, EngineKind, FtMode, MacAddr, Maintenance, PortForward, Priority, SnapshotName};
+use spec::{
+    ByteSize, DiskFormat, EngineKind, FailureDomain, FtMode, MacAddr, Maintenance, PortForward, Priority, SnapshotName,
+};
 
 use crate::status::{Protection, ReplicaStatus};
 
@@ -34,6 +36,9 @@ pub struct HostView {
     pub cpus_reserved: u32,
     /// Engines that it runs, the preferred one first.
     pub engines: Vec<EngineKind>,
+    /// What it fails together with; none if that is its machine.
+    #[serde(default)]
+    pub domain: Option<FailureDomain>,
     /// Bridges that it reaches.
     pub networks: Vec<String>,
     /// Named storage that it reaches.

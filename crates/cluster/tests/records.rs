@@ -38,6 +38,7 @@ fn host(name: &str) -> HostRecord {
         api_address: "127.0.0.1:7441".parse().unwrap(),
         replication_ip: "127.0.0.1".parse().unwrap(),
         boot_id: "one".to_owned(),
+        domain: None,
         cpus: 8,
         memory_bytes: 4 << 30,
         engines: vec![EngineKind::Soft],

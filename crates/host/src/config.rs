@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use cluster::store::{EtcdKeys, StoreLocation};
 use serde::{Deserialize, Serialize};
-use spec::{ByteSize, HostName};
+use spec::{ByteSize, FailureDomain, HostName};
 
 use super::folder::HostFolder;
 use super::vm_users::UidRange;
@@ -37,6 +37,10 @@ pub struct HostConfig {
     /// that is there.
     #[serde(default)]
     pub vm_folders: Vec<PathBuf>,
+    /// What this host fails together with, such as `rack1/power2`: two replicas of a VM are never in one domain. See [`HostConfig::failure_domain`] for
+    /// where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<FailureDomain>,
     /// Bridges that VMs on this host can be connected to.
     #[serde(default)]
     pub networks: Vec<String>,
@@ -175,6 +179,19 @@ impl HostConfig {
         Ok(())
     }
 
+    /// What the host fails together with. Where nobody has said so, it is its machine (none), as of several daemons of one machine none outlives it. All hosts
+    /// of a cluster whose store is a file are on one machine, which would leave no place for a secondary: there each is a domain of its own.
+    ///
+    /// # Errors
+    /// If the host has no name that a host can have.
+    pub fn failure_domain(&self) -> Result<Option<FailureDomain>> {
+        match (&self.domain, &self.store) {
+            (Some(domain), _) => Ok(Some(domain.clone())),
+            (None, StoreLocation::File(_)) => Ok(Some(self.name.parse()?)),
+            (None, StoreLocation::Etcd(_)) => Ok(None),
+        }
+    }
+
     /// The text of `host.toml`.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).context("cannot write TOML")
@@ -208,6 +225,19 @@ mod tests {
     }
 
     #[test]
+    fn hosts_of_one_machine_are_one_domain_unless_the_cluster_is_on_that_machine_or_it_is_said() {
+        let domain = |text: &str| {
+            let config: HostConfig = toml::from_str(text).unwrap();
+            config.failure_domain().unwrap().map(|domain| domain.to_string())
+        };
+        let etcd = GOOD.replace("\"/s\"", "\"etcd://127.0.0.1:2379\"");
+        assert_eq!((domain(GOOD).as_deref(), domain(&etcd)), (Some("a"), None));
+        for text in [GOOD, &etcd] {
+            assert_eq!(domain(&format!("domain = \"rack1/power2\"\n{text}")).as_deref(), Some("rack1/power2"));
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = HostFolder::find(Some(temporary.path())).unwrap();
@@ -225,6 +255,7 @@ mod tests {
                 "are for etcd",
             ),
             ("store = \"/s\"", "store = \"etcd://a\"", "has no port"),
+            ("images", "domain = \"rack1//2\"\nimages", "such as rack1/power2"),
             ("images", "suspicion_ms = 1\nimages", "20 to 10000"),
             ("images", "vm_uids = \"0-9\"\nimages", "no range of users"),
             ("images", "lag_ms_max = 9\nimages", "10 to 10000"),

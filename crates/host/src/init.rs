@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use cluster::records::{Cluster, ClusterError};
 use cluster::store::{EtcdKeys, StoreLocation, Stores};
 use replication::channel::{self, KeyRequest};
-use spec::HostName;
+use spec::{FailureDomain, HostName};
 
 use super::bundle::Bundle;
 use super::config::{HostConfig, check_host_name, first_copies_max_default, vm_uids_default};
@@ -52,6 +52,8 @@ pub struct InitOptions {
     pub vm_folders: Vec<PathBuf>,
     /// Bridges that VMs can be connected to.
     pub networks: Vec<String>,
+    /// What the host fails together with; see [`HostConfig::failure_domain`].
+    pub domain: Option<FailureDomain>,
 }
 
 /// Makes a host in a folder that is not there or empty. Leaves nothing behind when it fails.
@@ -122,6 +124,7 @@ fn config(name: String, store: StoreLocation, options: &InitOptions) -> Result<H
         store,
         images: std::path::absolute(paths::images_dir()?)?,
         vm_folders: options.vm_folders.iter().map(std::path::absolute).collect::<Result<_, _>>()?,
+        domain: options.domain.clone(),
         networks: options.networks.clone(),
         datastores: Vec::new(),
         memory: None,

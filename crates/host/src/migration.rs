@@ -71,7 +71,7 @@ impl Daemon {
                 return Err(HostError::conflict(format!("VM {name} has no secondary yet to move to"))
                     .hint(format!("wait until `twinvm ft status {name}` says Protected, or name a host")));
             }
-            return self.plan_secondary(name)?.map_err(refused);
+            return self.plan_secondary(name, false)?.map_err(refused);
         };
         let to: HostName = to.parse().map_err(ClusterError::from)?;
         if to.is(&vm.claim.primary) {

@@ -66,18 +66,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// The host that would hold the secondary of a VM; or why there is none.
-    pub(super) fn plan_secondary(&self, vm: &str) -> Result<Result<HostName, String>, HostError> {
+    /// The host that would hold the secondary of a VM, or that it would be moved to if it is not to be `protected`; or why there is none.
+    pub(super) fn plan_secondary(&self, vm: &str, protected: bool) -> Result<Result<HostName, String>, HostError> {
         let failures = lock(&self.controller).failures().clone();
         let processor = self.replica(vm).and_then(|replica| replica.processor());
-        self.registry.plan_secondary(vm, processor.as_ref(), &failures)
+        self.registry.plan_secondary(vm, protected, processor.as_ref(), &failures)
     }
 
     /// What protection of a VM costs.
     pub fn ft_price(&self, vm: &str) -> Result<FtPrice, HostError> {
         let vm = self.known(vm)?;
         let contents = self.vm_folder(&vm.name).contents();
-        let (secondary, obstacle) = match self.plan_secondary(&vm.name)? {
+        let (secondary, obstacle) = match self.plan_secondary(&vm.name, true)? {
             Ok(host) => (Some(host.to_string()), None),
             Err(obstacle) => (None, Some(obstacle)),
         };
@@ -173,7 +173,7 @@ impl Daemon {
         }
         if action == FtAction::On
             && !vm.record.ft.enabled
-            && let Err(obstacle) = self.plan_secondary(name)?
+            && let Err(obstacle) = self.plan_secondary(name, true)?
         {
             return Err(HostError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
                 .hint("see the hosts with `twinvm host list`"));

@@ -104,6 +104,7 @@ impl Registry {
             api_address: api,
             replication_ip: config.replication_ip(),
             boot_id: read_id("/proc/sys/kernel/random/boot_id")?,
+            domain: config.failure_domain()?,
             cpus: config.cpus.unwrap_or(u32::try_from(cpus)?),
             memory_bytes: match config.memory {
                 Some(memory) => memory.bytes(),
@@ -406,10 +407,12 @@ impl Registry {
         }
     }
 
-    /// The host that is to hold the secondary of a VM; or why there is none. `processor` is what the guest was told its processors are, if it runs here.
+    /// The host that is to hold the secondary of a VM, or that it is to be moved to unless it is `protected` there; or why there is none. `processor` is what
+    /// the guest was told its processors are, if it runs here.
     pub fn plan_secondary(
         &self,
         name: &str,
+        protected: bool,
         processor: Option<&CpuProfile>,
         failures: &Failures,
     ) -> Result<Result<HostName, String>, HostError> {
@@ -417,7 +420,11 @@ impl Registry {
         let vm = name.parse::<VmName>().ok().and_then(|name| state.vm(&name));
         let vm = vm.ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
         let basis = Basis { state: &state, failures, now: &self.now() };
-        Ok(no_place(place_secondary(vm, processor, &basis), vm))
+        let mut vm = vm.clone();
+        if protected {
+            (vm.record.ft.enabled, vm.record.ft.suspended) = (true, false);
+        }
+        Ok(no_place(place_secondary(&vm, processor, &basis), &vm))
     }
 
     /// Whether `host` can hold the secondary of a VM; or why not.
@@ -562,6 +569,7 @@ mod tests {
             api_address: "127.0.0.1:7441".parse().unwrap(),
             replication_ip: "127.0.0.1".parse().unwrap(),
             boot_id: "one".to_owned(),
+            domain: None,
             cpus: 1,
             memory_bytes: 1 << 30,
             engines: vec![EngineKind::Soft],

@@ -41,6 +41,7 @@ impl Daemon {
                 cpus: host.cpus,
                 cpus_reserved: reserved.cpus,
                 engines: host.engines.clone(),
+                domain: host.domain.clone(),
                 networks: host.networks.clone(),
                 datastores: host.datastores.clone(),
                 primaries: vms(&|vm| host.name.is(&vm.claim.claim.primary)),
@@ -65,9 +66,11 @@ impl Daemon {
 
     /// The VMs that are at home here, as far as this host knows by itself. The store has to be asked which those are.
     pub(super) fn vms_at_home(&self, local: &LocalVms) -> Result<Vec<VmView>, HostError> {
-        let mut known = known_vms(self.registry.state()?);
+        let state = self.registry.state()?;
+        let shared = shared_domains(&state);
+        let mut known = known_vms(state);
         known.retain(|vm| vm.home() == self.host());
-        let said = Said { answers: vec![(self.host().to_owned(), local.clone())], silent: Vec::new() };
+        let said = Said { answers: vec![(self.host().to_owned(), local.clone())], silent: Vec::new(), shared };
         Ok(known.iter().map(|vm| view(vm, &said)).collect())
     }
 
@@ -118,7 +121,7 @@ impl Daemon {
         let is_silent = |host: &&HostRecord| answers.iter().all(|(name, _)| *name != *host.name);
         let silent = state.hosts.iter().filter(is_silent);
         let silent = silent.map(|host| (host.name.to_string(), host.lease.renewed_unix_ms)).collect();
-        Said { answers, silent }
+        Said { answers, silent, shared: shared_domains(state) }
     }
 }
 
@@ -138,6 +141,15 @@ struct Said {
     answers: Vec<(String, LocalVms)>,
     /// Hosts that do not answer, and when they last renewed their leases, in ms since 1970.
     silent: Vec<(String, u64)>,
+    /// Pairs of hosts that one fault may take.
+    shared: Vec<[String; 2]>,
+}
+
+/// Pairs of hosts that one fault may take, each in both orders.
+fn shared_domains(state: &ClusterState) -> Vec<[String; 2]> {
+    let pairs = state.hosts.iter().flat_map(|one| state.hosts.iter().map(move |other| (one, other)));
+    let shared = pairs.filter(|(one, other)| one.name != other.name && one.shares_domain(other));
+    shared.map(|(one, other)| [one.name.to_string(), other.name.to_string()]).collect()
 }
 
 impl Said {
@@ -170,9 +182,11 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         Some(primary) => primary.peer.clone().filter(|_| primary.protection.state == ProtectionState::Protected),
         None => vm.claim.secondary.as_ref().map(ToString::to_string),
     };
+    let protection = with_faults(protection(vm, primary, note, &said.silent), &replicas);
     VmView {
         name: vm.name.clone(),
         running: primary.is_some(),
+        protection: with_domain(protection, &host, secondary.as_deref(), &said.shared),
         secondary,
         cpus: vm.spec.cpus,
         memory_bytes: vm.spec.memory.bytes(),
@@ -180,7 +194,6 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         generation: primary.map_or(0, |primary| primary.generation).max(vm.claim.generation.number()),
         ft: vm.ft(),
         lag_ms_max: vm.record.ft.lag_ms_max,
-        protection: with_faults(protection(vm, primary, note, &said.silent), &replicas),
         note: note.map(|note| note.text.clone()),
         disks: hardware::disks(&vm.spec, said.disks_at(&host, &vm.name)),
         cards: hardware::cards(&vm.spec),
@@ -216,6 +229,19 @@ fn with_faults(protection: Protection, replicas: &[ReplicaStatus]) -> Protection
     }
     let detail = protection.detail.into_iter().chain(faults).collect::<Vec<_>>().join("; ");
     Protection { detail: Some(detail), ..protection }
+}
+
+/// A VM may be protected, and one fault may take both of its replicas all the same, as where hosts are was changed since.
+fn with_domain(protection: Protection, primary: &str, secondary: Option<&str>, shared: &[[String; 2]]) -> Protection {
+    let is_shared = |other: &str| shared.iter().any(|[one, two]| one == primary && two == other);
+    match secondary.filter(|other| protection.state == ProtectionState::Protected && is_shared(other)) {
+        Some(other) => {
+            let warning = format!("host {other} is in the failure domain of host {primary}: one fault may take both");
+            let detail = protection.detail.into_iter().chain([warning]).collect::<Vec<_>>().join("; ");
+            Protection { detail: Some(detail), ..protection }
+        }
+        None => protection,
+    }
 }
 
 fn protection(
@@ -321,7 +347,19 @@ mod tests {
     }
 
     fn view(vm: &KnownVm, answers: &[(String, LocalVms)]) -> VmView {
-        super::view(vm, &Said { answers: answers.to_vec(), silent: vec![("a".to_owned(), 5)] })
+        let shared = vec![["a".to_owned(), "b".to_owned()]];
+        super::view(vm, &Said { answers: answers.to_vec(), silent: vec![("a".to_owned(), 5)], shared })
+    }
+
+    #[test]
+    fn being_protected_does_not_hide_that_one_fault_may_take_both() {
+        let protected = |peer: &str| {
+            let mut primary = status("a", Role::Primary, 5, ProtectionState::Protected);
+            primary.peer = Some(peer.to_owned());
+            view(&vm(ON), &[said("a", vec![primary], None)]).protection.detail
+        };
+        assert!(protected("b").is_some_and(|detail| detail.contains("one fault may take both")));
+        assert_eq!(protected("c"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What `host::runtime` does: reports to the shipped [`cluster::controller`], and carries out what that decides, step by step.
 
 use cluster::controller::consent::{self, Here, LetGo};
-use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, ReplicaReport, ReplicaState};
+use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, Planned, ReplicaReport, ReplicaState};
 use cluster::records::Power;
 use protocol::{Callers, Claim, DropReason, Replica, Role, Status};
 use spec::HostName;
@@ -42,6 +42,9 @@ impl World {
             if daemon.known.revision != self.records.revision {
                 if daemon.known.hosts.is_empty() {
                     daemon.known.hosts.clone_from(&self.records.hosts);
+                    if self.mutation == Some(Mutation::ForgetDomains) {
+                        daemon.known.hosts.iter_mut().for_each(|host| host.domain = host.name.as_str().parse().ok());
+                    }
                 }
                 daemon.known.vms.clone_from(&self.records.vms);
                 daemon.known.revision = self.records.revision;
@@ -65,6 +68,7 @@ impl World {
         }
         for planned in plan.actions {
             self.tell(|world| format!("daemon {}: {planned}", world.name(host)));
+            self.check_domain(host, &planned);
             if planned.vm != self.vm {
                 self.other_acts(host, &planned);
                 continue;
@@ -72,6 +76,21 @@ impl World {
             let task = Task { host, run, action: Some(planned.action), step: Step::Begin { replica } };
             self.soon(task);
         }
+    }
+
+    /// A host that one fault may take together with the primary's is never asked to protect a VM.
+    fn check_domain(&mut self, host: usize, planned: &Planned) {
+        let Action::Protect { secondary } = &planned.action else { return };
+        let known = self.hosts[host].daemon.known.vm(&planned.vm);
+        let is_wanted = known.is_some_and(|vm| vm.record.ft.is_wanted());
+        if is_wanted && self.host_of(secondary).is_some_and(|secondary| self.share_domain(host, secondary)) {
+            self.broken(Violation::SharesDomain(self.name(host), secondary.to_string()));
+        }
+    }
+
+    /// Whether one fault may take both hosts.
+    pub fn share_domain(&self, one: usize, other: usize) -> bool {
+        self.records.hosts[one].shares_domain(&self.records.hosts[other])
     }
 
     pub fn has_daemon(&self, host: usize) -> bool {

@@ -6,9 +6,10 @@ use cluster::records::{
     BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord, VmState,
 };
 use protocol::{Claim, DropReason, Generation};
-use spec::{EngineKind, HostName, VmName};
+use spec::{EngineKind, FailureDomain, HostName, VmName};
 
 use crate::process::ProcessId;
+use crate::random::Random;
 use crate::time::{MILLISECOND, Nanoseconds};
 
 /// Daemons wait for seconds where replicas wait for milliseconds, and no schedule lasts so long: their clocks run so many times faster.
@@ -137,12 +138,18 @@ pub(crate) enum Step {
 }
 
 /// The records of the cluster in the beginning: one VM on the first host, and so many others.
-pub(crate) fn records(hosts: &[HostName], claim: &Claim, vm: &VmName, others: usize) -> (ClusterState, Vec<OtherVm>) {
-    let host = |name: &HostName| HostRecord {
+pub(crate) fn records(
+    hosts: &[(HostName, FailureDomain)],
+    claim: &Claim,
+    vm: &VmName,
+    others: usize,
+) -> (ClusterState, Vec<OtherVm>) {
+    let host = |(name, domain): &(HostName, FailureDomain)| HostRecord {
         name: name.clone(),
         api_address: ([127, 0, 0, 1], 1).into(),
         replication_ip: [127, 0, 0, 1].into(),
         boot_id: BOOT.to_owned(),
+        domain: Some(domain.clone()),
         cpus: 8,
         memory_bytes: 1 << 40,
         engines: vec![EngineKind::Soft],
@@ -167,6 +174,21 @@ pub(crate) fn records(hosts: &[HostName], claim: &Claim, vm: &VmName, others: us
     let vms = std::iter::once(vm).chain(&others).map(state).collect();
     let cluster = ClusterState { revision: 1, hosts: hosts.iter().map(host).collect(), vms, ..ClusterState::default() };
     (cluster, others.into_iter().map(|name| OtherVm { name, secondary: None, copied_at: 0 }).collect())
+}
+
+/// What each host fails together with. Of three hosts two may be in one rack, one of them perhaps in a part of it that has a name.
+pub(crate) fn domains(hosts: &[HostName], seed: u64) -> Vec<FailureDomain> {
+    // Drawn apart from all else, so that whether hosts have domains does not change what happens.
+    let mut random = Random::new(!seed);
+    let apart = if hosts.len() > 2 { random.below(hosts.len() + 1) } else { hosts.len() };
+    let path = |number: usize| match apart {
+        apart if apart == hosts.len() => format!("rack{number}"),
+        apart if apart == number => "rack1/power1".to_owned(),
+        _ if random.chance(50) => "rack2".to_owned(),
+        _ => "rack2/power1".to_owned(),
+    };
+    let domains = (0..hosts.len()).map(path);
+    domains.map(|path| path.parse().unwrap_or_else(|error| unreachable!("{error}"))).collect()
 }
 
 /// The time by the daemons' clocks.

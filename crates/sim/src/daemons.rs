@@ -330,7 +330,12 @@ impl World {
         }
         let id = process.id;
         let peer = self.session(host)?.peer;
-        let secondary = self.hosts[self.home(peer)?].process.as_ref()?;
+        let peer = self.home(peer)?;
+        // Protection that was turned on during a move may have begun in one domain, and does not end there.
+        if self.share_domain(host, peer) {
+            return None;
+        }
+        let secondary = self.hosts[peer].process.as_ref()?;
         secondary.replica.is_protected().then_some(id)
     }
 

@@ -113,6 +113,8 @@ pub enum Mutation {
     TurnNewcomersAway,
     /// A second daemon of one identity serves it too.
     ServeTwice,
+    /// A host does not know what hosts fail together with.
+    ForgetDomains,
     /// A host begins all first copies at once.
     CopyAllAtOnce,
     /// The driver notes a hand-over only after what ends the last epoch was acknowledged.
@@ -121,7 +123,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 57] = [
+    pub const ALL: [Self; 58] = [
         Self::TellUnleftReleased,
         Self::DoNotForward,
         Self::ForwardWithCheckpoint,
@@ -133,6 +135,7 @@ impl Mutation {
         Self::GreetAll,
         Self::TurnNewcomersAway,
         Self::ServeTwice,
+        Self::ForgetDomains,
         Self::CopyAllAtOnce,
         Self::NoteHandOverLate,
         Self::MissDiskFailure,

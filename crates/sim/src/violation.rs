@@ -76,6 +76,9 @@ pub enum Violation {
     /// A host makes too many first copies.
     #[error("host {0} makes more first copies at a time than it may")]
     TooManyCopies(String),
+    /// A secondary is placed where the fault that takes its primary may take it too.
+    #[error("the secondary of a VM on host {0} is placed on host {1}, which is in the same failure domain")]
+    SharesDomain(String, String),
     /// A disk that is noted to be a copy holds parts of different times.
     #[error("the disk of host {0} is noted to be a copy, and is none")]
     TornCopy(String),

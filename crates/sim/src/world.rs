@@ -2,11 +2,11 @@
 
 use cluster::records::ClusterState;
 use protocol::{Claim, Epoch, Generation, MonotonicTime, Replica};
-use spec::{HostName, ReplicaId, VmName};
+use spec::{FailureDomain, HostName, ReplicaId, VmName};
 
 use crate::agenda::Agenda;
 use crate::coverage::{Coverage, Occurrence};
-use crate::daemon::{Asked, Daemon, FIRST_COPIES_MAX, FIRST_RUN, OtherVm, SecondDaemon, Task, records};
+use crate::daemon::{Asked, Daemon, FIRST_COPIES_MAX, FIRST_RUN, OtherVm, SecondDaemon, Task, domains, records};
 use crate::disks::Disks;
 use crate::ends::{Frame, NetworkEnd};
 use crate::faults::{Moment, Plan, Trigger};
@@ -158,7 +158,9 @@ impl World {
             .collect();
         let ends = (1..=if plan.is_bridged { plan.hosts as u64 } else { 1 }).map(NetworkEnd::new).collect();
         let claim = Claim { generation: Generation::new(1), primary: hosts[0].name.clone(), secondary: None };
-        let (mut records, others) = records(&names, &claim, &vm, plan.others);
+        let domains = domains(&names, seed);
+        let located: Vec<(HostName, FailureDomain)> = names.iter().cloned().zip(domains).collect();
+        let (mut records, others) = records(&located, &claim, &vm, plan.others);
         records.vms[0].record.autostart = seed.is_multiple_of(2);
         let mut world = Self {
             now: 0,

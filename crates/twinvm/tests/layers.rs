@@ -28,6 +28,7 @@ const HOUSE: &[Crate] = &[
                 "cpu_level",
                 "disk_format",
                 "engine",
+                "failure_domain",
                 "forward",
                 "ft_mode",
                 "mac",

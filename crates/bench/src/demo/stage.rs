@@ -51,7 +51,7 @@ impl Stage {
             pins.pin_self()?;
         }
         let hosts = Hosts::start(suspicion_ms)?;
-        screen.event("hosts a, b and c are up");
+        screen.event("hosts a, b and c are up: processes of this machine, each counted as a failure domain of its own");
         hosts.create_vm(engine)?;
         screen.update(&hosts.view(), None);
         let mut stage = Self { hosts, screen, mode, pins };

@@ -130,6 +130,11 @@ pub enum Why {
     },
     /// It is to be started with the machine, which has booted.
     MachineBooted,
+    /// One fault may take both of its replicas, and another host would be safe from that.
+    SharesDomain {
+        /// The host of its secondary.
+        host: HostName,
+    },
     /// Its protection is off.
     ProtectionOff,
     /// Its protection is suspended.
@@ -222,6 +227,7 @@ impl fmt::Display for Why {
             Self::Migrates { to } => write!(f, "it is to move to host {to}"),
             Self::Maintenance { host } => write!(f, "host {host} is in maintenance"),
             Self::MachineBooted => f.pad("the machine has booted"),
+            Self::SharesDomain { host } => write!(f, "one fault may take host {host} and the primary's"),
             Self::ProtectionOff => f.pad("protection is off"),
             Self::ProtectionSuspended => f.pad("protection is suspended"),
             Self::Superseded { by } => write!(f, "host {by} runs the VM now"),

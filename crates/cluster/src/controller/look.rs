@@ -25,6 +25,13 @@ impl Look<'_> {
         may_hold_secondary(vm, host, processor, &self.basis)
     }
 
+    /// Whether one fault may take the primary of a protected VM and its secondary on host `by`: where hosts are was changed since it was placed there.
+    fn shares_domain(&self, vm: &VmState, by: &HostName) -> bool {
+        let primary = self.wanted.hosts.iter().find(|host| host.name.is(&vm.claim.claim.primary));
+        let secondary = self.wanted.host(by);
+        vm.record.ft.is_wanted() && primary.zip(secondary).is_some_and(|(one, other)| one.shares_domain(other))
+    }
+
     /// How far the maintenance of a host goes.
     pub(super) fn maintenance(&self, host: &HostName) -> Maintenance {
         self.basis.state.host(host).map_or(Maintenance::Off, |host| host.maintenance)
@@ -38,9 +45,14 @@ impl Look<'_> {
             return fits.then(|| Why::Migrates { to: to.clone() });
         }
         let has_place = || place_secondary(vm, processor, &self.basis).is_ok();
+        // It may be about to end, or to be handed over.
+        if vm.record.pending().is_some() {
+            return None;
+        }
+        if self.shares_domain(vm, by) && has_place() {
+            return Some(Why::SharesDomain { host: by.clone() });
+        }
         let goes = match self.maintenance(by) {
-            // It may be about to end, or to be handed over.
-            _ if vm.record.pending().is_some() => false,
             Maintenance::Off => false,
             Maintenance::On => has_place(),
             Maintenance::Forced => true,

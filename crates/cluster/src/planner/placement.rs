@@ -28,7 +28,7 @@ fn sentence(refusals: &[(HostName, WhyNot)]) -> String {
 
 /// The host that is to hold the secondary of a VM.
 ///
-/// It is never that of the primary, is alive, runs the VM's engine, can be the processor that the guest was told it has, reaches its networks, and
+/// It is never that of the primary, shares no failure domain with it unless the VM is only moved, is alive, runs the VM's engine, can be the processor that the guest was told it has, reaches its networks, and
 /// has the memory and vCPUs of a whole second VM free. Of those that fit comes first the one that has failed least lately, then the one whose copy of the disks is
 /// newest, since it needs only what differs, then the one with the least part of its memory reserved, then the first by name.
 ///
@@ -74,6 +74,10 @@ fn check_secondary(host: &HostRecord, demand: &Demand, vm: &VmState, basis: &Bas
     }
     check_host(host, demand, vm, state, now)?;
     let primary = state.hosts.iter().find(|host| host.name.is(&claim.primary));
+    // A VM that is only moved is protected neither before nor after.
+    if vm.record.ft.is_wanted() {
+        check_domain(host, primary, &claim.primary)?;
+    }
     if demand.user_network && primary.is_none_or(|primary| primary.boot_id != host.boot_id) {
         return Err(WhyNot::OtherMachine);
     }
@@ -84,6 +88,18 @@ fn check_secondary(host: &HostRecord, demand: &Demand, vm: &VmState, basis: &Bas
             retry_in_ms: failure.retry_ms() - now.ms,
         }),
         _ => Ok(()),
+    }
+}
+
+/// A secondary must outlive what takes its primary.
+fn check_domain(host: &HostRecord, primary: Option<&HostRecord>, name: &ReplicaId) -> Result<(), WhyNot> {
+    let Some(primary) = primary else { return Err(WhyNot::UnknownDomain(name.clone())) };
+    match (&host.domain, &primary.domain) {
+        _ if !host.shares_domain(primary) => Ok(()),
+        (Some(own), Some(of_primary)) => {
+            Err(WhyNot::SameDomain { own: own.clone(), primary: name.clone(), of_primary: of_primary.clone() })
+        }
+        _ => Err(WhyNot::SameMachine(name.clone())),
     }
 }
 

@@ -1,4 +1,4 @@
-use spec::{EngineKind, HostName};
+use spec::{EngineKind, FailureDomain, HostName, ReplicaId};
 use thiserror::Error;
 
 /// Why a replica cannot be placed on a host, as a sentence about the host.
@@ -7,6 +7,26 @@ pub enum WhyNot {
     /// A VM's two replicas are never on one host.
     #[error("runs the VM itself")]
     IsPrimary,
+    /// What takes the primary's host may take it too.
+    #[error(
+        "is in failure domain {own} and host {primary}, which runs the VM, in {of_primary}: one fault may take both"
+    )]
+    SameDomain {
+        /// Its domain.
+        own: FailureDomain,
+        /// The primary's host.
+        primary: ReplicaId,
+        /// The domain of that.
+        of_primary: FailureDomain,
+    },
+    /// It is on one machine with the primary's host.
+    #[error(
+        "is on one machine with host {0}, which runs the VM: set `domain` in host.toml of both where that is to count as two"
+    )]
+    SameMachine(ReplicaId),
+    /// Nothing is known of the primary's host.
+    #[error("may fail together with host {0}, which runs the VM, and of which the cluster knows nothing")]
+    UnknownDomain(ReplicaId),
     /// Its lease has ended.
     #[error("has not been heard of {}", silence(*silent_ms))]
     LeaseEnded {

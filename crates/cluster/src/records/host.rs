@@ -2,7 +2,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{CpuOffer, EngineKind, HostName, Maintenance};
+use spec::{CpuOffer, EngineKind, FailureDomain, HostName, Maintenance};
 
 use super::UnknownFields;
 use crate::store::BootTime;
@@ -19,6 +19,9 @@ pub struct HostRecord {
     /// The boot of the machine that it runs on (`/proc/sys/kernel/random/boot_id`): hosts with the same one are processes of one
     /// machine, and reach the same Unix sockets.
     pub boot_id: String,
+    /// What it fails together with; none if nobody has said so, and that is its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<FailureDomain>,
     /// vCPUs that its VMs may have in all.
     pub cpus: u32,
     /// Memory that its VMs may have in all.
@@ -59,6 +62,15 @@ impl HostRecord {
             .then(|| now.ms.saturating_sub(self.lease.renewed_boot_ms))
     }
 
+    /// Whether this host and another one may be lost by one fault, and so must not hold the two replicas of a VM: one of their failure domains lies in the
+    /// other. Of a host without a domain it is known only on which machine it is.
+    pub fn shares_domain(&self, other: &Self) -> bool {
+        match (&self.domain, &other.domain) {
+            (Some(own), Some(others)) => own.overlaps(others),
+            _ => self.boot_id == other.boot_id,
+        }
+    }
+
     /// Whether its lease is good.
     pub fn is_alive(&self, now: &BootTime) -> bool {
         self.lease.ttl_ms > 0 && self.silent_ms(now).is_some_and(|silent_ms| silent_ms <= self.lease.ttl_ms)
@@ -89,6 +101,7 @@ mod tests {
             api_address: "127.0.0.1:1".parse().unwrap(),
             replication_ip: "127.0.0.1".parse().unwrap(),
             boot_id: "one".to_owned(),
+            domain: None,
             cpus: 1,
             memory_bytes: 1,
             engines: Vec::new(),

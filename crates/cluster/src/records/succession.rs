@@ -48,6 +48,7 @@ mod tests {
             api_address: ([127, 0, 0, 1], 1).into(),
             replication_ip: [127, 0, 0, 1].into(),
             boot_id: "boot".to_owned(),
+            domain: None,
             cpus: 1,
             memory_bytes: 1 << 30,
             engines: Vec::new(),

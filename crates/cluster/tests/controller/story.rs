@@ -12,7 +12,9 @@ use cluster::records::{
 use protocol::{Claim, Generation};
 use serde::Deserialize;
 use spec::processor::{Features, TscOffer, XsaveComponent, word};
-use spec::{CpuLevel, CpuOffer, CpuProfile, EngineKind, FtMode, HostName, Maintenance, Priority, ReplicaId, VmName};
+use spec::{
+    CpuLevel, CpuOffer, CpuProfile, EngineKind, FailureDomain, FtMode, HostName, Maintenance, Priority, ReplicaId, VmName,
+};
 
 const BOOT: &str = "boot";
 const LEASE_TTL_MS: u64 = 3_000;
@@ -40,6 +42,8 @@ struct Host {
     name: HostName,
     #[serde(default = "much")]
     memory_mib: u64,
+    /// What it fails together with; itself alone if that is not said.
+    domain: Option<FailureDomain>,
     /// How much of a processor its KVM can be; without, it has no KVM.
     kvm: Option<CpuLevel>,
 }
@@ -347,6 +351,7 @@ impl Host {
             api_address: "127.0.0.1:1".parse().unwrap(),
             replication_ip: "127.0.0.1".parse().unwrap(),
             boot_id: BOOT.to_owned(),
+            domain: Some(self.domain.clone().unwrap_or_else(|| self.name.as_str().parse().unwrap())),
             cpus: 64,
             memory_bytes: self.memory_mib << 20,
             engines: self.kvm.map(|_| EngineKind::Kvm).into_iter().chain([EngineKind::Soft]).collect(),

@@ -100,6 +100,7 @@ impl Place {
             etcd_setup: None,
             vm_folders: vec![folder.path().to_owned()],
             networks: Vec::new(),
+            domain: None,
         };
         init(&host, &options).unwrap();
         let config = HostConfig { vm_uids: None, ..HostConfig::load(&host).unwrap() };

@@ -17,7 +17,7 @@ use host::run as run_daemon;
 use host::sandbox::Confinement;
 use host::token::Token;
 use serde_json::{Value, json};
-use spec::Maintenance;
+use spec::{FailureDomain, Maintenance};
 use terminal::output::{human_bytes, print_json, print_line, table};
 
 use super::daemon::{DaemonArguments, path_segment};
@@ -164,6 +164,11 @@ pub struct NewHostArguments {
     /// A folder below which VM specs may name kernels and disks, beside the images and `files` in the host's folder (may be repeated)
     #[arg(long = "vm-folder", value_name = "DIR")]
     vm_folders: Vec<PathBuf>,
+    /// What this host fails together with, from what is largest to what is smallest, such as rack1/power2: the two replicas of a VM are never in one domain,
+    /// nor one of them in a domain that the other's lies in. It can be changed in host.toml while the daemon does not run [default: its machine; where
+    /// the store is a file, and so all hosts are on one machine, the host by itself]
+    #[arg(long, value_name = "PATH")]
+    domain: Option<FailureDomain>,
     /// A bridge that VMs can be connected to (may be repeated)
     #[arg(long = "network", value_name = "BRIDGE")]
     networks: Vec<String>,
@@ -306,13 +311,19 @@ pub fn init_host(keys: Keys, arguments: NewHostArguments, etcd_setup: Option<Pat
         store_keys,
         vm_folders: arguments.vm_folders,
         networks: arguments.networks,
+        domain: arguments.domain,
     };
     let config = init(&folder, &options)?;
     let dir = folder.path().display();
+    let mut message = format!("host {} made in {dir}; start it with `twinvm host start --dir {dir}`", config.name);
+    if let (StoreLocation::File(_), None) = (&config.store, &config.domain) {
+        message += "\nits cluster is on this machine alone, whose loss it does not survive; each of its hosts counts as a failure domain of its own";
+    }
+    let domain = config.failure_domain()?;
     answer(
         arguments.daemon.json,
-        &json!({ "host": config.name, "dir": folder.path(), "listen": config.listen, "store": config.store }),
-        &format!("host {} made in {dir}; start it with `twinvm host start --dir {dir}`", config.name),
+        &json!({ "host": config.name, "dir": folder.path(), "listen": config.listen, "store": config.store, "domain": domain }),
+        &message,
     )
 }
 
@@ -342,13 +353,14 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
     if arguments.json {
         return print_json(&hosts);
     }
-    let mut rows = table(&["NAME", "STATE", "LEASE", "API", "CPUS", "MEMORY", "PRIMARIES", "SECONDARIES"]);
+    let mut rows = table(&["NAME", "STATE", "LEASE", "API", "DOMAIN", "CPUS", "MEMORY", "PRIMARIES", "SECONDARIES"]);
     for host in &hosts {
         rows.add_row([
             host.name.clone(),
             state(host).to_owned(),
             format!("{:.1} s ago", host.lease_age_ms as f64 / 1e3),
             host.api.clone(),
+            domain(host),
             format!("{} of {}", host.cpus_reserved, host.cpus),
             format!("{} of {}", human_bytes(host.memory_reserved_bytes), human_bytes(host.memory_bytes)),
             host.primaries.join(" "),
@@ -356,6 +368,10 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
         ]);
     }
     print_line(&rows.trim_fmt())
+}
+
+fn domain(host: &HostView) -> String {
+    host.domain.as_ref().map_or_else(|| "its machine".to_owned(), ToString::to_string)
 }
 
 fn state(host: &HostView) -> &'static str {
@@ -395,6 +411,7 @@ fn show(arguments: &ShowArguments) -> Result<()> {
             format!("{} reserved of {}", human_bytes(host.memory_reserved_bytes), human_bytes(host.memory_bytes)),
         ),
         ("engines", host.engines.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+        ("domain", domain(host)),
         ("networks", host.networks.join(" ")),
         ("datastores", host.datastores.join(" ")),
         ("primaries", host.primaries.join(" ")),

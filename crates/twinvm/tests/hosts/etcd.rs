@@ -1,5 +1,7 @@
 //! Hosts whose cluster store is in etcd.
 
+use std::fs;
+
 use crate::client::Client;
 use crate::members::Members;
 use crate::world::{VM, World};
@@ -28,6 +30,21 @@ fn hosts_with_a_store_in_etcd_survive_a_host_and_a_member() {
     assert!(!world.path("y").exists());
 
     world.boot_redis("a");
+    // Nobody has said that daemons of one machine are to count as several.
+    let error = world.refused("a", &["ft", "on", VM, "--yes"]);
+    assert!(
+        error.contains("host b is on one machine with host a") && error.contains("`domain` in host.toml"),
+        "{error}"
+    );
+    assert_eq!(world.status("a")["ft"]["enabled"], false);
+    for (host, domain) in [("a", "rack1/power1"), ("b", "rack1/power2"), ("c", "rack2")] {
+        world.kill_daemon(host);
+        let path = world.path(host).join("host.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("domain = \"{domain}\"\n{text}")).unwrap();
+        world.start(host);
+    }
+    assert_eq!(world.json("a", &["host", "show", "b"])["domain"], "rack1/power2");
     world.done("a", &["ft", "on", VM, "--yes"]);
     let secondary = world.status("a")["secondary"].as_str().unwrap().to_owned();
     let client = Client::start(world.address());

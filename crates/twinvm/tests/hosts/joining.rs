@@ -147,6 +147,9 @@ fn a_host_leaves_when_nothing_of_a_vm_is_there_any_more() {
 fn a_cluster_is_made_by_its_own_command_too() {
     let world = World::empty();
     let init = ["cluster", "init", "--name", "a", "--listen", "127.0.0.1:0", "--metrics", ""];
-    assert_eq!(world.json("a", &init)["host"], "a");
+    let made = world.json("a", &[&init[..], &["--domain", "rack1/power2"]].concat());
+    assert_eq!((&made["host"], &made["domain"]), (&"a".into(), &"rack1/power2".into()));
+    let error = world.refused("x", &[&init[..], &["--domain", "rack1//2"]].concat());
+    assert!(error.contains("such as rack1/power2"), "{error}");
     assert!(world.path("a").join("authority/ca.key").exists());
 }

@@ -248,6 +248,7 @@ impl World {
             api_address: (address, 1).into(),
             replication_ip: address,
             boot_id: String::new(),
+            domain: None,
             cpus: 1,
             memory_bytes: 0,
             engines: Vec::new(),
