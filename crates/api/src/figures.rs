@@ -41,6 +41,10 @@ pub struct Figures {
     pub memory_bytes: u64,
     /// Times that this replica took over or that the VM's replica here did before it.
     pub failovers: u64,
+    /// After how much silence the other replica is taken for lost, in ms: it follows the link. 0 without one.
+    pub suspicion_ms: f64,
+    /// The longest silence of the other replica that is remembered, in ms.
+    pub silence_ms_max: f64,
     /// The last takeover here.
     pub last_takeover: Option<Takeover>,
     /// How often the guest was reset by a triple fault here: as a rule, a crash before it could say anything.

@@ -7,6 +7,7 @@
 //! | [`events`] | what has happened on hosts |
 //! | [`maintenance`] | what hosts in maintenance hold |
 //! | [`status`], [`figures`] | what a replica says of itself, as part of the answers |
+//! | [`suspicion`] | after how much silence a replica takes the other one for lost |
 //! | [`Problem`] | what a request that fails is answered with |
 //! | [`time`] | the time, as answers hold it |
 //! | [`client`] | the client, for commands and for daemons among themselves |
@@ -18,6 +19,7 @@ pub mod maintenance;
 pub mod messages;
 mod problem;
 pub mod status;
+pub mod suspicion;
 pub mod time;
 
 pub use problem::Problem;

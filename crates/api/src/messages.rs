@@ -11,6 +11,7 @@ use spec::{
 };
 
 use crate::status::{Protection, ReplicaStatus};
+use crate::suspicion::SuspicionMs;
 
 /// A host, as the cluster knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,6 +85,9 @@ pub struct VmView {
     pub ft: FtWanted,
     /// Lockstep: how far the secondary may be behind before the guest waits for it, in ms.
     pub lag_ms_max: u32,
+    /// The silence after which one replica takes the other for lost; nothing if a host of another version says nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicion_ms: Option<SuspicionMs>,
     /// What is.
     pub protection: Protection,
     /// Why it runs no more, or why it could not be protected last time.
@@ -200,6 +204,9 @@ pub struct SetVm {
     /// Whether its host starts it when the machine has booted: at once, whether it runs or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,
+    /// The silence after which one replica takes the other for lost, for replicas that start from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicion_ms: Option<SuspicionMs>,
     /// New sizes of disks, by number, in bytes: larger ones, of a VM that is off.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub disk_bytes: BTreeMap<usize, u64>,

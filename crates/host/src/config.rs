@@ -53,10 +53,14 @@ pub struct HostConfig {
     /// vCPUs that VMs may have in all; four for each processor of the machine if it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
-    /// Silence after which a replica suspects that its peer is gone, in ms: 20 to 10,000. A VM keeps what it was on the host
+    /// Silence after which a replica suspects at the latest that its peer is gone, in ms: 20 to 10,000. A VM keeps what it was on the host
     /// where it was created.
     #[serde(default = "suspicion_ms_default")]
     pub suspicion_ms: u32,
+    /// The least such silence, in ms: 10 to `suspicion_ms`. Between the two it follows what the link is like. Three quarters of `suspicion_ms` if it is not said. A VM
+    /// keeps this too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicion_ms_min: Option<u32>,
     /// Longest epoch of a protected VM, in ms: 1 to 10,000. A VM keeps this too.
     #[serde(default = "epoch_ms_max_default")]
     pub epoch_ms_max: u32,
@@ -173,6 +177,9 @@ impl HostConfig {
                 bail!("{name} = {value}: must be {} to {}", range.start(), range.end());
             }
         }
+        if let Some(min) = self.suspicion_ms_min.filter(|min| !(10..=self.suspicion_ms).contains(min)) {
+            bail!("suspicion_ms_min = {min}: must be 10 to {}, which is suspicion_ms", self.suspicion_ms);
+        }
         if !(1..=64).contains(&self.first_copies_max) {
             bail!("first_copies_max = {}: must be 1 to 64", self.first_copies_max);
         }
@@ -257,6 +264,8 @@ mod tests {
             ("store = \"/s\"", "store = \"etcd://a\"", "has no port"),
             ("images", "domain = \"rack1//2\"\nimages", "such as rack1/power2"),
             ("images", "suspicion_ms = 1\nimages", "20 to 10000"),
+            ("images", "suspicion_ms_min = 101\nimages", "10 to 100"),
+            ("images", "suspicion_ms = 50\nsuspicion_ms_min = 9\nimages", "10 to 50"),
             ("images", "vm_uids = \"0-9\"\nimages", "no range of users"),
             ("images", "lag_ms_max = 9\nimages", "10 to 10000"),
         ] {

@@ -63,6 +63,7 @@ mod tests {
                 network_ends: Vec::new(),
                 listen: None,
                 suspicion_ms: 100,
+                suspicion_ms_min: None,
                 epoch_ms_max: 100,
                 mode: FtMode::Mirror,
                 lag_ms_max: 100,

@@ -130,6 +130,7 @@ fn config(name: String, store: StoreLocation, options: &InitOptions) -> Result<H
         memory: None,
         cpus: None,
         suspicion_ms: SUSPICION_MS_DEFAULT,
+        suspicion_ms_min: None,
         epoch_ms_max: EPOCH_MS_MAX_DEFAULT,
         lag_ms_max: LAG_MS_MAX_DEFAULT,
         first_copies_max: first_copies_max_default(),

@@ -78,7 +78,7 @@ struct CounterOf {
     value: fn(&Figures) -> u64,
 }
 
-const GAUGES: [GaugeOf; 17] = [
+const GAUGES: [GaugeOf; 19] = [
     GaugeOf { name: "epoch", help: "The last epoch that the secondary holds", unit: None, value: |f| f.epoch as f64 },
     GaugeOf {
         name: "epochs_per_second",
@@ -151,6 +151,18 @@ const GAUGES: [GaugeOf; 17] = [
         help: "Resident memory of the replica's process, the guest's included",
         unit: Some(Unit::Bytes),
         value: |f| f.memory_bytes as f64,
+    },
+    GaugeOf {
+        name: "suspicion_time",
+        help: "After how much silence the other replica is taken for lost, by what the link was like; 0 without one",
+        unit: Some(Unit::Seconds),
+        value: |f| f.suspicion_ms / 1e3,
+    },
+    GaugeOf {
+        name: "longest_silence",
+        help: "The longest silence of the other replica that is remembered",
+        unit: Some(Unit::Seconds),
+        value: |f| f.silence_ms_max / 1e3,
     },
     GaugeOf {
         name: "takeover_timestamp",
@@ -462,6 +474,7 @@ mod tests {
             generation: 3,
             ft: FtWanted { enabled: true, suspended: false, mode: FtMode::Lockstep },
             lag_ms_max: 100,
+            suspicion_ms: None,
             protection: Protection { since_unix_ms: 1500, ..status.protection.clone() },
             note: None,
             replicas: Vec::new(),

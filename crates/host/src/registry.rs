@@ -287,6 +287,7 @@ impl Registry {
     pub fn add_vm(&self, spec: &VmSpec, config: &HostConfig, created_unix_ms: u64) -> Result<(), HostError> {
         let ft = FtSettings {
             lag_ms_max: config.lag_ms_max,
+            suspicion_ms_min: config.suspicion_ms_min,
             ..FtSettings::disabled(config.suspicion_ms, config.epoch_ms_max)
         };
         let name: VmName = spec.name.parse().map_err(ClusterError::from)?;

@@ -78,6 +78,7 @@ impl Daemon {
             network_ends,
             listen: Some(self.secondary_listen()),
             suspicion_ms: vm.record.ft.suspicion_ms,
+            suspicion_ms_min: vm.record.ft.suspicion_ms_min,
             epoch_ms_max: vm.record.ft.epoch_ms_max,
             mode: vm.record.ft.mode,
             lag_ms_max: vm.record.ft.lag_ms_max,

@@ -100,6 +100,9 @@ impl Daemon {
         }
         self.registry.update(name, |record| {
             record.autostart = set.autostart.unwrap_or(record.autostart);
+            if let Some(bounds) = set.suspicion_ms {
+                (record.ft.suspicion_ms, record.ft.suspicion_ms_min) = (bounds.max(), Some(bounds.min()));
+            }
             record.next_spec.clone_from(&next);
             if let Some(now) = &now {
                 record.spec.clone_from(now);

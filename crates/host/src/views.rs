@@ -5,6 +5,7 @@ use std::time::Duration;
 use api::client::CallError;
 use api::messages::{DiskView, HostView, KeptDisk, LocalVms, OperationView, VmNote, VmView};
 use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
+use api::suspicion::SuspicionMs;
 use api::time::unix_ms_now;
 use axum::http::Method;
 use cluster::planner::reserved;
@@ -194,6 +195,7 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         generation: primary.map_or(0, |primary| primary.generation).max(vm.claim.generation.number()),
         ft: vm.ft(),
         lag_ms_max: vm.record.ft.lag_ms_max,
+        suspicion_ms: SuspicionMs::between(vm.record.ft.suspicion_ms_min, vm.record.ft.suspicion_ms).ok(),
         note: note.map(|note| note.text.clone()),
         disks: hardware::disks(&vm.spec, said.disks_at(&host, &vm.name)),
         cards: hardware::cards(&vm.spec),

@@ -6,7 +6,7 @@
 //! | [`Replica`] | who may release output, and who takes over |
 //! | [`Epochs`] | when an epoch ends, when the guest has to wait, what an ack commits, what a change of mode brings about |
 //! | [`Heartbeats`] | which acks count |
-//! | [`Silence`] | when the other replica is lost for its silence |
+//! | [`Silence`], [`Suspicion`] | when the other replica is lost for its silence, by what the link was like |
 //! | [`Patience`] | when a secondary is too slow to be kept |
 //! | [`FirstCopy`] | when rounds of copying go on, when the guest is slowed down for them, when they end or are given up |
 //! | [`Farewell`] | how a primary whose guest has ended parts from its secondary |
@@ -44,6 +44,7 @@ mod secondary;
 mod silence;
 mod slow_link;
 mod status;
+mod suspicion;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -69,8 +70,9 @@ pub use numbers::{Epoch, Generation};
 pub use output::{UNRELEASED_BYTES_MAX, UNRELEASED_FRAMES_MAX, UnreleasedOutput, left_through};
 pub use patience::Patience;
 pub use replica::Replica;
-pub use silence::{Look, Silence};
+pub use silence::{Look, Silence, Watched};
 pub use slow_link::{LINK_BITS_PER_S_MIN, LinkWatch, SlowLink};
 pub use status::{Protection, Reason, Role, Status};
+pub use suspicion::Suspicion;
 pub use time::MonotonicTime;
 pub use uplink::{UPLINK_PATIENCE, Uplink};

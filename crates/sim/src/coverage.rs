@@ -94,6 +94,8 @@ occurrences! {
     TakeOverClosed,
     /// A secondary took over since its primary was silent.
     TakeOverSilent,
+    /// A secondary suspected its primary before the longest suspicion time, as their link had been quick.
+    SuspectedSooner,
     /// A secondary took over as asked.
     TakeOverHandOver,
     /// A secondary that had not been told of it found out that it was entitled, and took over.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::DropReason;
+use protocol::{DropReason, Suspicion};
 
 use crate::copying::PART_BYTES;
 use crate::process::GuestEnd;
@@ -165,8 +165,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub fn suspicion(&self) -> Duration {
-        Duration::from_nanos(self.suspicion)
+    pub fn suspicion(&self) -> Suspicion {
+        let max = Duration::from_nanos(self.suspicion);
+        // Sooner than in the product, or no schedule would last so long.
+        Suspicion::between(max / 2, max).learned_after(2 * max)
     }
 
     /// How much of its memory the guest writes in a step. When faults are over, it is not too fast to be protected.

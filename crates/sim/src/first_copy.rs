@@ -202,7 +202,7 @@ impl World {
             let event = Event::PeerLost { reason: LossReason::Protocol };
             return self.part(host, Parting::Otherwise, event);
         }
-        follower.heard = heartbeat;
+        follower.has_heard(heartbeat);
         if !matches!(part, Part::Pages { .. }) {
             if !self.writes_disks(host) {
                 return;

@@ -85,7 +85,7 @@ impl World {
     /// A replica that runs the guest connects to its network end.
     pub fn plug(&mut self, host: usize, resume: Option<InputPosition>) {
         let now = self.clock(host);
-        let age_max = waiting_max(self.plan.suspicion(), self.plan.is_bridged);
+        let age_max = waiting_max(self.plan.suspicion().max(), self.plan.is_bridged);
         let age_max = age_max.filter(|_| self.mutation != Some(Mutation::DeliverOldInput));
         let resume = resume.filter(|_| self.mutation != Some(Mutation::ForgetPosition));
         let generation = self.generation(host);
@@ -113,7 +113,7 @@ impl World {
             return None;
         }
         let inbound = end.hand_out()?;
-        if inbound.waited_before > self.plan.suspicion() && self.plan.is_bridged {
+        if inbound.waited_before > self.plan.suspicion().max() && self.plan.is_bridged {
             self.broken(Violation::StaleInput(self.name(host)));
         }
         let mutation = self.mutation;

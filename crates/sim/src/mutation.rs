@@ -9,8 +9,10 @@ pub enum Mutation {
     DoNotHold,
     /// Every ack counts as fresh.
     AcceptStaleAcks,
-    /// The secondary suspects the primary after half of the time agreed upon.
+    /// The secondary suspects the primary after half of the time that it has promised.
     SuspectEarly,
+    /// A primary takes it that its secondary waits for the longest suspicion time, whatever that has promised.
+    CountOnLongest,
     /// The secondary acknowledges a checkpoint that it then loses now and then.
     AcknowledgeUnheld,
     /// A secondary takes over without asking the store.
@@ -123,7 +125,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 58] = [
+    pub const ALL: [Self; 59] = [
         Self::TellUnleftReleased,
         Self::DoNotForward,
         Self::ForwardWithCheckpoint,
@@ -152,6 +154,7 @@ impl Mutation {
         Self::DoNotHold,
         Self::AcceptStaleAcks,
         Self::SuspectEarly,
+        Self::CountOnLongest,
         Self::AcknowledgeUnheld,
         Self::TakeOverWithoutArbitration,
         Self::UnentitledTakesOver,

@@ -2,6 +2,7 @@
 //! learn that the other one is gone.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use protocol::{Epoch, Generation, InputPosition};
 
@@ -52,6 +53,8 @@ pub(crate) enum Message {
     /// Checkpoints follow again.
     EndOfLog,
     Ack {
+        /// For how long after what was heard it does not take the primary for lost for its silence.
+        patience: Duration,
         epoch: Option<Epoch>,
         heard: u64,
         /// The last epoch of the log that was executed.

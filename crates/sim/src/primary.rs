@@ -1,5 +1,7 @@
 //! What `replication::driver`'s primary does around the protocol.
 
+use std::time::Duration;
+
 use protocol::{
     Claim, Command, DropReason, Epoch, Epochs, Event, Generation, Heartbeats, Look, LossReason, Patience, Protection,
     RETRY_INTERVAL, Reason, Role, Silence, Status, StopReason, Verdict, heartbeat_interval,
@@ -441,11 +443,11 @@ impl World {
                     session.silence.heard(now);
                 }
                 match message {
-                    Message::Ack { epoch, heard, executed } => {
+                    Message::Ack { epoch, heard, patience, executed } => {
                         self.heard_of_execution(host, executed);
                         self.copy_is_taken_in(host, connection, heard);
                         if let Some(epoch) = epoch {
-                            self.acknowledged(host, connection, epoch, heard);
+                            self.acknowledged(host, connection, epoch, (heard, patience));
                         }
                     }
                     Message::Diverged => self.end_session(host, connection, LossReason::Diverged),
@@ -457,10 +459,18 @@ impl World {
         }
     }
 
-    fn acknowledged(&mut self, host: usize, connection: ConnectionId, epoch: Epoch, heard: u64) {
+    fn acknowledged(
+        &mut self,
+        host: usize,
+        connection: ConnectionId,
+        epoch: Epoch,
+        (heard, patience): (u64, Duration),
+    ) {
+        let counts_on_longest = self.mutation == Some(Mutation::CountOnLongest);
+        let patience = if counts_on_longest { self.plan.suspicion().max() } else { patience };
         let (now, accepts_stale) = (self.clock(host), self.mutation == Some(Mutation::AcceptStaleAcks));
         let Some(session) = self.session(host) else { return };
-        if !session.heartbeats.is_fresh(heard, now) && !accepts_stale {
+        if !session.heartbeats.is_fresh(heard, patience, now) && !accepts_stale {
             return self.coverage.note(Occurrence::StaleAck);
         }
         match session.epochs.acknowledged(epoch) {

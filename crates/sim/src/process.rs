@@ -86,7 +86,8 @@ pub(crate) enum Body {
 #[derive(Debug)]
 pub(crate) struct Follower {
     pub connection: ConnectionId,
-    pub heard: u64,
+    /// The last heartbeat, and what is promised after it.
+    pub heard: (u64, Duration),
     pub silence: Silence,
     pub acknowledged: Option<Epoch>,
     /// What is noted of its copy of the disk.
@@ -108,6 +109,13 @@ pub(crate) struct Follower {
     pub has_broken_disks: bool,
     /// A fault has made it useless for good.
     pub has_failed: bool,
+}
+
+impl Follower {
+    /// A heartbeat was heard just now.
+    pub fn has_heard(&mut self, heartbeat: u64) {
+        self.heard = (heartbeat, self.silence.patience());
+    }
 }
 
 /// A log that is being executed, in order.

@@ -1,7 +1,9 @@
 //! What `replication::driver`'s secondary does around the protocol.
 
+use std::time::Duration;
+
 use protocol::{
-    Claim, Command, CopyNotes, Epoch, Event, Look, LossReason, RETRY_INTERVAL, Silence, StopReason, Verdict,
+    Claim, Command, CopyNotes, Epoch, Event, Look, LossReason, RETRY_INTERVAL, Silence, StopReason, Suspicion, Verdict,
     heartbeat_interval,
 };
 
@@ -31,8 +33,10 @@ impl World {
 
     pub fn secondary_receives(&mut self, host: usize, connection: ConnectionId, arrival: Arrival) {
         let now = self.clock(host);
+        let suspicion = self.plan.suspicion();
         let early = self.mutation == Some(Mutation::SuspectEarly);
-        let suspicion = if early { self.plan.suspicion() / 2 } else { self.plan.suspicion() };
+        let half = || Suspicion::between(suspicion.min() / 2, suspicion.max() / 2).learned_after(2 * suspicion.max());
+        let suspicion = if early { half() } else { suspicion };
         let Some(process) = &mut self.hosts[host].process else { return };
         if matches!(process.body, Body::Listening { .. }) {
             if let Arrival::Message(Message::Hello { generation }) = arrival {
@@ -43,7 +47,7 @@ impl World {
                 let Some(process) = &mut self.hosts[host].process else { return };
                 process.body = Body::Following(Box::new(Follower {
                     connection,
-                    heard: 0,
+                    heard: (0, Duration::ZERO),
                     silence: Silence::new(suspicion, now),
                     acknowledged: None,
                     notes: CopyNotes::new(generation),
@@ -78,7 +82,7 @@ impl World {
         self.network.note_arrived(connection);
         let Some(follower) = self.follower(host) else { return };
         match message {
-            Message::Heartbeat(number) => follower.heard = number,
+            Message::Heartbeat(number) => follower.has_heard(number),
             Message::Part { part, heartbeat } => self.part_arrives(host, part, heartbeat),
             Message::Checkpoint { epoch, heartbeat, base, state, disk_base, output_base, then_log } => {
                 self.checkpoint(host, heartbeat, Held { epoch, base, state }, (disk_base, output_base), then_log);
@@ -132,7 +136,7 @@ impl World {
         if then_log {
             follower.execution = Some(Execution { state: complete.state, executed: None, waiting: Default::default() });
         }
-        follower.heard = heartbeat;
+        follower.has_heard(heartbeat);
         if keeps_it {
             self.inbound_is_consumed(host, complete.state);
         }
@@ -156,17 +160,20 @@ impl World {
         if let Arrival::Message(Message::Checkpoint { epoch, heartbeat, .. }) = arrival
             && let Some(follower) = self.follower(host)
         {
-            (follower.acknowledged, follower.heard) = (Some(epoch), heartbeat);
+            follower.acknowledged = Some(epoch);
+            follower.has_heard(heartbeat);
             self.send_ack(host);
         }
     }
 
     /// The secondary's heartbeat: what it holds and has heard.
     pub fn send_ack(&mut self, host: usize) {
+        let keeps_half = self.mutation == Some(Mutation::SuspectEarly);
         if let Some(follower) = self.follower(host) {
-            let (connection, epoch, heard) = (follower.connection, follower.acknowledged, follower.heard);
+            let (connection, epoch, (heard, patience)) = (follower.connection, follower.acknowledged, follower.heard);
+            let patience = if keeps_half { patience * 2 } else { patience };
             let executed = follower.execution.as_ref().and_then(|execution| execution.executed);
-            self.send(connection, Side::Secondary, Message::Ack { epoch, heard, executed });
+            self.send(connection, Side::Secondary, Message::Ack { epoch, heard, patience, executed });
         }
     }
 
@@ -183,6 +190,10 @@ impl World {
                     (Look::For(wait), _) => self.start_timer(host, nanoseconds(wait), Timer::Silence(connection)),
                     (Look::Last, Timer::Silence(_)) => self.start_timer(host, 0, Timer::LastLook(connection)),
                     (Look::Last, _) => {
+                        let waited = now.since(follower.silence.last_heard());
+                        if waited < self.plan.suspicion().max() {
+                            self.coverage.note(Occurrence::SuspectedSooner);
+                        }
                         self.part(host, Parting::Silent, Event::PeerLost { reason: LossReason::Silent });
                     }
                 }

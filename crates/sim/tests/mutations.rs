@@ -26,7 +26,9 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
             violation,
             V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::TookOverOtherDisk(_) | V::TornCopy(_)
         ),
-        Mutation::AcceptStaleAcks | Mutation::SuspectEarly => matches!(violation, V::TwoRelease(_)),
+        Mutation::AcceptStaleAcks | Mutation::SuspectEarly | Mutation::CountOnLongest => {
+            matches!(violation, V::TwoRelease(_))
+        }
         // Two go on.
         Mutation::TakeOverWithoutArbitration | Mutation::UnentitledTakesOver | Mutation::LoserGoesOn => {
             matches!(violation, V::Fork(_) | V::OutputUndone(_) | V::TwoRelease(_) | V::NoConsent(..))

@@ -77,7 +77,7 @@ const HOUSE: &[Crate] = &[
         floor: 1,
         // `replica` is one of the two roles, and each of them makes it the other or ends it.
         layers: &[
-            &["callers", "numbers", "time"],
+            &["callers", "numbers", "suspicion", "time"],
             &["guest_clock", "input", "output"],
             &[
                 "disk_copy",
@@ -131,7 +131,13 @@ const HOUSE: &[Crate] = &[
     Crate {
         name: "api",
         floor: 5,
-        layers: &[&["events", "maintenance", "problem", "time"], &["figures"], &["status"], &["messages"], &["client"]],
+        layers: &[
+            &["events", "maintenance", "problem", "suspicion", "time"],
+            &["figures"],
+            &["status"],
+            &["messages"],
+            &["client"],
+        ],
     },
     Crate {
         name: "sim",

@@ -135,8 +135,11 @@ pub struct FtSettings {
     /// How.
     #[serde(default)]
     pub mode: FtMode,
-    /// Silence of the peer after which a replica takes it for lost, in ms: 20 to 10,000.
+    /// Silence of the peer after which a replica takes it for lost at the latest, in ms: 20 to 10,000.
     pub suspicion_ms: u32,
+    /// The least such silence, in ms: 10 to `suspicion_ms`; three quarters of that if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicion_ms_min: Option<u32>,
     /// Longest epoch, in ms: 1 to 10,000.
     pub epoch_ms_max: u32,
     /// Lockstep: how far the secondary may be behind before the guest waits for it, in ms: 10 to 10,000.
@@ -155,6 +158,7 @@ impl FtSettings {
             suspended: false,
             mode: FtMode::Mirror,
             suspicion_ms,
+            suspicion_ms_min: None,
             epoch_ms_max,
             lag_ms_max: lag_ms_max_default(),
             unknown: UnknownFields::default(),

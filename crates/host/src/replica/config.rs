@@ -5,10 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use api::status::Role;
 use cluster::store::{EtcdKeys, StoreLocation};
+use protocol::Suspicion;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, SnapshotName, VmSpec};
@@ -68,6 +70,9 @@ pub struct ReplicaConfig {
     /// Silence of the peer after which it is taken for lost, in ms: 20 to 10,000.
     #[serde(default = "suspicion_ms_default")]
     pub suspicion_ms: u32,
+    /// The least such silence, in ms: 10 to `suspicion_ms`; three quarters of that if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicion_ms_min: Option<u32>,
     /// Longest epoch, in ms: 1 to 10,000.
     #[serde(default = "epoch_ms_max_default")]
     pub epoch_ms_max: u32,
@@ -120,6 +125,15 @@ impl ReplicaConfig {
     pub fn save(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).context("cannot write JSON")?;
         plain_file::write_anew(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// After how much silence the peer is taken for lost.
+    pub fn suspicion(&self) -> Suspicion {
+        let max = Duration::from_millis(self.suspicion_ms.into());
+        match self.suspicion_ms_min {
+            Some(min) => Suspicion::between(Duration::from_millis(min.into()), max),
+            None => Suspicion::up_to(max),
+        }
     }
 
     /// The VM spec.

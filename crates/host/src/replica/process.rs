@@ -224,7 +224,7 @@ impl Process {
 
     fn options(&self) -> MirrorOptions {
         MirrorOptions {
-            suspicion: Duration::from_millis(self.config.suspicion_ms.into()),
+            suspicion: self.config.suspicion(),
             epoch_length_max: Duration::from_millis(self.config.epoch_ms_max.into()),
             lag_max: Duration::from_millis(self.config.lag_ms_max.into()),
             mode: self.shared().mode,

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use api::figures::{Figures, LatencyFigures, LockstepFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts};
 use api::status::{Fault, Protection, ProtectionState, Reason, Role, SyncPhase, SyncProgress};
 use api::time::unix_ms_now;
-use protocol::{self, DropReason, Epoch, LossReason};
+use protocol::{self, DropReason, Epoch, LossReason, Watched};
 use replication::disk::DiskFault;
 use replication::driver::{self, Phase, PrimaryStatus, SecondaryStatus};
 use spec::FtMode;
@@ -93,6 +93,8 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         throttled: status.figures.throttled,
         throttled_ms: status.figures.throttled_us as f64 / 1e3,
         lockstep: status.figures.lockstep.map(lockstep),
+        suspicion_ms: suspicion_ms(status.watched),
+        silence_ms_max: silence_ms_max(status.watched),
         ..Figures::default()
     };
     let progress = status.progress.filter(|progress| progress.phase != Phase::Mirroring);
@@ -144,9 +146,23 @@ fn pauses(quantiles: &driver::Quantiles) -> PauseFigures {
     PauseFigures { p50: quantiles.p50 as f64, p99: quantiles.p99 as f64, last: quantiles.last as f64 }
 }
 
+/// After how much silence the other replica is taken for lost, while there is one.
+fn suspicion_ms(watched: Option<Watched>) -> f64 {
+    watched.unwrap_or_default().suspicion_time.as_secs_f64() * 1e3
+}
+
+fn silence_ms_max(watched: Option<Watched>) -> f64 {
+    watched.unwrap_or_default().longest_gap.as_secs_f64() * 1e3
+}
+
 /// A replica that holds the VM.
 pub fn secondary(status: &SecondaryStatus) -> Report {
-    let figures = Figures { epoch: status.epoch.unwrap_or(Epoch::NONE).number(), ..Figures::default() };
+    let figures = Figures {
+        epoch: status.epoch.unwrap_or(Epoch::NONE).number(),
+        suspicion_ms: suspicion_ms(status.watched),
+        silence_ms_max: silence_ms_max(status.watched),
+        ..Figures::default()
+    };
     let mut protection = protection(&status.protocol);
     if let (Some(detail), Some(obstacle)) = (&mut protection.detail, &status.obstacle) {
         detail.push_str(": ");
@@ -261,6 +277,7 @@ mod tests {
             mode: FtMode::Mirror,
             secondary: None,
             progress: None,
+            watched: None,
             secondary_reaches_network: true,
             failure: None,
             disk_faults: Vec::new(),

@@ -43,4 +43,4 @@ pub use request::{Certified, Fingerprint, KeyRequest, pinned_client, sign_reques
 pub use sender::Sender;
 
 /// Version of what replicas say to each other. Replicas of different versions do not talk.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;

@@ -85,7 +85,8 @@ pub(super) fn start(
         engine: shared.engine,
         profile: shared.profile.clone(),
         disks: shared.disks.describe()?,
-        suspicion_ms: u32::try_from(shared.options.suspicion.as_millis()).unwrap_or(u32::MAX),
+        suspicion_ms: u32::try_from(shared.options.suspicion.max().as_millis()).unwrap_or(u32::MAX),
+        suspicion_ms_min: u32::try_from(shared.options.suspicion.min().as_millis()).unwrap_or(u32::MAX),
         execution: ExecutionFormat::here(),
     };
     sender.send(Kind::Hello, &[&postcard::to_stdvec(&hello)?])?;
@@ -159,7 +160,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                             session.set_reaches_network(ack.reaches_network);
                             session.intake.heard(ack.heard);
                             if let Some(epoch) = ack.epoch
-                                && session.is_fresh(ack.heard)
+                                && session.is_fresh(ack.heard, Duration::from_micros(ack.patience_us.into()))
                             {
                                 shared.acknowledged(session, epoch);
                             }

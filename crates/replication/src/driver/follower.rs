@@ -3,10 +3,10 @@
 mod disks;
 #[cfg(test)]
 mod tests;
+mod voice;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,22 +16,20 @@ use memory::encoding;
 use network::{FrameOffload, InputPosition};
 use protocol::{
     Command, CopyNotes, DiskWatch, Epoch, Event, ForwardedFrames, Generation, GuestClock, Kept, Look, LossReason,
-    MonotonicTime, RETRY_INTERVAL, Silence, StopReason, UnreleasedOutput, heartbeat_interval,
+    MonotonicTime, RETRY_INTERVAL, Silence, StopReason, Suspicion, UnreleasedOutput, heartbeat_interval,
 };
 use spec::FtMode;
 
+use self::voice::Voice;
 use super::clock;
-use super::message::{Ack, Heartbeat, Hello, Inbound, Kind};
-use super::secondary::{Secondary, SecondaryEnd, SecondaryHandle, SecondaryParts, TakenOver};
+use super::message::{Heartbeat, Hello, Inbound, Kind};
+use super::secondary::{Secondary, SecondaryEnd, SecondaryParts, TakenOver};
 use super::staging::{Complete, Staging, StagingError};
 use crate::channel::{ChannelError, Closer, Frame, Receiver, Sender};
-use crate::disk::{DiskDescription, DiskSet, decode_writes};
+use crate::disk::{DiskDescription, decode_writes};
 use crate::gate::{GatedFrame, InboundFrame, bytes_of};
 use crate::lockstep::log::SegmentReader;
-use crate::lockstep::{Divergence, Executor, ExecutorError, ExecutorProgress, write_evidence};
-
-/// How often it is looked whether more of the log was executed: as often as segments end while nobody waits for them.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
+use crate::lockstep::{Divergence, Executor, ExecutorError, write_evidence};
 
 /// How the connection to the primary ended.
 enum Parting {
@@ -71,69 +69,9 @@ enum Content {
     Log { executor: Executor, reader: SegmentReader },
 }
 
-/// What the threads that send to the primary share.
-struct Voice {
-    sender: Mutex<Sender>,
-    epoch: AtomicU64,
-    heard: AtomicU64,
-    ended: AtomicBool,
-    executed: Arc<ExecutorProgress>,
-    secondary: SecondaryHandle,
-}
-
-impl Voice {
-    fn send(&self, kind: Kind, payload: &[u8]) -> Result<(), ChannelError> {
-        let mut sender: MutexGuard<'_, Sender> = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.send(kind, &[payload])?;
-        sender.flush()
-    }
-
-    /// Says what is held and heard: the ack of a checkpoint, and the secondary's heartbeat.
-    fn ack(&self) -> Result<(), ChannelError> {
-        let epoch = Epoch::new(self.epoch.load(Ordering::Acquire));
-        let ack = Ack {
-            epoch: (epoch != Epoch::NONE).then_some(epoch),
-            heard: self.heard.load(Ordering::Acquire),
-            executed: self.executed.instructions(),
-            digests: self.executed.digests(),
-            reaches_network: self.secondary.reaches_network(),
-            sent_at: clock::now(),
-        };
-        // A structure of integers always serializes.
-        self.send(Kind::Ack, &postcard::to_stdvec(&ack).unwrap_or_default())
-    }
-
-    /// Says it every `interval`, soon after more of the log was executed, as the primary's guest waits for that, and soon after each heartbeat
-    /// of a first copy, by which the primary measures how fast that is taken in. A disk that hangs keeps other threads from saying so.
-    fn beat(&self, interval: Duration, disks: &DiskSet, watch: DiskWatch) {
-        while !self.ended.load(Ordering::Acquire) {
-            let (said, due) = (self.executed.instructions(), Instant::now() + interval);
-            let heard = self.heard.load(Ordering::Acquire);
-            if watch.is_broken(disks.health()) {
-                // A primary that does not hear it finds it silent. Only then is it logged: the log may be where the disks are.
-                let _ = self.send(Kind::Failed, b"a request to its disks does not end");
-                tracing::error!("a disk does not answer: this secondary could not take over");
-                return;
-            }
-            if self.ack().is_err() {
-                return;
-            }
-            loop {
-                thread::sleep(due.saturating_duration_since(Instant::now()).min(PROGRESS_INTERVAL));
-                let is_news = self.executed.instructions() != said
-                    || Epoch::new(self.epoch.load(Ordering::Acquire)) == Epoch::NONE
-                        && self.heard.load(Ordering::Acquire) != heard;
-                if Instant::now() >= due || is_news || self.ended.load(Ordering::Acquire) {
-                    break;
-                }
-            }
-        }
-    }
-}
-
 pub(super) struct Follower {
     secondary: Secondary,
-    suspicion: Duration,
+    suspicion: Suspicion,
     voice: Arc<Voice>,
     primary_disks: Vec<DiskDescription>,
     closer: Closer,
@@ -153,15 +91,9 @@ pub(super) struct Follower {
 
 impl Follower {
     pub fn new(secondary: Secondary, hello: &Hello, sender: Sender, closer: Closer) -> Self {
-        let voice = Voice {
-            sender: Mutex::new(sender),
-            epoch: AtomicU64::new(Epoch::NONE.number()),
-            heard: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-            executed: Arc::default(),
-            secondary: secondary.handle(),
-        };
-        let suspicion = Duration::from_millis(hello.suspicion_ms.into());
+        let voice = Voice::new(sender, secondary.handle());
+        let ms = |ms: u32| Duration::from_millis(ms.into());
+        let suspicion = Suspicion::between(ms(hello.suspicion_ms_min), ms(hello.suspicion_ms));
         Self {
             secondary,
             suspicion,
@@ -198,7 +130,7 @@ impl Follower {
         let lost_at = clock::now();
         // A primary that hands over goes on hearing from this replica, and waits.
         if !matches!(parting, Parting::HandOver) {
-            self.voice.ended.store(true, Ordering::Release);
+            self.voice.falls_silent();
         }
         let (commands, loss, why) = match parting {
             Parting::Ended => {
@@ -269,8 +201,10 @@ impl Follower {
         match (Kind::of(frame).map_err(Parting::protocol)?, &mut self.staging) {
             (Kind::Heartbeat, _) => {
                 let Heartbeat { number, guest_clock } = postcard::from_bytes(payload).map_err(Parting::protocol)?;
-                self.voice.heard.store(number, Ordering::Release);
+                self.voice.has_heard(number, self.silence.patience());
                 self.guest_clock = guest_clock.or(self.guest_clock);
+                let watched = self.silence.watched(clock::now());
+                self.secondary.status.update(|status| status.watched = Some(watched));
             }
             (Kind::Console, _) => {
                 let piece = postcard::from_bytes(payload).map_err(Parting::protocol)?;
@@ -347,8 +281,8 @@ impl Follower {
         let (frames, bytes) = (output.len(), bytes_of(&output));
         self.unreleased.push(epoch, output, frames, bytes);
         self.guest_clock = end.guest_clock.or(self.guest_clock);
-        self.voice.heard.store(end.heartbeat, Ordering::Release);
-        self.voice.epoch.store(epoch.number(), Ordering::Release);
+        self.voice.has_heard(end.heartbeat, self.silence.patience());
+        self.voice.holds(epoch);
         // A primary that does not take it any more is found out by the next `recv`.
         let _ = self.voice.ack();
         for records in &records {
@@ -379,7 +313,7 @@ impl Follower {
         }
         let SecondaryParts { config, disks, .. } = &self.secondary.parts;
         let reader = SegmentReader::new(epoch, state.engine.processors.instructions, &inputs);
-        let progress = self.voice.executed.clone();
+        let progress = self.voice.executed().clone();
         match Executor::start(config.clone(), &self.secondary.ram, state, disks, inputs, progress) {
             Ok(executor) => Ok(Content::Log { executor, reader }),
             Err(error) => Err(self.fail(format!("the VM cannot be executed here: {error}"))),
@@ -401,7 +335,7 @@ impl Follower {
         if !matches!(commands[..], [Command::Acknowledge { .. }]) {
             return Err(Parting::Contradicted(commands));
         }
-        self.voice.epoch.store(epoch.number(), Ordering::Release);
+        self.voice.holds(epoch);
         let unreleased_epochs = self.unreleased.epochs() + executor.unreleased_epochs();
         if has_output {
             // A primary that does not take it any more is found out by the next `recv`.
@@ -457,7 +391,7 @@ impl Follower {
         let reason = match drained.and_then(|()| self.run_out()) {
             Ok(()) => match self.make_vm() {
                 Ok(()) => {
-                    self.voice.ended.store(true, Ordering::Release);
+                    self.voice.falls_silent();
                     self.secondary.status.update(|status| status.obstacle = None);
                     return Some(Event::Ready);
                 }

@@ -145,8 +145,10 @@ pub(super) struct Hello {
     pub profile: CpuProfile,
     /// Its disks.
     pub disks: Vec<DiskDescription>,
-    /// Silence after which either side suspects the other, in milliseconds.
+    /// Silence after which either side suspects the other at the latest, in milliseconds.
     pub suspicion_ms: u32,
+    /// The least such silence, in milliseconds.
+    pub suspicion_ms_min: u32,
     /// What its log could be executed by.
     pub execution: ExecutionFormat,
 }
@@ -236,6 +238,8 @@ pub(super) struct Ack {
     pub epoch: Option<Epoch>,
     /// Highest number of a heartbeat that it has received.
     pub heard: u64,
+    /// For how long after that it does not take the primary for lost for its silence, whatever else it hears, in microseconds.
+    pub patience_us: u32,
     /// Lockstep: instructions executed since power-on.
     pub executed: u64,
     /// Lockstep: digests compared and found to be the same.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine::triple_fault::TripleFaults;
-use protocol::DISK_PATIENCE;
+use protocol::{DISK_PATIENCE, Suspicion};
 use spec::{FtMode, ReplicaId};
 
 use super::console::ConsoleHistory;
@@ -18,8 +18,8 @@ pub struct MirrorOptions {
     pub host: ReplicaId,
     /// How the VM is replicated once it has a secondary.
     pub mode: FtMode,
-    /// Silence after which the peer is suspected to be dead: 20 ms to 60 s.
-    pub suspicion: Duration,
+    /// Silence after which the peer is suspected to be dead: 10 ms to 60 s.
+    pub suspicion: Suspicion,
     /// Longest epoch while no output waits: 5 ms to 10 s.
     pub epoch_length_max: Duration,
     /// Pages written that end an epoch.
@@ -52,7 +52,7 @@ impl MirrorOptions {
             mode: FtMode::Mirror,
             lag_max: Duration::from_millis(100),
             evidence_folder: None,
-            suspicion: Duration::from_millis(100),
+            suspicion: Suspicion::up_to(Duration::from_millis(100)),
             epoch_length_max: Duration::from_millis(50),
             dirty_pages_max: 8192,
             log_bytes_max: 16 << 20,

@@ -19,7 +19,7 @@ use memory::GuestRam;
 use memory::encoding::CapturedPages;
 use protocol::{
     Arbiter, Command, DiskWatch, DropReason, Epoch, EpochBounds, Event, Generation, LinkWatch, Load, LossReason,
-    Patience, RETRY_INTERVAL, Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink,
+    Patience, RETRY_INTERVAL, Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink, Watched,
 };
 use spec::{CpuProfile, EngineKind, FtMode};
 
@@ -94,6 +94,8 @@ pub struct PrimaryStatus {
     pub progress: Option<Progress>,
     /// The secondary says that it reaches all of its network ends; nothing else is known of one that has not said so.
     pub secondary_reaches_network: bool,
+    /// What the way to the secondary is like, while there is one.
+    pub watched: Option<Watched>,
     /// Disks that are broken: the guest stands still.
     pub disk_faults: Vec<DiskFault>,
     /// Why the last secondary was given up or could not join.
@@ -384,6 +386,7 @@ impl Primary {
             session.as_ref().and_then(|session| session.log().as_ref().map(|log| log.progress.figures(divergences)));
         let secondary = session.as_ref().map(|session| session.secondary.to_string());
         let secondary_reaches_network = session.as_ref().is_none_or(|session| session.reaches_network());
+        let watched = session.as_ref().map(|session| session.watched());
         let progress = session.map(|session| *session.progress());
         let disk_faults = self.shared.disk_faults();
         PrimaryStatus {
@@ -392,6 +395,7 @@ impl Primary {
             secondary,
             progress,
             secondary_reaches_network,
+            watched,
             disk_faults,
             failure,
             figures,

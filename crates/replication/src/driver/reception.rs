@@ -18,6 +18,8 @@ use crate::channel::{Caller, ChannelError, Closer, Connection, Listener, Receive
 const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
 /// Suspicion times that make sense, in milliseconds.
 const SUSPICION_MS: RangeInclusive<u32> = 20..=60_000;
+/// And of the least, in milliseconds.
+const SUSPICION_MS_LEAST: u32 = 10;
 /// How often it is looked whether one of them is the primary.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long no connection is accepted after that has failed.
@@ -171,6 +173,10 @@ impl Reception<'_> {
     fn unfit(&self, hello: &Hello) -> Option<String> {
         if !SUSPICION_MS.contains(&hello.suspicion_ms) {
             return Some(format!("a suspicion time of {} ms makes no sense", hello.suspicion_ms));
+        }
+        if !(SUSPICION_MS_LEAST..=hello.suspicion_ms).contains(&hello.suspicion_ms_min) {
+            let Hello { suspicion_ms, suspicion_ms_min, .. } = hello;
+            return Some(format!("a suspicion time of {suspicion_ms_min} to {suspicion_ms} ms makes no sense"));
         }
         if !hello.config.is_same_hardware(self.config) {
             return Some(format!("it was set up for {:?}, not for {:?}", self.config, hello.config));

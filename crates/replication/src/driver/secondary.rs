@@ -8,7 +8,7 @@ use machine::input::Input;
 use machine::vm::{Vm, VmConfig, VmState};
 use memory::{GuestRam, MemoryError};
 use network::InputPosition;
-use protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason};
+use protocol::{Arbiter, Epoch, LossReason, Replica, Status, StopReason, Watched};
 use spec::EngineKind;
 
 use super::MirrorOptions;
@@ -96,6 +96,8 @@ pub struct SecondaryStatus {
     pub epoch: Option<Epoch>,
     /// Committed checkpoints whose output the primary may not have released.
     pub unreleased_epochs: u64,
+    /// What the way to the primary is like, once one has connected.
+    pub watched: Option<Watched>,
     /// Why it could not run the VM when it was to take over.
     pub obstacle: Option<String>,
 }
@@ -160,6 +162,7 @@ impl Secondary {
             primary: None,
             epoch: None,
             unreleased_epochs: 0,
+            watched: None,
             obstacle: None,
         };
         let status = SecondaryHandle { status: Arc::new(Mutex::new(status)), reaches_network: Arc::new(true.into()) };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use machine::clock::ClockReading;
 use protocol::{
     Committed, Epoch, Epochs, Generation, GuestClock, Heartbeats, Look, MonotonicTime, NotSent, PeerClock, Sending,
-    Silence,
+    Silence, Suspicion, Watched,
 };
 use spec::ReplicaId;
 
@@ -29,7 +29,7 @@ pub(super) struct Session {
     /// It could execute the log.
     pub executes: bool,
     pub outbox: Outbox,
-    pub suspicion: Duration,
+    pub suspicion: Suspicion,
     closer: Closer,
     heartbeats: Mutex<Heartbeats>,
     progress: Mutex<Progress>,
@@ -82,7 +82,7 @@ pub(super) struct ActiveLog {
 }
 
 impl Session {
-    pub fn new(id: u64, secondary: ReplicaId, executes: bool, suspicion: Duration, closer: Closer) -> Self {
+    pub fn new(id: u64, secondary: ReplicaId, executes: bool, suspicion: Suspicion, closer: Closer) -> Self {
         Self {
             id,
             secondary,
@@ -123,9 +123,9 @@ impl Session {
         self.heartbeats().number_next(clock::now())
     }
 
-    /// Whether an ack that names heartbeat `heard` counts.
-    pub fn is_fresh(&self, heard: u64) -> bool {
-        self.heartbeats().is_fresh(heard, clock::now())
+    /// Whether an ack that names heartbeat `heard` counts, after which the secondary promises so much `patience`.
+    pub fn is_fresh(&self, heard: u64, patience: Duration) -> bool {
+        self.heartbeats().is_fresh(heard, patience, clock::now())
     }
 
     fn silence(&self) -> MutexGuard<'_, Silence> {
@@ -135,6 +135,11 @@ impl Session {
     /// Notes that the secondary lives.
     pub fn heard(&self) {
         self.silence().heard(clock::now());
+    }
+
+    /// What the way to the secondary is like.
+    pub fn watched(&self) -> Watched {
+        self.silence().watched(clock::now())
     }
 
     fn clocks(&self) -> MutexGuard<'_, Clocks> {

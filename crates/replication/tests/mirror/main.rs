@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use guest::Console;
 use machine::vm::Vm;
-use protocol::{Arbiter, Claim, DISK_PATIENCE, DropReason, Epoch, Generation, Reason, Replica, Unreachable, Verdict};
+use protocol::{
+    Arbiter, Claim, DISK_PATIENCE, DropReason, Epoch, Generation, Reason, Replica, Suspicion, Unreachable, Verdict,
+};
 use replication::channel::{self, Identity, Listener};
 use replication::disk::DiskSet;
 use replication::driver::{
@@ -184,7 +186,7 @@ impl World {
 
     fn options(&self, host: &str) -> MirrorOptions {
         MirrorOptions {
-            suspicion: SUSPICION,
+            suspicion: Suspicion::up_to(SUSPICION),
             epoch_length_max: Duration::from_millis(10),
             too_slow_after: self.too_slow_after,
             disk_patience: if self.hanging == Some(host) { Duration::ZERO } else { DISK_PATIENCE },

@@ -212,7 +212,7 @@ impl World {
         let config = json!({
             "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": place::engine(),
             "store": self.store(), "identity": identity, "folder": folder,
-            "network_ends": [self.ends.get(host).cloned().unwrap_or_else(|| self.end_socket())], "suspicion_ms": self.suspicion_ms(), "epoch_ms_max": 50, "mode": crate::MODE,
+            "network_ends": [self.ends.get(host).cloned().unwrap_or_else(|| self.end_socket())], "suspicion_ms": self.suspicion_ms(), "suspicion_ms_min": self.suspicion_ms(), "epoch_ms_max": 50, "mode": crate::MODE,
             "listen": (role == "secondary").then(|| format!("{}:0", place.map_or("127.0.0.1", |(_, address)| address))),
         });
         let file = folder.join("replica.json");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail};
 use machine::bus::lock;
 use machine::vm::Vm;
-use protocol::{Arbiter, Claim, Epoch, Generation, Replica, Unreachable, Verdict};
+use protocol::{Arbiter, Claim, Epoch, Generation, Replica, Suspicion, Unreachable, Verdict};
 use replication::channel::{Identity, Listener, create_authority, issue};
 use replication::disk::DiskSet;
 use replication::driver::{Figures, MirrorOptions, Primary, PrimaryParts, Secondary, SecondaryParts, Trigger};
@@ -57,7 +57,7 @@ pub fn protect(mut vm: Vm, epoch_length: Duration, time: Duration) -> Result<Fig
     let claim = Claim { generation: Generation::new(1), primary: ReplicaId::new(PRIMARY), secondary: None };
     let store = Arc::new(Store(Mutex::new(claim.clone())));
     let options = |host: &str| MirrorOptions {
-        suspicion: SUSPICION,
+        suspicion: Suspicion::up_to(SUSPICION),
         epoch_length_max: epoch_length,
         // Time alone ends an epoch.
         dirty_pages_max: u64::MAX / 64,

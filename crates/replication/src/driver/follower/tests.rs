@@ -5,18 +5,19 @@
 mod guest;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use protocol::{Arbiter, Claim, Replica, Unreachable, Verdict};
 use spec::{CpuProfile, EngineKind, ReplicaId};
 use storage::disk::{DiskImage, DiskOptions};
 use tempfile::TempDir;
 
-use super::super::message::{ExecutionFormat, Kind, Welcome};
+use super::super::message::{Ack, ExecutionFormat, Kind, Welcome};
 use super::super::secondary::{MakeVm, SecondaryParts};
 use super::super::{ConsoleHistory, ConsolePiece, ConsolePlace, MirrorOptions};
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
-use crate::disk::{CopyMark, CopyState, DiskOp, DiskWrite};
+use crate::disk::{CopyMark, CopyState, DiskOp, DiskSet, DiskWrite};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -117,6 +118,7 @@ fn hello(disks: &DiskSet) -> Hello {
         profile: CpuProfile::in_order(),
         disks: disks.describe().unwrap(),
         suspicion_ms: 20_000,
+        suspicion_ms_min: 20_000,
         execution: ExecutionFormat::here(),
     }
 }
@@ -373,9 +375,12 @@ fn a_suspicion_time_that_makes_no_sense_is_refused() {
     let usual = hello(&secondary.parts.disks);
     // It goes on waiting for its primary.
     thread::spawn(move || secondary.run());
-    for (suspicion_ms, accepted) in [(0, false), (19, false), (u32::MAX, false), (20, true)] {
+    let max = 20_000;
+    for (suspicion_ms_min, suspicion_ms, accepted) in
+        [(0, 0, false), (19, 19, false), (max, u32::MAX, false), (9, max, false), (max + 1, max, false), (20, 20, true)]
+    {
         let (mut sender, mut receiver, _closer) = world.connect(address).split();
-        let hello = Hello { suspicion_ms, ..usual.clone() };
+        let hello = Hello { suspicion_ms, suspicion_ms_min, ..usual.clone() };
         sender.send(Kind::Hello, &[&postcard::to_stdvec(&hello).unwrap()]).unwrap();
         sender.flush().unwrap();
         let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
@@ -454,8 +459,13 @@ fn heartbeats_of_a_first_copy_are_answered_at_once() {
         sender.flush().unwrap();
         loop {
             let frame = receiver.recv(Some(TIMEOUT)).unwrap().unwrap();
-            if Kind::of(&frame) == Ok(Kind::Ack) && postcard::from_bytes::<Ack>(frame.payload).unwrap().heard >= number
-            {
+            if Kind::of(&frame) != Ok(Kind::Ack) {
+                continue;
+            }
+            let ack: Ack = postcard::from_bytes(frame.payload).unwrap();
+            if ack.heard >= number {
+                // What it promises after the last heartbeat is what it keeps, and not less than was agreed upon.
+                assert_eq!(ack.patience_us, 20_000_000);
                 break;
             }
         }
@@ -494,7 +504,7 @@ fn a_primary_whose_message_takes_longer_than_the_suspicion_time_to_arrive_is_not
         (secondary.parts.listener.accept().unwrap(), far.join().unwrap())
     });
     let (sender, receiver, closer) = near.split();
-    let hello = Hello { suspicion_ms: 2000, ..hello(&secondary.parts.disks) };
+    let hello = Hello { suspicion_ms: 2000, suspicion_ms_min: 1000, ..hello(&secondary.parts.disks) };
     let follower = Follower::new(secondary, &hello, sender, closer);
     let following = thread::spawn(move || follower.follow(receiver));
     let (mut sender, _receiver, _closer) = far.split();

@@ -112,6 +112,7 @@ pub fn show(daemon: &DaemonConnection, arguments: &VmArguments) -> Result<()> {
         ("cpus", view.cpus.to_string()),
         ("memory", human_bytes(view.memory_bytes)),
         ("priority", view.priority.to_string()),
+        ("suspicion", view.suspicion_ms.map_or_else(none, |bounds| format!("after {bounds} of silence"))),
         (
             "crashes",
             view.replicas.first().and_then(|primary| primary.figures.triple_faults_text()).unwrap_or_else(none),

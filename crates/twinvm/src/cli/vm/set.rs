@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use api::messages::{CloneVm, OperationView, RebootVm, RenameVm, SetVm, VmView};
+use api::suspicion::SuspicionMs;
 use clap::Args;
 use indicatif::ProgressBar;
 use spec::{ByteSize, PortForward, Priority, VmSpec};
@@ -25,6 +26,7 @@ Examples:
   twinvm vm set shop --forward tcp:127.0.0.1:8080-:80 --forward tcp:127.0.0.1:8443-:443
   twinvm vm set shop --grow-disk 0=20G       the first disk, /dev/vda; grow the file system in the guest afterwards
   twinvm vm set shop --priority high         its first copy comes before those of most others, as after the loss of a host
+  twinvm vm set shop --suspicion 50-300      on machines that are loaded to the brim now and then
   twinvm vm set shop --autostart on";
 
 #[derive(Args)]
@@ -49,6 +51,10 @@ pub struct SetArguments {
     /// Start it when its host's machine has booted: on or off
     #[arg(long, value_name = "on|off", value_parser = on_or_off)]
     autostart: Option<bool>,
+    /// Silence after which one replica takes the other for lost, in ms: it follows the link between these two; one number makes it fixed. Replicas have it that
+    /// start from now on
+    #[arg(long, value_name = "MIN-MAX")]
+    suspicion: Option<SuspicionMs>,
     /// Make a disk bigger, by its number, from 0; the VM must be off. May be repeated
     #[arg(long, value_name = "NUMBER=SIZE", value_parser = disk_size)]
     grow_disk: Vec<(usize, ByteSize)>,
@@ -76,6 +82,7 @@ impl SetArguments {
             priority: self.priority,
             forward: (self.no_forward || !self.forward.is_empty()).then(|| self.forward.clone()),
             autostart: self.autostart,
+            suspicion_ms: self.suspicion,
             disk_bytes: self.grow_disk.iter().map(|(number, size)| (*number, size.bytes())).collect::<BTreeMap<_, _>>(),
         }
     }
