@@ -2,7 +2,7 @@
 
 use cluster::controller::consent::{self, Here, LetGo};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, Planned, ReplicaReport, ReplicaState};
-use cluster::records::Power;
+use cluster::records::{Maintenance, Power};
 use protocol::{Callers, Claim, DropReason, Replica, Role, Status};
 use spec::HostName;
 
@@ -52,6 +52,10 @@ impl World {
             }
             for (known, current) in daemon.known.hosts.iter_mut().zip(&self.records.hosts) {
                 known.lease = current.lease;
+                is_news |= known.maintenance != current.maintenance;
+                if self.mutation != Some(Mutation::IgnoreMaintenance) {
+                    known.maintenance = current.maintenance;
+                }
             }
         }
         if daemon.is_settled && !is_news {
@@ -68,7 +72,7 @@ impl World {
         }
         for planned in plan.actions {
             self.tell(|world| format!("daemon {}: {planned}", world.name(host)));
-            self.check_domain(host, &planned);
+            self.check_place(host, &planned, can_read);
             if planned.vm != self.vm {
                 self.other_acts(host, &planned);
                 continue;
@@ -78,13 +82,16 @@ impl World {
         }
     }
 
-    /// A host that one fault may take together with the primary's is never asked to protect a VM.
-    fn check_domain(&mut self, host: usize, planned: &Planned) {
+    /// A host that one fault may take together with the primary's is never asked to protect a VM, nor one in maintenance, if that could be `known`.
+    fn check_place(&mut self, host: usize, planned: &Planned, known: bool) {
         let Action::Protect { secondary } = &planned.action else { return };
-        let known = self.hosts[host].daemon.known.vm(&planned.vm);
-        let is_wanted = known.is_some_and(|vm| vm.record.ft.is_wanted());
-        if is_wanted && self.host_of(secondary).is_some_and(|secondary| self.share_domain(host, secondary)) {
+        let Some(target) = self.host_of(secondary) else { return };
+        let vm = self.hosts[host].daemon.known.vm(&planned.vm);
+        if vm.is_some_and(|vm| vm.record.ft.is_wanted()) && self.share_domain(host, target) {
             self.broken(Violation::SharesDomain(self.name(host), secondary.to_string()));
+        }
+        if known && self.records.hosts[target].maintenance != Maintenance::Off {
+            self.broken(Violation::PlacedInMaintenance(self.name(host), secondary.to_string()));
         }
     }
 
@@ -241,6 +248,7 @@ impl World {
                 self.ends(&task, &outcome);
             }
             (Some(Action::AskForStart), None) if is_home => self.starts_with_machine(&task),
+            (Some(Action::Move { to }), Some(_)) => self.asks_to_leave(&task, &to),
             (Some(Action::SettleClaim), None) if is_home && !ft.enabled => self.settles_claim(&task),
             (Some(Action::Protect { secondary }), Some(replica)) if is_home && is_wanted => {
                 let claim = self.claim().clone();

@@ -190,7 +190,11 @@ occurrences! {
     Autostart,
     /// Somebody moved the VM to another host.
     MigrationAsked,
-    /// It was there.
+    /// Somebody emptied a host.
+    Maintenance,
+    /// A host in maintenance asked for the move of the VM that it runs.
+    EvacuationAsked,
+    /// The VM was where it was to go.
     MigrationDone,
     /// It stayed where it was.
     MigrationFailed,

@@ -139,17 +139,18 @@ pub(crate) enum Step {
 
 /// The records of the cluster in the beginning: one VM on the first host, and so many others.
 pub(crate) fn records(
-    hosts: &[(HostName, FailureDomain)],
+    hosts: &[HostName],
+    seed: u64,
     claim: &Claim,
     vm: &VmName,
     others: usize,
 ) -> (ClusterState, Vec<OtherVm>) {
-    let host = |(name, domain): &(HostName, FailureDomain)| HostRecord {
+    let host = |(name, domain): (&HostName, FailureDomain)| HostRecord {
         name: name.clone(),
         api_address: ([127, 0, 0, 1], 1).into(),
         replication_ip: [127, 0, 0, 1].into(),
         boot_id: BOOT.to_owned(),
-        domain: Some(domain.clone()),
+        domain: Some(domain),
         cpus: 8,
         memory_bytes: 1 << 40,
         engines: vec![EngineKind::Soft],
@@ -172,12 +173,17 @@ pub(crate) fn records(
     };
     let others: Vec<VmName> = OTHERS[..others].iter().filter_map(|name| (*name).to_owned().try_into().ok()).collect();
     let vms = std::iter::once(vm).chain(&others).map(state).collect();
-    let cluster = ClusterState { revision: 1, hosts: hosts.iter().map(host).collect(), vms, ..ClusterState::default() };
+    let cluster = ClusterState {
+        revision: 1,
+        hosts: hosts.iter().zip(domains(hosts, seed)).map(host).collect(),
+        vms,
+        ..ClusterState::default()
+    };
     (cluster, others.into_iter().map(|name| OtherVm { name, secondary: None, copied_at: 0 }).collect())
 }
 
 /// What each host fails together with. Of three hosts two may be in one rack, one of them perhaps in a part of it that has a name.
-pub(crate) fn domains(hosts: &[HostName], seed: u64) -> Vec<FailureDomain> {
+fn domains(hosts: &[HostName], seed: u64) -> Vec<FailureDomain> {
     // Drawn apart from all else, so that whether hosts have domains does not change what happens.
     let mut random = Random::new(!seed);
     let apart = if hosts.len() > 2 { random.below(hosts.len() + 1) } else { hosts.len() };

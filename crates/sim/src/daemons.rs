@@ -1,6 +1,6 @@
 //! What is around the replicas: faults, the user, the host daemons, and how all should end.
 
-use cluster::records::{OperationKind, OperationResult};
+use cluster::records::{Maintenance, OperationKind, OperationResult};
 use protocol::{DiskAdvice, Event, LossReason};
 
 use crate::coverage::Occurrence;
@@ -137,6 +137,14 @@ impl World {
             }
             Fault::Stop { force, is_reboot } => self.asks_to_stop(force, is_reboot),
             Fault::SwitchOver => self.asks_to_switch_over(),
+            Fault::Maintenance { target, is_forced, duration } => {
+                if let Some(host) = self.target(target) {
+                    self.coverage.note(Occurrence::Maintenance);
+                    self.set_maintenance(host, if is_forced { Maintenance::Forced } else { Maintenance::On });
+                    let duration = self.until(duration) - self.now;
+                    self.maintenance_ends_after(host, duration);
+                }
+            }
             Fault::Migrate(target) => {
                 if let Some(host) = self.target(target) {
                     self.asks_to_migrate(host);
@@ -193,6 +201,7 @@ impl World {
         self.tell(|_| "no more faults".to_owned());
         self.is_calm = true;
         self.want_ft(true, false);
+        (0..self.hosts.len()).for_each(|host| self.set_maintenance(host, Maintenance::Off));
         let vm = self.vm.clone();
         for host in &mut self.hosts {
             host.daemon.controller.hurry(&vm);

@@ -80,6 +80,12 @@ pub(crate) enum Fault {
     SwitchOver,
     /// Somebody moves the VM to a host.
     Migrate(Target),
+    /// Somebody empties a host for a while; by force, whatever is lost by that.
+    Maintenance {
+        target: Target,
+        is_forced: bool,
+        duration: Nanoseconds,
+    },
     /// The user changes the FT mode.
     ChangeMode,
     /// The secondary executes the log slowly.
@@ -237,12 +243,13 @@ impl Fault {
         };
         let longest = random.pick(&[suspicion / 2, 2 * suspicion, 8 * suspicion]);
         let duration = random.between(MILLISECOND, longest);
-        match random.below(41) {
+        match random.below(43) {
             34 => Self::EndDies(target, duration),
             35 | 36 => Self::EndStalls(target, duration),
             37 => Self::SecondDaemon(target),
             38..=40 if random.chance(50) => Self::Migrate(Target::Secondary),
             38..=40 => Self::Migrate(Target::Host(random.below(hosts))),
+            41 | 42 => Self::Maintenance { target, is_forced: random.chance(30), duration: 4 * duration },
             0 | 1 => Self::Kill(target),
             2 => Self::PowerLoss(target, duration),
             3..=5 => Self::Pause(target, duration),

@@ -117,6 +117,8 @@ pub enum Mutation {
     ServeTwice,
     /// A host does not know what hosts fail together with.
     ForgetDomains,
+    /// A host does not know that others are in maintenance.
+    IgnoreMaintenance,
     /// A host begins all first copies at once.
     CopyAllAtOnce,
     /// The driver notes a hand-over only after what ends the last epoch was acknowledged.
@@ -125,7 +127,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 60] = [
         Self::TellUnleftReleased,
         Self::DoNotForward,
         Self::ForwardWithCheckpoint,
@@ -138,6 +140,7 @@ impl Mutation {
         Self::TurnNewcomersAway,
         Self::ServeTwice,
         Self::ForgetDomains,
+        Self::IgnoreMaintenance,
         Self::CopyAllAtOnce,
         Self::NoteHandOverLate,
         Self::MissDiskFailure,

@@ -1,7 +1,7 @@
 //! What the user and the operator ask of hosts: protection on and off, starts of the VM.
 
 use cluster::controller::{Action, Outcome, Step as OperationStep, consent};
-use cluster::records::{OperationKind, OperationResult, Power};
+use cluster::records::{Maintenance, OperationKind, OperationResult, Power};
 use protocol::{Claim, DropReason, Epoch, Generation, Replica};
 use spec::{FtMode, HostName};
 
@@ -149,6 +149,25 @@ impl World {
         }
         self.coverage.note(Occurrence::Autostart);
         self.asks(task.host, OperationKind::Start { from_stale_disks: false, snapshot: None }, None);
+    }
+
+    /// Somebody empties a host, or lets it take VMs again.
+    pub fn set_maintenance(&mut self, host: usize, maintenance: Maintenance) {
+        if self.records.hosts[host].maintenance != maintenance {
+            self.tell(|world| format!("{}: maintenance {maintenance:?}", world.name(host)));
+            self.records.hosts[host].maintenance = maintenance;
+            self.records.revision += 1;
+        }
+    }
+
+    /// As `host::migration`: the VM is to leave its home, unless something else was asked for.
+    pub fn asks_to_leave(&mut self, task: &Task, to: &HostName) {
+        let is_home = self.host_name(task.host).is(&self.claim().primary);
+        if !is_home || self.records.vms[0].record.pending().is_some() {
+            return self.ends(task, &Outcome::NotWanted);
+        }
+        self.coverage.note(Occurrence::EvacuationAsked);
+        self.asks(task.host, OperationKind::Migrate { to: to.clone() }, None);
         self.ends(task, &Outcome::Done);
     }
 

@@ -43,6 +43,11 @@ impl World {
         if let Action::Protect { secondary } = &planned.action {
             self.begins_other_copy(host, &planned.vm, secondary.clone(), duration);
         }
+        if let Action::Replace | Action::Unprotect = &planned.action
+            && let Some(other) = self.others.iter_mut().find(|other| other.name == planned.vm)
+        {
+            other.secondary = None;
+        }
         let daemon = &mut self.hosts[host].daemon;
         daemon.is_settled = false;
         daemon.controller.note(&planned.vm, &planned.action, &Outcome::Done, hasty_ms(now));

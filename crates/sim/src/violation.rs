@@ -79,6 +79,9 @@ pub enum Violation {
     /// A secondary is placed where the fault that takes its primary may take it too.
     #[error("the secondary of a VM on host {0} is placed on host {1}, which is in the same failure domain")]
     SharesDomain(String, String),
+    /// A secondary is placed on a host that is to be empty.
+    #[error("the secondary of a VM on host {0} is placed on host {1}, which is in maintenance")]
+    PlacedInMaintenance(String, String),
     /// A disk that is noted to be a copy holds parts of different times.
     #[error("the disk of host {0} is noted to be a copy, and is none")]
     TornCopy(String),

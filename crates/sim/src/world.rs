@@ -1,12 +1,12 @@
 //! [`World`]: hosts, network, store, and what happens next.
 
-use cluster::records::ClusterState;
+use cluster::records::{ClusterState, Maintenance};
 use protocol::{Claim, Epoch, Generation, MonotonicTime, Replica};
-use spec::{FailureDomain, HostName, ReplicaId, VmName};
+use spec::{HostName, ReplicaId, VmName};
 
 use crate::agenda::Agenda;
 use crate::coverage::{Coverage, Occurrence};
-use crate::daemon::{Asked, Daemon, FIRST_COPIES_MAX, FIRST_RUN, OtherVm, SecondDaemon, Task, domains, records};
+use crate::daemon::{Asked, Daemon, FIRST_COPIES_MAX, FIRST_RUN, OtherVm, SecondDaemon, Task, records};
 use crate::disks::Disks;
 use crate::ends::{Frame, NetworkEnd};
 use crate::faults::{Moment, Plan, Trigger};
@@ -40,6 +40,7 @@ enum Happening {
     Wake(ProcessId),
     PowerUp(usize),
     DaemonUp(usize),
+    MaintenanceEnds(usize),
     Task(Box<Task>),
     Daemons,
 }
@@ -158,9 +159,7 @@ impl World {
             .collect();
         let ends = (1..=if plan.is_bridged { plan.hosts as u64 } else { 1 }).map(NetworkEnd::new).collect();
         let claim = Claim { generation: Generation::new(1), primary: hosts[0].name.clone(), secondary: None };
-        let domains = domains(&names, seed);
-        let located: Vec<(HostName, FailureDomain)> = names.iter().cloned().zip(domains).collect();
-        let (mut records, others) = records(&located, &claim, &vm, plan.others);
+        let (mut records, others) = records(&names, seed, &claim, &vm, plan.others);
         records.vms[0].record.autostart = seed.is_multiple_of(2);
         let mut world = Self {
             now: 0,
@@ -230,6 +229,7 @@ impl World {
                 Happening::Wake(process) => self.wake(process),
                 Happening::PowerUp(host) => self.power_up(host),
                 Happening::DaemonUp(host) => self.daemon_starts(host),
+                Happening::MaintenanceEnds(host) => self.set_maintenance(host, Maintenance::Off),
                 Happening::Task(task) => self.task(*task),
                 Happening::Daemons => {
                     self.daemons();
@@ -298,7 +298,6 @@ impl World {
     }
 
     // Processes.
-
     pub fn start_process(&mut self, host: usize, replica: Replica, body: Body) {
         let id = ProcessId(self.homes.len() as u32);
         self.homes.push(host);
@@ -354,6 +353,10 @@ impl World {
         }
         self.hosts[host].disks.lose_power(&mut self.random);
         self.check_copy(host);
+    }
+
+    pub fn maintenance_ends_after(&mut self, host: usize, delay: Nanoseconds) {
+        self.schedule(delay, Happening::MaintenanceEnds(host));
     }
 
     pub fn power_up_after(&mut self, host: usize, delay: Nanoseconds) {

@@ -81,6 +81,7 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::GreetAll => matches!(violation, V::TooManyCallers(_)),
         Mutation::TurnNewcomersAway => matches!(violation, V::PrimaryKeptOut(_)),
         Mutation::ServeTwice => matches!(violation, V::ServedTwice(_)),
+        Mutation::IgnoreMaintenance => matches!(violation, V::PlacedInMaintenance(..)),
         Mutation::ForgetDomains => matches!(violation, V::SharesDomain(..)),
         Mutation::CopyAllAtOnce => matches!(violation, V::TooManyCopies(_)),
         Mutation::NoteHandOverLate => matches!(violation, V::NeverAsked(_)),
