@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`messages`] | what requests and answers hold |
 //! | [`events`] | what has happened on hosts |
+//! | [`leaving`] | what a host has left behind that left the cluster |
 //! | [`maintenance`] | what hosts in maintenance hold |
 //! | [`status`], [`figures`] | what a replica says of itself, as part of the answers |
 //! | [`suspicion`] | after how much silence a replica takes the other one for lost |
@@ -15,6 +16,7 @@
 pub mod client;
 pub mod events;
 pub mod figures;
+pub mod leaving;
 pub mod maintenance;
 pub mod messages;
 mod problem;

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use api::client::Target;
+use api::client::{CallError, Target};
+use api::leaving::HostLeft;
 use api::messages::{JoinCluster, Joined, MadeToken, MakeToken};
+use axum::http::Method;
 use cluster::records::{ClusterError, TokenUse};
 use cluster::store::{EtcdAddress, StoreLocation};
-use replication::channel::{Fingerprint, IdentityError, sign_request};
+use replication::channel::{Fingerprint, IdentityError, Peer, sign_request};
 use spec::HostName;
 
 use super::daemon::Daemon;
@@ -17,6 +19,9 @@ use super::token::{Token, secret_digest};
 
 /// For how long a token can be valid, in seconds.
 const VALID_S: std::ops::RangeInclusive<u64> = 1..=7 * 24 * 3600;
+
+/// How long the host with the authority may take to remove a user from etcd.
+const RIGHTS_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// The host that signs certificates, if that is another one: the one that has made the cluster.
@@ -133,8 +138,43 @@ impl Daemon {
         Ok(())
     }
 
+    /// Takes the rights in etcd away from `host`, which has left the cluster and asks for it itself.
+    pub fn end_rights(&self, host: &str, client: &Peer) -> Result<(), HostError> {
+        if client.host() != Some(host) {
+            return Err(HostError::forbidden(format!("{client} may not give up what host {host} has")));
+        }
+        let name: HostName = host.parse().map_err(ClusterError::from)?;
+        match self.registry().cluster().host(&name) {
+            Err(ClusterError::NoHost(_)) => {}
+            Ok(_) => return Err(HostError::conflict(format!("host {host} has not left the cluster"))),
+            Err(error) => return Err(error.into()),
+        }
+        if let Some((administrator, _)) = self.etcd_administrator()? {
+            administrator.dismiss(&name)?;
+        }
+        Ok(())
+    }
+
+    /// Gives this host's own rights in etcd up, which `authority` has given; here, if that is nobody.
+    fn give_up_rights(&self, authority: Option<&Target>) -> Result<(), String> {
+        match authority {
+            Some(target) => {
+                let path = format!("/v1/hosts/{}/rights", self.host());
+                self.wait_for(self.client().call(target, Method::DELETE, &path, None::<&()>, RIGHTS_TIMEOUT))
+                    .map_err(|error: CallError| error.to_string())
+            }
+            None => match self.etcd_administrator() {
+                Ok(Some((administrator, _))) => {
+                    administrator.dismiss(self.registry().host_name()).map_err(|error| format!("{error:#}"))
+                }
+                Ok(None) => Err("the folder with the keys of etcd's administrator is not here".to_owned()),
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+
     /// Takes this host out of the cluster, for good, and ends the daemon. Refused while a replica or the disks of a VM are here.
-    pub fn leave(&self) -> Result<(), HostError> {
+    pub fn leave(&self) -> Result<HostLeft, HostError> {
         // Nobody is given a place here meanwhile.
         let admission = self.admission();
         let state = self.registry().state()?;
@@ -163,16 +203,32 @@ impl Daemon {
             ))
             .hint("move the folder `authority` to the folder of another host first"));
         }
+        let has_rights = self.has_own_rights_only();
+        // Afterwards this host reads nothing any more.
+        let authority = if has_rights { self.authority_elsewhere() } else { Ok(None) };
         self.begin_to_stop(false);
         if let Err(error) = self.registry().leave() {
             self.go_on();
             return Err(error.into());
         }
         drop(admission);
+        let given_up = match authority {
+            _ if !has_rights => Ok(()),
+            Ok(authority) => self.give_up_rights(authority.as_ref()),
+            Err(error) => Err(error.to_string()),
+        };
+        let remains = given_up.err().map(|why| {
+            let user = self.config.store_keys.as_ref().and_then(|keys| keys.user.as_ref());
+            let user = user.map_or("", |user| user.name.as_str());
+            format!("its user in etcd, {user}, could not be removed ({why}): `etcdctl user delete {user}` does it, and so does a host of that name that joins")
+        });
         self.folder.retire()?;
         tracing::info!("host {here} has left the cluster");
+        if let Some(remains) = &remains {
+            tracing::warn!("{remains}");
+        }
         self.request_stop();
-        Ok(())
+        Ok(HostLeft { remains })
     }
 }
 

@@ -124,6 +124,7 @@ fn routes() -> Vec<Route> {
         Route::at_authority(POST, "/v1/tokens", Operators, make_token),
         Route::here(GET, "/v1/hosts", Operators, hosts),
         Route { place: Place::Rights, ..Route::here(DELETE, "/v1/hosts/{host}", Operators, remove_host) },
+        Route::here(DELETE, "/v1/hosts/{host}/rights", Hosts, end_rights),
         Route::at_host(GET, "/v1/hosts/{host}/maintenance", Operators, maintenance),
         Route::at_host(POST, "/v1/hosts/{host}/maintenance", Operators, set_maintenance),
         Route::at_host(GET, "/v1/hosts/{host}/events", Operators, events),
@@ -269,6 +270,14 @@ async fn hosts(State(daemon): Shared) -> impl IntoResponse {
 
 async fn remove_host(State(daemon): Shared, Path(host): Path<String>) -> impl IntoResponse {
     blocking(daemon, move |daemon| daemon.remove_host(&host)).await
+}
+
+async fn end_rights(
+    State(daemon): Shared,
+    Extension(client): Extension<Peer>,
+    Path(host): Path<String>,
+) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.end_rights(&host, &client)).await
 }
 
 async fn maintenance(State(daemon): Shared) -> impl IntoResponse {
@@ -500,6 +509,7 @@ mod tests {
             [
                 "GET /v1/host",
                 "POST /v1/join",
+                "DELETE /v1/hosts/{host}/rights",
                 "GET /v1/vms/{vm}/boot/{file}",
                 "GET /v1/replicas",
                 "PUT /v1/secondaries/{vm}",

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use api::leaving::HostLeft;
 use api::maintenance::MaintenanceView;
 use api::messages::{DaemonView, HostView, MadeToken, MakeToken, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
@@ -246,13 +247,16 @@ pub fn run(command: HostCommand) -> Result<ExitCode> {
         HostCommand::Token(arguments) => make_token(arguments)?,
         HostCommand::Leave(arguments) => {
             let daemon = arguments.daemon()?;
-            let () = daemon.post("/v1/host/leave", None::<&()>)?;
+            let HostLeft { remains } = daemon.post("/v1/host/leave", None::<&()>)?;
             let (host, dir) = (daemon.host(), arguments.folder()?);
-            let message = format!(
+            let mut message = format!(
                 "host {host} has left the cluster; {} holds nothing of the cluster any more",
                 dir.path().display()
             );
-            answer(arguments.json, &json!({ "left": host }), &message)?;
+            if let Some(remains) = &remains {
+                message += &format!("\n{remains}");
+            }
+            answer(arguments.json, &json!({ "left": host, "remains": remains }), &message)?;
         }
         HostCommand::Issue(arguments) => {
             issue(&arguments.daemon.folder()?, &arguments.name, &arguments.out)?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 use std::{panic, thread};
 
-use cluster::store::{EtcdKeys, Op, StoreLocation, Stores};
+use cluster::store::{EtcdKeys, EtcdUser, Op, StoreLocation, Stores};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::joining::{join, names_of, token};
@@ -174,7 +174,19 @@ fn an_etcd_that_was_set_up_lets_each_host_write_what_it_may_say() {
         let by_token = token(&world, "b", &[]);
         fs::remove_dir_all(world.path("c")).unwrap();
         world.done("c", &join(&by_token, "c"));
-        assert_eq!(world.json("b", &["host", "leave"])["left"], "b");
+        // Who has left has no rights in etcd any more, whatever it has kept.
+        let aside = |path: &Path| {
+            let kept = world.path(path.file_name().unwrap().to_str().unwrap());
+            fs::copy(path, &kept).unwrap();
+            kept
+        };
+        let user = keys.user.as_ref().map(|user| EtcdUser { password: aside(&user.password), ..user.clone() });
+        let kept = EtcdKeys { ca: aside(&keys.ca), cert: aside(&keys.cert), key: aside(&keys.key), user };
+        assert!(Stores::open(&location, Some(&kept)).is_ok());
+        let left = world.json("b", &["host", "leave"]);
+        assert_eq!((&left["left"], &left["remains"]), (&"b".into(), &serde_json::Value::Null));
+        let unknown = Stores::open(&location, Some(&kept)).map(drop).unwrap_err().to_string();
+        assert!(unknown.contains("authentication failed"), "{unknown}");
         world.wait_for_daemon_end("b");
         assert_eq!(names_of(&world, "a"), ["a"]);
     });
