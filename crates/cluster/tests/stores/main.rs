@@ -1,6 +1,7 @@
 //! What every store does, and what each does when something fails.
 
 mod access;
+mod bad_days;
 mod conformance;
 mod etcd;
 mod files;

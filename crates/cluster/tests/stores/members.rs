@@ -211,7 +211,17 @@ impl Members {
     /// Lets etcd refuse to store anything, as when its database is full.
     pub fn fill_up(&self) {
         let alarm = r#"{"action": "ACTIVATE", "memberID": "0", "alarm": "NOSPACE"}"#;
-        assert!(self.ask(0, "/v3/maintenance/alarm", alarm).is_some());
+        self.alarm(alarm);
+    }
+
+    fn alarm(&self, request: &str) {
+        assert!((0..self.places.len()).any(|number| self.ask(number, "/v3/maintenance/alarm", request).is_some()));
+    }
+
+    /// Lets etcd store again, as when somebody has made room.
+    pub fn make_room(&self) {
+        let alarm = r#"{"action": "DEACTIVATE", "memberID": "0", "alarm": "NOSPACE"}"#;
+        self.alarm(alarm);
     }
 
     /// Asks one member, without TLS.
@@ -243,8 +253,15 @@ pub fn make_keys(folder: &Path) -> EtcdKeys {
         .concat());
     run(&[&["req"], &curve[..], &["-keyout", "host.key", "-out", "host.csr", "-subj", "/O=twinvm"]].concat());
     fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n").unwrap();
-    let sign = ["x509", "-req", "-in", "host.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-    run(&[&sign[..], &["-out", "host.pem", "-days", "2", "-extfile", "names"]].concat());
+    certify(folder, "host.pem", "2");
     let file = |name: &str| -> PathBuf { folder.join(name) };
     EtcdKeys { ca: file("ca.pem"), cert: file("host.pem"), key: file("host.key"), user: None }
+}
+
+/// Has the authority in a folder certify the key there for so many days.
+pub fn certify(folder: &Path, out: &str, days: &str) {
+    let sign = ["x509", "-req", "-in", "host.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+    let names = ["-out", out, "-days", days, "-extfile", "names"];
+    let output = Command::new("openssl").args(sign).args(names).current_dir(folder).output().expect("openssl runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,10 +1,12 @@
 //! Hosts whose cluster store is in etcd.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::members::Members;
-use crate::world::{VM, World};
+use crate::support::HUNG;
+use crate::world::{VM, World, state};
 
 /// What an administrator does and sees is the same as with a file.
 #[test]
@@ -49,6 +51,24 @@ fn hosts_with_a_store_in_etcd_survive_a_host_and_a_member() {
     let secondary = world.status("a")["secondary"].as_str().unwrap().to_owned();
     let client = Client::start(world.address());
     client.wait_for_progress(10);
+
+    // A full etcd is told of, changes nothing that runs, and is no reason to do anything about it.
+    let told = |text: &str| {
+        let deadline = Instant::now() + HUNG;
+        while !world.done("a", &["events"]).contains(text) {
+            assert!(Instant::now() < deadline, "nobody is told of {text}\n{}", world.logs());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    members.fill_up();
+    told("database space exceeded; compact and defragment etcd, then disarm its alarm");
+    let error = world.refused("a", &["ft", "suspend", VM]);
+    assert!(error.contains("database space exceeded"), "{error}");
+    assert_eq!(state(&world.status("a")), "protected");
+    client.wait_for_progress(10);
+    members.make_room();
+    told("the cluster store answers again");
+
     // The host takes its member of etcd with it.
     members.kill(0);
     world.kill_host("a");

@@ -14,6 +14,7 @@ use ureq::{Agent, Body};
 use super::address::{EtcdAddress, EtcdKeys};
 use super::login::{AUTHENTICATE, AuthenticateResponse, Login};
 use super::sight::{Seen, Sight};
+use super::validity::Validity;
 use super::wire::{Answered, Header, Problem, Streamed};
 use super::{RANGE, TXN, receipts_of};
 use crate::store::StoreError;
@@ -47,6 +48,8 @@ pub struct Client {
     preferred: AtomicUsize,
     /// What it has seen of etcd: another etcd cluster, or an older copy of this one, would be another arbiter.
     seen: Seen,
+    /// Until when its certificate is good, if it has one.
+    validity: Option<Validity>,
     /// Who this client is to etcd, beyond its certificate.
     login: Option<Login>,
 }
@@ -61,8 +64,11 @@ impl Client {
             .max_redirects(0)
             .timeout_connect(Some(MEMBER_TIMEOUT))
             .timeout_global(Some(MEMBER_TIMEOUT));
+        let mut validity = None;
         if let Some(keys) = keys {
-            config = config.tls_config(tls(keys)?);
+            let chain = certificates(&keys.cert)?;
+            validity = chain.first().and_then(|own| Validity::of(&keys.cert, own.der()));
+            config = config.tls_config(tls(keys, &chain)?);
         }
         let scheme = if keys.is_some() { "https" } else { "http" };
         Ok(Self {
@@ -71,6 +77,7 @@ impl Client {
             scheme,
             preferred: AtomicUsize::new(0),
             seen: Seen::from(sight),
+            validity,
             login: keys.map(Login::of).transpose()?.flatten(),
         })
     }
@@ -277,7 +284,7 @@ impl Client {
             // A member without a leader says so rather than letting a watch wait.
             .header("Grpc-Metadata-hasleader", "true")
             .send(&body[..]);
-        let mut response = response.map_err(|error| self.ambiguous(member, &error.to_string()))?;
+        let mut response = response.map_err(|error| self.ambiguous(member, &self.broken_off(&error)))?;
         if response.status().is_success() {
             return Ok(response.into_body());
         }
@@ -287,6 +294,16 @@ impl Client {
             Ok(problem) if problem.is_final() => Err(CallError::Refused(problem)),
             Ok(problem) => Err(self.ambiguous(member, problem.text())),
             Err(_) => Err(self.ambiguous(member, &format!("it answers {status}"))),
+        }
+    }
+
+    /// Why a member could not be asked, in words.
+    fn broken_off(&self, error: &ureq::Error) -> String {
+        let text = error.to_string();
+        match self.validity.as_ref().and_then(Validity::problem) {
+            Some(problem) => format!("{problem} ({text})"),
+            None if text.contains("certificate expired") => format!("{text}; renew the certificate of that member"),
+            None => text,
         }
     }
 
@@ -397,13 +414,12 @@ impl Problem {
     }
 }
 
-fn tls(keys: &EtcdKeys) -> Result<TlsConfig, StoreError> {
+fn tls(keys: &EtcdKeys, chain: &[Certificate<'static>]) -> Result<TlsConfig, StoreError> {
     let authorities: Vec<Certificate<'static>> = certificates(&keys.ca)?;
-    let chain = certificates(&keys.cert)?;
     let key = PrivateKey::from_pem(&read(&keys.key)?).map_err(|error| unusable(&keys.key, &error.to_string()))?;
     Ok(TlsConfig::builder()
         .root_certs(RootCerts::new_with_certs(&authorities))
-        .client_cert(Some(ClientCert::new_with_certs(&chain, key)))
+        .client_cert(Some(ClientCert::new_with_certs(chain, key)))
         .build())
 }
 

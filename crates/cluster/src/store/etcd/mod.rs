@@ -12,6 +12,7 @@ mod login;
 mod session;
 mod sight;
 mod stream;
+mod validity;
 mod wire;
 
 use std::collections::BTreeMap;
