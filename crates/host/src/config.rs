@@ -41,6 +41,9 @@ pub struct HostConfig {
     /// where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<FailureDomain>,
+    /// The folder of the network ends that hosts of one machine share, if it is not where the store is: written when the store moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_ends: Option<PathBuf>,
     /// Bridges that VMs on this host can be connected to.
     #[serde(default)]
     pub networks: Vec<String>,

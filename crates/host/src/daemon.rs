@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
@@ -16,6 +18,7 @@ use api::events::EventKind;
 use api::messages::DaemonView;
 use cluster::controller::{Controller, Settings};
 use cluster::records::ClusterError;
+use cluster::store::StoreError;
 use machine::bus::lock;
 use replication::channel::Identity;
 use rustix::process::geteuid;
@@ -39,6 +42,7 @@ use super::registry::{KnownVm, Registry};
 use super::replicas::Replica;
 use super::rest::server;
 use super::runtime::Undone;
+use super::store_move::{follow, is_moving};
 use super::vm_files::VmFiles;
 use super::vm_folder::VmFolder;
 use super::vm_users::{VmUsers, refuse_if_used};
@@ -91,6 +95,8 @@ pub struct Daemon {
     /// VMs are still to be started, since the machine has booted.
     pub(super) is_autostart_due: AtomicBool,
     is_store_reachable: AtomicBool,
+    /// The store was moved since it was opened.
+    has_store_moved: AtomicBool,
     stop: Notify,
 }
 
@@ -105,15 +111,32 @@ pub fn run(folder: &HostFolder) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    let config = follow(folder, config)?;
+    let store = config.store.clone();
     let result = runtime.block_on(serve(folder, config));
     // A request that still waits for something must not keep the daemon.
     runtime.shutdown_timeout(Duration::from_secs(1));
     folder.unpublish();
     drop(lock);
-    result
+    match result {
+        Ok(End::Stopped) => Ok(()),
+        // It began to move while the daemon started.
+        Err(error) if !is_moving(&store) => Err(error),
+        // In this process threads go on that know of the old store only. Replicas that it has started stay its children: of those that end the system
+        // remembers that they were there, until the daemon ends.
+        Ok(End::StoreMoved) | Err(_) => Err(Command::new(program()?).args(std::env::args_os().skip(1)).exec().into()),
+    }
 }
 
-async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
+/// Why the daemon has ended.
+enum End {
+    /// Somebody has stopped it.
+    Stopped,
+    /// The cluster's store was moved: the next one goes on with the new one.
+    StoreMoved,
+}
+
+async fn serve(folder: &HostFolder, config: HostConfig) -> Result<End> {
     let identity = Identity::load(&folder.keys()).context("the host's keys cannot be used")?;
     if identity.peer().host() != Some(&config.name) {
         bail!(
@@ -172,7 +195,7 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<()> {
     }
     let stopped = format!("the daemon of host {} has ended; replicas that still run go on", daemon.config.name);
     daemon.events.note(EventKind::HostStopped, None, stopped);
-    Ok(())
+    Ok(if daemon.has_store_moved.load(Ordering::Acquire) { End::StoreMoved } else { End::Stopped })
 }
 
 fn make(
@@ -183,7 +206,7 @@ fn make(
     registry: Registry,
 ) -> Result<Arc<Daemon>> {
     let exe = program()?;
-    let (alive_before, shared_ends) = (folder.alive_before(), super::network_ends::shared_folder(&config.store)?);
+    let (alive_before, shared_ends) = (folder.alive_before(), super::network_ends::shared_folder(&config)?);
     folder.note_alive();
     let (vm_users, sandbox) = find_sandbox(&config, &exe)?;
     Ok(Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
@@ -215,6 +238,7 @@ fn make(
         is_stopping: AtomicBool::default(),
         stops_vms: AtomicBool::default(),
         is_store_reachable: AtomicBool::new(true),
+        has_store_moved: AtomicBool::default(),
         stop: Notify::new(),
         folder: folder.clone(),
         config,
@@ -402,6 +426,13 @@ impl Daemon {
             match writable {
                 Ok(()) if !was_reachable => {
                     self.events.note(EventKind::StoreBack, None, "the cluster store answers again");
+                }
+                Err(ClusterError::Store(StoreError::Moved { to, is_over: true })) => {
+                    let text = format!("the cluster store was moved to {to}: the daemon starts anew there; VMs go on");
+                    self.events.note(EventKind::StoreLost, None, text);
+                    self.has_store_moved.store(true, Ordering::Release);
+                    self.begin_to_stop(false);
+                    return self.request_stop();
                 }
                 Err(error) if was_reachable => self.events.note(EventKind::StoreLost, None, error.to_string()),
                 _ => {}

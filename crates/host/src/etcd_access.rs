@@ -2,6 +2,7 @@
 //! authority holds etcd's as well, and the password of etcd's user `root`.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -116,6 +117,22 @@ pub fn credential_files(etcd: &EtcdCredentials) -> [(&'static str, &str); 3] {
 /// Writes what a host is let in with to its folder of keys.
 pub fn write_credentials(keys: &Path, etcd: &EtcdCredentials) -> Result<()> {
     credential_files(etcd).into_iter().try_for_each(|(name, text)| write_private(&keys.join(name), text))
+}
+
+/// Removes what a host is let in with, and what etcd's administrator has, if they are there.
+pub fn forget_credentials(folder: &HostFolder) -> Result<()> {
+    let gone = |path: &Path, removed: io::Result<()>| match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    };
+    for name in [CA, CERTIFICATE, PASSWORD] {
+        let path = folder.keys().join(name);
+        gone(&path, fs::remove_file(&path))?;
+    }
+    let authority = authority_of(folder);
+    gone(&authority, fs::remove_dir_all(&authority))
 }
 
 /// Writes what the first host needs for etcd to its folder: `setup` is what `twinvm cluster etcd` has written. Answers the password of its user.

@@ -125,6 +125,7 @@ fn config(name: String, store: StoreLocation, options: &InitOptions) -> Result<H
         images: std::path::absolute(paths::images_dir()?)?,
         vm_folders: options.vm_folders.iter().map(std::path::absolute).collect::<Result<_, _>>()?,
         domain: options.domain.clone(),
+        shared_ends: None,
         networks: options.networks.clone(),
         datastores: Vec::new(),
         memory: None,

@@ -6,6 +6,7 @@
 //! | `init`, `bundle`, `operator` | making a host, and the keys of further ones and of operators |
 //! | `token`, `join`, `joining` | tokens with which hosts join a cluster; both sides of joining, and leaving |
 //! | `etcd_setup`, `etcd_access` | the configuration of an etcd on hosts of the cluster; how hosts are let in by it |
+//! | `store_move`, `next_store` | the cluster store moves to etcd, and hosts and their replicas follow |
 //! | `registry` | the cluster store, as the daemon uses it |
 //! | `daemon` | the daemon: what it has, its start and end |
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
@@ -49,6 +50,7 @@ mod metrics;
 mod migration;
 mod names;
 mod network_ends;
+mod next_store;
 mod operations;
 pub mod operator;
 mod owner;
@@ -66,6 +68,7 @@ pub mod sandbox;
 mod secondary;
 mod settings;
 mod snapshots;
+pub mod store_move;
 pub mod token;
 mod views;
 mod vm_files;

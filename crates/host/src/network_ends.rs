@@ -18,8 +18,8 @@ use network::end::{self, EndConfig, EndProcess, Lifetime};
 use spec::VmSpec;
 use spec::{MacAddr, NetworkSpec};
 
+use super::config::HostConfig;
 use super::folder::{check_socket_path, private_folder};
-
 use crate::paths::runtime_dir;
 
 /// How long an end waits for a replica before it ends by itself, in s. A VM whose hosts all fail is back sooner or not at all.
@@ -36,9 +36,12 @@ pub struct NetworkEnds {
     failed: Mutex<BTreeMap<PathBuf, Instant>>,
 }
 
-/// The folder of the ends that those hosts of a cluster share that are on one machine: the user's own, or beside the store if that is a file.
-pub fn shared_folder(store: &StoreLocation) -> Result<PathBuf> {
-    match store {
+/// The folder of the ends that those hosts of a cluster share that are on one machine: the user's own, or beside the store if that is a file, or was one.
+pub fn shared_folder(config: &HostConfig) -> Result<PathBuf> {
+    if let Some(folder) = &config.shared_ends {
+        return Ok(folder.clone());
+    }
+    match &config.store {
         StoreLocation::File(path) => Ok(path.parent().unwrap_or(Path::new("/")).join("ends")),
         StoreLocation::Etcd(address) => Ok(runtime_dir()?.join(format!("ends-{}", address.name))),
     }

@@ -176,7 +176,7 @@ const HOUSE: &[Crate] = &[
         name: "host",
         floor: 6,
         layers: &[
-            &["log_file", "passing", "paths", "sandbox"],
+            &["log_file", "next_store", "passing", "paths", "sandbox"],
             &["foreground"],
             &["replica"],
             &["error", "folder", "hardware", "owner"],
@@ -187,6 +187,7 @@ const HOUSE: &[Crate] = &[
             &["bases", "bundle", "disk_jobs", "events", "operator", "process", "vm_files"],
             &["join", "registry", "vm_folder"],
             &["init"],
+            &["store_move"],
             // The daemon is one thing; these are its parts.
             &[
                 "daemon",

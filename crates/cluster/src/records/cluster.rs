@@ -9,17 +9,19 @@ use spec::{HostName, Maintenance, VmName};
 
 use super::seen::Seen;
 use super::tokens::TOKENS;
-use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
-use crate::store::{Changes, Compare, Entry, LeaseId, Op, Outcome, Store, Stores};
+use super::{
+    ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode,
+};
+use crate::store::{Changes, Compare, Entry, LeaseId, MARKER, Op, Outcome, Store, Stores};
 
 /// How often a record is read and written again when others change it in between.
 pub(super) const ATTEMPTS_MAX: u32 = 64;
 
 /// By whom the cluster was made: of two that are made in one place, the second is refused.
-const MADE: &str = "cluster";
-const HOSTS: &str = "hosts/";
+pub(super) const MADE: &str = "cluster";
+pub(super) const HOSTS: &str = "hosts/";
 const ALIVE: &str = "alive/";
-const VMS: &str = "vms/";
+pub(super) const VMS: &str = "vms/";
 const CLAIM: &str = "/claim";
 
 fn host_key(host: &HostName) -> String {
@@ -76,7 +78,9 @@ impl Cluster {
         let mut records: BTreeMap<String, VmRecord> = BTreeMap::new();
         let mut claims: BTreeMap<String, ClaimRecord> = BTreeMap::new();
         self.refresh_hosts(&mut state)?;
-        let is_elsewhere = |key: &str| [HOSTS, ALIVE, TOKENS].iter().any(|kind| key.starts_with(kind)) || key == MADE;
+        let is_elsewhere = |key: &str| {
+            [HOSTS, ALIVE, TOKENS].iter().any(|kind| key.starts_with(kind)) || [MADE, MARKER].contains(&key)
+        };
         for (key, entry) in listing.entries.into_iter().filter(|(key, _)| !is_elsewhere(key)) {
             let read = if let Some(name) = key.strip_prefix(VMS).and_then(|rest| rest.strip_suffix(CLAIM)) {
                 decode(&key, &entry.value).map(|claim| drop(claims.insert(name.to_owned(), claim)))
@@ -257,13 +261,17 @@ impl Cluster {
 
     /// Whether a cluster was made here.
     pub fn is_made(&self) -> Result<bool, ClusterError> {
-        Ok(self.hosts.get(MADE)?.is_some())
+        Ok(self.made()?.is_some_and(|(made, _)| made.moving.is_none()))
     }
 
     /// The host that has made the cluster; none if there is none.
     pub fn made_by(&self) -> Result<Option<HostName>, ClusterError> {
-        let made: Option<(Made, u64)> = read_from(&*self.hosts, MADE)?;
-        Ok(made.map(|(made, _)| made.made_by))
+        Ok(self.made()?.map(|(made, _)| made.made_by))
+    }
+
+    /// What says that a cluster was made here, or is being moved here, with its version.
+    pub(super) fn made(&self) -> Result<Option<(Made, u64)>, ClusterError> {
+        read_from(&*self.hosts, MADE)
     }
 
     /// Removes a host.
@@ -338,14 +346,16 @@ impl Cluster {
     /// Creates a VM, with its disks on `primary`, and answers its first claim.
     ///
     /// No generation is ever used twice, not even by a VM that gets the name of one that was deleted: the first is beyond the
-    /// store's revision, and each later one costs a revision too.
+    /// store's revision, and each later one costs a revision too. Where the cluster was moved here from another store, revisions count from the
+    /// highest generation of that.
     ///
     /// # Errors
     /// [`ClusterError::VmExists`] if there is one of that name.
     pub fn create_vm(&self, vm: &VmRecord, primary: &HostName) -> Result<Claim, ClusterError> {
         let (record_key, claim_key) = (vm_key(&vm.name), claim_key(&vm.name));
         let record = encode(&record_key, vm)?;
-        let generation = Generation::new(self.store.list(&claim_key)?.revision).next();
+        let before = self.made()?.and_then(|(made, _)| made.generations_after).unwrap_or(0);
+        let generation = Generation::new(before.saturating_add(self.store.list(&claim_key)?.revision)).next();
         let claim = Claim { generation, primary: primary.replica(), secondary: None };
         let claim_record = encode(&claim_key, &ClaimRecord::first(claim.clone()))?;
         let compares = [Compare { key: &record_key, version: 0 }, Compare { key: &claim_key, version: 0 }];
@@ -431,14 +441,20 @@ impl Cluster {
 }
 
 /// What says that a cluster was made here.
-#[derive(Serialize, Deserialize)]
-struct Made {
-    made_by: HostName,
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Made {
+    pub made_by: HostName,
+    /// The cluster was moved here from another store, in which no higher generation was given out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generations_after: Option<u64>,
+    /// It is being moved here, in this attempt, and is not here yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<String>,
 }
 
 /// What says that a cluster was made by this host.
 fn made_by(host: &HostName) -> Result<Vec<u8>, ClusterError> {
-    encode(MADE, &Made { made_by: host.clone() })
+    encode(MADE, &Made { made_by: host.clone(), generations_after: None, moving: None })
 }
 
 /// A record and its version.

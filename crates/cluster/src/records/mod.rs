@@ -2,7 +2,8 @@
 //!
 //! | key | record |
 //! | --- | --- |
-//! | `cluster` | by which host the cluster was made |
+//! | `cluster` | by which host the cluster was made, and what was before it was moved here |
+//! | `moved` | where all of it was moved, or is being moved ([`Marker`](crate::store::Marker)) |
 //! | `hosts/NAME` | [`HostRecord`]: what a host offers |
 //! | `alive/NAME` | the instance of a host that is alive: it goes with that one's lease |
 //! | `tokens/DIGEST` | [`TokenRecord`]: a token with which a host may join, by the digest of its secret |
@@ -19,6 +20,7 @@ mod host;
 mod operation;
 mod seen;
 mod state;
+mod store_move;
 mod succession;
 mod token;
 mod tokens;
@@ -31,6 +33,7 @@ pub use error::ClusterError;
 pub use host::{HostRecord, Lease};
 pub use operation::{Operation, OperationKind, OperationResult};
 pub use state::{ClusterState, Unreadable, VmState};
+pub use store_move::{MoveError, MoveStep, StoreMove};
 pub use succession::{Succession, succession};
 pub use token::{TokenRecord, TokenUse};
 pub use vm::{FtSettings, Power, VmRecord};

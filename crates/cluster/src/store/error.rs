@@ -20,10 +20,28 @@ pub enum StoreError {
         /// The newest version that this program knows.
         known: i64,
     },
+    /// It is being moved elsewhere, or has been: it can be changed no more, and once that is over it is not read any more either.
+    #[error("{}", moved(to, *is_over))]
+    Moved {
+        /// Where to.
+        to: String,
+        /// The move is over.
+        is_over: bool,
+    },
     /// The lease under which something was to be stored has ended. Nothing was done.
     #[error("the lease in the cluster store has ended")]
     LeaseEnded,
     /// What was asked does not keep the store's bounds.
     #[error("refused by the cluster store: {0}")]
     Refused(String),
+}
+
+fn moved(to: &str, is_over: bool) -> String {
+    if is_over {
+        format!("the cluster store was moved to {to}")
+    } else {
+        format!(
+            "the cluster store is being moved to {to}: if that does not end, give `twinvm cluster migrate-store` again, or with --abort"
+        )
+    }
 }

@@ -9,6 +9,7 @@ mod error;
 mod etcd;
 mod folder;
 mod location;
+mod moved;
 mod place;
 mod sqlite;
 
@@ -21,6 +22,7 @@ pub use etcd::{
 };
 pub use folder::FolderStore;
 pub use location::{StoreLocation, Stores, open_vms, vms_folder};
+pub use moved::{MARKER, Marker};
 pub use sqlite::{BUSY_TIMEOUT_DEFAULT, SqliteStore};
 
 /// Longest key, in bytes.
@@ -34,7 +36,7 @@ pub const TRANSACTION_ITEMS_MAX: usize = 120;
 ///
 /// Keys are of 1 to [`KEY_BYTES_MAX`] printable ASCII characters without space; prefixes may also be empty.
 ///
-/// All methods fail with [`StoreError::Unreachable`] if the store does not answer in time, with [`StoreError::Corrupt`] if
+/// All methods fail with [`StoreError::Moved`] if there is a [`Marker`] that forbids what they do, with [`StoreError::Unreachable`] if the store does not answer in time, with [`StoreError::Corrupt`] if
 /// what it holds cannot be right, and with [`StoreError::Refused`] if a bound is not kept.
 pub trait Store: Send + Sync {
     /// What is stored at a key.

@@ -14,6 +14,7 @@ use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior};
 
 use super::boot_clock::BootTime;
+use super::moved::{MARKER, check_change, check_changes};
 use super::place::{check_file_system, unreachable};
 use super::{
     Change, Changes, Compare, Entry, KEY_BYTES_MAX, LeaseId, Listing, Op, Outcome, Store, StoreError, VALUE_BYTES_MAX,
@@ -236,6 +237,12 @@ impl SqliteStore {
         }
     }
 
+    /// Refuses leases where the store is being moved. One that is granted or kept at the same time holds nothing there that could be changed.
+    fn check_leases(&self) -> Result<(), StoreError> {
+        let marker = self.call(|connection| marker(connection))?;
+        check_changes(marker.as_deref())
+    }
+
     fn changes(&self, prefix: &str, since: u64) -> Result<Changes, StoreError> {
         let (revision, compacted, changes) = self.call(|connection| {
             let transaction = connection.transaction()?;
@@ -298,9 +305,14 @@ impl Store for SqliteStore {
     fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Outcome, StoreError> {
         check_transaction(compares, ops)?;
         let now = self.now()?;
+        let mut allowed = Ok(());
         let done = self.call(|connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             expire(&transaction, &now)?;
+            allowed = check_change(marker(&transaction)?.as_deref(), ops);
+            if allowed.is_err() {
+                return Ok(None);
+            }
             for compare in compares {
                 let version = transaction
                     .prepare_cached("SELECT version FROM entries WHERE key = ?1 AND value IS NOT NULL")?
@@ -329,7 +341,9 @@ impl Store for SqliteStore {
             transaction.commit()?;
             Ok(Some(Outcome::Done { revision }))
         });
-        done?.ok_or(StoreError::LeaseEnded)
+        let done = done?;
+        allowed?;
+        done.ok_or(StoreError::LeaseEnded)
     }
 
     /// Takes the lock of writers.
@@ -355,10 +369,12 @@ impl Store for SqliteStore {
     }
 
     fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.check_leases()?;
         self.grant(ttl)
     }
 
     fn keep_lease(&self, lease: LeaseId) -> Result<bool, StoreError> {
+        self.check_leases()?;
         self.keep(lease)
     }
 
@@ -399,6 +415,12 @@ fn forget_deletions(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
         transaction.execute("UPDATE state SET compacted = max(compacted, ?1)", [version])?;
     }
     Ok(())
+}
+
+/// What says that the store is being moved, if anything does.
+fn marker(connection: &Connection) -> rusqlite::Result<Option<Vec<u8>>> {
+    let mut find = connection.prepare_cached("SELECT value FROM entries WHERE key = ?1 AND value IS NOT NULL")?;
+    find.query_row([MARKER], |row| row.get(0)).optional()
 }
 
 /// Application and version of the layout, from the file's header.

@@ -1,6 +1,7 @@
 //! Hosts whose cluster store is in etcd.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
@@ -77,5 +78,55 @@ fn hosts_with_a_store_in_etcd_survive_a_host_and_a_member() {
     world.wait_for_lease_end(&secondary, "a");
     // The third host becomes the secondary.
     world.wait_until_protected(&secondary, &secondary);
+    assert_eq!(client.stop().error, None);
+}
+
+/// On one machine first, and then with its store in etcd: replicas that know of the file only arbitrate in etcd.
+#[test]
+fn a_cluster_moves_to_etcd_with_its_vm_running_and_protected() {
+    let members = Members::start(1);
+    let address = members.address().to_string();
+    let mut world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let client = Client::start(world.address());
+    client.wait_for_progress(10);
+    let generation = world.status("a")["generation"].as_u64();
+    let migrate = ["cluster", "migrate-store", "--store", &address];
+    // Killed wherever it is, and undone or gone on with.
+    for killed_after_ms in [0, 20, 40, 80] {
+        let mut command = world.spawn_with("a", &migrate, Stdio::null());
+        std::thread::sleep(Duration::from_millis(killed_after_ms));
+        command.kill().unwrap();
+        command.wait().unwrap();
+        let outcome = world.run("a", &["cluster", "migrate-store", "--abort"]);
+        let expected = ["is undone", "is not being moved", "has been moved to", "is etcd://"];
+        let said = format!("{}{}", outcome.stdout, outcome.stderr);
+        assert!(expected.iter().any(|words| said.contains(words)), "{said}");
+    }
+    // A daemon is killed in the middle of it.
+    world.kill_daemon("b");
+    world.launch("b");
+    world.done("a", &migrate);
+    let deadline = Instant::now() + HUNG;
+    let are_there = |world: &World| {
+        let hosts = world.run("b", &["host", "list", "--json"]);
+        hosts.stdout.matches("\"alive\": true").count() == 2
+    };
+    while !are_there(&world) {
+        assert!(Instant::now() < deadline, "{}", world.logs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for host in ["a", "b"] {
+        let config = fs::read_to_string(world.path(host).join("host.toml")).unwrap();
+        assert!(config.contains(&address) && config.contains(&format!("domain = {host:?}")), "{config}");
+    }
+    let status = world.status("b");
+    assert_eq!((state(&status), status["generation"].as_u64()), ("protected", generation), "{status}");
+    client.wait_for_progress(10);
+    // Whoever takes it over now has asked in etcd, as the file refuses to decide anything.
+    world.kill_host("a");
+    client.wait_for_progress(30);
+    world.wait("b", "the takeover to show", |status| status["host"] == "b");
     assert_eq!(client.stop().error, None);
 }

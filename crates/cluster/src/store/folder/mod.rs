@@ -27,6 +27,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::moved::{MARKER, check_change, check_changes, check_read};
 use super::place::{check_file_system, unreachable};
 use super::{
     Changes, Compare, Entry, LeaseId, Listing, Op, Outcome, Store, StoreError, check_key, check_prefix,
@@ -58,6 +59,13 @@ struct Known {
     state: State,
     /// Up to here the names of transactions are on stable storage.
     synced: u64,
+}
+
+impl Known {
+    /// What says that the store is being moved, if anything does.
+    fn marker(&self) -> Option<&[u8]> {
+        self.state.get(MARKER).map(|entry| entry.value.as_slice())
+    }
 }
 
 impl FolderStore {
@@ -194,12 +202,20 @@ enum Placed {
 impl Store for FolderStore {
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         check_key(key)?;
-        self.with_known(|known| Ok(known.state.get(key).cloned()))
+        self.with_known(|known| {
+            if key != MARKER {
+                check_read(known.marker())?;
+            }
+            Ok(known.state.get(key).cloned())
+        })
     }
 
     fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         check_prefix(prefix)?;
-        self.with_known(|Known { state, .. }| Ok(Listing { revision: state.revision(), entries: state.list(prefix) }))
+        self.with_known(|known| {
+            check_read(known.marker())?;
+            Ok(Listing { revision: known.state.revision(), entries: known.state.list(prefix) })
+        })
     }
 
     fn transact(&self, compares: &[Compare<'_>], ops: &[Op<'_>]) -> Result<Outcome, StoreError> {
@@ -210,6 +226,8 @@ impl Store for FolderStore {
         self.with_known(|known| {
             let mut written = None;
             loop {
+                // Whoever finds the place after the last one taken looks again: that transaction may have been the marker's.
+                check_change(known.marker(), ops)?;
                 let state = &mut known.state;
                 let has_version =
                     |compare: &Compare<'_>| state.get(compare.key).map_or(0, |entry| entry.version) == compare.version;
@@ -242,7 +260,7 @@ impl Store for FolderStore {
 
     /// Writes a file that is nobody's.
     fn check_writable(&self) -> Result<(), StoreError> {
-        self.check_folder()?;
+        self.with_known(|known| check_changes(known.marker()))?;
         self.files.check_writable()
     }
 
@@ -252,7 +270,11 @@ impl Store for FolderStore {
         // What has been looked through already need not be looked through again.
         let mut since = since;
         loop {
-            match self.with_known(|known| Ok(known.state.changes(prefix, since)))? {
+            let changes = self.with_known(|known| {
+                check_read(known.marker())?;
+                Ok(known.state.changes(prefix, since))
+            })?;
+            match changes {
                 Changes::Seen { revision, changes } if changes.is_empty() && started.elapsed() < timeout => {
                     since = revision;
                 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::files::BLOCK;
-use crate::store::{Change, Changes, Entry, Op};
+use crate::store::{Change, Changes, Entry, MARKER, Op};
 
 /// How many blocks of transactions ago a deletion may be before watches cannot learn of it any more.
 const DELETIONS_BLOCKS: u64 = 4;
@@ -20,7 +20,7 @@ impl Transaction {
     /// That of these operations.
     pub fn new(ops: &[Op<'_>]) -> Self {
         let change = |op: &Op<'_>| match *op {
-            Op::Put { key, value, .. } => (key.to_owned(), Some(Value::from(value.to_vec()))),
+            Op::Put { key, value, .. } => (key.to_owned(), Some(Value::of(key, value.to_vec()))),
             Op::Delete { key } => (key.to_owned(), None),
         };
         Self { changes: ops.iter().map(change).collect() }
@@ -33,6 +33,17 @@ impl Transaction {
 enum Value {
     Text(String),
     Bytes(Vec<u8>),
+    /// The marker of a store that is moved. Versions that do not know of moves do not know of this either: to them the store is unusable from there on.
+    Marker(String),
+}
+
+impl Value {
+    fn of(key: &str, value: Vec<u8>) -> Self {
+        match Self::from(value) {
+            Self::Text(text) if key == MARKER => Self::Marker(text),
+            value => value,
+        }
+    }
 }
 
 impl From<Vec<u8>> for Value {
@@ -44,7 +55,7 @@ impl From<Vec<u8>> for Value {
 impl From<Value> for Vec<u8> {
     fn from(value: Value) -> Self {
         match value {
-            Value::Text(text) => text.into_bytes(),
+            Value::Text(text) | Value::Marker(text) => text.into_bytes(),
             Value::Bytes(bytes) => bytes,
         }
     }
@@ -72,7 +83,7 @@ pub struct Saved {
 
 impl From<&State> for Saved {
     fn from(state: &State) -> Self {
-        let entry = |(key, entry): (&String, &Entry)| (key.clone(), entry.version, entry.value.clone().into());
+        let entry = |(key, entry): (&String, &Entry)| (key.clone(), entry.version, Value::of(key, entry.value.clone()));
         Self {
             revision: state.revision,
             compacted: state.compacted,
