@@ -191,3 +191,44 @@ fn an_etcd_that_was_set_up_lets_each_host_write_what_it_may_say() {
         assert_eq!(names_of(&world, "a"), ["a"]);
     });
 }
+
+/// Hosts that were made with a file have no keys for etcd, and get them when their store moves there.
+#[test]
+fn a_cluster_that_moves_to_an_etcd_that_was_set_up_gets_its_rights_there() {
+    in_namespaces(|| {
+        let (mut world, mut machines) = (World::empty(), Machines::enter());
+        let store = world.store();
+        let init = ["cluster", "init", "--name", "a", "--listen", "127.0.0.1:0", "--metrics", "", "--store"];
+        world.done("a", &[&init[..], &[store.to_str().unwrap()]].concat());
+        fs::copy(world.path("a").join("operator.pem"), world.operator()).unwrap();
+        world.start("a");
+        let by_token = token(&world, "a", &["b"]);
+        world.done("b", &join(&by_token, "b"));
+        world.start("b");
+        let members = set_up(&world);
+        for (number, files) in members.iter().enumerate() {
+            machines.start(number, files);
+        }
+        let deadline = Instant::now() + HUNG;
+        loop {
+            let outcome = world.run("a", &["cluster", "migrate-store", "--etcd", "etcd"]);
+            if outcome.success {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{}\n{}", outcome.stderr, world.logs());
+        }
+        // Daemons are there a moment later. A line for each host, and their heads.
+        while ["a", "b"].iter().any(|host| world.run(host, &["host", "list"]).stdout.lines().count() != 3) {
+            assert!(Instant::now() < deadline, "{}", world.logs());
+        }
+        let config: toml::Table = fs::read_to_string(world.path("b").join("host.toml")).unwrap().parse().unwrap();
+        let location: StoreLocation = config["store"].as_str().unwrap().parse().unwrap();
+        let keys: EtcdKeys = config["store_keys"].clone().try_into().unwrap();
+        let store = Stores::open(&location, Some(&keys)).unwrap().hosts;
+        let refused = store.transact(&[], &[Op::Put { key: "cluster", value: b"x", lease: None }]).unwrap_err();
+        assert!(refused.to_string().contains("permission denied"), "{refused}");
+        // Others join there as ever.
+        let by_token = token(&world, "b", &["c"]);
+        world.done("c", &join(&by_token, "c"));
+    });
+}
