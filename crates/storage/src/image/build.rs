@@ -10,10 +10,10 @@ use super::install::{self, Installer};
 use super::manifest::{BuiltFile, KernelInfo, Manifest, PackageInfo};
 use super::store::{Image, json_sha256, sha256_file};
 use super::tree::Tree;
-use super::{ImageError, ImageSpec, Init, Progress, Stage, ext4, guest, initrd};
+use super::{ImageError, ImageSpec, Init, Progress, Stage, capabilities, ext4, guest, initrd};
 
 /// Counted up when the builder makes other images of the same inputs.
-const REVISION: u32 = 3;
+const REVISION: u32 = 4;
 
 /// Time of everything that does not come from a package: Debian 12's release, 2023-06-10.
 const BUILD_TIME_S: u32 = 1_686_355_200;
@@ -169,8 +169,12 @@ impl Builder {
             system = output;
         }
         progress.update(Stage::Unpack, 0, 0);
-        let file = fs::File::open(&system).map_err(ImageError::at(&system))?;
-        tree.unpack("the new system", io::BufReader::new(file), |_| true)
+        let open = || fs::File::open(&system).map(io::BufReader::new).map_err(ImageError::at(&system));
+        tree.unpack("the new system", open()?, |_| true)?;
+        for (path, capability) in capabilities::read(open()?).map_err(ImageError::at(&system))? {
+            tree.set_capability(&path, capability);
+        }
+        Ok(())
     }
 
     /// The archive of the base system: the one that an image before was made of, if it is of the same packages.

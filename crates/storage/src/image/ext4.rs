@@ -1,9 +1,10 @@
 //! Makes an ext4 disk from a tree without root: `mke2fs` makes an empty file system and `debugfs` fills it in sorted order, so
 //! that neither the host's directory order nor its clock shows in the bytes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::command::{Stream, command, run, run_checked};
 use super::tree::{Attributes, Kind, Tree, staged_mode};
@@ -59,7 +60,8 @@ pub(crate) fn write(
     run_checked(mke2fs, "e2fsprogs", progress)?;
 
     let script_path = path.with_extension("debugfs");
-    fs::write(&script_path, script(tree)?).map_err(ImageError::at(&script_path))?;
+    let mut capabilities = Capabilities { beside: path, files: BTreeMap::new() };
+    fs::write(&script_path, script(tree, &mut capabilities)?).map_err(ImageError::at(&script_path))?;
     let mut debugfs = command("debugfs");
     debugfs.env("E2FSPROGS_FAKE_TIME", mtime_s.to_string()).env("DEBUGFS_PAGER", "cat");
     debugfs.arg("-w").arg("-f").arg(&script_path).arg(path);
@@ -75,7 +77,9 @@ pub(crate) fn write(
             first_error.get_or_insert_with(|| line.to_owned());
         }
     })?;
-    fs::remove_file(&script_path).map_err(ImageError::at(&script_path))?;
+    for file in capabilities.files.values().chain([&script_path]) {
+        fs::remove_file(file).map_err(ImageError::at(file))?;
+    }
     match first_error {
         None if finished.status.success() => {}
         Some(line) if line.contains("Could not allocate") || line.contains("No free space") => return Err(too_small()),
@@ -94,16 +98,39 @@ pub(crate) fn write(
 fn needed_bytes(tree: &Tree) -> u64 {
     tree.nodes()
         .map(|(_, node)| match node.kind {
-            Kind::File { size_bytes } => size_bytes.div_ceil(BLOCK_BYTES) * BLOCK_BYTES,
+            Kind::File { size_bytes, .. } => size_bytes.div_ceil(BLOCK_BYTES) * BLOCK_BYTES,
             Kind::Directory => BLOCK_BYTES,
             Kind::Symlink(_) | Kind::HardLink(_) => 0,
         })
         .sum()
 }
 
+/// Files with the values of capabilities, which debugfs reads: they are no text.
+struct Capabilities<'a> {
+    beside: &'a Path,
+    files: BTreeMap<Vec<u8>, PathBuf>,
+}
+
+impl Capabilities<'_> {
+    /// The name of a file that holds this value, for debugfs.
+    fn file(&mut self, value: &[u8]) -> Result<String, ImageError> {
+        if !self.files.contains_key(value) {
+            let path = self.beside.with_extension(format!("capability-{}", self.files.len()));
+            fs::write(&path, value).map_err(ImageError::at(&path))?;
+            self.files.insert(value.to_vec(), path);
+        }
+        host_path(self.files.get(value).map_or(self.beside, PathBuf::as_path))
+    }
+}
+
+/// The name of a file of the host's, for debugfs.
+fn host_path(path: &Path) -> Result<String, ImageError> {
+    quoted(path.to_str().ok_or_else(|| unusable(&path.to_string_lossy()))?)
+}
+
 /// The commands that fill the file system. Names are always relative to a directory entered with `cd`: `write` takes its
 /// target as a plain name.
-fn script(tree: &Tree) -> Result<String, ImageError> {
+fn script(tree: &Tree, capabilities: &mut Capabilities<'_>) -> Result<String, ImageError> {
     let mut script = String::new();
     let mut hard_links = Vec::new();
     let mut current = None;
@@ -120,9 +147,8 @@ fn script(tree: &Tree) -> Result<String, ImageError> {
                 0o755
             }
             Kind::File { .. } => {
-                let staged = tree.staged(path);
-                let staged = staged.to_str().ok_or_else(|| unusable(&staged.to_string_lossy()))?;
-                writeln!(script, "write {} {name}", quoted(staged)?).expect("writing to a string");
+                let staged = host_path(&tree.staged(path))?;
+                writeln!(script, "write {staged} {name}").expect("writing to a string");
                 staged_mode(node.attributes.mode)
             }
             Kind::Symlink(target) => {
@@ -135,6 +161,10 @@ fn script(tree: &Tree) -> Result<String, ImageError> {
             }
         };
         set_attributes(&mut script, &name, &node.kind, &node.attributes, default_mode);
+        if let Kind::File { capability: Some(value), .. } = &node.kind {
+            let file = capabilities.file(value)?;
+            writeln!(script, "ea_set -f {file} {name} security.capability").expect("writing to a string");
+        }
     }
     hard_links.sort_unstable();
     let mut links = 1;
@@ -187,6 +217,7 @@ mod tests {
 
     use super::*;
     use crate::image::NoProgress;
+    use crate::image::capabilities::tests::{OVERRIDE_AND_OWNER, RAW};
 
     const TIME_S: u32 = 1_700_000_000;
 
@@ -206,6 +237,10 @@ mod tests {
         archive.append_data(&mut service, "var/lib/service", &[][..]).unwrap();
         tree.unpack("service.deb", &archive.into_inner().unwrap()[..], |_| true).unwrap();
         tree.symlink("etc/link", "../usr/bin/su").unwrap();
+        for (name, value) in [("ping", RAW), ("mtr", RAW), ("odd \"one\"", OVERRIDE_AND_OWNER)] {
+            tree.file(&format!("usr/bin/{name}"), name, 0o755).unwrap();
+            tree.set_capability(format!("usr/bin/{name}").as_bytes(), value.to_vec());
+        }
         tree.directory("tmp", 0o1777).unwrap();
         for index in 0..300 {
             tree.file(&format!("usr/share/many/file{index}"), format!("{index}"), 0o644).unwrap();
@@ -231,6 +266,23 @@ mod tests {
         assert!(debugfs(&image, "stat /etc/link").contains("Fast link dest: \"../usr/bin/su\""));
         assert_eq!(debugfs(&image, "cat \"/etc/a name with \"\"quotes\"\" and 'spaces'\""), "odd");
         assert_eq!(debugfs(&image, "cat /usr/share/many/file299"), "299");
+    }
+
+    /// `ping` and `mtr` of an ordinary user had no right to their sockets.
+    #[test]
+    fn capabilities_of_programs_reach_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("disk");
+        write(&image, 64 << 20, &sample(dir.path()), TIME_S, &mut NoProgress).unwrap();
+        let listed = |path: &str| debugfs(&image, &format!("ea_list {path}"));
+        for path in ["/bin/ping", "/usr/bin/mtr"] {
+            assert!(listed(path).contains("security.capability (20) = 01 00 00 02 00 20 00 "), "{}", listed(path));
+        }
+        let odd = listed("\"/bin/odd \"\"one\"\"\"");
+        assert!(odd.contains("security.capability (20) = 01 00 00 02 0a 00 00 "), "{odd}");
+        assert!(!listed("/bin/su").contains("capability"));
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
     }
 
     #[test]

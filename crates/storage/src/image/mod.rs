@@ -33,6 +33,7 @@
 mod apt;
 mod boot_files;
 mod build;
+mod capabilities;
 mod command;
 mod error;
 mod ext4;

@@ -26,6 +26,8 @@ pub enum Kind {
     File {
         /// Size in bytes.
         size_bytes: u64,
+        /// Its capabilities, as the kernel keeps them in `security.capability`.
+        capability: Option<Vec<u8>>,
     },
     /// A symbolic link and its target.
     Symlink(String),
@@ -199,8 +201,19 @@ impl Tree {
         let staged = self.staged(&resolved);
         let size_bytes = fs::symlink_metadata(&staged).map_err(ImageError::at(&staged))?.len();
         let attributes = self.own(mode);
-        self.nodes.insert(resolved, Node { kind: Kind::File { size_bytes }, attributes });
+        self.nodes.insert(resolved, Node { kind: Kind::File { size_bytes, capability: None }, attributes });
         Ok(())
+    }
+
+    /// Gives the regular file at `path` capabilities, whatever name of it that is. Nothing else has any.
+    pub fn set_capability(&mut self, path: &[u8], bytes: Vec<u8>) {
+        let Some(mut resolved) = guest_path(path).ok().and_then(|path| self.resolve(&path, false)) else { return };
+        if let Some(Node { kind: Kind::HardLink(first), .. }) = self.nodes.get(&resolved) {
+            resolved = first.clone();
+        }
+        if let Some(Node { kind: Kind::File { capability, .. }, .. }) = self.nodes.get_mut(&resolved) {
+            *capability = Some(bytes);
+        }
     }
 
     /// Unpacks a tar archive, leaving out the paths that `wanted` refuses.
@@ -284,7 +297,7 @@ impl Tree {
             .open(&staged)
             .map_err(ImageError::at(&staged))?;
         let size_bytes = io::copy(contents, &mut file).map_err(ImageError::at(&staged))?;
-        self.nodes.insert(resolved, Node { kind: Kind::File { size_bytes }, attributes });
+        self.nodes.insert(resolved, Node { kind: Kind::File { size_bytes, capability: None }, attributes });
         Ok(())
     }
 
@@ -458,7 +471,7 @@ mod tests {
         ]);
         tree.unpack("dash.deb", &tar[..], |_| true).unwrap();
         let node = tree.get("usr/bin/dash").unwrap();
-        assert_eq!(node.kind, Kind::File { size_bytes: 2 });
+        assert_eq!(node.kind, Kind::File { size_bytes: 2, capability: None });
         assert_eq!(node.attributes, Attributes { mode: 0o4755, uid: 7, gid: 8, mtime_s: 9 });
         assert_eq!(tree.read("bin/sh").unwrap(), b"#!");
         assert_eq!(tree.get("bin").unwrap().kind, Kind::Symlink("usr/bin".into()));
@@ -495,9 +508,36 @@ mod tests {
         let tar =
             archive(&[(T::Regular, "a", "one"), (T::Link, "b", "a"), (T::Link, "c", "b"), (T::Regular, "a", "two")]);
         tree.unpack("links.deb", &tar[..], |_| true).unwrap();
-        assert_eq!(tree.get("b").unwrap().kind, Kind::File { size_bytes: 3 });
+        assert_eq!(tree.get("b").unwrap().kind, Kind::File { size_bytes: 3, capability: None });
         assert_eq!(tree.get("c").unwrap().kind, Kind::HardLink("b".into()));
         assert_eq!((tree.read("a").unwrap(), tree.read("c").unwrap()), (b"two".to_vec(), b"one".to_vec()));
+    }
+
+    #[test]
+    fn capabilities_are_those_of_the_file_and_go_when_it_is_written_anew() {
+        use tar::EntryType as T;
+        let (_dir, mut tree) = tree();
+        let tar = archive(&[
+            (T::Regular, "usr/bin/ping", "one"),
+            (T::Link, "usr/bin/ping6", "usr/bin/ping"),
+            (T::Symlink, "usr/bin/p", "ping"),
+        ]);
+        tree.unpack("ping.deb", &tar[..], |_| true).unwrap();
+        let capability = |tree: &Tree| match &tree.get("usr/bin/ping").unwrap().kind {
+            Kind::File { capability, .. } => capability.clone(),
+            other => panic!("{other:?}"),
+        };
+        for path in [&b"./usr/bin/p"[..], b"./usr/bin", b"./usr/bin/missing", b"../usr/bin/ping", b"\xff"] {
+            tree.set_capability(path, vec![9]);
+            assert_eq!(capability(&tree), None);
+        }
+        // By any of its names, also through links among the directories.
+        for (path, value) in [(&b"./bin/ping"[..], 7), (b"usr/bin/ping6", 8)] {
+            tree.set_capability(path, vec![value]);
+            assert_eq!(capability(&tree), Some(vec![value]));
+        }
+        tree.append("usr/bin/ping", "two").unwrap();
+        assert_eq!(capability(&tree), None, "another content has the rights of the one before");
     }
 
     #[test]
