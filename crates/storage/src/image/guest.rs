@@ -143,3 +143,6 @@ fn light_init(tree: &mut Tree) -> Result<(), ImageError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
