@@ -111,12 +111,14 @@ pub enum ImageError {
     },
     /// The host does not let this user make the namespaces in which packages are installed.
     #[error(
-        "packages cannot be installed, as this host refuses namespaces: {reason}; an ordinary user needs the Debian package uidmap and \
-         subordinate IDs (`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`), a container the capability SYS_ADMIN"
+        "packages cannot be installed, as this host refuses namespaces: {reason}; {remedy}, or build the image on another machine and take its files with \
+         `twinvm image pull NAME root.img --sha256 HEX --kernel vmlinuz --initrd initrd.img`"
     )]
     Namespaces {
         /// What the kernel or `unshare` said.
         reason: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// A package could not be installed.
     #[error("{}: {reason}", package.as_ref().map_or_else(|| "packages cannot be installed".to_owned(), |name| format!("package {name}")))]

@@ -82,7 +82,10 @@ impl Installer<'_> {
             return fs::remove_dir_all(&self.work).map_err(ImageError::at(&self.work));
         }
         if !entered {
-            return Err(ImageError::Namespaces { reason: finished.reason() });
+            let remedy = remedy(geteuid().is_root(), |setting| {
+                fs::read_to_string(Path::new("/proc/sys").join(setting)).ok().map(|text| text.trim().to_owned())
+            });
+            return Err(ImageError::Namespaces { reason: finished.reason(), remedy });
         }
         Err(failure(&said, finished.reason()))
     }
@@ -98,6 +101,24 @@ fn in_namespaces() -> Command {
     }
     unshare.args(["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--"]);
     unshare
+}
+
+/// What lets a host that refuses namespaces allow them, by its settings below `/proc/sys`.
+fn remedy(is_root: bool, setting: impl Fn(&str) -> Option<String>) -> &'static str {
+    let is = |name: &str, value: &str| setting(name).is_some_and(|found| found == value);
+    if is("user/max_mnt_namespaces", "0") || is("user/max_pid_namespaces", "0") {
+        "allow some with `sysctl user.max_mnt_namespaces=10000 user.max_pid_namespaces=10000`"
+    } else if is_root {
+        "a container needs the capability SYS_ADMIN"
+    } else if is("user/max_user_namespaces", "0") {
+        "allow users some with `sysctl user.max_user_namespaces=10000`, build as root"
+    } else if is("kernel/unprivileged_userns_clone", "0") {
+        "allow users some with `sysctl kernel.unprivileged_userns_clone=1`, build as root"
+    } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        "allow users some with `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, build as root"
+    } else {
+        "an ordinary user needs the Debian package uidmap and subordinate IDs (`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`)"
+    }
 }
 
 /// What went wrong, from what dpkg and the scripts said.
@@ -128,6 +149,32 @@ mod tests {
 
     fn said(lines: &[&str]) -> Vec<String> {
         lines.iter().map(|&line| line.to_owned()).collect()
+    }
+
+    /// What the kernel says is the same for all of them: that something is not permitted, or, for a limit, that there is no space.
+    #[test]
+    fn whoever_may_have_no_namespaces_learns_which_setting_it_is() {
+        for (is_root, settings, expected) in [
+            (false, &[("user/max_user_namespaces", "0"), ("kernel/unprivileged_userns_clone", "0")][..], "max_user_"),
+            (false, &[("kernel/unprivileged_userns_clone", "0")], "kernel.unprivileged_userns_clone=1"),
+            (false, &[("kernel/apparmor_restrict_unprivileged_userns", "1")], "apparmor_restrict"),
+            (
+                false,
+                &[("kernel/apparmor_restrict_unprivileged_userns", "0"), ("user/max_user_namespaces", "9")],
+                "uidmap",
+            ),
+            (false, &[("user/max_pid_namespaces", "0")], "max_pid_namespaces"),
+            (true, &[("kernel/unprivileged_userns_clone", "0")], "SYS_ADMIN"),
+            (true, &[("user/max_mnt_namespaces", "0")], "max_mnt_namespaces"),
+        ] {
+            let remedy = remedy(is_root, |name| {
+                settings.iter().find(|(setting, _)| *setting == name).map(|(_, value)| (*value).to_owned())
+            });
+            assert!(remedy.contains(expected), "{settings:?}: {remedy}");
+        }
+        let refused = ImageError::Namespaces { reason: "Operation not permitted".to_owned(), remedy: "do this" };
+        let text = refused.to_string();
+        assert!(text.contains("namespaces: Operation not permitted; do this, or build the image on another"), "{text}");
     }
 
     #[test]
