@@ -9,6 +9,7 @@
 //! | [`maintenance`] | what hosts in maintenance hold |
 //! | [`status`], [`figures`] | what a replica says of itself, as part of the answers |
 //! | [`suspicion`] | after how much silence a replica takes the other one for lost |
+//! | [`unreadable`] | what is said of records that a host cannot make sense of |
 //! | [`Problem`] | what a request that fails is answered with |
 //! | [`time`] | the time, as answers hold it |
 //! | [`client`] | the client, for commands and for daemons among themselves |
@@ -23,5 +24,6 @@ mod problem;
 pub mod status;
 pub mod suspicion;
 pub mod time;
+pub mod unreadable;
 
 pub use problem::Problem;

@@ -287,7 +287,7 @@ fn fields_of_a_newer_version_are_kept() {
 #[test]
 fn a_record_that_cannot_be_read_hides_no_other() {
     let (_folder, cluster) = cluster();
-    for name in ["good", "newer", "garbage", "other", "claimless"] {
+    for name in ["good", "newer", "garbage", "other", "claimless", "recordless", "spec"] {
         cluster.create_vm(&vm(name), &host_name("a")).unwrap();
     }
     cluster.register_host(&host("a"), None, TTL).unwrap();
@@ -298,15 +298,35 @@ fn a_record_that_cannot_be_read_hides_no_other() {
     write(&cluster, "hosts/b", &text(&cluster, "hosts/a"));
     write(&cluster, "hosts/../a", "{}");
     write(&cluster, "tenants/a", "{}");
-    cluster.store().transact(&[], &[Op::Delete { key: "vms/claimless/claim" }]).unwrap();
+    for key in ["vms/claimless/claim", "vms/recordless"] {
+        cluster.store().transact(&[], &[Op::Delete { key }]).unwrap();
+    }
+    write(&cluster, "vms/spec", &text(&cluster, "vms/spec").replace("memory = ", "memroy = "));
 
     let state = cluster.state().unwrap();
-    assert_eq!(state.vms.iter().map(|vm| vm.record.name.as_str()).collect::<Vec<_>>(), ["good"]);
+    assert_eq!(state.vms.iter().map(|vm| vm.record.name.as_str()).collect::<Vec<_>>(), ["good", "spec"]);
+    // Whoever lists VMs shows them.
+    let listed = state.unreadable_vms();
+    let names: Vec<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["claimless", "garbage", "newer", "other", "recordless", "spec"]);
+    for ((name, why), expected) in
+        listed.iter().zip(["is missing", "garbage/claim", "newer twinvm", "that of good", "is missing", "memroy"])
+    {
+        assert!(why.contains(expected) && why.contains(&format!("vms/{name}")), "{name}: {why}");
+    }
     assert_eq!(state.hosts.into_iter().map(written).collect::<Vec<_>>(), [host("a")]);
     let mut unreadable: Vec<&str> = state.unreadable.iter().map(|record| record.key.as_str()).collect();
     unreadable.sort_unstable();
-    let expected =
-        ["hosts/../a", "hosts/b", "tenants/a", "vms/claimless/claim", "vms/garbage/claim", "vms/newer", "vms/other"];
+    let expected = [
+        "hosts/../a",
+        "hosts/b",
+        "tenants/a",
+        "vms/claimless/claim",
+        "vms/garbage/claim",
+        "vms/newer",
+        "vms/other",
+        "vms/recordless",
+    ];
     assert_eq!(unreadable, expected);
 
     let error = cluster.vm(&vm_name("newer")).unwrap_err().to_string();

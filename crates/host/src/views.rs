@@ -7,6 +7,7 @@ use api::messages::{DiskView, HostView, KeptDisk, LocalVms, OperationView, VmNot
 use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
 use api::suspicion::SuspicionMs;
 use api::time::unix_ms_now;
+use api::unreadable::UnreadableVmView;
 use axum::http::Method;
 use cluster::planner::reserved;
 use cluster::records::{ClusterState, HostRecord, Operation, OperationKind, OperationResult, Power, VmState};
@@ -57,6 +58,12 @@ impl Daemon {
         let state = self.registry.state()?;
         let said = self.what_hosts_say(&state);
         Ok(known_vms(state).iter().map(|vm| view(vm, &said)).collect())
+    }
+
+    /// VMs of which this version cannot make sense.
+    pub fn unreadable_vms(&self) -> Result<Vec<UnreadableVmView>, HostError> {
+        let unreadable = self.registry.state()?.unreadable_vms().into_iter();
+        Ok(unreadable.map(|(name, reason)| UnreadableVmView { name, reason }).collect())
     }
 
     /// One VM.

@@ -132,7 +132,7 @@ const HOUSE: &[Crate] = &[
         name: "api",
         floor: 5,
         layers: &[
-            &["events", "leaving", "maintenance", "problem", "suspicion", "time"],
+            &["events", "leaving", "maintenance", "problem", "suspicion", "time", "unreadable"],
             &["figures"],
             &["status"],
             &["messages"],

@@ -22,7 +22,9 @@ pub(super) const MADE: &str = "cluster";
 pub(super) const HOSTS: &str = "hosts/";
 const ALIVE: &str = "alive/";
 pub(super) const VMS: &str = "vms/";
-const CLAIM: &str = "/claim";
+pub(super) const CLAIM: &str = "/claim";
+/// What is wrong with a record whose claim is there, or the other way round.
+const MISSING: &str = "it is missing";
 
 fn host_key(host: &HostName) -> String {
     format!("{HOSTS}{host}")
@@ -96,15 +98,17 @@ impl Cluster {
                 Err(error) => return Err(error),
             }
         }
+        let mut half = Vec::new();
         for (name, record) in records {
             match claims.remove(&name) {
                 Some(claim) => state.vms.push(VmState { record, claim }),
-                None => {
-                    let key = claim_key(&record.name);
-                    if !state.unreadable.iter().any(|unreadable| unreadable.key == key) {
-                        state.unreadable.push(Unreadable { key, message: "it is missing".to_owned() });
-                    }
-                }
+                None => half.push(claim_key(&record.name)),
+            }
+        }
+        half.extend(claims.into_keys().map(|name| format!("{VMS}{name}")));
+        for key in half {
+            if !state.unreadable.iter().any(|unreadable| unreadable.key == key) {
+                state.unreadable.push(Unreadable { key, message: MISSING.to_owned() });
             }
         }
         Ok(state)
@@ -324,7 +328,7 @@ impl Cluster {
     pub fn unreadable_vm(&self, vm: &VmName) -> Result<Option<ClusterError>, ClusterError> {
         let (record_key, claim_key) = (vm_key(vm), claim_key(vm));
         let unreadable = |key: String, message: String| Ok(Some(ClusterError::Unreadable { key, message }));
-        let missing = || "it is missing".to_owned();
+        let missing = || MISSING.to_owned();
         match (self.vm(vm), self.claim(vm)) {
             (Err(error @ ClusterError::Unreadable { .. }), _) | (_, Err(error @ ClusterError::Unreadable { .. })) => {
                 Ok(Some(error))

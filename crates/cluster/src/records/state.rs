@@ -1,7 +1,10 @@
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spec::{HostName, VmName};
 
+use super::cluster::{CLAIM, VMS};
 use super::{ClaimRecord, ClusterError, HostRecord, VmRecord};
 use crate::store::StoreError;
 use crate::store::VALUE_BYTES_MAX;
@@ -28,6 +31,23 @@ impl ClusterState {
     /// The VM of that name.
     pub fn vm(&self, name: &VmName) -> Option<&VmState> {
         self.vms.iter().find(|vm| vm.record.name == *name)
+    }
+
+    /// VMs of which this version cannot make sense, in order of their names, with the reason. What is in the place of a name need not be one.
+    pub fn unreadable_vms(&self) -> Vec<(String, String)> {
+        let unreadable = self.unreadable.iter().filter_map(|Unreadable { key, message }| {
+            let name = key.strip_prefix(VMS)?;
+            let why = ClusterError::Unreadable { key: key.clone(), message: message.clone() };
+            Some((name.strip_suffix(CLAIM).unwrap_or(name).to_owned(), why.to_string()))
+        });
+        // Spec and form of a record are two things.
+        let unknown = self.vms.iter().filter_map(|vm| {
+            let message = vm.record.vm_spec().err()?.to_string();
+            let why = ClusterError::Unreadable { key: format!("{VMS}{}", vm.record.name), message };
+            Some((vm.record.name.to_string(), why.to_string()))
+        });
+        // A record and its claim are one VM.
+        unreadable.chain(unknown).collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 }
 

@@ -319,9 +319,13 @@ fn a_vm_that_cannot_be_read_is_removed_by_force_and_its_files_stay() {
         write(&claim, claim_now);
         place.daemon.registry.renew_lease().unwrap();
         assert_eq!(place.daemon.home_elsewhere(VM).unwrap(), None, "{what}: it is answered here");
+        let listed = place.daemon.unreadable_vms().unwrap();
+        assert_eq!(listed.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), [VM], "{what}");
+        assert!(place.daemon.vms().unwrap().is_empty());
         let error = place.daemon.remove(VM, RemoveVm { force: false }).unwrap_err();
         assert_eq!(error.kind, Kind::Conflict);
         assert!(error.to_string().contains("cannot be read"), "{what}: {error}");
+        assert!(listed[0].reason.contains("cannot be read"), "{what}: {listed:?}");
         assert!(error.to_string().contains("--force` removes the VM from the store"), "{what}: {error}");
         assert!(place.races.store.get(&record).unwrap().is_some());
         let removed = place.daemon.remove(VM, RemoveVm { force: true }).unwrap();

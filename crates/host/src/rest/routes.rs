@@ -132,6 +132,7 @@ fn routes() -> Vec<Route> {
         Route::here(POST, "/v1/vms", Operators, create_vm),
         // Not below `/v1/vms`, where a VM may have any name.
         Route::here(POST, "/v1/checks/vm", Operators, check_vm),
+        Route::here(GET, "/v1/unreadable/vms", Operators, unreadable_vms),
         Route::here(GET, "/v1/vms/{vm}", Operators, vm),
         Route::at_home(DELETE, "/v1/vms/{vm}", Operators, remove_vm),
         Route::at_home(POST, "/v1/vms/{vm}/set", Operators, set_vm),
@@ -298,6 +299,10 @@ async fn events(State(daemon): Shared, Query(wanted): Query<EventsWanted>) -> im
 
 async fn vms(State(daemon): Shared) -> impl IntoResponse {
     blocking(daemon, |daemon| daemon.vms()).await
+}
+
+async fn unreadable_vms(State(daemon): Shared) -> impl IntoResponse {
+    blocking(daemon, |daemon| daemon.unreadable_vms()).await
 }
 
 async fn vm(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use api::messages::VmView;
+use api::unreadable::UnreadableVmView;
 use clap::{Args, Subcommand};
 use host::foreground::requests::{VmStatus, running};
 use indicatif::ProgressBar;
@@ -230,15 +231,18 @@ enum Listed {
     Cluster(Box<VmView>),
     /// A VM in the foreground.
     Foreground(VmStatus),
+    /// A VM of the cluster of whose record the host cannot make sense.
+    Unreadable(UnreadableVmView),
 }
 
 fn list(arguments: &DaemonArguments) -> Result<()> {
-    let cluster: Vec<VmView> = match arguments.daemon_if_any()? {
-        Some(daemon) => daemon.get("/v1/vms")?,
-        None => Vec::new(),
-    };
-    let cluster = cluster.into_iter().map(|vm| Listed::Cluster(Box::new(vm)));
-    let vms: Vec<Listed> = cluster.chain(running()?.into_iter().map(Listed::Foreground)).collect();
+    let mut vms = Vec::new();
+    if let Some(daemon) = arguments.daemon_if_any()? {
+        vms.extend(daemon.get::<Vec<VmView>>("/v1/vms")?.into_iter().map(|vm| Listed::Cluster(Box::new(vm))));
+        let unreadable: Vec<UnreadableVmView> = daemon.get("/v1/unreadable/vms")?;
+        vms.extend(unreadable.into_iter().map(Listed::Unreadable));
+    }
+    vms.extend(running()?.into_iter().map(Listed::Foreground));
     if arguments.json {
         return print_json(&vms);
     }
@@ -270,6 +274,10 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
                 vm.engine,
                 "none: in the foreground".to_owned(),
             ],
+            Listed::Unreadable(vm) => {
+                let [host, secondary, cpus, memory, engine] = [(); 5].map(|()| none());
+                [vm.name, "unknown".to_owned(), host, secondary, cpus, memory, engine, vm.reason]
+            }
         });
     }
     print_line(&rows.trim_fmt())
