@@ -292,13 +292,15 @@ pub struct SnapshotView {
     pub vm: String,
     /// The host that keeps it.
     pub host: String,
-    /// When it was complete, in ms since 1970.
+    /// When it was taken, by the clock of that host, in ms since 1970.
     pub created_unix_ms: u64,
     /// Size of its file, in bytes.
     pub bytes: u64,
     /// It has the memory of the running VM, which goes on from it; otherwise it brings back the disks of a VM that is off. Unknown of one that cannot be
     /// read.
     pub memory: Option<bool>,
+    /// Of one with memory: whether the guest notices that it is restored, and makes other random numbers.
+    pub notices: Option<bool>,
 }
 
 /// Asks for a snapshot.

@@ -1,7 +1,7 @@
 //! Snapshots of VMs. Each is a file in the VM's folder on the host that the VM ran on, and goes with that folder.
 
-use std::fs::{self, Metadata};
-use std::io::ErrorKind;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -53,24 +53,31 @@ impl Daemon {
         };
         let view = |entry: fs::DirEntry| {
             let name = entry.file_name().to_str()?.strip_suffix(ENDING)?.parse().ok()?;
-            let memory = open_snapshot(&entry.path()).ok().map(|(_, snapshot)| snapshot.head().has_memory);
-            Some(self.snapshot_view(&vm, name, &entry.metadata().ok()?, memory))
+            self.snapshot_view(&vm, name, &entry.path()).ok()
         };
         let mut views: Vec<_> = entries.flatten().filter_map(view).collect();
         views.sort_by(|a, b| (a.created_unix_ms, &a.name).cmp(&(b.created_unix_ms, &b.name)));
         Ok(views)
     }
 
-    fn snapshot_view(&self, vm: &KnownVm, name: SnapshotName, file: &Metadata, memory: Option<bool>) -> SnapshotView {
-        let created = file.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-        SnapshotView {
+    fn snapshot_view(&self, vm: &KnownVm, name: SnapshotName, path: &Path) -> io::Result<SnapshotView> {
+        let file = fs::metadata(path)?;
+        let opened = open_snapshot(path).ok();
+        let head = opened.as_ref().map(|(_, snapshot)| snapshot.head());
+        // A file's own time is that of its last copy. It says something where the snapshot does not.
+        let taken = match head {
+            Some(head) => Duration::from_nanos(head.taken_unix_ns),
+            None => file.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default(),
+        };
+        Ok(SnapshotView {
             name,
             vm: vm.name.clone(),
             host: self.host().to_owned(),
-            created_unix_ms: u64::try_from(created.as_millis()).unwrap_or(u64::MAX),
+            created_unix_ms: u64::try_from(taken.as_millis()).unwrap_or(u64::MAX),
             bytes: file.len(),
-            memory,
-        }
+            memory: head.map(|head| head.has_memory),
+            notices: head.filter(|head| head.has_memory).map(|head| head.heeds_generation),
+        })
     }
 
     /// Saves a running VM, which goes on, or the disks of one that is off.
@@ -85,7 +92,7 @@ impl Daemon {
         let file = self.room_for_snapshot(name, &snapshot)?;
         let asked = replica.ask(&Request::Snapshot { name: snapshot.clone(), memory }, WRITE_TIMEOUT);
         asked.map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;
-        self.snapshot_taken(&vm, snapshot, &file, memory)
+        self.snapshot_taken(&vm, snapshot, &file)
     }
 
     /// Saves the disks of a VM that is off. For its owner.
@@ -95,7 +102,7 @@ impl Daemon {
         let folder = self.vm_folder(name);
         let local = self.startable_spec(&vm, &folder, false)?;
         self.do_with_disks(&vm, &local, DiskWork::Save(snapshot.clone()))?;
-        self.snapshot_taken(&vm, snapshot.clone(), &file, false)
+        self.snapshot_taken(&vm, snapshot.clone(), &file)
     }
 
     /// Where a new snapshot is to be.
@@ -113,21 +120,15 @@ impl Daemon {
         Ok(file)
     }
 
-    fn snapshot_taken(
-        &self,
-        vm: &KnownVm,
-        snapshot: SnapshotName,
-        file: &Path,
-        memory: bool,
-    ) -> Result<SnapshotView, HostError> {
+    fn snapshot_taken(&self, vm: &KnownVm, snapshot: SnapshotName, file: &Path) -> Result<SnapshotView, HostError> {
         let name = &vm.name;
         if let Err(error) = self.note_bases(file) {
             // It can be restored all the same, as long as nobody removes the image.
             tracing::warn!("VM {name}: what snapshot {snapshot} is based on was not noted: {error:#}");
         }
-        let metadata = fs::metadata(file).with_context(|| format!("cannot find {}", file.display()))?;
         tracing::info!("VM {name}: snapshot {snapshot} taken");
-        Ok(self.snapshot_view(vm, snapshot, &metadata, Some(memory)))
+        let view = self.snapshot_view(vm, snapshot, file);
+        Ok(view.with_context(|| format!("cannot find {}", file.display()))?)
     }
 
     /// Does something with the disks of a VM that is off.

@@ -12,6 +12,10 @@ use memory::{GuestRam, MemoryError};
 use crate::devices::virtio::rng::{EntropySource, OsEntropy};
 use crate::map;
 
+/// What is to be known of a snapshot whose guest does not heed its generation ID, as a whole sentence.
+pub const NOT_HEEDED: &str = "the guest does not notice that it is restored, as its kernel has no driver for the VM generation ID (CONFIG_VMGENID, or not loaded): \
+                              until it takes new entropy, in a minute at most, its random numbers are those of every other restore of this snapshot";
+
 /// A VM generation ID: 128 random bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GenerationId([u8; 16]);

@@ -195,6 +195,11 @@ impl Platform {
         lock(&self.power).announce_generation();
     }
 
+    /// Whether the guest has a driver that notices when its generation ID has changed.
+    pub fn heeds_generation(&self) -> bool {
+        lock(&self.power).heeds_generation()
+    }
+
     /// Writes all disks' content to stable storage, as far as the guest has written it.
     pub fn flush_disks(&self) -> io::Result<()> {
         for disk in &self.disks {

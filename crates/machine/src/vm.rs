@@ -157,6 +157,10 @@ pub struct SnapshotHead {
     pub disks: Vec<SnapshotDisk>,
     /// Memory and devices of the running VM are in it as well.
     pub has_memory: bool,
+    /// When it was taken, by the clock of its host, in nanoseconds since the Unix epoch.
+    pub taken_unix_ns: u64,
+    /// Of one with memory: the guest will notice that it was restored ([`crate::generation`]). Whoever writes the snapshot finds out.
+    pub heeds_generation: bool,
 }
 
 impl SnapshotHead {
@@ -387,7 +391,8 @@ impl Vm {
     pub fn write_snapshot<W: Write>(&mut self, head: &SnapshotHead, out: W) -> Result<W, VmError> {
         self.platform.flush_disks()?;
         let state = if head.has_memory { Some(self.save()?) } else { None };
-        write_snapshot(head, state.as_ref().map(|state| (state, self.platform.ram())), out)
+        let head = SnapshotHead { heeds_generation: self.platform.heeds_generation(), ..head.clone() };
+        write_snapshot(&head, state.as_ref().map(|state| (state, self.platform.ram())), out)
     }
 }
 

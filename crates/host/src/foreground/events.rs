@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use machine::devices::serial::ConsoleSink;
+use machine::generation::NOT_HEEDED;
 use serde::Serialize;
 
 use super::output::{Output, OutputSink};
@@ -48,6 +49,11 @@ pub enum Event<'a> {
     Snapshot {
         /// The file.
         path: &'a Path,
+    },
+    /// The guest that is saved, or goes on, does not notice that it is restored.
+    GenerationNotHeeded {
+        /// What that means.
+        message: &'static str,
     },
     /// The power button was pressed.
     PowerButton,
@@ -108,6 +114,13 @@ impl Reporter {
         let _ = self.out.clone().write_all(text.as_bytes());
     }
 
+    /// Says of a guest that is saved, or goes on, what its random numbers will be.
+    pub fn report_generation(&self, is_heeded: bool) {
+        if !is_heeded {
+            self.report(&Event::GenerationNotHeeded { message: NOT_HEEDED });
+        }
+    }
+
     /// Says it.
     pub fn report(&self, event: &Event) {
         if self.json {
@@ -133,6 +146,7 @@ impl Reporter {
             Event::Recorded { path, instructions, digest } => {
                 format!("recorded: {}, {instructions} instructions, digest {digest}", path.display())
             }
+            Event::GenerationNotHeeded { message } => format!("warning: {message}"),
             Event::PowerButton => "power button pressed; Ctrl-] again pulls the plug".to_owned(),
             Event::Stopped { reason, .. } => format!("VM stopped: {reason}"),
         };

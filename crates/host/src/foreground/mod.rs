@@ -155,9 +155,11 @@ pub fn run(start: Start, options: &Options) -> Result<()> {
             Some((path, snapshot)) => From::Snapshot(Box::new(Restoring::begin(&path, &spec, snapshot)?)),
             None => From::PowerOn(generation, images.take().map_or_else(|| open::disks(&spec), Ok)?),
         };
+        let is_restored = matches!(from, From::Snapshot(_));
         let Made { mut vm, recording, disks } = make(&spec, &guest, from, engine, &broker, sink())?;
         current.set(Some(Reached { control: vm.control(), disks: disks.clone() }));
         reporter.report(&Event::Started { name: &spec.name, engine: engine.to_string(), reason });
+        reporter.report_generation(!is_restored || vm.platform().heeds_generation());
         if let Some(recording) = &recording {
             reporter.report(&match recording.failure() {
                 None => Event::Recording { path: recording.path() },
@@ -368,7 +370,10 @@ fn serve(
                     .file()
                     .and_then(|file| snapshots::write_to(file, vm, spec, disks, *replaces))
                     .with_context(|| format!("cannot write snapshot {}", path.display()))
-                    .inspect(|()| reporter.report(&Event::Snapshot { path })),
+                    .inspect(|()| {
+                        reporter.report(&Event::Snapshot { path });
+                        reporter.report_generation(vm.platform().heeds_generation());
+                    }),
                 Request::Stop { force: false } => {
                     vm.control().press_power_button();
                     Ok(())

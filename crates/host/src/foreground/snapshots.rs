@@ -84,7 +84,14 @@ impl SnapshotDisks {
             bail!("it would take the place of a disk of this VM: give the snapshot another name");
         }
         let spec = spec::to_toml(&self.spec(spec))?;
-        Ok(SnapshotHead { config, spec, disks: self.for_snapshot()?, has_memory: holds == Holds::Memory })
+        Ok(SnapshotHead {
+            config,
+            spec,
+            disks: self.for_snapshot()?,
+            has_memory: holds == Holds::Memory,
+            taken_unix_ns: unix_now_ns(),
+            heeds_generation: false,
+        })
     }
 
     fn for_snapshot(&self) -> Result<Vec<SnapshotDisk>> {

@@ -3,8 +3,8 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt,
-    Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
-    ZERO,
+    Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Return,
+    Scope, Store, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -99,7 +99,7 @@ fn power_button() -> Vec<u8> {
 }
 
 /// The VM generation ID, by the names that Microsoft's specification gives it: the second one fits into what ACPI allows, and is the one that
-/// Linux' vmgenid driver finds. `ADDR` is where the ID lies, its lower half first.
+/// Linux' vmgenid driver finds. `ADDR` is where the ID lies, its lower half first; it tells the machine that somebody wants to know.
 fn generation_id() -> Vec<u8> {
     const NAMES: [&str; 2] = ["VM_Gen_Counter", "VMGENCTR"];
     // Below 4 GiB, as the map has it.
@@ -111,7 +111,15 @@ fn generation_id() -> Vec<u8> {
             &Name::new("_UID".into(), &ZERO),
             &Name::new("_CID".into(), &Package::new(vec![&NAMES[0], &NAMES[1]])),
             &Name::new("_DDN".into(), &NAMES[0]),
-            &Name::new("ADDR".into(), &Package::new(vec![&address, &ZERO])),
+            &Method::new(
+                "ADDR".into(),
+                0,
+                true,
+                vec![
+                    &Store::new(&Path::new("\\_SB_.GED0.ESEL"), &power::EVENT_GENERATION),
+                    &Return::new(&Package::new(vec![&address, &ZERO])),
+                ],
+            ),
         ],
     ))
 }

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 /// First bytes of every snapshot file.
 pub const MAGIC: [u8; 8] = *b"TWINVMSN";
 /// Format version written, and the only one read.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Longest content of a chunk, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Longest section that is read into memory as a whole, in bytes.

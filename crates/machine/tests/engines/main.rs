@@ -102,8 +102,14 @@ fn a_snapshot_taken_on_one_engine_continues_on_another() {
             let console = Console::default();
             let mut vm = start(first, ROUNDS, 1, &console);
             assert!(is_pause(run_a_part(&mut vm, &console)), "{first}");
-            let head =
-                SnapshotHead { config: vm.config().clone(), spec: String::new(), disks: Vec::new(), has_memory: true };
+            let head = SnapshotHead {
+                config: vm.config().clone(),
+                spec: String::new(),
+                disks: Vec::new(),
+                has_memory: true,
+                taken_unix_ns: 1,
+                heeds_generation: false,
+            };
             let file = vm.write_snapshot(&head, Vec::new()).unwrap();
             drop(vm);
             let snapshot = Snapshot::open(&file[..]).unwrap();

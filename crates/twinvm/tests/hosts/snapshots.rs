@@ -85,9 +85,10 @@ fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
     assert!(!world.logs().contains("was refused"), "{}", world.logs());
 
     let listed = world.json("b", &["vm", "snapshot", "list", VM]);
-    // By their files' times: the first one was written again above.
-    assert_eq!((listed[0]["name"].as_str(), listed[0]["memory"].as_bool()), (Some("disks"), Some(false)));
-    assert_eq!((listed[1]["name"].as_str(), listed[1]["memory"].as_bool()), (Some("first"), Some(true)));
+    // Though the file of the first one was written again above.
+    assert_eq!((listed[0]["name"].as_str(), listed[0]["memory"].as_bool()), (Some("first"), Some(true)));
+    assert_eq!((listed[1]["name"].as_str(), listed[1]["memory"].as_bool()), (Some("disks"), Some(false)));
+    assert_eq!(listed[0]["created_unix_ms"], taken["created_unix_ms"]);
     assert!(world.done("a", &["vm", "snapshot", "list", VM]).contains("first"));
     let restore_disks = ["vm", "snapshot", "restore", VM, "disks"];
     assert!(world.refused("b", &restore_disks).contains("twinvm vm stop"));

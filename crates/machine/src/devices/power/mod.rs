@@ -7,7 +7,7 @@
 //! | 0 | sleep control (ACPI specification 6.5, 4.8.3.7): sleep type in bits 2 to 4, sleep enable in bit 5 |
 //! | 1 | sleep status: wake status in bit 7, write one to clear |
 //! | 2 | reset: [`RESET_VALUE`] resets |
-//! | 3 | events of the Generic Event Device ([`EVENT_POWER_BUTTON`], [`EVENT_GENERATION`]); reading clears them and drops the interrupt |
+//! | 3 | events of the Generic Event Device ([`EVENT_POWER_BUTTON`], [`EVENT_GENERATION`]); reading clears them and drops the interrupt; [`EVENT_GENERATION`] is written by whoever will heed that event |
 //!
 //! Next to it are the two other ways in which operating systems reset a PC: [`KeyboardReset`] and [`ResetControl`].
 
@@ -54,6 +54,8 @@ const SLEEP_TYPE: u8 = 7;
 pub struct PowerState {
     /// The event register: events that the guest has not read.
     pub events: u8,
+    /// The guest has asked where its generation ID is, as only a driver for it does.
+    pub heeds_generation: bool,
 }
 
 /// The power device.
@@ -88,6 +90,11 @@ impl Power {
         self.update_pin();
     }
 
+    /// Whether the guest will notice that its VM generation ID has changed.
+    pub fn heeds_generation(&self) -> bool {
+        self.state.heeds_generation
+    }
+
     fn update_pin(&self) {
         self.pin.set(self.state.events != 0);
     }
@@ -115,6 +122,8 @@ impl BusDevice for Power {
                 self.requests.raise(GuestEvent::PowerOff);
             } else if register == u64::from(RESET) && *byte == RESET_VALUE {
                 self.requests.raise(GuestEvent::Reset);
+            } else if register == u64::from(EVENT) && *byte == EVENT_GENERATION {
+                self.state.heeds_generation = true;
             }
         }
     }

@@ -59,6 +59,19 @@ fn a_new_generation_is_announced_beside_the_power_button_also_after_a_restore() 
 }
 
 #[test]
+fn a_guest_that_asks_for_its_generation_id_heeds_it_also_after_a_restore() {
+    let (mut original, ..) = power(&PowerState::default());
+    original.write(EVENT.into(), &[EVENT_POWER_BUTTON]);
+    original.write(RESET.into(), &[EVENT_GENERATION]);
+    read(&mut original, EVENT);
+    assert!(!original.heeds_generation());
+    original.write(EVENT.into(), &[EVENT_GENERATION]);
+    let (restored, pin, events) = power(&original.save());
+    assert!(restored.heeds_generation());
+    assert!(!pin.is_asserted() && events.take().is_none());
+}
+
+#[test]
 fn reset_control_resets_on_a_rising_edge_also_after_a_restore() {
     let events = GuestEvents::new();
     let mut control = ResetControl::new(&ResetControlState::default(), events.clone());

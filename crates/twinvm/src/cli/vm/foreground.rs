@@ -8,6 +8,7 @@ use api::time::Elapsed;
 use clap::Args;
 use host::foreground::requests::{Request, VmStatus, ask, running, save};
 use host::foreground::{self, Start};
+use machine::generation::NOT_HEEDED;
 use spec::{EngineChoice, VmSpec, to_toml};
 use terminal::output::{human_bytes, print_json, print_line};
 
@@ -36,6 +37,9 @@ pub struct RestoreArguments {
 pub fn snapshot(name: &str, file: &Path, json: bool) -> Result<()> {
     let path = std::path::absolute(file).with_context(|| format!("cannot resolve {}", file.display()))?;
     let status = save(name, &path)?;
+    if foreground::open_snapshot(&path).is_ok_and(|(_, snapshot)| !snapshot.head().heeds_generation) {
+        eprintln!("warning: {NOT_HEEDED}");
+    }
     answer(json, &status, &format!("snapshot written: {}", file.display()))
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use api::messages::{CreateSnapshot, SnapshotView, VmView};
 use api::time::{Elapsed, unix_ms_now};
 use clap::{Args, Subcommand};
+use machine::generation::NOT_HEEDED;
 use spec::SnapshotName;
 use terminal::output::{human_bytes, print_json, print_line, table};
 
@@ -109,11 +110,19 @@ fn create(arguments: &CreateArguments) -> Result<()> {
     let one = &arguments.one;
     let request = CreateSnapshot { name: one.snapshot.clone(), memory: !arguments.no_memory };
     let view: SnapshotView = one.daemon.daemon()?.post_within(&path(&one.name), Some(&request), TIMEOUT)?;
+    warn(&view);
     if one.daemon.json {
         return print_json(&view);
     }
     let what = if view.memory == Some(false) { ", disks alone" } else { "" };
     print_line(&format!("snapshot {} of VM {} taken: {}{what}", view.name, view.vm, human_bytes(view.bytes)))
+}
+
+/// Says what random numbers a guest may have twice.
+fn warn(snapshot: &SnapshotView) {
+    if snapshot.notices == Some(false) {
+        eprintln!("warning: {NOT_HEEDED}");
+    }
 }
 
 fn list(vm: &VmArguments) -> Result<()> {
@@ -139,8 +148,10 @@ fn list(vm: &VmArguments) -> Result<()> {
 }
 
 fn restore(one: &OneArguments) -> Result<()> {
-    let path = format!("{}/restore", one.path());
-    let view: VmView = one.daemon.daemon()?.post_within(&path, None::<&()>, TIMEOUT)?;
+    let daemon = one.daemon.daemon()?;
+    let snapshots: Vec<SnapshotView> = daemon.get(&path(&one.name))?;
+    let view: VmView = daemon.post_within(&format!("{}/restore", one.path()), None::<&()>, TIMEOUT)?;
+    snapshots.iter().filter(|snapshot| snapshot.name == one.snapshot).for_each(warn);
     if one.daemon.json {
         return print_json(&view);
     }
