@@ -1,7 +1,7 @@
 //! [`Output`]: writing to a terminal, a pipe or a file without ever waiting for it.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +16,8 @@ const WAITING_BYTES_MAX: usize = 1 << 20;
 const CHUNK_BYTES: usize = 4096;
 /// At the end, the rest is given up when for so long nobody has taken any of it.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+/// How soon a stream that had no room, and does not wait for it, is asked again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A stream with a thread of its own that writes to it, and a bounded queue before that: whoever writes to an [`OutputSink`] of it does not wait for a
 /// reader, and is not told when there is none. Dropping it waits for what is queued as long as somebody reads.
@@ -93,15 +95,19 @@ impl Shared {
             chunk.extend(state.waiting.drain(..len));
             state.is_writing = true;
             drop(state);
-            let written = stream.write_all(&chunk).and_then(|()| stream.flush());
+            let written = write_all(&mut stream, &chunk);
             let mut state = lock(&self.state);
             state.chunks += 1;
             // A disk that is full may have room again; a pipe whose reader has left has no other one.
-            if written.is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
-                state.is_broken = true;
-                state.waiting = VecDeque::new();
-                self.changed.notify_all();
-                return;
+            match written {
+                Ok(()) => {}
+                Err((ErrorKind::BrokenPipe, _)) => {
+                    state.is_broken = true;
+                    state.waiting = VecDeque::new();
+                    self.changed.notify_all();
+                    return;
+                }
+                Err((_, lost)) => state.left_out_bytes = state.left_out_bytes.saturating_add(lost as u64),
             }
         }
     }
@@ -122,6 +128,23 @@ impl Shared {
         drop(state);
         self.changed.notify_all();
     }
+}
+
+/// Writes all, and waits also where the stream is one that does not wait: another program that has the same terminal may have made it so. An error comes
+/// with how much was not written.
+fn write_all(stream: &mut impl Write, mut bytes: &[u8]) -> Result<(), (ErrorKind, usize)> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(0) => return Err((ErrorKind::WriteZero, bytes.len())),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY_INTERVAL),
+            Err(error) => return Err((error.kind(), bytes.len())),
+        }
+    }
+    // What it holds back itself comes with what is written next.
+    let _ = stream.flush();
+    Ok(())
 }
 
 impl ConsoleSink for OutputSink {
@@ -161,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_does_not_read_is_not_waited_for_and_is_told_what_it_missed() {
+    fn row_16_a_reader_that_does_not_read_is_not_waited_for_and_is_told_what_it_missed() {
         let (stream, mut reader) = UnixStream::pair().unwrap();
         let output = Output::start(stream, note).unwrap();
         let mut sink = output.sink();
@@ -196,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_queued_is_written_before_the_end_and_a_reader_that_stands_still_does_not_hold_it_up() {
+    fn row_16_what_is_queued_is_written_before_the_end_and_a_reader_that_stands_still_does_not_hold_it_up() {
         let (stream, mut reader) = UnixStream::pair().unwrap();
         let output = Output::start(stream, note).unwrap();
         output.sink().write_all(&[b'x'; 100_000]).unwrap();
@@ -215,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_fails_takes_nobody_with_it() {
+    fn row_16_a_stream_that_fails_takes_nobody_with_it() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -235,5 +258,51 @@ mod tests {
         let output = Output::start(stream, note).unwrap();
         output.sink().write_all(b"nobody reads this").unwrap();
         drop(output);
+    }
+
+    /// A part of the guest's output was missing, and nothing said so.
+    #[test]
+    fn row_16_a_stream_that_does_not_wait_loses_nothing() {
+        let (stream, mut reader) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let output = Output::start(stream, note).unwrap();
+        let text: Vec<u8> = (0..WAITING_BYTES_MAX).map(|number| (number % 251) as u8).collect();
+        output.sink().write_all(&text).unwrap();
+        let mut read = vec![0; text.len()];
+        for part in read.chunks_mut(100_000) {
+            reader.read_exact(part).unwrap();
+            thread::sleep(RETRY_INTERVAL);
+        }
+        assert!(read == text);
+    }
+
+    #[test]
+    fn row_16_what_a_full_disk_did_not_take_is_told_when_it_has_room_again() {
+        /// Takes ten bytes, has no room once, and then takes all.
+        struct Tight(std::sync::mpsc::Sender<Vec<u8>>, u32);
+        impl Write for Tight {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.1 += 1;
+                let room = match self.1 {
+                    1 => 10,
+                    2 => return Err(ErrorKind::StorageFull.into()),
+                    _ => bytes.len(),
+                };
+                self.0.send(bytes[..room].to_vec()).unwrap();
+                Ok(room)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (sender, received) = std::sync::mpsc::channel();
+        let output = Output::start(Tight(sender, 0), note).unwrap();
+        output.sink().write_all(&[b'x'; 100]).unwrap();
+        assert_eq!(received.recv().unwrap(), [b'x'; 10]);
+        while lock(&output.0.state).left_out_bytes == 0 {
+            thread::yield_now();
+        }
+        output.sink().write_all(b"room").unwrap();
+        assert_eq!(received.recv().unwrap(), b"<90 left out>room");
     }
 }

@@ -1,6 +1,6 @@
 //! The user's terminal as the guest's console.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -60,22 +60,19 @@ pub fn left_out(bytes: u64) -> String {
 
 /// Feeds standard input to the guest's console from a thread of its own; calls `leave` on each Ctrl-], and `end` at the end of input. `console` takes what it
 /// has room for and says how much that was: the rest waits, and so does whoever writes to standard input. A user who types is not kept from leaving
-/// by a guest that does not read: what it does not take within [`TYPED_PATIENCE`] is lost there.
+/// by a guest that does not read: what it does not take within [`TYPED_PATIENCE`] is lost there. What does not come from a terminal is nobody's wish to
+/// leave, whatever bytes it holds.
 pub fn feed_console(
     console: impl Fn(&[u8]) -> usize + Send + 'static,
     leave: impl Fn() + Send + 'static,
     end: impl FnOnce() + Send + 'static,
 ) {
     std::thread::spawn(move || {
-        let patience = isatty(io::stdin().as_fd()).then_some(TYPED_PATIENCE);
+        let is_terminal = isatty(io::stdin().as_fd());
         let mut buffer = [0; 1024];
-        while let Ok(len @ 1..) = io::stdin().read(&mut buffer) {
-            for part in buffer.get(..len).unwrap_or_default().split_inclusive(|&byte| byte == ESCAPE) {
-                let (typed, left) = match part.split_last() {
-                    Some((&ESCAPE, typed)) => (typed, true),
-                    _ => (part, false),
-                };
-                let deadline = patience.map(|patience| Instant::now() + patience);
+        while let Ok(len @ 1..) = read_some(&mut io::stdin(), &mut buffer) {
+            for (typed, left) in parts(buffer.get(..len).unwrap_or_default(), is_terminal) {
+                let deadline = is_terminal.then(|| Instant::now() + TYPED_PATIENCE);
                 type_all(typed, &console, || deadline.is_none_or(|deadline| Instant::now() < deadline));
                 if left {
                     leave();
@@ -84,6 +81,25 @@ pub fn feed_console(
         }
         end();
     });
+}
+
+/// Reads what there is, and waits for it also where the stream is one that does not wait, or a signal comes meanwhile. Nothing means the end.
+fn read_some(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(RETRY_INTERVAL),
+            read => return read,
+        }
+    }
+}
+
+/// What was typed, in parts, and whether the user wants to leave after each of them.
+fn parts(typed: &[u8], is_terminal: bool) -> impl Iterator<Item = (&[u8], bool)> {
+    typed.split_inclusive(move |&byte| is_terminal && byte == ESCAPE).map(move |part| match part.split_last() {
+        Some((&ESCAPE, typed)) if is_terminal => (typed, true),
+        _ => (part, false),
+    })
 }
 
 /// Hands bytes over to a console that takes what it has room for, again and again until it has taken all or `goes_on` says no.
@@ -104,8 +120,43 @@ mod tests {
 
     use super::*;
 
+    /// A file that was piped in had the guest shut down where it held that byte.
     #[test]
-    fn nothing_typed_is_lost_at_a_console_with_little_room() {
+    fn row_17_only_who_types_leaves() {
+        let all = |is_terminal| parts(b"ab\x1d\x1dc", is_terminal).collect::<Vec<_>>();
+        assert_eq!(all(true), [(&b"ab"[..], true), (b"", true), (b"c", false)]);
+        assert_eq!(all(false), [(&b"ab\x1d\x1dc"[..], false)]);
+    }
+
+    /// What is left to say of a stream, the last first: bytes, or an error.
+    struct Stream(Vec<Result<u8, ErrorKind>>);
+
+    impl Read for Stream {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.0.pop() {
+                Some(Ok(byte)) => (&[byte][..]).read(buffer),
+                Some(Err(kind)) => Err(kind.into()),
+                None => Ok(0),
+            }
+        }
+    }
+
+    /// Another program may have made the terminal one that does not wait: input ended for good.
+    #[test]
+    fn row_17_input_goes_on_after_a_signal_and_where_nothing_is_there_yet() {
+        let mut stream =
+            Stream(vec![Err(ErrorKind::Other), Ok(2), Err(ErrorKind::WouldBlock), Err(ErrorKind::Interrupted), Ok(1)]);
+        let mut buffer = [0; 8];
+        for byte in [1, 2] {
+            assert_eq!(read_some(&mut stream, &mut buffer).unwrap(), 1);
+            assert_eq!(buffer[0], byte);
+        }
+        assert_eq!(read_some(&mut stream, &mut buffer).unwrap_err().kind(), ErrorKind::Other);
+        assert_eq!(read_some(&mut stream, &mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn row_17_nothing_typed_is_lost_at_a_console_with_little_room() {
         let typed: Vec<u8> = (0..1000u32).map(|number| number as u8).collect();
         let taken = RefCell::new(Vec::new());
         let turn = Cell::new(0);
