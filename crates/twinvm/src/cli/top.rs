@@ -57,16 +57,18 @@ pub fn run(arguments: &TopArguments) -> Result<ExitCode> {
 }
 
 fn show(arguments: &TopArguments) -> Result<ExitCode> {
-    let daemon = arguments.daemon.daemon()?;
+    let mut daemon = arguments.daemon.daemon()?;
     interrupt::catch(|| {})?;
     let mut rates = Rates::default();
+    let mut vms = Ok(views(&daemon, arguments.vm.as_deref())?);
     let screen = Screen::new(!arguments.once && !arguments.daemon.json)?;
     loop {
-        let vms = views(&daemon, arguments.vm.as_deref())?;
-        if arguments.daemon.json {
-            print_json(&vms)?;
-        } else {
-            screen.show(&rows(&vms, &mut rates))?;
+        match &vms {
+            Ok(vms) if arguments.daemon.json => print_json(vms)?,
+            Ok(vms) => screen.show(|width, height| rows(vms, &mut rates).text(width, height))?,
+            // The VMs go on without their host's daemon, and are shown again once it answers.
+            Err(error) if arguments.daemon.json => eprintln!("{error:#}; trying again"),
+            Err(error) => screen.show(|width, _| wrapped(&format!("{error:#}; trying again"), width))?,
         }
         if arguments.once {
             return Ok(ExitCode::SUCCESS);
@@ -76,6 +78,11 @@ fn show(arguments: &TopArguments) -> Result<ExitCode> {
             if interrupt::is_requested() || screen.is_left_within(HEED) {
                 return Ok(ExitCode::SUCCESS);
             }
+        }
+        vms = views(&daemon, arguments.vm.as_deref());
+        if vms.is_err() {
+            // A daemon that was started anew may answer elsewhere.
+            daemon = arguments.daemon.daemon().unwrap_or(daemon);
         }
     }
 }
@@ -103,15 +110,15 @@ impl Screen {
         Ok(Self { keys })
     }
 
-    /// Shows what there is room for; all of it where it is no terminal.
-    fn show(&self, rows: &Rows) -> Result<()> {
+    /// Shows what there is room for, in columns and lines; all of it where it is no terminal.
+    fn show(&self, text: impl FnOnce(Option<usize>, Option<usize>) -> String) -> Result<()> {
         let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0);
         if self.keys.is_some() {
             let _ = write!(io::stdout(), "\x1b[H\x1b[J");
         }
         let height =
             size.filter(|size| self.keys.is_some() && size.ws_row > 1).map(|size| usize::from(size.ws_row) - 1);
-        print_line(&rows.text(size.map(|size| usize::from(size.ws_col)), height))?;
+        print_line(&text(size.map(|size| usize::from(size.ws_col)), height))?;
         Ok(io::stdout().flush()?)
     }
 
@@ -231,6 +238,13 @@ impl Rows {
     }
 }
 
+/// A text in lines of at most so many characters.
+fn wrapped(text: &str, width: Option<usize>) -> String {
+    let characters: Vec<char> = text.chars().collect();
+    let lines = characters.chunks(width.unwrap_or(usize::MAX).max(1)).map(|line| line.iter().collect::<String>());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// A text of at most so many characters.
 fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
@@ -331,7 +345,7 @@ mod tests {
 
     /// It wrapped, and nothing could be told from it.
     #[test]
-    fn a_table_fits_a_terminal_of_80_columns() {
+    fn row_24_a_table_fits_a_terminal_of_80_columns() {
         let rows = Rows(vec![row("shop"), row("a-name-that-is-longer-than-others")]);
         for width in [40, 60, 80, 100, 132, 200, 300] {
             let text = rows.text(Some(width), None);
@@ -348,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn all_columns_are_there_where_there_is_room_or_no_terminal() {
+    fn row_24_all_columns_are_there_where_there_is_room_or_no_terminal() {
         let rows = Rows(vec![row("shop")]);
         for text in [rows.text(None, None), rows.text(Some(1000), None)] {
             assert!(COLUMNS.iter().all(|(heading, _)| text.contains(heading)), "{text}");
@@ -357,10 +371,20 @@ mod tests {
     }
 
     #[test]
-    fn vms_for_which_there_is_no_line_are_counted() {
+    fn row_24_vms_for_which_there_is_no_line_are_counted() {
         let rows = Rows((0..10).map(|number| row(&format!("vm{number}"))).collect());
         let text = rows.text(Some(80), Some(6));
         assert_eq!((text.lines().count(), text.lines().last()), (6, Some("and 6 more")), "{text}");
         assert_eq!(rows.text(Some(80), Some(11)).lines().count(), 11);
+    }
+
+    #[test]
+    fn row_24_what_is_wrong_fits_a_terminal_as_well() {
+        let text = "the daemon of host a does not answer at 127.0.0.1:7411; trying again";
+        let lines = wrapped(text, Some(40));
+        assert!(lines.lines().all(|line| line.chars().count() <= 40), "{lines}");
+        assert_eq!(lines.replace('\n', ""), text);
+        assert_eq!(wrapped(text, None), text);
+        assert_eq!(wrapped("ab", Some(0)), "a\nb");
     }
 }

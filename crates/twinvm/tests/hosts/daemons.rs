@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use cluster::arbiter::StoreArbiter;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use spec::ReplicaId;
 
 use crate::client::Client;
-use crate::console::Console;
+use crate::console::{Console, pass_on};
 use crate::metrics::scrape_until;
 use crate::support::HUNG;
 use crate::world::{VM, World, signal, state};
@@ -81,13 +82,21 @@ fn a_host_is_stopped_with_or_without_its_vms() {
     world.done("a", &["ft", "on", VM, "--yes"]);
     // The guest is up so far that it heeds its power button.
     Console::connect(&world, "a").leave();
+    let mut top = world.spawn("a", &["top", "--json"]);
+    let (sender, shown) = channel();
+    pass_on(top.stdout.take().unwrap(), sender);
+    shown.recv_timeout(HUNG).unwrap();
     world.done("a", &["host", "stop"]);
     world.wait_for_daemon_end("a");
     assert_eq!((world.replicas("a").len(), world.replicas("b").len()), (1, 1));
     let error = world.refused("b", &["vm", "stop", VM]);
     assert!(error.contains("host a, which holds VM redis, is not alive") && error.contains("host start"), "{error}");
+    while shown.try_recv().is_ok() {}
     world.start("a");
     world.wait_until_protected("b", "a");
+    assert!(!shown.recv_timeout(HUNG).expect("the table ended with its daemon").is_empty());
+    top.kill().unwrap();
+    top.wait().unwrap();
     world.done("b", &["host", "stop", "--with-vms"]);
     world.wait_for_daemon_end("b");
     assert_eq!((world.replicas("a").len(), world.replicas("b").len()), (1, 0));
@@ -136,7 +145,7 @@ fn without_the_store_commands_say_so_and_protection_stands() {
 
 /// Two daemons with one identity would both answer for its VMs.
 #[test]
-fn a_second_daemon_with_the_keys_of_a_host_is_refused() {
+fn row_27_a_second_daemon_with_the_keys_of_a_host_is_refused() {
     let mut world = World::of(&["a", "b"]);
     world.boot_redis("a");
     // The keys serve a second host, in another folder.
@@ -168,7 +177,7 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path, without: &[&str]) {
 
 /// Leases are renewed all the time: a daemon that is stopped meanwhile keeps the lock of their file, the only one of the store.
 #[test]
-fn a_takeover_does_not_wait_for_whoever_holds_the_lock_of_the_store() {
+fn row_29_a_takeover_does_not_wait_for_whoever_holds_the_lock_of_the_store() {
     let mut world = World::of(&["a", "b"]);
     world.boot_redis("a");
     world.done("a", &["ft", "on", VM, "--yes"]);
@@ -194,7 +203,7 @@ fn a_takeover_does_not_wait_for_whoever_holds_the_lock_of_the_store() {
 }
 
 #[test]
-#[ignore = "run by a_takeover_does_not_wait_for_whoever_holds_the_lock_of_the_store"]
+#[ignore = "run by row_29_a_takeover_does_not_wait_for_whoever_holds_the_lock_of_the_store"]
 fn hold_the_lock() {
     let connection = rusqlite::Connection::open(std::env::var_os("STORE").expect("run by another test")).unwrap();
     connection.busy_timeout(HUNG).unwrap();
