@@ -99,7 +99,7 @@ fn written() -> Vec<u8> {
 }
 
 #[test]
-fn images_with_the_options_of_qemu_img_are_opened_and_written() {
+fn row_11_images_with_the_options_of_qemu_img_are_opened_and_written() {
     for options in [
         "",
         "-o compat=0.10",
@@ -120,7 +120,7 @@ fn images_with_the_options_of_qemu_img_are_opened_and_written() {
 }
 
 #[test]
-fn compressed_images_are_opened_and_written() {
+fn row_11_compressed_images_are_opened_and_written() {
     let folder = Folder::new();
     folder.qemu(&format!("qemu-img create -f raw plain {SIZE}"));
     folder.qemu(&format!("qemu-io -f raw {WRITES} plain"));
@@ -130,7 +130,7 @@ fn compressed_images_are_opened_and_written() {
 
 /// Said "feature(s) 0", after the file had been changed.
 #[test]
-fn an_image_with_lazy_refcounts_whose_writer_was_killed_is_repaired() {
+fn row_11_an_image_with_lazy_refcounts_whose_writer_was_killed_is_repaired() {
     let folder = Folder::new();
     folder.create("-o lazy_refcounts=on");
     folder.qemu("qemu-img bitmap --add -f qcow2 disk b0");
@@ -161,7 +161,7 @@ fn an_overlay_whose_writer_was_killed_is_unchanged_if_its_base_is_missing() {
 
 /// Bitmaps count writes of QEMU's; after others they must not be trusted, which QEMU then knows.
 #[test]
-fn bitmaps_are_marked_as_out_of_date_by_the_first_writer_and_by_no_reader() {
+fn row_11_bitmaps_are_marked_as_out_of_date_by_the_first_writer_and_by_no_reader() {
     let folder = Folder::new();
     folder.create("");
     folder.qemu("qemu-img bitmap --add -f qcow2 disk b0");
@@ -176,7 +176,7 @@ fn bitmaps_are_marked_as_out_of_date_by_the_first_writer_and_by_no_reader() {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_in_one_sentence_and_unchanged() {
+fn row_11_what_is_not_supported_is_refused_in_one_sentence_and_unchanged() {
     // The other format derives its key by the processor's time, which not every machine tells well enough.
     let secret = "--object secret,id=s,data=x -o encrypt.format=aes,encrypt.key-secret=s";
     for (options, expected) in [
@@ -196,7 +196,7 @@ fn what_is_not_supported_is_refused_in_one_sentence_and_unchanged() {
 
 /// Entries were read in the middle: "data at 4294966784 does not begin at a cluster".
 #[test]
-fn extended_entries_are_refused_with_data_in_them_as_well() {
+fn row_11_extended_entries_are_refused_with_data_in_them_as_well() {
     let folder = Folder::new();
     folder.create("-o extended_l2=on");
     folder.qemu(&format!("qemu-io -f qcow2 {WRITES} disk"));
@@ -204,7 +204,7 @@ fn extended_entries_are_refused_with_data_in_them_as_well() {
 }
 
 #[test]
-fn an_image_with_snapshots_is_read_and_not_written() {
+fn row_11_an_image_with_snapshots_is_read_and_not_written() {
     let folder = Folder::new();
     folder.create("");
     folder.qemu(&format!("qemu-io -f qcow2 {WRITES} disk"));
@@ -219,7 +219,7 @@ fn an_image_with_snapshots_is_read_and_not_written() {
 }
 
 #[test]
-fn images_of_other_programs_are_not_taken_for_raw_ones() {
+fn row_11_images_of_other_programs_are_not_taken_for_raw_ones() {
     for format in ["vmdk", "vdi", "vhdx", "qed", "vpc", "parallels"] {
         let folder = Folder::new();
         let name = format!("disk.{format}");
@@ -250,14 +250,14 @@ fn chain(folder: &Folder) {
 }
 
 #[test]
-fn a_relative_backing_name_is_relative_to_its_images_folder() {
+fn row_9_a_relative_backing_name_is_relative_to_its_images_folder() {
     let folder = Folder::new();
     chain(&folder);
     is_shared_with_qemu(&folder, &mut written());
 }
 
 #[test]
-fn a_copy_of_an_image_is_based_on_what_the_original_is() {
+fn row_9_a_copy_of_an_image_is_based_on_what_the_original_is() {
     for options in ["", "-o compat=0.10", "-o cluster_size=512"] {
         let (folder, other) = (Folder::new(), Folder::new());
         chain(&folder);
@@ -280,7 +280,7 @@ fn a_copy_of_an_image_is_based_on_what_the_original_is() {
 }
 
 #[test]
-fn a_path_that_is_too_long_for_a_header_is_refused() {
+fn row_9_a_path_that_is_too_long_for_a_header_is_refused() {
     let folder = Folder::new();
     let long = "long".repeat(50);
     fs::create_dir_all(folder.path(&long).join(&long)).unwrap();
@@ -299,7 +299,7 @@ fn a_path_that_is_too_long_for_a_header_is_refused() {
 }
 
 #[test]
-fn a_backing_name_that_is_no_file_is_refused() {
+fn row_9_a_backing_name_that_is_no_file_is_refused() {
     for name in ["json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"base\"}}", "nbd://127.0.0.1/x"]
     {
         let folder = Folder::new();

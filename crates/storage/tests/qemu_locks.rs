@@ -58,7 +58,7 @@ impl Drop for Qemu {
 
 /// Internal snapshots, repairs and new sizes under a running VM: after the first of them it never started again.
 #[test]
-fn the_disk_of_a_vm_is_in_use_for_qemus_programs() {
+fn row_10_the_disk_of_a_vm_is_in_use_for_qemus_programs() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     create_qcow2(&path, SIZE, None).unwrap();
@@ -79,7 +79,7 @@ fn the_disk_of_a_vm_is_in_use_for_qemus_programs() {
 }
 
 #[test]
-fn a_raw_disk_of_a_vm_is_not_written_to_or_resized_by_qemu() {
+fn row_10_a_raw_disk_of_a_vm_is_not_written_to_or_resized_by_qemu() {
     let dir = tempfile::tempdir().unwrap();
     let (path, link) = (dir.path().join("disk"), dir.path().join("link"));
     create_raw(&path, SIZE).unwrap();
@@ -98,7 +98,7 @@ fn a_raw_disk_of_a_vm_is_not_written_to_or_resized_by_qemu() {
 }
 
 #[test]
-fn what_a_disk_is_based_on_is_in_use_for_qemus_programs_as_well() {
+fn row_10_what_a_disk_is_based_on_is_in_use_for_qemus_programs_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let base = Backing { path: dir.path().join("base"), format: DiskFormat::Qcow2 };
     let (middle, top) = (dir.path().join("middle"), dir.path().join("top"));
@@ -122,7 +122,7 @@ fn what_a_disk_is_based_on_is_in_use_for_qemus_programs_as_well() {
 }
 
 #[test]
-fn a_disk_that_qemu_has_is_in_use_and_the_message_says_who_has_it() {
+fn row_10_a_disk_that_qemu_has_is_in_use_and_the_message_says_who_has_it() {
     for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
@@ -148,7 +148,7 @@ fn a_disk_that_qemu_has_is_in_use_and_the_message_says_who_has_it() {
 }
 
 #[test]
-fn what_qemu_only_reads_can_be_read_and_not_written() {
+fn row_10_what_qemu_only_reads_can_be_read_and_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let base = Backing { path: dir.path().join("base"), format: DiskFormat::Raw };
     let top = dir.path().join("top");

@@ -148,7 +148,7 @@ fn a_disk_that_another_vm_uses() {
 
 /// It ran, and both wrote.
 #[test]
-fn a_disk_that_qemu_uses() {
+fn row_10_a_disk_that_qemu_uses() {
     let spec = Spec::new("[[disk]]\npath = \"disk\"\nformat = \"raw\"\n");
     let disk = spec.path().join("disk");
     create_raw(&disk, 1 << 20).unwrap();
@@ -164,7 +164,7 @@ fn a_disk_that_qemu_uses() {
 }
 
 #[test]
-fn disks_are_made_shown_and_grown() {
+fn row_25_disks_are_made_shown_and_grown() {
     let spec = Spec::new("");
     let json = |words: &[&str]| -> serde_json::Value {
         let output = spec.twinvm(&[&["disk"], words, &["--json"]].concat()).output().unwrap();
@@ -237,7 +237,7 @@ fn files_that_are_no_snapshots() {
 
 /// It was said that there is no host, and how to make one: true, and no answer.
 #[test]
-fn what_a_vm_in_the_foreground_cannot_do_is_said() {
+fn row_22_what_a_vm_in_the_foreground_cannot_do_is_said() {
     let spec = Spec::new("");
     fs::create_dir(spec.path().join("twinvm")).unwrap();
     let listener = UnixListener::bind(spec.path().join("twinvm/vm-taken.sock")).unwrap();
@@ -277,7 +277,7 @@ fn what_a_vm_in_the_foreground_cannot_do_is_said() {
 
 /// The system's words were there twice, and nothing said what to do.
 #[test]
-fn what_is_missing_is_said_once() {
+fn row_23_what_is_missing_is_said_once() {
     let spec = Spec::new("[[disk]]\npath = \"no-disk\"\nformat = \"raw\"\n");
     let file = spec.path().join("vm.toml");
     fs::write(&file, &spec.text).unwrap();

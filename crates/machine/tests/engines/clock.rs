@@ -270,7 +270,7 @@ fn was_told_stopped(ram: &GuestRam) -> bool {
 
 /// Row 1 of the snapshots' cases: by the time of day at which the VM goes on, later or (as somebody has set the host's clock) earlier.
 #[test]
-fn a_vm_that_goes_on_later_shows_the_hosts_time_and_no_clock_goes_back() {
+fn row_1_a_vm_that_goes_on_later_shows_the_hosts_time_and_no_clock_goes_back() {
     for engine in engines() {
         for later in [true, false] {
             let mut vm = start(engine, Timer::OneShot, 0);

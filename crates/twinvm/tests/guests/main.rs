@@ -185,7 +185,7 @@ fn said(vm: &RunningVm, at: usize) -> (Said, i64) {
 
 /// Rows 1 and 7 of the snapshots' cases, with a kernel that has the driver for the generation ID: Debian's 6.1 for clouds has not.
 #[test]
-fn a_restored_guest_has_the_hosts_time_and_knows_that_it_is_another_vm() {
+fn row_1_and_row_7_a_restored_guest_has_the_hosts_time_and_other_random_numbers() {
     const AWAY: Duration = Duration::from_secs(4);
     image(&images::kernel_6_12());
     // The patterns do not match themselves, which are in the kernel's command line.
@@ -240,7 +240,7 @@ fn a_damaged_snapshot_is_refused_and_the_disk_keeps_its_content() {
 }
 
 #[test]
-fn a_guest_whose_console_nobody_reads_goes_on_to_its_end() {
+fn row_16_a_guest_whose_console_nobody_reads_goes_on_to_its_end() {
     image(&images::tiny());
     // More than a pipe holds.
     let command = "i=0; while [ $i -lt 20000 ]; do echo line-$i; i=$((i+1)); done";

@@ -15,7 +15,7 @@ fn ask<T: redis::FromRedisValue>(world: &World, command: &redis::Cmd) -> T {
 }
 
 #[test]
-fn a_vm_in_the_foreground_is_adopted_with_what_is_on_its_disks_and_can_be_protected() {
+fn row_22_a_vm_in_the_foreground_is_adopted_with_what_is_on_its_disks_and_can_be_protected() {
     // Only host `a` takes files from where the VM's are.
     let allowed = format!("vm_folders = [{:?}]", std::env::temp_dir());
     let world = World::with_settings(&["a", "b"], |host, text| match host {

@@ -14,7 +14,7 @@ use crate::support::HUNG;
 use crate::world::{VM, World, detail, reason, since, state};
 
 #[test]
-fn a_vm_goes_through_every_state_of_protection() {
+fn row_19_20_21_and_25_a_vm_goes_through_every_state_of_protection() {
     let world = World::of(&["a", "b", "c"]);
     let stopped = create(&world);
     let disabled = start(&world, &stopped);

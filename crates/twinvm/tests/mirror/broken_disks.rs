@@ -150,7 +150,7 @@ fn a_primary_whose_datastore_is_full_hands_over_before_the_guest_sees_it() {
 }
 
 #[test]
-fn a_primary_whose_datastore_hangs_hands_over() {
+fn row_28_a_primary_whose_datastore_hangs_hands_over() {
     let mut world = World::new(Setup::redis());
     let Some(mut datastore) = Datastore::on_device(&world, "a") else { return };
     let (primary, secondary, client) = protected_on(&mut world);

@@ -80,7 +80,7 @@ fn a_hand_over_to_a_secondary_that_does_not_reach_its_network_costs_nothing() {
 
 /// Connections through a user-mode network end go with it; the guest is there again for new ones.
 #[test]
-fn a_guest_has_its_network_back_after_its_network_end_was_killed() {
+fn row_26_a_guest_has_its_network_back_after_its_network_end_was_killed() {
     let (mut world, primary, secondary, client) = protected(Setup::redis());
     world.kill_end();
     assert!(client.stop().error.is_some(), "the connection was the network end's");

@@ -55,7 +55,7 @@ fn a_replay_stops_at_any_instruction_and_is_the_same_each_time() {
 
 /// It wrote a file that was called `-`.
 #[test]
-fn the_result_goes_to_standard_output_as_json_alone() {
+fn row_23_the_result_goes_to_standard_output_as_json_alone() {
     let folder = copy_of(recorded());
     let output = run_replay(folder.path(), &["vm-1.log", "--json", "-", "--until", "1000000"]);
     let outcome: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -1,4 +1,4 @@
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::process::Command;
 
 use machine::devices::serial::ConsoleSink;
@@ -256,9 +256,13 @@ fn row_5_links_modes_and_owners_are_kept_and_a_snapshot_is_private() {
     let place = Place::new(&["path = \"link\"\nformat = \"raw\"", "path = \"plain.img\"\nformat = \"raw\""]);
     fs::create_dir(place.path("elsewhere")).unwrap();
     let (target, plain) = (place.raw("elsewhere/target", 1), place.raw("plain.img", 2));
-    symlink("elsewhere/target", place.path("link")).unwrap();
+    symlink("elsewhere/target", place.path("second link")).unwrap();
+    symlink("second link", place.path("link")).unwrap();
     fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).unwrap();
     fs::set_permissions(&plain, fs::Permissions::from_mode(0o664)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        chown(&plain, Some(4321), Some(1234)).unwrap();
+    }
     // A file of the same name that anybody could read.
     fs::write(place.path("vm.snapshot"), b"old").unwrap();
     fs::set_permissions(place.path("vm.snapshot"), fs::Permissions::from_mode(0o644)).unwrap();
@@ -268,7 +272,8 @@ fn row_5_links_modes_and_owners_are_kept_and_a_snapshot_is_private() {
     place.raw("elsewhere/target", 8);
     place.raw("plain.img", 9);
     drop(place.restore().unwrap());
-    assert_eq!(fs::read_link(place.path("link")).unwrap(), Path::new("elsewhere/target"));
+    assert_eq!(fs::read_link(place.path("link")).unwrap(), Path::new("second link"));
+    assert_eq!(fs::read_link(place.path("second link")).unwrap(), Path::new("elsewhere/target"));
     for ((path, before), byte) in [&target, &plain].into_iter().zip(before).zip([1, 2]) {
         let after = fs::symlink_metadata(path).unwrap();
         assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));

@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_server_is_asked_if_one_cannot_be() {
+    fn row_32_the_next_server_is_asked_if_one_cannot_be() {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("resolv.conf");
         let server = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_names_no_server_is_one_itself() {
+    fn row_32_a_host_that_names_no_server_is_one_itself() {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("resolv.conf");
         let here: Vec<SocketAddr> = vec![(Ipv4Addr::LOCALHOST, 53).into(), (Ipv6Addr::LOCALHOST, 53).into()];

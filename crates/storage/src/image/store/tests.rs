@@ -77,7 +77,7 @@ fn images_are_listed_shown_and_removed() {
 
 /// The guest's kernel panicked: blocks of one file system over those of another.
 #[test]
-fn a_disk_keeps_its_base_when_the_image_is_built_again() {
+fn row_8_a_disk_keeps_its_base_when_the_image_is_built_again() {
     let (dir, store) = store();
     let disks = ["old", "new"].map(|name| dir.path().join(name));
     let first = add(&store, "t", 1);
@@ -119,7 +119,7 @@ fn the_same_content_is_the_same_version() {
 }
 
 #[test]
-fn a_version_that_a_vm_has_open_stays() {
+fn row_8_a_version_that_a_vm_has_open_stays() {
     let (_dir, store) = store();
     let version = add(&store, "used", 1);
     let options = DiskOptions { format: Some(DiskFormat::Raw), read_only: true, direct: false };
@@ -131,7 +131,7 @@ fn a_version_that_a_vm_has_open_stays() {
 }
 
 #[test]
-fn disks_that_others_made_or_moved_count_once_they_are_noted() {
+fn row_8_disks_that_others_made_or_moved_count_once_they_are_noted() {
     let (dir, store) = store();
     let at = |name: &str| dir.path().join(name);
     let version = add(&store, "t", 3);
@@ -203,7 +203,7 @@ fn damaged_manifests_are_errors() {
 
 /// `prune` took disks for gone whose file system was just not mounted.
 #[test]
-fn a_base_stays_while_the_folder_of_its_disk_is_another_one() {
+fn row_8_a_base_stays_while_the_folder_of_its_disk_is_another_one() {
     let (dir, store) = store();
     let mount = dir.path().join("mount");
     fs::create_dir_all(mount.join("vm")).unwrap();
@@ -259,7 +259,7 @@ fn a_disk_that_cannot_be_noted_is_not_made() {
 }
 
 #[test]
-fn a_snapshot_keeps_what_its_disks_are_based_on() {
+fn row_8_a_snapshot_keeps_what_its_disks_are_based_on() {
     let (dir, store) = store();
     let at = |name: &str| dir.path().join(name);
     let version = add(&store, "t", 1);
