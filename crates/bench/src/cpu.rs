@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use terminal::interrupt;
-use terminal::output::{is_stdout, write_json};
+use terminal::output::{check_json, is_stdout, write_json};
 
 use super::report::{Each, Report, Subject, host_cpu};
 use super::work::Work;
@@ -38,6 +38,7 @@ enum Peer {
 
 pub fn run(arguments: &CpuArguments) -> Result<ExitCode> {
     interrupt::catch(|| {})?;
+    check_json(arguments.json.as_deref())?;
     let qemu_version = match arguments.peer {
         Peer::None => None,
         Peer::Auto | Peer::Only => qemu::version()?,

@@ -1,5 +1,6 @@
 //! What commands print.
 
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -19,13 +20,26 @@ pub fn is_stdout(json: Option<&Path>) -> bool {
     json.is_some_and(|path| path.as_os_str() == "-")
 }
 
+/// Fails where a result that is asked for could not be written: it may take hours to come.
+pub fn check_json(path: Option<&Path>) -> Result<()> {
+    let Some(path) = path.filter(|path| !is_stdout(Some(path))) else { return Ok(()) };
+    let is_new = !path.exists();
+    let opened = File::options().append(true).create(true).open(path);
+    opened.with_context(|| format!("cannot write {}", path.display()))?;
+    if is_new {
+        // It is written as a whole in the end.
+        let _ = fs::remove_file(path);
+    }
+    Ok(())
+}
+
 /// Writes the result where it was asked for.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     if is_stdout(Some(path)) {
         return print_json(value);
     }
     let text = serde_json::to_string_pretty(value)? + "\n";
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Prints one line; a reader that has gone away is no error.
@@ -72,6 +86,24 @@ pub fn human_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// After hours of measuring it was said that the file cannot be written.
+    #[test]
+    fn row_23_where_a_result_cannot_go_is_said_before_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("result.json");
+        check_json(None).unwrap();
+        check_json(Some(Path::new("-"))).unwrap();
+        check_json(Some(&file)).unwrap();
+        assert!(!file.exists() && !Path::new("-").exists());
+        fs::write(&file, "before").unwrap();
+        check_json(Some(&file)).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "before");
+        for bad in [folder.path().to_owned(), folder.path().join("missing/result.json")] {
+            let error = format!("{:#}", check_json(Some(&bad)).unwrap_err());
+            assert!(error.starts_with(&format!("cannot write {}", bad.display())), "{error}");
+        }
+    }
 
     #[test]
     fn a_time_is_that_of_the_calendar() {

@@ -286,6 +286,8 @@ fn row_23_what_is_missing_is_said_once() {
         (&["run", "no-spec.toml"], "no-spec.toml"),
         (&["vm", "create", "no-spec.toml"], "no-spec.toml"),
         (&["vm", "restore", "no-snapshot"], "no-snapshot"),
+        (&["bench", "cpu", "--json", "no-folder/x.json"], "cannot write no-folder/x.json"),
+        (&["demo", "--json", "no-folder/x.json"], "cannot write no-folder/x.json"),
         (&["run", file.to_str().unwrap(), "--engine", "soft"], "no-disk"),
     ] {
         let output = spec.twinvm(words).output().unwrap();

@@ -10,6 +10,8 @@ use syn::visit::{self, Visit};
 
 /// Faults that `ARCHITECTURE.md` says to stay mended.
 const MENDED: usize = 15;
+/// Cases that `docs/cases.md` says to be tested, with others of their kinds.
+const CASES: usize = 32;
 /// Most lines of a file.
 const FILE_LINES_MAX: usize = 600;
 /// Most lines of a function, from its signature to its closing brace, the lines of tables left out.
@@ -158,25 +160,24 @@ fn unfinished_work_and_long_files_are_found() {
     assert_eq!(faults(&"// A comment.\n".repeat(FILE_LINES_MAX + 1)), ["601 lines"]);
 }
 
-/// A fault whose test was renamed or deleted is one that may come back unnoticed.
-#[test]
-fn every_fault_that_was_mended_has_tests_that_are_there() {
+/// What is wrong with a table of tests in the section of a document that begins with this heading: its rows are numbered, and in the last column have
+/// tests, each of which is to be there. With the text of each row.
+fn table(document: &str, heading: &str, columns: usize) -> (Vec<String>, Vec<String>) {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in a folder");
-    let text = fs::read_to_string(crates.with_file_name("ARCHITECTURE.md")).expect("the map can be read");
-    let (_, section) = text.split_once("## Faults that stay mended").expect("it has that section");
+    let text = fs::read_to_string(crates.with_file_name(document)).expect("it can be read");
+    let (_, section) = text.split_once(heading).expect("it has that section");
     let section = section.split("\n## ").next().unwrap_or_default();
-    let rows: Vec<Vec<&str>> = section
-        .lines()
-        .map(|line| line.split('|').map(str::trim).collect())
-        .filter(|row: &Vec<_>| row.len() == 5)
-        .collect();
-    let (mut found, mut wrong) = (0, Vec::new());
-    for row in &rows[2..] {
-        found += 1;
-        if row[1].parse() != Ok(found) {
-            wrong.push(format!("fault {found} has no row in its place"));
+    let mut found = Vec::new();
+    let mut wrong = Vec::new();
+    let is_row = |row: &Vec<&str>| row.len() == columns + 2;
+    let rows = section.lines().map(|line| line.split('|').map(str::trim).collect()).filter(is_row);
+    for row in rows.skip(2) {
+        found.push(row.join("|"));
+        let number = found.len();
+        if row[1].parse() != Ok(number) {
+            wrong.push(format!("{number} has no row in its place"));
         }
-        let tests: Vec<&str> = row[3].split(", ").map(|test| test.trim_matches('`')).collect();
+        let tests: Vec<&str> = row[columns].split(", ").map(|test| test.trim_matches('`')).collect();
         for test in tests {
             let (file, name) = test.split_once("::").unwrap_or((test, ""));
             let source = fs::read_to_string(crates.join(file)).unwrap_or_default();
@@ -185,10 +186,37 @@ fn every_fault_that_was_mended_has_tests_that_are_there() {
                 false => name.is_empty() && !source.is_empty() || source.contains(&format!("fn {name}(")),
             };
             if !is_there {
-                wrong.push(format!("fault {found}: there is no {test}"));
+                wrong.push(format!("{number}: there is no {test}"));
             }
         }
     }
-    assert_eq!(found, MENDED);
+    (found, wrong)
+}
+
+/// A fault whose test was renamed or deleted is one that may come back unnoticed.
+#[test]
+fn every_fault_that_was_mended_has_tests_that_are_there() {
+    let (found, wrong) = table("ARCHITECTURE.md", "## Faults that stay mended", 3);
+    assert_eq!(found.len(), MENDED);
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// The same of what administrators met. Each is a kind: other members of it are named, and a test has its number.
+#[test]
+fn every_case_that_administrators_met_has_tests_that_are_there() {
+    let (found, mut wrong) = table("docs/cases.md", "# What administrators met", 4);
+    assert_eq!(found.len(), CASES);
+    for (number, row) in (1..).zip(&found) {
+        let has_number = row
+            .split(['`', '_'])
+            .collect::<Vec<_>>()
+            .windows(2)
+            .any(|words| words[0] == "row" && words[1] == number.to_string());
+        // Some tests are of several rows.
+        let is_shared = row.contains("row_19_20_21_and_25") && [19, 20, 21, 25].contains(&number);
+        if !has_number && !is_shared {
+            wrong.push(format!("{number}: no test has its number"));
+        }
+    }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }

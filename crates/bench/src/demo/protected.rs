@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use spec::FtMode;
 use terminal::interrupt;
-use terminal::output::{is_stdout, write_json};
+use terminal::output::{check_json, is_stdout, write_json};
 
 use super::hosts::COUNTER;
 use super::report::{Report, Subject};
@@ -17,6 +17,7 @@ use super::{DemoArguments, Screen, build_image, engine_for, survive_a_kill};
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn run(arguments: &DemoArguments, mode: FtMode) -> Result<ExitCode> {
+    check_json(arguments.json.as_deref())?;
     let is_stdout_taken = is_stdout(arguments.json.as_deref());
     let engine = engine_for(mode, arguments.engine)?;
     build_image()?;

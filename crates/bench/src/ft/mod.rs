@@ -17,7 +17,7 @@ use host::replica::config::SUSPICION_MS_DEFAULT;
 use spec::FtMode;
 use terminal::choices::{EngineName, ModeName};
 use terminal::interrupt;
-use terminal::output::{is_stdout, write_json};
+use terminal::output::{check_json, is_stdout, write_json};
 
 use self::measure::{Protected, Side};
 use self::report::{Measured, Report, Subject};
@@ -73,6 +73,7 @@ enum Pin {
 
 pub fn run(arguments: &FtArguments) -> Result<ExitCode> {
     interrupt::catch(|| {})?;
+    check_json(arguments.json.as_deref())?;
     let is_stdout_taken = is_stdout(arguments.json.as_deref());
     let mode = FtMode::from(arguments.mode);
     let engine = engine_for(mode, arguments.engine)?;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use terminal::interrupt;
-use terminal::output::{is_stdout, write_json};
+use terminal::output::{check_json, is_stdout, write_json};
 
 use self::report::{Each, Report, Subject};
 use self::scene::Scene;
@@ -60,6 +60,7 @@ pub struct KvmArguments {
 
 pub fn run(arguments: &KvmArguments) -> Result<ExitCode> {
     interrupt::catch(|| {})?;
+    check_json(arguments.json.as_deref())?;
     if arguments.pause {
         return pause::run(Duration::from_secs(arguments.seconds.into()), arguments.json.as_deref());
     }

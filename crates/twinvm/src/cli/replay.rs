@@ -24,7 +24,7 @@ use spec::VmSpec;
 use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 use tempfile::TempDir;
 use terminal::interrupt;
-use terminal::output::{is_stdout, print_line, write_json};
+use terminal::output::{check_json, is_stdout, print_line, write_json};
 
 /// Time between two lines that say how far a long replay is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -91,6 +91,7 @@ struct Extent {
 
 pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
     interrupt::catch(|| {})?;
+    check_json(arguments.json.as_deref())?;
     let in_log = || format!("log {}", arguments.file.display());
     let extent = look_through(&arguments.file, arguments.until).with_context(in_log)?;
     let mut log = open_log(&arguments.file).with_context(in_log)?;

@@ -114,9 +114,12 @@ fn a_restored_vm_goes_on_where_it_was_and_its_disk_with_it() {
     vm.assert_confined();
     let file = vm.folder().join("redis.snap");
     vm.twinvm(&["vm", "snapshot", vm.name(), file.to_str().unwrap()]);
+    // Debian's 6.1 kernel for clouds has no driver for the generation ID, and nobody else would say so.
+    vm.wait_until("the warning", || vm.events("generation-not-heeded") == 1);
     assert_eq!(redis(&vm, &["set", "key", "after"]), "OK");
     assert_eq!(redis(&vm, &["save"]), "OK");
     let vm = vm.kill_and_restore(&file, place::engine());
+    vm.wait_until("the warning", || vm.events("generation-not-heeded") == 1);
     vm.wait_until("Redis answers", || succeeds("redis-cli", &["-e", "-p", &port, "ping"]));
     assert_eq!(redis(&vm, &["get", "key"]), "before");
     vm.assert_confined();
@@ -205,7 +208,7 @@ fn row_1_and_row_7_a_restored_guest_has_the_hosts_time_and_other_random_numbers(
         // The first time may have been asked for before the snapshot, and said after it.
         let (said, now) = said(&vm, 1);
         assert!((now - said.time).abs() <= 2 && (now - said.clock).abs() <= 2, "{} {} {now}", said.time, said.clock);
-        assert_eq!((said.forks, said.hangs), (1, 0), "{}", vm.console());
+        assert_eq!((said.forks, said.hangs, vm.events("generation-not-heeded")), (1, 0, 0), "{}", vm.console());
         randoms.push(said.random);
     }
     randoms.sort();

@@ -58,6 +58,28 @@ fn all_or_nothing(world: &World, spec: &str) {
     assert_eq!(world.json("b", &["vm", "list"]).as_array().unwrap().len(), 0);
     assert!(!world.vm_folder("a").exists());
     drop(taken);
+    let good = fs::read_to_string(spec).unwrap();
+    fs::write(world.path("junk"), [0x90; 70_000]).unwrap();
+    let image = good.lines().find(|line| line.starts_with("image = ")).unwrap();
+    for (bad, expected) in [
+        (good.replace(image, "kernel = \"junk\""), "kernel"),
+        (format!("{good}[[network]]\nmode = \"bridge\"\nbridge = \"nonesuch\"\n"), "nonesuch"),
+        (format!("{good}[[disk]]\npath = \"junk\"\nformat = \"qcow2\"\n"), "junk"),
+        (format!("{good}[[disk]]\npath = \"missing\"\nformat = \"raw\"\n"), "missing"),
+        (good.replace("256M", "900G"), "memory"),
+    ] {
+        fs::write(spec, bad).unwrap();
+        let error = world.refused("a", &["vm", "create", spec, "--start"]);
+        assert!(error.contains(expected), "{expected}: {error}");
+        assert_eq!(world.json("b", &["vm", "list"]).as_array().unwrap().len(), 0, "{expected}");
+        assert!(!world.vm_folder("a").exists(), "{expected}");
+        let deadline = Instant::now() + HUNG;
+        while world.all_processes().len() > 3 {
+            assert!(Instant::now() < deadline, "{expected}: {:?}", world.all_processes());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    fs::write(spec, good).unwrap();
 }
 
 /// Settings, and VMs under other names.
@@ -100,7 +122,13 @@ fn is_shown(world: &World, host: &str) {
     assert!(disk["format"] == "qcow2" && disk["size_bytes"].as_u64() > Some(1 << 20), "{disk}");
     assert!(disk["base"].as_str().is_some_and(|base| Path::new(base).exists()), "{disk}");
     assert!(card["mac"].is_string() && card["address"] == "10.0.2.15" && card["forward"][0].is_string(), "{card}");
-    assert!(!shown.to_string().contains(&u64::MAX.to_string()), "{shown:#}");
+    for words in
+        [&["vm", "show", VM][..], &["vm", "list"], &["ft", "status", VM], &["top", "--once"], &["host", "list"]]
+    {
+        let text = world.json("b", words).to_string();
+        let sentinels = [u64::MAX.to_string(), i64::MAX.to_string(), u32::MAX.to_string(), "NaN".to_owned()];
+        assert!(sentinels.iter().all(|number| !text.contains(number)), "{words:?}: {text}");
+    }
     let text = world.done("c", &["vm", "show", VM]);
     assert!(text.contains(disk["path"].as_str().unwrap()) && text.contains(card["mac"].as_str().unwrap()), "{text}");
     assert_eq!(world.json("c", &["vm", "list"])[0]["disks"], shown["disks"]);
