@@ -70,6 +70,7 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test $(TEST_FLAGS) -p sim --test schedules every_schedule -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test mirror a_killed_primary -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test lockstep a_killed_primary -- --nocapture
+	cargo test $(TEST_FLAGS) -p twinvm --test mirror row_31 -- --ignored --nocapture
 	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test mirror row_30 -- --ignored --nocapture
 	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test lockstep row_30 -- --ignored --nocapture
 
