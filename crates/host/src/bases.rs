@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use storage::disk::{Backing, BaseIdentity, recorded_backing};
 use storage::durable::{self, Readers};
 use storage::plain_file;
+use terminal::error_text::error_text;
 
 /// Longest such file, in bytes.
 const BYTES_MAX: u64 = 1 << 20;
@@ -52,7 +53,7 @@ impl Bases {
         self.read().or_else(|error| {
             let (file, aside) = (self.file(), self.folder.join("bases.json.damaged"));
             if plain_file::read(&file, BYTES_MAX).is_ok() {
-                tracing::warn!("{error:#}; it is kept as {}", aside.display());
+                tracing::warn!("{}; it is kept as {}", error_text(&error), aside.display());
                 fs::rename(&file, &aside).with_context(|| format!("cannot rename {}", file.display()))?;
                 return Ok(Notes::new());
             }

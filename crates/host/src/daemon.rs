@@ -401,7 +401,7 @@ impl Daemon {
             if let Some(new) = sight.filter(|_| sight != seen) {
                 match self.folder.note_store(new) {
                     Ok(()) => seen = sight,
-                    Err(error) => tracing::warn!("{error:#}"),
+                    Err(error) => tracing::warn!("{}", error_text(&error)),
                 }
             }
             match &renewed {
@@ -461,7 +461,7 @@ fn find_sandbox(config: &HostConfig, exe: &Path) -> Result<(VmUsers, String)> {
             format!("{enforced}; {users}")
         }
         Err(why) => {
-            tracing::warn!("replicas and network ends cannot be confined: {why:#}");
+            tracing::warn!("replicas and network ends cannot be confined: {}", error_text(&why));
             error_text(&why)
         }
     };

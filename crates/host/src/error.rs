@@ -3,6 +3,7 @@
 use std::fmt;
 
 use api::Problem;
+use terminal::error_text::error_text;
 
 /// What kind of reason there is not to do something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +80,10 @@ impl fmt::Display for HostError {
 impl From<anyhow::Error> for HostError {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast_ref::<Self>() {
-            Some(known) => Self { problem: Problem { error: format!("{error:#}"), hint: None }, ..known.clone() }
-                .keep_hint_of(known),
-            None => Self::new(Kind::Internal, format!("{error:#}")),
+            Some(known) => {
+                Self { problem: Problem { error: error_text(&error), hint: None }, ..known.clone() }.keep_hint_of(known)
+            }
+            None => Self::new(Kind::Internal, error_text(&error)),
         }
     }
 }
@@ -102,7 +104,10 @@ impl HostError {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use anyhow::Context;
+    use storage::disk::{DiskImage, DiskOptions};
 
     use super::*;
 
@@ -115,5 +120,13 @@ mod tests {
         assert_eq!(error.problem.hint.as_deref(), Some("see `twinvm vm list`"));
         let other = HostError::from(anyhow::anyhow!("disk on fire"));
         assert_eq!((other.kind, other.to_string().as_str()), (Kind::Internal, "disk on fire"));
+    }
+
+    /// Errors of disks, of network ends and of images end in the words of their cause, and so did what a host said of them, twice.
+    #[test]
+    fn row_23_a_host_says_the_cause_of_an_error_once() {
+        let opened = DiskImage::open(Path::new("/no/disk"), DiskOptions::default()).map(drop);
+        let error = HostError::from(opened.context("disk 0").unwrap_err());
+        assert_eq!(error.problem.error, "disk 0: /no/disk: No such file or directory (os error 2)");
     }
 }

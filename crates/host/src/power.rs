@@ -396,7 +396,7 @@ impl Daemon {
             && let Err(error) = self.vm_folder(name).note_restored(&self.images)
         {
             // The VM runs. It cannot be protected until this is mended.
-            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {error:#}");
+            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {}", error_text(&error));
         }
         Ok(self.watch_replica(name.to_owned(), process, Some(status))?)
     }

@@ -13,6 +13,7 @@ use cluster::controller::consent::{LetGo, let_go};
 use cluster::records::{ClusterError, Operation, OperationKind};
 use machine::bus::lock;
 use spec::{EngineKind, FtMode, HostName};
+use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::error::HostError;

@@ -15,6 +15,7 @@ use api::time::unix_ms_now;
 use machine::bus::lock;
 use spec::{CpuProfile, VmName};
 use storage::plain_file;
+use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::process::ReplicaProcess;
@@ -135,7 +136,7 @@ impl Daemon {
                 let end = ReplicaEnd::Failed { message };
                 // It ended after the daemon before did, as far as is known.
                 if let Err(error) = leave_end(&end, &folder, self.alive_before) {
-                    tracing::warn!("VM {vm}: {error:#}");
+                    tracing::warn!("VM {vm}: {}", error_text(&error));
                 }
             }
         }
@@ -229,7 +230,7 @@ impl Daemon {
             .and_then(|config| Ok((config.vm_spec()?, config.network_ends, config.user)))
             .and_then(|(spec, sockets, user)| self.ends.mend(&self.exe, &spec, &sockets, user));
         if let Err(error) = mended {
-            tracing::warn!("VM {vm}: a network end is gone: {error:#}");
+            tracing::warn!("VM {vm}: a network end is gone: {}", error_text(&error));
         }
     }
 

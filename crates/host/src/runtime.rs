@@ -21,6 +21,7 @@ use machine::bus::lock;
 use protocol::Generation;
 use replication::channel::{PemKeys, session_keys};
 use spec::{HostName, VmName};
+use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::error::HostError;
@@ -192,7 +193,7 @@ impl Daemon {
             _ => self.owners.post(&vm, work),
         };
         if let Err(error) = started {
-            let outcome = Outcome::Failed(format!("{error:#}"));
+            let outcome = Outcome::Failed(error_text(&error));
             lock(&self.controller).note(&vm, &action, &outcome, self.registry.now().ms);
         }
     }
@@ -312,10 +313,10 @@ impl Daemon {
             }
             let mode = Some(vm.record.ft.mode);
             let request = Request::Protect { secondary: host, address, mode, session: Some(session) };
-            replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| format!("{error:#}"))?;
+            replica.ask(&request, REQUEST_TIMEOUT).map_err(|error| error_text(&error))?;
             Ok(Outcome::Done)
         });
-        told.unwrap_or_else(|error| Err(format!("{error:#}")))
+        told.unwrap_or_else(|error| Err(error_text(&error)))
     }
 
     fn unprotect(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, HostError> {
@@ -357,7 +358,7 @@ impl Daemon {
             tracing::warn!("VM {} does not shut down: its plug is pulled", replica.vm);
             replica.end(PLUG_TIMEOUT);
         } else {
-            replica.ask(&Request::Stop { force: false }, REQUEST_TIMEOUT).map_err(|error| format!("{error:#}"))?;
+            replica.ask(&Request::Stop { force: false }, REQUEST_TIMEOUT).map_err(|error| error_text(&error))?;
         }
         Ok(Outcome::Done)
     }

@@ -91,7 +91,7 @@ impl Daemon {
         };
         let file = self.room_for_snapshot(name, &snapshot)?;
         let asked = replica.ask(&Request::Snapshot { name: snapshot.clone(), memory }, WRITE_TIMEOUT);
-        asked.map_err(|error| HostError::conflict(format!("VM {name}: {error:#}")))?;
+        asked.map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
         self.snapshot_taken(&vm, snapshot, &file)
     }
 
@@ -124,7 +124,7 @@ impl Daemon {
         let name = &vm.name;
         if let Err(error) = self.note_bases(file) {
             // It can be restored all the same, as long as nobody removes the image.
-            tracing::warn!("VM {name}: what snapshot {snapshot} is based on was not noted: {error:#}");
+            tracing::warn!("VM {name}: what snapshot {snapshot} is based on was not noted: {}", error_text(&error));
         }
         tracing::info!("VM {name}: snapshot {snapshot} taken");
         let view = self.snapshot_view(vm, snapshot, file);
@@ -202,7 +202,7 @@ impl Daemon {
         self.do_with_disks(&vm, &snapshot.local, DiskWork::Restore(snapshot.name.clone()))?;
         if let Err(error) = self.vm_folder(name).note_restored(&self.images) {
             // It can be started. It cannot be protected until this is mended.
-            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {error:#}");
+            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {}", error_text(&error));
         }
         tracing::info!("VM {name} has the disks of snapshot {}", snapshot.name);
         Ok(())
@@ -219,7 +219,7 @@ impl Daemon {
         }
         let folder = self.vm_folder(name);
         let refused = |error: anyhow::Error| {
-            HostError::conflict(format!("snapshot {snapshot} of VM {name} cannot be restored: {error:#}"))
+            HostError::conflict(format!("snapshot {snapshot} of VM {name} cannot be restored: {}", error_text(&error)))
         };
         let local = folder.local_spec(&vm.spec, &self.vm_files).map_err(refused)?;
         let has_memory = self.check_snapshot(&config::snapshot(folder.path(), &snapshot), &local).map_err(refused)?;

@@ -17,6 +17,7 @@ use storage::disk::{DiskImage, DiskOptions, create_qcow2, make_backing_absolute,
 use storage::durable::{self, Readers};
 use storage::image::{Image, ImageStore};
 use storage::plain_file;
+use terminal::error_text::error_text;
 
 use super::bases::Bases;
 use super::folder::{private_folder, write_private};
@@ -244,7 +245,7 @@ impl VmFolder {
             match DiskImage::open(path, options) {
                 Ok(image) if image.size_bytes() == size_bytes => match self.bases().check_disk(path) {
                     Ok(()) => return Ok(()),
-                    Err(error) => tracing::warn!("made anew: {error:#}"),
+                    Err(error) => tracing::warn!("made anew: {}", error_text(&error)),
                 },
                 Ok(_) => tracing::info!("{}: its size is another now, made anew", path.display()),
                 Err(error) => tracing::warn!("{}: made anew: {error}", path.display()),
@@ -398,7 +399,7 @@ impl VmFolder {
     /// Removes a folder that was made just now.
     pub fn remove_after_failure(&self) {
         if let Err(error) = self.remove() {
-            tracing::warn!("{error:#}");
+            tracing::warn!("{}", error_text(&error));
         }
     }
 }

@@ -141,6 +141,28 @@ fn files_and_functions_can_be_read_in_one_go() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
+/// With its causes, an error whose text ends in that of its cause says that twice: `error_text` says it once.
+#[test]
+fn row_23_no_error_is_shown_with_what_its_text_says_already() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut paths = Vec::new();
+    sources(&root, &mut paths);
+    let is_shipped = |path: &PathBuf| {
+        let path = path.strip_prefix(&root).unwrap();
+        path.iter().nth(1).is_some_and(|folder| folder == "src") && !path.ends_with("tests.rs")
+    };
+    let shown: Vec<String> = paths
+        .iter()
+        .filter(|path| is_shipped(path))
+        .filter(|path| {
+            let source = fs::read_to_string(path).unwrap();
+            source.split("#[cfg(test)]").next().unwrap_or_default().contains(":#}")
+        })
+        .map(|path| path.display().to_string())
+        .collect();
+    assert!(shown.is_empty(), "use error_text: {shown:?}");
+}
+
 #[test]
 fn long_functions_are_found_and_tables_are_let_be() {
     let statements = "f();\n".repeat(FUNCTION_LINES_MAX);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use spec::FtMode;
+use terminal::error_text::error_text;
 use terminal::interrupt;
 use terminal::output::{check_json, is_stdout, write_json};
 
@@ -41,7 +42,7 @@ pub fn run(arguments: &DemoArguments, mode: FtMode) -> Result<ExitCode> {
             Err(error) if interrupt::is_requested() => return Err(error),
             // What was seen up to here still counts.
             Err(error) => {
-                problem = Some(format!("{error:#}"));
+                problem = Some(error_text(&error));
                 break;
             }
         }

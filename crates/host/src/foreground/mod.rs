@@ -31,6 +31,7 @@ use machine::vm::{Boot, Vm};
 use replication::lockstep::file::LogEnd;
 use spec::{EngineKind, VmSpec};
 use storage::disk::DiskImage;
+use terminal::error_text::error_text;
 use terminal::interrupt;
 
 use broker::Broker;
@@ -385,7 +386,7 @@ fn serve(
             };
             request.answer(match done {
                 Ok(()) => Answer::Done { status: status(vm, spec, started) },
-                Err(error) => Answer::Failed { message: format!("{error:#}") },
+                Err(error) => Answer::Failed { message: error_text(&error) },
             });
         }
         if leaving.plug_is_pulled() {

@@ -16,6 +16,7 @@ use network::{Attach, FrameBackend, Link};
 use spec::{DiskSpec, MacAddr, NetworkSpec, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, settle};
 use storage::image::{Image, ImageStore};
+use terminal::error_text::error_text;
 
 use crate::paths;
 
@@ -219,7 +220,7 @@ fn open_disk(spec: &DiskSpec) -> Result<DiskImage> {
 /// Notes which image a qcow2 disk is based on, if it is on one.
 pub fn note_image(disk: &Path) {
     if let Err(error) = images().and_then(|images| Ok(images.note_disk(disk)?)) {
-        tracing::warn!("nobody will know that {} is based on an image: {error:#}", disk.display());
+        tracing::warn!("nobody will know that {} is based on an image: {}", disk.display(), error_text(&error));
     }
 }
 

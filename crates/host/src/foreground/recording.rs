@@ -16,6 +16,7 @@ use replication::lockstep::log::SegmentWriter;
 use replication::lockstep::{ClosedSegment, LogRecorder, StateDigest, next_digest_at};
 use spec::EngineKind;
 use spec::VmSpec;
+use terminal::error_text::error_text;
 
 use super::snapshots::{self, Holds, SnapshotDisks};
 
@@ -112,7 +113,7 @@ impl Recording {
 
     /// Goes on without a log that could not be begun, for the reason that [`Self::failure`] then says.
     pub fn give_up(&self, error: &anyhow::Error) {
-        *lock(&self.output) = Output::Failed(io::Error::other(format!("{error:#}")));
+        *lock(&self.output) = Output::Failed(io::Error::other(error_text(error)));
     }
 
     /// Up to which instruction the VM is to run before its next digest.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::net::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
 use storage::disk::Replacement;
+use terminal::error_text::error_text;
 
 use super::snapshots::note_snapshot;
 use crate::passing::{receive_bytes, send_bytes};
@@ -182,7 +183,7 @@ fn serve(
             notify();
             answered.recv().unwrap_or_else(|_| Answer::Failed { message: "the VM has ended".to_owned() })
         }
-        Err(error) => Answer::Failed { message: format!("{error:#}") },
+        Err(error) => Answer::Failed { message: error_text(&error) },
     };
     let mut line = serde_json::to_string(&answer)?;
     line.push('\n');

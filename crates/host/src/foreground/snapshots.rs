@@ -17,6 +17,7 @@ use machine::snapshot::disk::{SnapshotBase, SnapshotDisk};
 use machine::vm::{Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig, VmError, unix_now_ns, write_disk_snapshot};
 use spec::{DiskFormat, EngineKind, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, Replacement};
+use terminal::error_text::error_text;
 
 use super::open;
 

@@ -16,6 +16,7 @@ use api::status::ReplicaStatus;
 use replication::driver::ConsolePlace;
 use serde::{Deserialize, Serialize};
 use spec::{CpuProfile, FtMode, SnapshotName};
+use terminal::error_text::error_text;
 
 /// Longest request or answer, in bytes.
 const LINE_BYTES_MAX: usize = 64 << 10;
@@ -174,7 +175,7 @@ impl ControlServer {
                 let _ = thread::Builder::new().name("control client".to_owned()).spawn(move || {
                     let _place = place;
                     if let Err(error) = serve(connection, &*handler) {
-                        tracing::debug!("a request failed: {error:#}");
+                        tracing::debug!("a request failed: {}", error_text(&error));
                     }
                 });
             }

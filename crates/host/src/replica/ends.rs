@@ -12,6 +12,7 @@ use network::{Attach, InputPosition, Link, LinkError, end};
 use protocol::Generation;
 use replication::gate::OutputGate;
 use spec::NetworkSpec;
+use terminal::error_text::error_text;
 
 use super::broker::Broker;
 
@@ -59,7 +60,7 @@ impl Ends {
             Err(error) => {
                 let is_refused = matches!(error.downcast_ref(), Some(LinkError::Refused { .. }));
                 seen.refused_at = is_refused.then(Instant::now);
-                seen.note(card, error);
+                seen.note(card, error_text(error));
             }
         }
         connected
@@ -100,8 +101,9 @@ impl Ends {
                     }
                 }
                 Err(error) => {
-                    seen.note(card, &error);
-                    mtus = mtus.and(Err(format!("network card {card}: {error:#}")));
+                    let detail = error_text(&error);
+                    mtus = mtus.and(Err(format!("network card {card}: {detail}")));
+                    seen.note(card, detail);
                 }
             }
         }
@@ -127,9 +129,9 @@ impl CardEnd {
 }
 
 impl Seen {
-    fn note(&mut self, card: usize, error: &impl std::fmt::Display) {
+    fn note(&mut self, card: usize, detail: String) {
         let since_unix_ms = self.fault.as_ref().map_or_else(unix_ms_now, |fault| fault.since_unix_ms);
-        self.fault = Some(Fault { part: format!("network card {card}"), detail: format!("{error:#}"), since_unix_ms });
+        self.fault = Some(Fault { part: format!("network card {card}"), detail, since_unix_ms });
     }
 }
 

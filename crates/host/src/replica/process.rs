@@ -51,6 +51,7 @@ use super::ends::Ends;
 use super::report;
 use crate::foreground::open;
 use crate::foreground::snapshots::{Holds, Saved, SnapshotDisks};
+use terminal::error_text::error_text;
 
 /// What the process is at the moment.
 enum Acting {
@@ -365,7 +366,7 @@ impl Process {
             engine: self.config.engine,
             disks: disks.clone(),
             make_vm: Box::new(move |ram, state| {
-                making.make_vm(&own_config, ram, state, &own_gate, &own_disks).map_err(|error| format!("{error:#}"))
+                making.make_vm(&own_config, ram, state, &own_gate, &own_disks).map_err(|error| error_text(&error))
             }),
             arbiter: self.broker.clone(),
             options: self.options(),
@@ -557,7 +558,7 @@ fn gate(trigger: &Arc<Trigger>) -> OutputGate {
 /// Leaves the reason and ends the process, whatever its threads do.
 fn end_at_once(folder: &Path, why: String) {
     if let Err(error) = (ReplicaEnd::Failed { message: why }).leave(folder) {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", error_text(&error));
     }
     let _ = fs::remove_file(config::socket(folder));
     std::process::exit(1);

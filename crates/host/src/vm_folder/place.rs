@@ -11,6 +11,7 @@ use replication::disk::{CopyMark, CopyState};
 use spec::DiskFormat;
 use storage::disk::{DiskInfo, settle};
 use storage::image::ImageStore;
+use terminal::error_text::error_text;
 
 use super::super::folder::private_folder;
 use super::{VmFolder, extension, folders};
@@ -23,7 +24,7 @@ impl VmFolder {
         let was_moved = !self.path.exists() && target.path.exists();
         let Err(error) = moved.and_then(|()| target.note_users(images)) else { return Ok(()) };
         if was_moved && let Err(back) = folders::rename_folder(&target.path, &self.path) {
-            return Err(error.context(format!("{back:#}")));
+            return Err(error.context(error_text(&back)));
         }
         Err(error)
     }

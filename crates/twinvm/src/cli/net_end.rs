@@ -10,6 +10,7 @@ use clap::Args;
 use host::sandbox::{Confinement, Kind};
 use network::end::{EndConfig, RunError};
 use spec::NetworkSpec;
+use terminal::error_text::error_text;
 
 #[derive(Args)]
 pub struct NetEndArguments {
@@ -33,7 +34,7 @@ pub fn run(arguments: NetEndArguments) -> Result<ExitCode> {
     };
     let ended = network::end::run_confined(&config, &arguments.socket, || {
         let confinement = confinement(kind, user);
-        let enforced = confinement.enter().map_err(|error| io::Error::other(format!("{error:#}")))?;
+        let enforced = confinement.enter().map_err(|error| io::Error::other(error_text(&error)))?;
         if !enforced.is_full() {
             // An end whose log cannot be written is as good as any.
             let _ = writeln!(io::stderr(), "twinvm: the sandbox is incomplete: {enforced}");

@@ -11,6 +11,7 @@ use clap::Args;
 use host::replica::config::{ReplicaConfig, log};
 use host::replica::end::ReplicaEnd;
 use host::replica::process::Process;
+use terminal::error_text::error_text;
 
 use super::logging;
 
@@ -27,7 +28,7 @@ pub fn run(arguments: &ReplicaArguments) -> Result<ExitCode> {
     logging::start_in(&log(&folder));
     ReplicaEnd::clear(&folder);
     let end = survive_full_quota().and_then(|()| Arc::new(Process::new(config)?).run());
-    let end = end.unwrap_or_else(|error| ReplicaEnd::Failed { message: format!("{error:#}") });
+    let end = end.unwrap_or_else(|error| ReplicaEnd::Failed { message: error_text(&error) });
     tracing::info!("{end}");
     end.leave(&folder)?;
     let failed = matches!(end, ReplicaEnd::Failed { .. });

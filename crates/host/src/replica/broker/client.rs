@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use machine::bus::lock;
 use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use terminal::error_text::error_text;
 
 use super::message::{Answer, Question, Wanted};
 use crate::passing::{Connected, receive, send};
@@ -98,6 +99,6 @@ fn unreachable(answer: Result<Answer>) -> Unreachable {
     Unreachable(match answer {
         Ok(Answer::Unreachable { message }) => message,
         Ok(other) => format!("the broker's answer makes no sense: {other:?}"),
-        Err(error) => format!("{error:#}"),
+        Err(error) => error_text(&error),
     })
 }

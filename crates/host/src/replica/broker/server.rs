@@ -14,6 +14,7 @@ use cluster::store::{EtcdKeys, Marker, Store, StoreLocation, Stores, open_vms};
 use machine::bus::lock;
 use protocol::{Arbiter, Unreachable, Verdict};
 use replication::channel;
+use terminal::error_text::error_text;
 
 use super::message::{Answer, Question, Wanted};
 use crate::next_store::NextStore;
@@ -43,7 +44,7 @@ pub fn serve(config: &ReplicaConfig, claim: impl AsFd, connections: OwnedFd) -> 
         while let Ok(Some((wanted, _))) = receive::<Wanted>(&connections) {
             let (answer, socket) = match connector.connect(&wanted) {
                 Ok(socket) => (Connected::Yes, Some(socket)),
-                Err(error) => (Connected::No { message: shortened(&format!("{error:#}")) }, None),
+                Err(error) => (Connected::No { message: shortened(&error_text(&error)) }, None),
             };
             if send(&connections, &answer, socket.as_ref().map(AsFd::as_fd)).is_err() {
                 break;

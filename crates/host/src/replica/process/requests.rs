@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use replication::driver::ConsolePlace;
+use terminal::error_text::error_text;
 
 use super::super::control::{Answer, Handler, Request, Statement};
 use super::{Acting, Process};
@@ -25,7 +26,7 @@ impl Handler for Control {
     fn handle(&self, request: Request) -> Answer {
         match self.0.carry_out(&request) {
             Ok(()) => Answer::Done(Box::new(self.statement())),
-            Err(error) => Answer::Failed { message: format!("{error:#}") },
+            Err(error) => Answer::Failed { message: error_text(&error) },
         }
     }
 
