@@ -5,16 +5,20 @@
 //! another one on each host, and so is its end.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cluster::store::StoreLocation;
 use machine::bus::lock;
-use network::end::{self, EndConfig, EndProcess, Lifetime};
+use network::end::{self, ControlError, EndConfig, EndProcess, Lifetime};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Signal, kill_process};
 use spec::VmSpec;
 use spec::{MacAddr, NetworkSpec};
 
@@ -27,6 +31,9 @@ const WITHOUT_CLIENT_S: u32 = 60;
 
 /// How long an end that cannot be started is left alone.
 const FAILED_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a killed end may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Network ends that this daemon has started, by socket.
 #[derive(Default)]
@@ -60,8 +67,10 @@ impl NetworkEnds {
     /// Starts those ends that do not answer, as the VM's user if it has one.
     pub fn ensure(&self, exe: &Path, spec: &VmSpec, sockets: &[PathBuf], user: Option<u32>) -> Result<()> {
         for (number, socket) in sockets.iter().enumerate().take(spec.networks.len()) {
-            if end::status(socket).is_ok() {
-                continue;
+            match end::status(socket) {
+                Ok(_) => continue,
+                Err(ControlError::NoAnswer { .. }) => end_silent(socket),
+                Err(ControlError::Unreachable { .. }) => {}
             }
             if let Some(ended) = lock(&self.started).remove(socket) {
                 // It does not answer: this reaps it.
@@ -121,6 +130,29 @@ impl NetworkEnds {
             if let Err(error) = stopped {
                 tracing::debug!("network end: {error}");
             }
+        }
+    }
+}
+
+/// Ends by force a network end that listens at a socket and does not answer, whoever has started it.
+fn end_silent(socket: &Path) {
+    let Ok(connection) = end::dial(socket) else { return };
+    let Ok(peer) = socket_peercred(&connection) else { return };
+    // Whoever else listens there is not ours.
+    let command = fs::read(format!("/proc/{}/cmdline", peer.pid.as_raw_nonzero())).unwrap_or_default();
+    let words: Vec<&[u8]> = command.split(|&byte| byte == 0).collect();
+    if words.get(1) != Some(&&b"net-end"[..]) || !words.contains(&socket.as_os_str().as_bytes()) {
+        return;
+    }
+    tracing::warn!(
+        "the network end at {} (process {}) does not answer and is ended",
+        socket.display(),
+        peer.pid.as_raw_nonzero()
+    );
+    let killed = Instant::now();
+    if kill_process(peer.pid, Signal::KILL).is_ok() {
+        while end::dial(socket).is_ok() && killed.elapsed() < KILL_TIMEOUT {
+            thread::sleep(Duration::from_millis(5));
         }
     }
 }

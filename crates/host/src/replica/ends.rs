@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use api::status::Fault;
 use api::time::unix_ms_now;
 use machine::bus::lock;
+use network::end::ControlError;
 use network::{Attach, InputPosition, Link, LinkError, end};
 use protocol::Generation;
 use replication::gate::OutputGate;
@@ -108,6 +109,22 @@ impl Ends {
             }
         }
         mtus
+    }
+
+    /// The cards whose ends are there and do not answer, as a process that is stopped, or waits for what does not come. It takes as long as an end is given
+    /// to answer.
+    pub fn silent(&self) -> Vec<usize> {
+        let is_silent = |(card, end): &(usize, &CardEnd)| {
+            let answer = self.broker.end(*card).and_then(|connection| Ok(end::keep_over(connection, &end.socket)?));
+            let Err(error) = answer else { return false };
+            let is_silent = matches!(error.downcast_ref(), Some(ControlError::NoAnswer { .. }));
+            if is_silent {
+                // Whoever can end it need not wait until a card has tried to connect to it.
+                lock(&end.seen).note(*card, error_text(&error));
+            }
+            is_silent
+        };
+        self.cards.iter().enumerate().filter(is_silent).map(|(card, _)| card).collect()
     }
 
     /// What is broken, and since when.

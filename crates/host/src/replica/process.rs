@@ -197,6 +197,8 @@ impl Process {
         let watching = self.clone();
         thread::Builder::new().name("ends".to_owned()).spawn(move || watching.watch_ends())?;
         let watching = self.clone();
+        thread::Builder::new().name("silent-ends".to_owned()).spawn(move || watching.watch_for_silent_ends())?;
+        let watching = self.clone();
         thread::Builder::new().name("hang-watch".to_owned()).spawn(move || watching.watch_for_hang())?;
         let mut ended = match self.config.role {
             Role::Primary => match self.claim_alone()? {

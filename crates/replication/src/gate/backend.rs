@@ -142,6 +142,11 @@ impl Card {
         }
     }
 
+    /// Lets go of its end, which is there and of no use.
+    pub fn unplug(&self) {
+        self.note_loss(&mut self.slot(), &Err::<(), _>(BackendError::Disconnected));
+    }
+
     /// Unplugs an end that has turned out to be gone.
     fn note_loss<T>(&self, slot: &mut Slot, outcome: &Result<T, BackendError>) {
         if !matches!(outcome, Err(BackendError::Disconnected)) {

@@ -106,6 +106,15 @@ impl OutputGate {
         Ok(())
     }
 
+    /// Lets go of a card's network end, which does not answer: the machine sees its link go down until another one is plugged.
+    pub fn unplug(&self, card: usize) {
+        // Nobody waits for the card meanwhile.
+        let gated = self.shared.cards_by_number().get(&card).cloned();
+        if let Some(gated) = gated {
+            gated.unplug();
+        }
+    }
+
     /// At takeover, says how far the machine has taken each card's frames, in the order of the cards: its network end goes on there.
     pub fn resume_at(&self, positions: &[InputPosition]) {
         for (card, position) in self.shared.cards().iter().zip(positions) {

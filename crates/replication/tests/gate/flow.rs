@@ -167,6 +167,27 @@ fn a_card_whose_end_has_died_goes_on_through_the_next_one() {
     );
 }
 
+/// One that hangs keeps its connection, and loses what it is sent.
+#[test]
+fn row_26_a_card_lets_go_of_an_end_that_hangs_and_goes_on_through_the_next_one() {
+    let (gate, _) = counting_gate();
+    let silent = TestEnd::new(usize::MAX);
+    let mut card = gate.wrap(0, Box::new(silent.clone())).unwrap();
+    assert!(send(&mut card, 1));
+    gate.unplug(0);
+    assert!(wakes(&*card, EVENTUALLY), "the run loop has to show the link");
+    assert!(card.recv(&mut [0; 100]).unwrap().is_none());
+    assert_eq!((card.link_state(), gate.unplugged().len()), (LinkState::Down, 1));
+    // There is nothing to let go of.
+    gate.unplug(0);
+    gate.unplug(7);
+    assert!(!wakes(&*card, NOW));
+    let next = TestEnd::new(usize::MAX);
+    gate.plug(0, Box::new(next.clone())).unwrap();
+    assert!(send(&mut card, 2));
+    assert_eq!((silent.sent(), next.sent(), gate.unplugged().len()), (vec![1], vec![2], 0));
+}
+
 #[test]
 fn a_card_that_waits_for_its_end_keeps_what_is_to_be_sent_again() {
     let (gate, _) = counting_gate();

@@ -20,6 +20,8 @@ use super::{Acting, Process};
 const PLUG_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a secondary looks whether its network ends answer.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a primary looks whether those that its cards have still answer.
+const SILENCE_INTERVAL: Duration = Duration::from_secs(1);
 /// A secondary that has not reached a network end for so long makes room for another one.
 const WITHOUT_NETWORK_MAX: Duration = Duration::from_secs(15);
 
@@ -84,6 +86,22 @@ impl Process {
                 Watched::Nothing => {}
             }
             thread::sleep(PLUG_INTERVAL);
+        }
+    }
+
+    /// Lets go of network ends of a primary that are there and do not answer, so that their VM is looked after as one whose network end is gone.
+    pub(super) fn watch_for_silent_ends(&self) {
+        loop {
+            thread::sleep(SILENCE_INTERVAL);
+            let primary = match &self.shared().acting {
+                Acting::Primary(primary) => Some(primary.clone()),
+                _ => None,
+            };
+            let Some(primary) = primary else { continue };
+            for card in self.ends.silent() {
+                tracing::warn!(card, "the network end does not answer");
+                primary.gate().unplug(card);
+            }
         }
     }
 
