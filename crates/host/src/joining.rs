@@ -1,5 +1,6 @@
 //! Hosts that join and leave the cluster: the daemon's side.
 
+use terminal::error_text::error_text;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -165,7 +166,7 @@ impl Daemon {
             }
             None => match self.etcd_administrator() {
                 Ok(Some((administrator, _))) => {
-                    administrator.dismiss(self.registry().host_name()).map_err(|error| format!("{error:#}"))
+                    administrator.dismiss(self.registry().host_name()).map_err(|error| error_text(&error))
                 }
                 Ok(None) => Err("the folder with the keys of etcd's administrator is not here".to_owned()),
                 Err(error) => Err(error.to_string()),

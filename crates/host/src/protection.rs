@@ -245,7 +245,7 @@ impl Daemon {
     pub(super) fn change_mode(&self, vm: &KnownVm, mode: FtMode) -> Result<(), HostError> {
         if let Some(replica) = self.replica(&vm.name).filter(|replica| replica.is_primary()) {
             replica.ask(&Request::SetMode { mode }, REQUEST_TIMEOUT).map_err(|error| {
-                HostError::conflict(format!("the FT mode of VM {} was not changed: {error:#}", vm.name))
+                HostError::conflict(format!("the FT mode of VM {} was not changed: {}", vm.name, error_text(&error)))
             })?;
         }
         self.registry.update(&vm.name, |record| record.ft.mode = mode)

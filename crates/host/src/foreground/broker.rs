@@ -1,6 +1,7 @@
 //! The process beside a VM in the foreground that does for it what the VM's own may not once it is confined: it has the network ends, connects to them, and
 //! removes their sockets, and the one for requests, when the VM is gone, by whatever. All that it is told is the number of a card.
 
+use terminal::error_text::error_text;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -88,7 +89,7 @@ impl Drop for Broker {
 
 /// Serves the VM that `socket` leads to, until that is gone.
 pub fn serve(config: &BrokerConfig, socket: impl AsFd) -> Result<()> {
-    let no = |error: anyhow::Error| Connected::No { message: format!("{error:#}") };
+    let no = |error: anyhow::Error| Connected::No { message: error_text(&error) };
     let ends = match Ends::start(&config.name, &config.networks) {
         Ok(ends) => ends,
         Err(error) => return send(&socket, &no(error), None),

@@ -310,7 +310,7 @@ fn power_on(
     mode: InputMode,
     parts: Parts,
 ) -> Result<Vm> {
-    let guest = guest.as_ref().map_err(|error| anyhow!("{error:#}"))?.read()?;
+    let guest = guest.as_ref().map_err(|error| anyhow!(error_text(error)))?.read()?;
     let boot =
         Boot::Linux { kernel: &guest.kernel, initrd: guest.initrd.as_deref(), command_line: &guest.command_line };
     let vm = Vm::boot(open::config(spec)?, &boot, parts, engine, mode)?;

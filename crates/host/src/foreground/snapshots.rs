@@ -192,7 +192,7 @@ pub(super) fn note_snapshot(snapshot: &Path) {
         Ok(open::images()?.note_snapshot(snapshot, &bases)?)
     });
     if let Err(error) = noted {
-        tracing::warn!("nobody will know that snapshot {} needs an image: {error:#}", snapshot.display());
+        tracing::warn!("nobody will know that snapshot {} needs an image: {}", snapshot.display(), error_text(&error));
     }
 }
 
@@ -201,7 +201,7 @@ pub(super) fn note_bases(head: &SnapshotHead) {
     for disk in head.disks.iter().filter(|disk| !disk.read_only) {
         let Some(base) = &disk.base else { continue };
         if let Err(error) = open::images().and_then(|images| Ok(images.note_disk_on(&disk.path, &base.path)?)) {
-            tracing::warn!("nobody will know that {} is based on an image: {error:#}", disk.path.display());
+            tracing::warn!("nobody will know that {} is based on an image: {}", disk.path.display(), error_text(&error));
         }
     }
 }
