@@ -318,7 +318,7 @@ impl Daemon {
 
     /// What executes a VM when it is started here.
     pub(super) fn engine_of(&self, vm: &KnownVm) -> EngineKind {
-        match vm.spec.engine {
+        match vm.spec.engine_choice() {
             // Asked for on a host where `auto` means soft.
             EngineChoice::Auto if vm.record.ft.mode == FtMode::Lockstep => EngineKind::Soft,
             EngineChoice::Auto => self.registry.preferred_engine(),

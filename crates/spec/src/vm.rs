@@ -195,6 +195,14 @@ impl VmSpec {
         Ok(spec)
     }
 
+    /// The choice of an engine that is left: more than the portable processor is to be had on kvm alone, wherever soft is the faster one.
+    pub fn engine_choice(&self) -> EngineChoice {
+        match self.engine {
+            EngineChoice::Auto if self.cpu != CpuLevel::Portable => EngineChoice::Kvm,
+            choice => choice,
+        }
+    }
+
     /// What the host is to make the memory of.
     pub fn backing(&self) -> MemoryBacking {
         MemoryBacking { huge_pages: self.huge_pages, numa_node: self.numa_node }
@@ -224,7 +232,7 @@ impl VmSpec {
                 self.cpu
             ));
         }
-        if self.record.is_some() && self.engine == EngineChoice::Kvm {
+        if self.record.is_some() && self.engine_choice() == EngineChoice::Kvm {
             return invalid(
                 "record needs engine = \"soft\": with kvm nobody can tell when something reaches the guest".into(),
             );
@@ -285,6 +293,8 @@ mod tests {
         for (text, level) in [("portable", CpuLevel::Portable), ("x86-64-v3", CpuLevel::V3), ("host", CpuLevel::Host)] {
             let spec = VmSpec::parse(&GOOD.replacen("memory =", &format!("cpu = \"{text}\"\nmemory ="), 1)).unwrap();
             assert_eq!((spec.cpu, level.to_string().as_str()), (level, text));
+            let left = if level == CpuLevel::Portable { EngineChoice::Auto } else { EngineChoice::Kvm };
+            assert_eq!(spec.engine_choice(), left, "{text}");
         }
         assert_eq!(VmSpec::parse(GOOD).unwrap().cpu, CpuLevel::Portable);
     }
@@ -301,6 +311,7 @@ mod tests {
             ("name =", "name = \"redis\"", "name = \"../x\""),
             ("no kernel", "kernel = \"vmlinuz\"", ""),
             ("needs engine = \"soft\"", "memory =", "record = \"logs\"\nengine = \"kvm\"\nmemory ="),
+            ("needs engine = \"soft\"", "memory =", "record = \"logs\"\ncpu = \"host\"\nmemory ="),
             ("needs engine = \"kvm\"", "memory =", "cpu = \"host\"\nengine = \"soft\"\nmemory ="),
             ("unknown variant", "memory =", "cpu = \"x86-64-v9\"\nmemory ="),
             ("must be 1 to", "memory =", "cpus = 0\nmemory ="),

@@ -28,7 +28,7 @@ impl Demand {
     /// If its spec is not one that this version understands.
     pub fn of(vm: &VmRecord) -> Result<Self, SpecError> {
         let spec: VmSpec = vm.vm_spec()?;
-        let engine = vm.engine.or(match spec.engine {
+        let engine = vm.engine.or(match spec.engine_choice() {
             EngineChoice::Auto => None,
             EngineChoice::Kvm => Some(EngineKind::Kvm),
             EngineChoice::Soft => Some(EngineKind::Soft),

@@ -397,7 +397,8 @@ impl Vm {
             "name = \"{name}\"\nmemory = \"{memory_mib}M\"\nkernel = \"k\"\npriority = \"{priority}\"\ncpu = \"{cpu}\"\n"
         );
         let mut record = VmRecord::new(self.name.clone(), spec, FtSettings::disabled(100, 50), 0);
-        record.engine = self.kvm.map(|_| EngineKind::Kvm);
+        // Not noted where its spec leaves no other: the decisions must not depend on the note then.
+        record.engine = self.kvm.filter(|level| *level == CpuLevel::Portable).map(|_| EngineKind::Kvm);
         record.power = if self.off { Power::Off } else { Power::On };
         record.autostart = self.autostart;
         record.syncing_to = self.syncing_to.clone();

@@ -59,7 +59,7 @@ impl HowArguments {
 
 pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let spec = VmSpec::load(&arguments.spec)?;
-    let options = arguments.how.options(spec.engine, spec.record.is_some());
+    let options = arguments.how.options(spec.engine_choice(), spec.record.is_some());
     foreground::run(Start::Spec(Box::new(spec)), &options)?;
     Ok(ExitCode::SUCCESS)
 }
