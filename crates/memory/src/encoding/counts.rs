@@ -25,6 +25,15 @@ impl EncodingCounts {
         }
     }
 
+    /// These and others.
+    pub(super) fn with(mut self, others: &Self) -> Self {
+        for (count, other) in self.kinds.iter_mut().zip(others.kinds) {
+            count.pages += other.pages;
+            count.bytes += other.bytes;
+        }
+        self
+    }
+
     /// Pages of one kind.
     pub fn of(&self, encoding: Encoding) -> KindCount {
         self.kinds.get(encoding as usize).copied().unwrap_or_default()

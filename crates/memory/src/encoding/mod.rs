@@ -3,7 +3,7 @@
 //! [`CapturedPages`] copies pages out of a paused VM. [`PageEncoder`] turns each copy into a record, which the receiver
 //! validates with [`check`] and puts into its RAM with [`apply`]. Differences are against the content that the receiver's
 //! page has, so records must be applied in the order they were encoded, each exactly once; when records were lost or not
-//! applied, [`PageEncoder::clear`] makes the encoder start over with records that stand alone.
+//! applied, [`PageEncoder::clear`] makes the encoder start over with records that stand alone. [`ParallelEncoder`] has several of them work side by side.
 //!
 //! # Format
 //!
@@ -36,6 +36,7 @@
 mod captured;
 mod counts;
 mod encoder;
+mod parallel;
 mod records;
 mod sent;
 mod word_runs;
@@ -46,6 +47,7 @@ mod tests;
 pub use captured::CapturedPages;
 pub use counts::{EncodingCounts, KindCount};
 pub use encoder::PageEncoder;
+pub use parallel::{EncodedPages, ParallelEncoder};
 pub use records::{EncodingError, apply, check};
 
 use crate::layout::PAGE_BYTES;

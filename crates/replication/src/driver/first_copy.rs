@@ -131,9 +131,7 @@ fn spawn(
 
 fn send(shared: &Arc<Shared>, session: &Arc<Session>, sender: Sender) {
     let recycle = |pages| shared.recycle(pages);
-    let cache_bytes_max = shared.options.cache_bytes_max;
-    let console = shared.options.console.as_deref();
-    let sender = SenderThread::new(session, sender, &shared.ram, cache_bytes_max, &shared.meter, console, &recycle);
+    let sender = SenderThread::new(session, sender, &shared.ram, &shared.options, &shared.meter, &recycle);
     match sender.run(|| shared.consider()) {
         Ok(()) => {}
         // Whoever receives has yet to hear the secondary's last words: why it failed, if it did.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use machine::triple_fault::TripleFaults;
@@ -10,6 +11,9 @@ use spec::{FtMode, ReplicaId};
 
 use super::console::ConsoleHistory;
 use crate::disk::CopyMark;
+
+/// More threads than these would fill a link of 10 Gbit/s with pages that compress badly.
+const ENCODING_THREADS_MAX: usize = 4;
 
 /// Times and bounds of a mirrored VM.
 #[derive(Clone, Debug)]
@@ -28,6 +32,8 @@ pub struct MirrorOptions {
     pub log_bytes_max: u64,
     /// Memory for the last sent versions of pages, in bytes.
     pub cache_bytes_max: u64,
+    /// Most threads that encode pages of one checkpoint, at least 1.
+    pub encoding_threads: usize,
     /// Lockstep: how far the secondary may be behind before the guest has to wait for it.
     pub lag_max: Duration,
     /// Where to keep the states of two replicas that turned out to differ, if anywhere.
@@ -57,6 +63,9 @@ impl MirrorOptions {
             dirty_pages_max: 8192,
             log_bytes_max: 16 << 20,
             cache_bytes_max: 64 << 20,
+            // The other half of the host's processors is the guest's.
+            encoding_threads: (thread::available_parallelism().map_or(1, usize::from) / 2)
+                .clamp(1, ENCODING_THREADS_MAX),
             too_slow_after: Duration::from_secs(10),
             copy_mark: None,
             disk_patience: DISK_PATIENCE,

@@ -189,6 +189,8 @@ impl World {
             suspicion: Suspicion::up_to(SUSPICION),
             epoch_length_max: Duration::from_millis(10),
             too_slow_after: self.too_slow_after,
+            // Whatever the host has: on KVM, the guest writes enough pages in an epoch for all of them.
+            encoding_threads: 3,
             disk_patience: if self.hanging == Some(host) { Duration::ZERO } else { DISK_PATIENCE },
             ..MirrorOptions::new(ReplicaId::new(host))
         }
