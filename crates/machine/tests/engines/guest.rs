@@ -62,6 +62,47 @@ pub fn program() -> Vec<u8> {
     a.assemble(PROGRAM).unwrap()
 }
 
+/// Where [`wide_program`] has the content of its register from, and where it leaves it.
+pub const WIDE: [u64; 2] = [DATA - 64, DATA - 32];
+
+/// Counts up to RSI and prints as [`program`] does. YMM1 is loaded at the start and stored at the end.
+pub fn wide_program() -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    let (mut again, mut quiet) = (a.create_label(), a.create_label());
+    // OSFXSR, OSXMMEXCPT and OSXSAVE, then XCR0: x87, SSE and AVX.
+    a.mov(rax, cr4).unwrap();
+    a.or(rax, 0x4_0600).unwrap();
+    a.mov(cr4, rax).unwrap();
+    a.xor(ecx, ecx).unwrap();
+    a.xor(edx, edx).unwrap();
+    a.mov(eax, 7).unwrap();
+    a.xsetbv().unwrap();
+    a.mov(rdi, DATA).unwrap();
+    a.mov(r8, MULTIPLIER).unwrap();
+    for word in 0..4 {
+        a.mov(qword_ptr(rdi - 64 + word * 8), r8).unwrap();
+        a.rol(r8, 7).unwrap();
+    }
+    a.vmovdqu(ymm1, ymmword_ptr(rdi - 64)).unwrap();
+    a.xor(r9d, r9d).unwrap();
+    a.set_label(&mut again).unwrap();
+    a.inc(r9).unwrap();
+    a.test(r9d, ROUNDS_PER_CHARACTER as i32 - 1).unwrap();
+    a.jnz(quiet).unwrap();
+    a.mov(dx, 0x3f8u32).unwrap();
+    a.mov(al, '.' as u32).unwrap();
+    a.out(dx, al).unwrap();
+    a.set_label(&mut quiet).unwrap();
+    a.cmp(r9, rsi).unwrap();
+    a.jne(again).unwrap();
+    a.vmovdqu(ymmword_ptr(rdi - 32), ymm1).unwrap();
+    a.mov(dx, 0xcf9u32).unwrap();
+    a.mov(al, 6u32).unwrap();
+    a.out(dx, al).unwrap();
+    a.hlt().unwrap();
+    a.assemble(PROGRAM).unwrap()
+}
+
 /// Real-mode code for the other vCPUs: counts itself at [`STARTED`] and halts.
 ///
 /// ```text
@@ -162,7 +203,18 @@ pub fn start(engine: EngineKind, rounds: u64, cpus: u32, console: &Console) -> V
 }
 
 pub fn boot(config: VmConfig, engine: EngineKind, rounds: u64, console: &Console) -> Result<Vm, VmError> {
-    let boot = Boot::Flat { program: &program(), address: PROGRAM, rsi: rounds };
+    boot_program(&program(), config, engine, rounds, console)
+}
+
+/// A VM that runs one of the programs that count.
+pub fn boot_program(
+    program: &[u8],
+    config: VmConfig,
+    engine: EngineKind,
+    rounds: u64,
+    console: &Console,
+) -> Result<Vm, VmError> {
+    let boot = Boot::Flat { program, address: PROGRAM, rsi: rounds };
     Vm::boot(config, &boot, parts(console), engine, InputMode::Live)
 }
 

@@ -226,6 +226,30 @@ fn more_than_the_portable_processor_needs_kvm_and_a_host_that_has_it() {
     }
 }
 
+/// A KVM that emulates supervisor mode knows none of these instructions there.
+#[test]
+#[ignore = "needs virtualization hardware, which the nested machine has"]
+fn vector_registers_of_an_x86_64_v3_go_with_a_vm() {
+    let console = Console::default();
+    let config = VmConfig { cpu: CpuLevel::V3, ..guest::config(1) };
+    let mut vm = guest::boot_program(&guest::wide_program(), config, Kvm, ROUNDS * 100, &console).unwrap();
+    let mut moves = 0;
+    while is_pause(run_a_part(&mut vm, &console)) {
+        let head =
+            SnapshotHead { config: vm.config().clone(), spec: String::new(), disks: Vec::new(), has_memory: true };
+        let file = vm.write_snapshot(&head, Vec::new()).unwrap();
+        drop(vm);
+        let content = Snapshot::open(&file[..]).unwrap().read(|_| unreachable!()).unwrap();
+        vm = guest::restore(&content.ram, content.state, Kvm, 1, &console);
+        moves += 1;
+    }
+    assert!(moves > 0, "the guest was too fast to be paused");
+    let ram = vm.platform().ram();
+    let [loaded, stored] = guest::WIDE.map(|address| [0, 16].map(|at| ram.load::<u128>(address + at).unwrap()));
+    assert_eq!(stored, loaded, "after {moves} moves");
+    assert!(!loaded.contains(&0) && loaded[0] != loaded[1]);
+}
+
 #[test]
 fn a_state_with_another_number_of_vcpus_is_refused() {
     let console = Console::default();

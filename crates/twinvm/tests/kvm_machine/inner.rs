@@ -53,6 +53,7 @@ const CHOICES: &[Choice] = &[
     quick("twinvm", "mirror", "faults::a_killed_primary_is_taken_over_again_and_again"),
     thorough("machine", "machine", KVM_ENGINE),
     Choice { test: None, ..thorough("machine", "engines", "") },
+    thorough("machine", "engines", "vector_registers_of_an_x86_64_v3_go_with_a_vm"),
     thorough("twinvm", "guests", "a_guest_that_resets_starts_again_and_one_that_panics_is_reported"),
     thorough("twinvm", "guests", "a_snapshot_continues_on_the_other_engine_and_back_with_its_clock_right"),
     thorough("twinvm", "guests", "debians_6_12_kernel_boots_on_four_vcpus"),

@@ -25,9 +25,16 @@ struct Fixture {
 impl Fixture {
     /// `None` where there is no KVM to test.
     fn with(saved: &VcpuState) -> Option<Self> {
+        Self::at_level(CpuLevel::Portable, |_| saved.clone())
+    }
+
+    /// The state for a processor of a level; `None` where there is none to test.
+    fn at_level(level: CpuLevel, state: impl FnOnce(&CpuProfile) -> VcpuState) -> Option<Self> {
         let kvm = Kvm::new().inspect_err(|error| eprintln!("not tested: /dev/kvm: {error}")).ok()?;
         let support = Support::here(&kvm).unwrap();
-        let profile = Arc::new(profile::at_power_on(CpuLevel::Portable, &support).unwrap());
+        let profile = profile::at_power_on(level, &support);
+        let profile = Arc::new(profile.inspect_err(|error| eprintln!("not tested: {error}")).ok()?);
+        let saved = &state(&profile);
         let vm = kvm.create_vm().unwrap();
         vm.create_irq_chip().unwrap();
         let vcpu = Vcpu::new(&support, &vm, 0, 1, &profile, 0).unwrap();
