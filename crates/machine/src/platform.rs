@@ -251,8 +251,13 @@ impl Platform {
 
     /// Moves the devices' clock along with the host's.
     pub fn follow_host_clock(&self) {
+        self.clock.advance_to(self.host_clock_ns());
+    }
+
+    /// What the devices' clock shows as soon as it follows the host's, in nanoseconds since power-on.
+    pub fn host_clock_ns(&self) -> u64 {
         let elapsed_ns = u64::try_from(self.host_anchor.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.clock.advance_to(self.clock_anchor_ns.saturating_add(elapsed_ns));
+        self.clock_anchor_ns.saturating_add(elapsed_ns)
     }
 
     /// Ends a [`Platform::wait_for_input`] in another thread.

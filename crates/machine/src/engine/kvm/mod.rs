@@ -128,8 +128,9 @@ impl KvmEngine {
         if let Some(registers) = platform.registers() {
             registers::show(&vm, ram.layout().slots().len(), registers)?;
         }
-        // The guest's paravirtual clock goes on from the machine's, whichever engine it came from.
-        set_clock(&vm, platform.clock().now_ns())?;
+        // The guest's paravirtual clock goes on from the machine's, whichever engine it came from. Devices follow the host's clock from the
+        // platform's making on, and the kernel's clock runs from here on: set to the saved time, it would stay behind theirs.
+        set_clock(&vm, platform.host_clock_ns())?;
         let vcpus = create_vcpus(&vm, &support, &state.processors)?;
         vcpus.iter().try_for_each(|vcpu| dirty.add_vcpu(vcpu.fd(), method))?;
         state::set_ioapic(&vm, &state.ioapic)?;

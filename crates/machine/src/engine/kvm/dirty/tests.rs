@@ -10,9 +10,6 @@ use memory::{GuestRam, Harvest, PAGE_BYTES};
 use super::super::*;
 use super::has_hardware_virtualization;
 use crate::devices::ioapic::IoApicState;
-use crate::devices::serial::ConsoleSink;
-use crate::devices::virtio::rng::SeededEntropy;
-use crate::platform::Parts;
 
 const HUNG: Duration = Duration::from_secs(60);
 const MEMORY_BYTES: u64 = 16 << 20;
@@ -41,18 +38,10 @@ const WRITER: [u8; 17] = [
     0xeb, 0xef, // jmp again
 ];
 
-struct Silent;
-
-impl ConsoleSink for Silent {
-    fn write(&mut self, _: &[u8]) {}
-}
-
 fn platform(memory_bytes: u64) -> Arc<Platform> {
     let ram = GuestRam::new(memory_bytes).unwrap();
     ram.write_bytes(PROGRAM, &WRITER).unwrap();
-    let entropy = Box::new(SeededEntropy::new(1, 0));
-    let parts = Parts { disks: Vec::new(), cards: Vec::new(), console: Box::new(Silent), entropy };
-    Arc::new(Platform::new(&ram, 0, parts).unwrap())
+    tests::platform(&ram)
 }
 
 /// A vCPU that is about to write `pages` pages from `first` on.

@@ -3,16 +3,37 @@
 mod everything;
 
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
-use cpu::VcpuState;
 use cpu::msr::index;
 use cpu::state::InterruptShadow;
+use cpu::{ProcessorsState, VcpuState};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use memory::GuestRam;
 use spec::{CpuLevel, CpuProfile};
 
 use super::support::Support;
 use super::vcpu::Vcpu;
-use super::{msrs, profile, state, tsc};
+use super::{KvmEngine, get_clock, msrs, profile, state, tsc};
+use crate::devices::ioapic::IoApicState;
+use crate::devices::serial::ConsoleSink;
+use crate::devices::virtio::rng::SeededEntropy;
+use crate::engine::EngineState;
+use crate::platform::{Parts, Platform};
+
+struct Silent;
+
+impl ConsoleSink for Silent {
+    fn write(&mut self, _: &[u8]) {}
+}
+
+/// All of a machine but its processors, without disks and cards.
+pub(super) fn platform(ram: &GuestRam) -> Arc<Platform> {
+    let entropy = Box::new(SeededEntropy::new(1, 0));
+    let parts = Parts { disks: Vec::new(), cards: Vec::new(), console: Box::new(Silent), entropy };
+    Arc::new(Platform::new(ram, 0, parts).unwrap())
+}
 
 /// A VM with one vCPU that has a state.
 struct Fixture {
@@ -117,4 +138,19 @@ fn counters_keep_their_distance_to_the_tick() {
     let mut again: Vec<_> = vcpus.iter().map(|vcpu| vcpu.save().unwrap()).collect();
     tsc::align(&fds, &mut again, &support).unwrap();
     assert_eq!([again[0].tsc - again[1].tsc, again[0].tsc - again[2].tsc], [0, DISTANCE]);
+}
+
+#[test]
+fn the_paravirtual_clock_begins_where_the_devices_clock_is_by_then() {
+    const SINCE: Duration = Duration::from_millis(30);
+    if Kvm::new().is_err() {
+        return;
+    }
+    let platform = platform(&GuestRam::new(2 << 20).unwrap());
+    thread::sleep(SINCE);
+    let mut processors = ProcessorsState::from_vcpus_at(vec![VcpuState::reset(0)], 0);
+    processors.profile = super::cpu_profile(CpuLevel::Portable).unwrap();
+    let engine = KvmEngine::new(&platform, &EngineState { processors, ioapic: IoApicState::default() }).unwrap();
+    let shown = Duration::from_nanos(get_clock(&engine.kernel.vm).unwrap());
+    assert!(shown >= SINCE, "it shows {shown:?}, and devices would go on from {SINCE:?} at least");
 }
