@@ -5,15 +5,14 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cpu::state::{SegmentState, TableState};
-use cpu::{ProcessorsState, VcpuState};
+use cpu::ProcessorsState;
 use memory::{GuestRam, Harvest, MemoryError};
 use serde::{Deserialize, Serialize};
 use spec::{CpuLevel, CpuProfile, EngineKind, MemoryBacking};
 
 use crate::acpi::AcpiError;
+use crate::boot::BootError;
 use crate::boot::linux::LinuxBoot;
-use crate::boot::{BootError, BootState};
 use crate::clock::ClockReading;
 use crate::control::Control;
 use crate::devices::ioapic::IoApicState;
@@ -213,7 +212,7 @@ impl Vm {
             processors.tsc_hz = 0;
         }
         if let Some(first) = processors.vcpus.first_mut() {
-            *first = boot_vcpu(&start);
+            *first = start.vcpu();
         }
         let state = EngineState { processors, ioapic: IoApicState::default() };
         Self::assemble(config, platform, &state, engine, mode)
@@ -496,35 +495,4 @@ fn check_cpus(engine: EngineKind, cpus: u32) -> Result<(), VmError> {
 pub fn unix_now_ns() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The first vCPU as the loader leaves it.
-fn boot_vcpu(boot: &BootState) -> VcpuState {
-    let data = segment(BootState::DATA_SELECTOR, BootState::DATA_DESCRIPTOR);
-    let code = segment(BootState::CODE_SELECTOR, BootState::CODE_DESCRIPTOR);
-    let mut state = VcpuState::reset(0);
-    state.gpr[4] = boot.rsp;
-    state.gpr[6] = boot.rsi;
-    state.rip = boot.rip;
-    state.rflags = BootState::RFLAGS;
-    state.segments = [data, code, data, data, data, data];
-    state.tr = segment(BootState::TASK_SELECTOR, BootState::TASK_DESCRIPTOR);
-    state.ldtr.unusable = true;
-    state.gdtr = TableState { base: boot.gdt_base, limit: boot.gdt_limit };
-    state.idtr = TableState { base: 0, limit: 0 };
-    state.cr0 = BootState::CR0;
-    state.cr3 = boot.cr3;
-    state.cr4 = BootState::CR4;
-    state.efer = BootState::EFER;
-    state
-}
-
-/// A segment register from the descriptor that was loaded into it (Intel SDM volume 3, figure 3-8).
-fn segment(selector: u16, descriptor: u64) -> SegmentState {
-    let attributes = (descriptor >> 40) as u16 & 0xf0ff;
-    let limit = (descriptor & 0xffff | descriptor >> 32 & 0xf_0000) as u32;
-    let base = descriptor >> 16 & 0xff_ffff | descriptor >> 32 & 0xff00_0000;
-    let granular = attributes & 1 << 15 != 0;
-    let limit = if granular { limit << 12 | 0xfff } else { limit };
-    SegmentState { selector, base, limit, attributes, unusable: false }
 }

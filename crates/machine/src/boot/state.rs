@@ -1,5 +1,8 @@
 //! [`BootState`]: the registers of the first vCPU at its first instruction.
 
+use cpu::VcpuState;
+use cpu::state::{SegmentState, TableState};
+
 use crate::map;
 
 /// The registers of the boot vCPU at its first instruction: 64-bit mode, the first 4 GiB mapped to themselves, flat
@@ -60,4 +63,35 @@ impl BootState {
             gdt_limit: super::early_tables::GDT_BYTES - 1,
         }
     }
+
+    /// The vCPU that has them.
+    pub fn vcpu(&self) -> VcpuState {
+        let data = segment(Self::DATA_SELECTOR, Self::DATA_DESCRIPTOR);
+        let code = segment(Self::CODE_SELECTOR, Self::CODE_DESCRIPTOR);
+        let mut state = VcpuState::reset(0);
+        state.gpr[4] = self.rsp;
+        state.gpr[6] = self.rsi;
+        state.rip = self.rip;
+        state.rflags = Self::RFLAGS;
+        state.segments = [data, code, data, data, data, data];
+        state.tr = segment(Self::TASK_SELECTOR, Self::TASK_DESCRIPTOR);
+        state.ldtr.unusable = true;
+        state.gdtr = TableState { base: self.gdt_base, limit: self.gdt_limit };
+        state.idtr = TableState { base: 0, limit: 0 };
+        state.cr0 = Self::CR0;
+        state.cr3 = self.cr3;
+        state.cr4 = Self::CR4;
+        state.efer = Self::EFER;
+        state
+    }
+}
+
+/// A segment register from the descriptor that was loaded into it (Intel SDM volume 3, figure 3-8).
+fn segment(selector: u16, descriptor: u64) -> SegmentState {
+    let attributes = (descriptor >> 40) as u16 & 0xf0ff;
+    let limit = (descriptor & 0xffff | descriptor >> 32 & 0xf_0000) as u32;
+    let base = descriptor >> 16 & 0xff_ffff | descriptor >> 32 & 0xff00_0000;
+    let granular = attributes & 1 << 15 != 0;
+    let limit = if granular { limit << 12 | 0xfff } else { limit };
+    SegmentState { selector, base, limit, attributes, unusable: false }
 }

@@ -73,6 +73,8 @@ pub mod word {
 pub mod bit {
     use super::word;
 
+    /// CMPXCHG16B.
+    pub const CMPXCHG16B: (usize, u32) = (word::BASIC_ECX, 1 << 13);
     /// XSAVE and XCR0.
     pub const XSAVE: (usize, u32) = (word::BASIC_ECX, 1 << 26);
     /// The APIC timer counts to a value of the time-stamp counter.

@@ -16,6 +16,7 @@ mod support;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod trial;
 mod tsc;
 mod vcpu;
 
@@ -117,12 +118,7 @@ impl KvmEngine {
                 "the guest was started on the soft engine, and defends itself against no attack by speculation"
             );
         }
-        let vm = Arc::new(kvm.create_vm().map_err(kvm_error("create a VM"))?);
-        if vm.check_extension(Cap::SetTssAddr) {
-            vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm_error("set the identity map"))?;
-            vm.set_tss_address(TSS_ADDRESS).map_err(kvm_error("set the TSS address"))?;
-        }
-        vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
+        let vm = Arc::new(create_vm(&kvm)?);
         let method = method(&kvm, &vm, ram.pages());
         let dirty = Arc::new(DirtyTracking::new(&vm, ram, method)?);
         if let Some(registers) = platform.registers() {
@@ -187,6 +183,17 @@ impl KvmEngine {
         }
         Ok(false)
     }
+}
+
+/// A VM in the kernel, with interrupt controllers and without memory.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, EngineError> {
+    let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
+    if vm.check_extension(Cap::SetTssAddr) {
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm_error("set the identity map"))?;
+        vm.set_tss_address(TSS_ADDRESS).map_err(kvm_error("set the TSS address"))?;
+    }
+    vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
+    Ok(vm)
 }
 
 fn get_clock(vm: &VmFd) -> Result<u64, EngineError> {

@@ -7,7 +7,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use spec::processor::{CpuOffer, Features, TscOffer, WORDS, XsaveComponent, bit, vendor as maker};
 
-use super::{ioctl, kvm_error};
+use super::{ioctl, kvm_error, trial};
 use crate::engine::EngineError;
 
 /// Length of KVM's structure for an XSAVE area without components that a process has to ask for, in bytes.
@@ -38,8 +38,18 @@ impl Support {
         if let Some(support) = HERE.get() {
             return Ok(support.clone());
         }
-        let support = Arc::new(Self::look_up(kvm)?);
+        let support = Self::look_up(kvm)?.with_what_kernels_can_use(kvm)?;
         Ok(HERE.get_or_init(|| support).clone())
+    }
+
+    /// Without what CPUID offers and a guest's kernel cannot use.
+    fn with_what_kernels_can_use(self, kvm: &Kvm) -> Result<Arc<Self>, EngineError> {
+        let mut support = Arc::new(self);
+        if support.offer.features.has(bit::CMPXCHG16B) && !trial::executes(kvm, &support, trial::CMPXCHG16B)? {
+            let offer = &mut Arc::make_mut(&mut support).offer;
+            offer.features = offer.features.without(bit::CMPXCHG16B);
+        }
+        Ok(support)
     }
 
     fn look_up(kvm: &Kvm) -> Result<Self, EngineError> {

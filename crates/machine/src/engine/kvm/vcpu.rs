@@ -52,6 +52,11 @@ impl Vcpu {
         &self.fd
     }
 
+    /// The kernel's vCPU, for whoever runs it in its own way.
+    pub(super) fn into_fd(self) -> VcpuFd {
+        self.fd
+    }
+
     /// Which one it is, from 0.
     pub(super) fn number(&self) -> usize {
         self.number

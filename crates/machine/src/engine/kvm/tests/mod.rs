@@ -11,11 +11,12 @@ use cpu::state::InterruptShadow;
 use cpu::{ProcessorsState, VcpuState};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use memory::GuestRam;
+use spec::processor::bit;
 use spec::{CpuLevel, CpuProfile};
 
 use super::support::Support;
 use super::vcpu::Vcpu;
-use super::{KvmEngine, get_clock, msrs, profile, state, tsc};
+use super::{KvmEngine, get_clock, msrs, profile, state, trial, tsc};
 use crate::devices::ioapic::IoApicState;
 use crate::devices::serial::ConsoleSink;
 use crate::devices::virtio::rng::SeededEntropy;
@@ -108,6 +109,18 @@ fn a_shadow_comes_back_as_the_kind_it_was() {
         // AMD's processors have one shadow for both; what it was is told from RFLAGS then.
         assert!(found == shadow || found.is_some() && shadow.is_some() && rflags != 2, "{shadow:?}: {found:?}");
     }
+}
+
+#[test]
+fn a_kernel_is_offered_no_instruction_that_it_would_die_of() {
+    const OUT: u8 = 0xe6;
+    const UD2: [u8; 2] = [0x0f, 0x0b];
+    let Ok(kvm) = Kvm::new() else { return };
+    let support = Support::here(&kvm).unwrap();
+    let executes = |code: &[u8]| trial::executes(&kvm, &support, code).unwrap();
+    assert!(executes(&[OUT, 0x80]));
+    assert!(!executes(&[UD2.as_slice(), &[OUT, 0x80]].concat()));
+    assert_eq!(support.offer.features.has(bit::CMPXCHG16B), executes(trial::CMPXCHG16B));
 }
 
 #[test]
