@@ -1,9 +1,9 @@
 //! The tests that run in the nested machine.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter;
 use std::time::Duration;
 
+use storage::image::ImageSpec;
 use tempfile::TempDir;
 
 use crate::binaries::Binaries;
@@ -31,17 +31,24 @@ struct Choice {
     target: &'static str,
     /// The test that is called so, or those in the module of this name that are not ignored; all such of the target without a name.
     test: Option<&'static str>,
+    /// The images of its guests.
+    images: Images,
     is_quick: bool,
 }
 
+type Images = &'static [fn() -> ImageSpec];
+
+const NONE: Images = &[];
+const REDIS: Images = &[images::redis];
+
 /// A test in QEMU's machine that every run includes.
-const fn quick(package: &'static str, target: &'static str, test: &'static str) -> Choice {
-    Choice { emulator: Emulator::Qemu, package, target, test: Some(test), is_quick: true }
+const fn quick(package: &'static str, target: &'static str, test: &'static str, images: Images) -> Choice {
+    Choice { emulator: Emulator::Qemu, package, target, test: Some(test), images, is_quick: true }
 }
 
 /// A test in QEMU's machine.
-const fn thorough(package: &'static str, target: &'static str, test: &'static str) -> Choice {
-    Choice { is_quick: false, ..quick(package, target, test) }
+const fn thorough(package: &'static str, target: &'static str, test: &'static str, images: Images) -> Choice {
+    Choice { is_quick: false, ..quick(package, target, test, images) }
 }
 
 /// The engine's own tests: what of a vCPU's state comes back, and which pages count as written.
@@ -49,34 +56,44 @@ const KVM_ENGINE: &str = "engine::kvm::";
 
 /// What runs. What is not quick runs when asked for.
 const CHOICES: &[Choice] = &[
-    quick("twinvm", "guests", "a_restored_vm_goes_on_where_it_was_and_its_disk_with_it"),
-    quick("twinvm", "mirror", "faults::a_killed_primary_is_taken_over_again_and_again"),
-    thorough("machine", "machine", KVM_ENGINE),
-    Choice { test: None, ..thorough("machine", "engines", "") },
-    thorough("machine", "engines", "vector_registers_of_an_x86_64_v3_go_with_a_vm"),
-    thorough("twinvm", "guests", "a_guest_that_resets_starts_again_and_one_that_panics_is_reported"),
-    thorough("twinvm", "guests", "a_snapshot_continues_on_the_other_engine_and_back_with_its_clock_right"),
-    thorough("twinvm", "guests", "debians_6_12_kernel_boots_on_four_vcpus"),
-    thorough("twinvm", "guests", "nginx_serves_curl"),
-    thorough("twinvm", "guests", "postgresql_serves_pgbench"),
-    thorough("twinvm", "guests", "redis_runs_under_systemd_on_two_vcpus"),
-    thorough("twinvm", "mirror", "disks::an_acknowledged_fsync_survives_the_loss_of_both_replicas"),
-    thorough("twinvm", "mirror", "disks::postgresql_loses_no_commit_over_takeovers_and_a_restart_from_disk"),
-    thorough("twinvm", "mirror", "faults::a_killed_secondary_is_replaced"),
-    thorough("twinvm", "mirror", "faults::a_primary_that_wakes_after_the_takeover_stops_and_sends_nothing"),
-    thorough("twinvm", "mirror", "faults::a_secondary_that_wakes_after_it_was_given_up_stops"),
-    thorough("twinvm", "mirror", "faults::a_switchover_costs_nothing_either"),
-    thorough("twinvm", "mirror", "faults::the_guest_clock_never_goes_back_and_catches_up"),
-    thorough("twinvm", "mirror", "races::a_protected_guest_that_resets_starts_again_and_can_be_protected_again"),
+    quick("twinvm", "guests", "a_restored_vm_goes_on_where_it_was_and_its_disk_with_it", REDIS),
+    quick("twinvm", "mirror", "faults::a_killed_primary_is_taken_over_again_and_again", REDIS),
+    thorough("machine", "machine", KVM_ENGINE, NONE),
+    Choice { test: None, ..thorough("machine", "engines", "", NONE) },
+    thorough("machine", "engines", "vector_registers_of_an_x86_64_v3_go_with_a_vm", NONE),
+    thorough("twinvm", "guests", "a_guest_that_resets_starts_again_and_one_that_panics_is_reported", &[images::tiny]),
+    thorough("twinvm", "guests", "a_snapshot_continues_on_the_other_engine_and_back_with_its_clock_right", REDIS),
+    thorough("twinvm", "guests", "debians_6_12_kernel_boots_on_four_vcpus", &[images::kernel_6_12]),
+    thorough("twinvm", "guests", "nginx_serves_curl", &[images::nginx]),
+    thorough("twinvm", "guests", "postgresql_serves_pgbench", &[images::postgresql]),
+    thorough("twinvm", "guests", "redis_runs_under_systemd_on_two_vcpus", &[images::systemd]),
+    thorough(
+        "twinvm",
+        "mirror",
+        "disks::an_acknowledged_fsync_survives_the_loss_of_both_replicas",
+        &[images::redis_append_only],
+    ),
+    thorough(
+        "twinvm",
+        "mirror",
+        "disks::postgresql_loses_no_commit_over_takeovers_and_a_restart_from_disk",
+        &[images::postgresql],
+    ),
+    thorough("twinvm", "mirror", "faults::a_killed_secondary_is_replaced", REDIS),
+    thorough("twinvm", "mirror", "faults::a_primary_that_wakes_after_the_takeover_stops_and_sends_nothing", REDIS),
+    thorough("twinvm", "mirror", "faults::a_secondary_that_wakes_after_it_was_given_up_stops", REDIS),
+    thorough("twinvm", "mirror", "faults::a_switchover_costs_nothing_either", REDIS),
+    thorough("twinvm", "mirror", "faults::the_guest_clock_never_goes_back_and_catches_up", REDIS),
+    thorough("twinvm", "mirror", "races::a_protected_guest_that_resets_starts_again_and_can_be_protected_again", REDIS),
     // What differs between the makers; Bochs is too slow for more.
-    Choice { emulator: Emulator::Bochs, ..thorough("machine", "machine", "engine::kvm::tests::") },
+    Choice { emulator: Emulator::Bochs, ..thorough("machine", "machine", "engine::kvm::tests::", NONE) },
     Choice {
         emulator: Emulator::Bochs,
-        ..thorough("machine", "machine", "engine::kvm::dirty::tests::a_full_ring_loses_nothing")
+        ..thorough("machine", "machine", "engine::kvm::dirty::tests::a_full_ring_loses_nothing", NONE)
     },
     Choice {
         emulator: Emulator::Bochs,
-        ..thorough("twinvm", "guests", "a_restored_vm_goes_on_where_it_was_and_its_disk_with_it")
+        ..thorough("twinvm", "guests", "a_restored_vm_goes_on_where_it_was_and_its_disk_with_it", REDIS)
     },
 ];
 
@@ -85,6 +102,7 @@ pub struct Inner {
     emulator: Emulator,
     target: &'static str,
     test: String,
+    images: Images,
     /// It is part of every run.
     pub is_quick: bool,
 }
@@ -96,7 +114,7 @@ impl Inner {
     /// One that is chosen is not there.
     pub fn all(binaries: &Binaries) -> Vec<Self> {
         let mut all = Vec::new();
-        for Choice { emulator, package, target, test, is_quick } in CHOICES {
+        for Choice { emulator, package, target, test, images, is_quick } in CHOICES {
             let mut tests = binaries.tests(package, target, None);
             if test.is_none_or(|test| test.ends_with("::")) {
                 let ignored = binaries.tests(package, target, Some("--ignored"));
@@ -105,7 +123,7 @@ impl Inner {
                 tests.retain(|name| test.is_some_and(|test| name == test));
             }
             assert!(!tests.is_empty(), "{target} has no test {test:?}");
-            let inner = |test| Self { emulator: *emulator, target, test, is_quick: *is_quick };
+            let inner = |test| Self { emulator: *emulator, target, test, images, is_quick: *is_quick };
             all.extend(tests.into_iter().map(inner));
         }
         all
@@ -121,14 +139,18 @@ impl Inner {
 pub struct Bench {
     binaries: Binaries,
     is_thorough: bool,
+    images: Vec<ImageSpec>,
     made: Option<(Disks, TempDir)>,
     machine: Option<(Emulator, Machine)>,
 }
 
 impl Bench {
-    /// No machine yet. It will have the guests of all tests if it `is_thorough`, else of the quick ones.
-    pub fn new(binaries: Binaries, is_thorough: bool) -> Self {
-        Self { binaries, is_thorough, made: None, machine: None }
+    /// No machine yet. It will have the guests of these tests; in a run that `is_thorough`, some do more.
+    pub fn new<'a>(binaries: Binaries, is_thorough: bool, tests: impl Iterator<Item = &'a Inner>) -> Self {
+        let mut images: Vec<_> = tests.flat_map(|test| test.images).map(|spec| spec()).collect();
+        images.sort_by(|a, b| a.name.cmp(&b.name));
+        images.dedup_by(|a, b| a.name == b.name);
+        Self { binaries, is_thorough, images, made: None, machine: None }
     }
 
     /// Runs a test in the machine. What has failed is told, and done again in a new machine: QEMU's emulation sometimes leaves the machine
@@ -154,10 +176,9 @@ impl Bench {
         let machine = self.machine.take().filter(|(emulator, _)| *emulator == inner.emulator);
         let mut machine = match machine {
             Some((_, machine)) => machine,
-            None => Machine::boot(
-                inner.emulator,
-                &self.made.get_or_insert_with(|| make(&self.binaries, self.is_thorough)).0,
-            )?,
+            None => {
+                Machine::boot(inner.emulator, &self.made.get_or_insert_with(|| make(&self.binaries, &self.images)).0)?
+            }
         };
         let environment = format!(
             "{}=kvm {}={SLOWNESS} TWINVM_KILLS={} RUST_BACKTRACE=1",
@@ -187,19 +208,10 @@ pub fn targets() -> BTreeSet<&'static str> {
 }
 
 /// Builds the machine's disks, with the guests' images.
-fn make(binaries: &Binaries, is_thorough: bool) -> (Disks, TempDir) {
+fn make(binaries: &Binaries, images: &[ImageSpec]) -> (Disks, TempDir) {
     let programs: BTreeMap<_, _> =
         CHOICES.iter().map(|choice| (choice.target, binaries.path(choice.package, choice.target))).collect();
-    let others = [
-        images::redis_append_only(),
-        images::nginx(),
-        images::postgresql(),
-        images::systemd(),
-        images::kernel_6_12(),
-        images::tiny(),
-    ];
-    let specs = iter::once(images::redis()).chain(others.into_iter().filter(|_| is_thorough));
-    let guests: Vec<_> = specs.map(|spec| image(&spec)).collect();
+    let guests: Vec<_> = images.iter().map(image).collect();
     let root = root();
     // Beside the images, where there is room for a copy of them.
     let folder = TempDir::new_in(images_dir().parent().unwrap()).unwrap();

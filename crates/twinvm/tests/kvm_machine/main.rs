@@ -37,7 +37,9 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let binaries = Binaries::find(&inner::targets());
     let all = Inner::all(&binaries);
-    let bench = Arc::new(Mutex::new(Bench::new(binaries, arguments.include_ignored || arguments.ignored)));
+    let is_thorough = arguments.include_ignored || arguments.ignored;
+    let chosen = all.iter().filter(|inner| is_chosen(&arguments, inner));
+    let bench = Arc::new(Mutex::new(Bench::new(binaries, is_thorough, chosen)));
     let trial = |inner: Inner| {
         let (name, is_quick) = (inner.name(), inner.is_quick);
         let bench = bench.clone();
@@ -45,4 +47,11 @@ fn main() -> ExitCode {
         Trial::test(name, run).with_ignored_flag(!is_quick)
     };
     libtest_mimic::run(&arguments, all.into_iter().map(trial).collect()).exit_code()
+}
+
+/// Whether a test is going to run, as far as its name and the arguments say it.
+fn is_chosen(arguments: &Arguments, inner: &Inner) -> bool {
+    let is_of_the_kind =
+        if inner.is_quick { !arguments.ignored } else { arguments.ignored || arguments.include_ignored };
+    is_of_the_kind && arguments.filter.as_ref().is_none_or(|filter| inner.name().contains(filter))
 }
