@@ -65,9 +65,7 @@ fn a_killed_host_is_replaced_by_a_third_and_taken_again_when_it_is_back() {
 #[test]
 fn after_the_loss_of_both_replicas_only_the_newest_disks_are_started_from() {
     let mut world = World::of(&["a", "b"]);
-    world.create("a", VM, "test-redis-append-only", true);
-    world.done("a", &["vm", "start", VM]);
-    world.wait_for_redis();
+    world.boot_append_only("a");
     world.done("a", &["ft", "on", VM, "--yes"]);
     let client = Client::start(world.address());
     client.wait_for_progress(100);
@@ -131,9 +129,7 @@ fn after_the_loss_of_both_replicas_only_the_newest_disks_are_started_from() {
 #[test]
 fn both_replicas_killed_at_once_start_again_from_disk() {
     let mut world = World::of(&["a", "b"]);
-    world.create("a", VM, "test-redis-append-only", true);
-    world.done("a", &["vm", "start", VM]);
-    world.wait_for_redis();
+    world.boot_append_only("a");
     let protected = world.json("a", &["ft", "on", VM, "--yes"]);
     let client = Client::start(world.address());
     client.wait_for_progress(200);

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use storage::image::ImageSpec;
 use tempfile::TempDir;
 
 use crate::support::HUNG;
+use crate::support::booted::{self, Booted};
 use crate::support::guest::{free_port, images_dir};
 use crate::support::{guest, images, place};
 
@@ -304,11 +306,51 @@ impl World {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// Creates a VM with a Redis that answers on [`Self::address`], and starts it.
+    /// Creates a VM with a Redis that answers on [`Self::address`], and starts it: as it was when it had booted for another test, if it has.
     pub fn boot_redis(&self, host: &str) {
-        self.create(host, VM, "test-redis", false);
+        self.boot(host, &images::redis());
+    }
+
+    /// The same with one that writes every change to its append-only file before it answers.
+    pub fn boot_append_only(&self, host: &str) {
+        self.boot(host, &images::redis_append_only());
+    }
+
+    fn boot(&self, host: &str, image: &ImageSpec) {
+        self.create(host, VM, &image.name, image.redis_append_only);
+        let booted = Booted::of(&guest::image(image), VM);
+        if booted.as_ref().is_some_and(|booted| self.goes_on(host, booted)) {
+            return self.wait_for_redis();
+        }
         self.done(host, &["vm", "start", VM]);
         self.wait_for_redis();
+        if let Some(booted) = booted
+            && self.run(host, &["vm", "snapshot", "create", VM, booted::NAME]).success
+        {
+            booted.keep(&self.booted_snapshot(host));
+            self.done(host, &["vm", "snapshot", "rm", VM, booted::NAME]);
+        }
+    }
+
+    fn booted_snapshot(&self, host: &str) -> PathBuf {
+        self.path(host).join(format!("vms/{VM}/snapshots/{}.snapshot", booted::NAME))
+    }
+
+    fn goes_on(&self, host: &str, booted: &Booted) -> bool {
+        let (file, own) = (self.path("booted.snapshot"), self.booted_snapshot(host));
+        if booted.put(&self.vm_folder(host), &file).is_none() {
+            return false;
+        }
+        // The folder may be on a file system that is too small for it.
+        fs::create_dir_all(own.parent().unwrap()).unwrap();
+        symlink(&file, &own).unwrap();
+        let restored = self.run(host, &["vm", "snapshot", "restore", VM, booted::NAME]);
+        if !restored.success {
+            booted.forget(&restored.stderr);
+        }
+        self.done(host, &["vm", "snapshot", "rm", VM, booted::NAME]);
+        fs::remove_file(file).unwrap();
+        restored.success
     }
 
     /// Creates a VM.

@@ -14,7 +14,7 @@ use network::end::{EndConfig, Lifetime};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use spec::{BridgeSpec, MacAddr, NetworkSpec};
 
-use crate::client::{Client, wait_for_service};
+use crate::client::Client;
 use crate::faults::{assert_survives, assert_whole};
 use crate::partition::{ip, may_make_namespaces};
 use crate::replicas::{Replica, Setup, World};
@@ -129,8 +129,7 @@ fn bridged(folder: &Path) -> (Switch, World, Replica, Replica, Client) {
         world.place(name, &host.namespace, &address);
         world.set_end(name, &host.socket);
     }
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.protect(&primary, "b");
     let client = Client::start(world.address());
     client.wait_for_progress(50);
@@ -200,8 +199,7 @@ fn a_connection_over_bridges_survives_the_loss_of_the_host_and_its_network_end()
             world.place(name, &host.namespace, &address);
             world.set_end(name, &host.socket);
         }
-        let mut primary = world.boot();
-        wait_for_service(world.address());
+        let mut primary = world.booted();
         let client = Client::start(world.address());
         for (number, name) in ["b", "c"].into_iter().enumerate() {
             let secondary = world.protect(&primary, name);
@@ -221,8 +219,7 @@ fn a_connection_over_bridges_survives_the_loss_of_the_host_and_its_network_end()
 #[test]
 fn a_secondary_without_its_network_end_makes_room_for_another() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     world.set_end("b", Path::new("/nonexistent/end.sock"));
     let useless = world.start_secondary("b");
     primary.protect_by(&useless);

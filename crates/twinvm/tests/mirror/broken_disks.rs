@@ -113,8 +113,7 @@ impl Drop for Datastore {
 }
 
 fn protected_on(world: &mut World) -> (Replica, Replica, Client) {
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.protect(&primary, "b");
     let client = Client::start(world.address());
     client.wait_for_progress(20);
@@ -168,8 +167,7 @@ fn row_28_a_primary_whose_datastore_hangs_hands_over() {
 fn an_unprotected_guest_on_a_full_datastore_stands_still_until_there_is_room() {
     let mut world = World::new(Setup::redis());
     let Some(datastore) = Datastore::small(&world, "a") else { return };
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let client = Client::start(world.address());
     client.wait_for_progress(20);
     datastore.fill();
@@ -227,8 +225,7 @@ fn a_guest_whose_disks_are_full_on_both_hosts_stands_still_and_loses_nothing() {
 #[test]
 fn the_plug_of_a_guest_that_stands_still_for_its_disk_can_be_pulled() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     limit_files(&primary, FULL_BYTES);
     let saved = save(&world);
     primary.wait("the fault to be seen", |status| disk_fault(status).is_some());
@@ -241,8 +238,7 @@ fn the_plug_of_a_guest_that_stands_still_for_its_disk_can_be_pulled() {
 #[test]
 fn a_first_copy_that_broke_off_is_not_started_from() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.start_secondary("b");
     limit_files(&secondary, FULL_BYTES);
     primary.protect_by(&secondary);
@@ -259,7 +255,11 @@ fn a_first_copy_that_broke_off_is_not_started_from() {
     let primary = world.boot();
     wait_for_service(world.address());
     let secondary = world.protect(&primary, "b");
-    let mark = fs::read_to_string(world.folder_of("b").join("copy.json")).unwrap();
-    assert!(mark.contains("consistent"), "{mark}");
+    // Nobody waits for the mark of a whole one.
+    let deadline = Instant::now() + HUNG;
+    while !fs::read_to_string(world.folder_of("b").join("copy.json")).unwrap().contains("consistent") {
+        assert!(Instant::now() < deadline, "{}", secondary.log());
+        thread::sleep(Duration::from_millis(20));
+    }
     drop((primary, secondary));
 }

@@ -98,8 +98,7 @@ fn postgresql_loses_no_commit_over_takeovers_and_a_restart_from_disk() {
 #[test]
 fn an_acknowledged_fsync_survives_the_loss_of_both_replicas() {
     let mut world = World::new(Setup::redis_append_only());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.protect(&primary, "b");
     let client = Client::start(world.address());
     client.wait_for_progress(200);
@@ -131,8 +130,7 @@ pub fn limit_files(replica: &Replica, bytes: u64) {
 #[test]
 fn a_full_datastore_of_the_secondary_does_not_stop_the_primary() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.protect(&primary, "b");
     let client = Client::start(world.address());
     client.wait_for_progress(20);

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::bridged::{GUEST, Switch, on_bridges};
-use crate::client::{Client, wait_for_service};
+use crate::client::Client;
 use crate::faults::assert_whole;
 use crate::members::{Members, Place};
 use crate::replicas::{Setup, World};
@@ -31,8 +31,7 @@ fn hosts_that_share_nothing_but_etcd_survive_the_loss_of_a_host_with_its_member(
             world.place(name, &host.namespace, address);
             world.set_end(name, &host.socket);
         }
-        let primary = world.boot();
-        wait_for_service(world.address());
+        let primary = world.booted();
         let secondary = world.protect(&primary, "b");
         let client = Client::start(world.address());
         client.wait_for_progress(50);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::client::{self, Client, Outcome, wait_for_service};
+use crate::client::{self, Client, Outcome};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::place;
 
@@ -25,8 +25,7 @@ pub fn assert_survives(primary: Replica, secondary: &Replica, client: Client) {
 /// A protected Redis: primary on `a`, secondary on `b`, and a client that counts.
 pub fn protected(setup: Setup) -> (World, Replica, Replica, Client) {
     let mut world = World::new(setup);
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.protect(&primary, "b");
     let client = Client::start(world.address());
     client.wait_for_progress(20);
@@ -37,8 +36,7 @@ pub fn protected(setup: Setup) -> (World, Replica, Replica, Client) {
 fn a_killed_primary_is_taken_over_again_and_again() {
     let kills = std::env::var("TWINVM_KILLS").map_or(50, |kills| kills.parse().unwrap());
     let mut world = World::new(Setup::redis());
-    let mut primary = world.boot();
-    wait_for_service(world.address());
+    let mut primary = world.booted();
     let client = Client::start(world.address());
     let hosts = ["b", "c", "a"];
     for kill in 0..kills {
@@ -127,8 +125,7 @@ fn a_primary_goes_on_holding_output_while_the_store_is_away() {
 #[test]
 fn a_primary_lost_during_the_first_copy_is_not_taken_over() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.start_secondary("b");
     primary.protect_by(&secondary);
     primary.kill();
@@ -139,8 +136,7 @@ fn a_primary_lost_during_the_first_copy_is_not_taken_over() {
 #[test]
 fn a_secondary_lost_during_the_first_copy_costs_the_client_nothing() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let client = Client::start(world.address());
     for round in 0..5 {
         let secondary = world.start_secondary("b");
@@ -186,8 +182,7 @@ fn protection_can_be_turned_off_and_on_again() {
 #[test]
 fn the_guest_clock_never_goes_back_and_catches_up() {
     let mut world = World::new(Setup::redis());
-    let mut primary = world.boot();
-    wait_for_service(world.address());
+    let mut primary = world.booted();
     let clock = client::Clock::start(world.address());
     for host in ["b", "c", "b"] {
         let secondary = world.protect(&primary, host);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use replication::channel::{self, ChannelError, Connection};
 
-use crate::client::{Client, wait_for_service};
+use crate::client::Client;
 use crate::faults::assert_whole;
 use crate::replicas::{Replica, Setup, World};
 
@@ -32,8 +32,7 @@ fn assert_usable(world: &mut World, primary: &Replica, secondary: Replica) {
 #[test]
 fn garbage_instead_of_a_connection_does_no_harm() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.start_secondary("b");
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 70_000], &[0x16, 3, 1, 0xff, 0xff, 1], b""] {
         let mut stream = TcpStream::connect(listens_at(&secondary)).unwrap();
@@ -46,8 +45,7 @@ fn garbage_instead_of_a_connection_does_no_harm() {
 #[test]
 fn whoever_has_no_certificate_of_the_cluster_is_refused() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.start_secondary("b");
     let stranger = world.identity("another-authority", "a");
     let refused = channel::connect(listens_at(&secondary), &stranger, "b", TIMEOUT);
@@ -61,8 +59,7 @@ fn whoever_has_no_certificate_of_the_cluster_is_refused() {
 #[test]
 fn garbage_from_a_host_of_the_cluster_does_no_harm() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.start_secondary("b");
     let identity = world.identity("authority", "c");
     // Messages of every kind, short and as long as can be, from a host that is not the primary.

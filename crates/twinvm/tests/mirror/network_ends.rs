@@ -28,8 +28,7 @@ fn is_unready(status: &Value) -> bool {
 #[test]
 fn a_secondary_that_does_not_reach_its_network_leaves_the_vm_to_a_primary_that_was_suspected_for_nothing() {
     let mut world = World::new(Setup { suspicion_ms: 300, ..Setup::redis() });
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let end = world.own_end("b", None);
     let secondary = world.protect(&primary, "b");
     let client = Client::start(world.address());
@@ -47,8 +46,7 @@ fn a_secondary_that_does_not_reach_its_network_leaves_the_vm_to_a_primary_that_w
 #[test]
 fn a_secondary_takes_over_when_it_reaches_its_network_again() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let port = free_port();
     let end = world.own_end("b", Some(port));
     let secondary = world.protect(&primary, "b");
@@ -63,8 +61,7 @@ fn a_secondary_takes_over_when_it_reaches_its_network_again() {
 #[test]
 fn a_hand_over_to_a_secondary_that_does_not_reach_its_network_costs_nothing() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let end = world.own_end("b", None);
     let secondary = world.protect(&primary, "b");
     let client = Client::start(world.address());

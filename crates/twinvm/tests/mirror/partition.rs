@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::client::{Client, wait_for_service};
+use crate::client::Client;
 use crate::faults::{assert_survives, assert_whole};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::{HUNG, skipped};
@@ -93,8 +93,7 @@ fn exactly_one_goes_on_when_the_link_is_cut() {
     let mut world = World::new(setup);
     world.place("a", &cable.names[0], Cable::ADDRESSES[0]);
     world.place("b", &cable.names[1], Cable::ADDRESSES[1]);
-    let mut primary = world.boot();
-    wait_for_service(world.address());
+    let mut primary = world.booted();
     let client = Client::start(world.address());
     for _ in 0..3 {
         let other = if primary.host == "a" { "b" } else { "a" };
@@ -118,8 +117,7 @@ fn a_link_cut_during_the_first_copy_costs_the_client_nothing() {
     let mut world = World::new(setup);
     world.place("a", &cable.names[0], Cable::ADDRESSES[0]);
     world.place("b", &cable.names[1], Cable::ADDRESSES[1]);
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let client = Client::start(world.address());
     let secondary = world.start_secondary("b");
     primary.protect_by(&secondary);

@@ -64,8 +64,7 @@ fn a_protected_guest_that_resets_starts_again_and_can_be_protected_again() {
 #[test]
 fn a_reset_waits_for_the_store() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let before = generation(&primary);
     let away = world.take_store_away();
     let _console = type_on_console(&primary, "sync; reboot -f");
@@ -77,8 +76,7 @@ fn a_reset_waits_for_the_store() {
 #[test]
 fn a_plug_that_is_pulled_during_a_reset_is_pulled() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let _away = world.take_store_away();
     let _console = type_on_console(&primary, "sync; reboot -f");
     primary.wait("the reset", |status| status["generation"] == 0);
@@ -91,8 +89,7 @@ fn a_plug_that_is_pulled_during_a_reset_is_pulled() {
 #[test]
 fn protection_that_is_turned_off_during_the_first_copy_can_be_turned_on_at_once() {
     let mut world = World::new(Setup::redis());
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let client = Client::start(world.address());
     for round in 0..8 {
         let secondary = world.start_secondary("b");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,9 @@ use storage::disk::{Backing, create_qcow2};
 use storage::image::{Image, ImageSpec};
 use tempfile::TempDir;
 
+use crate::client::wait_for_service;
 use crate::support::HUNG;
+use crate::support::booted::{self, Booted};
 use crate::support::guest::{free_port, image};
 use crate::support::{images, place};
 
@@ -194,6 +197,11 @@ impl World {
 
     /// A replica process on a host, which is made if need be; its disk is what an earlier replica left there, or fresh.
     pub fn start(&mut self, host: &str, role: &str) -> Replica {
+        self.start_from(host, role, None)
+    }
+
+    /// The same, from a snapshot in its folder.
+    fn start_from(&mut self, host: &str, role: &str, snapshot: Option<&str>) -> Replica {
         let identity = self.path(&format!("identity-{host}"));
         if !self.hosts.iter().any(|known| known == host) {
             replication::channel::issue(&self.path("authority"), host, &identity).unwrap();
@@ -210,7 +218,7 @@ impl World {
         }
         let place = self.places.get(host);
         let config = json!({
-            "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": place::engine(),
+            "vm": VM, "host": host, "spec": self.spec(&folder), "role": role, "engine": place::engine(), "snapshot": snapshot,
             "store": self.store(), "identity": identity, "folder": folder,
             "network_ends": [self.ends.get(host).cloned().unwrap_or_else(|| self.end_socket())], "suspicion_ms": self.suspicion_ms(), "suspicion_ms_min": self.suspicion_ms(), "epoch_ms_max": 50, "mode": crate::MODE,
             "listen": (role == "secondary").then(|| format!("{}:0", place.map_or("127.0.0.1", |(_, address)| address))),
@@ -274,6 +282,40 @@ impl World {
     pub fn boot(&mut self) -> Replica {
         let primary = self.start("a", "primary");
         primary.wait("the guest to be started", |status| status["role"] == "primary");
+        primary
+    }
+
+    /// A primary on `a` whose guest has booted, here or for another test, and whose Redis answers.
+    pub fn booted(&mut self) -> Replica {
+        let booted = Booted::of(&self.image, &self.spec(Path::new("/")));
+        let (folder, file) = (self.folder_of("a"), self.path("booted.snapshot"));
+        let snapshots = folder.join("snapshots");
+        std::fs::create_dir_all(&snapshots).unwrap();
+        let own = snapshots.join(format!("{}.snapshot", booted::NAME));
+        if let Some(booted) = &booted
+            && booted.put(&folder, &file).is_some()
+        {
+            // The folder may be on a file system that is too small for it.
+            symlink(&file, &own).unwrap();
+            let started = self.start_from("a", "primary", Some(booted::NAME)).wait_for_start();
+            std::fs::remove_file(&own).unwrap();
+            std::fs::remove_file(&file).unwrap();
+            match started {
+                Ok(primary) => {
+                    wait_for_service(self.address());
+                    return primary;
+                }
+                Err(why) => booted.forget(&why),
+            }
+        }
+        let primary = self.boot();
+        wait_for_service(self.address());
+        if let Some(booted) = booted
+            && primary.ask(&json!({ "request": "snapshot", "name": booted::NAME, "memory": true })).is_ok()
+        {
+            booted.keep(&own);
+            std::fs::remove_file(&own).unwrap();
+        }
         primary
     }
 
@@ -347,6 +389,19 @@ impl Replica {
             std::thread::sleep(Duration::from_millis(20));
         }
         panic!("waited for {what} on {}: {last:?}\n{}", self.host, self.log());
+    }
+
+    /// Waits until this primary runs the VM; says why if it ends before.
+    fn wait_for_start(mut self) -> Result<Self, String> {
+        let deadline = Instant::now() + HUNG;
+        while !self.status().is_ok_and(|status| status["role"] == "primary" && status["generation"] != 0) {
+            if self.has_ended() {
+                return Err(self.log());
+            }
+            assert!(Instant::now() < deadline, "it does not start\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(self)
     }
 
     pub fn log(&self) -> String {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use serde_json::json;
 
-use crate::client::{Client, wait_for_service};
+use crate::client::Client;
 use crate::faults::assert_whole;
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
@@ -80,8 +80,7 @@ fn protected_over(bytes_per_s: u64) -> (World, Replica, Replica, Link) {
 /// The same when the first copy has begun.
 fn copied_over(bytes_per_s: u64) -> (World, Replica, Replica, Link) {
     let mut world = World::new(Setup { suspicion_ms: 500, ..Setup::redis() });
-    let primary = world.boot();
-    wait_for_service(world.address());
+    let primary = world.booted();
     let secondary = world.start_secondary("b");
     let listen = secondary.status().unwrap()["listen"].as_str().unwrap().parse().unwrap();
     let link = Link::to(listen, bytes_per_s);

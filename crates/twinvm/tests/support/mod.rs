@@ -1,6 +1,7 @@
 //! Guests for tests.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod booted;
 pub mod guest;
 pub mod images;
 pub mod place;
