@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use machine::devices::serial::ConsoleSink;
@@ -28,13 +28,18 @@ pub fn images_dir() -> PathBuf {
     home.join("images")
 }
 
-/// Builds an image, or finds it built.
+/// Builds an image, or finds it built. What it is to hold is resolved by the first of a process alone, as that takes its time.
 pub fn image(spec: &ImageSpec) -> Image {
+    static BUILT: Mutex<Vec<ImageSpec>> = Mutex::new(Vec::new());
     let store = ImageStore::new(images_dir());
-    if place::images_are_built() {
-        return store.get(&spec.name).unwrap();
+    // A test that has failed to build it does not keep others from it.
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !place::images_are_built() && !built.contains(spec) {
+        store.build(spec, BuildOptions::default(), &mut NoProgress).unwrap();
+        built.retain(|other| other.name != spec.name);
+        built.push(spec.clone());
     }
-    store.build(spec, BuildOptions::default(), &mut NoProgress).unwrap().image
+    store.get(&spec.name).unwrap()
 }
 
 /// What a guest has written on its console.
