@@ -62,8 +62,8 @@ test-kvm: setup-kvm ## Run the tests of the KVM engine, in a machine that has vi
 
 soak: setup setup-peer ## Run the randomized tests at their full counts, and those that take long (hours)
 	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test $(TEST_FLAGS) -p cpu --test differential -- --nocapture
-	TWINVM_DETERMINISM_REQUESTS=$(DETERMINISM_REQUESTS) cargo test $(TEST_FLAGS) -p twinvm --test determinism -- --nocapture
-	TWINVM_SOAK_GUEST_S=$(SOAK_GUEST_S) TWINVM_SOAK_VCPUS=1,2,4 cargo test $(TEST_FLAGS) -p twinvm --test soak -- --nocapture
+	TWINVM_DETERMINISM_REQUESTS=$(DETERMINISM_REQUESTS) cargo test $(TEST_FLAGS) -p twinvm --test guests -- --nocapture determinism::
+	TWINVM_SOAK_GUEST_S=$(SOAK_GUEST_S) TWINVM_SOAK_VCPUS=1,2,4 cargo test $(TEST_FLAGS) -p twinvm --test guests -- --nocapture soak::
 	TWINVM_MUTATIONS=$(MUTATIONS) cargo test $(TEST_FLAGS) -p machine --test boot_linux
 	cargo test $(TEST_FLAGS) -p storage --test image_build -- --ignored
 	cargo test $(TEST_FLAGS) -p twinvm --test guests -- --ignored --nocapture debian

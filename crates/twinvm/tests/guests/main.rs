@@ -1,7 +1,10 @@
 //! Real services in Debian guests, started and used as a user does: the `twinvm` program outside, real clients.
 
 mod debian;
+mod determinism;
 mod pull;
+mod replay;
+mod soak;
 #[path = "../support/mod.rs"]
 mod support;
 mod vm;

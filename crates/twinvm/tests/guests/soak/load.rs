@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use machine::control::Control;
 use redis::Commands;
 
-use crate::service::{POSTGRESQL, REDIS, psql_client, work};
+use super::service::{POSTGRESQL, REDIS, psql_client, work};
 use crate::support::HUNG;
 use crate::support::guest::{Guest, Network};
 

@@ -15,8 +15,8 @@ use replication::lockstep::StateDigest;
 use replication::lockstep::log::{Entry, SegmentReader};
 use spec::EngineKind;
 
-use crate::divergence::{Sample, describe, evidence_folder};
-use crate::pair::cpu_time_ns;
+use super::divergence::{Sample, describe, evidence_folder};
+use super::pair::cpu_time_ns;
 
 /// Longest piece that the log is executed in. The recording VM stops at other counts, and that must not matter.
 const PIECE_INSTRUCTIONS_MAX: u64 = 50_000;

@@ -15,15 +15,15 @@ use protocol::Epoch;
 use replication::lockstep::log::{SegmentReader, SegmentWriter};
 use replication::lockstep::{ClosedSegment, LogRecorder, StateDigest, next_digest_at};
 
-use crate::divergence::{Sample, evidence_folder};
-use crate::load::{self, Schedule};
-use crate::replayer::{NoEntropy, Replayer};
-use crate::service::{Service, bring_up};
+use super::divergence::{Sample, evidence_folder};
+use super::load::{self, Schedule};
+use super::replayer::{NoEntropy, Replayer};
+use super::service::{Service, bring_up};
+use super::table::Figures;
+use super::tap::{Output, Sink, Tap};
 use crate::support;
 use crate::support::guest::{Console, Guest, Network};
 use crate::support::replay::{Nowhere, copy_of};
-use crate::table::Figures;
-use crate::tap::{Output, Sink, Tap};
 
 /// Segments that may wait for the replaying VM, before the recording one waits for it.
 const SEGMENTS_WAITING_MAX: usize = 64;

@@ -4,9 +4,6 @@
 //! recorded. Replaying the record from the saved state, without clock, network or client, must end in the same digest of memory,
 //! processors and devices, however the run is cut into pieces.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,8 +16,10 @@ use machine::vm::{Vm, VmState};
 use memory::GuestRam;
 use redis::Commands;
 use spec::EngineKind;
-use support::guest::{Guest, Network};
-use support::replay::{Nowhere, copy_of};
+
+use crate::support;
+use crate::support::guest::{Guest, Network};
+use crate::support::replay::{Nowhere, copy_of};
 
 /// Increments that the client makes during the recorded run; `TWINVM_DETERMINISM_REQUESTS` for more.
 const REQUESTS: usize = 300;

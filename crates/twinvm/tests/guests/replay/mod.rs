@@ -1,8 +1,6 @@
 //! `twinvm run` records what reaches a guest, and `twinvm replay` repeats it offline: same instructions, same console, same last state.
 
 mod recorded;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,10 +9,10 @@ use machine::input::{Input, InputEvent};
 use replication::lockstep::file::{LogEnd, LogFileReader, LogFileWriter, LogRecord};
 use replication::lockstep::log::{Entry, SegmentWriter};
 use replication::lockstep::next_digest_at;
-use support::guest::image;
-use support::images;
 
-use recorded::{Recorded, copy_of, recorded, refused, replay, run, run_replay, wait_until};
+use self::recorded::{Recorded, copy_of, recorded, refused, replay, run, run_replay, wait_until};
+use crate::support::guest::image;
+use crate::support::images;
 
 #[test]
 fn a_replay_from_any_folder_ends_in_the_recorded_state() {

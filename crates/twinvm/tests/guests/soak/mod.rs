@@ -19,15 +19,12 @@ mod service;
 mod table;
 mod tap;
 
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::time::Duration;
 
-use load::Schedule;
-use pair::Pair;
-use service::Service;
-use table::Table;
+use self::load::Schedule;
+use self::pair::Pair;
+use self::service::Service;
+use self::table::Table;
 
 /// Guest time in all if `TWINVM_SOAK_GUEST_S` does not say otherwise.
 const GUEST_S: u64 = 20;

@@ -95,7 +95,7 @@ fn a_difference_is_described_and_kept() {
     use machine::vm::{Boot, Vm, VmConfig};
     use spec::EngineKind;
 
-    use crate::replayer::NoEntropy;
+    use super::replayer::NoEntropy;
     use crate::support::guest::Console;
 
     const PROGRAM_AT: u64 = 0x10_0000;
