@@ -3,8 +3,9 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::prelude::*;
 
 use super::log_limit::Limited;
 use host::foreground::output::Output;
@@ -27,14 +28,14 @@ pub fn start_in(file: &Path) {
 }
 
 fn start_with(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     // A second start finds the first one in place, which is as good. A line that cannot be written is lost: to say so on standard error, as is
     // the library's own way, would end the thread if that cannot be written either.
-    let _ = tracing_subscriber::fmt()
+    let lines = fmt::layer()
         .log_internal_errors(false)
-        .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
-        .with_writer(Limited::new(writer))
-        .try_init();
+        .with_writer(Limited::new(writer));
+    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
 }
