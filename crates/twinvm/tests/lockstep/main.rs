@@ -1,4 +1,5 @@
-//! VMs in lockstep: what may happen to the hosts of a mirrored VM happens here too, and what only lockstep knows.
+//! VMs in lockstep: what may happen to the hosts of a mirrored VM happens here too, and what only lockstep knows. What happens before a secondary
+//! has heard of the mode is tested in mirror alone.
 
 #[path = "../mirror/bridged.rs"]
 mod bridged;
@@ -13,8 +14,6 @@ mod disks;
 mod execution;
 #[path = "../mirror/faults.rs"]
 mod faults;
-#[path = "../mirror/hostile.rs"]
-mod hostile;
 #[path = "../mirror/network_ends.rs"]
 mod network_ends;
 #[path = "../mirror/partition.rs"]

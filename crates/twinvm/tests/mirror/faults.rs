@@ -102,7 +102,7 @@ fn without_the_store_nobody_takes_over_until_it_is_back() {
     let (world, primary, secondary, client) = protected(Setup::redis());
     let away = world.take_store_away();
     primary.kill();
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(2));
     assert_eq!(secondary.status().unwrap()["role"], "secondary", "consistency before availability");
     drop(away);
     secondary.wait_for_takeover();
@@ -115,7 +115,7 @@ fn a_primary_goes_on_holding_output_while_the_store_is_away() {
     let (world, primary, secondary, client) = protected(Setup::redis());
     let away = world.take_store_away();
     secondary.kill();
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(2));
     drop(away);
     primary.wait_until_alone();
     client.wait_for_progress(50);

@@ -535,6 +535,7 @@ impl World {
     }
 
     /// An identity of this cluster, or with another `authority` of another one.
+    #[allow(dead_code, reason = "lockstep makes no difference to peers that nobody has asked")]
     pub fn identity(&self, authority: &str, host: &str) -> replication::channel::Identity {
         let authority = self.path(authority);
         if !authority.exists() {
