@@ -39,7 +39,7 @@ const STRANGER_BODY_BYTES_MAX: usize = 16 << 10;
 const REFUSAL_BYTES_MAX: usize = 4096;
 
 type Shared = State<Arc<Daemon>>;
-type Answer<T> = Result<Json<T>, Refusal>;
+type Answer = Result<Response, Refusal>;
 
 /// One method of one path.
 struct Route {
@@ -222,25 +222,32 @@ fn malformed(rejection: JsonRejection) -> Refusal {
     Refusal::new(rejection.status(), rejection.body_text())
 }
 
+/// What is done for a request.
+type Work = Box<dyn FnOnce(&Arc<Daemon>) -> Result<Response, HostError> + Send>;
+
 /// Runs what may wait for disks, processes or the store on a thread of its own.
-async fn blocking<T: Serialize + Send + 'static>(
+fn blocking<T: Serialize>(
     daemon: Arc<Daemon>,
     work: impl FnOnce(&Arc<Daemon>) -> Result<T, HostError> + Send + 'static,
-) -> Answer<T> {
+) -> impl Future<Output = Answer> {
+    // In a box, what brings it to its thread and back is compiled once, and not for each request there is.
+    apart(daemon, Box::new(|daemon| work(daemon).map(|value| Json(value).into_response())))
+}
+
+async fn apart(daemon: Arc<Daemon>, work: Work) -> Answer {
     tokio::task::spawn_blocking(move || work(&daemon))
         .await
         .unwrap_or_else(|error| Err(anyhow::anyhow!("the request was not finished: {error}").into()))
-        .map(Json)
         .map_err(Refusal::from)
 }
 
 /// The same, in the owner of the VM that it changes.
-async fn owned<T: Serialize + Send + 'static>(
+fn owned<T: Serialize + Send + 'static>(
     daemon: Arc<Daemon>,
     vm: String,
     work: impl FnOnce(&Arc<Daemon>) -> Result<T, HostError> + Send + 'static,
-) -> Answer<T> {
-    blocking(daemon, move |daemon| daemon.owned(&vm, work)).await
+) -> impl Future<Output = Answer> {
+    blocking(daemon, move |daemon| daemon.owned(&vm, work))
 }
 
 async fn host(State(daemon): Shared) -> impl IntoResponse {
