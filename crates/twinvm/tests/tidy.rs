@@ -1,4 +1,5 @@
-//! Files and functions stay short enough to be read in one go, and no work is left for later.
+//! Files and functions stay short enough to be read in one go, no work is left for later, and no code is in documentation, where no test compiles it
+//! (`doctest = false` in each crate).
 //!
 //! A *table* may be as long as what it lists: a `match` with short arms, a list, or a literal of a structure.
 
@@ -18,6 +19,8 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 /// Most lines of an arm of a `match` that counts as a table.
 const ARM_LINES_MAX: usize = 12;
+/// What is shown in documentation between fences.
+const SHOWN: [&str; 4] = ["json", "sh", "text", "toml"];
 /// Macros that stand for work not done.
 const UNFINISHED: [&str; 3] = ["dbg", "todo", "unimplemented"];
 
@@ -107,7 +110,20 @@ fn faults(source: &str) -> Vec<String> {
     if lines > FILE_LINES_MAX {
         tidy.faults.push(format!("{lines} lines"));
     }
+    tidy.faults.extend(code_in_documentation(source));
     tidy.faults
+}
+
+fn code_in_documentation(source: &str) -> Vec<String> {
+    let mut fences = Vec::new();
+    for (line, number) in source.lines().map(str::trim_start).zip(1..) {
+        if let Some(language) = ["/// ```", "//! ```"].iter().find_map(|fence| line.strip_prefix(fence)) {
+            fences.push((number, language));
+        }
+    }
+    // Every second one ends what the one before began.
+    let begun = fences.iter().step_by(2).filter(|(_, language)| !SHOWN.contains(language));
+    begun.map(|(number, _)| format!("line {number}: code in documentation")).collect()
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -180,6 +196,14 @@ fn long_functions_are_found_and_tables_are_let_be() {
 fn unfinished_work_and_long_files_are_found() {
     assert_eq!(faults("fn f() {\n    todo!()\n}"), ["line 2: todo!"]);
     assert_eq!(faults(&"// A comment.\n".repeat(FILE_LINES_MAX + 1)), ["601 lines"]);
+}
+
+#[test]
+fn code_in_documentation_is_found() {
+    assert_eq!(faults("//! ```\n//! f();\n//! ```\n"), ["line 1: code in documentation"]);
+    assert!(faults("/// ```text\n/// f();\n/// ```\nfn f() {}").is_empty());
+    let twice = "/// ```text\n/// ```\n/// ```rust\n/// ```\nfn f() {}";
+    assert_eq!(faults(twice), ["line 3: code in documentation"]);
 }
 
 /// What is wrong with a table of tests in the section of a document that begins with this heading: its rows are numbered, and in the last column have
