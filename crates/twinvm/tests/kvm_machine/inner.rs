@@ -9,8 +9,8 @@ use tempfile::TempDir;
 use crate::binaries::Binaries;
 use crate::emulator::{Disks, Emulator};
 use crate::job;
-use crate::machine::Machine;
 use crate::root::root;
+use crate::support::emulated::Machine;
 use crate::support::guest::{image, images_dir};
 use crate::support::{images, place};
 
@@ -176,9 +176,7 @@ impl Bench {
         let machine = self.machine.take().filter(|(emulator, _)| *emulator == inner.emulator);
         let mut machine = match machine {
             Some((_, machine)) => machine,
-            None => {
-                Machine::boot(inner.emulator, &self.made.get_or_insert_with(|| make(&self.binaries, &self.images)).0)?
-            }
+            None => inner.emulator.boot(&self.made.get_or_insert_with(|| make(&self.binaries, &self.images)).0)?,
         };
         let environment = format!(
             "{}=kvm {}={SLOWNESS} TWINVM_KILLS={} RUST_BACKTRACE=1",

@@ -5,11 +5,12 @@ use std::fs;
 use std::iter;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use storage::image::Image;
 use tempfile::TempDir;
 
+use crate::support::emulated::SHELL;
+use crate::support::emulated::disk::{copy_image, copy_program, make};
 use crate::support::guest::images_dir;
 
 /// Size of the disk in bytes; what is not used takes no space.
@@ -22,21 +23,21 @@ pub fn disk(programs: &BTreeMap<&str, &Path>, images: &[Image], folder: &Path) -
     fs::create_dir(&bin).unwrap();
     let twinvm = env!("CARGO_BIN_EXE_twinvm");
     for (name, program) in programs.iter().chain([(&"twinvm", &Path::new(twinvm))]) {
-        run(Command::new("strip").args(["--strip-debug", "-o"]).arg(bin.join(name)).arg(program));
+        copy_program(program, &bin.join(name));
     }
-    run(Command::new("cp").arg(pgbench()).arg(&bin));
+    fs::copy(pgbench(), bin.join("pgbench")).unwrap();
     fs::write(tree.path().join("twinvm-path"), format!("{twinvm}\n")).unwrap();
     let agent = tree.path().join("agent");
     fs::write(&agent, include_bytes!("agent")).unwrap();
     fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::create_dir(tree.path().join("images")).unwrap();
+    fs::write(tree.path().join("shell"), SHELL).unwrap();
+    let copies = tree.path().join("images");
+    fs::create_dir(&copies).unwrap();
     for image in images {
-        let copy = tree.path().join("images").join(&image.manifest().spec.name);
-        run(Command::new("cp").args(["-r", "--sparse=always", "-T"]).arg(image.dir()).arg(copy));
+        copy_image(image, &copies);
     }
     let disk = folder.join("job.img");
-    let size = format!("{}k", SIZE_BYTES >> 10);
-    run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-m", "0", "-d"]).arg(tree.path()).arg(&disk).arg(size));
+    make(tree.path(), &disk, SIZE_BYTES);
     disk
 }
 
@@ -46,9 +47,4 @@ fn pgbench() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let installed = versions.map(|version| version.path().join("bin/pgbench"));
     iter::once(unpacked).chain(installed).find(|path| path.exists()).expect("`make setup` brings pgbench")
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -7,7 +7,6 @@ mod binaries;
 mod emulator;
 mod inner;
 mod job;
-mod machine;
 mod measure;
 mod root;
 #[path = "../support/mod.rs"]

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod booted;
+pub mod emulated;
 pub mod guest;
 pub mod images;
 pub mod place;

@@ -3,13 +3,20 @@
 mod bochs;
 mod qemu;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
 use storage::image::Image;
 
 use crate::root::INIT;
+use crate::support::emulated::Machine;
+
+/// How long a boot may take before it counts as hung; in QEMU it takes some 10 s, in Bochs three minutes.
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// The same for QEMU, which sometimes hangs.
+const QEMU_BOOT_LIMIT: Duration = Duration::from_secs(150);
 
 /// What a machine is made of.
 pub struct Disks {
@@ -37,15 +44,22 @@ impl Emulator {
         }
     }
 
-    /// Starts a machine that writes its console to `console` in `folder` and connects its second serial port to a TCP port of 127.0.0.1.
-    pub fn start(self, disks: &Disks, folder: &Path, control_port: u16) -> Child {
-        let mut command = match self {
+    /// Boots a machine. None of what it writes to its disks is kept.
+    ///
+    /// # Errors
+    /// It does not come up; says what its console said.
+    pub fn boot(self, disks: &Disks) -> Result<Machine, String> {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let mut machine = Machine::start(&folder, |folder, control_port| self.command(disks, folder, control_port))?;
+        machine.wait_until_ready(if self == Self::Qemu { QEMU_BOOT_LIMIT } else { BOOT_LIMIT })?;
+        Ok(machine)
+    }
+
+    fn command(self, disks: &Disks, folder: &Path, control_port: u16) -> Command {
+        match self {
             Self::Qemu => qemu::command(disks, folder, control_port),
             Self::Bochs => bochs::command(disks, folder, control_port),
-        };
-        let log = File::create(folder.join("emulator.log")).unwrap();
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error} (`make setup` installs it)"))
+        }
     }
 }
 

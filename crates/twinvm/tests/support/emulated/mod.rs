@@ -1,19 +1,25 @@
-//! The nested machine, running: commands go in by one serial port and their output comes back, another one is its console.
+//! A Debian machine in an emulator, running: commands go in by one serial port and their output comes back, another one is its console.
 
-use std::fs;
+pub mod disk;
+pub mod qemu;
+
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::Child;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::emulator::{Disks, Emulator};
+/// What a machine sources to be a shell on its second serial port.
+pub const SHELL: &[u8] = include_bytes!("shell");
+/// The file in a machine's folder that its console goes to.
+pub const CONSOLE: &str = "console";
 
-/// How long a boot may take before it counts as hung; in QEMU it takes some 10 s, in Bochs three minutes.
-const BOOT_LIMIT: Duration = Duration::from_secs(600);
-/// The same for QEMU, which sometimes hangs.
-const QEMU_BOOT_LIMIT: Duration = Duration::from_secs(150);
+/// How long an emulator may take to start before it counts as hung.
+const START_LIMIT: Duration = Duration::from_secs(60);
 /// How much of the console is shown with an error.
 const CONSOLE_TAIL_BYTES: usize = 8192;
 
@@ -23,34 +29,43 @@ pub struct Outcome {
     pub output: String,
 }
 
-/// A machine that takes commands; powered off when dropped.
+/// A machine that takes commands. When it is dropped, it loses its power: what its kernel has not written to its disks is gone.
 pub struct Machine {
     process: Child,
     control: TcpStream,
-    folder: TempDir,
+    folder: Arc<TempDir>,
 }
 
 impl Machine {
-    /// Boots a machine. None of what it writes to its disks is kept.
+    /// Starts what `emulator` makes of the machine's folder and of the TCP port of 127.0.0.1 that the second serial port is to be connected to.
+    ///
+    /// # Errors
+    /// The emulator does not start; says why.
+    pub fn start(folder: &Arc<TempDir>, emulator: impl FnOnce(&Path, u16) -> Command) -> Result<Self, String> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut command = emulator(folder.path(), listener.local_addr().unwrap().port());
+        let log = File::create(folder.path().join("emulator.log")).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut process =
+            command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error} (`make setup` installs it)"));
+        let Some(control) = accept(&listener, &mut process) else {
+            let _ = process.kill();
+            let _ = process.wait();
+            let log = fs::read_to_string(folder.path().join("emulator.log")).unwrap_or_default();
+            return Err(format!("{command:?} does not start:\n{log}"));
+        };
+        Ok(Self { process, control, folder: folder.clone() })
+    }
+
+    /// Waits until it takes commands.
     ///
     /// # Errors
     /// It does not come up; says what its console said.
-    pub fn boot(emulator: Emulator, disks: &Disks) -> Result<Self, String> {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let mut process = emulator.start(disks, folder.path(), listener.local_addr().unwrap().port());
-        let Some(control) = accept(&listener, &mut process) else {
-            let _ = process.kill();
-            let log = fs::read_to_string(folder.path().join("emulator.log")).unwrap_or_default();
-            return Err(format!("{emulator:?} does not start:\n{log}"));
-        };
-        let mut machine = Self { process, control, folder };
-        let limit = if emulator == Emulator::Qemu { QEMU_BOOT_LIMIT } else { BOOT_LIMIT };
-        machine.read_until(|text| text.ends_with("machine: ready\n"), limit)?;
-        Ok(machine)
+    pub fn wait_until_ready(&mut self, limit: Duration) -> Result<(), String> {
+        self.read_until(|text| text.ends_with("machine: ready\n"), limit).map(drop)
     }
 
-    /// Runs a shell command.
+    /// Runs a shell command of one line.
     ///
     /// # Errors
     /// The machine stops or hangs; it cannot be used then.
@@ -77,7 +92,7 @@ impl Machine {
     }
 
     fn lost(&self, why: &str) -> String {
-        let console = fs::read(self.folder.path().join("console")).unwrap_or_default();
+        let console = fs::read(self.folder.path().join(CONSOLE)).unwrap_or_default();
         let tail = &console[console.len().saturating_sub(CONSOLE_TAIL_BYTES)..];
         format!("the nested machine: {why}\nits console:\n{}", String::from_utf8_lossy(tail))
     }
@@ -90,11 +105,17 @@ impl Drop for Machine {
     }
 }
 
+/// A command of one line that does what a script of several does.
+pub fn one_line(script: &str) -> String {
+    let quoted = script.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n");
+    format!("eval $'{quoted}'")
+}
+
 /// Waits for the emulator to connect the serial port.
 fn accept(listener: &TcpListener, process: &mut Child) -> Option<TcpStream> {
     listener.set_nonblocking(true).unwrap();
     let start = Instant::now();
-    while start.elapsed() < BOOT_LIMIT && process.try_wait().unwrap().is_none() {
+    while start.elapsed() < START_LIMIT && process.try_wait().unwrap().is_none() {
         if let Ok((stream, _)) = listener.accept() {
             stream.set_nonblocking(false).unwrap();
             return Some(stream);
@@ -104,7 +125,7 @@ fn accept(listener: &TcpListener, process: &mut Child) -> Option<TcpStream> {
     None
 }
 
-/// The output before the line by which the agent says how a command ended, and its status.
+/// The output before the line by which the shell says how a command ended, and its status.
 fn status_line(text: &str) -> Option<(&str, i32)> {
     let (output, status) = text.strip_suffix('\n')?.rsplit_once("\nmachine: status ")?;
     Some((output, status.parse().ok()?))
