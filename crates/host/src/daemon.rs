@@ -22,6 +22,7 @@ use cluster::store::StoreError;
 use machine::bus::lock;
 use replication::channel::Identity;
 use rustix::process::geteuid;
+use sd_notify::NotifyState;
 use spec::{EngineChoice, EngineKind, FtMode, VmName};
 use storage::image::ImageStore;
 use terminal::error_text::error_text;
@@ -179,6 +180,10 @@ async fn serve(folder: &HostFolder, config: HostConfig) -> Result<End> {
     let line = serde_json::json!({ "ready": daemon.config.name, "api": addresses.api, "metrics": addresses.metrics });
     // Whoever started the daemon need not read it.
     let _ = writeln!(std::io::stdout(), "{line}");
+    // As a service it counts as started from now on: a command right after `systemctl start` is answered.
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!("the service manager cannot be told that the daemon is ready: {error}");
+    }
     let started = format!("the daemon of host {} answers at {}", daemon.config.name, addresses.api);
     daemon.events.note(EventKind::HostStarted, None, started);
     tokio::select! {

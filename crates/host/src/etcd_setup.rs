@@ -189,7 +189,9 @@ impl EtcdSetup {
              Wants=network-online.target\n\
              After=network-online.target\n\
              Before=twinvm.service\n\
-             Conflicts=etcd.service\n\n\
+             Conflicts=etcd.service\n\
+             # Its address may come later than it does after a boot.\n\
+             StartLimitIntervalSec=0\n\n\
              [Service]\n\
              Type=notify\n\
              User=etcd\n\
@@ -197,6 +199,7 @@ impl EtcdSetup {
              ExecStartPre=+/usr/bin/install -d -o etcd -g etcd -m 700 {data}\n\
              ExecStart=/usr/bin/etcd --config-file {files}/etcd.yml\n\
              Restart=on-failure\n\
+             RestartSec=1\n\
              LimitNOFILE=65536\n\
              Nice=-10\n\
              IOSchedulingClass=best-effort\n\

@@ -76,9 +76,11 @@ been used.")]
 When it is ready it writes a line of JSON to standard output; it logs to standard error (RUST_LOG=debug for more).
 As a systemd service:
   [Service]
+  Type=notify
   ExecStart=/usr/bin/twinvm host start --dir /var/lib/twinvm/host
   KillMode=process
   Restart=on-failure
+  RestartSec=1
 KillMode=process keeps VMs alive when the service stops: they are processes of their own, which the next daemon finds.")]
     Start(StartArguments),
     /// Stop the host's daemon; VMs go on without it
