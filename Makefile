@@ -28,10 +28,10 @@ TEST ?=
 MODE ?= mirror
 KILLS ?= 3
 
-.PHONY: help setup setup-build setup-image setup-kvm setup-peer build test test-kvm soak demo bench bench-kvm bench-peer lint docs clean
+.PHONY: help setup setup-build setup-image setup-kvm setup-peer build test test-kvm test-machines soak demo bench bench-kvm bench-peer lint docs clean
 
 help: ## List the targets
-	@sed -En 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
+	@sed -En 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 
 setup: ## Install the Debian packages that building and testing need (with sudo if not root)
 	@scripts/setup build image test
@@ -59,6 +59,9 @@ test: setup ## Run all tests, those with guests included
 
 test-kvm: setup-kvm ## Run the tests of the KVM engine, in a machine that has virtualization hardware (TEST=NAME for some of them)
 	cargo test $(TEST_FLAGS) --workspace --test kvm_machine -- --include-ignored $(TEST)
+
+test-machines: setup ## Run the tests with three machines in QEMU, set up by docs/operators.md, that lose power (under 20 minutes)
+	cargo test $(TEST_FLAGS) --workspace --test machines -- --include-ignored --nocapture --test-threads 1
 
 soak: setup setup-peer ## Run the randomized tests at their full counts, and those that take long (hours)
 	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test $(TEST_FLAGS) -p cpu --test differential -- --nocapture
