@@ -49,6 +49,7 @@ pub fn run(work: &Work) -> Result<Run> {
         memory_bytes: MEMORY_BYTES,
         cpu: spec::CpuLevel::Portable,
         backing: spec::MemoryBacking::default(),
+        translator: spec::Translator::default(),
     };
     let boot = Boot::Linux { kernel: &work.kernel, initrd: Some(&work.initrd), command_line: &work.command_line };
     let mut vm = Vm::boot(config, &boot, parts, EngineKind::Soft, InputMode::Live)?;

@@ -3,6 +3,7 @@
 use memory::GuestRam;
 
 use crate::apic::Apic;
+use crate::context::Context;
 use crate::stop::{Fault, Stop, vector};
 use crate::tlb::Tlb;
 use crate::unit::{LazyFlags, Mode, Sse, System, X87, bit};
@@ -45,6 +46,8 @@ pub struct Cpu {
     pub(crate) count: u64,
     /// What clock steps have added to the time-stamp counter.
     pub(crate) clock_steps: u64,
+    /// What translated code needs while it runs.
+    pub(crate) context: Context,
     pub(crate) tlb: Tlb,
     pub(crate) ram: GuestRam,
     pub(crate) sse: Sse,

@@ -14,6 +14,7 @@
 mod apic;
 mod block;
 mod bus;
+mod context;
 mod core;
 pub mod cpuid;
 mod decode;
@@ -30,6 +31,7 @@ pub mod state;
 mod stop;
 mod sys;
 mod tlb;
+mod translate;
 mod unit;
 mod width;
 mod x87;

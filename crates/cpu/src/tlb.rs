@@ -39,6 +39,20 @@ impl Entry {
     pub(crate) const EMPTY: Self = Self { read: NO_TAG, write: NO_TAG, ram_offset: 0, permitted: NO_TAG };
 }
 
+/// Where translated code finds the fields of an [`Entry`], in bytes.
+pub(crate) mod offset_of {
+    use super::Entry;
+
+    pub(crate) const READ: i32 = std::mem::offset_of!(Entry, read) as i32;
+    pub(crate) const WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
+    pub(crate) const RAM_OFFSET: i32 = std::mem::offset_of!(Entry, ram_offset) as i32;
+}
+
+/// What a linear address is shifted right by, and then masked with, to give the place of its entry in a table, in bytes.
+pub(crate) const INDEX_SHIFT: u8 = PAGE_SHIFT as u8 - size_of::<Entry>().trailing_zeros() as u8;
+/// See [`INDEX_SHIFT`].
+pub(crate) const INDEX_MASK: i32 = (ENTRIES as i32 - 1) * size_of::<Entry>() as i32;
+
 /// One page's translation for instruction fetch.
 #[derive(Clone, Copy, Debug)]
 struct FetchEntry {
@@ -87,6 +101,11 @@ impl Tlb {
     #[inline(always)]
     pub(crate) fn entry(&self, table: u8, linear: u64) -> &Entry {
         &self.entries[usize::from(table & 3)][(linear >> PAGE_SHIFT) as usize % ENTRIES]
+    }
+
+    /// The address of a data table's first entry, for translated code.
+    pub(crate) fn table_address(&self, table: u8) -> u64 {
+        std::ptr::from_ref(&self.entries[usize::from(table & 3)]) as u64
     }
 
     pub(crate) fn entry_mut(&mut self, table: u8, linear: u64) -> &mut Entry {

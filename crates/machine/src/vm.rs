@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cpu::ProcessorsState;
 use memory::{GuestRam, Harvest, MemoryError};
 use serde::{Deserialize, Serialize};
-use spec::{CpuLevel, CpuProfile, EngineKind, MemoryBacking};
+use spec::{CpuLevel, CpuProfile, EngineKind, MemoryBacking, Translator};
 
 use crate::acpi::AcpiError;
 use crate::boot::BootError;
@@ -41,13 +41,20 @@ pub struct VmConfig {
     /// What this host makes the memory of. That is no part of a VM: a snapshot does not say it, and replicas may differ in it.
     #[serde(skip)]
     pub backing: MemoryBacking,
+    /// Whether the soft engine translates hot code. That is no part of a VM either.
+    #[serde(skip)]
+    pub translator: Translator,
 }
 
 impl VmConfig {
     /// Whether a guest would find the same hardware.
     pub fn is_same_hardware(&self, other: &Self) -> bool {
-        let without_backing = |config: &Self| Self { backing: MemoryBacking::default(), ..config.clone() };
-        without_backing(self) == without_backing(other)
+        let hardware = |config: &Self| Self {
+            backing: MemoryBacking::default(),
+            translator: Translator::default(),
+            ..config.clone()
+        };
+        hardware(self) == hardware(other)
     }
 }
 
@@ -231,7 +238,7 @@ impl Vm {
         let platform = Arc::new(platform);
         let engine: Box<dyn Engine> = match engine {
             EngineKind::Kvm => Box::new(KvmEngine::new(&platform, state)?),
-            EngineKind::Soft => Box::new(SoftEngine::new(&platform, state, mode)?),
+            EngineKind::Soft => Box::new(SoftEngine::new(&platform, state, config.translator, mode)?),
         };
         Ok(Self { config, platform, engine, control: Control::new()? })
     }
@@ -435,9 +442,10 @@ impl<R: Read> Snapshot<R> {
         Ok(Self { reader, head })
     }
 
-    /// Says what this host is to make the memory of.
-    pub fn set_backing(&mut self, backing: MemoryBacking) {
+    /// Says what this host is to make the memory of, and whether it translates code.
+    pub fn set_host_choices(&mut self, backing: MemoryBacking, translator: Translator) {
         self.head.config.backing = backing;
+        self.head.config.translator = translator;
     }
 
     /// What the snapshot is of.

@@ -300,6 +300,7 @@ fn config() -> VmConfig {
         memory_bytes: MEMORY_BYTES,
         cpu: spec::CpuLevel::Portable,
         backing: spec::MemoryBacking::default(),
+        translator: spec::Translator::default(),
     }
 }
 

@@ -27,6 +27,17 @@ pub enum EngineKind {
     Soft,
 }
 
+/// Whether the soft engine translates hot code to host code. What a guest computes is the same either way, so two replicas may differ in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Translator {
+    /// Hot code is translated.
+    #[default]
+    On,
+    /// All code is interpreted.
+    Off,
+}
+
 impl EngineKind {
     /// Whether a page can be copied right before a vCPU writes to it for the first time since dirty pages were collected: then pages can
     /// be frozen rather than copied while the VM stands still.

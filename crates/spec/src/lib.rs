@@ -24,7 +24,7 @@ mod vm_id;
 pub use byte_size::ByteSize;
 pub use cpu_level::CpuLevel;
 pub use disk_format::DiskFormat;
-pub use engine::{EngineChoice, EngineKind};
+pub use engine::{EngineChoice, EngineKind, Translator};
 pub use failure_domain::{FailureDomain, FailureDomainError};
 pub use forward::{ForwardError, PortForward, Protocol};
 pub use ft_mode::{FtMode, UnknownMode};

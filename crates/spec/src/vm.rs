@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ByteSize, CpuLevel, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, Priority, VmId, VmName,
+    ByteSize, CpuLevel, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, Priority, Translator, VmId,
+    VmName,
 };
 
 /// Fewest bytes of memory a VM can have: below this Debian's kernel does not unpack.
@@ -61,6 +62,9 @@ pub struct VmSpec {
     /// Which engine runs the vCPUs.
     #[serde(default)]
     pub engine: EngineChoice,
+    /// Whether the soft engine translates hot code to host code: `"on"` or `"off"`. A guest sees no difference but speed.
+    #[serde(default, skip_serializing_if = "translates")]
+    pub translator: Translator,
     /// How much of a processor the guest gets: `portable`, `x86-64-v3` or `host`. More than `portable` needs the kvm engine, and a
     /// secondary's host has to have as much.
     #[serde(default)]
@@ -113,6 +117,10 @@ fn one() -> u32 {
 
 fn is_off(huge_pages: &HugePages) -> bool {
     *huge_pages == HugePages::Off
+}
+
+fn translates(translator: &Translator) -> bool {
+    *translator == Translator::On
 }
 
 fn is_medium(priority: &Priority) -> bool {

@@ -60,7 +60,7 @@ const HOUSE: &[Crate] = &[
         name: "cpu",
         floor: 2,
         layers: &[
-            &["bus", "digest", "msr", "state", "stop", "tlb", "width"],
+            &["bus", "context", "digest", "msr", "state", "stop", "tlb", "width"],
             &["cpuid"],
             &["apic", "unit"],
             &["core"],
@@ -68,7 +68,8 @@ const HOUSE: &[Crate] = &[
             &["mem", "mmu"],
             &["int", "sse", "sys", "x87"],
             &["decode", "signature"],
-            &["block"],
+            // Blocks keep their translations, and translated code asks for the block to go on with.
+            &["block", "translate"],
             &["run"],
         ],
     },

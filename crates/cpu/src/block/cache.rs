@@ -4,6 +4,7 @@ use memory::{GuestRam, PAGE_BYTES, PAGE_SHIFT};
 
 use crate::block::crossing::Crossings;
 use crate::op::Op;
+use crate::translate::{Through, Translator};
 use crate::unit::Mode;
 
 /// Most ops kept; when there are more, everything is forgotten.
@@ -14,6 +15,8 @@ const BUCKETS: usize = 1 << 16;
 const NONE: u32 = u32::MAX;
 /// Key of a block that is no more.
 const NO_KEY: u64 = u64::MAX;
+/// No translation: what code memory begins with is not a block's.
+const NO_CODE: u32 = 0;
 /// No offset within a page.
 const NO_TARGET: u16 = u16::MAX;
 
@@ -25,6 +28,10 @@ pub(crate) struct Block {
     first_op: u32,
     /// Number of ops.
     pub len: u16,
+    /// How often it was interpreted, up to [`BlockCache::hot`].
+    heat: u8,
+    /// Offset of its translation in code memory, or [`NO_CODE`].
+    code: u32,
     /// Where execution went from here, within the same page, and the blocks that start there.
     links: [(u16, u32); 2],
     next_in_bucket: u32,
@@ -43,10 +50,15 @@ pub(crate) struct BlockCache {
     /// First block of each page of RAM.
     pages: Vec<u32>,
     crossings: Crossings,
+    /// `None`: all is interpreted.
+    translator: Option<Translator>,
+    /// How often a block is interpreted before it is translated.
+    hot: u8,
 }
 
 impl BlockCache {
-    pub(crate) fn new(ram: &GuestRam) -> Self {
+    /// A cache whose blocks are interpreted as often as `translate_after` says, and then translated if the host lets code be made.
+    pub(crate) fn new(ram: &GuestRam, translate_after: Option<u8>) -> Self {
         Self {
             ops: Vec::new(),
             blocks: Vec::new(),
@@ -54,6 +66,82 @@ impl BlockCache {
             buckets: vec![NONE; BUCKETS],
             pages: vec![NONE; ram.pages() as usize],
             crossings: Crossings::new(),
+            translator: translate_after.and_then(|_| Translator::new()),
+            hot: translate_after.unwrap_or(0),
+        }
+    }
+
+    /// What holds the translations, if there are any.
+    pub(crate) fn translator(&self) -> Option<&Translator> {
+        self.translator.as_ref()
+    }
+
+    /// The translation of a block.
+    #[inline(always)]
+    pub(crate) fn code(&self, id: u32) -> Option<u32> {
+        self.blocks.get(id as usize).map(|block| block.code).filter(|&code| code != NO_CODE)
+    }
+
+    /// The address of the translation of a block, 0 for none.
+    pub(crate) fn code_address(&self, id: u32) -> u64 {
+        match (self.code(id), &self.translator) {
+            (Some(code), Some(translator)) => translator.address(code),
+            _ => 0,
+        }
+    }
+
+    /// Leads a jump of translated code to the translation of a block of the same page.
+    pub(crate) fn link_code(&mut self, jump: Through, code: u32) {
+        if let Some(translator) = &mut self.translator {
+            translator.link(jump, code);
+        }
+    }
+
+    /// Notes that a block is about to run, and translates it when it was interpreted often enough.
+    #[inline(always)]
+    pub(crate) fn warm(&mut self, ram: &GuestRam, id: u32) {
+        if let Some(block) = self.blocks.get_mut(id as usize)
+            && block.heat <= self.hot
+        {
+            block.heat = block.heat.saturating_add(1);
+            if block.heat > self.hot {
+                self.translate(ram, id);
+            }
+        }
+    }
+
+    #[cold]
+    fn translate(&mut self, ram: &GuestRam, id: u32) {
+        if self.translator.as_ref().is_some_and(Translator::is_full) {
+            self.forget_code();
+        }
+        let (Some(translator), Some(block)) = (&mut self.translator, self.blocks.get_mut(id as usize)) else {
+            return;
+        };
+        let first = block.first_op as usize;
+        let Some(ops) = self.ops.get(first..first + usize::from(block.len)) else {
+            return;
+        };
+        let (key, ram_offset) = (block.key, block.key >> Mode::BITS);
+        if Mode::of_bits(key).code_bits() != 64 {
+            return;
+        }
+        let len_bytes = ops.last().map_or(0, |op| usize::from(op.offset) + usize::from(op.len));
+        let mut bytes = vec![0; len_bytes];
+        if ram.read_offset(ram_offset, &mut bytes)
+            && let Some(code) = translator.translate(ops, &bytes, ram_offset % PAGE_BYTES)
+        {
+            block.code = code;
+        }
+    }
+
+    /// Forgets all translations, and begins to count anew.
+    fn forget_code(&mut self) {
+        for block in &mut self.blocks {
+            (block.heat, block.code) = (0, NO_CODE);
+        }
+        if let Some(translator) = &mut self.translator {
+            translator.clear();
         }
     }
 
@@ -124,6 +212,8 @@ impl BlockCache {
             key,
             first_op: self.ops.len() as u32,
             len: ops.len() as u16,
+            heat: 0,
+            code: NO_CODE,
             links: [(NO_TARGET, NONE); 2],
             next_in_bucket: self.buckets[bucket],
             next_in_page,
@@ -170,6 +260,7 @@ impl BlockCache {
             self.unhash(id);
             if let Some(block) = self.blocks.get_mut(id as usize) {
                 block.key = NO_KEY;
+                block.code = NO_CODE;
             }
             self.free.push(id);
             id = next;
@@ -207,6 +298,7 @@ impl BlockCache {
         }
         self.crossings.clear(ram);
         self.buckets.fill(NONE);
+        self.forget_code();
         self.blocks.clear();
         self.free.clear();
         self.ops.clear();

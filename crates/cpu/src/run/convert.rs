@@ -6,6 +6,7 @@ use memory::GuestRam;
 use spec::CpuProfile;
 
 use crate::apic::Apic;
+use crate::context::Context;
 use crate::core::Cpu;
 use crate::cpuid::has_msr;
 use crate::run::config::CpuConfig;
@@ -76,6 +77,7 @@ impl Cpu {
             code_base: 0,
             count: 0,
             clock_steps: 0,
+            context: Context::default(),
             tlb: Tlb::new(),
             ram,
             sse: Sse::new(),

@@ -7,6 +7,7 @@ use crate::bus::Bus;
 use crate::core::{BLOCK_BASE, Cpu};
 use crate::op::Op;
 use crate::stop::Stop;
+use crate::translate::{self, Left};
 
 /// Why [`execute`] returned. [`Cpu::rip`] and [`Cpu::count`] are exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +26,40 @@ pub(super) enum Leave {
 #[inline(never)]
 pub(super) fn execute(cpu: &mut Cpu, cache: &mut BlockCache, limit: u64, bus: &mut dyn Bus) -> Leave {
     let mut linear = cpu.fetch_linear();
+    // The jump through which translated code was left for the block at `linear`.
+    let mut jump = None;
     'page: loop {
         let Some(id) = cpu.fetch_hit(linear).and_then(|offset| cache.find(offset, cpu.mode)) else {
             return Leave::Missing;
         };
         let mut id = id;
         loop {
+            cache.warm(&cpu.ram, id);
             let Some((block, ops)) = cache.get(id) else {
                 return Leave::Missing;
             };
             let left = limit - cpu.count;
+            if left >= u64::from(block.len)
+                && let Some(code) = cache.code(id)
+            {
+                if let Some(jump) = jump.take() {
+                    cache.link_code(jump, code);
+                }
+                match translate::run(cpu, cache, code, limit, bus) {
+                    Left::AtBlock(through) => jump = through,
+                    Left::Stopped(op, stop) => {
+                        if let Err(stop) = end(cpu, &op, stop) {
+                            return Leave::Stop(stop);
+                        }
+                    }
+                }
+                if cpu.count >= limit {
+                    return Leave::Limit;
+                }
+                linear = cpu.fetch_linear();
+                continue 'page;
+            }
+            jump = None;
             let cut = left < u64::from(block.len);
             let ops = if cut { ops.get(..left as usize).unwrap_or(ops) } else { ops };
             if let Err(stop) = run_ops(cpu, ops, bus) {

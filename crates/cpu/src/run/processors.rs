@@ -96,7 +96,7 @@ impl Processors {
             .collect::<Result<_, StateError>>()?;
         Ok(Self {
             vcpus,
-            cache: BlockCache::new(&ram),
+            cache: BlockCache::new(&ram, config.translate_after),
             ram,
             config,
             profile,

@@ -31,20 +31,21 @@ pub(crate) mod bit {
     pub const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 }
 
-const AUX_SIGN_DELTA: u64 = 1 << 0;
-const AUX_ADJUST: u64 = 1 << 3;
-const AUX_PARITY_SHIFT: u32 = 8;
-const AUX_PARTIAL_OVERFLOW: u64 = 1 << 62;
-const AUX_CARRY: u64 = 1 << 63;
+// CF, AF and OF are where LAHF and SETO leave them in AX, for translated code.
+const AUX_OVERFLOW: u64 = 1 << 0;
+const AUX_CARRY: u64 = 1 << 8;
+const AUX_ADJUST: u64 = 1 << 12;
+const AUX_SIGN_DELTA: u64 = 1 << 16;
+const AUX_PARITY_SHIFT: u32 = 24;
 
 /// CF, PF, AF, ZF, SF and OF, derived on demand.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LazyFlags {
     /// The result, sign-extended to 64 bits: ZF is "is zero"; SF its top bit, PF its low byte, both corrected by `aux`.
-    result: u64,
-    /// Bit 63: CF. Bit 62: CF xor OF. Bit 3: AF. Bits 15..8: xored into the low byte for PF. Bit 0: xored into SF.
-    aux: u64,
+    pub(crate) result: u64,
+    /// Bit 0: OF. Bit 8: CF. Bit 12: AF. Bit 16: xored into SF. Bits 31..24: xored into the low byte for PF. The others mean nothing.
+    pub(crate) aux: u64,
 }
 
 impl LazyFlags {
@@ -63,7 +64,7 @@ impl LazyFlags {
         self.aux = (u64::from(bits & bit::SF != 0) * AUX_SIGN_DELTA)
             | (u64::from(bits & bit::AF != 0) * AUX_ADJUST)
             | u64::from(bits & bit::PF == 0) << AUX_PARITY_SHIFT
-            | (u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW)
+            | (u64::from(overflow) * AUX_OVERFLOW)
             | (u64::from(carry) * AUX_CARRY);
     }
 
@@ -99,12 +100,12 @@ impl LazyFlags {
 
     #[inline(always)]
     pub(crate) fn sf(&self) -> bool {
-        (self.result >> 63) ^ (self.aux & AUX_SIGN_DELTA) != 0
+        (self.result >> 63) ^ (self.aux >> AUX_SIGN_DELTA.trailing_zeros() & 1) != 0
     }
 
     #[inline(always)]
     pub(crate) fn of(&self) -> bool {
-        (self.aux ^ (self.aux << 1)) & AUX_CARRY != 0
+        self.aux & AUX_OVERFLOW != 0
     }
 
     /// After AND, OR, XOR, TEST: CF = OF = AF = 0.
@@ -148,24 +149,21 @@ impl LazyFlags {
     #[inline(always)]
     pub(crate) fn set_result<W: Width>(&mut self, result: W, carry: bool, overflow: bool) {
         self.result = result.sign_extended();
-        self.aux = (u64::from(carry) * AUX_CARRY) | (u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW);
+        self.aux = (u64::from(carry) * AUX_CARRY) | (u64::from(overflow) * AUX_OVERFLOW);
     }
 
     /// Changes CF and OF only (rotates).
     #[inline(always)]
     pub(crate) fn set_cf_of(&mut self, carry: bool, overflow: bool) {
-        self.aux = self.aux & !(AUX_CARRY | AUX_PARTIAL_OVERFLOW)
+        self.aux = self.aux & !(AUX_CARRY | AUX_OVERFLOW)
             | (u64::from(carry) * AUX_CARRY)
-            | (u64::from(carry != overflow) * AUX_PARTIAL_OVERFLOW);
+            | (u64::from(overflow) * AUX_OVERFLOW);
     }
 
     /// Changes CF only (STC, CLC, CMC, BT).
     #[inline(always)]
     pub(crate) fn set_cf_keep_others(&mut self, carry: bool) {
-        if self.cf() != carry {
-            // Both bits flip, so that their difference, OF, stays.
-            self.aux ^= AUX_CARRY | AUX_PARTIAL_OVERFLOW;
-        }
+        self.aux = self.aux & !AUX_CARRY | (u64::from(carry) * AUX_CARRY);
     }
 
     /// Changes ZF only, keeping the others (CMPXCHG8B/16B, LAR, VERR and the like).
@@ -177,7 +175,9 @@ impl LazyFlags {
     #[inline(always)]
     fn set_carries<W: Width>(&mut self, result: W, carries: u64) {
         self.result = result.sign_extended();
-        self.aux = (carries << (64 - W::BITS)) & (AUX_CARRY | AUX_PARTIAL_OVERFLOW) | carries & AUX_ADJUST;
+        // The carries out of the top bit, which is CF, and into it: OF is whether they differ.
+        let top = carries >> (W::BITS - 2);
+        self.aux = (top ^ top >> 1) & 1 | (top & 2) << 7 | (carries & 8) << 9;
     }
 
     /// A condition code as encoded in Jcc, SETcc and CMOVcc (Intel SDM volume 1, appendix B).

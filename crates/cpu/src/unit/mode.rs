@@ -46,6 +46,11 @@ impl Mode {
         Self(mode)
     }
 
+    /// The mode of a number whose lowest bits [`Mode::bits`] gave.
+    pub(crate) fn of_bits(bits: u64) -> Self {
+        Self(bits as u16 & ((1 << Self::BITS) - 1))
+    }
+
     /// As a number below `1 << BITS`.
     #[inline(always)]
     pub(crate) fn bits(self) -> u64 {

@@ -30,9 +30,13 @@ const USER_CODE: u16 = 0x33;
 /// The software side of one test thread.
 pub struct Guest {
     ram: GuestRam,
+    config: CpuConfig,
     processors: Processors,
     registers: CpuRegisters,
 }
+
+/// JMP to itself: behind a case's code, it ends the block.
+const STAY: [u8; 2] = [0xeb, 0xfe];
 
 /// No devices.
 struct Nothing;
@@ -58,18 +62,30 @@ impl Bus for Nothing {
 }
 
 impl Guest {
+    /// One that interprets everything.
     pub fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// One that translates everything.
+    pub fn translated() -> Self {
+        Self::with(Some(0))
+    }
+
+    fn with(translate_after: Option<u8>) -> Self {
+        let config = CpuConfig { translate_after, ..CpuConfig::default() };
         let ram = GuestRam::new(layout::END).expect("sparse memory");
         write_tables(&ram);
-        let processors = user_mode(&ram);
+        let processors = user_mode(&ram, &config);
         let registers = processors.registers(0).expect("processor 0");
-        Self { ram, processors, registers }
+        Self { ram, config, processors, registers }
     }
 
     pub fn run(&mut self, case: &Case, outcome: &mut Outcome) {
         let start = &case.registers;
         let end = start.rip + case.code.len() as u64;
         self.ram.write_bytes(start.rip, &case.code).expect("the code page is RAM");
+        self.ram.write_bytes(end, &STAY).expect("the code page is RAM");
         self.ram.write_bytes(case.place.scratch(), &case.scratch).expect("the scratch is RAM");
         self.registers.gpr = start.gpr;
         self.registers.rip = start.rip;
@@ -77,7 +93,12 @@ impl Guest {
         self.registers.fpu = start.fpu();
         assert!(self.processors.set_registers(0, &self.registers));
         let mut left = case.instructions.len() as u64;
-        if case.straight {
+        if self.config.translate_after.is_some() {
+            // All at once and until the case's end is passed, or a block would be cut there and interpreted.
+            let most = if case.straight { left + 1 } else { 64 * (left + 1) };
+            self.processors.run(most, &mut Nothing);
+            self.registers = self.processors.registers(0).expect("processor 0");
+        } else if case.straight {
             self.processors.run(left, &mut Nothing);
             self.registers = self.processors.registers(0).expect("processor 0");
         } else {
@@ -122,7 +143,7 @@ impl Guest {
         self.processors.run(1, &mut Nothing);
         let back = self.processors.registers(0).expect("processor 0");
         if (back.rip, back.gpr[4]) != (rip, rsp) {
-            self.processors = user_mode(&self.ram);
+            self.processors = user_mode(&self.ram, &self.config);
         }
         self.registers.rip = rip;
         self.registers.rflags = rflags;
@@ -156,7 +177,7 @@ fn write_tables(ram: &GuestRam) {
     put(IRET, 0xcf48);
 }
 
-fn user_mode(ram: &GuestRam) -> Processors {
+fn user_mode(ram: &GuestRam, config: &CpuConfig) -> Processors {
     let data = SegmentState { selector: USER_DATA, base: 0, limit: u32::MAX, attributes: 0xc0f3, unusable: false };
     let null = SegmentState { selector: 0, limit: 0, attributes: 0, unusable: true, ..data };
     let mut vcpu = VcpuState::reset(0);
@@ -173,5 +194,5 @@ fn user_mode(ram: &GuestRam) -> Processors {
     vcpu.rflags = 0x202;
     let mut state = ProcessorsState::reset(1);
     state.vcpus[0] = vcpu;
-    Processors::new(ram.clone(), CpuConfig::default(), &state).expect("a valid state")
+    Processors::new(ram.clone(), config.clone(), &state).expect("a valid state")
 }

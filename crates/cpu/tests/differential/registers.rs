@@ -6,7 +6,7 @@ use crate::layout::SCRATCH_LEN;
 
 /// Registers, in a layout that the native trampoline knows.
 #[repr(C, align(64))]
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Registers {
     /// As FXSAVE64 lays it out.
     pub fx: [u8; 512],
@@ -74,7 +74,7 @@ impl Registers {
 }
 
 /// Registers and memory after a case, and the fault that ended it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Outcome {
     pub registers: Registers,
     pub scratch: [u8; SCRATCH_LEN],

@@ -102,8 +102,10 @@ struct Sides {
     builder: Builder,
     native: Native,
     guest: Guest,
+    translated: Guest,
     native_outcome: Outcome,
     guest_outcome: Outcome,
+    translated_outcome: Outcome,
     comparison: Comparison,
     /// Cases that ended early.
     ended: u64,
@@ -117,8 +119,10 @@ impl Sides {
             builder: Builder::new(place),
             native: Native::new(place),
             guest: Guest::new(),
+            translated: Guest::translated(),
             native_outcome: blank(),
             guest_outcome: blank(),
+            translated_outcome: blank(),
             comparison: Comparison::new(Host::this(), family),
             ended: 0,
         }
@@ -132,10 +136,25 @@ impl Sides {
 
     fn compare(&mut self) -> Option<String> {
         self.guest.run(&self.builder.case, &mut self.guest_outcome);
+        if let Some(differences) = self.compare_tiers() {
+            return Some(differences);
+        }
         // An interrupt may change which state the host's processor takes for unused, and so what XSAVE writes, and AMD's processors
         // lose x87's pointers in it: only what happens every time counts.
         (1..ATTEMPTS).try_for_each(|_| self.compare_native(&Undefined::default()).map(drop))?;
         self.compare_native(&Undefined::default())
+    }
+
+    /// Runs the case translated and compares with what the interpreter did: nothing may differ, what is undefined neither.
+    fn compare_tiers(&mut self) -> Option<String> {
+        let case = &self.builder.case;
+        self.translated.run(case, &mut self.translated_outcome);
+        if self.translated_outcome == self.guest_outcome {
+            return None;
+        }
+        let all = Undefined::default();
+        let differences = self.comparison.differences(case, &self.guest_outcome, &self.translated_outcome, &all);
+        Some(format!("  interpreted (left) and translated (right) differ\n{}", differences.unwrap_or_default()))
     }
 
     /// Runs the case natively and compares with what the guest did.
@@ -165,7 +184,7 @@ impl Sides {
             }
             if let Some(differences) = self.compare() {
                 let case = &self.builder.case;
-                if case.straight {
+                if case.straight && self.translated_outcome == self.guest_outcome {
                     let before = before.unwrap_or_else(|| case.start());
                     let undefined =
                         undefined::left_by(self.comparison.host, case, kept - 1, &before, &self.guest_outcome);

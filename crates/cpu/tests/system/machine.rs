@@ -104,6 +104,10 @@ pub struct Report {
     pub rsp: u64,
 }
 
+/// These tests are compiled twice: for the interpreter alone, and with everything translated that can be.
+const TRANSLATE_AFTER: Option<u8> =
+    if matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"system_translated") { Some(0) } else { None };
+
 /// Memory and the state that a machine starts from.
 pub struct Setup {
     pub ram: GuestRam,
@@ -116,7 +120,8 @@ impl Setup {
     /// [`SPARE`] on for user mode too.
     pub fn new(vcpus: u32) -> Self {
         let ram = GuestRam::new(RAM_BYTES).unwrap();
-        let setup = Self { ram, state: ProcessorsState::reset(vcpus), config: CpuConfig::default() };
+        let config = CpuConfig { translate_after: TRANSLATE_AFTER, ..CpuConfig::default() };
+        let setup = Self { ram, state: ProcessorsState::reset(vcpus), config };
         let table_bits = page::PRESENT | page::WRITABLE | page::USER;
         setup.write64(PML4, PDPT | table_bits);
         setup.write64(PDPT, DIRECTORY | table_bits);

@@ -48,7 +48,14 @@ pub fn config(spec: &VmSpec) -> Result<VmConfig> {
         bail!("memory = \"{}\": this host has {} MiB in all", spec.memory, host_bytes >> 20);
     }
     let backing = spec.backing();
-    Ok(VmConfig { name: spec.name.clone(), cpus: spec.cpus, memory_bytes, cpu: spec.cpu, backing })
+    Ok(VmConfig {
+        name: spec.name.clone(),
+        cpus: spec.cpus,
+        memory_bytes,
+        cpu: spec.cpu,
+        backing,
+        translator: spec.translator,
+    })
 }
 
 /// Memory of this machine, in bytes.

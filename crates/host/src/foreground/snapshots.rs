@@ -214,7 +214,7 @@ pub fn open_snapshot(path: &Path) -> Result<(VmSpec, OpenSnapshot)> {
     let file = File::open(path).with_context(|| format!("cannot read snapshot {}", path.display()))?;
     let mut snapshot = Snapshot::open(BufReader::new(file)).with_context(|| format!("snapshot {}", path.display()))?;
     let spec = VmSpec::parse(&snapshot.head().spec)?;
-    snapshot.set_backing(spec.backing());
+    snapshot.set_host_choices(spec.backing(), spec.translator);
     if !has_disks_of(snapshot.head(), &spec) {
         bail!("snapshot {}: its disks are not those of its spec", path.display());
     }

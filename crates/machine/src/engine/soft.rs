@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cpu::{Bus, CpuConfig, Exit, Processors, ProcessorsState};
 use memory::Harvest;
-use spec::{CpuProfile, EngineKind};
+use spec::{CpuProfile, EngineKind, Translator};
 
 use super::{Engine, EngineError, EngineState, RunEnd};
 use crate::clock::ClockReading;
@@ -62,6 +62,7 @@ pub fn host_signature() -> u64 {
 pub struct SoftEngine {
     platform: Arc<Platform>,
     processors: Processors,
+    translator: Translator,
     ioapic: IoApic,
     mode: InputMode,
     pace: Pace,
@@ -71,12 +72,17 @@ pub struct SoftEngine {
 
 impl SoftEngine {
     /// An engine for `platform` that goes on where `state` was saved.
-    pub fn new(platform: &Arc<Platform>, state: &EngineState, mode: InputMode) -> Result<Self, EngineError> {
-        let processors = processors(platform, &state.processors)?;
+    pub fn new(
+        platform: &Arc<Platform>,
+        state: &EngineState,
+        translator: Translator,
+        mode: InputMode,
+    ) -> Result<Self, EngineError> {
+        let processors = processors(platform, &state.processors, translator)?;
         let pace = Pace::new(processors.tsc());
         let ioapic = IoApic::new(&state.ioapic, platform.pins().levels());
         mode.set_up(platform);
-        Ok(Self { platform: platform.clone(), processors, ioapic, mode, pace, is_fresh: true })
+        Ok(Self { platform: platform.clone(), processors, translator, ioapic, mode, pace, is_fresh: true })
     }
 
     /// Carries the levels of the pins through the I/O APIC to the processors.
@@ -204,8 +210,11 @@ impl SoftEngine {
     }
 }
 
-fn processors(platform: &Platform, state: &ProcessorsState) -> Result<Processors, EngineError> {
-    let config = CpuConfig { power_on_unix_ns: platform.clock().power_on_unix_ns(), ..CpuConfig::default() };
+fn processors(platform: &Platform, state: &ProcessorsState, translator: Translator) -> Result<Processors, EngineError> {
+    let mut config = CpuConfig { power_on_unix_ns: platform.clock().power_on_unix_ns(), ..CpuConfig::default() };
+    if translator == Translator::Off {
+        config.translate_after = None;
+    }
     Processors::new(platform.ram().clone(), config, state).map_err(|error| EngineError::State(error.to_string()))
 }
 
@@ -263,7 +272,7 @@ impl Engine for SoftEngine {
 
     fn set_input_mode(&mut self, mode: InputMode) -> Result<(), EngineError> {
         let state = self.save()?;
-        self.processors = processors(&self.platform, &state.processors)?;
+        self.processors = processors(&self.platform, &state.processors, self.translator)?;
         self.ioapic = IoApic::new(&state.ioapic, self.platform.pins().levels());
         mode.set_up(&self.platform);
         self.mode = mode;

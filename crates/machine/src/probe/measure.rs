@@ -106,6 +106,7 @@ fn mips(engine: EngineKind, program: &[u8]) -> Result<f64, VmError> {
         memory_bytes: MEMORY_BYTES,
         cpu: spec::CpuLevel::Portable,
         backing: spec::MemoryBacking::default(),
+        translator: spec::Translator::default(),
     };
     let boot = Boot::Flat { program, address: PROGRAM_ADDRESS, rsi: 0 };
     let parts = Parts {

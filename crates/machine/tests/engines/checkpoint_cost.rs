@@ -44,6 +44,7 @@ fn start(engine: EngineKind, pages: u64) -> Vm {
         memory_bytes: MEMORY_BYTES,
         cpu: spec::CpuLevel::Portable,
         backing: spec::MemoryBacking::default(),
+        translator: spec::Translator::default(),
     };
     let (card, _) = network::pair().unwrap();
     let mut parts = parts(&Console::default());

@@ -195,6 +195,7 @@ pub fn config(cpus: u32) -> VmConfig {
         memory_bytes: MEMORY_BYTES,
         cpu: spec::CpuLevel::Portable,
         backing: spec::MemoryBacking::default(),
+        translator: spec::Translator::default(),
     }
 }
 

@@ -261,6 +261,7 @@ fn a_state_with_another_number_of_vcpus_is_refused() {
         memory_bytes: guest::MEMORY_BYTES,
         cpu: spec::CpuLevel::Portable,
         backing: spec::MemoryBacking::default(),
+        translator: spec::Translator::default(),
     };
     let ram = vm.platform().ram().clone();
     let restored = machine::vm::Vm::restore(

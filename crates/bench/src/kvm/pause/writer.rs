@@ -91,6 +91,7 @@ pub fn config() -> VmConfig {
         memory_bytes: MEMORY_BYTES,
         cpu: CpuLevel::Portable,
         backing: spec::MemoryBacking::default(),
+        translator: spec::Translator::default(),
     }
 }
 

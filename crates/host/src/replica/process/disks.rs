@@ -71,7 +71,7 @@ impl DiskSource {
         let Some(name) = &config.snapshot else { return Ok(Self::Files(open_disks(spec)?)) };
         let file = config::snapshot(&config.folder, name);
         let (_, mut snapshot) = open_snapshot(&file)?;
-        snapshot.set_backing(spec.backing());
+        snapshot.set_host_choices(spec.backing(), spec.translator);
         Ok(Self::Snapshot(file, Box::new(snapshot)))
     }
 

@@ -109,6 +109,7 @@ fn a_difference_is_described_and_kept() {
             memory_bytes: 16 << 20,
             cpu: spec::CpuLevel::Portable,
             backing: spec::MemoryBacking::default(),
+            translator: spec::Translator::default(),
         };
         let parts = Parts {
             disks: Vec::new(),
