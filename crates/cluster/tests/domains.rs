@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cluster::planner::{Failures, NoPlace, WhyNot, may_hold_secondary, place_secondary};
+use cluster::planner::{Basis, Failures, NoPlace, WhyNot, may_hold_secondary, place_secondary};
 use cluster::records::{
     BootTime, ClaimRecord, ClusterState, FtSettings, HostRecord, Lease, Power, UnknownFields, VmRecord, VmState,
 };
@@ -66,16 +66,15 @@ proptest! {
         let primary = &hosts[primary % hosts.len()].clone();
         let state = ClusterState { hosts: hosts.clone(), ..ClusterState::default() };
         let now = BootTime { boot_id: String::new(), ms: 1 };
-        let fits = |vm: &VmState, host: &HostRecord| {
-            may_hold_secondary(vm, &host.name, None, &state, &Failures::default(), &now)
-        };
+        let basis = Basis { state: &state, failures: &Failures::default(), now: &now };
+        let fits = |vm: &VmState, host: &HostRecord| may_hold_secondary(vm, &host.name, None, &basis);
         let others = || hosts.iter().filter(|host| host.name != primary.name);
         let (protected, moved) = (vm(&primary.name, true), vm(&primary.name, false));
         for host in others() {
             prop_assert_eq!(fits(&protected, host).is_ok(), !may_fail_together(host, primary));
             prop_assert!(fits(&moved, host).is_ok(), "a move ends with one replica, wherever that is");
         }
-        match place_secondary(&protected, None, &state, &Failures::default(), &now) {
+        match place_secondary(&protected, None, &basis) {
             Ok(place) => prop_assert!(!may_fail_together(state.host(&place).unwrap(), primary)),
             Err(error) => {
                 prop_assert!(others().all(|host| may_fail_together(host, primary)));
@@ -92,7 +91,8 @@ fn a_refusal_says_what_both_are_in_and_of_an_unknown_primary_that_it_is_unknown(
         let state = ClusterState { hosts, ..ClusterState::default() };
         let now = BootTime { boot_id: String::new(), ms: 1 };
         let vm = vm(&"h0".parse().unwrap(), true);
-        let refused = may_hold_secondary(&vm, &"h1".parse().unwrap(), None, &state, &Failures::default(), &now);
+        let basis = Basis { state: &state, failures: &Failures::default(), now: &now };
+        let refused = may_hold_secondary(&vm, &"h1".parse().unwrap(), None, &basis);
         let NoPlace::Hosts(mut refusals) = refused.unwrap_err() else { panic!("of no host") };
         refusals.remove(0).1
     };

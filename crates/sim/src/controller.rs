@@ -2,9 +2,9 @@
 
 use cluster::controller::consent::{self, Here, LetGo};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, Planned, ReplicaReport, ReplicaState};
-use cluster::records::{Maintenance, Power};
+use cluster::records::Power;
 use protocol::{Callers, Claim, DropReason, Replica, Role, Status};
-use spec::HostName;
+use spec::{HostName, Maintenance};
 
 use crate::coverage::Occurrence;
 use crate::daemon::{Step, Task, boot_time, hasty_ms, here};

@@ -1,7 +1,8 @@
 //! What is around the replicas: faults, the user, the host daemons, and how all should end.
 
-use cluster::records::{Maintenance, OperationKind, OperationResult};
+use cluster::records::{OperationKind, OperationResult};
 use protocol::{DiskAdvice, Event, LossReason};
+use spec::Maintenance;
 
 use crate::coverage::Occurrence;
 use crate::faults::{Fault, Moment, Target};

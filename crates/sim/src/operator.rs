@@ -1,9 +1,9 @@
 //! What the user and the operator ask of hosts: protection on and off, starts of the VM.
 
 use cluster::controller::{Action, Outcome, Step as OperationStep, consent};
-use cluster::records::{Maintenance, OperationKind, OperationResult, Power};
+use cluster::records::{OperationKind, OperationResult, Power};
 use protocol::{Claim, DropReason, Epoch, Generation, Replica};
-use spec::{FtMode, HostName};
+use spec::{FtMode, HostName, Maintenance};
 
 use crate::controller::STORE_AWAY;
 use crate::coverage::Occurrence;

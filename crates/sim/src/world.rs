@@ -1,8 +1,8 @@
 //! [`World`]: hosts, network, store, and what happens next.
 
-use cluster::records::{ClusterState, Maintenance};
+use cluster::records::ClusterState;
 use protocol::{Claim, Epoch, Generation, MonotonicTime, Replica};
-use spec::{HostName, ReplicaId, VmName};
+use spec::{HostName, Maintenance, ReplicaId, VmName};
 
 use crate::agenda::Agenda;
 use crate::coverage::{Coverage, Occurrence};
