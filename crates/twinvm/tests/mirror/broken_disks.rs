@@ -1,5 +1,4 @@
-//! Disks that fail, fill or hang under a primary, and copies of disks that broke off. What the guest asked for is done in the end, wherever that is, and
-//! it never sees an error.
+//! Disks that fail, fill or hang under a primary. What the guest asked for is done in the end, wherever that is, and it never sees an error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,24 +8,24 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::client::{Client, wait_for_service};
+use crate::client::Client;
 use crate::disks::limit_files;
 use crate::faults::{assert_survives, assert_whole, protected};
 use crate::replicas::{Replica, Setup, World};
 use crate::support::HUNG;
 
 /// No process can write beyond this to any file: an image has no room for anything new.
-const FULL_BYTES: u64 = 1 << 16;
+pub const FULL_BYTES: u64 = 1 << 16;
 
 /// The disk's fault, as a replica tells it.
-fn disk_fault(status: &Value) -> Option<&str> {
+pub fn disk_fault(status: &Value) -> Option<&str> {
     let fault = status["faults"].as_array()?.iter().find(|fault| fault["part"] == "disk 0")?;
     fault["detail"].as_str().filter(|_| fault["since_unix_ms"].is_u64())
 }
 
 /// Redis writes what it holds to the guest's disk, with a flush, and says whether that worked. In a thread: it may take until the disk is mended, and
 /// so may the connection, if the guest writes to its disk of its own accord before.
-fn save(world: &World) -> thread::JoinHandle<redis::RedisResult<()>> {
+pub fn save(world: &World) -> thread::JoinHandle<redis::RedisResult<()>> {
     let client = redis::Client::open(("127.0.0.1", world.address().port())).unwrap();
     // Not to be compressed, and never where an earlier one was.
     let value: Vec<u8> = (0..4u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
@@ -220,46 +219,4 @@ fn a_guest_whose_disks_are_full_on_both_hosts_stands_still_and_loses_nothing() {
     client.wait_for_progress(50);
     let third = world.protect(&halted, "c");
     assert_survives(halted, &third, client);
-}
-
-#[test]
-fn the_plug_of_a_guest_that_stands_still_for_its_disk_can_be_pulled() {
-    let mut world = World::new(Setup::redis());
-    let primary = world.booted();
-    limit_files(&primary, FULL_BYTES);
-    let saved = save(&world);
-    primary.wait("the fault to be seen", |status| disk_fault(status).is_some());
-    primary.ask(&json!({ "request": "stop", "force": true })).unwrap();
-    assert_eq!(primary.wait_for_end()["end"], "plug-pulled");
-    drop((saved, world));
-}
-
-/// The disk holds parts of different times then, and a guest that starts from it finds what nobody ever wrote.
-#[test]
-fn a_first_copy_that_broke_off_is_not_started_from() {
-    let mut world = World::new(Setup::redis());
-    let primary = world.booted();
-    let secondary = world.start_secondary("b");
-    limit_files(&secondary, FULL_BYTES);
-    primary.protect_by(&secondary);
-    primary.wait_until_alone();
-    secondary.wait_for_end();
-    let mark = fs::read_to_string(world.folder_of("b").join("copy.json")).unwrap();
-    assert!(mark.contains("incomplete"), "{mark}");
-    primary.kill();
-    let torn = world.start("b", "primary");
-    let log = torn.wait_for_log("incomplete");
-    assert!(log.contains("start the VM on a host with a whole copy"), "{log}");
-    torn.wait_for_end();
-    // The primary's own are whole.
-    let primary = world.boot();
-    wait_for_service(world.address());
-    let secondary = world.protect(&primary, "b");
-    // Nobody waits for the mark of a whole one.
-    let deadline = Instant::now() + HUNG;
-    while !fs::read_to_string(world.folder_of("b").join("copy.json")).unwrap().contains("consistent") {
-        assert!(Instant::now() < deadline, "{}", secondary.log());
-        thread::sleep(Duration::from_millis(20));
-    }
-    drop((primary, secondary));
 }

@@ -19,6 +19,7 @@ mod replicas;
 mod slow_link;
 #[path = "../support/mod.rs"]
 mod support;
+mod unprotected;
 
 /// The FT mode.
 const MODE: &str = "mirror";

@@ -12,18 +12,18 @@ use crate::faults::{assert_whole, protected};
 use crate::replicas::{Replica, Setup, World};
 
 /// Types a line on the guest's console, as soon as there is a shell that takes it.
-fn type_on_console(replica: &Replica, line: &str) -> UnixStream {
+pub fn type_on_console(replica: &Replica, line: &str) -> UnixStream {
     let mut console = replica.console().unwrap();
     writeln!(console, "{line}").unwrap();
     console
 }
 
-fn generation(replica: &Replica) -> u64 {
+pub fn generation(replica: &Replica) -> u64 {
     replica.status().unwrap()["generation"].as_u64().unwrap()
 }
 
 /// Waits until the guest has been started again, for which its replica takes a new generation.
-fn wait_for_restart(world: &World, replica: &Replica, before: u64) {
+pub fn wait_for_restart(world: &World, replica: &Replica, before: u64) {
     replica.wait("the guest to be started again", |status| status["generation"].as_u64() > Some(before));
     wait_for_service(world.address());
     // What Redis may have saved to disk.
@@ -59,31 +59,6 @@ fn a_protected_guest_that_resets_starts_again_and_can_be_protected_again() {
     let figures = &primary.status().unwrap()["figures"];
     assert_eq!(figures["triple_faults"], 1, "{figures}");
     assert!(figures["last_triple_fault"]["place"].as_str().unwrap().starts_with("vCPU 0 at rip 0x"), "{figures}");
-}
-
-#[test]
-fn a_reset_waits_for_the_store() {
-    let mut world = World::new(Setup::redis());
-    let primary = world.booted();
-    let before = generation(&primary);
-    let away = world.take_store_away();
-    let _console = type_on_console(&primary, "sync; reboot -f");
-    primary.wait("the reset", |status| status["generation"] == 0);
-    drop(away);
-    wait_for_restart(&world, &primary, before);
-}
-
-#[test]
-fn a_plug_that_is_pulled_during_a_reset_is_pulled() {
-    let mut world = World::new(Setup::redis());
-    let primary = world.booted();
-    let _away = world.take_store_away();
-    let _console = type_on_console(&primary, "sync; reboot -f");
-    primary.wait("the reset", |status| status["generation"] == 0);
-    // The process ends without an answer.
-    let _ = primary.ask(&json!({ "request": "stop", "force": true }));
-    let end = primary.wait_for_end();
-    assert_eq!(end["end"], "plug-pulled");
 }
 
 #[test]

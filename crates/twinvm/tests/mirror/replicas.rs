@@ -409,6 +409,7 @@ impl Replica {
     }
 
     /// Waits until its log holds this, and returns it.
+    #[allow(dead_code, reason = "lockstep makes no difference to who waits for it")]
     pub fn wait_for_log(&self, text: &str) -> String {
         let deadline = Instant::now() + HUNG;
         loop {
