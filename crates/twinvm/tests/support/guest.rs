@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use machine::devices::serial::ConsoleSink;
@@ -28,14 +28,15 @@ pub fn images_dir() -> PathBuf {
     home.join("images")
 }
 
-/// Builds an image, or finds it built. What it is to hold is resolved by the first of a process alone, as that takes its time.
+/// Builds an image, or finds it built. What it is to hold is resolved once in a process, as that takes its time.
 pub fn image(spec: &ImageSpec) -> Image {
     static BUILT: Mutex<Vec<ImageSpec>> = Mutex::new(Vec::new());
     let store = ImageStore::new(images_dir());
-    // A test that has failed to build it does not keep others from it.
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    if !place::images_are_built() && !built.contains(spec) {
+    let is_built = BUILT.lock().unwrap().contains(spec);
+    if !place::images_are_built() && !is_built {
+        // Whoever needs another image does not wait for it.
         store.build(spec, BuildOptions::default(), &mut NoProgress).unwrap();
+        let mut built = BUILT.lock().unwrap();
         built.retain(|other| other.name != spec.name);
         built.push(spec.clone());
     }
