@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cluster::arbiter::StoreArbiter;
 use cluster::records::{Cluster, ClusterError, FtSettings, MoveError, MoveStep, StoreMove, VmRecord};
-use cluster::store::{SqliteStore, Store, StoreError, StoreLocation, Stores};
+use cluster::store::{MARKER, Op, SqliteStore, Store, StoreError, StoreLocation, Stores};
 use protocol::{Arbiter, Claim, Generation, Verdict};
 use spec::{HostName, ReplicaId};
 use tempfile::TempDir;
@@ -142,6 +142,23 @@ fn a_move_can_be_undone_until_it_is_over() {
         assert_eq!(Cluster::new(place.new_one()).claim(&"v".parse().unwrap()).unwrap().claim, claim);
         assert!(place.old().hosts.keep_lease(lease).is_err(), "leases are kept where nobody looks");
     }
+}
+
+#[test]
+fn what_an_interrupted_undoing_has_left_is_in_nobodys_way() {
+    let place = Place::new();
+    let interrupt = || {
+        place.mover().run("1", |step| step != MoveStep::Frozen).unwrap();
+        place.old().vms.transact(&[], &[Op::Delete { key: MARKER }]).unwrap();
+        assert!(place.old().hosts.grant_lease(HUNG).is_err(), "it was not interrupted");
+    };
+    interrupt();
+    assert_eq!(StoreMove::abort(&place.old()), Ok("there".to_owned()));
+    place.old().hosts.grant_lease(HUNG).unwrap();
+    interrupt();
+    let claim = place.swap(&place.old());
+    place.mover().run("2", |_| true).unwrap();
+    assert_eq!(Cluster::new(place.new_one()).claim(&"v".parse().unwrap()).unwrap().claim, claim);
 }
 
 /// It was stopped after each step, and goes on when another one has done everything and the VM has been taken over since.

@@ -166,20 +166,23 @@ impl StoreMove {
     /// Lets nothing be changed in the old store any more.
     fn freeze(&self, id: &str) -> Result<(), MoveError> {
         let value = Marker { id: id.to_owned(), to: self.to.clone(), generations_to: None }.value();
-        for store in [&self.from.vms, &self.from.hosts] {
-            match store.get(MARKER)? {
-                Some(found) if found.value == value => {}
-                Some(_) => return Err(MoveError::Superseded),
-                None => {
-                    let is_free = Compare { key: MARKER, version: 0 };
-                    let put = Op::Put { key: MARKER, value: &value, lease: None };
-                    if store.transact(&[is_free], &[put])? == Outcome::Conflict {
-                        return Err(MoveError::Superseded);
-                    }
-                }
+        let write = |store: &dyn Store, version: u64| {
+            let as_read = Compare { key: MARKER, version };
+            match store.transact(&[as_read], &[Op::Put { key: MARKER, value: &value, lease: None }])? {
+                Outcome::Done { .. } => Ok(()),
+                Outcome::Conflict => Err(MoveError::Superseded),
             }
+        };
+        match self.from.vms.get(MARKER)? {
+            Some(found) if found.value == value => {}
+            Some(_) => return Err(MoveError::Superseded),
+            None => write(&*self.from.vms, 0)?,
         }
-        Ok(())
+        match self.from.hosts.get(MARKER)? {
+            Some(found) if found.value == value => Ok(()),
+            // What is left of a move that was undone: that of the VMs is what counts.
+            found => write(&*self.from.hosts, found.map_or(0, |entry| entry.version)),
+        }
     }
 
     /// Brings the new store to what the old one holds, as long as its record has this version.
