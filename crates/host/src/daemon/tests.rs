@@ -12,6 +12,7 @@ use cluster::store::{
     Changes, Compare, Entry, LeaseId, Listing, Op, Outcome as Transacted, Sight, Store, StoreError, Stores,
 };
 use protocol::{Arbiter, Claim, Generation, Verdict};
+use replication::channel::Peer;
 use spec::ReplicaId;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -342,4 +343,15 @@ fn a_vm_that_cannot_be_read_is_removed_by_force_and_its_files_stay() {
     *lock(&place.races.takeover) = Some((read.generation, taken_over));
     assert_eq!(place.daemon.remove(VM, RemoveVm { force: true }).unwrap_err().kind, Kind::Conflict);
     assert_eq!((place.records().len(), place.files()), (1, files));
+}
+
+/// Each host gives up its own rights, when it has left the cluster.
+#[test]
+fn rights_are_given_up_by_whose_they_are() {
+    let place = Place::new();
+    let kind = |host: &str, client: Peer| place.daemon.end_rights(host, &client).map_err(|error| error.kind);
+    assert_eq!(kind("b", Peer::Host("c".to_owned())), Err(Kind::Forbidden));
+    assert_eq!(kind("b", Peer::Operator("b".to_owned())), Err(Kind::Forbidden));
+    assert_eq!(kind("a", Peer::Host("a".to_owned())), Err(Kind::Conflict), "it is there");
+    assert_eq!(kind("b", Peer::Host("b".to_owned())), Ok(()));
 }
