@@ -13,12 +13,16 @@ use crate::host::Host;
 use crate::network::Network;
 use crate::page::{Deed, HOSTS, OWN_ADDRESS, steps};
 use crate::support::HUNG;
-use crate::support::guest::images_dir;
+use crate::support::guest::{image, images_dir};
+use crate::support::images;
 use crate::system;
 
 /// The page's VM, and where its Redis answers.
-pub const VM: &str = "shop";
+pub const SHOP: &str = "shop";
 const REDIS: &str = "192.0.2.50:6379";
+/// A VM that is like it, and where its PostgreSQL answers.
+pub const BOOKS: &str = "books";
+const POSTGRESQL: &str = "192.0.2.51:5432";
 
 /// How often it is looked whether something has come about: each look takes a command in a slow machine.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,9 +64,10 @@ impl Cluster {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinvm"));
         command.args(build.split_whitespace()).env("TWINVM_HOME", images_dir().parent().unwrap());
         assert!(command.status().unwrap().success(), "{build}");
+        let postgresql = image(&images::postgresql()).manifest().spec.name.clone();
         let folder = TempDir::new_in(images_dir().parent().unwrap()).unwrap();
-        let (system, job) = (system::system(), system::job(&["redis"], folder.path()));
-        let network = Arc::new(Network::new(&[REDIS.parse().unwrap()]));
+        let (system, job) = (system::system(), system::job(&["redis", &postgresql], folder.path()));
+        let network = Arc::new(Network::new(&[REDIS, POSTGRESQL].map(|service| service.parse().unwrap())));
         let new = |number| Host::new(number, &system, &job, &network, folder.path());
         let hosts = (0..HOSTS.len()).map(new).collect();
         let mut cluster = Self { hosts, network, token: String::new(), started: Instant::now(), _folder: folder };
@@ -140,6 +145,24 @@ impl Cluster {
         self.network.address_of(REDIS.parse().unwrap())
     }
 
+    /// Where clients reach the PostgreSQL of the other VM.
+    pub fn postgresql(&self) -> SocketAddr {
+        self.network.address_of(POSTGRESQL.parse().unwrap())
+    }
+
+    /// Creates the VM with PostgreSQL, with a spec like that of the page's, and starts it.
+    pub fn create_books(&mut self) {
+        let is_spec = |command: &String| command.starts_with("cat > shop.toml");
+        let commands = steps("A protected VM").into_iter().filter_map(|step| match step.deed {
+            Deed::Run(command) => Some(command),
+            Deed::Write { .. } => None,
+        });
+        let spec = commands.into_iter().find(is_spec).unwrap();
+        let image = format!("\"{}\"", images::postgresql().name);
+        self.hosts[0].done(&spec.replace(SHOP, BOOKS).replace("\"redis\"", &image).replace("192.0.2.50", "192.0.2.51"));
+        self.hosts[0].done(&format!("twinvm vm create {BOOKS}.toml --start"));
+    }
+
     /// Boots a machine that has lost its power.
     pub fn power_on(&mut self, number: usize) {
         self.say(&format!("{} gets power", HOSTS[number]));
@@ -165,13 +188,16 @@ impl Cluster {
     }
 
     /// Waits until the VM is protected, by replicas on hosts that have power; their numbers, the primary's first.
-    pub fn wait_until_protected(&mut self) -> [usize; 2] {
+    pub fn wait_until_protected(&mut self, vm: &str) -> [usize; 2] {
         let deadline = Instant::now() + HUNG;
         loop {
-            let status = self.ask(&format!("twinvm ft status {VM}"));
+            let status = self.ask(&format!("twinvm ft status {vm}"));
             let replicas = status.as_ref().and_then(|status| self.protected_by(status));
             if let Some([primary, secondary]) = replicas {
-                self.say(&format!("protected: primary on {}, secondary on {}", HOSTS[primary], HOSTS[secondary]));
+                self.say(&format!(
+                    "{vm} is protected: primary on {}, secondary on {}",
+                    HOSTS[primary], HOSTS[secondary]
+                ));
                 return [primary, secondary];
             }
             assert!(Instant::now() < deadline, "not protected: {status:#?}\n{}", self.logs());

@@ -138,7 +138,7 @@ impl Host {
             .args(["-cpu", CPU, "-smp", "1", "-m", MEMORY])
             .args(["-drive", &format!("file={},format=qcow2,if=virtio", folder.join("disk.qcow2").display())])
             .args(["-drive", &format!("file={},format=raw,if=virtio,snapshot=on", self.job.display())])
-            .args(["-netdev", &self.network.participant("net")])
+            .args(["-netdev", &self.network.port(self.number, "net")])
             .args(["-device", &format!("virtio-net-pci,id=port,netdev=net,mac={mac}")])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", folder.join("monitor").display())]);
         command

@@ -8,11 +8,13 @@
 mod client;
 mod cluster;
 mod host;
+mod ledger;
 mod losses;
 mod network;
 mod page;
 #[path = "../support/mod.rs"]
 mod support;
+mod switch;
 mod system;
 
 use losses::{Trial, lose_all};

@@ -1,20 +1,22 @@
 //! The network between the machines, and the world outside of them, where clients are.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Stdio};
 
+use crate::page::HOSTS;
 use crate::support::emulated::qemu;
 use crate::support::guest::free_port;
+use crate::switch::{Participant, Switch};
 
-/// The multicast group that frames go to, within this machine.
-const GROUP: Ipv4Addr = Ipv4Addr::new(230, 0, 0, 1);
 /// The network, and the address that the outside has there.
 const SUBNET: &str = "net=192.0.2.0/24,host=192.0.2.2,dhcpstart=192.0.2.200";
+/// The switch's port to the outside, after those to the machines.
+const OUTSIDE: usize = HOSTS.len();
 
-/// A network that every machine is connected to, and QEMU without a machine as a further participant: its user-mode stack connects to guests for clients
+/// A switch that every machine is connected to, and QEMU without a machine as a further participant: its user-mode stack connects to guests for clients
 /// of this machine. That takes no root. Connections end in that process, so they outlive the machines.
 pub struct Network {
-    group_port: u16,
+    switch: Switch,
     ports: Vec<(SocketAddr, u16)>,
     outside: Child,
 }
@@ -22,7 +24,10 @@ pub struct Network {
 impl Network {
     /// A network from whose outside these guests' ports can be reached.
     pub fn new(services: &[SocketAddr]) -> Self {
-        let group_port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let machine = Participant { takes_unknown: true };
+        // It would answer whatever it gets, also what is for others.
+        let outside = Participant { takes_unknown: false };
+        let switch = Switch::new(&[[machine; HOSTS.len()].as_slice(), &[outside]].concat());
         let ports: Vec<(SocketAddr, u16)> = services.iter().map(|service| (*service, free_port())).collect();
         let forwards: Vec<String> = ports
             .iter()
@@ -31,18 +36,18 @@ impl Network {
         let outside = qemu::program()
             .args(["-M", "none", "-nodefaults", "-display", "none"])
             .args(["-netdev", &format!("user,id=outside,restrict=on,{SUBNET},{}", forwards.join(","))])
-            .args(["-netdev", &participant(group_port, "net")])
+            .args(["-netdev", &switch.port(OUTSIDE, "net")])
             .args(["-netdev", "hubport,id=outside-port,hubid=0,netdev=outside"])
             .args(["-netdev", "hubport,id=net-port,hubid=0,netdev=net"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        Self { group_port, ports, outside }
+        Self { switch, ports, outside }
     }
 
-    /// QEMU's words for a participant.
-    pub fn participant(&self, id: &str) -> String {
-        participant(self.group_port, id)
+    /// QEMU's words for a machine's port.
+    pub fn port(&self, machine: usize, id: &str) -> String {
+        self.switch.port(machine, id)
     }
 
     /// Where clients reach a service from outside.
@@ -57,8 +62,4 @@ impl Drop for Network {
         let _ = self.outside.kill();
         let _ = self.outside.wait();
     }
-}
-
-fn participant(group_port: u16, id: &str) -> String {
-    format!("socket,id={id},mcast={GROUP}:{group_port},localaddr=127.0.0.1")
 }
