@@ -7,6 +7,7 @@ mod ft;
 mod image;
 mod kvm;
 pub mod load;
+mod machines;
 mod qemu;
 mod report;
 mod soft;
@@ -27,6 +28,8 @@ pub enum BenchCommand {
     Ft(ft::FtArguments),
     /// Measure the kvm engine beside QEMU on the same KVM, in turns
     Kvm(kvm::KvmArguments),
+    /// Measure how long a client waits when a machine of three is lost, with etcd on the machines
+    Machines(machines::MachinesArguments),
 }
 
 /// Measures, and prints or writes the figures.
@@ -35,5 +38,6 @@ pub fn run(command: BenchCommand) -> Result<ExitCode> {
         BenchCommand::Cpu(arguments) => cpu::run(&arguments),
         BenchCommand::Ft(arguments) => ft::run(&arguments),
         BenchCommand::Kvm(arguments) => kvm::run(&arguments),
+        BenchCommand::Machines(arguments) => machines::run(&arguments),
     }
 }

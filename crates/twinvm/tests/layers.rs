@@ -218,7 +218,7 @@ const HOUSE: &[Crate] = &[
             &["demo", "work"],
             &["stopwatch"],
             &["qemu", "report", "soft"],
-            &["cpu", "ft", "kvm"],
+            &["cpu", "ft", "kvm", "machines"],
         ],
     },
     Crate { name: "twinvm", floor: 8, layers: &[&["cli"]] },

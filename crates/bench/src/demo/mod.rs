@@ -23,10 +23,12 @@ use terminal::choices::EngineName;
 use terminal::interrupt;
 
 pub use failover::{Failover, Loss, survive, survive_a_kill};
+pub use hosts::pause;
 pub use pins::Pins;
 pub use report::Blackout;
 pub use screen::Screen;
 pub use stage::Stage;
+pub use view::View;
 
 use crate::image;
 
