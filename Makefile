@@ -24,7 +24,8 @@ SOAK_GUEST_S ?= 600
 BENCH_RUNS ?= 3
 # A part of the names of the tests that `make test-kvm` runs.
 TEST ?=
-# How the demo protects its VM (mirror, lockstep or none), and how often it kills the primary's host.
+# Where the demo plays (hosts of this machine, or `machines`), how it protects its VM (mirror, lockstep or none), and how often it kills the primary's host.
+SCENE ?= hosts
 MODE ?= mirror
 KILLS ?= 3
 
@@ -60,7 +61,7 @@ test: setup ## Run all tests, those with guests included
 test-kvm: setup-kvm ## Run the tests of the KVM engine, in a machine that has virtualization hardware (TEST=NAME for some of them)
 	cargo test $(TEST_FLAGS) --workspace --test kvm_machine -- --include-ignored $(TEST)
 
-test-machines: setup ## Run the tests with three machines in QEMU, set up by docs/operators.md, that lose power (under 20 minutes)
+test-machines: setup ## Run the tests with three machines in QEMU, set up by docs/operators.md, that lose power (long)
 	cargo test $(TEST_FLAGS) --workspace --test machines -- --include-ignored --nocapture --test-threads 1
 
 soak: setup setup-peer ## Run the randomized tests at their full counts, and those that take long (hours)
@@ -77,8 +78,12 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test mirror row_30 -- --ignored --nocapture
 	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test lockstep row_30 -- --ignored --nocapture
 
-demo: setup-image build ## Kill the host under a protected Redis, again and again (KILLS=20; MODE=lockstep, MODE=none for a plain VM)
+demo: $(if $(filter machines,$(SCENE)),setup,setup-image build) ## Kill the host under a protected Redis, again and again (KILLS=20; MODE=lockstep, MODE=none for a plain VM; SCENE=machines for three machines that lose power)
+ifeq ($(SCENE),machines)
+	@cargo test $(TEST_FLAGS) --workspace --test machines -- --ignored --nocapture --test-threads 1
+else
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)
+endif
 
 bench: setup-image setup-peer build ## Measure twinvm beside its peers; figures go to target/bench/*.json
 	@mkdir -p $(TARGET)/bench
