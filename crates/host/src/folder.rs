@@ -211,12 +211,16 @@ pub fn store_seen(folder: &Path) -> Option<Sight> {
 
 /// Whether VMs of the host in a folder are to be started with the machine: it `has_booted`, or a daemon before this one has not come to the end of that.
 /// It stays so until [`HostFolder::note_autostart_over`], whatever becomes of this daemon.
-pub fn is_autostart_due(folder: &Path, has_booted: bool) -> Result<bool> {
+pub fn is_autostart_due(folder: &Path, has_booted: bool) -> bool {
     let path = folder.join(AUTOSTART_DUE);
-    if has_booted {
-        fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+    if has_booted && let Err(error) = fs::write(&path, "") {
+        // As on a disk that is full, where VMs are to be started all the same.
+        tracing::warn!(
+            "if this daemon is killed now, the next one starts no VMs: cannot write {}: {error}",
+            path.display()
+        );
     }
-    path.try_exists().with_context(|| format!("cannot look for {}", path.display()))
+    has_booted || path.exists()
 }
 
 /// Makes a folder that only its owner may enter, and those above it; it may exist.
@@ -290,13 +294,16 @@ mod tests {
     fn vms_are_started_with_the_machine_until_that_is_over_whatever_becomes_of_the_daemon() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = HostFolder::find(Some(temporary.path())).unwrap();
-        let is_due = |has_booted| is_autostart_due(folder.path(), has_booted).unwrap();
+        let is_due = |has_booted| is_autostart_due(folder.path(), has_booted);
         assert!(!is_due(false));
         assert!(is_due(true));
         assert!(is_due(false), "of a daemon that was killed before all of them were started");
         folder.note_autostart_over().unwrap();
         assert!(!is_due(false));
         folder.note_autostart_over().unwrap();
+        // The file cannot be written.
+        let nowhere = folder.path().join("nowhere");
+        assert!(is_autostart_due(&nowhere, true) && !is_autostart_due(&nowhere, false));
     }
 
     #[test]

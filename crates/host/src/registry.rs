@@ -131,7 +131,7 @@ impl Registry {
         let record = HostRecord { maintenance, ..host.clone() };
         let has_booted = before.as_ref().is_none_or(|before| before.boot_id != host.boot_id);
         // Before the store says of what boot this daemon is: the next one learns of it by the file alone.
-        let is_autostart_due = is_autostart_due(folder, has_booted)?;
+        let is_autostart_due = is_autostart_due(folder, has_booted);
         let lease = cluster.register_host(&record, ended, LEASE_TTL).context("cannot register the host")?;
         let (lease, maintenance) = (Mutex::new(Some(lease)), Mutex::new(maintenance));
         Ok(Self { cluster, host, lease, maintenance, is_autostart_due })
