@@ -2,6 +2,7 @@
 
 mod checkpoint_cost;
 mod clock;
+mod end_of_interrupt;
 mod guest;
 mod queueing;
 mod threads;
