@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`messages`] | what requests and answers hold |
 //! | [`events`] | what has happened on hosts |
+//! | [`joining`] | how a host joins a cluster: tokens, and what a new host is given |
 //! | [`leaving`] | what a host has left behind that left the cluster |
 //! | [`maintenance`] | what hosts in maintenance hold |
 //! | [`status`], [`figures`] | what a replica says of itself, as part of the answers |
@@ -17,6 +18,7 @@
 pub mod client;
 pub mod events;
 pub mod figures;
+pub mod joining;
 pub mod leaving;
 pub mod maintenance;
 pub mod messages;

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use api::messages::EtcdCredentials;
+use api::joining::EtcdCredentials;
 use cluster::store::StoreLocation;
 use replication::channel::PemKeys;
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use anyhow::anyhow;
 use api::Problem;
+use cluster::records::ClusterError;
 use terminal::error_text::error_text;
 
 /// What kind of reason there is not to do something.
@@ -99,6 +101,27 @@ impl HostError {
             self.problem.hint = Some(hint.clone());
         }
         self
+    }
+}
+
+impl From<ClusterError> for HostError {
+    fn from(error: ClusterError) -> Self {
+        let message = error.to_string();
+        match error {
+            ClusterError::Store(_) => Self::unavailable(message)
+                .hint("VMs go on, but nothing can be changed and nobody takes over until the store answers again"),
+            ClusterError::Name(_) => Self::bad_request(message),
+            ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
+            ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
+            ClusterError::VmExists(_) => Self::conflict(message).hint("choose another name"),
+            ClusterError::NoToken | ClusterError::TokenUsed => Self::forbidden(message),
+            ClusterError::HostInUse { .. }
+            | ClusterError::Contended(_)
+            | ClusterError::OtherInstance(_)
+            | ClusterError::LeaseEnded(_)
+            | ClusterError::ClusterExists => Self::conflict(message),
+            ClusterError::Unreadable { .. } => anyhow!(message).into(),
+        }
     }
 }
 

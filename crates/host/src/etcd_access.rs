@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use api::messages::EtcdCredentials;
+use api::joining::EtcdCredentials;
 use cluster::records::{Cluster, ClusterError};
 use cluster::store::{ETCD_ROOT, EtcdAccess, EtcdAddress, EtcdKeys, EtcdUser, StoreLocation, Stores, etcd_user_of};
 use replication::channel::{KeyRequest, sign_etcd_client};

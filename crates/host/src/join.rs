@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use api::client::{CallError, Client};
-use api::messages::{JoinCluster, Joined};
+use api::joining::{JoinCluster, Joined};
 use axum::http::Method;
 use replication::channel::{KeyRequest, pinned_client};
 

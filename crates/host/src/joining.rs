@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::client::{CallError, Target};
 use api::leaving::HostLeft;
-use api::messages::{JoinCluster, Joined, MadeToken, MakeToken};
+use api::joining::{JoinCluster, Joined, MadeToken, MakeToken};
 use axum::http::Method;
 use cluster::records::{ClusterError, TokenUse};
 use cluster::store::{EtcdAddress, StoreLocation};

@@ -469,27 +469,6 @@ pub fn known_vms(state: ClusterState) -> Vec<KnownVm> {
     state.vms.into_iter().filter_map(known).collect()
 }
 
-impl From<ClusterError> for HostError {
-    fn from(error: ClusterError) -> Self {
-        let message = error.to_string();
-        match error {
-            ClusterError::Store(_) => Self::unavailable(message)
-                .hint("VMs go on, but nothing can be changed and nobody takes over until the store answers again"),
-            ClusterError::Name(_) => Self::bad_request(message),
-            ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
-            ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
-            ClusterError::VmExists(_) => Self::conflict(message).hint("choose another name"),
-            ClusterError::NoToken | ClusterError::TokenUsed => Self::forbidden(message),
-            ClusterError::HostInUse { .. }
-            | ClusterError::Contended(_)
-            | ClusterError::OtherInstance(_)
-            | ClusterError::LeaseEnded(_)
-            | ClusterError::ClusterExists => Self::conflict(message),
-            ClusterError::Unreadable { .. } => anyhow!(message).into(),
-        }
-    }
-}
-
 /// Opens the cluster of a host; an etcd only if it has not gone back behind what the host has seen of it.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The guest ends: it powers off, or asks for a reset. What `replication::driver` does then, and the replica's process after a reset.
+//! Power: a guest that powers off or asks for a reset, with what `replication::driver` and the replica's process do then; a host that loses power, and has it again.
 
 use protocol::{Claim, Epoch, Event, Farewell, FarewellStep, LossReason, Replica};
 
@@ -63,5 +63,25 @@ impl World {
             return self.part(host, Parting::Ended, Event::PeerLost { reason: LossReason::Closed });
         }
         self.end_process(host, Death::Ended, true);
+    }
+
+    /// All that runs on a host ends at once, and what its disk had not on stable storage may be lost.
+    pub fn lose_power(&mut self, host: usize) {
+        self.hosts[host].is_up = false;
+        self.end_process(host, Death::Crashed, false);
+        if self.plan.is_bridged {
+            self.end_is_gone(host);
+        }
+        self.hosts[host].disks.lose_power(&mut self.random);
+        self.check_copy(host);
+    }
+
+    /// A host has power again.
+    pub fn power_up(&mut self, host: usize) {
+        if !self.hosts[host].is_up {
+            self.tell(|world| format!("{}: has power again", world.name(host)));
+            (self.hosts[host].is_up, self.hosts[host].is_autostart_due) = (true, true);
+            self.daemon_starts(host);
+        }
     }
 }

@@ -262,7 +262,7 @@ impl World {
         self.hosts[host].name.to_string()
     }
 
-    fn schedule(&mut self, delay: Nanoseconds, happening: Happening) {
+    pub fn schedule(&mut self, delay: Nanoseconds, happening: Happening) {
         self.agenda.push(self.now + delay, happening);
     }
 
@@ -344,31 +344,12 @@ impl World {
         }
     }
 
-    /// All that runs on a host ends at once, and what its disk had not on stable storage may be lost.
-    pub fn lose_power(&mut self, host: usize) {
-        self.hosts[host].is_up = false;
-        self.end_process(host, Death::Crashed, false);
-        if self.plan.is_bridged {
-            self.end_is_gone(host);
-        }
-        self.hosts[host].disks.lose_power(&mut self.random);
-        self.check_copy(host);
-    }
-
     pub fn maintenance_ends_after(&mut self, host: usize, delay: Nanoseconds) {
         self.schedule(delay, Happening::MaintenanceEnds(host));
     }
 
     pub fn power_up_after(&mut self, host: usize, delay: Nanoseconds) {
         self.schedule(delay, Happening::PowerUp(host));
-    }
-
-    fn power_up(&mut self, host: usize) {
-        if !self.hosts[host].is_up {
-            self.tell(|world| format!("{}: has power again", world.name(host)));
-            (self.hosts[host].is_up, self.hosts[host].is_autostart_due) = (true, true);
-            self.daemon_starts(host);
-        }
     }
 
     /// The daemon ends, and whatever it had under way stays as it is.
@@ -378,7 +359,7 @@ impl World {
     }
 
     /// A new one remembers nothing.
-    fn daemon_starts(&mut self, host: usize) {
+    pub fn daemon_starts(&mut self, host: usize) {
         let run = self.hosts[host].daemon.run + 1;
         let daemon = Daemon::new(&self.host_name(host), run, first_copies_max(self.mutation));
         self.records.hosts[host].instance.clone_from(&daemon.instance);

@@ -133,7 +133,7 @@ const HOUSE: &[Crate] = &[
         name: "api",
         floor: 5,
         layers: &[
-            &["events", "leaving", "maintenance", "problem", "suspicion", "time", "unreadable"],
+            &["events", "joining", "leaving", "maintenance", "problem", "suspicion", "time", "unreadable"],
             &["figures"],
             &["status"],
             &["messages"],

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use api::client::{CONSOLE_PLACE_HEADER, CONSOLE_PROTOCOL};
 use api::events::EventsWanted;
 use api::maintenance::SetMaintenance;
-use api::messages::{
-    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, JoinCluster, MakeToken, MigrateVm,
-    PrepareSecondary, RebootVm, RemoveVm, RenameVm, SetVm, StartVm, StopHost, StopVm,
-};
+use api::joining::{JoinCluster, MakeToken};
+use api::messages::{CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, MigrateVm, PrepareSecondary, RebootVm, RemoveVm, RenameVm, SetVm, StartVm, StopHost, StopVm};
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};

@@ -2,7 +2,7 @@
 //!
 //! A Redis in a Debian guest is brought up and saved. From there it serves a client and writes to its disk while its inputs are
 //! recorded. Replaying the record from the saved state, without clock, network or client, must end in the same digest of memory,
-//! processors and devices, however the run is cut into pieces.
+//! processors and devices, however the run is cut into pieces, and whether its code is translated or interpreted.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use machine::digest::Digest;
 use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::input::Journal;
-use machine::vm::{Vm, VmState};
+use machine::vm::{Vm, VmConfig, VmState};
 use memory::GuestRam;
 use redis::Commands;
-use spec::EngineKind;
+use spec::{EngineKind, Translator};
 
 use crate::support;
 use crate::support::guest::{Guest, Network};
@@ -39,15 +39,24 @@ impl Saved {
     }
 }
 
-/// Replays the journal and returns the digest after `instructions`; stops every `piece` instructions on the way.
-fn replay(guest: &Guest, saved: &Saved, journal: &Journal, instructions: u64, piece: u64, disk: &Path) -> Digest {
-    let parts = guest.parts(disk, Box::new(Nowhere::new().unwrap()), saved.entropy_bytes());
+/// How a recorded run is repeated.
+struct Repeat<'a> {
+    /// It stops every so many instructions on the way.
+    piece: u64,
+    translator: Translator,
+    disk: &'a Path,
+}
+
+/// Replays the journal and returns the digest after `instructions`.
+fn replay(guest: &Guest, saved: &Saved, journal: &Journal, instructions: u64, how: &Repeat) -> Digest {
+    let parts = guest.parts(how.disk, Box::new(Nowhere::new().unwrap()), saved.entropy_bytes());
     let mode = InputMode::Replay(Journal::new(journal.events()));
     let ram = copy_of(&saved.ram);
-    let mut vm = Vm::restore(guest.config(), &ram, saved.state.clone(), parts, EngineKind::Soft, mode).unwrap();
+    let config = VmConfig { translator: how.translator, ..guest.config() };
+    let mut vm = Vm::restore(config, &ram, saved.state.clone(), parts, EngineKind::Soft, mode).unwrap();
     loop {
         let now = vm.instructions().unwrap();
-        let target = now.saturating_add(piece).min(instructions);
+        let target = now.saturating_add(how.piece).min(instructions);
         assert_eq!(vm.run(Some(target)).unwrap(), RunEnd::LimitReached);
         if target == instructions {
             assert_eq!(vm.instructions(), Some(instructions), "the replay stopped early");
@@ -91,8 +100,10 @@ fn a_replay_ends_in_the_same_state() {
         eprintln!("{cpus} vCPUs: {} inputs in {} instructions", journal.events().len(), instructions - start);
         assert!(journal.events().len() > requests());
 
-        assert_eq!(replay(&guest, &saved, &journal, instructions, u64::MAX, &copies[0]), recorded);
-        assert_eq!(replay(&guest, &saved, &journal, instructions, 1_234_567, &copies[1]), recorded);
+        let whole = Repeat { piece: u64::MAX, translator: Translator::Off, disk: &copies[0] };
+        assert_eq!(replay(&guest, &saved, &journal, instructions, &whole), recorded, "interpreted");
+        let pieces = Repeat { piece: 1_234_567, translator: Translator::On, disk: &copies[1] };
+        assert_eq!(replay(&guest, &saved, &journal, instructions, &pieces), recorded, "translated, in pieces");
         assert!(fs::read(&copies[0]).unwrap() == fs::read(&copies[1]).unwrap(), "the disks differ");
     }
 }
