@@ -67,7 +67,8 @@ fn now() -> BootTime {
 }
 
 fn vm(name: &str) -> VmRecord {
-    VmRecord::new(vm_name(name), "name = \"v\"".to_owned(), FtSettings::disabled(100, 50), 7)
+    let spec = "name = \"v\"\nmemory = \"64M\"\nimage = \"tiny\"\n";
+    VmRecord::new(vm_name(name), spec.to_owned(), FtSettings::disabled(100, 50), 7)
 }
 
 fn write(cluster: &Cluster, key: &str, text: &str) {

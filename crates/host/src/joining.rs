@@ -1,12 +1,12 @@
 //! Hosts that join and leave the cluster: the daemon's side.
 
-use terminal::error_text::error_text;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use terminal::error_text::error_text;
 
 use api::client::{CallError, Target};
-use api::leaving::HostLeft;
 use api::joining::{JoinCluster, Joined, MadeToken, MakeToken};
+use api::leaving::HostLeft;
 use axum::http::Method;
 use cluster::records::{ClusterError, TokenUse};
 use cluster::store::{EtcdAddress, StoreLocation};

@@ -262,7 +262,7 @@ impl World {
         self.hosts[host].name.to_string()
     }
 
-    pub fn schedule(&mut self, delay: Nanoseconds, happening: Happening) {
+    fn schedule(&mut self, delay: Nanoseconds, happening: Happening) {
         self.agenda.push(self.now + delay, happening);
     }
 

@@ -9,9 +9,7 @@ use spec::{HostName, Maintenance, VmName};
 
 use super::seen::Seen;
 use super::tokens::TOKENS;
-use super::{
-    ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode,
-};
+use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
 use crate::store::{Changes, Compare, Entry, LeaseId, MARKER, Op, Outcome, Store, Stores};
 
 /// How often a record is read and written again when others change it in between.

@@ -13,7 +13,8 @@ use protocol::{Claim, Generation};
 use serde::Deserialize;
 use spec::processor::{Features, TscOffer, XsaveComponent, word};
 use spec::{
-    CpuLevel, CpuOffer, CpuProfile, EngineKind, FailureDomain, FtMode, HostName, Maintenance, Priority, ReplicaId, VmName,
+    CpuLevel, CpuOffer, CpuProfile, EngineKind, FailureDomain, FtMode, HostName, Maintenance, Priority, ReplicaId,
+    VmName,
 };
 
 const BOOT: &str = "boot";

@@ -1,13 +1,13 @@
 //! The process beside a VM in the foreground that does for it what the VM's own may not once it is confined: it has the network ends, connects to them, and
 //! removes their sockets, and the one for requests, when the VM is gone, by whatever. All that it is told is the number of a card.
 
-use terminal::error_text::error_text;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use terminal::error_text::error_text;
 
 use anyhow::{Context, Result, anyhow, bail};
 use machine::devices::virtio::net::NetConfig;

@@ -201,7 +201,11 @@ pub(super) fn note_bases(head: &SnapshotHead) {
     for disk in head.disks.iter().filter(|disk| !disk.read_only) {
         let Some(base) = &disk.base else { continue };
         if let Err(error) = open::images().and_then(|images| Ok(images.note_disk_on(&disk.path, &base.path)?)) {
-            tracing::warn!("nobody will know that {} is based on an image: {}", disk.path.display(), error_text(&error));
+            tracing::warn!(
+                "nobody will know that {} is based on an image: {}",
+                disk.path.display(),
+                error_text(&error)
+            );
         }
     }
 }

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use api::client::{CONSOLE_PLACE_HEADER, CONSOLE_PROTOCOL};
 use api::events::EventsWanted;
-use api::maintenance::SetMaintenance;
 use api::joining::{JoinCluster, MakeToken};
-use api::messages::{CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, MigrateVm, PrepareSecondary, RebootVm, RemoveVm, RenameVm, SetVm, StartVm, StopHost, StopVm};
+use api::maintenance::SetMaintenance;
+use api::messages::{
+    CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, MigrateVm, PrepareSecondary, RebootVm,
+    RemoveVm, RenameVm, SetVm, StartVm, StopHost, StopVm,
+};
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
@@ -537,7 +540,12 @@ mod tests {
     fn operators_do_not_pass_for_hosts() {
         assert_eq!(
             paths(Some(&Peer::Operator("alice".to_owned())), false),
-            ["GET /v1/vms/{vm}/boot/{file}", "PUT /v1/secondaries/{vm}", "DELETE /v1/secondaries/{vm}"]
+            [
+                "DELETE /v1/hosts/{host}/rights",
+                "GET /v1/vms/{vm}/boot/{file}",
+                "PUT /v1/secondaries/{vm}",
+                "DELETE /v1/secondaries/{vm}"
+            ]
         );
     }
 }

@@ -236,15 +236,14 @@ fn vector_registers_of_an_x86_64_v3_go_with_a_vm() {
     let mut vm = guest::boot_program(&guest::wide_program(), config, Kvm, ROUNDS * 100, &console).unwrap();
     let mut moves = 0;
     while is_pause(run_a_part(&mut vm, &console)) {
-        let head =
-            SnapshotHead {
-                config: vm.config().clone(),
-                spec: String::new(),
-                disks: Vec::new(),
-                has_memory: true,
-                taken_unix_ns: 0,
-                heeds_generation: false,
-            };
+        let head = SnapshotHead {
+            config: vm.config().clone(),
+            spec: String::new(),
+            disks: Vec::new(),
+            has_memory: true,
+            taken_unix_ns: 0,
+            heeds_generation: false,
+        };
         let file = vm.write_snapshot(&head, Vec::new()).unwrap();
         drop(vm);
         let content = Snapshot::open(&file[..]).unwrap().read(|_| unreachable!()).unwrap();

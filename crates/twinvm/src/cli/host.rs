@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use api::joining::{MadeToken, MakeToken};
 use api::leaving::HostLeft;
 use api::maintenance::MaintenanceView;
-use api::joining::{MadeToken, MakeToken};
 use api::messages::{DaemonView, HostView, StopHost};
 use clap::{ArgGroup, Args, Subcommand};
 use cluster::store::{EtcdKeys, StoreLocation};

@@ -302,7 +302,10 @@ impl Client {
         let text = error.to_string();
         match self.validity.as_ref().and_then(Validity::problem) {
             Some(problem) => format!("{problem} ({text})"),
-            None if text.contains("certificate expired") => format!("{text}; renew the certificate of that member"),
+            // Said as "Expired" or as "certificate expired", by what rustls knows of it.
+            None if text.contains("invalid peer certificate") && text.to_ascii_lowercase().contains("expired") => {
+                format!("{text}; renew the certificate of that member")
+            }
             None => text,
         }
     }

@@ -383,11 +383,11 @@ fn a_snapshot_does_not_take_the_place_of_a_disk() {
     place.raw("vm.snapshot", 1);
     let data = place.raw("data", 2);
     let message = format!("{:#}", place.snapshot().unwrap_err());
-    assert!(message.contains("is a disk of this VM"), "{message}");
+    assert!(message.contains("take the place of a disk of this VM"), "{message}");
     place.spec.disks.remove(0);
     fs::remove_file(place.path("vm.snapshot")).unwrap();
     symlink(&data, place.path("vm.snapshot")).unwrap();
-    assert!(format!("{:#}", place.snapshot().unwrap_err()).contains("is a disk of this VM"));
+    assert!(format!("{:#}", place.snapshot().unwrap_err()).contains("take the place of a disk of this VM"));
     assert!(fs::read(&data).unwrap() == vec![2; SIZE_BYTES as usize]);
 }
 
