@@ -108,6 +108,11 @@ impl History {
         id
     }
 
+    /// Whether the VM was started anew since.
+    pub fn is_of_earlier_life(&self, state: StateId) -> bool {
+        state < self.booted
+    }
+
     /// Whether a disk holds all that the guest had flushed before what the world has seen last.
     pub fn keeps_what_was_flushed(&self, blocks: &Content) -> bool {
         let flushed = self.states[self.head as usize].flushed;

@@ -70,6 +70,11 @@ impl World {
             // Whoever has taken over sends again what may not have left.
             Ok(true) if self.store.current().author == by => {}
             Ok(true) => self.coverage.note(Occurrence::LateRelease),
+            // Both replicas lost what is in memory, and the VM was started from a disk since: a committed frame that leaves now is one that was long on
+            // its way.
+            Err(Fork) if self.is_behind && self.history.is_of_earlier_life(state) => {
+                self.coverage.note(Occurrence::LateRelease);
+            }
             Err(Fork) => self.broken(Violation::Fork(self.name(host))),
         }
     }

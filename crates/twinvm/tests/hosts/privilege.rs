@@ -141,7 +141,8 @@ impl Ordinary {
         let spec = "name = \"v\"\nmemory = \"128M\"\nengine = \"soft\"\nkernel = \"kernel\"\ninitrd = \"initrd\"\n\
                     cmdline = 'console=ttyS0 quiet twinvm.run=\"sleep 1000\"'\n";
         fs::write(place.path("v.toml"), spec).unwrap();
-        for path in [".", "twinvm", "kernel", "initrd", "v.toml"] {
+        fs::create_dir(place.path("run")).unwrap();
+        for path in [".", "twinvm", "kernel", "initrd", "v.toml", "run"] {
             lchown(place.path(path), Some(user), Some(user)).unwrap();
         }
         let namespaces = place.as_user("unshare").args(["--user", "--mount", "true"]).status();
@@ -164,7 +165,7 @@ impl Ordinary {
     fn twinvm(&self, words: &[&str]) -> Command {
         let mut command = self.as_user(self.path("twinvm").to_str().unwrap());
         command.args(words).env("TWINVM_HOST_DIR", self.path("a")).env("TWINVM_HOME", self.path("home"));
-        command.env("XDG_RUNTIME_DIR", self.folder.path()).env_remove("TWINVM_OPERATOR");
+        command.env("XDG_RUNTIME_DIR", self.path("run")).env_remove("TWINVM_OPERATOR");
         command
     }
 

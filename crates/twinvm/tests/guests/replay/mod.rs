@@ -173,7 +173,7 @@ fn a_reset_begins_a_log_of_its_own_and_a_killed_run_leaves_one_that_replays() {
 fn a_disk_that_is_not_in_the_snapshot_must_be_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data.img");
-    fs::write(&data, [7; 1 << 20]).unwrap();
+    fs::write(&data, vec![7; 1 << 20]).unwrap();
     let disk = "[[disk]]\npath = \"data.img\"\nformat = \"raw\"\nreadonly = true\n";
     tiny(folder.path(), "md5sum /dev/vda", disk);
     assert!(run(folder.path()).wait().unwrap().success());
@@ -182,7 +182,7 @@ fn a_disk_that_is_not_in_the_snapshot_must_be_as_it_was() {
     assert_eq!(outcome["stopped_at"], "end");
     let console = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(console.contains("exit status 0"), "{console}");
-    fs::write(&data, [8; 1 << 20]).unwrap();
+    fs::write(&data, vec![8; 1 << 20]).unwrap();
     let message = refused(&records, &["vm-1.log"]);
     assert!(message.contains("data.img is not in the snapshot, and does not hold what it held"), "{message}");
     fs::remove_file(&data).unwrap();
