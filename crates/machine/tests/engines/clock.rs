@@ -15,11 +15,11 @@ use spec::EngineKind::{self, Soft};
 use crate::engines;
 use crate::guest::{Console, DATA, PROGRAM, config, parts, restore};
 
-pub const HANDLER: u64 = 0x11_0000;
-pub const IDT: u64 = 0x11_1000;
+const HANDLER: u64 = 0x11_0000;
+const IDT: u64 = 0x11_1000;
 /// The page that the guest gives to the paravirtual clock.
 const PARAVIRTUAL_CLOCK: u64 = 0x11_2000;
-pub const VECTOR: u64 = 0x40;
+const VECTOR: u64 = 0x40;
 /// What the guest leaves at [`DATA`]: the time-stamp counter, interrupts taken, rounds done. Then what it finds there: the APIC
 /// timer's entry, its initial count, and ticks to its deadline.
 const TSC: u64 = DATA;
@@ -90,22 +90,15 @@ fn handler() -> Vec<u8> {
     a.assemble(HANDLER).unwrap()
 }
 
-/// A VM that runs `program`, and `handler` at interrupts of [`VECTOR`].
-pub fn boot(engine: EngineKind, program: &[u8], handler: &[u8]) -> Vm {
-    let boot = Boot::Flat { program, address: PROGRAM, rsi: 0 };
+fn start(engine: EngineKind, timer: Timer, ticks: u64) -> Vm {
+    let boot = Boot::Flat { program: &program(), address: PROGRAM, rsi: 0 };
     let vm = Vm::boot(config(1), &boot, parts(&Console::default()), engine, InputMode::Live).unwrap();
     let ram = vm.platform().ram();
-    ram.write_bytes(HANDLER, handler).unwrap();
+    ram.write_bytes(HANDLER, &handler()).unwrap();
     // An interrupt gate to the boot code segment (Intel SDM volume 3, figure 6-8).
     let code = u64::from(BootState::CODE_SELECTOR);
     let gate = HANDLER & 0xffff | code << 16 | 0x8e00 << 32 | (HANDLER & 0xffff_0000) << 32;
     ram.write_bytes(IDT + VECTOR * 16, &gate.to_le_bytes()).unwrap();
-    vm
-}
-
-fn start(engine: EngineKind, timer: Timer, ticks: u64) -> Vm {
-    let vm = boot(engine, &program(), &handler());
-    let ram = vm.platform().ram();
     let (count, deadline) = if matches!(timer, Timer::Deadline) { (0, ticks) } else { (ticks, 0) };
     for (address, value) in
         [(TIMER_ENTRY, VECTOR | (timer as u64) << 17), (TIMER_COUNT, count), (TIMER_DEADLINE, deadline)]
@@ -116,7 +109,7 @@ fn start(engine: EngineKind, timer: Timer, ticks: u64) -> Vm {
 }
 
 /// Runs until `done` says so of the memory.
-pub fn run_until(vm: &mut Vm, done: impl Fn(&GuestRam) -> bool + Send + 'static) {
+fn run_until(vm: &mut Vm, done: impl Fn(&GuestRam) -> bool + Send + 'static) {
     let (control, ram) = (vm.control(), vm.platform().ram().clone());
     let watcher = std::thread::spawn(move || {
         let start = Instant::now();
@@ -135,7 +128,7 @@ fn run_rounds(vm: &mut Vm, rounds: u64) {
     run_until(vm, move |ram| load(ram, ROUNDS) >= end);
 }
 
-pub fn load(ram: &GuestRam, address: u64) -> u64 {
+fn load(ram: &GuestRam, address: u64) -> u64 {
     ram.load(address).unwrap()
 }
 

@@ -2,7 +2,6 @@
 
 mod checkpoint_cost;
 mod clock;
-mod end_of_interrupt;
 mod guest;
 mod queueing;
 mod threads;
