@@ -90,8 +90,6 @@ pub mod index {
     pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
     /// MSR_KVM_SYSTEM_TIME_NEW.
     pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
-    /// MSR_KVM_PV_EOI_EN.
-    pub const KVM_PV_EOI: u32 = 0x4b56_4d04;
 }
 
 /// Banks of machine-check registers that IA32_MCG_CAP reports, on every engine: a kernel that found more of them on one engine than another
@@ -159,8 +157,6 @@ pub(crate) const HELD: &[Held] = &[
     held(index::MC0_MISC, 0, 0),
     held(index::KVM_WALL_CLOCK, 0, u64::MAX),
     held(index::KVM_SYSTEM_TIME, 0, u64::MAX),
-    // The byte that a guest names here is set by a hypervisor that need not see the end of an interrupt; the soft engine always sees it.
-    held(index::KVM_PV_EOI, 0, !2),
     held(index::STAR, 0, u64::MAX),
     held(index::LSTAR, 0, u64::MAX),
     held(index::CSTAR, 0, u64::MAX),

@@ -137,7 +137,6 @@ pub fn has_msr(profile: &CpuProfile, index: u32) -> bool {
         index::ARCH_CAPABILITIES => has(bit::ARCH_CAPABILITIES),
         index::VIRT_SPEC_CTRL => has(bit::VIRT_SSBD),
         index::TSC_ADJUST => has(bit::TSC_ADJUST),
-        index::KVM_PV_EOI => has(bit::PV_EOI),
         _ => true,
     }
 }

@@ -93,8 +93,6 @@ pub mod bit {
     pub const ARCH_CAPABILITIES: (usize, u32) = (word::STRUCTURED_EDX, 1 << 29);
     /// IA32_PRED_CMD, as AMD shows it.
     pub const IBPB: (usize, u32) = (word::EXTENDED_8_EBX, 1 << 12);
-    /// MSR_KVM_PV_EOI_EN.
-    pub const PV_EOI: (usize, u32) = (word::KVM_EAX, 1 << 6);
     /// VIRT_SPEC_CTRL.
     pub const VIRT_SSBD: (usize, u32) = (word::EXTENDED_8_EBX, 1 << 25);
     /// IA32_SPEC_CTRL, as AMD shows it: IBRS, STIBP or SSBD.
@@ -129,7 +127,6 @@ const NAMES: &[(usize, u32, &str)] = &[
     (word::STRUCTURED_EDX, 27, "STIBP"),
     (word::STRUCTURED_EDX, 29, "ARCH_CAPABILITIES"),
     (word::STRUCTURED_EDX, 31, "SSBD"),
-    (word::KVM_EAX, 6, "paravirtual end of interrupt"),
     (word::EXTENDED_ECX, 5, "LZCNT"),
     (word::EXTENDED_EDX, 26, "1 GiB pages"),
     (word::EXTENDED_EDX, 27, "RDTSCP"),
@@ -143,8 +140,7 @@ pub struct Features([u32; WORD_COUNT]);
 
 impl Features {
     /// The portable processor: x86-64-v2, and what makes kernels fast and safe without asking for more: FSGSBASE, SMEP, SMAP, UMIP,
-    /// PCID, INVPCID, 1 GiB pages, x2APIC, fast REP MOVS and STOS, XSAVE of x87 and SSE state, KVM's paravirtual clock and end of
-    /// interrupt.
+    /// PCID, INVPCID, 1 GiB pages, x2APIC, fast REP MOVS and STOS, XSAVE of x87 and SSE state, KVM's paravirtual clock.
     pub const PORTABLE: Self = Self::of(&[
         // SSE3, SSSE3, CMPXCHG16B, PCID, SSE4.1, SSE4.2, x2APIC, POPCNT, XSAVE, hypervisor.
         (word::BASIC_ECX, 1 | 1 << 9 | 1 << 13 | 1 << 17 | 1 << 19 | 1 << 20 | 1 << 21 | 1 << 23 | 1 << 26 | 1 << 31),
@@ -158,9 +154,8 @@ impl Features {
         (word::STRUCTURED_EDX, 1 << 4),
         // Fast zero-length REP MOVSB, fast short REP STOSB.
         (word::STRUCTURED_1_EAX, 1 << 10 | 1 << 11),
-        // No delays after port I/O, paravirtual clock by its second pair of MSRs, which runs evenly on all processors, and ends of interrupts
-        // without an exit.
-        (word::KVM_EAX, 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24),
+        // No delays after port I/O, paravirtual clock by its second pair of MSRs, which runs evenly on all processors.
+        (word::KVM_EAX, 1 << 1 | 1 << 3 | 1 << 24),
         // LAHF in 64-bit mode.
         (word::EXTENDED_ECX, 1),
         // SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.

@@ -40,7 +40,7 @@ const LEFT_OUT: &[(u32, &str)] = &[
     (0xc001_1029, "MSR_AMD64_DE_CFG: the host's, which guests cannot change"),
 ];
 /// Ranges that are left out: performance counters of both makers, VMX's capabilities, last branches, the paravirtual features of KVM that are
-/// not offered (asynchronous page faults, steal time, polling, migration control), Hyper-V's.
+/// not offered (asynchronous page faults, steal time, end of interrupt, polling, migration control), Hyper-V's.
 const RANGES_LEFT_OUT: &[(u32, u32)] = &[
     (0xc1, 0xc8),
     (0x186, 0x18d),
@@ -50,8 +50,7 @@ const RANGES_LEFT_OUT: &[(u32, u32)] = &[
     (0x480, 0x491),
     (0x4c1, 0x4c8),
     (0x14ce, 0x14cf),
-    (0x4b56_4d02, 0x4b56_4d03),
-    (0x4b56_4d05, 0x4b56_4d08),
+    (0x4b56_4d02, 0x4b56_4d08),
     (0x4000_0000, 0x4000_0fff),
     (0xc000_0300, 0xc000_0302),
     (0xc001_0000, 0xc001_0007),
