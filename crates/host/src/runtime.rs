@@ -153,7 +153,7 @@ impl Daemon {
             // The next daemon would start VMs again that somebody has stopped.
             match self.folder.note_autostart_over() {
                 Ok(()) => self.is_autostart_due.store(false, Ordering::Release),
-                Err(error) => tracing::debug!("{error:#}"),
+                Err(error) => tracing::debug!("{}", error_text(&error)),
             }
         }
     }

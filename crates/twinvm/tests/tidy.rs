@@ -254,7 +254,7 @@ fn every_case_that_administrators_met_has_tests_that_are_there() {
     assert_eq!(found.len(), CASES);
     for (number, row) in (1..).zip(&found) {
         let has_number = row
-            .split(['`', '_'])
+            .split(['`', '_', ':'])
             .collect::<Vec<_>>()
             .windows(2)
             .any(|words| words[0] == "row" && words[1] == number.to_string());

@@ -46,6 +46,11 @@ const fn quick(package: &'static str, target: &'static str, test: &'static str, 
     Choice { emulator: Emulator::Qemu, package, target, test: Some(test), images, is_quick: true }
 }
 
+/// A test of replicas, in QEMU's machine of two processors.
+const fn replicas(test: &'static str, images: Images) -> Choice {
+    Choice { emulator: Emulator::QemuOfTwo, ..thorough("twinvm", "mirror", test, images) }
+}
+
 /// A test in QEMU's machine.
 const fn thorough(package: &'static str, target: &'static str, test: &'static str, images: Images) -> Choice {
     Choice { is_quick: false, ..quick(package, target, test, images) }
@@ -57,7 +62,7 @@ const KVM_ENGINE: &str = "engine::kvm::";
 /// What runs. What is not quick runs when asked for.
 const CHOICES: &[Choice] = &[
     quick("twinvm", "guests", "a_restored_vm_goes_on_where_it_was_and_its_disk_with_it", REDIS),
-    quick("twinvm", "mirror", "faults::a_killed_primary_is_taken_over_again_and_again", REDIS),
+    replicas("faults::a_killed_primary_is_taken_over_again_and_again", REDIS),
     thorough("machine", "machine", KVM_ENGINE, NONE),
     Choice { test: None, ..thorough("machine", "engines", "", NONE) },
     thorough("machine", "engines", "vector_registers_of_an_x86_64_v3_go_with_a_vm", NONE),
@@ -67,24 +72,14 @@ const CHOICES: &[Choice] = &[
     thorough("twinvm", "guests", "nginx_serves_curl", &[images::nginx]),
     thorough("twinvm", "guests", "postgresql_serves_pgbench", &[images::postgresql]),
     thorough("twinvm", "guests", "redis_runs_under_systemd_on_two_vcpus", &[images::systemd]),
-    thorough(
-        "twinvm",
-        "mirror",
-        "disks::an_acknowledged_fsync_survives_the_loss_of_both_replicas",
-        &[images::redis_append_only],
-    ),
-    thorough(
-        "twinvm",
-        "mirror",
-        "disks::postgresql_loses_no_commit_over_takeovers_and_a_restart_from_disk",
-        &[images::postgresql],
-    ),
-    thorough("twinvm", "mirror", "faults::a_killed_secondary_is_replaced", REDIS),
-    thorough("twinvm", "mirror", "faults::a_primary_that_wakes_after_the_takeover_stops_and_sends_nothing", REDIS),
-    thorough("twinvm", "mirror", "faults::a_secondary_that_wakes_after_it_was_given_up_stops", REDIS),
-    thorough("twinvm", "mirror", "faults::a_switchover_costs_nothing_either", REDIS),
-    thorough("twinvm", "mirror", "faults::the_guest_clock_never_goes_back_and_catches_up", REDIS),
-    thorough("twinvm", "mirror", "races::a_protected_guest_that_resets_starts_again_and_can_be_protected_again", REDIS),
+    replicas("disks::an_acknowledged_fsync_survives_the_loss_of_both_replicas", &[images::redis_append_only]),
+    replicas("disks::postgresql_loses_no_commit_over_takeovers_and_a_restart_from_disk", &[images::postgresql]),
+    replicas("faults::a_killed_secondary_is_replaced", REDIS),
+    replicas("faults::a_primary_that_wakes_after_the_takeover_stops_and_sends_nothing", REDIS),
+    replicas("faults::a_secondary_that_wakes_after_it_was_given_up_stops", REDIS),
+    replicas("faults::a_switchover_costs_nothing_either", REDIS),
+    replicas("faults::the_guest_clock_never_goes_back_and_catches_up", REDIS),
+    replicas("races::a_protected_guest_that_resets_starts_again_and_can_be_protected_again", REDIS),
     // What differs between the makers; Bochs is too slow for more.
     Choice { emulator: Emulator::Bochs, ..thorough("machine", "machine", "engine::kvm::tests::", NONE) },
     Choice {

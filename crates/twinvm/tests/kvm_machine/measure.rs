@@ -45,7 +45,7 @@ pub fn run(folder: &Path) -> Result<(), String> {
     let count = if only.is_empty() { BENCHES.len() } else { 1 };
     let job = job::disk(&BTreeMap::new(), &images(count), made.path());
     let runs = std::env::var(RUNS).unwrap_or_else(|_| "1".to_owned());
-    let mut machine = Emulator::Qemu.boot(&Disks { root: root::with_peer(), job })?;
+    let mut machine = Emulator::QemuOfTwo.boot(&Disks { root: root::with_peer(), job })?;
     let options = if only.is_empty() { String::new() } else { format!(" --only {only}") };
     for (command, file) in BENCHES.iter().take(count) {
         let command = format!("{command}{options} --runs {runs} --json -");

@@ -105,7 +105,7 @@ impl Place {
         ask().or_else(|error| match self.follow() {
             Ok(true) => ask(),
             Ok(false) => Err(error),
-            Err(why) => Err(Unreachable(format!("{why:#}"))),
+            Err(why) => Err(Unreachable(error_text(&why))),
         })
     }
 }

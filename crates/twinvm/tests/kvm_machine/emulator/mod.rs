@@ -29,8 +29,10 @@ pub struct Disks {
 /// An emulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emulator {
-    /// QEMU's translator: AMD's virtualization (SVM), two processors.
+    /// QEMU's translator: AMD's virtualization (SVM), one processor.
     Qemu,
+    /// The same with two processors, which sometimes stand still: for what has replicas, each of which needs one.
+    QemuOfTwo,
     /// Bochs: Intel's virtualization (VMX), one processor, many times slower.
     Bochs,
 }
@@ -39,7 +41,7 @@ impl Emulator {
     /// The virtualization that its processor has.
     pub fn virtualization(self) -> &'static str {
         match self {
-            Self::Qemu => "svm",
+            Self::Qemu | Self::QemuOfTwo => "svm",
             Self::Bochs => "vmx",
         }
     }
@@ -51,13 +53,14 @@ impl Emulator {
     pub fn boot(self, disks: &Disks) -> Result<Machine, String> {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let mut machine = Machine::start(&folder, |folder, control_port| self.command(disks, folder, control_port))?;
-        machine.wait_until_ready(if self == Self::Qemu { QEMU_BOOT_LIMIT } else { BOOT_LIMIT })?;
+        machine.wait_until_ready(if self == Self::Bochs { BOOT_LIMIT } else { QEMU_BOOT_LIMIT })?;
         Ok(machine)
     }
 
     fn command(self, disks: &Disks, folder: &Path, control_port: u16) -> Command {
         match self {
-            Self::Qemu => qemu::command(disks, folder, control_port),
+            Self::Qemu => qemu::command(disks, 1, folder, control_port),
+            Self::QemuOfTwo => qemu::command(disks, 2, folder, control_port),
             Self::Bochs => bochs::command(disks, folder, control_port),
         }
     }
