@@ -166,6 +166,10 @@ impl Confinement {
     fn become_user(&self) -> Result<CapabilitySet> {
         let none = CapabilitySet::empty();
         let Some(user) = self.user else { return self.rights_of_root() };
+        if user == u32::MAX {
+            // To the kernel that means whoever one is, which would leave this process with all that root has.
+            bail!("nobody can be user {user}");
+        }
         let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
         set_keep_capabilities(true)?;
         set_thread_groups(&[])?;
