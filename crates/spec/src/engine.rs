@@ -32,9 +32,9 @@ pub enum EngineKind {
 #[serde(rename_all = "lowercase")]
 pub enum Translator {
     /// Hot code is translated.
-    #[default]
     On,
     /// All code is interpreted.
+    #[default]
     Off,
 }
 

@@ -62,8 +62,9 @@ pub struct VmSpec {
     /// Which engine runs the vCPUs.
     #[serde(default)]
     pub engine: EngineChoice,
-    /// Whether the soft engine translates hot code to host code: `"on"` or `"off"`. A guest sees no difference but speed.
-    #[serde(default, skip_serializing_if = "translates")]
+    /// Whether the soft engine translates hot code to host code: `"on"` or `"off"`. A guest sees no difference but speed. It is off by default,
+    /// as it is new.
+    #[serde(default, skip_serializing_if = "interprets")]
     pub translator: Translator,
     /// How much of a processor the guest gets: `portable`, `x86-64-v3` or `host`. More than `portable` needs the kvm engine, and a
     /// secondary's host has to have as much.
@@ -119,8 +120,8 @@ fn is_off(huge_pages: &HugePages) -> bool {
     *huge_pages == HugePages::Off
 }
 
-fn translates(translator: &Translator) -> bool {
-    *translator == Translator::On
+fn interprets(translator: &Translator) -> bool {
+    *translator == Translator::Off
 }
 
 fn is_medium(priority: &Priority) -> bool {

@@ -90,7 +90,7 @@ impl Guest {
             memory_bytes: self.memory_bytes,
             cpu: spec::CpuLevel::Portable,
             backing: spec::MemoryBacking::default(),
-            translator: spec::Translator::default(),
+            translator: spec::Translator::On,
         }
     }
 
