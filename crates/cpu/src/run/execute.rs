@@ -26,6 +26,7 @@ pub(super) enum Leave {
 #[inline(never)]
 pub(super) fn execute(cpu: &mut Cpu, cache: &mut BlockCache, limit: u64, bus: &mut dyn Bus) -> Leave {
     let mut linear = cpu.fetch_linear();
+    let translates = cache.translator().is_some();
     // The jump through which translated code was left for the block at `linear`.
     let mut jump = None;
     'page: loop {
@@ -34,12 +35,15 @@ pub(super) fn execute(cpu: &mut Cpu, cache: &mut BlockCache, limit: u64, bus: &m
         };
         let mut id = id;
         loop {
-            cache.warm(&cpu.ram, id);
+            if translates {
+                cache.warm(&cpu.ram, id);
+            }
             let Some((block, ops)) = cache.get(id) else {
                 return Leave::Missing;
             };
             let left = limit - cpu.count;
-            if left >= u64::from(block.len)
+            if translates
+                && left >= u64::from(block.len)
                 && let Some(code) = cache.code(id)
             {
                 if let Some(jump) = jump.take() {

@@ -90,6 +90,15 @@ pub(super) mod condition {
     pub const GREATER: u8 = 15;
 }
 
+/// Shifts and rotates, as ModRM's middle field has them.
+pub(super) mod shift {
+    pub const ROL: u8 = 0;
+    pub const ROR: u8 = 1;
+    pub const SHL: u8 = 4;
+    pub const SHR: u8 = 5;
+    pub const SAR: u8 = 7;
+}
+
 /// A place in the code that a jump is yet to be given.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -248,7 +257,7 @@ impl Assembler {
         self.by_size(size, 0xf6, 2, to.into());
     }
 
-    /// A shift or rotate by a constant; `number` is ModRM's: SHL 4, SHR 5, SAR 7, ROL 0, ROR 1.
+    /// A shift or rotate by a constant; `number` is one of [`shift`].
     pub(super) fn shift(&mut self, number: u8, size: Size, to: Register, count: u8) {
         self.by_size(size, 0xc0, number, to.into());
         self.byte(count);

@@ -3,7 +3,7 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use crate::op::Op;
-use crate::translate::asm::{Alu, Assembler, Jump, R14, R15, RAX, RCX, RDX, RSI, Size, condition};
+use crate::translate::asm::{Alu, Assembler, Jump, R14, R15, RAX, RCX, RDX, RSI, Size, condition, shift};
 use crate::translate::form::{Effect, Form};
 use crate::translate::stubs::Stubs;
 
@@ -155,12 +155,17 @@ impl Body<'_> {
         self.ops.get(number).map_or(0, |op| std::ptr::from_ref(op) as u64)
     }
 
-    /// Has the handler of an op do it.
-    fn by_handler(&mut self, number: usize) {
+    /// Calls the handler of an op. Returns the jump for when it does not end with the next op.
+    fn call_handler(&mut self, number: usize) -> Jump {
         self.asm.load_immediate_64(RDX, self.op_address(number));
         self.asm.call(self.stubs.run_op);
         self.asm.alu(Alu::Or, Size::B4, RAX, RAX);
-        let stopped = self.asm.jump_if_later(condition::NOT_ZERO);
+        self.asm.jump_if_later(condition::NOT_ZERO)
+    }
+
+    /// Has the handler of an op do it.
+    fn by_handler(&mut self, number: usize) {
+        let stopped = self.call_handler(number);
         self.host_flags = false;
         self.cold.push(Cold { op: number, jumps: vec![stopped], what: Todo::Stop });
     }
@@ -170,16 +175,16 @@ impl Body<'_> {
         self.asm.lea(R15, R15, self.ops.len() as i32);
         // Targets are checked to fit when a form is chosen, and blocks are shorter than a page.
         self.asm.lea(R14, R14, target as i32);
-        if (0..PAGE_BYTES).contains(&(self.in_page as i64 + target)) {
-            // Leads to what follows until it is led to the block.
-            let jump = self.asm.jump_later();
-            let place = self.asm.here() - 4;
-            self.asm.land(jump);
-            self.asm.store_immediate(Size::B4, RAX.into(), place as i32);
-            self.asm.jump(self.stubs.unlinked);
-        } else {
+        if self.is_far(target) {
             self.asm.jump(self.stubs.find);
+            return;
         }
+        // Leads to what follows until it is led to the block.
+        let jump = self.asm.jump_later();
+        let place = self.asm.here() - 4;
+        self.asm.land(jump);
+        self.asm.store_immediate(Size::B4, RAX.into(), place as i32);
+        self.asm.jump(self.stubs.unlinked);
     }
 
     /// Whether a target lies in another page, so that it may not be canonical.
@@ -196,11 +201,9 @@ impl Body<'_> {
 
     /// Has the handler do the present instruction if the address in RCX is not canonical. Changes RAX and host flags.
     pub(super) fn check_canonical(&mut self) {
-        const SHL: u8 = 4;
-        const SAR: u8 = 7;
         self.asm.load(Size::B8, RAX, RCX);
-        self.asm.shift(SHL, Size::B8, RAX, 16);
-        self.asm.shift(SAR, Size::B8, RAX, 16);
+        self.asm.shift(shift::SHL, Size::B8, RAX, 16);
+        self.asm.shift(shift::SAR, Size::B8, RAX, 16);
         self.asm.alu(Alu::Cmp, Size::B8, RAX, RCX);
         let jump = self.asm.jump_if_later(condition::NOT_ZERO);
         self.to_handler.push(jump);
@@ -214,18 +217,20 @@ impl Body<'_> {
                 self.asm.land(jump);
             }
             let address = self.op_address(cold.op);
-            if !matches!(cold.what, Todo::Stop) {
-                self.asm.load_immediate_64(RDX, address);
-                self.asm.call(self.stubs.run_op);
-            }
-            if let Todo::Retry { back, flags } = cold.what {
-                self.asm.alu(Alu::Or, Size::B4, RAX, RAX);
-                let stopped = self.asm.jump_if_later(condition::NOT_ZERO);
-                if flags {
-                    self.asm.call(self.stubs.load_flags);
+            match cold.what {
+                Todo::Stop => {}
+                Todo::Branch => {
+                    self.asm.load_immediate_64(RDX, address);
+                    self.asm.call(self.stubs.run_op);
                 }
-                self.asm.jump(back);
-                self.asm.land(stopped);
+                Todo::Retry { back, flags } => {
+                    let stopped = self.call_handler(cold.op);
+                    if flags {
+                        self.asm.call(self.stubs.load_flags);
+                    }
+                    self.asm.jump(back);
+                    self.asm.land(stopped);
+                }
             }
             self.asm.load_immediate_64(RSI, address);
             self.asm.jump(self.stubs.stopped);

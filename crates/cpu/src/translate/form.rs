@@ -3,7 +3,7 @@
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register as GuestRegister};
 
 use crate::op::slot;
-use crate::translate::asm::{Alu, Size};
+use crate::translate::asm::{Alu, Size, shift};
 
 /// An instruction that is translated. All others are left to their handlers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,11 +108,11 @@ impl Form {
             M::Dec => Self::Step { down: true },
             M::Neg => Self::Neg,
             M::Not => Self::Not,
-            M::Shl | M::Sal => return Self::shift(instruction, 4),
-            M::Shr => return Self::shift(instruction, 5),
-            M::Sar => return Self::shift(instruction, 7),
-            M::Rol => return Self::rotate(instruction, 0),
-            M::Ror => return Self::rotate(instruction, 1),
+            M::Shl | M::Sal => return Self::shift(instruction, shift::SHL),
+            M::Shr => return Self::shift(instruction, shift::SHR),
+            M::Sar => return Self::shift(instruction, shift::SAR),
+            M::Rol => return Self::rotate(instruction, shift::ROL),
+            M::Ror => return Self::rotate(instruction, shift::ROR),
             M::Imul if instruction.op_count() > 1 => Self::Multiply,
             M::Bswap if instruction.op0_register().size() >= 4 => Self::Bswap,
             M::Xchg if is_register && instruction.op1_kind() == OpKind::Register => Self::Exchange,

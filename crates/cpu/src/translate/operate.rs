@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, OpKind};
 
 use crate::op::slot;
-use crate::translate::asm::{Alu, Operand, RAX, RCX, RDX, Register, Size, condition};
+use crate::translate::asm::{Alu, Operand, RAX, RCX, RDX, Register, Size, condition, shift};
 use crate::translate::block::Body;
 use crate::translate::field::{field, home};
 use crate::translate::form::{Form, operand_size};
@@ -23,9 +23,6 @@ pub(super) mod aux {
     pub const SIGN_SHIFT: u8 = 47;
 }
 
-const SHL: u8 = 4;
-const SHR: u8 = 5;
-
 impl Body<'_> {
     pub(super) fn operate(&mut self, form: Form, instruction: &Instruction) {
         let size = operand_size(instruction, 0).unwrap_or(Size::B8);
@@ -38,7 +35,7 @@ impl Body<'_> {
             }
             Form::SpreadSign(size) => {
                 self.asm.load(size, pinned(D), pinned(A));
-                self.asm.shift(7, size, pinned(D), 8 * size.bytes() - 1);
+                self.asm.shift(shift::SAR, size, pinned(D), 8 * size.bytes() - 1);
                 self.host_flags = false;
             }
             Form::Lea => {
@@ -330,12 +327,12 @@ impl Body<'_> {
         if count == 1 {
             self.asm.set_if(condition::OVERFLOW, RAX);
             self.asm.alu_immediate(Alu::And, Size::B4, RAX, aux::CARRY_AND_OVERFLOW);
-        } else if number == SHL {
+        } else if number == shift::SHL {
             // CF is bit 8 and SF bit 15: OF is whether they differ.
             self.asm.load(Size::B4, RCX, RAX);
-            self.asm.shift(SHR, Size::B4, RCX, 7);
+            self.asm.shift(shift::SHR, Size::B4, RCX, 7);
             self.asm.alu(Alu::Xor, Size::B4, RCX, RAX);
-            self.asm.shift(SHR, Size::B4, RCX, 8);
+            self.asm.shift(shift::SHR, Size::B4, RCX, 8);
             self.asm.alu_immediate(Alu::And, Size::B4, RCX, 1);
             self.asm.alu_immediate(Alu::And, Size::B4, RAX, aux::CARRY);
             self.asm.alu(Alu::Or, Size::B4, RAX, RCX);
@@ -362,7 +359,7 @@ impl Body<'_> {
             }
             4 => {
                 self.asm.load(Size::B8, RAX, field!(flags.aux));
-                self.asm.shift(SHL, Size::B8, RAX, aux::SIGN_SHIFT);
+                self.asm.shift(shift::SHL, Size::B8, RAX, aux::SIGN_SHIFT);
                 self.asm.alu(Alu::Xor, Size::B8, RAX, field!(flags.result));
                 code
             }

@@ -4,7 +4,7 @@ use iced_x86::{Instruction, OpKind, Register as GuestRegister};
 
 use crate::op::slot;
 use crate::tlb;
-use crate::translate::asm::{Alu, Operand, R14, RAX, RCX, RDX, RSP, Register, Size, condition};
+use crate::translate::asm::{Alu, Operand, R14, RAX, RCX, RDX, RSP, Register, Size, condition, shift};
 use crate::translate::block::Body;
 use crate::translate::field::{field, segment_base};
 use crate::translate::form::Form;
@@ -13,8 +13,6 @@ use crate::translate::stubs::{PINNED, place};
 /// Numbers of guest registers.
 const SP: u8 = 4;
 const BP: u8 = 5;
-
-const SHR: u8 = 5;
 
 impl Body<'_> {
     /// RAX becomes the linear address of the memory operand (`segment`), or its offset. Changes RCX. Leaves host flags alone unless a
@@ -69,7 +67,7 @@ impl Body<'_> {
         let tag = if write { tlb::offset_of::WRITE } else { tlb::offset_of::READ };
         self.asm.lea(RDX, RAX, i32::from(size.bytes()) - 1);
         self.asm.load(Size::B8, RCX, RAX);
-        self.asm.shift(SHR, Size::B8, RCX, tlb::INDEX_SHIFT);
+        self.asm.shift(shift::SHR, Size::B8, RCX, tlb::INDEX_SHIFT);
         self.asm.alu_immediate(Alu::And, Size::B4, RCX, tlb::INDEX_MASK);
         self.asm.alu(Alu::Add, Size::B8, RCX, field!(context.tlb_table));
         self.asm.alu_immediate(Alu::And, Size::B8, RDX, -(memory::PAGE_BYTES as i32));
