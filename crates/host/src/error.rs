@@ -4,6 +4,7 @@ use std::fmt;
 
 use anyhow::anyhow;
 use api::Problem;
+use api::client::Target;
 use cluster::records::ClusterError;
 use terminal::error_text::error_text;
 
@@ -31,11 +32,13 @@ pub struct HostError {
     pub kind: Kind,
     /// The reason, and what to do about it.
     pub problem: Problem,
+    /// The host that does it, if that is known to be another one: whoever asked is sent on.
+    pub home: Option<Target>,
 }
 
 impl HostError {
     fn new(kind: Kind, error: impl Into<String>) -> Self {
-        Self { kind, problem: Problem { error: error.into(), hint: None } }
+        Self { kind, problem: Problem { error: error.into(), hint: None }, home: None }
     }
 
     /// What was asked makes no sense.
@@ -66,6 +69,12 @@ impl HostError {
     /// What to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.problem.hint = Some(hint.into());
+        self
+    }
+
+    /// The host that does it.
+    pub fn at(mut self, home: Target) -> Self {
+        self.home = Some(home);
         self
     }
 }

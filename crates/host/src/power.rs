@@ -98,7 +98,9 @@ impl Daemon {
         Err(match self.registry.alive_host(home)? {
             None => HostError::unavailable(format!("host {home}, which holds VM {name}, is not alive"))
                 .hint(format!("start its daemon with `twinvm host start` on host {home}; see `twinvm host list`")),
-            Some(_) => HostError::unavailable(format!("VM {name} has just moved to host {home}")).hint("try again"),
+            Some(there) => {
+                HostError::unavailable(format!("VM {name} has just moved to host {home}")).hint("try again").at(there)
+            }
         })
     }
 
@@ -177,14 +179,13 @@ impl Daemon {
         let vm = self.known(name)?;
         let is_lost = how.force && vm.home() != self.host() && self.registry.alive_host(vm.home())?.is_none();
         if !is_lost {
-            self.require_home(&vm).map_err(|error| {
-                let HostError { kind, mut problem } = error;
-                problem.hint = problem.hint.map(|hint| {
+            self.require_home(&vm).map_err(|mut error| {
+                error.problem.hint = error.problem.hint.map(|hint| {
                     format!(
                         "{hint}; if it is gone for good, remove the VM all the same with `twinvm vm rm {name} --force`"
                     )
                 });
-                HostError { kind, problem }
+                error
             })?;
         }
         if let Some(replica) = self.replica(name) {
@@ -488,13 +489,12 @@ impl Daemon {
         Ok(())
     }
 
-    fn advise_stale_disks(&self, name: &str, error: HostError) -> HostError {
-        if self.vm_folder(name).contents().is_none() {
+    fn advise_stale_disks(&self, name: &str, mut error: HostError) -> HostError {
+        if error.home.is_some() || self.vm_folder(name).contents().is_none() {
             return error;
         }
-        let HostError { kind, mut problem } = error;
-        let hint = problem.hint.take().unwrap_or_default();
-        problem.hint = Some(match start_from(self.vm_folder(name).path(), StartVm { from_stale_disks: true }) {
+        let hint = error.problem.hint.take().unwrap_or_default();
+        error.problem.hint = Some(match start_from(self.vm_folder(name).path(), StartVm { from_stale_disks: true }) {
             Ok(copy) => format!(
                 "{hint}. If that host is off and does not come back: `twinvm vm start {name} --from-stale-disks` on this host starts \
                  from its older copy of the disks ({}), and what was written since is lost",
@@ -502,7 +502,7 @@ impl Daemon {
             ),
             Err(error) => format!("{hint}. This host has nothing to start from: {}", error.problem.error),
         });
-        HostError { kind, problem }
+        error
     }
 
     /// A VM has ended here by itself or by request, not by a fault. If that cannot be noted now, the controller sees to it later.

@@ -48,7 +48,14 @@ async fn answer_or_send_on(
     }
     let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     match tokio::task::spawn_blocking(elsewhere).await {
-        Ok(Ok(None)) => next.run(request).await,
+        Ok(Ok(None)) => {
+            let response = next.run(request).await;
+            // It may have moved just now, and whoever answers knows best.
+            match response.extensions().get::<Target>() {
+                Some(other) => send_on(other, &path, why),
+                None => response,
+            }
+        }
         Ok(Ok(Some(other))) => send_on(&other, &path, why),
         Ok(Err(error)) => Refusal::from(error).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

@@ -1,6 +1,7 @@
 //! [`Refusal`]: an answer other than 2xx.
 
 use api::Problem;
+use api::client::Target;
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -14,12 +15,14 @@ pub struct Refusal {
     pub status: StatusCode,
     /// The body.
     pub problem: Problem,
+    /// The host that does what was asked for, if that is another one. It goes with the response as an extension, for whoever can send the client on.
+    pub home: Option<Target>,
 }
 
 impl Refusal {
     /// Says `error` with this status.
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, problem: Problem { error: error.into(), hint: None } }
+        Self { status, problem: Problem { error: error.into(), hint: None }, home: None }
     }
 }
 
@@ -33,7 +36,7 @@ impl From<HostError> for Refusal {
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self { status, problem: error.problem }
+        Self { status, problem: error.problem, home: error.home }
     }
 }
 
@@ -45,6 +48,10 @@ impl From<anyhow::Error> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.status, Json(self.problem)).into_response()
+        let mut response = (self.status, Json(self.problem)).into_response();
+        if let Some(home) = self.home {
+            response.extensions_mut().insert(home);
+        }
+        response
     }
 }
