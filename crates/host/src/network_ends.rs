@@ -19,8 +19,8 @@ use machine::bus::lock;
 use network::end::{self, ControlError, EndConfig, EndProcess, Lifetime};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, kill_process};
+use spec::NetworkSpec;
 use spec::VmSpec;
-use spec::{MacAddr, NetworkSpec};
 
 use super::config::HostConfig;
 use super::folder::{check_socket_path, private_folder};
@@ -106,13 +106,9 @@ impl NetworkEnds {
     fn start(&self, exe: &Path, spec: &VmSpec, number: usize, socket: &Path, user: Option<u32>) -> Result<()> {
         check_socket_path(socket)?;
         private_folder(socket.parent().unwrap_or(Path::new("/")))?;
-        let (card, vm) = (u32::try_from(number)?, &spec.name);
         let network = spec.networks.get(number).with_context(|| format!("there is no card {number}"))?;
-        let config = EndConfig {
-            network: network.clone(),
-            guest_mac: network.mac().unwrap_or_else(|| MacAddr::for_vm(vm, card)),
-            lifetime: Lifetime::WithoutClient { limit_s: WITHOUT_CLIENT_S },
-        };
+        let config =
+            EndConfig { network: network.clone(), lifetime: Lifetime::WithoutClient { limit_s: WITHOUT_CLIENT_S } };
         let log = socket.with_extension("log");
         let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let end = EndProcess::spawn_as(user, exe, &config, socket, Stdio::from(log))?;

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use spec::{MacAddr, NetworkError, NetworkSpec};
+use spec::{NetworkError, NetworkSpec};
 use thiserror::Error;
 
 pub use control::{ControlError, EndStatus, dial, keep, keep_over, status, stop};
@@ -25,8 +25,6 @@ pub use crate::uplink::UplinkError;
 pub struct EndConfig {
     /// The network it connects the guest to.
     pub network: NetworkSpec,
-    /// The guest's card.
-    pub guest_mac: MacAddr,
     /// When it ends by itself.
     #[serde(default)]
     pub lifetime: Lifetime,

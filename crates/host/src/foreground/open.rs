@@ -143,8 +143,8 @@ impl Ends {
         let exe = std::env::current_exe().context("cannot find the twinvm program")?;
         let cards = cards(vm, networks);
         let mut ends = Vec::new();
-        for (number, (network, card)) in networks.iter().zip(&cards).enumerate() {
-            let config = EndConfig { network: network.clone(), guest_mac: card.mac, lifetime: Lifetime::WithParent };
+        for (number, network) in networks.iter().enumerate() {
+            let config = EndConfig { network: network.clone(), lifetime: Lifetime::WithParent };
             let socket = paths::runtime_dir()?.join(format!("net-{vm}-{number}-{}.sock", std::process::id()));
             let end = EndProcess::spawn(&exe, &config, &socket, Stdio::inherit())
                 .with_context(|| format!("network {number}"))?;

@@ -77,7 +77,7 @@ impl End {
             SeqListener::bind(socket).map_err(|source| EndError::Socket { path: socket.to_owned(), source })?;
         let uplink: Box<dyn Uplink> = match &config.network {
             NetworkSpec::User(user) => Box::new(UserNetwork::new(user)?),
-            NetworkSpec::Bridge(bridge) => Box::new(BridgePort::new(bridge, config.guest_mac)?),
+            NetworkSpec::Bridge(bridge) => Box::new(BridgePort::new(bridge)?),
         };
         // Zero is no end's.
         let identity = system::random_u64()

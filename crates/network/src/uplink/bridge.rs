@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
-use spec::{BridgeSpec, MacAddr};
+use spec::BridgeSpec;
 
 pub use self::create::{BridgeState, find_bridge};
 use super::{Uplink, UplinkError};
@@ -21,9 +21,10 @@ use crate::queue::FrameQueue;
 
 /// Frames read per call, so that the guest's side is looked after in between.
 const READ_BATCH: usize = 64;
-/// First byte of the TAP device's own address, as libvirt chooses it: a bridge takes the lowest address of its ports
-/// for its own, which must not change with the VMs that come and go.
-const TAP_MAC_FIRST_BYTE: u8 = 0xfe;
+/// First bytes of the TAP device's own address, the highest that a device may have of its own accord, as Xen chooses it: a bridge takes the lowest
+/// address of its ports for its own, which must not change with the VMs that come and go. The other bytes stay as the kernel has drawn them: a VM's
+/// replicas have a TAP device on each of their hosts, and a bridge that still takes the address of one must not have that of another host's.
+const TAP_MAC_START: [u8; 2] = [0xfe, 0xff];
 /// Greatest MTU that a TAP device takes, in bytes: what a frame of 65,535 bytes holds.
 const TAP_MTU_MAX: libc::c_int = 65_521;
 /// How often it is looked whether the bridge is still there: the TAP device of a bridge that was deleted lives on, connected to nothing.
@@ -43,9 +44,8 @@ pub(crate) struct BridgePort {
 }
 
 impl BridgePort {
-    /// Creates the TAP device, names it a port of the bridge and brings it up. `guest_mac` is the address of the card
-    /// behind it.
-    pub fn new(spec: &BridgeSpec, guest_mac: MacAddr) -> Result<Self, UplinkError> {
+    /// Creates the TAP device, names it a port of the bridge and brings it up.
+    pub fn new(spec: &BridgeSpec) -> Result<Self, UplinkError> {
         let control = control_socket().map_err(|source| step("opening a control socket", source))?;
         let bridge = &spec.bridge;
         let mut request = interface_request(bridge);
@@ -80,14 +80,14 @@ impl BridgePort {
         ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &mut header_len)
             .map_err(|source| step(&named("setting the header length"), source))?;
 
-        let [_, address @ ..] = guest_mac.bytes();
         let mut request = request_for(name);
-        let mut hardware = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
-        let bytes = [TAP_MAC_FIRST_BYTE].into_iter().chain(address);
-        for (to, from) in hardware.sa_data.iter_mut().zip(bytes) {
+        ioctl(control.as_raw_fd(), libc::SIOCGIFHWADDR, &mut request)
+            .map_err(|source| step(&named("asking for the address"), source))?;
+        // SAFETY: the call succeeded, so this member of the union was written.
+        let address = unsafe { &mut request.ifr_ifru.ifru_hwaddr.sa_data };
+        for (to, from) in address.iter_mut().zip(TAP_MAC_START) {
             *to = from.cast_signed();
         }
-        request.ifr_ifru.ifru_hwaddr = hardware;
         ioctl(control.as_raw_fd(), libc::SIOCSIFHWADDR, &mut request)
             .map_err(|source| step(&named("setting the address"), source))?;
 

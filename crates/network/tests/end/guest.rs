@@ -13,16 +13,11 @@ use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::time::Instant as GuestInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
-use spec::MacAddr;
 
 pub const MAC: [u8; 6] = [0x02, 1, 2, 3, 4, 5];
 const MSS: u16 = 1460;
 const MSS6: u16 = 1440;
 const ALL_OFFLOADS: ReceiveOffloads = ReceiveOffloads { checksum: true, tso4: true, tso6: true };
-
-pub fn mac() -> MacAddr {
-    MacAddr::new(MAC).unwrap()
-}
 
 /// Frames longer than one segment that a card has moved.
 #[derive(Clone, Copy, Default)]

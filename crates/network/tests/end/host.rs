@@ -12,8 +12,6 @@ use network::{Attach, Link};
 use spec::{NetworkSpec, PortForward, Protocol, UserSpec};
 use tempfile::TempDir;
 
-use crate::guest;
-
 /// A network end with a socket in a folder of its own.
 pub struct TestEnd {
     pub process: EndProcess,
@@ -39,7 +37,7 @@ impl TestEnd {
 }
 
 pub fn spawn(network: NetworkSpec, lifetime: Lifetime, socket: &Path) -> Result<EndProcess, network::end::SpawnError> {
-    let config = EndConfig { network, guest_mac: guest::mac(), lifetime };
+    let config = EndConfig { network, lifetime };
     EndProcess::spawn(&this_program(), &config, socket, Stdio::null())
 }
 

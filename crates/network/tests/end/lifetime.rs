@@ -10,7 +10,6 @@ use network::end::{self, EndConfig, EndProcess, Lifetime, SpawnError};
 use network::{Attach, Link};
 use spec::{NetworkSpec, UserSpec};
 
-use crate::guest;
 use crate::host::{spawn, this_program, wait_until};
 use crate::{Outcome, Test};
 
@@ -127,7 +126,7 @@ fn sockets_of_others() -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("net.sock");
     let mut first = Command::new(this_program());
-    let config = EndConfig { network: network(), guest_mac: guest::mac(), lifetime: Lifetime::UntilStopped };
+    let config = EndConfig { network: network(), lifetime: Lifetime::UntilStopped };
     let json = serde_json::to_string(&config).unwrap();
     let mut first = first
         .args(["net-end", "--config", &json, "--socket"])
@@ -155,7 +154,7 @@ fn sockets_of_others() -> Outcome {
 }
 
 fn program_that_is_no_end_is_reported() -> Outcome {
-    let config = EndConfig { network: network(), guest_mac: guest::mac(), lifetime: Lifetime::WithParent };
+    let config = EndConfig { network: network(), lifetime: Lifetime::WithParent };
     let spawn = |exe: &str| EndProcess::spawn(Path::new(exe), &config, Path::new("/nonexistent/s"), Stdio::null());
     assert!(matches!(spawn("/nonexistent/twinvm"), Err(SpawnError::Start { .. })));
     assert!(matches!(spawn("/bin/true"), Err(SpawnError::Died(_))));

@@ -12,7 +12,7 @@ use network::end::{self, EndConfig, EndProcess, Lifetime};
 use network::{Attach, BackendError, FrameBackend, Link, LinkState};
 use spec::{NetworkSpec, Protocol, UserSpec};
 
-use crate::guest::{self, Guest};
+use crate::guest::Guest;
 use crate::host::{TestEnd, connect, forward, open_spec, pattern, this_program, wait_until};
 use crate::vm_process::VmProcess;
 use crate::{Outcome, Test};
@@ -98,7 +98,7 @@ fn exhausted_descriptors() -> Outcome {
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let socket = folder.path().join("net.sock");
     let network = NetworkSpec::User(open_spec());
-    let config = EndConfig { network, guest_mac: guest::mac(), lifetime: Lifetime::WithParent };
+    let config = EndConfig { network, lifetime: Lifetime::WithParent };
     let process = EndProcess::spawn(&script, &config, &socket, Stdio::null()).unwrap();
     let mut guest = Guest::with_dhcp(Box::new(Link::connect(&socket, &Attach::default()).unwrap()), true);
     let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -160,6 +160,21 @@ fn row_27_a_second_daemon_with_the_keys_of_a_host_is_refused() {
     assert_eq!(world.status("a")["running"], true);
 }
 
+/// The old primary, which stands still, cannot tell its daemon that it is none any more.
+#[test]
+fn a_client_is_sent_on_where_the_old_primary_stands_still() {
+    let world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let stopped = world.replicas("a")[0];
+    signal(stopped, "STOP");
+    world.wait("b", "the takeover", |view| view["host"] == "b");
+    world.done("a", &["vm", "stop", VM, "--force"]);
+    signal(stopped, "CONT");
+    world.wait_for_no_replica("a");
+    assert_eq!((world.status("a")["running"].as_bool(), world.replicas("b").len()), (Some(false), 0));
+}
+
 fn copy_folder(from: &std::path::Path, to: &std::path::Path, without: &[&str]) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {

@@ -324,6 +324,7 @@ impl World {
         }
         self.done(host, &["vm", "start", VM]);
         self.wait_for_redis();
+        Booted::settle(self.address());
         if let Some(booted) = booted
             && self.run(host, &["vm", "snapshot", "create", VM, booted::NAME]).success
         {

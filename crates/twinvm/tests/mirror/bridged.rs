@@ -12,7 +12,7 @@ use std::{fs, panic, thread};
 
 use network::end::{EndConfig, Lifetime};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use spec::{BridgeSpec, MacAddr, NetworkSpec};
+use spec::{BridgeSpec, NetworkSpec};
 
 use crate::client::Client;
 use crate::faults::{assert_survives, assert_whole};
@@ -57,12 +57,18 @@ impl Switch {
 
     /// Connects a host with a bridge of its own, which has the host's address.
     pub fn connect(&mut self, folder: &Path, address: &str) -> &Host {
+        self.connect_by(folder, address, None)
+    }
+
+    /// The same, by a network card with this MAC address.
+    fn connect_by(&mut self, folder: &Path, address: &str, mac: Option<&str>) -> &Host {
         let number = self.hosts.len();
         let (namespace, port) = (format!("{}h{number}", self.name), format!("port{number}"));
         assert!(ip(&["netns", "add", &namespace]));
         assert!(ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace]));
         assert!(ip(&["link", "set", &port, "master", SWITCH, "up"]));
         let inside = |arguments: &[&str]| ip(&[&["-n", &namespace], arguments].concat());
+        assert!(mac.is_none_or(|mac| inside(&["link", "set", "eth0", "address", mac])));
         assert!(inside(&["link", "add", "br0", "type", "bridge"]));
         assert!(inside(&["link", "set", "eth0", "master", "br0", "up"]));
         assert!(inside(&["addr", "add", &format!("{address}/24"), "dev", "br0"]));
@@ -89,7 +95,6 @@ impl Host {
 fn start_end(namespace: &str, socket: &Path) -> Child {
     let config = EndConfig {
         network: NetworkSpec::Bridge(BridgeSpec { mac: None, bridge: "br0".to_owned(), tap: None }),
-        guest_mac: MacAddr::for_vm("vm", 0),
         lifetime: Lifetime::UntilStopped,
     };
     let end = Command::new("ip")
@@ -195,7 +200,9 @@ fn a_connection_over_bridges_survives_the_loss_of_the_host_and_its_network_end()
         world.set_guest_address(GUEST);
         for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
             let address = format!("10.98.0.{}", 11 + number);
-            let host = switch.connect(folder.path(), &address);
+            // The highest there is: the bridge takes that of the guest's TAP device for its own, and the hosts still reach each other.
+            let mac = format!("fe:ff:ff:ff:ff:f{number}");
+            let host = switch.connect_by(folder.path(), &address, Some(&mac));
             world.place(name, &host.namespace, &address);
             world.set_end(name, &host.socket);
         }

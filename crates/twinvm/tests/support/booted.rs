@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -53,6 +54,14 @@ impl Booted {
             self.forget(&error.to_string());
         }
         put.ok()
+    }
+
+    /// Readies a guest's Redis for the snapshot. It saves in the background when some changes are older than five minutes, as they are at once when the guest's
+    /// clock steps forward, and refuses what a test asks it to save meanwhile. It still saves what it holds when it is shut down.
+    pub fn settle(redis: SocketAddr) {
+        let client = redis::Client::open((redis.ip().to_string(), redis.port())).unwrap();
+        let mut connection = client.get_connection().unwrap();
+        let () = redis::cmd("CONFIG").arg("SET").arg("save").arg("86400 1").query(&mut connection).unwrap();
     }
 
     /// Saves a copy of its snapshot. Where that fails, others boot.

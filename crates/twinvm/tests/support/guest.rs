@@ -145,7 +145,6 @@ impl Network {
             .collect();
         let config = EndConfig {
             network: NetworkSpec::User(UserSpec { forward, ..UserSpec::default() }),
-            guest_mac: MacAddr::for_vm("test", 0),
             lifetime: Lifetime::WithParent,
         };
         let exe = Path::new(env!("CARGO_BIN_EXE_twinvm"));
