@@ -29,7 +29,7 @@ SCENE ?= hosts
 MODE ?= mirror
 KILLS ?= 3
 
-.PHONY: help setup setup-build setup-image setup-kvm setup-peer build test test-kvm test-machines soak demo bench bench-kvm bench-peer lint docs clean
+.PHONY: help setup setup-build setup-image setup-kvm setup-peer setup-package setup-monitoring build deb test test-kvm test-machines test-package test-monitoring soak demo bench bench-kvm bench-peer lint docs clean
 
 help: ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -49,8 +49,17 @@ setup-kvm:
 setup-peer:
 	@scripts/setup peer
 
+setup-package:
+	@scripts/setup package
+
+setup-monitoring:
+	@scripts/setup monitoring
+
 build: setup-build ## Compile twinvm
 	cargo build $(CARGO_FLAGS)
+
+deb: build setup-package ## Make the Debian package, in target/package
+	@scripts/package $(TWINVM) $(TARGET)/package
 
 test: setup ## Run all tests, those with guests included
 	@said=$$(mktemp); trap 'rm -f '$$said EXIT; status=0; \
@@ -63,6 +72,13 @@ test-kvm: setup-kvm ## Run the tests of the KVM engine, in a machine that has vi
 
 test-machines: setup ## Run the tests with three machines in QEMU, set up by docs/operators.md, that lose power (long)
 	cargo test $(TEST_FLAGS) --workspace --test machines -- --include-ignored --nocapture --test-threads 1
+
+test-package: deb ## Install, upgrade and remove the Debian package in fresh systems of Debian 12 and 13 (as root)
+	@scripts/test-package $(TARGET)/package/twinvm_*.deb
+
+test-monitoring: setup-monitoring ## Raise each alarm of packaging/monitoring by the figures that should, and none by those that should not
+	promtool check rules packaging/monitoring/twinvm.rules.yml
+	promtool test rules packaging/monitoring/twinvm.rules.test.yml
 
 soak: setup setup-peer ## Run the randomized tests at their full counts, and those that take long (hours)
 	TWINVM_DIFFERENTIAL_CASES=$(DIFFERENTIAL_CASES) cargo test $(TEST_FLAGS) -p cpu --test differential -- --nocapture

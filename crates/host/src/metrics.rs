@@ -434,6 +434,8 @@ impl Families<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use api::figures::LockstepFigures;
     use spec::EngineKind;
 
@@ -442,8 +444,8 @@ mod tests {
     use api::messages::FtWanted;
     use api::status::{Fault, Protection, Role};
 
-    #[test]
-    fn every_figure_has_a_name_with_its_unit() {
+    /// A host with the primary of a protected VM that has a fault.
+    fn seen() -> Seen {
         let figures =
             Figures { pause_us: PauseFigures { p99: 1500.0, ..PauseFigures::default() }, ..Figures::default() };
         let log = LockstepFigures { lag_ms: 12.5, digests: 9, ..LockstepFigures::default() };
@@ -486,8 +488,12 @@ mod tests {
             priority: Default::default(),
             operation: None,
         };
-        let seen = Seen { host: "a".to_owned(), replicas: vec![status], vms: vec![vm], is_store_reachable: true };
-        let text = text(&seen).unwrap();
+        Seen { host: "a".to_owned(), replicas: vec![status], vms: vec![vm], is_store_reachable: true }
+    }
+
+    #[test]
+    fn every_figure_has_a_name_with_its_unit() {
+        let text = text(&seen()).unwrap();
         for line in [
             r#"twinvm_checkpoint_pause_seconds{host="a",role="primary",vm="redis",quantile="0.99"} 0.0015"#,
             r#"twinvm_protection{host="a",vm="redis",state="protected"} 1"#,
@@ -508,6 +514,21 @@ mod tests {
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
+        }
+    }
+    /// An alarm on a metric that is not served is never raised.
+    #[test]
+    fn what_alarms_and_dashboards_are_made_of_is_served() {
+        let text = text(&seen()).unwrap();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/monitoring");
+        for file in ["twinvm.rules.yml", "twinvm.rules.test.yml", "twinvm.grafana.json"] {
+            let used = std::fs::read_to_string(folder.join(file)).unwrap();
+            let words = used.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let names: Vec<&str> = words.filter(|word| word.starts_with("twinvm_")).collect();
+            assert!(names.len() > 10, "{file}");
+            for name in names {
+                assert!(text.contains(&format!("\n{name}{{")), "{file}: {name} is not in\n{text}");
+            }
         }
     }
 }

@@ -266,3 +266,17 @@ fn every_case_that_administrators_met_has_tests_that_are_there() {
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
+
+/// Operators who install the package skip the step in which others write the service themselves.
+#[test]
+fn the_service_of_the_package_is_that_of_the_operators_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let packaged = read("packaging/debian/twinvm.service");
+    let page = read("docs/operators.md");
+    let (_, written) = page.split_once("```ini\n[Unit]\nDescription=twinvm host\n").unwrap();
+    let (written, _) = written.split_once("```").unwrap();
+    for line in written.lines() {
+        assert!(packaged.lines().any(|other| other == line), "{line}");
+    }
+}

@@ -22,6 +22,7 @@ mod replay;
 mod replica;
 mod run;
 mod run_broker;
+mod shell;
 mod top;
 mod vm;
 mod wait;
@@ -92,6 +93,12 @@ enum Command {
     /// Measure twinvm beside its peers
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Print what makes a shell complete twinvm's commands
+    #[command(after_help = shell::COMPLETIONS_HELP)]
+    Completions(shell::CompletionsArguments),
+    /// Write the manual pages of all commands, for packages
+    #[command(hide = true)]
+    Man(shell::ManArguments),
     #[command(hide = true)]
     NetEnd(net_end::NetEndArguments),
     #[command(hide = true)]
@@ -122,6 +129,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Ft(command) => ft::run(command),
         Command::Events(arguments) => events::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Top(arguments) => top::run(&arguments),
+        Command::Completions(arguments) => shell::completions(&arguments),
+        Command::Man(arguments) => shell::man(&arguments),
         Command::NetEnd(arguments) => net_end::run(arguments),
         Command::Broker(arguments) => broker::run(&arguments),
         Command::RunBroker(arguments) => run_broker::run(&arguments),
