@@ -7,7 +7,7 @@ use iced_x86::{Instruction, OpKind};
 
 use crate::bus::Bus;
 use crate::core::{Cpu, ZERO};
-use crate::op::{Op, slot};
+use crate::op::{Op, is_immediate, slot};
 use crate::stop::Stop;
 use crate::width::Width;
 
@@ -176,14 +176,7 @@ pub(super) fn shape(instruction: &Instruction, number: u32, op: &Op) -> Shape {
         OpKind::Register if instruction.op_register(number).is_gpr() => Shape::Register,
         OpKind::Memory if op.ea == 0 && op.index == ZERO && op.base < 16 => Shape::Flat,
         OpKind::Memory => Shape::Memory,
-        OpKind::Immediate8
-        | OpKind::Immediate16
-        | OpKind::Immediate32
-        | OpKind::Immediate64
-        | OpKind::Immediate8to16
-        | OpKind::Immediate8to32
-        | OpKind::Immediate8to64
-        | OpKind::Immediate32to64 => Shape::Immediate,
+        kind if is_immediate(kind) => Shape::Immediate,
         _ => Shape::Other,
     }
 }

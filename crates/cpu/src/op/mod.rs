@@ -11,7 +11,7 @@ use crate::bus::Bus;
 use crate::core::{Cpu, ZERO};
 use crate::stop::Stop;
 
-pub(crate) use site::{Site, slot};
+pub(crate) use site::{Site, is_immediate, slot};
 
 /// Runs one instruction. `Ok` means: retired, go on with the next op of the block.
 pub(crate) type Handler = fn(&mut Cpu, &Op, &mut dyn Bus) -> Result<(), Stop>;

@@ -1,6 +1,6 @@
 //! Operands: registers to slots, memory operands to base, index, scale, displacement and segment.
 
-use iced_x86::{Instruction, Register};
+use iced_x86::{Instruction, OpKind, Register};
 
 use crate::core::{BLOCK_BASE, ZERO};
 
@@ -98,6 +98,21 @@ pub(crate) fn slot(register: Register) -> u8 {
         Register::AH | Register::CH | Register::DH | Register::BH => 16 + (register as u8 - Register::AH as u8),
         _ => number(register).unwrap_or(register.number() as u8),
     }
+}
+
+/// Whether an operand is the immediate of a general instruction, however it is extended. The second immediate of ENTER and its like is none.
+pub(crate) fn is_immediate(kind: OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+    )
 }
 
 #[cfg(test)]

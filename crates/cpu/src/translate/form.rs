@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register as GuestRegister};
 
-use crate::op::slot;
+use crate::op::{is_immediate, slot};
 use crate::translate::asm::{Alu, Size, shift};
 
 /// An instruction that is translated. All others are left to their handlers.
@@ -219,15 +219,7 @@ fn is_plain_operand(instruction: &Instruction, number: u32) -> bool {
         }
         OpKind::Memory => is_plain_memory(instruction),
         OpKind::NearBranch64 => i32::try_from(instruction.near_branch64() as i64).is_ok(),
-        OpKind::Immediate8
-        | OpKind::Immediate16
-        | OpKind::Immediate32
-        | OpKind::Immediate64
-        | OpKind::Immediate8to16
-        | OpKind::Immediate8to32
-        | OpKind::Immediate8to64
-        | OpKind::Immediate32to64 => true,
-        _ => false,
+        kind => is_immediate(kind),
     }
 }
 
