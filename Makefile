@@ -22,7 +22,7 @@ PRIMARIES_KILLED ?= 500
 TAKEOVERS ?= 100
 SOAK_GUEST_S ?= 600
 BENCH_RUNS ?= 3
-# A part of the names of the tests that `make test-kvm` runs.
+# A part of the names of the tests that `make test-kvm` and `make test-machines` run.
 TEST ?=
 # Where the demo plays (hosts of this machine, or `machines`), how it protects its VM (mirror, lockstep or none), and how often it kills the primary's host.
 SCENE ?= hosts
@@ -70,8 +70,8 @@ test: setup ## Run all tests, those with guests included
 test-kvm: setup-kvm ## Run the tests of the KVM engine, in a machine that has virtualization hardware (TEST=NAME for some of them)
 	cargo test $(TEST_FLAGS) --workspace --test kvm_machine -- --include-ignored $(TEST)
 
-test-machines: setup ## Run the tests with three machines in QEMU, set up by docs/operators.md, that lose power (long)
-	cargo test $(TEST_FLAGS) --workspace --test machines -- --include-ignored --nocapture --test-threads 1
+test-machines: setup ## Run the tests with three machines in QEMU, set up by docs/operators.md, that lose power (long; TEST=primary for the short form)
+	cargo test $(TEST_FLAGS) --workspace --test machines -- --include-ignored --nocapture --test-threads 1 $(TEST)
 
 test-package: deb ## Install, upgrade and remove the Debian package in fresh systems of Debian 12 and 13 (as root)
 	@scripts/test-package $(TARGET)/package/twinvm_*.deb
@@ -96,7 +96,7 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 
 demo: $(if $(filter machines,$(SCENE)),setup,setup-image build) ## Kill the host under a protected Redis, again and again (KILLS=20; MODE=lockstep, MODE=none for a plain VM; SCENE=machines for three machines that lose power)
 ifeq ($(SCENE),machines)
-	@cargo test $(TEST_FLAGS) --workspace --test machines -- --ignored --nocapture --test-threads 1
+	@cargo test $(TEST_FLAGS) --workspace --test machines -- --ignored --nocapture --test-threads 1 loss_of_any_machine
 else
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)
 endif

@@ -27,3 +27,5 @@ mod snapshots;
 #[path = "../support/mod.rs"]
 mod support;
 mod world;
+
+use support::HUNG;

@@ -25,5 +25,7 @@ mod replicas;
 #[path = "../support/mod.rs"]
 mod support;
 
+use support::HUNG;
+
 /// The FT mode.
 const MODE: &str = "lockstep";

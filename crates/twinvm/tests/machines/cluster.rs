@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::HUNG;
 use crate::host::Host;
 use crate::network::Network;
-use crate::page::{Deed, HOSTS, OWN_ADDRESS, steps};
-use crate::support::HUNG;
+use crate::page::{Deed, HOSTS, Step, steps};
 use crate::support::guest::{image, images_dir};
 use crate::support::images;
 use crate::system;
@@ -83,7 +83,7 @@ impl Cluster {
 
     /// Says on standard output what is going on, and how long it has been.
     pub fn say(&self, what: &str) {
-        println!("[{:5.0} s] {what}", self.started.elapsed().as_secs_f64());
+        say(self.started, what);
     }
 
     fn let_root_log_in(&mut self) {
@@ -95,42 +95,25 @@ impl Cluster {
         self.hosts[0].done("printf 'StrictHostKeyChecking accept-new\\nBatchMode yes\\n' > ~/.ssh/config");
     }
 
-    /// Does what a section of the page says. What is not said of one host is done on `hosts`.
+    /// Does what a section of the page says. What is not said of one host is done on `hosts`, on all of them at the same time.
     pub fn follow(&mut self, heading: &str, hosts: &[usize]) {
-        for step in steps(heading) {
-            let (one, all) = (step.host.map(|host| [host]), hosts);
-            for &number in one.as_ref().map_or(all, |one| &one[..]) {
-                match &step.deed {
-                    Deed::Write { path, text } => self.write(number, path, text, step.host.is_none()),
-                    Deed::Run(command) => self.run(number, command, step.host.is_none()),
-                }
+        for Step { host, deed } in steps(heading) {
+            let (started, token) = (self.started, &self.token);
+            let Some(number) = host else {
+                let on = self.hosts.iter_mut().enumerate().filter(|(number, _)| hosts.contains(number));
+                thread::scope(|scope| {
+                    for (_, host) in on {
+                        let deed = deed.with_address(&host.address());
+                        scope.spawn(move || carry_out(host, &deed, started));
+                    }
+                });
+                continue;
+            };
+            let output = carry_out(&mut self.hosts[number], &deed.with_token(token), started);
+            if matches!(&deed, Deed::Run(command) if command.starts_with("twinvm host token ")) {
+                self.token = output.trim().to_owned();
             }
         }
-    }
-
-    fn write(&mut self, number: usize, path: &str, text: &str, is_of_each: bool) {
-        let text = self.own(number, text, is_of_each);
-        self.say(&format!("{}: writes {path}", HOSTS[number]));
-        self.hosts[number].done(&format!("cat > {path} <<'END OF FILE'\n{text}END OF FILE"));
-    }
-
-    fn run(&mut self, number: usize, command: &str, is_of_each: bool) {
-        let command = self.own(number, command, is_of_each).replace("TOKEN", &self.token);
-        self.say(&format!("{}# {}", HOSTS[number], command.lines().next().unwrap_or_default()));
-        let output = self.hosts[number].done(&command);
-        if command.starts_with("twinvm host token ") {
-            self.token = output.trim().to_owned();
-        } else if !output.trim().is_empty() {
-            println!("{}", output.trim_end());
-        }
-        for (_, setting) in SETTINGS.iter().filter(|(after, _)| command.contains(after)) {
-            self.hosts[number].done(setting);
-        }
-    }
-
-    /// What the page says, with the host's own address where each has its own.
-    fn own(&self, number: usize, text: &str, is_of_each: bool) -> String {
-        if is_of_each { text.replace(OWN_ADDRESS, &self.hosts[number].address()) } else { text.to_owned() }
     }
 
     /// Lets commands be given on every host, as the page says: with the operator's keys in the host's folder.
@@ -163,11 +146,24 @@ impl Cluster {
         self.hosts[0].done(&format!("twinvm vm create {BOOKS}.toml --start"));
     }
 
-    /// Boots a machine that has lost its power.
+    /// Boots a machine that has lost its power, and waits until its host is alive for the others: so etcd has a majority when another one loses its power.
     pub fn power_on(&mut self, number: usize) {
         self.say(&format!("{} gets power", HOSTS[number]));
         self.hosts[number].power_on();
         self.wait_for_boot(number);
+        let deadline = Instant::now() + HUNG;
+        while !self.is_alive(number) {
+            assert!(Instant::now() < deadline, "host {} is not alive\n{}", HOSTS[number], self.logs());
+            thread::sleep(LOOK_INTERVAL);
+        }
+        self.say(&format!("{} is alive", HOSTS[number]));
+    }
+
+    /// Whether a host says of itself that it is alive, so that its daemon and its member of etcd are at work.
+    fn is_alive(&mut self, number: usize) -> bool {
+        let (name, hosts) = (HOSTS[number], self.hosts[number].json("twinvm host list"));
+        let hosts = hosts.as_ref().and_then(Value::as_array);
+        hosts.is_some_and(|hosts| hosts.iter().any(|host| host["name"] == name && host["alive"] == true))
     }
 
     /// Waits until a machine takes commands.
@@ -252,4 +248,30 @@ impl Cluster {
         };
         self.hosts.iter_mut().filter(|host| host.is_on()).map(log).collect()
     }
+}
+
+/// Does what the page says on a host, with the settings that go with it; what a command has printed.
+fn carry_out(host: &mut Host, deed: &Deed, started: Instant) -> String {
+    let name = host.name;
+    match deed {
+        Deed::Write { path, text } => {
+            say(started, &format!("{name}: writes {path}"));
+            host.done(&format!("cat > {path} <<'END OF FILE'\n{text}END OF FILE"))
+        }
+        Deed::Run(command) => {
+            say(started, &format!("{name}# {}", command.lines().next().unwrap_or_default()));
+            let output = host.done(command);
+            if !output.trim().is_empty() {
+                println!("{}", output.trim_end());
+            }
+            for (_, setting) in SETTINGS.iter().filter(|(after, _)| command.contains(after)) {
+                host.done(setting);
+            }
+            output
+        }
+    }
+}
+
+fn say(started: Instant, what: &str) {
+    println!("[{:5.0} s] {what}", started.elapsed().as_secs_f64());
 }

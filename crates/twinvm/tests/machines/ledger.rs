@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::support::HUNG;
+use crate::HUNG;
 
 /// A client that inserts the numbers from 1 on over one connection, each in a transaction of its own, until it is dropped or the connection breaks.
 pub struct Ledger {

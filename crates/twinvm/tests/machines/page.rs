@@ -5,7 +5,7 @@ const PAGE: &str = include_str!("../../../../docs/operators.md");
 /// The hosts that the page sets up, by the prompts of their commands.
 pub const HOSTS: [&str; 3] = ["a", "b", "c"];
 /// The address that the page gives where each host has its own.
-pub const OWN_ADDRESS: &str = "192.0.2.11";
+const OWN_ADDRESS: &str = "192.0.2.11";
 
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,25 @@ pub enum Deed {
         /// What it is to hold.
         text: String,
     },
+}
+
+impl Deed {
+    /// The same on a host that has an address of its own, where the page has each host's own.
+    pub fn with_address(&self, address: &str) -> Self {
+        self.map(|text| text.replace(OWN_ADDRESS, address))
+    }
+
+    /// The same with a token that lets a host join.
+    pub fn with_token(&self, token: &str) -> Self {
+        self.map(|text| text.replace("TOKEN", token))
+    }
+
+    fn map(&self, change: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Run(command) => Self::Run(change(command)),
+            Self::Write { path, text } => Self::Write { path: path.clone(), text: change(text) },
+        }
+    }
 }
 
 /// What the section with this heading says to do.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::support::HUNG;
+use crate::HUNG;
 
 /// The client's thread.
 pub struct Client {

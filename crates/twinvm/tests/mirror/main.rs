@@ -21,5 +21,7 @@ mod slow_link;
 mod support;
 mod unprotected;
 
+use support::HUNG;
+
 /// The FT mode.
 const MODE: &str = "mirror";
