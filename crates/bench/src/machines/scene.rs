@@ -106,7 +106,8 @@ impl Scene {
         let listen = |number: usize| format!("{}:7441", ip_of(number));
         let common = |number| ["--listen".to_owned(), listen(number), "--metrics".to_owned(), String::new()];
         let words = |number: usize, first: &[&str]| -> Vec<String> {
-            let own = ["--name", name(number), "--network", BRIDGE];
+            // They share a kernel, and with it what hosts know a machine by; each is to count as one.
+            let own = ["--name", name(number), "--network", BRIDGE, "--domain", name(number)];
             first.iter().chain(&own).map(|word| (*word).to_owned()).chain(common(number)).collect()
         };
         let deadline = Instant::now() + TIMEOUT;
