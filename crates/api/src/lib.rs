@@ -15,6 +15,7 @@
 //! | [`time`] | the time, as answers hold it |
 //! | [`client`] | the client, for commands and for daemons among themselves |
 
+pub mod backups;
 pub mod client;
 pub mod events;
 pub mod figures;

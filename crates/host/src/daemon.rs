@@ -31,6 +31,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+use super::backups::UnderWay;
 use super::config::HostConfig;
 use super::error::HostError;
 use super::events::EventLog;
@@ -89,6 +90,8 @@ pub struct Daemon {
     pub(super) powered_off: Mutex<BTreeSet<VmName>>,
     /// VMs whose secondaries are being prepared, and the hosts that do.
     preparing: Mutex<BTreeSet<(String, String)>>,
+    /// VMs of which a backup is being written.
+    pub(super) backing_up: Mutex<BTreeMap<String, Arc<UnderWay>>>,
     admission: Mutex<()>,
     is_stopping: AtomicBool,
     /// VMs here are to end before it does.
@@ -239,6 +242,7 @@ fn make(
         attempts: Attempts::default(),
         powered_off: Mutex::default(),
         preparing: Mutex::default(),
+        backing_up: Mutex::default(),
         admission: Mutex::default(),
         is_stopping: AtomicBool::default(),
         stops_vms: AtomicBool::default(),
@@ -260,6 +264,7 @@ impl Daemon {
         spawn("lease", |daemon| daemon.keep_lease())?;
         spawn("store", |daemon| daemon.watch_store())?;
         self.adopt_replicas()?;
+        self.remove_cut_restores();
         Ok(spawn("controller", Self::run_controller)?)
     }
 

@@ -3,25 +3,47 @@
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
+use backup::BackupError;
 
 use crate::replica::process::DiskJob;
 
 /// Has a job done, and waits until it is. One whose daemon is killed meanwhile is done all the same, or not at all.
 pub fn run(exe: &Path, job: &DiskJob) -> Result<()> {
+    ended(spawn(exe, job, Stdio::null())?)
+}
+
+/// Has a job done that tells something, which `listen` takes.
+pub fn run_with<T>(exe: &Path, job: &DiskJob, listen: impl FnOnce(ChildStdout) -> Result<T, BackupError>) -> Result<T> {
+    let mut child = spawn(exe, job, Stdio::piped())?;
+    let told = child.stdout.take().context("the process has no output")?;
+    // Whoever stops listening ends the process: it cannot say any more.
+    let heard = listen(told);
+    match (ended(child), heard) {
+        // Of two the first is the cause: a process that fails is heard no further, and one that nobody listens to fails.
+        (Err(why), Ok(_) | Err(BackupError::Source(_))) => Err(why),
+        (_, heard) => Ok(heard?),
+    }
+}
+
+fn spawn(exe: &Path, job: &DiskJob, stdout: Stdio) -> Result<Child> {
     let text = serde_json::to_vec(job).context("cannot write JSON")?;
     let mut child = Command::new(exe)
         .arg("disk-job")
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
         .with_context(|| format!("cannot start {}", exe.display()))?;
     // One that does not read it ends, and says why.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(&text));
+    Ok(child)
+}
+
+fn ended(child: Child) -> Result<()> {
     let output = child.wait_with_output().context("the process cannot be waited for")?;
     if output.status.success() {
         return Ok(());

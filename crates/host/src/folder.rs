@@ -30,6 +30,7 @@ const AUTOSTART_DUE: &str = "autostart.due";
 /// | `keys/` | its certificate and key, and the certificate of the cluster's authority |
 /// | `authority/` | on the host that made the cluster: the key that signs certificates |
 /// | `operator.pem` | on the host that made the cluster: the keys with which commands act as an operator |
+/// | `backup/` | the backup repositories that the host knows, with their keys |
 /// | `files/` | files that VM specs may name, beside those in other folders that `host.toml` allows |
 /// | `vms/NAME/` | a replica of a VM: its disks, kernel, control socket, log |
 /// | `store.seen` | how far the cluster store had come: one that has gone back is not believed |
@@ -100,6 +101,11 @@ impl HostFolder {
     /// The folder of files that VM specs may name.
     pub fn files(&self) -> PathBuf {
         self.0.join("files")
+    }
+
+    /// The folder of what is noted of backup repositories, their keys among it.
+    pub fn backup(&self) -> PathBuf {
+        self.0.join("backup")
     }
 
     /// The folder of all VMs.

@@ -15,6 +15,7 @@
 //! | `vm_files` | which files of this host VM specs may name |
 //! | `power`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
 //! | `snapshots`, `disk_jobs` | snapshots of VMs, in the VMs' folders; what is done with the disks of VMs that are off |
+//! | `backups`, `repositories` | recovery points of VMs; the repositories that the host knows, with their keys |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
 //! | `runtime` | reports to the controller, and carries out what it decides |
 //! | `operations` | what administrators ask for that happens once: written down, waited for, carried out |
@@ -29,6 +30,7 @@
 //! | `log_file` | logs that do not grow without end |
 //! | `paths` | where twinvm keeps things |
 
+mod backups;
 mod bases;
 mod bundle;
 pub mod config;
@@ -62,6 +64,7 @@ mod protection;
 mod registry;
 pub mod replica;
 mod replicas;
+pub mod repositories;
 mod rest;
 mod runtime;
 pub mod sandbox;

@@ -19,7 +19,7 @@ use crate::replica::config::socket;
 use crate::replica::disk_copy;
 
 /// The spec of a clone. Its network cards have addresses of their own.
-fn spec_of_clone(spec: &VmSpec, clone: &CloneVm) -> Result<VmSpec, HostError> {
+pub(super) fn spec_of_clone(spec: &VmSpec, clone: &CloneVm) -> Result<VmSpec, HostError> {
     let set = SetVm { forward: clone.forward.clone(), ..SetVm::default() };
     let mut spec = changed(spec, &set)?;
     spec.name.clone_from(&clone.name);

@@ -141,7 +141,7 @@ impl Daemon {
     }
 
     /// Refuses a new VM for which there is no name or no room.
-    fn admit_new(&self, spec: &VmSpec) -> Result<(), HostError> {
+    pub(super) fn admit_new(&self, spec: &VmSpec) -> Result<(), HostError> {
         self.refuse_if_stopping()?;
         if self.registry.vm(&spec.name)?.is_some() {
             let name = &spec.name;

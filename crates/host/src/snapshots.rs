@@ -14,6 +14,7 @@ use spec::{EngineKind, SnapshotName, VmSpec};
 use storage::disk::{DiskImage, DiskOptions, settle};
 use terminal::error_text::error_text;
 
+use super::backups::is_for_backup;
 use super::daemon::Daemon;
 use super::disk_jobs;
 use super::error::HostError;
@@ -82,6 +83,19 @@ impl Daemon {
 
     /// Saves a running VM, which goes on, or the disks of one that is off.
     pub fn create_snapshot(self: &Arc<Self>, name: &str, create: &CreateSnapshot) -> Result<SnapshotView, HostError> {
+        if is_for_backup(&create.name.to_string()) {
+            return Err(HostError::bad_request(format!("{} is a name for a backup's own snapshots", create.name))
+                .hint("choose another name"));
+        }
+        self.take_snapshot(name, create)
+    }
+
+    /// The same under any name.
+    pub(super) fn take_snapshot(
+        self: &Arc<Self>,
+        name: &str,
+        create: &CreateSnapshot,
+    ) -> Result<SnapshotView, HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let CreateSnapshot { name: snapshot, memory } = create.clone();
@@ -133,6 +147,13 @@ impl Daemon {
 
     /// Does something with the disks of a VM that is off.
     fn do_with_disks(&self, vm: &KnownVm, local: &VmSpec, work: DiskWork) -> Result<(), HostError> {
+        let job = self.disk_job(vm, local, work)?;
+        let done = disk_jobs::run(&self.exe, &job);
+        done.map_err(|error| HostError::conflict(format!("VM {}: {}", vm.name, error_text(&error))))
+    }
+
+    /// What the process is told that does it.
+    pub(super) fn disk_job(&self, vm: &KnownVm, local: &VmSpec, work: DiskWork) -> Result<DiskJob, HostError> {
         let folder = self.folder.vm(&vm.name);
         let replica = ReplicaConfig {
             vm: vm.name.clone(),
@@ -155,8 +176,7 @@ impl Daemon {
             mode: vm.record.ft.mode,
             lag_ms_max: vm.record.ft.lag_ms_max,
         };
-        let done = disk_jobs::run(&self.exe, &DiskJob { work, replica });
-        done.map_err(|error| HostError::conflict(format!("VM {}: {}", vm.name, error_text(&error))))
+        Ok(DiskJob { work, replica })
     }
 
     /// Notes with the images that a snapshot is based on them: they are not removed as long as it is there.

@@ -34,7 +34,7 @@ impl VmFiles {
             config: folder.config(),
             folder: folder.path().to_owned(),
             allowed: own.into_iter().chain(config.vm_folders.iter().cloned()).collect(),
-            secrets: [folder.keys(), folder.authority(), folder.operator()]
+            secrets: [folder.keys(), folder.authority(), folder.operator(), folder.backup()]
                 .into_iter()
                 .chain(config.store.files())
                 .chain(config.store_keys.as_ref().map(|keys| keys.key.clone()))
@@ -130,11 +130,10 @@ mod tests {
     fn place() -> Place {
         let root = tempfile::tempdir().unwrap();
         let folder = HostFolder::find(Some(&root.path().join("host"))).unwrap();
-        for path in [folder.keys(), folder.authority(), folder.files(), folder.vm("other"), root.path().join("images")]
-        {
-            fs::create_dir_all(path).unwrap();
-        }
-        for path in [folder.authority().join("ca.key"), folder.operator(), folder.vm("other").join("disk0.raw")] {
+        let own = [folder.keys(), folder.authority(), folder.backup(), folder.files(), folder.vm("other")];
+        own.into_iter().chain([root.path().join("images")]).for_each(|path| fs::create_dir_all(path).unwrap());
+        let (authority, repository) = (folder.authority().join("ca.key"), folder.backup().join("nas.json"));
+        for path in [authority, repository, folder.operator(), folder.vm("other").join("disk0.raw")] {
             fs::write(path, [7; 4096]).unwrap();
         }
         let mut config: HostConfig =
@@ -188,7 +187,7 @@ mod tests {
     fn no_name_makes_a_key_a_file_of_a_vm() {
         let place = place();
         let root = place.root.path();
-        for name in ["host/authority/ca.key", "host/operator.pem", "host/vms/other/disk0.raw"] {
+        for name in ["host/authority/ca.key", "host/backup/nas.json", "host/operator.pem", "host/vms/other/disk0.raw"] {
             assert!(error(&place, name).contains("vm_folders"), "{name}");
             symlink(root.join(name), root.join("link")).unwrap();
             assert!(error(&place, "link").contains("vm_folders"), "{name}");
@@ -196,6 +195,8 @@ mod tests {
         }
         fs::hard_link(root.join("host/authority/ca.key"), root.join("images/vmlinuz")).unwrap();
         assert!(error(&place, "images/vmlinuz").contains("only host a itself"));
+        fs::hard_link(root.join("host/backup/nas.json"), root.join("images/initrd")).unwrap();
+        assert!(error(&place, "images/initrd").contains("only host a itself"));
         assert!(error(&place, "cluster.db").contains("only host a itself"));
         assert!(error(&place, "cluster.db.vms/1").contains("only host a itself"));
         assert!(error(&place, "etcd.key").contains("only host a itself"));

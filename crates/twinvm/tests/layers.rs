@@ -130,10 +130,21 @@ const HOUSE: &[Crate] = &[
     Crate { name: "replication", floor: 4, layers: &[&["channel", "disk", "gate"], &["lockstep"], &["driver"]] },
     Crate { name: "cluster", floor: 5, layers: &[&["store"], &["records"], &["arbiter", "planner"], &["controller"]] },
     Crate {
+        name: "backup",
+        floor: 5,
+        layers: &[
+            &["chunk", "error", "key", "pack", "point", "seal"],
+            &["retention"],
+            // The repository is one; these are what is done with it.
+            &["backup", "index", "prune", "repository", "restore", "verify"],
+            &["stream"],
+        ],
+    },
+    Crate {
         name: "api",
         floor: 5,
         layers: &[
-            &["events", "joining", "leaving", "maintenance", "problem", "suspicion", "time", "unreadable"],
+            &["backups", "events", "joining", "leaving", "maintenance", "problem", "suspicion", "time", "unreadable"],
             &["figures"],
             &["status"],
             &["messages"],
@@ -185,12 +196,13 @@ const HOUSE: &[Crate] = &[
             &["config", "network_ends"],
             &["token"],
             &["etcd_access", "etcd_setup"],
-            &["bases", "bundle", "disk_jobs", "events", "operator", "process", "vm_files"],
+            &["bases", "bundle", "disk_jobs", "events", "operator", "process", "repositories", "vm_files"],
             &["join", "registry", "vm_folder"],
             &["init"],
             &["store_move"],
             // The daemon is one thing; these are its parts.
             &[
+                "backups",
                 "daemon",
                 "joining",
                 "maintenance",

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, bail};
+use backup::StreamWriter;
 use machine::engine::soft::InputMode;
 use machine::generation::GenerationId;
 use machine::platform::Parts;
@@ -17,6 +18,7 @@ use machine::snapshot::disk::{SnapshotBase, SnapshotDisk};
 use machine::vm::{Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig, VmError, unix_now_ns, write_disk_snapshot};
 use spec::{DiskFormat, EngineKind, VmSpec};
 use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, Replacement};
+use storage::plain_file;
 use terminal::error_text::error_text;
 
 use super::open;
@@ -267,7 +269,8 @@ impl Restoring {
     pub fn begin(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot) -> Result<Self> {
         let config = snapshot.head().config.clone();
         let read = |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read(|number| replacement.file(number));
-        let (disks, content, replacement) = read_disks(spec, snapshot, read).with_context(|| cannot_restore(path))?;
+        let (disks, content, replacement) =
+            read_disks(spec, snapshot, own_place, read).with_context(|| cannot_restore(path))?;
         Ok(Self { disks, saved: Saved { config, content, replacement } })
     }
 }
@@ -277,18 +280,49 @@ pub fn restore_disks(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot) -> Resu
     let read =
         |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read_disks(|number| replacement.file(number));
     // They can be opened, and nobody else does before all are in place.
-    let (_disks, (), replacement) = read_disks(spec, snapshot, read).with_context(|| cannot_restore(path))?;
+    let (_disks, (), replacement) =
+        read_disks(spec, snapshot, own_place, read).with_context(|| cannot_restore(path))?;
     replacement.commit().context("the snapshot's disks cannot take the place of those that are there")
+}
+
+/// Where a disk that is brought back belongs.
+fn own_place(_number: usize, disk: &SnapshotDisk) -> PathBuf {
+    disk.path.clone()
+}
+
+/// Tells what a backup holds of a VM: the disks of a snapshot that its guest may write to, kernel and initial RAM disk. The VM may run: disks are laid out
+/// beside the snapshot, and removed again.
+pub fn tell_disks(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot, out: impl Write) -> Result<()> {
+    let read =
+        |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read_disks(|number| replacement.file(number));
+    // No file has that name, nor gets it.
+    let place = |number: usize, _: &SnapshotDisk| path.with_extension(format!("disk{number}"));
+    let told =
+        read_disks(spec, snapshot, place, read).with_context(|| format!("snapshot {} cannot be read", path.display()));
+    let (mut disks, (), _replacement) = told?;
+    let mut stream = StreamWriter::new(out);
+    for (name, file) in [("kernel", &spec.kernel), ("initrd", &spec.initrd)] {
+        if let Some(path) = file {
+            let failed = || format!("{name} {}", path.display());
+            let file = plain_file::open(path).with_context(failed)?;
+            stream.file(name, file.metadata()?.len(), file).with_context(failed)?;
+        }
+    }
+    for (number, disk) in disks.iter_mut().enumerate().filter(|(_, disk)| !disk.is_read_only()) {
+        stream.disk(&format!("disk{number}"), disk).with_context(|| format!("disk {number}"))?;
+    }
+    Ok(stream.end()?)
 }
 
 fn cannot_restore(path: &Path) -> String {
     format!("snapshot {} cannot be restored", path.display())
 }
 
-/// Writes the content of a snapshot's disks beside those that are there, and opens it. `read` reads all that the snapshot holds.
+/// Writes the content of a snapshot's disks beside the places that they are for, and opens it. `read` reads all that the snapshot holds.
 fn read_disks<T>(
     spec: &VmSpec,
     snapshot: OpenSnapshot,
+    place: impl Fn(usize, &SnapshotDisk) -> PathBuf,
     read: impl FnOnce(OpenSnapshot, &Replacement) -> Result<T, VmError>,
 ) -> Result<(Vec<DiskImage>, T, Replacement)> {
     let head = snapshot.head().clone();
@@ -297,8 +331,8 @@ fn read_disks<T>(
     }
     check_bases(&head)?;
     let mut replacement = Replacement::new();
-    for disk in head.written_disks() {
-        replacement.add(&disk.path, disk.mode)?;
+    for (number, disk) in head.written_disks().enumerate() {
+        replacement.add(&place(number, disk), disk.mode)?;
     }
     let content = read(snapshot, &replacement)?;
     let mut disks = Vec::new();

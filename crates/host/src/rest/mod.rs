@@ -10,6 +10,11 @@
 //! | `GET`, `DELETE /v1/vms/{vm}` | operators | one VM; remove it and its disks |
 //! | `POST /v1/vms/{vm}/start`, `.../stop` | operators | power |
 //! | `GET /v1/vms/{vm}/console` | operators | the guest's console, upgraded to a stream of raw bytes; `?seen=PLACE`: from there on |
+//! | `POST /v1/vms/{vm}/backups` | operators | write a recovery point to a repository |
+//! | `GET /v1/backup/repositories`, `.../{repository}/points` | operators | the repositories that this host knows; what is in one |
+//! | `POST /v1/backup/repositories/{repository}/points/{point}/restore` | operators | make a VM on this host of a recovery point |
+//! | `DELETE /v1/backup/repositories/{repository}/points/{point}` | operators | forget a recovery point |
+//! | `POST /v1/backup/repositories/{repository}/forget`, `.../prune`, `.../verify` | operators | forget what is not to be kept; give space back; read everything |
 //! | `GET /v1/vms/{vm}/ft/price` | operators | what protection would reserve, and where |
 //! | `POST /v1/vms/{vm}/ft/{action}` | operators | `on`, `mode`, `off`, `suspend`, `resume`, `failover`, `switchover`, `restart-secondary` |
 //! | `GET /v1/replicas` | both | the replicas that run on this host |
@@ -20,6 +25,7 @@
 //! ([`role::Role`]). A client that asks about a VM that runs elsewhere is sent on to its host by a redirection, and goes there with its own
 //! certificate ([`home`]). What fails is answered with a status of 4xx or 5xx and [`api::Problem`].
 
+mod backups;
 mod home;
 mod refusal;
 mod role;

@@ -25,6 +25,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::backups;
 use super::home::{at_authority, at_home, at_host};
 use super::refusal::Refusal;
 use super::role::{Role, authorize};
@@ -39,8 +40,8 @@ const STRANGER_BODY_BYTES_MAX: usize = 16 << 10;
 /// Longest text of a refusal by axum, in bytes.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
-type Shared = State<Arc<Daemon>>;
-type Answer = Result<Response, Refusal>;
+pub(super) type Shared = State<Arc<Daemon>>;
+pub(super) type Answer = Result<Response, Refusal>;
 
 /// One method of one path.
 struct Route {
@@ -149,6 +150,21 @@ fn routes() -> Vec<Route> {
         Route::at_home(POST, "/v1/vms/{vm}/snapshots", Operators, create_snapshot),
         Route::at_home(DELETE, "/v1/vms/{vm}/snapshots/{snapshot}", Operators, remove_snapshot),
         Route::at_home(POST, "/v1/vms/{vm}/snapshots/{snapshot}/restore", Operators, restore_snapshot),
+        Route::at_home(POST, "/v1/vms/{vm}/backups", Operators, backups::back_up),
+        Route::at_home(GET, "/v1/vms/{vm}/backups", Operators, backups::progress),
+        Route::at_home(DELETE, "/v1/vms/{vm}/backups", Operators, backups::cancel),
+        Route::here(GET, "/v1/backup/repositories", Operators, backups::backup_repositories),
+        Route::here(GET, "/v1/backup/repositories/{repository}/points", Operators, backups::recovery_points),
+        Route::here(DELETE, "/v1/backup/repositories/{repository}/points/{point}", Operators, backups::forget_point),
+        Route::here(
+            POST,
+            "/v1/backup/repositories/{repository}/points/{point}/restore",
+            Operators,
+            backups::restore_point,
+        ),
+        Route::here(POST, "/v1/backup/repositories/{repository}/forget", Operators, backups::forget_points),
+        Route::here(POST, "/v1/backup/repositories/{repository}/verify", Operators, backups::verify_repository),
+        Route::here(POST, "/v1/backup/repositories/{repository}/prune", Operators, backups::prune_repository),
         Route::at_home(GET, "/v1/vms/{vm}/ft/price", Operators, ft_price),
         Route::at_home(POST, "/v1/vms/{vm}/ft/{action}", Operators, ft),
         Route::here(GET, "/v1/vms/{vm}/boot/{file}", Hosts, boot_file),
@@ -190,7 +206,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
 }
 
 /// A body of JSON, whatever its media type is called; an empty one means the default.
-struct Body<T>(T);
+pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Refusal;
@@ -227,7 +243,7 @@ fn malformed(rejection: JsonRejection) -> Refusal {
 type Work = Box<dyn FnOnce(&Arc<Daemon>) -> Result<Response, HostError> + Send>;
 
 /// Runs what may wait for disks, processes or the store on a thread of its own.
-fn blocking<T: Serialize>(
+pub(super) fn blocking<T: Serialize>(
     daemon: Arc<Daemon>,
     work: impl FnOnce(&Arc<Daemon>) -> Result<T, HostError> + Send + 'static,
 ) -> impl Future<Output = Answer> {

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod backup;
 mod broker;
 mod cluster;
 mod console;
@@ -64,6 +65,9 @@ enum Command {
     /// Protect VMs against the loss of their host
     #[command(subcommand)]
     Ft(ft::FtCommand),
+    /// Keep recovery points of VMs apart from their hosts, and bring VMs back from them
+    #[command(subcommand, after_help = backup::HELP)]
+    Backup(backup::BackupCommand),
     /// Show what has happened on the hosts of the cluster
     #[command(after_help = events::HELP)]
     Events(events::EventsArguments),
@@ -127,6 +131,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Host(command) => host::run(command),
         Command::Operator(command) => operator::run(command),
         Command::Ft(command) => ft::run(command),
+        Command::Backup(command) => backup::run(command).map(|()| ExitCode::SUCCESS),
         Command::Events(arguments) => events::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Top(arguments) => top::run(&arguments),
         Command::Completions(arguments) => shell::completions(&arguments),

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod api;
+mod backups;
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../mirror/client.rs"]
 mod client;

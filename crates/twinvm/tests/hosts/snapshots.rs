@@ -13,7 +13,7 @@ use crate::support::guest::images_dir;
 use crate::world::{VM, World};
 
 /// The answer of the guest's Redis.
-fn redis(world: &World, words: &[&str]) -> String {
+pub fn redis(world: &World, words: &[&str]) -> String {
     let address = world.address();
     let client = redis::Client::open((address.ip().to_string(), address.port())).unwrap();
     let mut connection = client.get_connection_with_timeout(HUNG).unwrap();

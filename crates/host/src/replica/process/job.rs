@@ -1,6 +1,6 @@
 //! What is done with the disks of a VM that is off: by a process that is confined as its replica is, since it reads what a guest has left.
 
-use std::io::Read;
+use std::io::{BufWriter, Read, stdout};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -8,8 +8,11 @@ use spec::SnapshotName;
 
 use super::confined::confine;
 use super::disks::DiskSource;
-use crate::foreground::snapshots::{SnapshotDisks, restore_disks, write_disks};
+use crate::foreground::snapshots::{SnapshotDisks, restore_disks, tell_disks, write_disks};
 use crate::replica::config::{self, ReplicaConfig};
+
+/// Bytes that are told at once.
+const TOLD_BYTES: usize = 1 << 20;
 
 /// A job, as its process is told at its standard input, as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +32,8 @@ pub enum DiskWork {
     Save(SnapshotName),
     /// Bring them back from one.
     Restore(SnapshotName),
+    /// Tell at standard output what a backup holds: the disks of a snapshot in the VM's folder, kernel and initial RAM disk. The VM may run.
+    Tell(SnapshotName),
 }
 
 impl DiskJob {
@@ -43,17 +48,20 @@ impl DiskJob {
     pub fn run(self) -> Result<()> {
         let Self { work, mut replica } = self;
         let spec = replica.vm_spec()?;
-        let (DiskWork::Save(name) | DiskWork::Restore(name)) = &work;
+        let (DiskWork::Save(name) | DiskWork::Restore(name) | DiskWork::Tell(name)) = &work;
         let file = config::snapshot(&replica.folder, name);
         replica.snapshot = match &work {
             DiskWork::Save(_) => None,
-            DiskWork::Restore(name) => Some(name.clone()),
+            DiskWork::Restore(name) | DiskWork::Tell(name) => Some(name.clone()),
         };
         let source = DiskSource::open(&replica, &spec)?;
         confine(&replica, &spec, &source)?;
         match source {
             // They stay open meanwhile: nobody else writes to them.
             DiskSource::Files(images) => write_disks(&spec, &SnapshotDisks::of(&images), &file),
+            DiskSource::Snapshot(file, snapshot) if matches!(work, DiskWork::Tell(_)) => {
+                tell_disks(&file, &spec, *snapshot, BufWriter::with_capacity(TOLD_BYTES, stdout()))
+            }
             DiskSource::Snapshot(file, snapshot) => restore_disks(&file, &spec, *snapshot),
         }
     }
