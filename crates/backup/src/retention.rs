@@ -111,9 +111,9 @@ mod tests {
         assert_eq!(kept(Retention { last: 3, ..Retention::default() }), [197, 198, 199]);
         assert_eq!(kept(Retention { hourly: 3, ..Retention::default() }), [197, 198, 199]);
         assert_eq!(kept(Retention { daily: 3, ..Retention::default() }), [195, 197, 199]);
-        // 20,000 days after the first of January 1970 was a Thursday.
-        assert_eq!(kept(Retention { weekly: 2, ..Retention::default() }), [189, 199]);
-        // The fourth of October 2024 and on, to the eleventh of January.
+        // The last day is the eleventh of January 2025, a Saturday: the week before ends with the fifth.
+        assert_eq!(kept(Retention { weekly: 2, ..Retention::default() }), [187, 199]);
+        // October to January.
         assert_eq!(kept(Retention { monthly: 9, ..Retention::default() }).len(), 4);
         assert_eq!(kept(Retention { last: 1, daily: 2, ..Retention::default() }), [197, 199]);
         assert!(Retention::default().is_empty() && Retention::default().forgets(&points).len() == 200);
