@@ -71,7 +71,11 @@ fn a_disk_with_nothing_on_it_costs_nothing_however_big_it_is() {
     assert!(point.added_bytes < 3000, "{}", point.added_bytes);
     let mut found = Vec::new();
     let volume = point.volume("disk0").unwrap();
-    place.open().read_volume(volume, |at, data| Ok(found.push((at, data.to_vec())))).unwrap();
+    let sink = |at: u64, data: &[u8]| {
+        found.push((at, data.to_vec()));
+        Ok(())
+    };
+    place.open().read_volume(volume, sink).unwrap();
     assert_eq!((found.len(), found[0].0, found[0].1.len()), (1, 63 << 40, CHUNK_BYTES));
     assert_eq!(found[0].1.iter().position(|&byte| byte == b'x'), Some(5));
 }

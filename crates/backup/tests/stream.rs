@@ -81,7 +81,7 @@ proptest! {
             (any::<u8>(), any::<u64>()).prop_map(|(name, bytes)| [&[1, 1, name % 3][..], &(bytes >> (bytes % 64)).to_le_bytes()].concat()),
             (any::<u64>(), 0..300_000u32, any::<u8>()).prop_map(|(offset, length, byte)| {
                 let content = vec![byte; (length % 1000) as usize];
-                let length = if length % 7 == 0 { length } else { content.len() as u32 };
+                let length = if length.is_multiple_of(7) { length } else { content.len() as u32 };
                 [&[2][..], &(offset >> (offset % 64)).to_le_bytes(), &length.to_le_bytes(), &content].concat()
             }),
             Just(vec![3]),
