@@ -27,7 +27,7 @@ Examples:
   twinvm image build tiny --no-disk
 A package or kernel may name a suite: --kernel linux-image-cloud-amd64/bookworm-backports
 The default kernel of Debian 12 does not know that its VM was restored from a snapshot: two restores draw the same random numbers for up to a
-minute. One that does, as Debian 13's: --kernel linux-image-6.12-cloud-amd64
+minute. One that does, as Debian 13's, and takes about twice as long to boot on the software processor: --kernel linux-image-6.12-cloud-amd64
 Packages are installed with their maintainer scripts, in namespaces: an ordinary user needs the package uidmap and subordinate IDs.")]
     Build(BuildArguments),
     /// Make an image of a disk that somebody else has made, from a file or by HTTPS
