@@ -8,27 +8,30 @@ use std::thread;
 
 use crate::client::Client;
 use crate::console::Console;
-use crate::support::HUNG;
+use crate::support::{HUNG, skipped};
 use crate::world::{VM, World, state};
 
 /// Bytes of a file system of a host's own.
 const SMALL_BYTES: usize = 64 << 20;
 
-/// A small file system under a host's folder, as long as it lives.
+/// A small file system under a host's folder.
 struct Small(PathBuf);
 
 impl Small {
     /// Nothing where nothing can be mounted.
-    fn mount(folder: PathBuf) -> Option<Self> {
+    fn mount(world: &mut World, host: &str) -> Option<Self> {
+        let folder = world.path(host);
         fs::create_dir(&folder).unwrap();
         let size = format!("size={SMALL_BYTES},mode=700");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&folder).status();
         let is_mounted = mounted.is_ok_and(|status| status.success());
         if !is_mounted {
             fs::remove_dir(&folder).unwrap();
-            eprintln!("not tested: this user cannot mount file systems");
+            skipped("this user cannot mount file systems");
+            return None;
         }
-        is_mounted.then_some(Self(folder))
+        world.owns_mount(host);
+        Some(Self(folder))
     }
 
     fn fill(&self) {
@@ -38,12 +41,6 @@ impl Small {
 
     fn make_room(&self) {
         fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -62,8 +59,8 @@ fn save(world: &World) -> thread::JoinHandle<redis::RedisResult<()>> {
 /// A line that cannot be logged took the thread with it that wanted to say that the disk is full.
 #[test]
 fn row_14_a_file_system_that_fills_under_a_host_ends_no_process_and_hides_nothing() {
-    let world = World::empty();
-    let Some(small) = Small::mount(world.path("a")) else { return };
+    let mut world = World::empty();
+    let Some(small) = Small::mount(&mut world, "a") else { return };
     let world = world.with_hosts_of(&["a"]);
     world.boot_redis("a");
     let mut console = Console::connect(&world, "a");
@@ -81,14 +78,13 @@ fn row_14_a_file_system_that_fills_under_a_host_ends_no_process_and_hides_nothin
     console.type_line("echo room-$((40+2))");
     console.wait_for("room-42");
     assert_eq!(world.all_processes(), processes, "a process has ended");
-    drop((console, world));
 }
 
 #[test]
 fn row_14_a_secondary_whose_file_system_fills_is_given_up_or_waits_in_either_mode() {
     for mode in ["mirror", "lockstep"] {
-        let world = World::empty();
-        let Some(small) = Small::mount(world.path("b")) else { return };
+        let mut world = World::empty();
+        let Some(small) = Small::mount(&mut world, "b") else { return };
         let world = world.with_hosts_of(&["a", "b"]);
         world.boot_redis("a");
         world.done("a", &["ft", "on", VM, "--yes", "--mode", mode]);
@@ -103,6 +99,5 @@ fn row_14_a_secondary_whose_file_system_fills_is_given_up_or_waits_in_either_mod
         world.wait_until_protected("b", "a");
         client.wait_for_progress(50);
         assert_eq!(client.stop().error, None, "{mode}");
-        drop(world);
     }
 }

@@ -26,6 +26,8 @@ pub const VM: &str = "redis";
 
 /// The hosts; all their processes end when this is dropped.
 pub struct World {
+    /// They go before the folder, which could not be removed below them.
+    mounts: Vec<Mount>,
     folder: TempDir,
     daemons: BTreeMap<String, Child>,
     port: u16,
@@ -46,7 +48,12 @@ impl World {
         // Processes are found by this path.
         let folder = tempfile::Builder::new().prefix("twinvm-hosts-").tempdir().unwrap();
         fs::create_dir(folder.path().join("run")).unwrap();
-        Self { folder, daemons: BTreeMap::new(), port: free_port(), etcd: None }
+        Self { mounts: Vec::new(), folder, daemons: BTreeMap::new(), port: free_port(), etcd: None }
+    }
+
+    /// Has what somebody has mounted on a host's folder unmounted with this.
+    pub fn owns_mount(&mut self, host: &str) {
+        self.mounts.push(Mount(self.path(host)));
     }
 
     /// Hosts that run. Where silence is not tested, it is given so much time that a loaded machine does not look like a dead
@@ -468,6 +475,15 @@ impl World {
             }
         }
         text
+    }
+}
+
+/// A file system that is mounted there as long as this lives.
+struct Mount(PathBuf);
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 

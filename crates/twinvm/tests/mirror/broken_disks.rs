@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::disks::limit_files;
 use crate::faults::{assert_survives, assert_whole, protected};
 use crate::replicas::{Replica, Setup, World};
-use crate::support::HUNG;
+use crate::support::{HUNG, skipped};
 
 /// No process can write beyond this to any file: an image has no room for anything new.
 pub const FULL_BYTES: u64 = 1 << 16;
@@ -53,7 +53,7 @@ impl Datastore {
         fs::create_dir_all(&folder).unwrap();
         let mounted = Command::new("mount").args(kind).arg(&folder).status().is_ok_and(|status| status.success());
         if !mounted {
-            eprintln!("not tested: this user cannot mount {kind:?}");
+            skipped(&format!("this user cannot mount {kind:?}"));
         }
         mounted.then_some(Self { folder, is_frozen: false })
     }
@@ -67,7 +67,7 @@ impl Datastore {
         fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
         let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status().is_ok_and(|status| status.success());
         if !made {
-            eprintln!("not tested: there is no mkfs.ext4");
+            skipped("there is no mkfs.ext4");
             return None;
         }
         Self::mount(world, host, &["-o", "loop", image.to_str().unwrap()])
