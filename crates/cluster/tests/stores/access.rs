@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cluster::store::{
@@ -28,6 +29,24 @@ fn refused(result: Result<Outcome, StoreError>) {
         Err(StoreError::Unreachable(why)) => assert!(why.contains("permission denied"), "{why}"),
         other => panic!("{other:?}"),
     }
+}
+
+/// As members that were started just now do, one after the other: a cluster is made right after that.
+#[test]
+fn rights_are_turned_on_in_an_etcd_that_answers_late() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = make_keys(folder.path());
+    let members = Members::start_with(1, Some(plain.clone()));
+    let access = EtcdAccess::new(&members.address(), &user(folder.path(), &plain, ETCD_ROOT, "root's")).unwrap();
+    members.signal(0, "STOP");
+    thread::scope(|scope| {
+        let turning_on = scope.spawn(|| access.turn_on("root's"));
+        // Longer than any call waits.
+        thread::sleep(Duration::from_secs(7));
+        assert!(!turning_on.is_finished());
+        members.signal(0, "CONT");
+        turning_on.join().unwrap().unwrap();
+    });
 }
 
 #[test]

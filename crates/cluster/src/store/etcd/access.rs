@@ -10,6 +10,8 @@
 //! | its own receipts | writes | writes |
 //! | `hosts/`, `alive/`, `tokens/`, `cluster` | - | writes |
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use spec::HostName;
@@ -22,6 +24,8 @@ use crate::store::{StoreError, end_of};
 
 /// The user who may do everything, and the role of that name: etcd's own.
 pub const ROOT: &str = "root";
+/// For how long an etcd that is set up may not answer: its members may have been started just now, one after the other.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 /// The permissions that etcd knows.
 const READ: &str = "READ";
 const READ_WRITE: &str = "READWRITE";
@@ -100,11 +104,14 @@ impl EtcdAccess {
     ///
     /// # Errors
     /// If no member answers, or rights are on with another password.
+    ///
+    /// An etcd whose members have just been started may take a while to answer, so it gets [`START_PATIENCE`].
     pub fn turn_on(&self, root_password: &str) -> Result<(), StoreError> {
-        self.user(ROOT, root_password)?;
-        self.done("role/add", &Name { name: ROOT })?;
-        self.done("user/grant", &RoleOfUser { user: ROOT, role: ROOT })?;
-        self.done("enable", &Nothing {})
+        let until = Instant::now() + START_PATIENCE;
+        self.user(ROOT, root_password, until)?;
+        self.done_by(until, "role/add", &Name { name: ROOT })?;
+        self.done_by(until, "user/grant", &RoleOfUser { user: ROOT, role: ROOT })?;
+        self.done_by(until, "enable", &Nothing {})
     }
 
     /// Gives a host its user, with this password, and what a host may do in the cluster. `has_authority` makes it the host that signs certificates.
@@ -135,7 +142,7 @@ impl EtcdAccess {
         for perm in rights {
             self.done("role/grant", &Grant { name: &user, perm })?;
         }
-        self.user(&user, password)?;
+        self.user(&user, password, Instant::now())?;
         self.done("user/grant", &RoleOfUser { user: &user, role: &user })
     }
 
@@ -154,16 +161,27 @@ impl EtcdAccess {
     }
 
     /// Makes sure that there is a user with this password.
-    fn user(&self, name: &str, password: &str) -> Result<(), StoreError> {
-        self.done("user/add", &User { name, password })?;
+    fn user(&self, name: &str, password: &str, until: Instant) -> Result<(), StoreError> {
+        self.done_by(until, "user/add", &User { name, password })?;
         // One that was there before has another one.
-        self.done("user/changepw", &User { name, password })
+        self.done_by(until, "user/changepw", &User { name, password })
     }
 
     /// Has something done, unless it is as it should be already.
     fn done(&self, what: &str, request: &impl Serialize) -> Result<(), StoreError> {
+        self.done_by(Instant::now(), what, request)
+    }
+
+    /// The same; an etcd that does not answer is asked again until then.
+    fn done_by(&self, until: Instant, what: &str, request: &impl Serialize) -> Result<(), StoreError> {
         let path = format!("/v3/auth/{what}");
-        match self.client.ask_until_said::<Any>(&path, request)? {
+        let said = loop {
+            match self.client.ask_until_said::<Any>(&path, request) {
+                Err(StoreError::Unreachable(_)) if Instant::now() < until => {}
+                said => break said?,
+            }
+        };
+        match said {
             Ok(Any) => Ok(()),
             Err(problem) if is_done_already(&problem) => Ok(()),
             Err(problem) => Err(self.client.explain(&problem)),

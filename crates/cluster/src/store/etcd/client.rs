@@ -13,14 +13,13 @@ use ureq::{Agent, Body};
 
 use super::address::{EtcdAddress, EtcdKeys};
 use super::login::{AUTHENTICATE, AuthenticateResponse, Login};
+use super::pace::Pace;
 use super::sight::{Seen, Sight};
 use super::validity::Validity;
 use super::wire::{Answered, Header, Problem, Streamed};
 use super::{RANGE, TXN, receipts_of};
 use crate::store::StoreError;
 
-/// How long one member may take to answer, before the next one is asked. A leader that is lost has a successor within two seconds or so.
-const MEMBER_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// How long a call may take in all.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long is waited after each member was asked in vain.
@@ -46,6 +45,8 @@ pub struct Client {
     scheme: &'static str,
     /// The member that is asked first.
     preferred: AtomicUsize,
+    /// How long a member may take.
+    pace: Pace,
     /// What it has seen of etcd: another etcd cluster, or an older copy of this one, would be another arbiter.
     seen: Seen,
     /// Until when its certificate is good, if it has one.
@@ -58,12 +59,7 @@ impl Client {
     /// Prepares one. Connects to nobody.
     /// `sight` is what was seen of it before.
     pub fn new(address: EtcdAddress, keys: Option<&EtcdKeys>, sight: Option<Sight>) -> Result<Self, StoreError> {
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .proxy(None)
-            .max_redirects(0)
-            .timeout_connect(Some(MEMBER_TIMEOUT))
-            .timeout_global(Some(MEMBER_TIMEOUT));
+        let mut config = Agent::config_builder().http_status_as_error(false).proxy(None).max_redirects(0);
         let mut validity = None;
         if let Some(keys) = keys {
             let chain = certificates(&keys.cert)?;
@@ -73,6 +69,7 @@ impl Client {
         let scheme = if keys.is_some() { "https" } else { "http" };
         Ok(Self {
             agent: config.build().into(),
+            pace: Pace::new(address.members.len()),
             address,
             scheme,
             preferred: AtomicUsize::new(0),
@@ -185,7 +182,7 @@ impl Client {
             return Err(self.ambiguous(member, why));
         }
         let before = self.seen.revision();
-        let mut body = self.send(member, path, request, MEMBER_TIMEOUT)?;
+        let mut body = self.send(member, path, request, self.pace.timeout())?;
         let answer = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
         let answer = answer.map_err(|error| self.ambiguous(member, &error.to_string()))?;
         let answer: T = serde_json::from_slice(&answer)
@@ -237,7 +234,7 @@ impl Client {
 
     /// Gets a token, from one member for all. Where etcd knows no users it is empty.
     fn log_in(&self, login: &Login, member: usize) -> Result<String, CallError> {
-        let token = match self.post(member, AUTHENTICATE, &login.request(), MEMBER_TIMEOUT, None) {
+        let token = match self.post(member, AUTHENTICATE, &login.request(), self.pace.timeout(), None) {
             Ok(mut body) => {
                 let answer = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
                 let answer = answer.map_err(|error| self.ambiguous(member, &error.to_string()))?;
@@ -275,15 +272,22 @@ impl Client {
         if let Some(token) = token.filter(|token| !token.is_empty()) {
             post = post.header("Authorization", token);
         }
+        let (asked, answer_timeout) = (Instant::now(), self.pace.timeout());
         let response = post
             .config()
+            .timeout_connect(Some(answer_timeout))
+            .timeout_recv_response(Some(answer_timeout))
             .timeout_global(Some(timeout))
-            .timeout_recv_response(Some(MEMBER_TIMEOUT))
             .build()
             .header("Content-Type", "application/json")
             // A member without a leader says so rather than letting a watch wait.
             .header("Grpc-Metadata-hasleader", "true")
             .send(&body[..]);
+        match &response {
+            Ok(_) => self.pace.answered(asked.elapsed()),
+            Err(ureq::Error::Timeout(_)) => self.pace.silent(),
+            Err(_) => {}
+        }
         let mut response = response.map_err(|error| self.ambiguous(member, &self.broken_off(&error)))?;
         if response.status().is_success() {
             return Ok(response.into_body());

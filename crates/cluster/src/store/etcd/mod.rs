@@ -9,6 +9,7 @@ mod access;
 mod address;
 mod client;
 mod login;
+mod pace;
 mod session;
 mod sight;
 mod stream;
