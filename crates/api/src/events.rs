@@ -52,6 +52,12 @@ pub enum EventKind {
     Started,
     /// The host has taken a VM over.
     TookOver,
+    /// A VM was restarted on the host, by high availability.
+    Restarted,
+    /// The host does not reach a datastore any more.
+    DatastoreLost,
+    /// The host reaches a datastore.
+    DatastoreBack,
     /// A secondary waits for its primary, or follows it.
     Secondary,
     /// A first copy to another host has begun.

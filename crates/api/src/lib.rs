@@ -4,6 +4,8 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`messages`] | what requests and answers hold |
+//! | [`admission`] | what is kept for restarts, and what would become of VMs if hosts were lost |
+//! | [`datastores`] | named storage for disks |
 //! | [`events`] | what has happened on hosts |
 //! | [`joining`] | how a host joins a cluster: tokens, and what a new host is given |
 //! | [`leaving`] | what a host has left behind that left the cluster |
@@ -15,8 +17,10 @@
 //! | [`time`] | the time, as answers hold it |
 //! | [`client`] | the client, for commands and for daemons among themselves |
 
+pub mod admission;
 pub mod backups;
 pub mod client;
+pub mod datastores;
 pub mod events;
 pub mod figures;
 pub mod joining;

@@ -90,6 +90,9 @@ pub struct VmView {
     pub suspicion_ms: Option<SuspicionMs>,
     /// What is.
     pub protection: Protection,
+    /// Whether it is restarted when its host is lost, if that is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ha: Option<HaView>,
     /// Why it runs no more, or why it could not be protected last time.
     pub note: Option<String>,
     /// What its replicas say, the primary first.
@@ -114,6 +117,16 @@ pub struct VmView {
     /// What was asked for last that happens once.
     #[serde(default)]
     pub operation: Option<OperationView>,
+}
+
+/// High availability of a VM for which it is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaView {
+    /// Whether another host restarts it when its own is lost.
+    pub restarts: bool,
+    /// Why not, or what is to be known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
 }
 
 /// Something that was asked of a VM and happens once, as a start or a hand-over.
@@ -201,6 +214,9 @@ pub struct SetVm {
     /// Which of several VMs comes first where not all can at once: at once, whether it runs or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
+    /// What becomes of it when its host is lost: `none` or `ha`. A VM that runs is restarted by others once it was started anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<spec::Protection>,
     /// Whether its host starts it when the machine has booted: at once, whether it runs or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,

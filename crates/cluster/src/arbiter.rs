@@ -35,14 +35,41 @@ impl StoreArbiter {
         Ok((key, record, entry.version))
     }
 
-    fn swap(&self, expected: Generation, new: &Claim) -> Result<Verdict, ClusterError> {
+    /// Claims the VM for `new`'s primary, which runs under its host's run lease or does not.
+    pub fn claim_for_start(
+        &self,
+        expected: Generation,
+        new: &Claim,
+        under_lease: bool,
+    ) -> Result<Verdict, Unreachable> {
+        self.swap_if_next(expected, new, |record| ClaimRecord { under_lease, ..record })
+    }
+
+    fn swap_if_next(
+        &self,
+        expected: Generation,
+        new: &Claim,
+        change: impl Fn(ClaimRecord) -> ClaimRecord,
+    ) -> Result<Verdict, Unreachable> {
+        if new.generation == expected || new.generation != expected.next() {
+            return Err(Unreachable(format!("generation {} does not follow {expected}", new.generation)));
+        }
+        self.swap(expected, new, change).map_err(|error| Unreachable(error.to_string()))
+    }
+
+    fn swap(
+        &self,
+        expected: Generation,
+        new: &Claim,
+        change: impl Fn(ClaimRecord) -> ClaimRecord,
+    ) -> Result<Verdict, ClusterError> {
         let mut last_key = String::new();
         for _ in 0..ATTEMPTS_MAX {
             let (key, record, version) = self.record()?;
             if record.claim.generation != expected {
                 return Ok(Verdict::Lost(record.claim));
             }
-            let value = encode(&key, &record.succeeded_by(new.clone()))?;
+            let value = encode(&key, &change(record.succeeded_by(new.clone())))?;
             let compare = Compare { key: &key, version };
             if let Outcome::Done { .. } =
                 self.store.transact(&[compare], &[Op::Put { key: &key, value: &value, lease: None }])?
@@ -61,9 +88,6 @@ impl Arbiter for StoreArbiter {
     }
 
     fn compare_and_swap(&self, expected: Generation, new: &Claim) -> Result<Verdict, Unreachable> {
-        if new.generation == expected || new.generation != expected.next() {
-            return Err(Unreachable(format!("generation {} does not follow {expected}", new.generation)));
-        }
-        self.swap(expected, new).map_err(|error| Unreachable(error.to_string()))
+        self.swap_if_next(expected, new, |record| record)
     }
 }

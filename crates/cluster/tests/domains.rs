@@ -28,7 +28,7 @@ fn host(number: usize, domain: Option<FailureDomain>, machine: u8) -> HostRecord
         engines: vec![EngineKind::Soft],
         kvm_processor: None,
         networks: Vec::new(),
-        datastores: Vec::new(),
+        reached: Default::default(),
         maintenance: Default::default(),
         lease: Lease { renewed_boot_ms: 1, renewed_unix_ms: 1, ttl_ms: 3_000 },
         version: String::new(),

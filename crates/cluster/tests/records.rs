@@ -44,7 +44,7 @@ fn host(name: &str) -> HostRecord {
         engines: vec![EngineKind::Soft],
         kvm_processor: None,
         networks: vec!["br0".to_owned()],
-        datastores: Vec::new(),
+        reached: Default::default(),
         maintenance: Default::default(),
         lease: lease(1_000),
         instance: String::new(),

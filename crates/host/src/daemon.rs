@@ -43,6 +43,7 @@ use super::owner::Owners;
 use super::registry::{KnownVm, Registry};
 use super::replicas::Replica;
 use super::rest::server;
+use super::run_lease::HeldRunLease;
 use super::runtime::Undone;
 use super::store_move::{follow, is_moving};
 use super::vm_files::VmFiles;
@@ -60,6 +61,8 @@ pub struct Daemon {
     pub(super) folder: HostFolder,
     pub(super) config: HostConfig,
     pub(super) registry: Registry,
+    /// Under which VMs run that others may restart.
+    pub(super) run_lease: HeldRunLease,
     /// The folder of network ends that hosts of this machine share.
     shared_ends: PathBuf,
     /// When the daemon before this one was last known to run.
@@ -219,6 +222,7 @@ fn make(
     let (vm_users, sandbox) = find_sandbox(&config, &exe)?;
     Ok(Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
         is_autostart_due: AtomicBool::new(registry.is_autostart_due()),
+        run_lease: HeldRunLease::of(folder.path(), &registry.now().boot_id),
         registry,
         images: ImageStore::new(&config.images),
         vm_files: VmFiles::of(folder, &config),
@@ -263,6 +267,8 @@ impl Daemon {
         };
         spawn("lease", |daemon| daemon.keep_lease())?;
         spawn("store", |daemon| daemon.watch_store())?;
+        spawn("run-lease", |daemon| daemon.keep_run_lease())?;
+        spawn("datastores", |daemon| daemon.watch_datastores())?;
         self.adopt_replicas()?;
         self.remove_cut_restores();
         Ok(spawn("controller", Self::run_controller)?)

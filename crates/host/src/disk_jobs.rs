@@ -71,6 +71,7 @@ mod tests {
         let job = DiskJob {
             work: DiskWork::Save("first".parse().unwrap()),
             replica: ReplicaConfig {
+                run_lease: None,
                 vm: "shop".to_owned(),
                 host: "a".to_owned(),
                 spec: String::new(),

@@ -122,6 +122,9 @@ impl From<ClusterError> for HostError {
             ClusterError::Name(_) => Self::bad_request(message),
             ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
             ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
+            ClusterError::NoDatastore(_) => Self::not_found(message).hint("see `twinvm datastore list`"),
+            ClusterError::DatastoreExists(_) => Self::conflict(message).hint("choose another name"),
+            ClusterError::DatastoreInUse { .. } => Self::conflict(message),
             ClusterError::VmExists(_) => Self::conflict(message).hint("choose another name"),
             ClusterError::NoToken | ClusterError::TokenUsed => Self::forbidden(message),
             ClusterError::HostInUse { .. }

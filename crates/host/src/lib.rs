@@ -11,9 +11,12 @@
 //! | `daemon` | the daemon: what it has, its start and end |
 //! | `replicas`, `process` | the replicas that run here: each is a process that outlives the daemon |
 //! | `vm_folder`, `bases`, `network_ends` | what a replica needs: disks, kernel, network ends |
+//! | `admission` | what is kept for restarts, and what would become of VMs if hosts were lost |
+//! | `datastores` | which datastores this host reaches, and what space is left there |
+//! | `run_lease`, `restart` | the lease under which VMs run that other hosts may restart; VMs that are restarted here |
 //! | `vm_users` | as whom the processes of each VM run |
 //! | `vm_files` | which files of this host VM specs may name |
-//! | `power`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
+//! | `power`, `launch`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
 //! | `snapshots`, `disk_jobs` | snapshots of VMs, in the VMs' folders; what is done with the disks of VMs that are off |
 //! | `backups`, `repositories` | recovery points of VMs; the repositories that the host knows, with their keys |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
@@ -30,11 +33,13 @@
 //! | `log_file` | logs that do not grow without end |
 //! | `paths` | where twinvm keeps things |
 
+mod admission;
 mod backups;
 mod bases;
 mod bundle;
 pub mod config;
 mod daemon;
+mod datastores;
 mod disk_jobs;
 mod error;
 mod etcd_access;
@@ -46,6 +51,7 @@ mod hardware;
 pub mod init;
 mod join;
 mod joining;
+mod launch;
 pub mod log_file;
 mod maintenance;
 mod metrics;
@@ -66,6 +72,8 @@ pub mod replica;
 mod replicas;
 pub mod repositories;
 mod rest;
+mod restart;
+mod run_lease;
 mod runtime;
 pub mod sandbox;
 mod secondary;

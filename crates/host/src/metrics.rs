@@ -478,6 +478,7 @@ mod tests {
             lag_ms_max: 100,
             suspicion_ms: None,
             protection: Protection { since_unix_ms: 1500, ..status.protection.clone() },
+            ha: None,
             note: None,
             replicas: Vec::new(),
             disks: Vec::new(),

@@ -51,6 +51,12 @@ impl Daemon {
     /// Makes a VM with copies of the disks of another one, which is off. For the owner of the latter.
     pub fn clone_vm(self: &Arc<Self>, name: &str, clone: &CloneVm) -> Result<VmView, HostError> {
         let vm = self.off_here(name)?;
+        if let Some(datastore) = vm.spec.datastore() {
+            return Err(HostError::conflict(format!(
+                "VM {name} cannot be cloned: its disks are on datastore {datastore}"
+            ))
+            .hint("make a VM of copies of them with `twinvm vm create`"));
+        }
         let spec = spec_of_clone(&vm.spec, clone)?;
         self.require_free_name(&spec)?;
         self.registry.admit(&spec)?;

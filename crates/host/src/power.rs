@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,6 @@ use anyhow::Context;
 use api::client::Target;
 use api::events::EventKind;
 use api::messages::{CreateVm, RebootVm, RemoveVm, RemovedVm, StartVm, StopHost, StopVm, VmView};
-use api::status::Role;
 use api::time::unix_ms_now;
 use cluster::controller::consent::{NotStarted, may_start};
 use cluster::controller::{Outcome, SHUTDOWN_MS_MAX};
@@ -19,21 +17,19 @@ use cluster::records::{OperationKind, Power};
 use machine::bus::lock;
 use replication::channel::Peer;
 use replication::driver::ConsolePlace;
-use spec::{Maintenance, SnapshotName, VmName, VmSpec};
+use spec::{Maintenance, Protection, SnapshotName, VmName, VmSpec};
 use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::error::HostError;
 use super::folder::check_socket_path;
-use super::process::ReplicaProcess;
+use super::launch::start_from;
 use super::protection::Removed;
-use super::registry::{KnownVm, UnreadableVm};
+use super::registry::{KnownVm, UnreadableVm, random_vm_id};
 use super::replicas::Replica;
-use super::settings::at_next_start;
-use super::vm_folder::{BOOT_FILE_BYTES_MAX, VmFolder};
-use crate::replica::config::{ReplicaConfig, socket};
+use super::vm_folder::BOOT_FILE_BYTES_MAX;
+use crate::replica::config::socket;
 use crate::replica::control::{self, ConsoleConnection, Request};
-use crate::replica::disk_copy;
 use crate::replica::end::ReplicaEnd;
 
 /// How long a replica may take to answer a request.
@@ -50,13 +46,6 @@ pub(super) const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
 const OWNERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether VMs still run.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-
-/// What a forced start starts from, in words. Refuses a copy that no VM may start from.
-fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> {
-    let copy = disk_copy::startable(folder, how.from_stale_disks);
-    let copy = copy.map_err(|error| HostError::conflict(error_text(&error)))?;
-    Ok(copy.filter(|_| how.from_stale_disks))
-}
 
 /// The spec of a VM that is to be made.
 fn spec_of(create: &CreateVm) -> Result<VmSpec, HostError> {
@@ -122,7 +111,9 @@ impl Daemon {
 
     /// Makes a VM on this host.
     pub fn create(self: &Arc<Self>, create: &CreateVm) -> Result<VmView, HostError> {
-        let spec = spec_of(create)?;
+        let mut spec = spec_of(create)?;
+        // What is on a datastore is found by it.
+        spec.id = Some(spec.id.map_or_else(random_vm_id, Ok)?);
         let name = spec.name.clone();
         let created = self.owned(&name, move |daemon| daemon.create_from(&spec))?;
         if !create.start {
@@ -143,6 +134,9 @@ impl Daemon {
     /// Refuses a new VM for which there is no name or no room.
     pub(super) fn admit_new(&self, spec: &VmSpec) -> Result<(), HostError> {
         self.refuse_if_stopping()?;
+        if spec.protection == Protection::Ha {
+            self.check_ha(spec)?;
+        }
         if self.registry.vm(&spec.name)?.is_some() {
             let name = &spec.name;
             return Err(HostError::conflict(format!("there is a VM named {name} already"))
@@ -164,6 +158,7 @@ impl Daemon {
             .map_err(|error| HostError::bad_request(error_text(&error)))?;
         let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
         if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
+            self.remove_disks_on_datastore(&kept);
             folder.remove_after_failure();
             return Err(error);
         }
@@ -205,6 +200,7 @@ impl Daemon {
         // From here on nobody starts it. Hosts that are not alive now keep a folder that no VM refers to.
         self.drop_secondaries(&vm, Removed::Everything)?;
         self.ends.stop(&self.end_sockets(&vm.spec));
+        self.remove_disks_on_datastore(&vm.spec);
         self.vm_folder(name).remove()?;
         self.events.note(EventKind::Removed, Some(name), "was removed");
         Ok(RemovedVm { removed: name.to_owned(), ..RemovedVm::default() })
@@ -239,6 +235,7 @@ impl Daemon {
         self.require_home(&vm)?;
         self.registry.remove_vm(&vm)?;
         self.ends.stop(&self.end_sockets(&vm.spec));
+        self.remove_disks_on_datastore(&vm.spec);
         Ok(self.vm_folder(name).remove()?)
     }
 
@@ -313,93 +310,12 @@ impl Daemon {
         from_stale_disks: bool,
         snapshot: Option<SnapshotName>,
     ) -> Result<(), HostError> {
-        let name = &vm.name;
         self.require_startable(vm, from_stale_disks)?;
-        if let Some(replica) = self.replica(name) {
+        if let Some(replica) = self.replica(&vm.name) {
             self.retire(&replica, REQUEST_TIMEOUT);
         }
-        // It becomes the VM's when the VM is this host's: until then a secondary may take over with the one that it has now.
-        let vm = at_next_start(vm.clone())?;
-        let folder = self.vm_folder(name);
-        start_from(folder.path(), StartVm { from_stale_disks })?;
-        let local = self.startable_spec(&vm, &folder, snapshot.is_some())?;
-        // Until the claim is this host's, another VM could be given the same memory.
-        let admission = self.admission();
-        self.registry.admit_start(&vm, from_stale_disks)?;
-        let network_ends = self.end_sockets(&vm.spec);
-        let user = self.vm_users.assign(folder.path())?;
-        self.ends
-            .ensure(&self.exe, &vm.spec, &network_ends, user)
-            .map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
-        let engine = self.engine_of(&vm);
-        // Of the end before: the next daemon would take it for that of this start, if this one is killed.
-        ReplicaEnd::clear(folder.path());
-        lock(&self.powered_off).remove(&vm.record.name);
-        self.registry.update(name, |record| {
-            record.begin_start(vm.claim.generation);
-            record.power = Power::On;
-            record.engine = Some(engine);
-            record.network_ends.clone_from(&network_ends);
-            record.syncing_to = None;
-        })?;
-        // No replica of an earlier time may run from now on, wherever it is.
-        self.registry.claim_alone(&vm)?;
-        self.note_spec(&vm)?;
-        drop(admission);
-        let config = ReplicaConfig {
-            vm: vm.name.clone(),
-            host: self.host().to_owned(),
-            spec: spec::to_toml(&local).context("the spec cannot be written")?,
-            role: Role::Primary,
-            engine,
-            store: self.config.store.clone(),
-            store_keys: self.config.store_keys.clone(),
-            identity: None,
-            folder: folder.path().to_owned(),
-            snapshot,
-            user,
-            network_ends,
-            listen: None,
-            suspicion_ms: vm.record.ft.suspicion_ms,
-            suspicion_ms_min: vm.record.ft.suspicion_ms_min,
-            epoch_ms_max: vm.record.ft.epoch_ms_max,
-            mode: vm.record.ft.mode,
-            lag_ms_max: vm.record.ft.lag_ms_max,
-        };
-        self.start_primary(&config)
-    }
-
-    /// The spec with the files that are here. Refuses disks whose bases have changed; a snapshot brings its own disks, and has its bases checked.
-    pub(super) fn startable_spec(
-        &self,
-        vm: &KnownVm,
-        folder: &VmFolder,
-        is_restored: bool,
-    ) -> Result<VmSpec, HostError> {
-        let local = folder.local_spec(&vm.spec, &self.vm_files);
-        let checked = local.and_then(|local| {
-            if !is_restored {
-                folder.bases().check()?;
-            }
-            Ok(local)
-        });
-        checked.map_err(|error| HostError::conflict(error_text(&error)))
-    }
-
-    fn start_primary(self: &Arc<Self>, config: &ReplicaConfig) -> Result<(), HostError> {
-        let name = &config.vm;
-        let started = ReplicaProcess::start(&self.exe, config);
-        let (process, status) = started.map_err(|error| {
-            self.vm_powered_off(name);
-            HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
-        })?;
-        if config.snapshot.is_some()
-            && let Err(error) = self.vm_folder(name).note_restored(&self.images)
-        {
-            // The VM runs. It cannot be protected until this is mended.
-            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {}", error_text(&error));
-        }
-        Ok(self.watch_replica(name.to_owned(), process, Some(status))?)
+        self.require_admission(vm)?;
+        self.launch(vm, from_stale_disks, snapshot, |registry, vm| registry.admit_start(vm, from_stale_disks))
     }
 
     fn not_started(&self, vm: &KnownVm, why: NotStarted) -> HostError {

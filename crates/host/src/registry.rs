@@ -20,8 +20,8 @@ use cluster::records::{
 use cluster::store::{LeaseId, Sight, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
 use machine::probe::probe;
-use protocol::{Arbiter, Claim, Generation, Unreachable, Verdict};
-use spec::{CpuProfile, EngineKind, HostName, Maintenance, ReplicaId, VmId, VmName, VmSpec, to_toml};
+use protocol::{Claim, Generation, Unreachable, Verdict};
+use spec::{CpuProfile, EngineKind, HostName, Maintenance, Protection, ReplicaId, VmId, VmName, VmSpec, to_toml};
 
 use super::config::HostConfig;
 use super::error::HostError;
@@ -45,12 +45,16 @@ pub struct KnownVm {
     pub record: VmRecord,
     /// Which replicas may run it.
     pub claim: Claim,
+    /// Whether its primary runs under its host's run lease.
+    pub under_lease: bool,
 }
 
 impl KnownVm {
     fn new(state: VmState) -> Result<Self, HostError> {
         let spec = state.record.vm_spec().map_err(|error| anyhow!("VM {}: {error}", state.record.name))?;
-        Ok(Self { name: state.record.name.to_string(), spec, record: state.record, claim: state.claim.claim })
+        let VmState { record, claim } = state;
+        let (name, under_lease) = (record.name.to_string(), claim.under_lease);
+        Ok(Self { name, spec, record, claim: claim.claim, under_lease })
     }
 
     /// The host that runs it, or whose disks it starts from.
@@ -113,7 +117,7 @@ impl Registry {
             engines: engines(),
             kvm_processor: machine::engine::cpu_offer(EngineKind::Kvm).ok(),
             networks: config.networks.clone(),
-            datastores: config.datastores.clone(),
+            reached: Default::default(),
             maintenance: Maintenance::Off,
             lease: Lease { renewed_unix_ms: unix_ms_now(), ..Lease::default() },
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -239,6 +243,11 @@ impl Registry {
         self.host.engines.first().copied().unwrap_or(EngineKind::Soft)
     }
 
+    /// Which run of the daemon this is.
+    pub fn instance(&self) -> &str {
+        &self.host.instance
+    }
+
     /// This host's name.
     pub fn host_name(&self) -> &HostName {
         &self.host.name
@@ -291,8 +300,13 @@ impl Registry {
             ..FtSettings::disabled(config.suspicion_ms, config.epoch_ms_max)
         };
         let name: VmName = spec.name.parse().map_err(ClusterError::from)?;
-        let text = to_toml(spec).context("the spec cannot be written")?;
-        self.cluster.create_vm(&VmRecord::new(name, text, ft, created_unix_ms), &self.host.name)?;
+        // From now on the record says it.
+        let text = to_toml(&VmSpec { protection: Protection::None, ..spec.clone() });
+        let text = text.context("the spec cannot be written")?;
+        let mut record = VmRecord::new(name, text, ft, created_unix_ms);
+        record.ha.enabled = spec.protection == Protection::Ha;
+        record.ft.enabled = spec.protection == Protection::Ft;
+        self.cluster.create_vm(&record, &self.host.name)?;
         Ok(())
     }
 
@@ -391,13 +405,13 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes this host the only one that may run the VM. Fails if the claim has changed since `vm` was read.
-    pub fn claim_alone(&self, vm: &KnownVm) -> Result<(), HostError> {
+    /// Makes this host the only one that may run the VM, under its run lease or not. Fails if the claim has changed since `vm` was read.
+    pub fn claim_for_start(&self, vm: &KnownVm, under_lease: bool) -> Result<(), HostError> {
         let unreachable = |error: Unreachable| HostError::unavailable(error.to_string());
         let generation = vm.claim.generation.next();
         let claim = Claim { generation, primary: ReplicaId::new(self.host.name.as_str()), secondary: None };
         let arbiter = StoreArbiter::new(self.cluster.store().clone(), &vm.name);
-        match arbiter.compare_and_swap(vm.claim.generation, &claim).map_err(unreachable)? {
+        match arbiter.claim_for_start(vm.claim.generation, &claim, under_lease).map_err(unreachable)? {
             Verdict::Won => Ok(()),
             // Also to a claim that looks like this one: a secondary here asks for the same when it takes over. An answer that was lost is another matter, and is
             // the store's.
@@ -555,7 +569,7 @@ mod tests {
             engines: vec![EngineKind::Soft],
             kvm_processor: None,
             networks: Vec::new(),
-            datastores: Vec::new(),
+            reached: Default::default(),
             maintenance: Default::default(),
             lease: Lease::default(),
             version: String::new(),

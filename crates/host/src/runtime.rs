@@ -168,6 +168,7 @@ impl Daemon {
             has_booted: self.is_autostart_due.load(Ordering::Acquire),
             is_stopping: self.is_stopping(),
             stops_vms: self.stops_vms(),
+            run_lease_ms: self.run_lease.held_ms(self.registry.now().ms),
             replicas: reports.collect(),
             powered_off: lock(&self.powered_off).clone(),
         }
@@ -179,7 +180,10 @@ impl Daemon {
         let (daemon, name, done) = (self.clone(), vm.clone(), action.clone());
         let work = move || {
             let outcome = daemon.act(&name, &done, replica.as_ref()).unwrap_or_else(|text| {
-                tracing::debug!("VM {name}: {done} ({why}): {text}");
+                match done {
+                    Action::Restart { .. } => tracing::warn!("VM {name}: {done} ({why}): {text}"),
+                    _ => tracing::debug!("VM {name}: {done} ({why}): {text}"),
+                }
                 Outcome::Failed(text)
             });
             lock(&daemon.controller).note(&name, &done, &outcome, daemon.registry.now().ms);
@@ -226,6 +230,7 @@ impl Daemon {
             }
             (Action::Move { to }, _) => self.ask_for_move(vm, to).map_err(text),
             (Action::AskForStart, _) => self.ask_for_start_with_machine(vm).map_err(text),
+            (Action::Restart { at_home, .. }, _) => self.restart_vm(vm, *at_home).map_err(text),
             (Action::EndReplica, Some(replica)) => self.end_displaced(vm, replica).map_err(text),
             (
                 Action::Protect { .. }

@@ -64,6 +64,7 @@ impl Daemon {
         let user = self.vm_users.assign(folder.path())?;
         self.ends.ensure(&self.exe, &spec, &network_ends, user).context("network end")?;
         let config = ReplicaConfig {
+            run_lease: None,
             snapshot: None,
             user,
             vm: name.to_owned(),

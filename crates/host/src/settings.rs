@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::messages::{SetVm, VmView};
-use spec::{NetworkSpec, VmSpec, to_toml};
+use spec::{NetworkSpec, Protection, VmSpec, to_toml};
 use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
@@ -17,6 +17,10 @@ pub(super) fn changed(before: &VmSpec, set: &SetVm) -> Result<VmSpec, HostError>
         Some(text) => VmSpec::parse(text).map_err(|error| bad(error.to_string()))?,
         None => before.clone(),
     };
+    if spec.protection != Protection::None {
+        return Err(bad("`protection` of a spec says how a VM is created".to_owned())
+            .hint("change it with `twinvm vm set --protection` or `twinvm ft`"));
+    }
     if let Some(memory) = set.memory {
         spec.memory = memory;
     }
@@ -81,6 +85,7 @@ impl Daemon {
             return Err(HostError::conflict(format!("VM {name} runs: its disks can be made bigger when it is off"))
                 .hint(format!("stop it with `twinvm vm stop {name}`")));
         }
+        self.check_protection(&vm, set.protection)?;
         let wanted = changed(&at_next_start(vm.clone())?.spec, set)?;
         if !set.disk_bytes.is_empty() {
             vm = self.decided(vm)?;
@@ -94,11 +99,15 @@ impl Daemon {
         let text = |spec: Option<VmSpec>| spec.map(|spec| to_toml(&spec).map_err(anyhow::Error::from)).transpose();
         let (now, next) = (text(now)?, text(next)?);
         if !set.disk_bytes.is_empty() {
-            self.vm_folder(name)
-                .grow_disks(&set.disk_bytes)
-                .map_err(|error| HostError::bad_request(error_text(&error)))?;
+            let folder = self.vm_folder(name);
+            let grown = folder.of_disks(&vm.spec, &self.vm_files).and_then(|of_disks| {
+                of_disks.grow_disks(&set.disk_bytes)?;
+                if of_disks.path() == folder.path() { Ok(()) } else { folder.adopt(&of_disks, &self.images) }
+            });
+            grown.map_err(|error| HostError::bad_request(error_text(&error)))?;
         }
         self.registry.update(name, |record| {
+            record.ha.enabled = set.protection.map_or(record.ha.enabled, |wanted| wanted == Protection::Ha);
             record.autostart = set.autostart.unwrap_or(record.autostart);
             if let Some(bounds) = set.suspicion_ms {
                 (record.ft.suspicion_ms, record.ft.suspicion_ms_min) = (bounds.max(), Some(bounds.min()));
@@ -180,7 +189,7 @@ mod tests {
         let mut record = VmRecord::new("shop".parse().unwrap(), text(&now), FtSettings::disabled(0, 0), 0);
         record.next_spec = Some(text(&next));
         let claim = Claim { generation: Generation::NONE, primary: ReplicaId::new("a"), secondary: None };
-        let vm = KnownVm { name: "shop".to_owned(), spec: now, record, claim };
+        let vm = KnownVm { name: "shop".to_owned(), spec: now, record, claim, under_lease: false };
         let starts = at_next_start(vm).unwrap();
         assert_eq!((&starts.spec, &starts.record.spec, &starts.record.next_spec), (&next, &text(&next), &None));
         assert_eq!(at_next_start(starts.clone()).unwrap().spec, next);

@@ -156,6 +156,7 @@ impl Daemon {
     pub(super) fn disk_job(&self, vm: &KnownVm, local: &VmSpec, work: DiskWork) -> Result<DiskJob, HostError> {
         let folder = self.folder.vm(&vm.name);
         let replica = ReplicaConfig {
+            run_lease: None,
             vm: vm.name.clone(),
             host: self.host().to_owned(),
             spec: spec::to_toml(local).context("the spec cannot be written")?,

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use cluster::records::{BootTime, Cluster, ClusterState, HostRecord, MoveStep, StoreMove};
+use cluster::records::{BootTime, Cluster, ClusterState, HostRecord, MoveStep, Power, StoreMove, VmState};
 use cluster::store::{EtcdAddress, EtcdKeys, Marker, StoreLocation, Stores, open_vms};
 use replication::channel::KeyRequest;
 use spec::HostName;
@@ -79,6 +79,9 @@ pub fn migrate(folder: &HostFolder, target: &Target, mut progress: impl FnMut(Mo
     }
     let from = Stores::open(&config.store, None)?;
     let marker = Marker::of(&*from.vms)?;
+    if marker.is_none() {
+        refuse_under_lease(&Cluster::new(from.clone()).state()?)?;
+    }
     // Without the VMs, which may be there no more.
     let mut state = ClusterState::default();
     Cluster::new(from.clone()).refresh_hosts(&mut state)?;
@@ -99,6 +102,18 @@ pub fn migrate(folder: &HostFolder, target: &Target, mut progress: impl FnMut(Mo
         true
     })?;
     wait_for_hosts(&to, keys.as_ref(), &ran, &away)
+}
+
+/// A run lease is one store's: in the other one VMs would look as if their hosts were lost.
+fn refuse_under_lease(state: &ClusterState) -> Result<()> {
+    let is_under_lease = |vm: &&VmState| vm.record.power == Power::On && vm.claim.under_lease;
+    match state.vms.iter().find(is_under_lease) {
+        Some(vm) => bail!(
+            "VM {0} runs with high availability, under a lease in this store: stop it for the move, with `twinvm vm stop {0}`",
+            vm.record.name
+        ),
+        None => Ok(()),
+    }
 }
 
 /// Undoes a move that is not over; where it was to go.

@@ -45,7 +45,7 @@ impl Daemon {
                 engines: host.engines.clone(),
                 domain: host.domain.clone(),
                 networks: host.networks.clone(),
-                datastores: host.datastores.clone(),
+                datastores: host.reached.keys().map(ToString::to_string).collect(),
                 primaries: vms(&|vm| host.name.is(&vm.claim.claim.primary)),
                 secondaries: vms(&|vm| vm.claim.claim.secondary.as_ref().is_some_and(|id| host.name.is(id))),
             }
@@ -203,6 +203,7 @@ fn view(vm: &KnownVm, said: &Said) -> VmView {
         ft: vm.ft(),
         lag_ms_max: vm.record.ft.lag_ms_max,
         suspicion_ms: SuspicionMs::between(vm.record.ft.suspicion_ms_min, vm.record.ft.suspicion_ms).ok(),
+        ha: vm.ha(),
         note: note.map(|note| note.text.clone()),
         disks: hardware::disks(&vm.spec, said.disks_at(&host, &vm.name)),
         cards: hardware::cards(&vm.spec),
@@ -326,6 +327,7 @@ mod tests {
             spec: VmSpec::parse(spec).unwrap(),
             record: VmRecord::new("v".parse().unwrap(), spec.to_owned(), wanted, 1),
             claim: Claim { generation: Generation::new(4), primary: ReplicaId::new("a"), secondary: None },
+            under_lease: false,
         }
     }
 

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use storage::disk::{DiskImage, DiskOptions};
 
 use super::config::HostConfig;
+use super::datastores::Datastores;
 use super::folder::HostFolder;
 
 /// Longest chain of disk images, each based on the next.
@@ -23,6 +24,8 @@ pub struct VmFiles {
     folder: PathBuf,
     allowed: Vec<PathBuf>,
     secrets: Vec<PathBuf>,
+    /// The datastores that the host reaches.
+    pub datastores: Datastores,
 }
 
 impl VmFiles {
@@ -39,6 +42,7 @@ impl VmFiles {
                 .chain(config.store.files())
                 .chain(config.store_keys.as_ref().map(|keys| keys.key.clone()))
                 .collect(),
+            datastores: Datastores::default(),
         }
     }
 
@@ -63,6 +67,16 @@ impl VmFiles {
             bail!("{} holds what only host {} itself may read: no VM can be given it", path.display(), self.host);
         }
         Ok((file, real))
+    }
+
+    /// A folder in which VMs of this host may have files, as a datastore is; its path without symbolic links.
+    pub fn folder(&self, path: &Path) -> Result<PathBuf> {
+        let real = fs::canonicalize(path).with_context(|| format!("cannot find {}", path.display()))?;
+        if !real.is_dir() {
+            bail!("{} is no folder", path.display());
+        }
+        self.place_of(&real).with_context(|| self.outside(path))?;
+        Ok(real)
     }
 
     /// Checks those that a disk image is based on.

@@ -98,9 +98,54 @@ impl VmFolder {
         write(&self.contents_file(), &serde_json::to_vec(contents)?)
     }
 
-    /// Fills a new folder for the first replica of a VM. The files that the spec names stay as they are. Returns the spec to
+    /// The folder that holds the VM's disks: this one, or one on their datastore.
+    ///
+    /// # Errors
+    /// The host does not reach that datastore.
+    pub fn of_disks(&self, spec: &VmSpec, files: &VmFiles) -> Result<Self> {
+        let Some(datastore) = spec.datastore() else { return Ok(self.clone()) };
+        let id = spec.id.context("a VM on a datastore has an ID")?;
+        Ok(Self::new(files.datastores.folder(datastore, id)?))
+    }
+
+    /// Takes what this host needs of a VM whose disks are in the folder `shared`, on a datastore: everything but them.
+    pub fn adopt(&self, shared: &Self, images: &ImageStore) -> Result<()> {
+        let contents = shared.contents().ok_or_else(|| anyhow!("{} holds no VM", shared.path.display()))?;
+        self.clear_of_others(contents.created_unix_ms, images)?;
+        private_folder(&self.path)?;
+        for (from, to) in [(shared.kernel(), self.kernel()), (shared.initrd(), self.initrd())] {
+            if from.exists() && !to.exists() {
+                let file = plain_file::open(&from).with_context(|| format!("cannot read {}", from.display()))?;
+                copy(file, &from, &to)?;
+            }
+        }
+        CopyMark::of(&self.path).write(CopyState::consistent(Generation::NONE)).context("cannot mark the disks")?;
+        self.write_contents(&contents)
+    }
+
+    /// Refuses disks that somebody else has open, or that are based on something that is not here.
+    pub fn check_free(&self) -> Result<()> {
+        let disks = self.contents().map_or(0, |contents| contents.disk_bytes.len());
+        for (path, format) in (0..disks).filter_map(|number| self.found_disk(number)) {
+            DiskImage::open(&path, DiskOptions { format: Some(format), read_only: false, direct: false })?;
+        }
+        self.bases().check()
+    }
+
+    /// Fills a new folder for the first replica of a VM, and one on their datastore where its disks are on one. The files that the spec names stay as they are. Returns the spec to
     /// keep, in which nothing depends on images any more but disks. Leaves nothing behind when it fails.
     pub fn create(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<VmSpec> {
+        let of_disks = self.of_disks(spec, files)?;
+        if of_disks.path != self.path {
+            folders::create_folder(&of_disks.path)?;
+            let filled = of_disks.fill(spec, images, files);
+            let adopted = filled.and_then(|kept| self.adopt(&of_disks, images).map(|()| kept));
+            if adopted.is_err() {
+                self.remove_after_failure();
+                of_disks.remove_after_failure();
+            }
+            return adopted;
+        }
         folders::create_folder(&self.path)?;
         let filled = self.fill(spec, images, files);
         if filled.is_err() {
@@ -272,14 +317,15 @@ impl VmFolder {
         if !self.kernel().exists() {
             bail!("{} is missing: this host holds no copy of the VM", self.kernel().display());
         }
+        let of_disks = self.of_disks(spec, files)?;
         let local_disk = |(number, disk): (usize, &DiskSpec)| {
             if disk.readonly {
                 let (_, path) = files.open(&disk.path).with_context(|| format!("disk {number}"))?;
                 return Ok(DiskSpec { path, ..disk.clone() });
             }
-            let (path, format) = self
+            let (path, format) = of_disks
                 .found_disk(number)
-                .ok_or_else(|| anyhow!("disk {number} is missing in {}", self.path.display()))?;
+                .ok_or_else(|| anyhow!("disk {number} is missing in {}", of_disks.path.display()))?;
             Ok(DiskSpec { path, format: Some(format), base_image: None, ..disk.clone() })
         };
         Ok(VmSpec {

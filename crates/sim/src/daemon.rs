@@ -75,6 +75,7 @@ impl Daemon {
                 has_booted: false,
                 is_stopping: false,
                 stops_vms: false,
+                run_lease_ms: None,
                 replicas: Default::default(),
                 powered_off: Default::default(),
             },
@@ -137,6 +138,29 @@ pub(crate) enum Step {
     Launched,
 }
 
+/// A host with room for all VMs.
+pub(crate) fn host_record(name: &HostName, domain: Option<FailureDomain>) -> HostRecord {
+    HostRecord {
+        name: name.clone(),
+        api_address: ([127, 0, 0, 1], 1).into(),
+        replication_ip: [127, 0, 0, 1].into(),
+        boot_id: BOOT.to_owned(),
+        domain,
+        cpus: 8,
+        memory_bytes: 1 << 40,
+        engines: vec![EngineKind::Soft],
+        kvm_processor: None,
+        networks: Vec::new(),
+        reached: Default::default(),
+        maintenance: Default::default(),
+        lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_MS },
+        version: String::new(),
+        instance: FIRST_RUN.to_string(),
+        folder: Default::default(),
+        unknown: UnknownFields::default(),
+    }
+}
+
 /// The records of the cluster in the beginning: one VM on the first host, and so many others.
 pub(crate) fn records(
     hosts: &[HostName],
@@ -145,25 +169,6 @@ pub(crate) fn records(
     vm: &VmName,
     others: usize,
 ) -> (ClusterState, Vec<OtherVm>) {
-    let host = |(name, domain): (&HostName, FailureDomain)| HostRecord {
-        name: name.clone(),
-        api_address: ([127, 0, 0, 1], 1).into(),
-        replication_ip: [127, 0, 0, 1].into(),
-        boot_id: BOOT.to_owned(),
-        domain: Some(domain),
-        cpus: 8,
-        memory_bytes: 1 << 40,
-        engines: vec![EngineKind::Soft],
-        kvm_processor: None,
-        networks: Vec::new(),
-        datastores: Vec::new(),
-        maintenance: Default::default(),
-        lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_MS },
-        version: String::new(),
-        instance: FIRST_RUN.to_string(),
-        folder: Default::default(),
-        unknown: UnknownFields::default(),
-    };
     let state = |vm: &VmName| {
         let ft = FtSettings { enabled: true, ..FtSettings::disabled(100, 50) };
         let spec = format!("name = \"{vm}\"\nmemory = \"1G\"\nkernel = \"k\"\n");
@@ -175,7 +180,7 @@ pub(crate) fn records(
     let vms = std::iter::once(vm).chain(&others).map(state).collect();
     let cluster = ClusterState {
         revision: 1,
-        hosts: hosts.iter().zip(domains(hosts, seed)).map(host).collect(),
+        hosts: hosts.iter().zip(domains(hosts, seed)).map(|(name, domain)| host_record(name, Some(domain))).collect(),
         vms,
         ..ClusterState::default()
     };

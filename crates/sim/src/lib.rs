@@ -36,6 +36,7 @@ mod power;
 mod primary;
 mod process;
 mod random;
+mod restarts;
 mod schedule;
 mod secondary;
 mod soak;
@@ -47,6 +48,7 @@ mod world;
 
 pub use coverage::{Coverage, Occurrence};
 pub use mutation::Mutation;
+pub use restarts::{RestartMutation, RestartOutcome, RestartSchedule, RestartViolation};
 pub use schedule::{Outcome, Schedule};
 pub use soak::{Failure, Soak, SoakReport};
 pub use violation::Violation;

@@ -29,6 +29,11 @@ pub enum NameError {
         "{0:?} cannot be the name of a snapshot: use 1 to 63 letters, digits, '-', '_' or '.', starting with a letter or digit"
     )]
     Snapshot(String),
+    /// Not one of a datastore.
+    #[error(
+        "{0:?} cannot be the name of a datastore: use 1 to 63 letters, digits, '-', '_' or '.', starting with a letter or digit"
+    )]
+    Datastore(String),
 }
 
 /// The name of a host: a label of the domain name system in lower case (RFC 1123), since it stands in certificates.
@@ -45,6 +50,11 @@ pub struct VmName(String);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotName(String);
+
+/// The name of a datastore.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DatastoreName(String);
 
 impl TryFrom<String> for HostName {
     type Error = NameError;
@@ -72,6 +82,14 @@ impl TryFrom<String> for SnapshotName {
 
     fn try_from(name: String) -> Result<Self, NameError> {
         if is_plain(&name) { Ok(Self(name)) } else { Err(NameError::Snapshot(name)) }
+    }
+}
+
+impl TryFrom<String> for DatastoreName {
+    type Error = NameError;
+
+    fn try_from(name: String) -> Result<Self, NameError> {
+        if is_plain(&name) { Ok(Self(name)) } else { Err(NameError::Datastore(name)) }
     }
 }
 
@@ -154,6 +172,7 @@ macro_rules! as_text {
 as_text!(HostName);
 as_text!(VmName);
 as_text!(SnapshotName);
+as_text!(DatastoreName);
 
 #[cfg(test)]
 mod tests {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ByteSize, CpuLevel, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, Priority, Translator, VmId,
-    VmName,
+    ByteSize, CpuLevel, DatastoreName, DiskFormat, EngineChoice, HugePages, MemoryBacking, NetworkSpec, Priority,
+    Protection, Translator, VmId, VmName,
 };
 
 /// Fewest bytes of memory a VM can have: below this Debian's kernel does not unpack.
@@ -59,6 +59,10 @@ pub struct VmSpec {
     /// Which of several VMs comes first where not all can at once, as after the loss of a host: `"highest"`, `"high"`, `"medium"`, `"low"` or `"lowest"`.
     #[serde(default, skip_serializing_if = "is_medium")]
     pub priority: Priority,
+    /// What becomes of it when its host is lost: `"none"`, `"ha"` or `"ft"`. It says how the VM is created; later it is changed by `twinvm vm set` and
+    /// `twinvm ft`. High availability (`"ha"`) needs all disks that are not read-only on datastores that hosts share.
+    #[serde(default, skip_serializing_if = "is_unprotected")]
+    pub protection: Protection,
     /// Which engine runs the vCPUs.
     #[serde(default)]
     pub engine: EngineChoice,
@@ -106,6 +110,9 @@ pub struct DiskSpec {
     /// Whether the guest may only read it.
     #[serde(default)]
     pub readonly: bool,
+    /// The datastore that keeps it; none for the VM's folder on each of its hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datastore: Option<DatastoreName>,
     /// An image made by `twinvm image build` whose root disk this one starts as: if `path` does not exist, it is created as a
     /// qcow2 overlay of that root disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,6 +129,10 @@ fn is_off(huge_pages: &HugePages) -> bool {
 
 fn interprets(translator: &Translator) -> bool {
     *translator == Translator::Off
+}
+
+fn is_unprotected(protection: &Protection) -> bool {
+    *protection == Protection::None
 }
 
 fn is_medium(priority: &Priority) -> bool {
@@ -212,6 +223,11 @@ impl VmSpec {
         }
     }
 
+    /// The datastore that its disks are on, but for read-only ones; none if they are in its folder on each host, or there are none.
+    pub fn datastore(&self) -> Option<&DatastoreName> {
+        self.disks.iter().find(|disk| !disk.readonly)?.datastore.as_ref()
+    }
+
     /// What the host is to make the memory of.
     pub fn backing(&self) -> MemoryBacking {
         MemoryBacking { huge_pages: self.huge_pages, numa_node: self.numa_node }
@@ -246,6 +262,15 @@ impl VmSpec {
                 "record needs engine = \"soft\": with kvm nobody can tell when something reaches the guest".into(),
             );
         }
+        let mut written = self.disks.iter().filter(|disk| !disk.readonly);
+        if written.any(|disk| disk.datastore.as_ref() != self.datastore()) {
+            return invalid("disks that are not read-only are all on one datastore, or none of them is on any".into());
+        }
+        if self.protection == Protection::Ha && self.datastore().is_none() {
+            return invalid(
+                "protection = \"ha\" needs its disks on a datastore that hosts share: name it with `datastore`".into(),
+            );
+        }
         if self.disks.len() + self.networks.len() > DEVICES_MAX {
             return invalid(format!("{DEVICES_MAX} disks and networks together at most"));
         }
@@ -257,6 +282,9 @@ impl VmSpec {
                 .any(|earlier| earlier.path == disk.path && !(earlier.readonly && disk.readonly))
             {
                 return invalid(format!("disk {} is named twice", disk.path.display()));
+            }
+            if disk.readonly && disk.datastore.is_some() {
+                return invalid(format!("disk {}: read-only disks are on no datastore", disk.path.display()));
             }
             if disk.base_image.is_some() && disk.format != Some(DiskFormat::Qcow2) {
                 return invalid(format!("disk {}: base_image needs format = \"qcow2\"", disk.path.display()));
@@ -327,6 +355,9 @@ mod tests {
             ("must be 1 to", "memory =", "cpus = 65\nmemory ="),
             ("unknown variant", "memory =", "huge_pages = \"on\"\nmemory ="),
             ("unknown variant", "memory =", "priority = \"urgent\"\nmemory ="),
+            ("unknown variant", "memory =", "protection = \"vm\"\nmemory ="),
+            ("name it with `datastore`", "memory =", "protection = \"ha\"\nmemory ="),
+            ("on no datastore", "format = \"qcow2\"", "readonly = true\ndatastore = \"nfs\""),
             ("line 3", "memory =", "numa_node = -1\nmemory ="),
             ("network", "mode = \"user\"", "mode = \"user\"\nmtu = 9"),
         ] {
@@ -352,6 +383,18 @@ mod tests {
         assert_eq!(VmSpec::parse(GOOD).unwrap().priority, Priority::Medium);
         let spec = VmSpec::parse(&GOOD.replacen("memory =", "priority = \"lowest\"\nmemory =", 1)).unwrap();
         assert_eq!(spec.priority, Priority::Lowest);
+        assert_eq!(VmSpec::parse(&toml::to_string(&spec).unwrap()).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_disk_names_its_datastore() {
+        let text = GOOD.replacen("format = \"qcow2\"", "format = \"qcow2\"\ndatastore = \"nfs\"", 1).replacen(
+            "memory =",
+            "protection = \"ha\"\nmemory =",
+            1,
+        );
+        let spec = VmSpec::parse(&text).unwrap();
+        assert_eq!((spec.protection, spec.disks[0].datastore.as_deref()), (Protection::Ha, Some("nfs")));
         assert_eq!(VmSpec::parse(&toml::to_string(&spec).unwrap()).unwrap(), spec);
     }
 

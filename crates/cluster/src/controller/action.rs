@@ -50,6 +50,13 @@ pub enum Action {
     },
     /// Ask for the VM's start, unless something else has been asked of it.
     AskForStart,
+    /// Start the VM here under the host's run lease, as it is to run and does not, unless it does by then.
+    Restart {
+        /// This host.
+        on: HostName,
+        /// Whether it is at home here, and no other host's.
+        at_home: bool,
+    },
     /// End the replica that the report was about.
     EndReplica,
     /// Give up what is reserved for a first copy.
@@ -130,6 +137,13 @@ pub enum Why {
     },
     /// It is to be started with the machine, which has booted.
     MachineBooted,
+    /// The replica here has ended, and nobody has asked for that.
+    ReplicaGone,
+    /// Its host has lost its run lease.
+    HostLost {
+        /// That host.
+        host: ReplicaId,
+    },
     /// One fault may take both of its replicas, and another host would be safe from that.
     SharesDomain {
         /// The host of its secondary.
@@ -185,6 +199,7 @@ impl fmt::Display for Action {
             Self::Replace => f.pad("let the secondary go for one on another host"),
             Self::Move { to } => write!(f, "ask for its migration to host {to}"),
             Self::AskForStart => f.pad("ask for its start"),
+            Self::Restart { .. } => f.pad("restart it here"),
             Self::EndReplica => f.pad("end the replica"),
             Self::ReleaseReservation => f.pad("release the reservation"),
             Self::NotePowerOff => f.pad("note that it is off"),
@@ -227,6 +242,8 @@ impl fmt::Display for Why {
             Self::Migrates { to } => write!(f, "it is to move to host {to}"),
             Self::Maintenance { host } => write!(f, "host {host} is in maintenance"),
             Self::MachineBooted => f.pad("the machine has booted"),
+            Self::ReplicaGone => f.pad("it has ended, and nobody has asked for that"),
+            Self::HostLost { host } => write!(f, "host {host} is lost"),
             Self::SharesDomain { host } => write!(f, "one fault may take host {host} and the primary's"),
             Self::ProtectionOff => f.pad("protection is off"),
             Self::ProtectionSuspended => f.pad("protection is suspended"),

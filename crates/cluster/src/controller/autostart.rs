@@ -128,6 +128,7 @@ mod tests {
             has_booted: true,
             is_stopping: false,
             stops_vms: false,
+            run_lease_ms: None,
             replicas: BTreeMap::new(),
             powered_off: Default::default(),
         };

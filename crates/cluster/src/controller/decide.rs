@@ -10,6 +10,7 @@ use super::idle::Idle;
 use super::look::Look;
 use super::operation::{self, Next, Progress, Waiting};
 use super::report::{HostReport, ReplicaReport, ReplicaState};
+use super::restart::Restarting;
 use super::search::{Phase, Search};
 use super::shutdown::Shutdown;
 use crate::planner::{Basis, Failures, Leaving, NoPlace, leaving, may_hold_secondary, place_secondary};
@@ -35,6 +36,7 @@ pub struct Controller {
     searches: BTreeMap<VmName, Search>,
     failures: Failures,
     autostart: Autostart,
+    restarting: Restarting,
 }
 
 /// A VM that could be given a secondary now.
@@ -50,7 +52,13 @@ struct Candidate<'a> {
 impl Controller {
     /// One that remembers nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, searches: BTreeMap::new(), failures: Failures::default(), autostart: Autostart::default() }
+        Self {
+            settings,
+            searches: BTreeMap::new(),
+            failures: Failures::default(),
+            autostart: Autostart::default(),
+            restarting: Restarting::default(),
+        }
     }
 
     /// Hosts that have failed as secondaries lately.
@@ -103,6 +111,7 @@ impl Controller {
         self.give_secondaries(candidates, wanted, now, &mut plan);
         self.settle_absent(wanted, seen, now.ms, &mut plan);
         self.start_with_machine(wanted, seen, now.ms, &mut plan);
+        self.restart(wanted, seen, now, &mut plan);
         self.operate(wanted, seen, now, &mut plan);
         self.evacuate(wanted, seen, now, &mut plan);
         self.shut_down(seen, now.ms, &mut plan);
@@ -119,6 +128,12 @@ impl Controller {
     pub fn note(&mut self, vm: &VmName, action: &Action, outcome: &Outcome, now_ms: u64) {
         if *action == Action::AskForStart {
             return self.autostart.note(vm, outcome);
+        }
+        if let Action::Restart { on, .. } = action {
+            if let Outcome::Failed(message) = outcome {
+                self.failures.note(vm, on, message, now_ms);
+            }
+            return self.restarting.note(vm, outcome, now_ms);
         }
         let search = self.searches.entry(vm.clone()).or_default();
         if let Action::ShutDown { .. } | Action::EndSecondary = action {
@@ -152,6 +167,7 @@ impl Controller {
     /// Somebody asks for another attempt with a VM: what has failed is forgotten.
     pub fn hurry(&mut self, vm: &VmName) {
         self.failures.forget(vm);
+        self.restarting.hurry(vm);
         if let Some(search) = self.searches.get_mut(vm) {
             search.hurry();
         }
@@ -228,6 +244,16 @@ impl Controller {
                 }
                 autostart::Next::Later(tries) => drop(plan.idle.entry(vm).or_insert(Idle::StartsAgain { tries })),
             }
+        }
+    }
+
+    /// VMs that are to run and do not, here or on a host that is lost.
+    fn restart(&mut self, wanted: &ClusterState, seen: &HostReport, now: &BootTime, plan: &mut Plan) {
+        let basis = Basis { state: wanted, failures: &self.failures, now };
+        let (planned, idle) = self.restarting.next(seen, &basis);
+        plan.actions.extend(planned);
+        for (vm, idle) in idle {
+            plan.idle.entry(vm).or_insert(idle);
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use spec::{HostName, ReplicaId};
 
 use super::autostart::TRIES_MAX;
+use super::restart::BUDGET_SPAN_MS;
 use crate::planner::WhyNot;
 
 /// Why nothing is done about a VM now.
@@ -41,6 +42,11 @@ pub enum Idle {
     StartsAgain {
         /// How often it was tried.
         tries: u32,
+    },
+    /// It was restarted so often lately that it is left as it is.
+    RestartedOften {
+        /// How often.
+        restarts: usize,
     },
     /// The host's daemon is about to end.
     HostStopping,
@@ -102,6 +108,13 @@ impl fmt::Display for Idle {
             Self::PoweringOff => f.pad("it is being powered off"),
             Self::StartsAgain { tries } => {
                 write!(f, "it is to be started with the machine: {tries} of {TRIES_MAX} tries have failed")
+            }
+            Self::RestartedOften { restarts } => {
+                let minutes = BUDGET_SPAN_MS / 60_000;
+                write!(
+                    f,
+                    "it was restarted {restarts} times within {minutes} min, and is left off: `twinvm vm start` starts it"
+                )
             }
             Self::HostStopping => f.pad("the host is being stopped"),
             Self::ShuttingDown => f.pad("the host is being stopped with its VMs, and the guest is shutting down"),

@@ -14,6 +14,7 @@
 //! | [`Idle`] | why nothing is done about a VM |
 //! | [`Waiting`] | what an operation waits for that somebody asked for |
 //! | [`consent`] | what a host may do with its replica when it is asked to start, prepare, drop or end one |
+//! | [`RunLease`], [`Fence`] | for how long a host may run what others restart |
 //! | [`Outcome`] | how an action that took its time has ended |
 //!
 //! What happens once, such as a start or a hand-over, is an [`Operation`](crate::records::Operation) in the VM's record, which stays there until it has
@@ -31,6 +32,8 @@ mod idle;
 mod look;
 mod operation;
 mod report;
+mod restart;
+mod run_lease;
 mod search;
 mod shutdown;
 
@@ -39,4 +42,6 @@ pub use decide::{Controller, Settings};
 pub use idle::Idle;
 pub use operation::Waiting;
 pub use report::{HostReport, Loss, LossCause, ReplicaReport, ReplicaState};
+pub use restart::{BUDGET_SPAN_MS, RESTARTS_MAX};
+pub use run_lease::{Fence, FenceStep, RENEWAL_MS, RUN_LEASE_MS, RunLease, STOP_BEFORE_MS};
 pub use shutdown::SHUTDOWN_MS_MAX;

@@ -18,6 +18,8 @@ pub struct HostReport {
     pub is_stopping: bool,
     /// Whether the VMs that run here are to end before it does, and the secondaries.
     pub stops_vms: bool,
+    /// For how long the host has held its run lease without a break, in ms; none if it has none.
+    pub run_lease_ms: Option<u64>,
     /// The replicas whose processes run here.
     pub replicas: BTreeMap<VmName, ReplicaReport>,
     /// VMs of which no replica runs here, and whose last one here ended because the guest was powered off.

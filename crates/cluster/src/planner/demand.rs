@@ -1,6 +1,11 @@
-use spec::{CpuLevel, CpuProfile, EngineChoice, EngineKind, HostName, NetworkSpec, SpecError, VmName, VmSpec};
+use std::collections::BTreeMap;
 
-use crate::records::{ClusterState, Power, VmRecord};
+use spec::{
+    CpuLevel, CpuProfile, DatastoreName, EngineChoice, EngineKind, HostName, NetworkSpec, SpecError, VmName, VmSpec,
+};
+
+use super::WhyNot;
+use crate::records::{ClusterState, HostRecord, Power, VmRecord};
 
 /// What a replica of a VM needs of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +22,8 @@ pub struct Demand {
     pub processor: Option<CpuProfile>,
     /// Bridges that its cards are connected to.
     pub bridges: Vec<String>,
+    /// Datastores that its disks are on.
+    pub datastores: Vec<DatastoreName>,
     /// Whether it has cards on user-mode networks, whose connections exist on one machine only.
     pub user_network: bool,
 }
@@ -48,6 +55,7 @@ impl Demand {
             cpu_level: spec.cpu,
             processor: None,
             bridges,
+            datastores: spec.disks.into_iter().filter_map(|disk| disk.datastore).collect(),
             user_network,
         })
     }
@@ -60,6 +68,74 @@ pub struct Reserved {
     pub memory_bytes: u64,
     /// vCPUs.
     pub cpus: u32,
+}
+
+/// What is left on each host beside what is reserved there.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    reserved: BTreeMap<HostName, Reserved>,
+}
+
+impl Room {
+    /// What is left in this state.
+    pub fn of(state: &ClusterState) -> Self {
+        let mut room = Self::default();
+        for vm in state.vms.iter().filter(|vm| vm.record.power == Power::On) {
+            // One that cannot be read cannot be started either.
+            let Ok(demand) = Demand::of(&vm.record) else { continue };
+            let claim = &vm.claim.claim;
+            let replicas = std::iter::once(&claim.primary).chain(&claim.secondary);
+            let named = replicas.filter_map(|id| HostName::try_from(id.as_str().to_owned()).ok());
+            let promised = vm.record.syncing_to.iter().chain(vm.record.migrates_to(claim)).cloned();
+            let mut hosts: Vec<HostName> = named.chain(promised).collect();
+            hosts.sort_unstable();
+            hosts.dedup();
+            hosts.iter().for_each(|host| room.take(host, &demand));
+        }
+        room
+    }
+
+    /// Reserves what a replica needs.
+    pub fn take(&mut self, host: &HostName, demand: &Demand) {
+        let reserved = self.reserved.entry(host.clone()).or_default();
+        reserved.memory_bytes = reserved.memory_bytes.saturating_add(demand.memory_bytes);
+        reserved.cpus = reserved.cpus.saturating_add(demand.cpus);
+    }
+
+    /// Whether a host has what a replica needs.
+    ///
+    /// # Errors
+    /// What there is too little of.
+    pub fn check(&self, host: &HostRecord, demand: &Demand) -> Result<(), WhyNot> {
+        self.reserved.get(&host.name).copied().unwrap_or_default().check(host, demand)
+    }
+
+    /// What is free on a host: memory in bytes, and vCPUs.
+    pub fn free(&self, host: &HostRecord) -> (u64, u32) {
+        let reserved = self.reserved.get(&host.name).copied().unwrap_or_default();
+        (host.memory_bytes.saturating_sub(reserved.memory_bytes), host.cpus.saturating_sub(reserved.cpus))
+    }
+
+    /// The part of a host's memory that is free, in thousandths.
+    pub fn free_per_mille(&self, host: &HostRecord) -> u64 {
+        let free = u128::from(self.free(host).0) * 1000;
+        u64::try_from(free / u128::from(host.memory_bytes.max(1))).unwrap_or(1000)
+    }
+}
+
+impl Reserved {
+    /// Whether a host of which this is reserved has what a replica needs.
+    pub(super) fn check(self, host: &HostRecord, demand: &Demand) -> Result<(), WhyNot> {
+        let free_bytes = host.memory_bytes.saturating_sub(self.memory_bytes);
+        if free_bytes < demand.memory_bytes {
+            return Err(WhyNot::TooLittleMemory { needed_bytes: demand.memory_bytes, free_bytes });
+        }
+        let free = host.cpus.saturating_sub(self.cpus);
+        if free < demand.cpus {
+            return Err(WhyNot::TooFewCpus { needed: demand.cpus, free });
+        }
+        Ok(())
+    }
 }
 
 /// What is reserved on a host, by primaries, secondaries and first copies of VMs that are to run; `except` one, if it is named.

@@ -1,11 +1,11 @@
 use std::cmp::Ordering;
 
-use spec::{CpuLevel, CpuProfile, EngineKind, HostName, Maintenance, ReplicaId, SpecError};
+use spec::{CpuLevel, CpuProfile, DatastoreName, EngineKind, HostName, Maintenance, ReplicaId, SpecError};
 use thiserror::Error;
 
 use super::demand::{Demand, reserved};
 use super::{Basis, WhyNot};
-use crate::records::{BootTime, ClusterState, HostRecord, VmState};
+use crate::records::{BootTime, ClusterState, DatastoreKind, HostRecord, VmState};
 
 /// Why there is no place for a replica.
 #[derive(Debug, Error)]
@@ -72,6 +72,12 @@ fn check_secondary(host: &HostRecord, demand: &Demand, vm: &VmState, basis: &Bas
     if host.name.is(&claim.primary) {
         return Err(WhyNot::IsPrimary);
     }
+    let is_shared = |name: &&DatastoreName| state.datastore(name).is_none_or(|it| it.kind == DatastoreKind::Shared);
+    if let Some(datastore) = demand.datastores.iter().find(is_shared) {
+        return Err(WhyNot::SharedDisks(datastore.clone()));
+    }
+    // Copies of disks on a local datastore are in the VM's folder, as all are.
+    let demand = &Demand { datastores: Vec::new(), ..demand.clone() };
     check_host(host, demand, vm, state, now)?;
     let primary = state.hosts.iter().find(|host| host.name.is(&claim.primary));
     // A VM that is only moved is protected neither before nor after.
@@ -155,6 +161,12 @@ fn check_host(
     state: &ClusterState,
     now: &BootTime,
 ) -> Result<(), WhyNot> {
+    check_offer(host, demand, now)?;
+    reserved(state, &host.name, Some(&vm.record.name)).check(host, demand)
+}
+
+/// The same, but for room: whether the host can run the VM at all, and takes VMs now.
+pub(super) fn check_offer(host: &HostRecord, demand: &Demand, now: &BootTime) -> Result<(), WhyNot> {
     if !host.is_alive(now) {
         return Err(WhyNot::LeaseEnded { silent_ms: host.silent_ms(now) });
     }
@@ -168,14 +180,8 @@ fn check_host(
     if let Some(bridge) = demand.bridges.iter().find(|bridge| !host.networks.contains(bridge)) {
         return Err(WhyNot::NoNetwork(bridge.clone()));
     }
-    let reserved = reserved(state, &host.name, Some(&vm.record.name));
-    let free_bytes = host.memory_bytes.saturating_sub(reserved.memory_bytes);
-    if free_bytes < demand.memory_bytes {
-        return Err(WhyNot::TooLittleMemory { needed_bytes: demand.memory_bytes, free_bytes });
-    }
-    let free = host.cpus.saturating_sub(reserved.cpus);
-    if free < demand.cpus {
-        return Err(WhyNot::TooFewCpus { needed: demand.cpus, free });
+    if let Some(datastore) = demand.datastores.iter().find(|datastore| !host.reached.contains_key(*datastore)) {
+        return Err(WhyNot::NoDatastore(datastore.clone()));
     }
     Ok(())
 }

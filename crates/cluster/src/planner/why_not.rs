@@ -1,4 +1,4 @@
-use spec::{EngineKind, FailureDomain, HostName, ReplicaId};
+use spec::{DatastoreName, EngineKind, FailureDomain, HostName, ReplicaId};
 use thiserror::Error;
 
 /// Why a replica cannot be placed on a host, as a sentence about the host.
@@ -54,6 +54,17 @@ pub enum WhyNot {
     /// It does not reach a bridge.
     #[error("is not connected to network {0}")]
     NoNetwork(String),
+    /// It does not reach a datastore.
+    #[error("does not reach datastore {0}")]
+    NoDatastore(DatastoreName),
+    /// Hosts share the VM's disks, of which a secondary would have its own.
+    #[error(
+        "cannot be given a copy of disks on datastore {0}, which hosts share: such a VM is restarted by HA instead"
+    )]
+    SharedDisks(DatastoreName),
+    /// It has no run lease, under which it could start what others may start after it.
+    #[error("has no run lease just now")]
+    NoRunLease,
     /// It is on another machine than the user-mode connections of the VM.
     #[error("is on another machine, and the VM's user-mode networks exist on one machine only: use bridges")]
     OtherMachine,

@@ -16,6 +16,9 @@ pub struct ClaimRecord {
     /// Replicas of earlier claims, those of the latest first: their disks are out of date, and need only what differs.
     #[serde(default)]
     pub copies: Vec<ReplicaId>,
+    /// Whether the primary runs under its host's run lease: then, and only then, another host may start the VM once that lease has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub under_lease: bool,
     /// What a newer version has added.
     #[serde(flatten)]
     pub unknown: UnknownFields,
@@ -24,10 +27,10 @@ pub struct ClaimRecord {
 impl ClaimRecord {
     /// The first claim of a VM.
     pub fn first(claim: Claim) -> Self {
-        Self { claim, copies: Vec::new(), unknown: UnknownFields::default() }
+        Self { claim, copies: Vec::new(), under_lease: false, unknown: UnknownFields::default() }
     }
 
-    /// The record after `claim` has been won.
+    /// The record after `claim` has been won. A replica that claims its VM once more runs as it did.
     pub fn succeeded_by(&self, claim: Claim) -> Self {
         let in_it = |replica: &&ReplicaId| **replica != claim.primary && Some(*replica) != claim.secondary.as_ref();
         let mut copies: Vec<ReplicaId> = Vec::new();
@@ -37,6 +40,7 @@ impl ClaimRecord {
                 copies.push(replica.clone());
             }
         }
-        Self { claim, copies, unknown: self.unknown.clone() }
+        let under_lease = self.under_lease && claim.primary == self.claim.primary && claim.secondary.is_none();
+        Self { claim, copies, under_lease, unknown: self.unknown.clone() }
     }
 }

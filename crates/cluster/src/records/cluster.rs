@@ -7,6 +7,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use spec::{HostName, Maintenance, VmName};
 
+use super::admission::ADMISSION;
+use super::datastore::DATASTORES;
+use super::run_lease::RUN_LEASES;
 use super::seen::Seen;
 use super::tokens::TOKENS;
 use super::{ClaimRecord, ClusterError, ClusterState, HostRecord, Unreadable, VmRecord, VmState, decode, encode};
@@ -24,7 +27,7 @@ pub(super) const CLAIM: &str = "/claim";
 /// What is wrong with a record whose claim is there, or the other way round.
 const MISSING: &str = "it is missing";
 
-fn host_key(host: &HostName) -> String {
+pub(super) fn host_key(host: &HostName) -> String {
     format!("{HOSTS}{host}")
 }
 
@@ -79,7 +82,8 @@ impl Cluster {
         let mut claims: BTreeMap<String, ClaimRecord> = BTreeMap::new();
         self.refresh_hosts(&mut state)?;
         let is_elsewhere = |key: &str| {
-            [HOSTS, ALIVE, TOKENS].iter().any(|kind| key.starts_with(kind)) || [MADE, MARKER].contains(&key)
+            [HOSTS, ALIVE, TOKENS, DATASTORES, RUN_LEASES].iter().any(|kind| key.starts_with(kind))
+                || [MADE, MARKER, ADMISSION].contains(&key)
         };
         for (key, entry) in listing.entries.into_iter().filter(|(key, _)| !is_elsewhere(key)) {
             let read = if let Some(name) = key.strip_prefix(VMS).and_then(|rest| rest.strip_suffix(CLAIM)) {
@@ -115,6 +119,8 @@ impl Cluster {
     /// Reads the hosts again, and whether they are alive. VMs stay as they are.
     pub fn refresh_hosts(&self, state: &mut ClusterState) -> Result<(), ClusterError> {
         let hosts = self.hosts.list(HOSTS)?.entries;
+        state.run_leases = self.run_leases()?;
+        state.datastores = self.datastores()?;
         let alive: BTreeSet<String> = self.hosts.list(ALIVE)?.entries.into_iter().map(|(key, _)| key).collect();
         state.hosts.clear();
         state.unreadable.retain(|unreadable| !unreadable.key.starts_with(HOSTS));
@@ -215,22 +221,7 @@ impl Cluster {
         instance: &str,
         maintenance: Maintenance,
     ) -> Result<(), ClusterError> {
-        let key = host_key(host);
-        for _ in 0..ATTEMPTS_MAX {
-            let read = read_from(&*self.hosts, &key)?;
-            let (mut record, version): (HostRecord, u64) = read.ok_or_else(|| ClusterError::NoHost(host.clone()))?;
-            if record.instance != instance {
-                return Err(ClusterError::OtherInstance(host.clone()));
-            }
-            record.maintenance = maintenance;
-            let value = encode(&key, &record)?;
-            let compare = Compare { key: &key, version };
-            let put = Op::Put { key: &key, value: &value, lease: None };
-            if let Outcome::Done { .. } = self.hosts.transact(&[compare], &[put])? {
-                return Ok(());
-            }
-        }
-        Err(ClusterError::Contended(key))
+        self.update_host(host, instance, |record| record.maintenance = maintenance)
     }
 
     /// Ends the lease of a host.

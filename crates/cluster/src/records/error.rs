@@ -1,4 +1,4 @@
-use spec::{HostName, NameError, VmName};
+use spec::{DatastoreName, HostName, NameError, VmName};
 use thiserror::Error;
 
 use crate::store::StoreError;
@@ -30,6 +30,20 @@ pub enum ClusterError {
     /// A VM of that name is there already.
     #[error("there is a VM {0} already")]
     VmExists(VmName),
+    /// There is no such datastore.
+    #[error("there is no datastore {0}")]
+    NoDatastore(DatastoreName),
+    /// A datastore of that name is there already.
+    #[error("there is a datastore {0} already")]
+    DatastoreExists(DatastoreName),
+    /// A datastore cannot be removed while a VM needs it.
+    #[error("a disk of VM {vm} is on datastore {datastore}: remove the VM first")]
+    DatastoreInUse {
+        /// The datastore.
+        datastore: DatastoreName,
+        /// One of the VMs.
+        vm: VmName,
+    },
     /// The host's lease has ended, as it was not renewed in time.
     #[error("the lease of host {0} has ended")]
     LeaseEnded(HostName),

@@ -1,10 +1,11 @@
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use spec::{CpuOffer, EngineKind, FailureDomain, HostName, Maintenance};
+use spec::{CpuOffer, DatastoreName, EngineKind, FailureDomain, HostName, Maintenance};
 
-use super::UnknownFields;
+use super::{DatastoreSpace, UnknownFields};
 use crate::store::BootTime;
 
 /// What a host offers, and its lease: the host itself writes it.
@@ -34,9 +35,9 @@ pub struct HostRecord {
     /// Bridges that its VMs can be connected to.
     #[serde(default)]
     pub networks: Vec<String>,
-    /// Named storage that it reaches.
+    /// Datastores that it reaches, as it has measured last.
     #[serde(default)]
-    pub datastores: Vec<String>,
+    pub reached: BTreeMap<DatastoreName, DatastoreSpace>,
     /// Whether its VMs are to leave it, and no others come.
     #[serde(default)]
     pub maintenance: Maintenance,
@@ -107,7 +108,7 @@ mod tests {
             engines: Vec::new(),
             kvm_processor: None,
             networks: Vec::new(),
-            datastores: Vec::new(),
+            reached: Default::default(),
             maintenance: Default::default(),
             // The calendar was an hour ahead when it was written.
             lease: Lease { renewed_boot_ms: 10_000, renewed_unix_ms: 3_610_000, ttl_ms: 3_000 },

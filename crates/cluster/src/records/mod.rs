@@ -6,6 +6,9 @@
 //! | `moved` | where all of it was moved, or is being moved ([`Marker`](crate::store::Marker)) |
 //! | `hosts/NAME` | [`HostRecord`]: what a host offers |
 //! | `alive/NAME` | the instance of a host that is alive: it goes with that one's lease |
+//! | `runs/NAME` | that host's run lease, for as long as it lasts: nobody else starts VMs that run under it |
+//! | `admission` | [`Admission`]: what is kept free for restarts |
+//! | `datastores/NAME` | [`DatastoreRecord`]: named storage for disks |
 //! | `tokens/DIGEST` | [`TokenRecord`]: a token with which a host may join, by the digest of its secret |
 //! | `vms/NAME` | [`VmRecord`]: what a VM is and what its administrator wants of it |
 //! | `vms/NAME/claim` | [`ClaimRecord`]: which replicas may run it |
@@ -13,11 +16,14 @@
 //! Fields that this version does not know are kept when a record is written back. A record that it cannot read, because a field
 //! has a value of a newer version, is refused by name and does not keep the others from being read.
 
+mod admission;
 mod claim;
 mod cluster;
+mod datastore;
 mod error;
 mod host;
 mod operation;
+mod run_lease;
 mod seen;
 mod state;
 mod store_move;
@@ -27,8 +33,10 @@ mod tokens;
 mod vm;
 
 pub use crate::store::BootTime;
+pub use admission::Admission;
 pub use claim::{COPIES_MAX, ClaimRecord};
 pub use cluster::Cluster;
+pub use datastore::{DatastoreKind, DatastoreRecord, DatastoreSpace};
 pub use error::ClusterError;
 pub use host::{HostRecord, Lease};
 pub use operation::{Operation, OperationKind, OperationResult};
@@ -36,7 +44,7 @@ pub use state::{ClusterState, Unreadable, VmState};
 pub use store_move::{MoveError, MoveStep, StoreMove};
 pub use succession::{Succession, succession};
 pub use token::{TokenRecord, TokenUse};
-pub use vm::{FtSettings, Power, VmRecord};
+pub use vm::{FtSettings, HaSettings, Power, VmRecord};
 
 /// Fields of a record that a newer version has written, kept as they are.
 pub type UnknownFields = serde_json::Map<String, serde_json::Value>;

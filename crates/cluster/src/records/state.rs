@@ -1,11 +1,11 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use spec::{HostName, VmName};
+use spec::{DatastoreName, HostName, VmName};
 
 use super::cluster::{CLAIM, VMS};
-use super::{ClaimRecord, ClusterError, HostRecord, VmRecord};
+use super::{ClaimRecord, ClusterError, DatastoreRecord, HostRecord, VmRecord};
 use crate::store::StoreError;
 use crate::store::VALUE_BYTES_MAX;
 
@@ -16,6 +16,10 @@ pub struct ClusterState {
     pub revision: u64,
     /// Hosts, in order of their names.
     pub hosts: Vec<HostRecord>,
+    /// Hosts whose run leases are good: what runs under them, nobody else starts.
+    pub run_leases: BTreeSet<HostName>,
+    /// Datastores, in order of their names.
+    pub datastores: Vec<DatastoreRecord>,
     /// VMs, in order of their names.
     pub vms: Vec<VmState>,
     /// Records that this version does not understand. What they would reserve is not known.
@@ -26,6 +30,11 @@ impl ClusterState {
     /// The host of that name.
     pub fn host(&self, name: &HostName) -> Option<&HostRecord> {
         self.hosts.iter().find(|host| host.name == *name)
+    }
+
+    /// The datastore of that name.
+    pub fn datastore(&self, name: &DatastoreName) -> Option<&DatastoreRecord> {
+        self.datastores.iter().find(|datastore| datastore.name == *name)
     }
 
     /// The VM of that name.

@@ -20,7 +20,9 @@ use std::sync::Arc;
 use spec::HostName;
 use thiserror::Error;
 
+use super::admission::ADMISSION;
 use super::cluster::{HOSTS, MADE, Made, VMS};
+use super::datastore::DATASTORES;
 use super::{Cluster, ClusterError, encode};
 use crate::store::{Compare, Entry, MARKER, Marker, Op, Outcome, Store, StoreError, Stores};
 
@@ -188,6 +190,8 @@ impl StoreMove {
     /// Brings the new store to what the old one holds, as long as its record has this version.
     fn copy(&self, version: u64) -> Result<(), MoveError> {
         self.copy_kind(&*self.from.vms, VMS, version)?;
+        self.copy_kind(&*self.from.hosts, ADMISSION, version)?;
+        self.copy_kind(&*self.from.hosts, DATASTORES, version)?;
         self.copy_kind(&*self.from.hosts, HOSTS, version)
     }
 

@@ -54,7 +54,7 @@ mod tests {
             engines: Vec::new(),
             kvm_processor: None,
             networks: Vec::new(),
-            datastores: Vec::new(),
+            reached: Default::default(),
             maintenance: Default::default(),
             lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms },
             version: String::new(),

@@ -26,6 +26,9 @@ pub struct VmRecord {
     pub engine: Option<EngineKind>,
     /// Fault tolerance.
     pub ft: FtSettings,
+    /// High availability.
+    #[serde(default)]
+    pub ha: HaSettings,
     /// The socket of the network end of each card, in the order of the spec; empty before the first start.
     #[serde(default)]
     pub network_ends: Vec<PathBuf>,
@@ -53,6 +56,7 @@ impl VmRecord {
             power: Power::Off,
             engine: None,
             ft,
+            ha: HaSettings::default(),
             network_ends: Vec::new(),
             syncing_to: None,
             operation: None,
@@ -123,6 +127,16 @@ pub enum Power {
     On,
     /// It is not.
     Off,
+}
+
+/// What becomes of a VM that is not fault tolerant when its host, or its replica's process, is lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaSettings {
+    /// Whether it is restarted. Its next start is the first under a lease.
+    pub enabled: bool,
+    /// What a newer version has added.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
 }
 
 /// How a VM is to be protected.

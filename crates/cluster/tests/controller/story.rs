@@ -123,6 +123,15 @@ struct Step {
     /// Changes of fault tolerance.
     #[serde(default)]
     ft: BTreeMap<VmName, Ft>,
+    /// Changes of high availability: `on` is under a lease, `next` from its next start on.
+    #[serde(default)]
+    ha: BTreeMap<VmName, String>,
+    /// Hosts that have lost their run leases.
+    #[serde(default)]
+    lost: Vec<HostName>,
+    /// For how long this host has held its run lease, in ms.
+    #[serde(default)]
+    run_lease_ms: Option<u64>,
     /// Changes of claims: primary, secondary (`-`: none), generation.
     #[serde(default)]
     claims: BTreeMap<VmName, (String, String, u64)>,
@@ -217,6 +226,7 @@ impl Story {
         let mut state = ClusterState {
             hosts: self.hosts.iter().map(Host::record).collect(),
             vms: self.vms.iter().map(Vm::state).collect(),
+            run_leases: self.hosts.iter().map(|host| host.name.clone()).collect(),
             ..ClusterState::default()
         };
         let mut seen = BTreeMap::new();
@@ -254,6 +264,7 @@ impl Story {
                 has_booted: step.booted,
                 is_stopping: step.stopping || step.stopping_with_vms,
                 stops_vms: step.stopping_with_vms,
+                run_lease_ms: step.run_lease_ms,
                 replicas: seen.clone(),
                 powered_off: step.powered_off.clone(),
             };
@@ -310,6 +321,7 @@ fn outcome_of(text: &str) -> Outcome {
 
 impl Step {
     fn change(&self, state: &mut ClusterState) {
+        state.run_leases.retain(|host| !self.lost.contains(host));
         for host in &mut state.hosts {
             host.maintenance = self.maintenance.get(&host.name).copied().unwrap_or(host.maintenance);
         }
@@ -318,6 +330,10 @@ impl Step {
             vm.record.autostart = self.autostart.get(name).copied().unwrap_or(vm.record.autostart);
             if let Some(ft) = self.ft.get(name) {
                 set_ft(&mut vm.record.ft, *ft);
+            }
+            if let Some(ha) = self.ha.get(name) {
+                vm.record.ha.enabled = ha != "off";
+                vm.claim.under_lease = ha == "on";
             }
             if let Some((primary, secondary, generation)) = self.claims.get(name) {
                 vm.claim.claim = claim(primary, Some(secondary).filter(|host| *host != "-"), *generation);
@@ -358,7 +374,7 @@ impl Host {
             engines: self.kvm.map(|_| EngineKind::Kvm).into_iter().chain([EngineKind::Soft]).collect(),
             kvm_processor: self.kvm.map(offer),
             networks: Vec::new(),
-            datastores: Vec::new(),
+            reached: Default::default(),
             maintenance: Default::default(),
             lease: Lease { renewed_boot_ms: 0, renewed_unix_ms: 0, ttl_ms: LEASE_TTL_MS },
             version: String::new(),

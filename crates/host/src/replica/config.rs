@@ -58,6 +58,9 @@ pub struct ReplicaConfig {
     /// there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
+    /// The run lease of its host under which it runs: its broker ends it before that lease has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_lease: Option<u64>,
     /// A primary: the snapshot in the VM's folder that it goes on from, instead of power-on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotName>,

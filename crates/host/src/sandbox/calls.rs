@@ -153,8 +153,8 @@ const REPLICA: &[i64] = &[
 /// New sockets, towards wherever the guest wants.
 const USER_END: &[i64] = &[libc::SYS_bind, libc::SYS_connect, libc::SYS_listen, libc::SYS_socket];
 
-/// Names that are taken once, in the cluster store.
-const BROKER: &[i64] = &[libc::SYS_link, libc::SYS_linkat];
+/// Names that are taken once, in the cluster store; and the end of the replica that it acts for.
+const BROKER: &[i64] = &[libc::SYS_link, libc::SYS_linkat, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
 
 /// What a process of some kind may call. How threads are made is looked at apart.
 pub fn allowed(kind: Kind) -> impl Iterator<Item = i64> {

@@ -14,6 +14,7 @@ use host::store_move::{Migrated, Target, abort, migrate};
 use serde_json::json;
 use terminal::output::{print_json, print_line};
 
+use super::admission::{AdmissionCommand, WHAT_IF_HELP, WhatIfArguments, admission, what_if};
 use super::daemon::DaemonArguments;
 use super::host::{NewHostArguments, init_host};
 
@@ -54,6 +55,12 @@ Give it on the machine that all hosts are on, on the host with the folder `autho
 If it is interrupted, give it again: it goes on where it was. Until the old store says that it was moved, --abort undoes it. VMs that were started by an earlier
 version have to be restarted, or moved once, before: their replicas do not know of moves.")]
     MigrateStore(Box<MigrateArguments>),
+    /// What is kept free so that VMs can be restarted when hosts are lost
+    #[command(subcommand)]
+    Admission(AdmissionCommand),
+    /// Show what would become of VMs if hosts were lost: which go on, which are restarted and where, which are not and why
+    #[command(after_help = WHAT_IF_HELP)]
+    WhatIf(WhatIfArguments),
     /// Take an etcd that was restored from an older copy as it is, on this host, whose daemon does not run
     #[command(after_help = "\
 An etcd that has gone back does not know what was decided since: it could let two replicas of one VM run. So hosts do not believe it. If nothing newer can be
@@ -126,6 +133,8 @@ pub fn run(command: ClusterCommand) -> Result<ExitCode> {
         ClusterCommand::Init(arguments) => init_host(Keys::NewCluster, arguments.host, arguments.etcd)?,
         ClusterCommand::Etcd(arguments) => etcd(arguments)?,
         ClusterCommand::MigrateStore(arguments) => return migrate_store(&arguments),
+        ClusterCommand::Admission(command) => admission(&command)?,
+        ClusterCommand::WhatIf(arguments) => what_if(&arguments)?,
         ClusterCommand::AcceptStore(arguments) => {
             let folder = arguments.folder()?;
             HostConfig::load(&folder)?;

@@ -1,10 +1,12 @@
 //! The command line.
 
+mod admission;
 mod backup;
 mod broker;
 mod cluster;
 mod console;
 mod daemon;
+mod datastore;
 mod disk;
 mod disk_job;
 mod engine;
@@ -79,6 +81,9 @@ enum Command {
     /// Make disk images, make them bigger, and show what they are
     #[command(subcommand)]
     Disk(disk::DiskCommand),
+    /// Name storage for disks, and see which hosts reach it
+    #[command(subcommand)]
+    Datastore(datastore::DatastoreCommand),
     /// Look for the bridges that VMs are connected to, or make them
     #[command(subcommand)]
     Network(network::NetworkCommand),
@@ -123,6 +128,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Vm(command) => vm::run(command),
         Command::Image(command) => image::run(command),
         Command::Disk(command) => disk::run(command),
+        Command::Datastore(command) => datastore::run(command),
         Command::Network(command) => network::run(command),
         Command::Engine(command) => engine::run(command),
         Command::Bench(command) => bench::run(command),

@@ -13,6 +13,7 @@ mod disks;
 mod etcd;
 mod etcd_setup;
 mod full_disk;
+mod ha;
 mod joining;
 mod life;
 mod lockstep;

@@ -79,7 +79,8 @@ impl World {
         self.with_hosts(hosts, |_, text| text)
     }
 
-    fn with_hosts(mut self, hosts: &[&str], change: impl Fn(&str, String) -> String) -> Self {
+    /// Hosts that run, with changes to each `host.toml`.
+    pub fn with_hosts(mut self, hosts: &[&str], change: impl Fn(&str, String) -> String) -> Self {
         for host in hosts {
             self.make(host, *host == hosts[0], hosts[0], &change);
         }
@@ -246,6 +247,15 @@ impl World {
             assert!(Instant::now() < deadline, "a replica goes on on {host}\n{}", self.logs());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The brokers on a host, which call themselves by another name.
+    pub fn brokers(&self, host: &str) -> Vec<u32> {
+        let children = |pid: &u32| {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+        };
+        self.replicas(host).iter().flat_map(children).collect()
     }
 
     /// All processes of the world but this one.

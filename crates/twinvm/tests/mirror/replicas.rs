@@ -261,7 +261,7 @@ impl World {
             engines: Vec::new(),
             kvm_processor: None,
             networks: Vec::new(),
-            datastores: Vec::new(),
+            reached: Default::default(),
             maintenance: Default::default(),
             lease: Lease::default(),
             version: String::new(),

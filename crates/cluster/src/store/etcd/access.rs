@@ -7,8 +7,10 @@
 //! | all | reads | reads |
 //! | `hosts/` and `alive/` with its own name | writes | writes |
 //! | `vms/` | writes: any host may become a VM's home, create one, or arbitrate about it | writes |
+//! | `runs/` with its own name | writes | writes |
+//! | `datastores/` | writes: which folders it uses is decided by each host for itself (`vm_folders` in its host.toml) | writes |
 //! | its own receipts | writes | writes |
-//! | `hosts/`, `alive/`, `tokens/`, `cluster` | - | writes |
+//! | `hosts/`, `alive/`, `tokens/`, `cluster`, `admission` | - | writes |
 
 use std::time::{Duration, Instant};
 
@@ -133,10 +135,12 @@ impl EtcdAccess {
             prefix(READ_WRITE, format!("{entries}vms/")),
             key(format!("{entries}hosts/{host}")),
             key(format!("{entries}alive/{host}")),
+            key(format!("{entries}runs/{host}")),
+            prefix(READ_WRITE, format!("{entries}datastores/")),
         ];
         if has_authority {
             rights.extend(["hosts/", "alive/", "tokens/"].map(|kind| prefix(READ_WRITE, format!("{entries}{kind}"))));
-            rights.push(key(format!("{entries}cluster")));
+            rights.extend(["cluster", "admission"].map(|name| key(format!("{entries}{name}"))));
         }
         self.done("role/add", &Name { name: &user })?;
         for perm in rights {

@@ -8,6 +8,7 @@
 //! connections, whose answers carry the socket.
 
 mod client;
+mod fence;
 mod message;
 mod server;
 

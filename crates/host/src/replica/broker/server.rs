@@ -16,6 +16,7 @@ use protocol::{Arbiter, Unreachable, Verdict};
 use replication::channel;
 use terminal::error_text::error_text;
 
+use super::fence;
 use super::message::{Answer, Question, Wanted};
 use crate::next_store::NextStore;
 use crate::passing::{Connected, receive, send};
@@ -30,6 +31,7 @@ const TEXT_BYTES_MAX: usize = 1 << 10;
 
 /// Serves the replica with this configuration: `claim` and `connections` lead to it. Returns when it is gone.
 pub fn serve(config: &ReplicaConfig, claim: impl AsFd, connections: OwnedFd) -> Result<()> {
+    fence::guard(config)?;
     let place = Arc::new(Place::open(config)?);
     let kept = place.clone();
     let keep_ready = move || loop {

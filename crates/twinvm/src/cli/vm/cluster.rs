@@ -4,7 +4,9 @@ use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use api::messages::{CardView, CreateVm, DiskView, OperationView, RemoveVm, RemovedVm, StartVm, StopVm, VmView};
+use api::messages::{
+    CardView, CreateVm, DiskView, HaView, OperationView, RemoveVm, RemovedVm, StartVm, StopVm, VmView,
+};
 use clap::Args;
 use spec::{VmSpec, to_toml};
 use terminal::output::{human_bytes, print_json, print_line};
@@ -95,6 +97,15 @@ pub fn stop(daemon: &DaemonConnection, arguments: &StopArguments) -> Result<()> 
     answer(arguments.vm.daemon.json, &view, &format!("VM {name}: {}", arguments.done()))
 }
 
+/// Whether a VM is restarted when its host is lost.
+fn ha_text(view: &VmView) -> String {
+    match &view.ha {
+        None => "off".to_owned(),
+        Some(HaView { why_not: Some(why), .. }) => format!("on, and does not restart it yet: {why}"),
+        Some(_) => "on: it is restarted on another host when this one is lost".to_owned(),
+    }
+}
+
 pub fn show(daemon: &DaemonConnection, arguments: &VmArguments) -> Result<()> {
     let view: VmView = daemon.get(&path(&arguments.name))?;
     if arguments.daemon.json {
@@ -107,6 +118,7 @@ pub fn show(daemon: &DaemonConnection, arguments: &VmArguments) -> Result<()> {
         ("host", view.host.clone()),
         ("secondary", view.secondary.clone().unwrap_or_else(none)),
         ("protection", view.protection.to_string()),
+        ("ha", ha_text(&view)),
         ("generation", view.generation.to_string()),
         ("engine", view.engine.map_or_else(none, |engine| engine.to_string())),
         ("cpus", view.cpus.to_string()),

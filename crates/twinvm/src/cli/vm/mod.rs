@@ -262,7 +262,11 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
                 vm.cpus.to_string(),
                 human_bytes(vm.memory_bytes),
                 vm.engine.map_or_else(none, |engine| engine.to_string()),
-                vm.protection.to_string(),
+                match &vm.ha {
+                    Some(ha) if ha.restarts => "HA: it is restarted".to_owned(),
+                    Some(_) => "HA: from its next start on".to_owned(),
+                    None => vm.protection.to_string(),
+                },
             ],
             Listed::Foreground(vm) => [
                 vm.name,

@@ -10,7 +10,7 @@ use api::messages::{CloneVm, OperationView, RebootVm, RenameVm, SetVm, VmView};
 use api::suspicion::SuspicionMs;
 use clap::Args;
 use indicatif::ProgressBar;
-use spec::{ByteSize, PortForward, Priority, VmSpec};
+use spec::{ByteSize, PortForward, Priority, Protection, VmSpec};
 use terminal::output::{print_json, print_line};
 
 use super::cluster::path;
@@ -26,6 +26,7 @@ Examples:
   twinvm vm set shop --forward tcp:127.0.0.1:8080-:80 --forward tcp:127.0.0.1:8443-:443
   twinvm vm set shop --grow-disk 0=20G       the first disk, /dev/vda; grow the file system in the guest afterwards
   twinvm vm set shop --priority high         its first copy comes before those of most others, as after the loss of a host
+  twinvm vm set shop --protection ha         restart it on another host when its own is lost; its disks are on a shared datastore
   twinvm vm set shop --suspicion 50-300      on machines that are loaded to the brim now and then
   twinvm vm set shop --autostart on";
 
@@ -48,6 +49,9 @@ pub struct SetArguments {
     /// Which of several VMs comes first where not all can at once: highest, high, medium, low or lowest. At once
     #[arg(long)]
     priority: Option<Priority>,
+    /// What becomes of it when its host is lost: none, or ha, which restarts it on another host. At once, but for what needs a start under a lease
+    #[arg(long)]
+    protection: Option<Protection>,
     /// Start it when its host's machine has booted: on or off
     #[arg(long, value_name = "on|off", value_parser = on_or_off)]
     autostart: Option<bool>,
@@ -80,6 +84,7 @@ impl SetArguments {
             memory: self.memory,
             cpus: self.cpus,
             priority: self.priority,
+            protection: self.protection,
             forward: (self.no_forward || !self.forward.is_empty()).then(|| self.forward.clone()),
             autostart: self.autostart,
             suspicion_ms: self.suspicion,

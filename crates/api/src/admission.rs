@@ -1,0 +1,90 @@
+//! What is kept for restarts, and what would become of VMs if hosts were lost.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// What is kept free so that VMs can be restarted when hosts are lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "policy", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AdmissionPolicy {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Room for all VMs that are to be restarted, whichever hosts are lost, so many at once.
+    HostFailures {
+        /// How many: 1 to 3.
+        hosts: u32,
+    },
+    /// A part of what all hosts have that are alive.
+    Percent {
+        /// Of the memory: 0 to 100.
+        memory: u32,
+        /// Of the vCPUs: 0 to 100.
+        cpus: u32,
+    },
+    /// These hosts, on which nothing is started but what is restarted.
+    DedicatedHosts {
+        /// Their names.
+        hosts: BTreeSet<String>,
+    },
+}
+
+/// Asks what would become of VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskWhatIf {
+    /// Hosts that are lost at once.
+    pub lose: BTreeSet<String>,
+}
+
+/// What would become of each VM that runs, and is concerned, in the order in which it would.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhatIfView {
+    /// The VMs.
+    pub vms: Vec<FateView>,
+}
+
+/// What would become of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FateView {
+    /// The VM.
+    pub vm: String,
+    /// What would become of it.
+    pub fate: Fate,
+    /// The host that it would run on then, if it would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Why it would not run: for each host that would be left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub why: Vec<String>,
+}
+
+/// Fates of VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// Fault tolerant, it goes on without a break.
+    GoesOn,
+    /// Fault tolerant, it runs where it does, without a secondary until there is another one.
+    LosesSecondary,
+    /// It is restarted.
+    Restarts,
+    /// It should be restarted, and no host could.
+    CannotRestart,
+    /// It is off until a host is back: nothing protects it, or no more than what is lost did.
+    Ends,
+}
+
+impl Fate {
+    /// In words.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::GoesOn => "goes on",
+            Self::LosesSecondary => "loses its secondary",
+            Self::Restarts => "restarts",
+            Self::CannotRestart => "CANNOT restart",
+            Self::Ends => "ends",
+        }
+    }
+}

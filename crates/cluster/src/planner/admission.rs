@@ -1,0 +1,125 @@
+use std::collections::BTreeSet;
+
+use spec::{HostName, VmName};
+use thiserror::Error;
+
+use super::demand::Room;
+use super::loss::after_loss;
+use super::{NoPlace, WhyNot};
+use crate::records::{Admission, BootTime, ClusterState, HostRecord, Power};
+
+/// Why a VM is not started though its host has room for it.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// Some VM could not be restarted any more.
+    #[error("if {} were lost, VM {vm} could not be restarted: {}", names(.lost), refusals(.why))]
+    NotCovered {
+        /// Which hosts.
+        lost: Vec<HostName>,
+        /// Which VM.
+        vm: VmName,
+        /// Why not, for each host that would be left.
+        why: Vec<(HostName, WhyNot)>,
+    },
+    /// Too little would be left.
+    #[error("{free} of {total} {what} would be left free on all hosts, and {percent}% of it are kept for restarts")]
+    TooLittleLeft {
+        /// Of what.
+        what: &'static str,
+        /// What would be left.
+        free: u64,
+        /// What there is.
+        total: u64,
+        /// The part that is kept.
+        percent: u32,
+    },
+    /// The host is kept for restarts.
+    #[error("host {0} is kept for restarts")]
+    Dedicated(HostName),
+}
+
+fn names(hosts: &[HostName]) -> String {
+    let names: Vec<&str> = hosts.iter().map(|host| host.as_str()).collect();
+    if let [one] = names[..] { format!("host {one}") } else { format!("hosts {}", names.join(" and ")) }
+}
+
+fn refusals(why: &[(HostName, WhyNot)]) -> String {
+    if why.is_empty() {
+        return "there would be no host".to_owned();
+    }
+    NoPlace::Hosts(why.to_vec()).to_string()
+}
+
+/// Whether `vm`, of which `state` says that it is off, may be started by a policy on `host`, which has room for it. What was true before is not held against
+/// it: where the hosts that are there do not suffice already, only what makes it worse is refused.
+///
+/// # Errors
+/// [`NotAdmitted`].
+pub fn admits(
+    policy: &Admission,
+    vm: &VmName,
+    host: &HostName,
+    state: &ClusterState,
+    now: &BootTime,
+) -> Result<(), NotAdmitted> {
+    let mut with = state.clone();
+    if let Some(vm) = with.vms.iter_mut().find(|other| other.record.name == *vm) {
+        vm.record.power = Power::On;
+        (vm.claim.claim.primary, vm.claim.claim.secondary) = (host.replica(), None);
+    }
+    match policy {
+        Admission::Off => Ok(()),
+        Admission::HostFailures { hosts } => covers(*hosts, state, &with, now),
+        Admission::Percent { memory, cpus } => keeps(*memory, *cpus, &with, now),
+        Admission::DedicatedHosts { hosts } if hosts.contains(host) => Err(NotAdmitted::Dedicated(host.clone())),
+        Admission::DedicatedHosts { .. } => Ok(()),
+    }
+}
+
+/// Whether all VMs of `with` can be restarted whichever hosts are lost, or could not be in `before` either.
+fn covers(count: u32, before: &ClusterState, with: &ClusterState, now: &BootTime) -> Result<(), NotAdmitted> {
+    let alive: Vec<&HostName> = with.hosts.iter().filter(|host| host.is_alive(now)).map(|host| &host.name).collect();
+    let count = usize::try_from(count.min(Admission::HOST_FAILURES_MAX)).unwrap_or(0);
+    for lost in sets(&alive, count) {
+        let after = after_loss(with, &lost, now);
+        if after.is_covered() {
+            continue;
+        }
+        let was_short = after_loss(before, &lost, now);
+        let short = |vm: &VmName| was_short.not_restarted.iter().any(|(other, _)| other == vm);
+        if let Some((vm, why)) = after.not_restarted.into_iter().find(|(vm, _)| !short(vm)) {
+            return Err(NotAdmitted::NotCovered { lost: lost.into_iter().collect(), vm, why });
+        }
+    }
+    Ok(())
+}
+
+/// All sets of so many hosts, in order of their names.
+fn sets(hosts: &[&HostName], count: usize) -> Vec<BTreeSet<HostName>> {
+    if count == 0 {
+        return vec![BTreeSet::new()];
+    }
+    let with_first = |(number, host): (usize, &&HostName)| {
+        let rest = hosts.get(number + 1..).unwrap_or_default();
+        let add = |mut set: BTreeSet<HostName>| {
+            set.insert((*host).clone());
+            set
+        };
+        sets(rest, count - 1).into_iter().map(add).collect::<Vec<_>>()
+    };
+    hosts.iter().enumerate().flat_map(with_first).collect()
+}
+
+fn keeps(memory: u32, cpus: u32, with: &ClusterState, now: &BootTime) -> Result<(), NotAdmitted> {
+    let room = Room::of(with);
+    let alive = || with.hosts.iter().filter(|host| host.is_alive(now));
+    let sum = |of: &dyn Fn(&HostRecord) -> u64| alive().map(of).fold(0, u64::saturating_add);
+    let check = |what, free: u64, total: u64, percent: u32| {
+        let kept = u128::from(total) * u128::from(percent);
+        let is_kept = u128::from(free) * 100 >= kept;
+        if is_kept { Ok(()) } else { Err(NotAdmitted::TooLittleLeft { what, free, total, percent }) }
+    };
+    let free_bytes = sum(&|host| room.free(host).0);
+    check("MiB of memory", free_bytes >> 20, sum(&|host| host.memory_bytes) >> 20, memory)?;
+    check("vCPUs", sum(&|host| u64::from(room.free(host).1)), sum(&|host| u64::from(host.cpus)), cpus)
+}

@@ -1,0 +1,126 @@
+//! The start of a VM's primary on this host.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use api::messages::StartVm;
+use api::status::Role;
+use cluster::records::Power;
+use machine::bus::lock;
+use spec::{SnapshotName, VmSpec};
+use terminal::error_text::error_text;
+
+use super::daemon::Daemon;
+use super::error::HostError;
+use super::process::ReplicaProcess;
+use super::registry::{KnownVm, Registry};
+use super::settings::at_next_start;
+use super::vm_folder::VmFolder;
+use crate::replica::config::ReplicaConfig;
+use crate::replica::disk_copy;
+use crate::replica::end::ReplicaEnd;
+
+/// What a forced start starts from, in words. Refuses a copy that no VM may start from.
+pub(super) fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> {
+    let copy = disk_copy::startable(folder, how.from_stale_disks);
+    let copy = copy.map_err(|error| HostError::conflict(error_text(&error)))?;
+    Ok(copy.filter(|_| how.from_stale_disks))
+}
+
+impl Daemon {
+    /// Makes this host the VM's and starts it, if there is room for it here, which `admit` says.
+    pub(super) fn launch(
+        self: &Arc<Self>,
+        vm: &KnownVm,
+        from_stale_disks: bool,
+        snapshot: Option<SnapshotName>,
+        admit: impl FnOnce(&Registry, &KnownVm) -> Result<(), HostError>,
+    ) -> Result<(), HostError> {
+        let name = &vm.name;
+        let run_lease = self.run_lease_for(vm)?;
+        // It becomes the VM's when the VM is this host's: until then a secondary may take over with the one that it has now.
+        let vm = at_next_start(vm.clone())?;
+        let folder = self.vm_folder(name);
+        start_from(folder.path(), StartVm { from_stale_disks })?;
+        let local = self.startable_spec(&vm, &folder, snapshot.is_some())?;
+        // Until the claim is this host's, another VM could be given the same memory.
+        let admission = self.admission();
+        admit(&self.registry, &vm)?;
+        let network_ends = self.end_sockets(&vm.spec);
+        let user = self.vm_users.assign(folder.path())?;
+        self.ends
+            .ensure(&self.exe, &vm.spec, &network_ends, user)
+            .map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
+        let engine = self.engine_of(&vm);
+        // Of the end before: the next daemon would take it for that of this start, if this one is killed.
+        ReplicaEnd::clear(folder.path());
+        lock(&self.powered_off).remove(&vm.record.name);
+        self.registry.update(name, |record| {
+            record.begin_start(vm.claim.generation);
+            record.power = Power::On;
+            record.engine = Some(engine);
+            record.network_ends.clone_from(&network_ends);
+            record.syncing_to = None;
+        })?;
+        // No replica of an earlier time may run from now on, wherever it is.
+        self.registry.claim_for_start(&vm, run_lease.is_some())?;
+        self.note_spec(&vm)?;
+        drop(admission);
+        let config = ReplicaConfig {
+            vm: vm.name.clone(),
+            host: self.host().to_owned(),
+            spec: spec::to_toml(&local).context("the spec cannot be written")?,
+            role: Role::Primary,
+            engine,
+            store: self.config.store.clone(),
+            store_keys: self.config.store_keys.clone(),
+            identity: None,
+            run_lease,
+            folder: folder.path().to_owned(),
+            snapshot,
+            user,
+            network_ends,
+            listen: None,
+            suspicion_ms: vm.record.ft.suspicion_ms,
+            suspicion_ms_min: vm.record.ft.suspicion_ms_min,
+            epoch_ms_max: vm.record.ft.epoch_ms_max,
+            mode: vm.record.ft.mode,
+            lag_ms_max: vm.record.ft.lag_ms_max,
+        };
+        self.start_primary(&config)
+    }
+
+    /// The spec with the files that are here. Refuses disks whose bases have changed; a snapshot brings its own disks, and has its bases checked.
+    pub(super) fn startable_spec(
+        &self,
+        vm: &KnownVm,
+        folder: &VmFolder,
+        is_restored: bool,
+    ) -> Result<VmSpec, HostError> {
+        let local = folder.local_spec(&vm.spec, &self.vm_files);
+        let checked = local.and_then(|local| {
+            if !is_restored {
+                folder.of_disks(&vm.spec, &self.vm_files)?.bases().check()?;
+            }
+            Ok(local)
+        });
+        checked.map_err(|error| HostError::conflict(error_text(&error)))
+    }
+
+    fn start_primary(self: &Arc<Self>, config: &ReplicaConfig) -> Result<(), HostError> {
+        let name = &config.vm;
+        let started = ReplicaProcess::start(&self.exe, config);
+        let (process, status) = started.map_err(|error| {
+            self.vm_powered_off(name);
+            HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
+        })?;
+        if config.snapshot.is_some()
+            && let Err(error) = self.vm_folder(name).note_restored(&self.images)
+        {
+            // The VM runs. It cannot be protected until this is mended.
+            tracing::warn!("VM {name}: what its disks are since the restore was not noted: {}", error_text(&error));
+        }
+        Ok(self.watch_replica(name.to_owned(), process, Some(status))?)
+    }
+}
