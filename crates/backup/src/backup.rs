@@ -37,6 +37,9 @@ pub struct PointOf {
     pub spec: String,
 }
 
+/// Packs that were written, and the bytes of all of them.
+type Written = (Vec<PackName>, u64);
+
 /// A chunk that is new.
 type New = (ChunkId, Vec<u8>);
 
@@ -264,7 +267,7 @@ struct Threads {
     /// None once there is no more.
     new: Option<SyncSender<New>>,
     sealers: Vec<JoinHandle<Result<(), BackupError>>>,
-    writer: Option<JoinHandle<Result<(Vec<PackName>, u64), BackupError>>>,
+    writer: Option<JoinHandle<Result<Written, BackupError>>>,
 }
 
 impl Threads {
@@ -296,11 +299,11 @@ impl Threads {
     }
 
     /// Waits until everything is written; the packs, and their bytes.
-    fn finish(mut self) -> Result<(Vec<PackName>, u64), BackupError> {
+    fn finish(mut self) -> Result<Written, BackupError> {
         self.end()
     }
 
-    fn end(&mut self) -> Result<(Vec<PackName>, u64), BackupError> {
+    fn end(&mut self) -> Result<Written, BackupError> {
         self.new = None;
         let sealed: Vec<_> = self.sealers.drain(..).map(joined).collect();
         let written = self.writer.take().map_or(Err(BackupError::Worker), joined);
@@ -340,7 +343,7 @@ fn seal_all(from: &Mutex<Receiver<New>>, to: &SyncSender<New>, keys: &Keys) -> R
 }
 
 /// Writes packs of what comes. All are on stable storage when this returns; their names, and their bytes.
-fn write_all(from: &Receiver<New>, folder: &Path, keys: &Keys) -> Result<(Vec<PackName>, u64), BackupError> {
+fn write_all(from: &Receiver<New>, folder: &Path, keys: &Keys) -> Result<Written, BackupError> {
     let (mut names, mut bytes) = (Vec::new(), 0);
     let mut finish = |pack: PackWriter| -> Result<(), BackupError> {
         let (name, length) = pack.finish(keys)?;

@@ -98,12 +98,12 @@ impl Opener {
     /// What a chunk holds; none if that is not what was kept under this name.
     pub fn open(&mut self, keys: &Keys, id: &ChunkId, sealed: &[u8]) -> Option<Vec<u8>> {
         let mut content = keys.open_chunk(id, sealed)?;
-        let plain = match content.first()? {
-            &PLAIN => {
+        let plain = match *content.first()? {
+            PLAIN => {
                 content.remove(0);
                 content
             }
-            &ZSTD => self.0.decompress(content.get(1..)?, CHUNK_BYTES).ok()?,
+            ZSTD => self.0.decompress(content.get(1..)?, CHUNK_BYTES).ok()?,
             _ => return None,
         };
         (keys.id(&plain) == *id).then_some(plain)

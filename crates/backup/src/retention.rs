@@ -27,6 +27,9 @@ pub struct Retention {
     pub monthly: u32,
 }
 
+/// The number of the hour, day, week or month that a time in ms since 1970 is in.
+type PeriodOf = fn(u64) -> u64;
+
 impl Retention {
     /// Whether it keeps nothing.
     pub fn is_empty(&self) -> bool {
@@ -38,7 +41,7 @@ impl Retention {
         let mut newest: Vec<&RecoveryPoint> = points.iter().collect();
         newest.sort_by(|a, b| (b.taken_unix_ms, &b.id).cmp(&(a.taken_unix_ms, &a.id)));
         let mut kept: HashSet<&PointId> = newest.iter().take(self.last as usize).map(|point| &point.id).collect();
-        let periods: [(u32, fn(u64) -> u64); 4] = [
+        let periods: [(u32, PeriodOf); 4] = [
             (self.hourly, |ms| ms / HOUR_MS),
             (self.daily, |ms| ms / DAY_MS),
             (self.weekly, |ms| (ms / DAY_MS + MONDAY_DAYS) / 7),
