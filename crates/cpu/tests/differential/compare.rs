@@ -65,14 +65,14 @@ impl Comparison {
         let same = |range: Range<usize>| native_fx[range.clone()] == ours_fx[range];
         let status = |fx: &[u8; 512]| u16::from_le_bytes([fx[STATUS.start], fx[STATUS.start + 1]]);
         let mask = same(MXCSR_MASK) || !self.host.keeps_pointers;
-        same(0..STATUS.start)
-            && (status(native_fx) ^ status(ours_fx)) & !undefined.condition_codes == 0
-            && same(STATUS.end..OPCODE.start)
-            && self.same_pointers(case, native, ours)
-            && same(OPERAND.end..MXCSR_MASK.start)
-            && mask
-            && same(MXCSR_MASK.end..XMM)
-            && same_xmm(native, ours, undefined)
+        let x87 = || {
+            same(0..STATUS.start)
+                && (status(native_fx) ^ status(ours_fx)) & !undefined.condition_codes == 0
+                && same(STATUS.end..OPCODE.start)
+                && self.same_pointers(case, native, ours)
+                && same(MXCSR_MASK.end..XMM)
+        };
+        (undefined.x87 || x87()) && same(OPERAND.end..MXCSR_MASK.start) && mask && same_xmm(native, ours, undefined)
     }
 
     /// FOP, FIP and FDP. A host that shows them only while an exception is pending keeps them as ours when it is the last computing

@@ -12,6 +12,7 @@
 //! | which NaN an element is, of HADDPS, HADDPD, HSUBPS, HSUBPD | both neighbours are NaNs: "first operand" means no element of a pair | volume 1, table 4-7 | volume 1, table 4-5 |
 //! | C0 to C3 | by instruction, see [`condition_codes`] | volume 1, table 8-1 | volume 5, each instruction |
 //! | FOP, FCS, FDP, FDS in environments that FNSTENV and FNSAVE store | hosts whose pointers are other than ours ([`Host`]) | volume 1, sections 8.1.8 and 8.1.9 | volume 1, section 6.2.5 |
+//! | x87's state after an XRSTOR that faults over MXCSR: Intel's family 6, model 85, has restored it by then | always | volume 2, XRSTOR, whose operation restores one component after the other | volume 4, XRSTOR |
 //! | XSTATE_BV of a component in its initial configuration, and whether XSAVEOPT writes it | always | volume 1, section 13.6 | volume 4, XSAVEOPT |
 
 use std::ops::Range;
@@ -41,6 +42,8 @@ pub struct Undefined {
     pub nans: Option<(usize, usize, u8)>,
     /// Bits of the x87 status word.
     pub condition_codes: u16,
+    /// All of x87's state.
+    pub x87: bool,
 }
 
 /// What the instruction at `index` leaves undefined that started from `before`; `after` is what the software processor made of it.
@@ -53,6 +56,7 @@ pub fn left_by(host: Host, case: &Case, index: usize, before: &Outcome, after: &
         Haddps | Hsubps => undefined.nans = horizontal(instruction, 4, case, before),
         Haddpd | Hsubpd => undefined.nans = horizontal(instruction, 8, case, before),
         Fnstenv | Fnsave if !host.keeps_pointers => environment(&mut undefined, case, instruction, &before.registers),
+        Xrstor | Xrstor64 => undefined.x87 = after.fault.is_some(),
         Xsave | Xsave64 | Xsaveopt | Xsaveopt64 => saved_state(&mut undefined, case, instruction, before),
         _ => {}
     }
