@@ -1,7 +1,7 @@
 //! What a system has beside the program: completions for shells, and manual pages, both made of the commands' own definitions.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,23 +37,27 @@ pub struct ManArguments {
 
 /// Prints a shell's completions.
 pub fn completions(arguments: &CompletionsArguments) -> Result<ExitCode> {
-    let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut command(), "twinvm", &mut script);
-    io::Write::write_all(&mut io::stdout(), &script).context("cannot write the completions")?;
+    io::stdout().write_all(&script(arguments.shell)).context("cannot write the completions")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A shell's completions of the commands that users are shown: those that twinvm calls itself are left out, which the generator does not do.
+fn script(shell: Shell) -> Vec<u8> {
+    let all = Arguments::command();
+    let shown = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let mut shown = Command::new("twinvm").version(env!("CARGO_PKG_VERSION")).subcommands(shown);
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut shown, "twinvm", &mut script);
+    script
 }
 
 /// Writes the manual pages of section 1.
 pub fn man(arguments: &ManArguments) -> Result<ExitCode> {
     let folder = &arguments.folder;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    clap_mangen::generate_to(command(), folder).with_context(|| format!("cannot write to {}", folder.display()))?;
+    clap_mangen::generate_to(Arguments::command().name("twinvm"), folder)
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The commands that users are shown.
-fn command() -> Command {
-    Arguments::command().name("twinvm")
 }
 
 #[cfg(test)]
@@ -73,9 +77,7 @@ mod tests {
     #[test]
     fn shells_complete_commands_and_not_those_that_twinvm_calls_itself() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command(), "twinvm", &mut script);
-            let script = String::from_utf8(script).unwrap();
+            let script = String::from_utf8(script(shell)).unwrap();
             assert!(script.contains("restart-secondary"), "{shell}");
             assert!(!script.contains("run-broker"), "{shell}");
         }
