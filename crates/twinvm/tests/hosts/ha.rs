@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use redis::Commands;
 
 use crate::support::{HUNG, guest, images, place};
-use crate::world::{VM, World, signal};
+use crate::world::{VM, World};
 
 /// The datastore that both hosts reach.
 const DATASTORE: &str = "nfs";
@@ -124,42 +124,4 @@ fn a_vm_is_restarted_elsewhere_when_its_host_is_lost_and_keeps_what_it_acknowled
         fs::read_dir(world.path("shared")).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count(),
         0
     );
-}
-
-/// A VM that stands still, as on a machine that is suspended, holds its disks with their locks: nobody starts it before its process is gone. When it wakes, its
-/// broker ends it, and then it is. Its daemon is killed rather than stopped: it could have the lock of the store's file, which all wait for.
-#[test]
-fn a_vm_whose_host_stands_still_is_not_started_before_it_has_ended() {
-    let mut world = world();
-    let spec = spec(&world);
-    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
-    let () = connection(&world).set("key", 7).unwrap();
-    let of_a: Vec<u32> = world.replicas("a").into_iter().chain(world.brokers("a")).collect();
-    assert_eq!(of_a.len(), 2);
-    of_a.iter().for_each(|pid| signal(*pid, "STOP"));
-    world.kill_daemon("a");
-    let deadline = Instant::now() + HUNG;
-    // It tries, and finds the disk in use.
-    while !world.logs().contains("in use by") {
-        assert!(Instant::now() < deadline, "nobody tries to start it\n{}", world.logs());
-        assert!(world.replicas("b").is_empty());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    std::thread::sleep(Duration::from_secs(2));
-    assert!(world.replicas("b").is_empty(), "{}", world.logs());
-    of_a.iter().for_each(|pid| signal(*pid, "CONT"));
-    let found: i32 = loop {
-        let views = ["a", "b"].map(|host| world.replicas(host).len());
-        assert!(views.iter().sum::<usize>() <= 1, "it runs twice");
-        if views.iter().sum::<usize>() == 1
-            && let Ok(client) = redis::Client::open(("127.0.0.1", world.address().port()))
-            && let Ok(mut connection) = client.get_connection_with_timeout(Duration::from_secs(1))
-            && let Ok(found) = connection.get("key")
-        {
-            break found;
-        }
-        assert!(Instant::now() < deadline + HUNG, "it is not restarted\n{}", world.logs());
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    assert_eq!(found, 7);
 }

@@ -249,15 +249,6 @@ impl World {
         }
     }
 
-    /// The brokers on a host, which call themselves by another name.
-    pub fn brokers(&self, host: &str) -> Vec<u32> {
-        let children = |pid: &u32| {
-            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-            children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
-        };
-        self.replicas(host).iter().flat_map(children).collect()
-    }
-
     /// All processes of the world but this one.
     pub fn all_processes(&self) -> Vec<(u32, String)> {
         processes(self.folder.path())
