@@ -35,6 +35,7 @@ const HOUSE: &[Crate] = &[
                 "maintenance",
                 "memory_backing",
                 "priority",
+                "protection",
                 "processor",
                 "replica_id",
                 "vm_id",
