@@ -26,6 +26,7 @@
 //! certificate ([`home`]). What fails is answered with a status of 4xx or 5xx and [`api::Problem`].
 
 mod backups;
+mod capacity;
 mod home;
 mod refusal;
 mod role;

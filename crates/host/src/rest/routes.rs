@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use api::admission::{AdmissionPolicy, AskWhatIf};
 use api::client::{CONSOLE_PLACE_HEADER, CONSOLE_PROTOCOL};
-use api::datastores::AddDatastore;
 use api::events::EventsWanted;
 use api::joining::{JoinCluster, MakeToken};
 use api::maintenance::SetMaintenance;
@@ -28,6 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::backups;
+use super::capacity;
 use super::home::{at_authority, at_home, at_host};
 use super::refusal::Refusal;
 use super::role::{Role, authorize};
@@ -132,12 +131,15 @@ fn routes() -> Vec<Route> {
         Route::at_host(GET, "/v1/hosts/{host}/maintenance", Operators, maintenance),
         Route::at_host(POST, "/v1/hosts/{host}/maintenance", Operators, set_maintenance),
         Route::at_host(GET, "/v1/hosts/{host}/events", Operators, events),
-        Route::here(GET, "/v1/cluster/admission", Operators, admission),
-        Route { place: Place::Rights, ..Route::here(POST, "/v1/cluster/admission", Operators, set_admission) },
-        Route::here(POST, "/v1/cluster/what-if", Operators, what_if),
-        Route::here(GET, "/v1/datastores", Operators, datastores),
-        Route::here(POST, "/v1/datastores", Operators, add_datastore),
-        Route::here(DELETE, "/v1/datastores/{datastore}", Operators, remove_datastore),
+        Route::here(GET, "/v1/cluster/admission", Operators, capacity::admission),
+        Route {
+            place: Place::Rights,
+            ..Route::here(POST, "/v1/cluster/admission", Operators, capacity::set_admission)
+        },
+        Route::here(POST, "/v1/cluster/what-if", Operators, capacity::what_if),
+        Route::here(GET, "/v1/datastores", Operators, capacity::datastores),
+        Route::here(POST, "/v1/datastores", Operators, capacity::add_datastore),
+        Route::here(DELETE, "/v1/datastores/{datastore}", Operators, capacity::remove_datastore),
         Route::here(GET, "/v1/vms", Operators, vms),
         Route::here(POST, "/v1/vms", Operators, create_vm),
         // Not below `/v1/vms`, where a VM may have any name.
@@ -243,7 +245,7 @@ async fn as_problem(response: Response) -> Response {
     Refusal::new(status, error).into_response()
 }
 
-fn malformed(rejection: JsonRejection) -> Refusal {
+pub(super) fn malformed(rejection: JsonRejection) -> Refusal {
     Refusal::new(rejection.status(), rejection.body_text())
 }
 
@@ -327,33 +329,6 @@ async fn set_maintenance(
 
 async fn events(State(daemon): Shared, Query(wanted): Query<EventsWanted>) -> impl IntoResponse {
     Json(daemon.events.wanted(&wanted))
-}
-
-async fn admission(State(daemon): Shared) -> impl IntoResponse {
-    blocking(daemon, |daemon| daemon.admission_policy()).await
-}
-
-async fn set_admission(State(daemon): Shared, body: Result<Json<AdmissionPolicy>, JsonRejection>) -> impl IntoResponse {
-    let Json(policy) = body.map_err(malformed)?;
-    blocking(daemon, move |daemon| daemon.set_admission_policy(&policy)).await
-}
-
-async fn what_if(State(daemon): Shared, body: Result<Json<AskWhatIf>, JsonRejection>) -> impl IntoResponse {
-    let Json(ask) = body.map_err(malformed)?;
-    blocking(daemon, move |daemon| daemon.what_if(&ask)).await
-}
-
-async fn datastores(State(daemon): Shared) -> impl IntoResponse {
-    blocking(daemon, |daemon| daemon.datastores()).await
-}
-
-async fn add_datastore(State(daemon): Shared, body: Result<Json<AddDatastore>, JsonRejection>) -> impl IntoResponse {
-    let Json(add) = body.map_err(malformed)?;
-    blocking(daemon, move |daemon| daemon.add_datastore(&add)).await
-}
-
-async fn remove_datastore(State(daemon): Shared, Path(datastore): Path<String>) -> impl IntoResponse {
-    blocking(daemon, move |daemon| daemon.remove_datastore(&datastore)).await
 }
 
 async fn vms(State(daemon): Shared) -> impl IntoResponse {
