@@ -1,41 +1,16 @@
-//! What is kept for restarts, and what would become of VMs if hosts were lost.
+//! What would become of VMs if hosts were lost.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-
-/// What is kept free so that VMs can be restarted when hosts are lost.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "policy", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum AdmissionPolicy {
-    /// Nothing.
-    #[default]
-    Off,
-    /// Room for all VMs that are to be restarted, whichever hosts are lost, so many at once.
-    HostFailures {
-        /// How many: 1 to 3.
-        hosts: u32,
-    },
-    /// A part of what all hosts have that are alive.
-    Percent {
-        /// Of the memory: 0 to 100.
-        memory: u32,
-        /// Of the vCPUs: 0 to 100.
-        cpus: u32,
-    },
-    /// These hosts, on which nothing is started but what is restarted.
-    DedicatedHosts {
-        /// Their names.
-        hosts: BTreeSet<String>,
-    },
-}
+use spec::HostName;
 
 /// Asks what would become of VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AskWhatIf {
     /// Hosts that are lost at once.
-    pub lose: BTreeSet<String>,
+    pub lose: BTreeSet<HostName>,
 }
 
 /// What would become of each VM that runs, and is concerned, in the order in which it would.

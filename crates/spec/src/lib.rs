@@ -1,8 +1,9 @@
-//! What a VM is to be, as plain data that every floor speaks: the VM spec with its disks and network cards, names, units, engine, processor, FT mode, and how far the maintenance
-//! of a host goes.
+//! What a VM is to be, as plain data that every floor speaks: the VM spec with its disks and network cards, names, units, engine, processor, FT mode, how far the maintenance
+//! of a host goes, and what is kept free for restarts.
 //!
 //! Nothing here opens a device, a socket or a disk; the one file that is read is a spec ([`VmSpec::load`]).
 
+mod admission;
 mod byte_size;
 mod cpu_level;
 mod disk_format;
@@ -22,6 +23,7 @@ mod replica_id;
 mod vm;
 mod vm_id;
 
+pub use admission::{AdmissionPolicy, AdmissionPolicyError};
 pub use byte_size::ByteSize;
 pub use cpu_level::CpuLevel;
 pub use disk_format::DiskFormat;

@@ -1,12 +1,12 @@
 use std::collections::BTreeSet;
 
-use spec::{HostName, VmName};
+use spec::{AdmissionPolicy, HostName, VmName};
 use thiserror::Error;
 
 use super::demand::Room;
 use super::loss::after_loss;
 use super::{NoPlace, WhyNot};
-use crate::records::{Admission, BootTime, ClusterState, HostRecord, Power};
+use crate::records::{BootTime, ClusterState, HostRecord, Power};
 
 /// Why a VM is not started though its host has room for it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -56,7 +56,7 @@ fn refusals(why: &[(HostName, WhyNot)]) -> String {
 /// # Errors
 /// [`NotAdmitted`].
 pub fn admits(
-    policy: &Admission,
+    policy: &AdmissionPolicy,
     vm: &VmName,
     host: &HostName,
     state: &ClusterState,
@@ -68,18 +68,18 @@ pub fn admits(
         (vm.claim.claim.primary, vm.claim.claim.secondary) = (host.replica(), None);
     }
     match policy {
-        Admission::Off => Ok(()),
-        Admission::HostFailures { hosts } => covers(*hosts, state, &with, now),
-        Admission::Percent { memory, cpus } => keeps(*memory, *cpus, &with, now),
-        Admission::DedicatedHosts { hosts } if hosts.contains(host) => Err(NotAdmitted::Dedicated(host.clone())),
-        Admission::DedicatedHosts { .. } => Ok(()),
+        AdmissionPolicy::Off => Ok(()),
+        AdmissionPolicy::HostFailures { hosts } => covers(*hosts, state, &with, now),
+        AdmissionPolicy::Percent { memory, cpus } => keeps(*memory, *cpus, &with, now),
+        AdmissionPolicy::DedicatedHosts { hosts } if hosts.contains(host) => Err(NotAdmitted::Dedicated(host.clone())),
+        AdmissionPolicy::DedicatedHosts { .. } => Ok(()),
     }
 }
 
 /// Whether all VMs of `with` can be restarted whichever hosts are lost, or could not be in `before` either.
 fn covers(count: u32, before: &ClusterState, with: &ClusterState, now: &BootTime) -> Result<(), NotAdmitted> {
     let alive: Vec<&HostName> = with.hosts.iter().filter(|host| host.is_alive(now)).map(|host| &host.name).collect();
-    let count = usize::try_from(count.min(Admission::HOST_FAILURES_MAX)).unwrap_or(0);
+    let count = usize::try_from(count.min(AdmissionPolicy::HOST_FAILURES_MAX)).unwrap_or(0);
     for lost in sets(&alive, count) {
         let after = after_loss(with, &lost, now);
         if after.is_covered() {

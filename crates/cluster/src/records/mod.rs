@@ -7,7 +7,7 @@
 //! | `hosts/NAME` | [`HostRecord`]: what a host offers |
 //! | `alive/NAME` | the instance of a host that is alive: it goes with that one's lease |
 //! | `runs/NAME` | that host's run lease, for as long as it lasts: nobody else starts VMs that run under it |
-//! | `admission` | [`Admission`]: what is kept free for restarts |
+//! | `admission` | [`AdmissionPolicy`](spec::AdmissionPolicy): what is kept free for restarts |
 //! | `datastores/NAME` | [`DatastoreRecord`]: named storage for disks |
 //! | `tokens/DIGEST` | [`TokenRecord`]: a token with which a host may join, by the digest of its secret |
 //! | `vms/NAME` | [`VmRecord`]: what a VM is and what its administrator wants of it |
@@ -33,7 +33,6 @@ mod tokens;
 mod vm;
 
 pub use crate::store::BootTime;
-pub use admission::Admission;
 pub use claim::{COPIES_MAX, ClaimRecord};
 pub use cluster::Cluster;
 pub use datastore::{DatastoreKind, DatastoreRecord, DatastoreSpace};

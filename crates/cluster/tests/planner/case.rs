@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::planner::{AfterLoss, WhyNot, admits, after_loss};
 use cluster::records::{
-    Admission, BootTime, ClaimRecord, ClusterState, DatastoreKind, DatastoreRecord, DatastoreSpace, FtSettings,
-    HostRecord, Lease, Power, VmRecord, VmState,
+    BootTime, ClaimRecord, ClusterState, DatastoreKind, DatastoreRecord, DatastoreSpace, FtSettings, HostRecord, Lease,
+    Power, VmRecord, VmState,
 };
 use protocol::{Claim, Generation};
 use serde::Deserialize;
-use spec::{DatastoreName, EngineKind, HostName, Maintenance, Priority, Protection, ReplicaId, VmName};
+use spec::{
+    AdmissionPolicy, DatastoreName, EngineKind, HostName, Maintenance, Priority, Protection, ReplicaId, VmName,
+};
 
 const BOOT: &str = "boot";
 
@@ -80,7 +82,7 @@ struct Question {
     #[serde(default = "here")]
     on: String,
     #[serde(default)]
-    admission: Admission,
+    admission: AdmissionPolicy,
     expect: Vec<String>,
 }
 

@@ -1,11 +1,12 @@
 //! Handlers of requests about datastores, and about what is kept free for restarts.
 
-use api::admission::{AdmissionPolicy, AskWhatIf};
+use api::admission::AskWhatIf;
 use api::datastores::AddDatastore;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
+use spec::AdmissionPolicy;
 
 use super::routes::{Shared, blocking, malformed};
 

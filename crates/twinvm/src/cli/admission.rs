@@ -1,10 +1,9 @@
 //! `twinvm cluster admission` and `what-if`: what is kept for restarts, and what would become of VMs.
 
-use std::collections::BTreeSet;
-
-use anyhow::{Result, bail};
-use api::admission::{AdmissionPolicy, AskWhatIf, WhatIfView};
+use anyhow::Result;
+use api::admission::{AskWhatIf, WhatIfView};
 use clap::{Args, Subcommand};
+use spec::{AdmissionPolicy, HostName};
 use terminal::output::{print_json, print_line, table};
 
 use super::daemon::DaemonArguments;
@@ -20,7 +19,7 @@ Nothing is changed: it is what the planner would do now. VMs that run and are no
 pub struct WhatIfArguments {
     /// Hosts that are lost at once
     #[arg(long, value_name = "HOSTS", value_delimiter = ',', required = true)]
-    lose: Vec<String>,
+    lose: Vec<HostName>,
     #[command(flatten)]
     daemon: DaemonArguments,
 }
@@ -51,7 +50,7 @@ pub enum AdmissionCommand {
     DedicatedHosts {
         /// Their names
         #[arg(value_delimiter = ',', required = true)]
-        hosts: Vec<String>,
+        hosts: Vec<HostName>,
         #[command(flatten)]
         daemon: DaemonArguments,
     },
@@ -81,28 +80,11 @@ pub fn admission(command: &AdmissionCommand) -> Result<()> {
     if daemon.json {
         return print_json(&policy);
     }
-    print_line(&match policy {
-        AdmissionPolicy::Off => "off: nothing is kept for restarts".to_owned(),
-        AdmissionPolicy::HostFailures { hosts } => {
-            format!(
-                "host-failures {hosts}: a VM is started only if all can still be restarted, whichever {hosts} of the hosts are lost"
-            )
-        }
-        AdmissionPolicy::Percent { memory, cpus } => {
-            format!("percent: {memory}% of the memory and {cpus}% of the vCPUs of all hosts are kept for restarts")
-        }
-        AdmissionPolicy::DedicatedHosts { hosts } => {
-            let hosts: Vec<String> = hosts.into_iter().collect();
-            format!("dedicated hosts: {} are kept for restarts", hosts.join(" "))
-        }
-    })
+    print_line(&policy.to_string())
 }
 
 pub fn what_if(arguments: &WhatIfArguments) -> Result<()> {
-    let lose: BTreeSet<String> = arguments.lose.iter().cloned().collect();
-    if lose.contains("") {
-        bail!("--lose names hosts, as in --lose a,b");
-    }
+    let lose = arguments.lose.iter().cloned().collect();
     let view: WhatIfView = arguments.daemon.daemon()?.post("/v1/cluster/what-if", Some(&AskWhatIf { lose }))?;
     if arguments.daemon.json {
         return print_json(&view);
