@@ -8,7 +8,7 @@ use api::messages::StartVm;
 use api::status::Role;
 use cluster::records::Power;
 use machine::bus::lock;
-use spec::{SnapshotName, VmSpec};
+use spec::{EngineKind, SnapshotName, VmSpec};
 use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
@@ -68,27 +68,47 @@ impl Daemon {
         self.note_spec(&vm)?;
         drop(admission);
         let config = ReplicaConfig {
-            vm: vm.name.clone(),
-            host: self.host().to_owned(),
-            spec: spec::to_toml(&local).context("the spec cannot be written")?,
-            role: Role::Primary,
-            engine,
-            store: self.config.store.clone(),
             store_keys: self.config.store_keys.clone(),
-            identity: None,
             run_lease,
-            folder: folder.path().to_owned(),
             snapshot,
             user,
             network_ends,
-            listen: None,
-            suspicion_ms: vm.record.ft.suspicion_ms,
-            suspicion_ms_min: vm.record.ft.suspicion_ms_min,
-            epoch_ms_max: vm.record.ft.epoch_ms_max,
-            mode: vm.record.ft.mode,
-            lag_ms_max: vm.record.ft.lag_ms_max,
+            ..self.replica_config(&vm, &local, Role::Primary, engine)?
         };
         self.start_primary(&config)
+    }
+
+    /// What each process is told that has the disks of a VM here: who it is and how the VM is replicated. It goes on from no snapshot, under no run lease, as the
+    /// daemon's user, and reaches neither network ends, other hosts, nor a store that asks for keys.
+    pub(super) fn replica_config(
+        &self,
+        vm: &KnownVm,
+        local: &VmSpec,
+        role: Role,
+        engine: EngineKind,
+    ) -> Result<ReplicaConfig, HostError> {
+        let ft = &vm.record.ft;
+        Ok(ReplicaConfig {
+            vm: vm.name.clone(),
+            host: self.host().to_owned(),
+            spec: spec::to_toml(local).context("the spec cannot be written")?,
+            role,
+            engine,
+            store: self.config.store.clone(),
+            store_keys: None,
+            identity: None,
+            folder: self.folder.vm(&vm.name),
+            user: None,
+            run_lease: None,
+            snapshot: None,
+            network_ends: Vec::new(),
+            listen: None,
+            suspicion_ms: ft.suspicion_ms,
+            suspicion_ms_min: ft.suspicion_ms_min,
+            epoch_ms_max: ft.epoch_ms_max,
+            mode: ft.mode,
+            lag_ms_max: ft.lag_ms_max,
+        })
     }
 
     /// The spec with the files that are here. Refuses disks whose bases have changed; a snapshot brings its own disks, and has its bases checked.

@@ -154,29 +154,9 @@ impl Daemon {
 
     /// What the process is told that does it.
     pub(super) fn disk_job(&self, vm: &KnownVm, local: &VmSpec, work: DiskWork) -> Result<DiskJob, HostError> {
-        let folder = self.folder.vm(&vm.name);
-        let replica = ReplicaConfig {
-            run_lease: None,
-            vm: vm.name.clone(),
-            host: self.host().to_owned(),
-            spec: spec::to_toml(local).context("the spec cannot be written")?,
-            role: Role::Primary,
-            // None runs.
-            engine: EngineKind::Soft,
-            store: self.config.store.clone(),
-            store_keys: None,
-            identity: None,
-            user: self.vm_users.assign(&folder)?,
-            folder,
-            snapshot: None,
-            network_ends: Vec::new(),
-            listen: None,
-            suspicion_ms: vm.record.ft.suspicion_ms,
-            suspicion_ms_min: vm.record.ft.suspicion_ms_min,
-            epoch_ms_max: vm.record.ft.epoch_ms_max,
-            mode: vm.record.ft.mode,
-            lag_ms_max: vm.record.ft.lag_ms_max,
-        };
+        // No engine runs.
+        let common = self.replica_config(vm, local, Role::Primary, EngineKind::Soft)?;
+        let replica = ReplicaConfig { user: self.vm_users.assign(&common.folder)?, ..common };
         Ok(DiskJob { work, replica })
     }
 
