@@ -44,6 +44,10 @@ impl Daemon {
         let (primary, generation) = (ReplicaId::new(&prepare.primary), Generation::new(prepare.generation));
         let host = self.registry.host_name();
         may_prepare(&vm.claim, host, &primary, generation).map_err(|why| self.not_prepared(name, why))?;
+        // By the record it was placed here. A primary's host that asks for another VM could reach files that are not the VM's.
+        if prepare.spec != vm.record.spec {
+            return Err(HostError::conflict(format!("the spec of VM {name} is another one than its record holds")));
+        }
         if prepare.engine == EngineKind::Kvm && File::options().read(true).write(true).open("/dev/kvm").is_err() {
             return Err(HostError::conflict("the VM runs on the kvm engine, and /dev/kvm cannot be used here"));
         }
@@ -60,29 +64,17 @@ impl Daemon {
             Ok(self.wait_for(self.client().download(&primary, &path, bytes_max, FETCH_TIMEOUT))?.to_vec())
         };
         folder.prepare(&spec, &prepare.contents, &self.images, &self.vm_files, fetch)?;
+        let local = folder.local_spec(&spec, &self.vm_files)?;
         let network_ends = self.end_sockets(&spec);
         let user = self.vm_users.assign(folder.path())?;
         self.ends.ensure(&self.exe, &spec, &network_ends, user).context("network end")?;
         let config = ReplicaConfig {
-            run_lease: None,
-            snapshot: None,
             user,
-            vm: name.to_owned(),
-            host: self.host().to_owned(),
-            spec: spec::to_toml(&folder.local_spec(&spec, &self.vm_files)?).context("the spec cannot be written")?,
-            role: Role::Secondary,
-            engine: prepare.engine,
-            store: self.config.store.clone(),
             store_keys: self.config.store_keys.clone(),
             identity: Some(folder.write_session(&prepare.session)?),
-            folder: folder.path().to_owned(),
             network_ends,
             listen: Some(self.secondary_listen()),
-            suspicion_ms: vm.record.ft.suspicion_ms,
-            suspicion_ms_min: vm.record.ft.suspicion_ms_min,
-            epoch_ms_max: vm.record.ft.epoch_ms_max,
-            mode: vm.record.ft.mode,
-            lag_ms_max: vm.record.ft.lag_ms_max,
+            ..self.replica_config(&vm, &local, Role::Secondary, prepare.engine)?
         };
         // Primaries plan at the same time, on other hosts: what runs here is known here only.
         let admission = self.admission();

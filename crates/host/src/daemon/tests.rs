@@ -5,7 +5,9 @@ use std::fs;
 use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
-use api::messages::{CloneVm, CreateVm, FtAction, RemoveVm, RenameVm, SetVm};
+use api::messages::{
+    CloneVm, CreateVm, DropSecondary, FtAction, PrepareSecondary, RemoveVm, RenameVm, SessionKeys, SetVm, VmContents,
+};
 use cluster::arbiter::StoreArbiter;
 use cluster::controller::{Action, Outcome};
 use cluster::store::{
@@ -13,13 +15,14 @@ use cluster::store::{
 };
 use protocol::{Arbiter, Claim, Generation, Verdict};
 use replication::channel::Peer;
-use spec::ReplicaId;
+use spec::{EngineKind, ReplicaId};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::*;
 use crate::error::Kind;
 use crate::init::{InitOptions, Keys, init};
+use crate::replica::control::UnprotectReason;
 use crate::runtime::VMS_INTERVAL;
 
 const VM: &str = "shop";
@@ -272,6 +275,90 @@ fn protection_that_is_turned_off_leaves_the_claim_to_the_controller() {
     assert_eq!(settle(), Ok(Outcome::Done));
     assert_eq!(place.claim().secondary, None);
     assert_eq!(settle(), Ok(Outcome::NotWanted), "it is decided");
+}
+
+/// A primary says that its secondary is let go, and the claim may say otherwise for a while: until it is decided, that one's disks may be the newest.
+#[test]
+fn a_secondary_that_is_let_go_is_ended_when_the_claim_is_decided() {
+    let place = Place::new();
+    place.is_undecided();
+    let let_go = || {
+        let daemon = place.daemon.clone();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(daemon.let_go(VM, None, UnprotectReason::Off)));
+        told
+    };
+    let told = let_go();
+    assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "it is not decided");
+    place.swap("a", None);
+    told.recv().unwrap().unwrap();
+    place.is_undecided();
+    let told = let_go();
+    assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "it is not decided");
+    place.swap("b", None);
+    let error = told.recv().unwrap().unwrap_err().to_string();
+    assert!(error.contains("was taken over by host b meanwhile"), "{error}");
+}
+
+/// A host prepares a secondary for the primary's host alone, for the VM that the store describes, and never in place of what may be its newest disks.
+#[test]
+fn a_secondary_is_prepared_as_the_store_says_or_not_at_all() {
+    let place = Place::new();
+    let prepare = |generation: Generation| PrepareSecondary {
+        primary: "b".to_owned(),
+        generation: generation.number(),
+        spec: place.daemon.known(VM).unwrap().record.spec,
+        engine: EngineKind::Soft,
+        contents: VmContents { created_unix_ms: 1, disk_bytes: vec![1 << 20] },
+        session: SessionKeys { authority: String::new(), certificate: String::new(), key: String::new() },
+    };
+    let ask = |client: Peer, prepare: &PrepareSecondary| {
+        let error = place.daemon.prepare_secondary(VM, &client, prepare).unwrap_err();
+        (error.kind, error.to_string())
+    };
+    let b = || Peer::Host("b".to_owned());
+    let files = place.files();
+    let (kind, _) = ask(Peer::Host("c".to_owned()), &prepare(place.claim().generation));
+    assert_eq!(kind, Kind::Forbidden);
+    let (kind, text) = ask(b(), &prepare(place.claim().generation));
+    assert!(kind == Kind::Conflict && text.contains("host a is the primary"), "{text}");
+    let claim = place.swap("b", Some("a"));
+    let (kind, text) = ask(b(), &prepare(claim.generation));
+    assert!(kind == Kind::Conflict && text.contains("not decided yet"), "{text}");
+    let claim = place.swap("b", None);
+    let (kind, text) = ask(b(), &prepare(claim.generation.next()));
+    assert!(kind == Kind::Conflict && text.contains("have changed meanwhile"), "{text}");
+    let other = prepare(claim.generation);
+    let other = PrepareSecondary { spec: other.spec.replace("64M", "65M"), ..other };
+    let (kind, text) = ask(b(), &other);
+    assert!(kind == Kind::Conflict && text.contains("another one than its record holds"), "{text}");
+    // All else is well: it goes on to where the primary's host would be asked for its files.
+    let (_, text) = ask(b(), &prepare(claim.generation));
+    assert!(text.contains("host b is not alive"), "{text}");
+    assert_eq!(place.files(), files);
+}
+
+/// A host ends its secondary for the primary's host alone, and not while the claim names it.
+#[test]
+fn a_secondary_is_dropped_when_the_claim_names_it_no_more() {
+    let place = Place::new();
+    let drop_for = |host: &str| {
+        let how = DropSecondary { remove_disks: true, ..DropSecondary::default() };
+        place.daemon.drop_secondary(VM, &Peer::Host(host.to_owned()), how)
+    };
+    let refused = |host: &str| {
+        let error = drop_for(host).unwrap_err();
+        (error.kind, error.to_string())
+    };
+    let files = place.files();
+    assert!(refused("b").1.contains("host a is the primary"));
+    place.swap("b", Some("a"));
+    assert!(refused("b").1.contains("host a is the secondary"));
+    place.swap("b", None);
+    assert_eq!(refused("c").0, Kind::Forbidden);
+    assert_eq!(place.files(), files);
+    drop_for("b").unwrap();
+    assert_ne!(place.files(), files);
 }
 
 /// Each primary read the whole store twice a second.
