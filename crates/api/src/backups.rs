@@ -52,7 +52,7 @@ pub struct PointView {
     pub taken_unix_ms: Option<u64>,
     /// When it was finished.
     pub finished_unix_ms: Option<u64>,
-    /// What it holds.
+    /// The disks and files that the recovery point holds.
     pub volumes: Vec<VolumeView>,
     /// Bytes that are not zero.
     pub data_bytes: u64,

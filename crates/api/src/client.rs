@@ -59,7 +59,7 @@ pub enum CallError {
         host: String,
         /// Where it should be.
         address: SocketAddr,
-        /// What happened.
+        /// Why the host was not reached.
         reason: String,
     },
     /// The daemon says no.
@@ -67,7 +67,7 @@ pub enum CallError {
     Refused {
         /// The status.
         status: StatusCode,
-        /// Why.
+        /// Why the request was refused, and what to do.
         problem: Problem,
     },
     /// Something on this side.

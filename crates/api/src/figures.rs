@@ -13,9 +13,9 @@ pub struct Figures {
     pub epoch: u64,
     /// Epochs per second.
     pub epochs_per_s: f64,
-    /// Length of an epoch, mean.
+    /// Length of an epoch in ms, median.
     pub epoch_ms: f64,
-    /// Pages changed in an epoch, mean.
+    /// Pages changed in an epoch, median.
     pub dirty_pages: u64,
     /// How long a checkpoint pauses the guest, in us.
     pub pause_us: PauseFigures,
@@ -57,6 +57,48 @@ pub struct Figures {
     pub throttled_ms: f64,
     /// The log and the lag of the secondary, while that executes; nothing while it follows by checkpoints.
     pub lockstep: Option<LockstepFigures>,
+    /// A primary: what each disk did, in the order of the spec.
+    pub disks: Vec<DiskFigures>,
+    /// A primary: what each network card did, in the order of the spec.
+    pub cards: Vec<CardFigures>,
+}
+
+/// What a disk did since the process started, or took over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskFigures {
+    /// Read requests done.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Write requests done.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Flush requests done.
+    pub flushes: u64,
+    /// Requests done that discard, or write zeros.
+    pub discards: u64,
+    /// Requests that failed: the guest asked for what the disk cannot do, or the host's disk failed.
+    pub errors: u64,
+}
+
+/// What a network card did since the process started, or took over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CardFigures {
+    /// Frames that the guest received.
+    pub received_frames: u64,
+    /// Bytes of those.
+    pub received_bytes: u64,
+    /// Frames for the guest that were dropped: too many waited, no driver was ready, or they did not fit.
+    pub received_dropped: u64,
+    /// Frames that the guest sent.
+    pub sent_frames: u64,
+    /// Bytes of those.
+    pub sent_bytes: u64,
+    /// Frames of the guest's that were dropped: too many waited, the network end refused them, or they were malformed.
+    pub sent_dropped: u64,
 }
 
 impl Figures {

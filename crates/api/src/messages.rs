@@ -81,14 +81,14 @@ pub struct VmView {
     pub engine: Option<EngineKind>,
     /// Goes up whenever the set of replicas that may run changes.
     pub generation: u64,
-    /// What is wanted.
+    /// What the administrator wants of the VM's protection.
     pub ft: FtWanted,
     /// Lockstep: how far the secondary may be behind before the guest waits for it, in ms.
     pub lag_ms_max: u32,
     /// The silence after which one replica takes the other for lost; nothing if a host of another version says nothing of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspicion_ms: Option<SuspicionMs>,
-    /// What is.
+    /// How far the VM is protected now.
     pub protection: Protection,
     /// Whether it is restarted when its host is lost, if that is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,7 +150,7 @@ pub struct OperationView {
 pub struct DiskView {
     /// The file; nothing if the host that has it does not answer.
     pub path: Option<PathBuf>,
-    /// Its format.
+    /// The disk's format.
     pub format: Option<DiskFormat>,
     /// The disk's size, in bytes.
     pub size_bytes: Option<u64>,
@@ -165,7 +165,7 @@ pub struct DiskView {
 /// A network card of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CardView {
-    /// Its address.
+    /// The card's address.
     pub mac: MacAddr,
     /// The bridge that it is a port of; nothing if its network is a user-mode one.
     pub bridge: Option<String>,
@@ -361,7 +361,7 @@ pub struct RemovedVm {
 pub struct KeptDisk {
     /// The host that it is on.
     pub host: String,
-    /// Its file there.
+    /// The disk's file on that host.
     pub path: PathBuf,
 }
 
@@ -449,7 +449,7 @@ pub struct SessionKeys {
     pub authority: String,
     /// The replica's certificate, in the name of its host.
     pub certificate: String,
-    /// Its key.
+    /// The replica's private key.
     pub key: String,
 }
 

@@ -32,7 +32,7 @@ impl fmt::Display for Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProtectionState {
-    /// It does.
+    /// The secondary holds all that was let out: it can take over.
     Protected,
     /// Not yet: the first sync is under way.
     Starting,

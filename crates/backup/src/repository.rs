@@ -47,7 +47,7 @@ struct Head {
 pub struct Damage {
     /// The file, if it is known which one.
     pub file: Option<PathBuf>,
-    /// What is wrong.
+    /// What is wrong with the file, or with the repository.
     pub why: String,
 }
 

@@ -1,6 +1,8 @@
 //! What Prometheus reads, in OpenMetrics text over plain HTTP: every figure of the replicas that run on this host, and the state
 //! of the VMs that are at home here.
 
+mod devices;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -88,13 +90,13 @@ const GAUGES: [GaugeOf; 19] = [
     },
     GaugeOf {
         name: "epoch_length",
-        help: "Mean length of an epoch, of the last few seconds",
+        help: "Median length of an epoch, of the newest ones",
         unit: Some(Unit::Seconds),
         value: |f| f.epoch_ms / 1e3,
     },
     GaugeOf {
         name: "epoch_dirty_pages",
-        help: "Mean number of pages changed in an epoch, of the last few seconds",
+        help: "Median number of pages changed in an epoch, of the newest ones",
         unit: None,
         value: |f| f.dirty_pages as f64,
     },
@@ -250,6 +252,7 @@ fn text(seen: &Seen) -> Result<String, std::fmt::Error> {
     families.of_host(seen.is_store_reachable);
     families.of_vms(&seen.vms);
     families.of_faults();
+    families.of_devices();
     for GaugeOf { name, help, unit, value } in GAUGES {
         families.gauge(name, help, unit, |status| vec![(None, value(&status.figures))]);
     }
@@ -440,7 +443,7 @@ mod tests {
     use spec::EngineKind;
 
     use super::*;
-    use api::figures::PauseFigures;
+    use api::figures::{CardFigures, DiskFigures, PauseFigures};
     use api::messages::FtWanted;
     use api::status::{Fault, Protection, Role};
 
@@ -463,7 +466,14 @@ mod tests {
             sync: None,
             listen: None,
             faults: vec![Fault { part: "network card 0".to_owned(), detail: String::new(), since_unix_ms: 2500 }],
-            figures: Figures { sent_bytes: 7, triple_faults: 2, lockstep: Some(log), ..figures },
+            figures: Figures {
+                sent_bytes: 7,
+                triple_faults: 2,
+                lockstep: Some(log),
+                disks: vec![DiskFigures::default(), DiskFigures { written_bytes: 512, ..DiskFigures::default() }],
+                cards: vec![CardFigures { received_frames: 5, ..CardFigures::default() }],
+                ..figures
+            },
         };
         let vm = VmView {
             name: "redis".to_owned(),
@@ -507,6 +517,8 @@ mod tests {
             r#"twinvm_lockstep_digests_total{host="a",role="primary",vm="redis"} 9"#,
             r#"twinvm_triple_faults_total{host="a",role="primary",vm="redis"} 2"#,
             r#"twinvm_replica_fault_since_seconds{host="a",role="primary",vm="redis",part="network card 0"} 2.5"#,
+            r#"twinvm_disk_written_bytes_total{host="a",role="primary",vm="redis",disk="1"} 512"#,
+            r#"twinvm_card_received_frames_total{host="a",role="primary",vm="redis",card="0"} 5"#,
             r#"twinvm_store_reachable{host="a"} 1"#,
             r#"twinvm_sent_bytes_total{host="a",role="primary",vm="redis"} 7"#,
             r#"twinvm_pages_total{host="a",role="primary",vm="redis",encoding="delta"} 0"#,

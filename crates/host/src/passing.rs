@@ -24,7 +24,7 @@ pub enum Connected {
     Yes,
     /// It is not.
     No {
-        /// Why.
+        /// Why it was not made.
         message: String,
     },
 }

@@ -79,7 +79,7 @@ impl KnownVm {
 pub struct UnreadableVm {
     /// Its name.
     pub name: VmName,
-    /// Why not.
+    /// Why the VM's record cannot be read.
     pub why: String,
     /// Which replicas may run it, if at least that can be read.
     claim: Option<Claim>,

@@ -78,7 +78,7 @@ pub enum FailedContent {
 pub struct InputEvent {
     /// Instructions retired since power-on, by all vCPUs.
     pub instructions: u64,
-    /// What entered.
+    /// What entered the VM.
     pub input: Input,
 }
 

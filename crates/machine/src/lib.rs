@@ -5,6 +5,7 @@ pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod control;
+pub mod device_meter;
 pub mod devices;
 pub mod digest;
 pub mod engine;

@@ -98,7 +98,7 @@ pub enum PlatformError {
     Restore {
         /// The device.
         what: String,
-        /// Why.
+        /// Why the device cannot be restored.
         message: String,
     },
     /// The host refused.
@@ -208,14 +208,14 @@ impl Platform {
         Ok(())
     }
 
-    /// What each disk did in this process.
-    pub fn disk_metrics(&self) -> Vec<BlockMetrics> {
-        self.disks.iter().map(|disk| lock(disk).device().metrics()).collect()
+    /// What each disk did in this process; none of one that is busy.
+    pub fn disk_metrics(&self) -> Vec<Option<BlockMetrics>> {
+        self.disks.iter().map(|disk| Some(disk.try_lock().ok()?.device().metrics())).collect()
     }
 
-    /// What each card did in this process.
-    pub fn card_metrics(&self) -> Vec<NetMetrics> {
-        self.cards.iter().map(|card| lock(&card.device).device().metrics()).collect()
+    /// What each card did in this process; none of one that is busy.
+    pub fn card_metrics(&self) -> Vec<Option<NetMetrics>> {
+        self.cards.iter().map(|card| Some(card.device.try_lock().ok()?.device().metrics())).collect()
     }
 
     /// The guest reads device memory.

@@ -15,6 +15,7 @@ use crate::boot::BootError;
 use crate::boot::linux::LinuxBoot;
 use crate::clock::ClockReading;
 use crate::control::Control;
+use crate::device_meter::DeviceMeter;
 use crate::devices::ioapic::IoApicState;
 use crate::digest::{Digest, StateHasher};
 use crate::engine::kvm::KvmEngine;
@@ -378,6 +379,11 @@ impl Vm {
     /// The log of what vCPUs write, where the engine keeps one outside of guest RAM.
     pub fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
         self.engine.dirty_log()
+    }
+
+    /// What reads what its devices do while it runs.
+    pub fn device_meter(&self) -> DeviceMeter {
+        DeviceMeter::new(self.platform.clone())
     }
 
     /// A digest of everything the paused VM is: state and memory. Equal digests mean equal VMs. Frames that wait for room in the

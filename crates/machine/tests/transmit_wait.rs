@@ -111,11 +111,11 @@ fn a_frame_that_found_no_room_goes_when_there_is_some_though_nothing_comes_in() 
 
     assert!(platform.wait_for_work(&control, Some(Duration::ZERO)).unwrap().queues);
     assert!(!platform.serve_queues());
-    assert_eq!(platform.card_metrics()[0].tx_waited, 1);
+    assert_eq!(platform.card_metrics()[0].unwrap().tx_waited, 1);
     assert!(!platform.wait_for_work(&control, Some(Duration::ZERO)).unwrap().inputs);
 
     drain(&mut there);
     assert!(platform.wait_for_work(&control, Some(HUNG)).unwrap().inputs, "nobody waits for room");
     platform.collect_inputs(&control, &mut Vec::new());
-    assert_eq!((platform.card_metrics()[0].tx_frames, drain(&mut there)), (1, 1));
+    assert_eq!((platform.card_metrics()[0].unwrap().tx_frames, drain(&mut there)), (1, 1));
 }

@@ -60,7 +60,7 @@ pub enum EndError {
     Socket {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// Why the socket cannot be made.
         source: io::Error,
     },
     /// The network was taken away, such as a TAP device that was deleted.
@@ -69,9 +69,9 @@ pub enum EndError {
     /// The operating system refused something that it never should.
     #[error("{action}: {source}")]
     System {
-        /// What was tried.
+        /// The call that failed.
         action: &'static str,
-        /// How it failed.
+        /// How the call failed.
         source: io::Error,
     },
 }

@@ -37,7 +37,7 @@ pub enum LinkError {
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// Why the socket cannot be reached.
         source: io::Error,
     },
     /// The end does not take this connection.

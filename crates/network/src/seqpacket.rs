@@ -22,7 +22,7 @@ pub(crate) struct SeqSocket(OwnedFd);
 pub(crate) enum Incoming {
     /// A message of this many bytes, or its beginning if `truncated`.
     Message { len: usize, truncated: bool },
-    /// Nothing now.
+    /// No message waits.
     Empty,
     /// The peer has closed.
     Closed,

@@ -48,7 +48,7 @@ pub enum UplinkError {
     Forward {
         /// The forwarded port.
         forward: PortForward,
-        /// Why not.
+        /// Why the port cannot be forwarded.
         source: io::Error,
     },
     /// libslirp refused its configuration.
@@ -57,7 +57,7 @@ pub enum UplinkError {
     /// Not enough privilege.
     #[error("network mode `bridge` needs root or CAP_NET_ADMIN: {action}: {source}")]
     Privilege {
-        /// What was refused.
+        /// The step that was refused.
         action: String,
         /// How the kernel refused it.
         source: io::Error,
@@ -74,9 +74,9 @@ pub enum UplinkError {
     /// Another step of setting up the TAP device failed.
     #[error("{action}: {source}")]
     Tap {
-        /// What was tried.
+        /// The step that failed.
         action: String,
-        /// Why it failed.
+        /// Why the step failed.
         source: io::Error,
     },
 }

@@ -63,7 +63,7 @@ pub enum Command {
     Resume,
     /// The guest never runs here again, and output that waits is dropped.
     Stop {
-        /// Why.
+        /// Why the guest stops for good.
         reason: StopReason,
     },
 }

@@ -12,7 +12,7 @@ pub enum DiskCopy {
     },
     /// It is what the VM's disks were at some time of this generation, or what a power failure leaves of that.
     Consistent {
-        /// Which generation.
+        /// The generation in which the disks were so.
         generation: Generation,
     },
 }

@@ -68,7 +68,7 @@ pub enum Decision {
 /// An epoch that the secondary has just been found to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// Which one.
+    /// The epoch that the secondary holds.
     pub epoch: Epoch,
     /// When it ended: the guest was paused for the checkpoint, or the segment of the log was closed.
     pub ended_at: MonotonicTime,

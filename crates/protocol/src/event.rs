@@ -25,7 +25,7 @@ pub enum Event {
     },
     /// Primary: the secondary shall not be one any more.
     DropSecondary {
-        /// Why.
+        /// Why the secondary is dropped.
         reason: DropReason,
     },
     /// Primary: the guest is paused for a planned takeover, and what ends `last` is about to be captured or closed. It stays paused until

@@ -17,11 +17,11 @@ pub struct Farewell {
 /// What the primary does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FarewellStep {
-    /// It waits.
+    /// The primary waits for the secondary.
     Wait,
     /// It tells the secondary that there is nothing to take over, which closes the connection when it has heard.
     Tell,
-    /// It ends.
+    /// The primary ends.
     Leave,
 }
 

@@ -94,7 +94,7 @@ impl fmt::Display for Pace {
 pub struct Slowed {
     /// How much of its time is taken from it, in percent.
     pub percent: u32,
-    /// Why.
+    /// How fast the guest changes memory, and how fast the secondary takes it in: what the guest is slowed for.
     pub pace: Pace,
 }
 

@@ -24,7 +24,7 @@ impl Epoch {
         Self(number)
     }
 
-    /// Its number.
+    /// The number, as it is sent and stored.
     pub const fn number(self) -> u64 {
         self.0
     }
@@ -49,7 +49,7 @@ impl Generation {
         Self(number)
     }
 
-    /// Its number.
+    /// The number, as it is sent and stored.
     pub const fn number(self) -> u64 {
         self.0
     }

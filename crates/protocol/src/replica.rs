@@ -59,7 +59,7 @@ impl Replica {
         }
     }
 
-    /// How it is.
+    /// The replica's role, generation and protection, with the reason.
     pub fn status(&self) -> Status {
         match &self.0 {
             State::Primary(primary) => primary.status(),

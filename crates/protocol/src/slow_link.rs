@@ -19,7 +19,7 @@ const GAP_MAX: Duration = Duration::from_secs(2);
 /// That a link carries less than [`LINK_BITS_PER_S_MIN`] while there is more to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlowLink {
-    /// What it carries.
+    /// What the link carries, in bits per second.
     pub bits_per_s: u64,
 }
 
@@ -41,7 +41,7 @@ pub struct LinkWatch {
 #[derive(Clone, Copy, Debug)]
 struct Window {
     since: MonotonicTime,
-    /// When it began.
+    /// When the window began.
     bytes: u64,
     looked_at: MonotonicTime,
 }

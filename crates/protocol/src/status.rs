@@ -49,7 +49,7 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protection {
-    /// It does.
+    /// The secondary holds all that was let out: it can take over.
     Protected,
     /// Not yet: a secondary is joining.
     Starting,

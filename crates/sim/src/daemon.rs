@@ -110,7 +110,7 @@ pub(crate) struct Task {
 /// What is known of the operation that was asked for last, for judging what becomes of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    /// Its number.
+    /// The number of the operation.
     pub id: u64,
     /// Which run of which host's daemon was asked.
     pub of: (usize, u32),

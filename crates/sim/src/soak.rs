@@ -19,7 +19,7 @@ const BATCH: u64 = 64;
 pub struct Soak {
     /// The first.
     pub first_seed: u64,
-    /// How many.
+    /// How many schedules are run.
     pub schedules: u64,
     /// A mistake that is made on purpose in all of them.
     pub mutation: Option<Mutation>,

@@ -20,7 +20,7 @@ pub enum HugePages {
 /// What a host makes a VM's RAM of. It changes nothing that a guest can see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryBacking {
-    /// Which pages.
+    /// Which pages of the host's back the memory.
     pub huge_pages: HugePages,
     /// The NUMA node whose memory is used, and no other's; any if not given.
     pub numa_node: Option<u32>,

@@ -93,7 +93,7 @@ pub enum NetworkError {
     /// An address that the network does not hold, or that it needs for itself.
     #[error("{what} {addr} is not an address of a machine in {subnet}")]
     OutsideSubnet {
-        /// Whose address.
+        /// What the address is of, in words.
         what: &'static str,
         /// The address.
         addr: Ipv4Addr,

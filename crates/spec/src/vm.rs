@@ -147,7 +147,7 @@ pub enum SpecError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why the file could not be read.
         source: std::io::Error,
     },
     /// Not the TOML of a spec; the message names line and key.

@@ -123,6 +123,7 @@ const HOUSE: &[Crate] = &[
             &["acpi", "generation"],
             &["control"],
             &["platform"],
+            &["device_meter"],
             &["engine"],
             &["vm"],
             &["probe"],

@@ -21,6 +21,20 @@ const FUNCTION_LINES_MAX: usize = 70;
 const ARM_LINES_MAX: usize = 12;
 /// What is shown in documentation between fences.
 const SHOWN: [&str; 4] = ["json", "sh", "text", "toml"];
+/// Documentation that says nothing to whoever reads it alone.
+const EMPTY_WORDS: [&str; 11] = [
+    "Why.",
+    "Why not.",
+    "How.",
+    "How it is.",
+    "It.",
+    "Which.",
+    "Which one.",
+    "What is wrong.",
+    "What was tried.",
+    "What it holds.",
+    "What is.",
+];
 /// Macros that stand for work not done.
 const UNFINISHED: [&str; 3] = ["dbg", "todo", "unimplemented"];
 
@@ -111,6 +125,7 @@ fn faults(source: &str) -> Vec<String> {
         tidy.faults.push(format!("{lines} lines"));
     }
     tidy.faults.extend(code_in_documentation(source));
+    tidy.faults.extend(empty_documentation(source));
     tidy.faults
 }
 
@@ -124,6 +139,13 @@ fn code_in_documentation(source: &str) -> Vec<String> {
     // Every second one ends what the one before began.
     let begun = fences.iter().step_by(2).filter(|(_, language)| !SHOWN.contains(language));
     begun.map(|(number, _)| format!("line {number}: code in documentation")).collect()
+}
+
+/// Documentation of fields and functions that does not say what they hold or do.
+fn empty_documentation(source: &str) -> Vec<String> {
+    let is_empty = |line: &str| line.trim().strip_prefix("/// ").is_some_and(|text| EMPTY_WORDS.contains(&text));
+    let lines = source.lines().zip(1..).filter(|(line, _)| is_empty(line));
+    lines.map(|(line, number)| format!("line {number}: {} says nothing", line.trim())).collect()
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -204,6 +226,12 @@ fn code_in_documentation_is_found() {
     assert!(faults("/// ```text\n/// f();\n/// ```\nfn f() {}").is_empty());
     let twice = "/// ```text\n/// ```\n/// ```rust\n/// ```\nfn f() {}";
     assert_eq!(faults(twice), ["line 3: code in documentation"]);
+}
+
+#[test]
+fn documentation_that_says_nothing_is_found() {
+    assert_eq!(faults("struct S {\n    /// Why.\n    field: u8,\n}"), ["line 2: /// Why. says nothing"]);
+    assert!(faults("struct S {\n    /// Why it failed.\n    field: u8,\n}").is_empty());
 }
 
 /// What is wrong with a table of tests in the section of a document that begins with this heading: its rows are numbered, and in the last column have

@@ -27,7 +27,7 @@ pub struct Planned {
     pub vm: VmName,
     /// What to do. Its [`Outcome`] is to be told to the controller, which plans no other of its kind for the VM meanwhile.
     pub action: Action,
-    /// Why.
+    /// Why the action is taken, for logs and events.
     pub why: Why,
 }
 

@@ -48,7 +48,7 @@ pub enum Waiting {
     Target {
         /// That host.
         to: HostName,
-        /// Why.
+        /// Why that host cannot be the target.
         why: WhyNot,
     },
     /// The last attempt could not be made just now.

@@ -14,9 +14,9 @@ pub enum NotAdmitted {
     /// Some VM could not be restarted any more.
     #[error("if {} were lost, VM {vm} could not be restarted: {}", names(.lost), refusals(.why))]
     NotCovered {
-        /// Which hosts.
+        /// The hosts that would be lost.
         lost: Vec<HostName>,
-        /// Which VM.
+        /// The VM that no host could restart then.
         vm: VmName,
         /// Why not, for each host that would be left.
         why: Vec<(HostName, WhyNot)>,

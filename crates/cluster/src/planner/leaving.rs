@@ -32,7 +32,7 @@ pub enum Leaving {
     },
     /// It stays.
     Stays {
-        /// Why.
+        /// Why no other host takes the VM.
         why: String,
     },
 }

@@ -61,7 +61,7 @@ pub enum ClusterError {
     /// A record that this version does not understand.
     #[error("record {key} in the cluster store cannot be read ({message}); it may be that of a newer twinvm")]
     Unreadable {
-        /// Its key.
+        /// The record's key.
         key: String,
         /// What is wrong with it.
         message: String,

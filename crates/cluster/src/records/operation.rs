@@ -87,7 +87,7 @@ pub enum OperationResult {
     Done,
     /// It was not done.
     Failed {
-        /// Why.
+        /// Why the operation was not done.
         why: String,
     },
 }

@@ -72,7 +72,7 @@ pub struct VmState {
 /// A record that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Its key.
+    /// The record's key.
     pub key: String,
     /// What is wrong with it.
     pub message: String,

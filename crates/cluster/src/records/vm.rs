@@ -123,7 +123,7 @@ impl VmRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Power {
-    /// It is.
+    /// The VM is to run.
     On,
     /// It is not.
     Off,
@@ -146,7 +146,7 @@ pub struct FtSettings {
     pub enabled: bool,
     /// Whether it is to go without for the time being.
     pub suspended: bool,
-    /// How.
+    /// How the VM is replicated while it is protected.
     #[serde(default)]
     pub mode: FtMode,
     /// Silence of the peer after which a replica takes it for lost at the latest, in ms: 20 to 10,000.

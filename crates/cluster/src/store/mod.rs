@@ -115,7 +115,7 @@ pub struct Compare<'a> {
 pub enum Op<'a> {
     /// Writes an entry.
     Put {
-        /// Its key.
+        /// The entry's key.
         key: &'a str,
         /// Its value.
         value: &'a [u8],
@@ -124,7 +124,7 @@ pub enum Op<'a> {
     },
     /// Deletes an entry, if there is one.
     Delete {
-        /// Its key.
+        /// The entry's key.
         key: &'a str,
     },
 }

@@ -66,7 +66,7 @@ pub enum Event<'a> {
     RecordingFailed {
         /// The log's file.
         path: &'a Path,
-        /// Why.
+        /// Why the recording failed.
         reason: String,
     },
     /// The record is complete.
@@ -80,7 +80,7 @@ pub enum Event<'a> {
     },
     /// The VM has ended.
     Stopped {
-        /// Why.
+        /// Why the VM has ended.
         reason: &'a str,
         /// Instructions retired, where the engine counts them.
         instructions: Option<u64>,

@@ -58,7 +58,7 @@ pub enum Answer {
     },
     /// It could not be done.
     Failed {
-        /// Why.
+        /// Why the request was not carried out.
         message: String,
     },
 }

@@ -46,12 +46,12 @@ pub enum Request {
     },
     /// A primary: replicate the VM this way from now on. Answered when that has begun.
     SetMode {
-        /// How.
+        /// How the VM is replicated.
         mode: FtMode,
     },
     /// A primary: let the secondary go.
     Unprotect {
-        /// Why.
+        /// Why the secondary is let go.
         reason: UnprotectReason,
     },
     /// A primary: hand the VM over to the secondary. Answered when the hand-over has begun.
@@ -98,7 +98,7 @@ pub enum Answer {
     Done(Box<Statement>),
     /// It could not be done.
     Failed {
-        /// Why.
+        /// Why the request was not carried out.
         message: String,
     },
 }

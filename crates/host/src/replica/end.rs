@@ -31,7 +31,7 @@ pub enum ReplicaEnd {
     },
     /// It could not go on.
     Failed {
-        /// Why.
+        /// Why the replica could not go on.
         message: String,
     },
 }

@@ -19,6 +19,7 @@ use api::figures::{LastTripleFault, Takeover};
 use api::messages::SessionKeys;
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
+use machine::device_meter::DeviceMeter;
 use machine::devices::virtio::net::NetConfig;
 use machine::devices::virtio::rng::OsEntropy;
 use machine::engine::soft::InputMode;
@@ -59,7 +60,8 @@ enum Acting {
     Starting,
     /// The guest asked for a reset, and is being started again.
     Restarting,
-    Primary(Primary),
+    /// With what reads what its devices do.
+    Primary(Primary, DeviceMeter),
     Secondary(SecondaryHandle),
 }
 
@@ -342,7 +344,7 @@ impl Process {
         self.console.log(&self.config);
         {
             let mut shared = self.shared();
-            shared.acting = Acting::Primary(primary.clone());
+            shared.acting = Acting::Primary(primary.clone(), vm.device_meter());
             shared.since = Instant::now();
         }
         let end = primary.run(vm)?;
@@ -453,7 +455,7 @@ impl Process {
             match &shared.acting {
                 Acting::Starting => report::starting(self.config.role),
                 Acting::Restarting => report::starting(Role::Primary),
-                Acting::Primary(primary) => report::primary(&primary.status()),
+                Acting::Primary(primary, meter) => report::primary(&primary.status(), &meter.read()),
                 Acting::Secondary(secondary) => report::secondary(&secondary.status()),
             };
         let figures = api::figures::Figures {
@@ -495,7 +497,7 @@ impl Process {
 
     fn carry_out(self: &Arc<Self>, request: &Request) -> Result<()> {
         let (primary, is_restarting) = match &self.shared().acting {
-            Acting::Primary(primary) => (Some(primary.clone()), false),
+            Acting::Primary(primary, _) => (Some(primary.clone()), false),
             Acting::Restarting => (None, true),
             Acting::Starting | Acting::Secondary(_) => (None, false),
         };

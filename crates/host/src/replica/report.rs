@@ -3,9 +3,15 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use api::figures::{Figures, LatencyFigures, LockstepFigures, PagesByEncoding, PauseClass, PauseFigures, PauseParts};
+use api::figures::{
+    CardFigures, DiskFigures, Figures, LatencyFigures, LockstepFigures, PagesByEncoding, PauseClass, PauseFigures,
+    PauseParts,
+};
 use api::status::{Fault, Protection, ProtectionState, Reason, Role, SyncPhase, SyncProgress};
 use api::time::unix_ms_now;
+use machine::device_meter::DeviceMetrics;
+use machine::devices::virtio::block::BlockMetrics;
+use machine::devices::virtio::net::NetMetrics;
 use protocol::{self, DropReason, Epoch, LossReason, Watched};
 use replication::disk::DiskFault;
 use replication::driver::{self, Phase, PrimaryStatus, SecondaryStatus};
@@ -52,7 +58,7 @@ pub fn starting(role: Role) -> Report {
 }
 
 /// A replica that runs the VM.
-pub fn primary(status: &PrimaryStatus) -> Report {
+pub fn primary(status: &PrimaryStatus, devices: &DeviceMetrics) -> Report {
     let driver::Figures { pause_us, pause_parts, encodings, epoch_us, .. } = &status.figures;
     let classes = status.figures.pauses_by_pages.iter().map(|class| PauseClass {
         pages_min: class.pages_min,
@@ -95,6 +101,8 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         lockstep: status.figures.lockstep.map(lockstep),
         suspicion_ms: suspicion_ms(status.watched),
         silence_ms_max: silence_ms_max(status.watched),
+        disks: devices.disks.iter().map(disk).collect(),
+        cards: devices.cards.iter().map(card).collect(),
         ..Figures::default()
     };
     let progress = status.progress.filter(|progress| progress.phase != Phase::Mirroring);
@@ -129,6 +137,29 @@ pub fn primary(status: &PrimaryStatus) -> Report {
         figures,
         protection: seen,
         faults: disk_faults(status),
+    }
+}
+
+fn disk(did: &BlockMetrics) -> DiskFigures {
+    DiskFigures {
+        reads: did.reads,
+        read_bytes: did.read_bytes,
+        writes: did.writes,
+        written_bytes: did.written_bytes,
+        flushes: did.flushes,
+        discards: did.discards + did.write_zeroes,
+        errors: did.refused + did.backend_errors,
+    }
+}
+
+fn card(did: &NetMetrics) -> CardFigures {
+    CardFigures {
+        received_frames: did.rx_frames,
+        received_bytes: did.rx_bytes,
+        received_dropped: did.rx_dropped_full + did.rx_dropped_no_driver + did.rx_dropped_unfit,
+        sent_frames: did.tx_frames,
+        sent_bytes: did.tx_bytes,
+        sent_dropped: did.tx_dropped_full + did.tx_dropped_refused + did.tx_dropped_malformed,
     }
 }
 
@@ -323,20 +354,26 @@ mod tests {
         let progress = Some(Progress { phase: Phase::CopyingChanges, slowed, ..Progress::default() });
         let alone = status(protocol::Reason::NoSecondaryYet);
         let text =
-            primary(&PrimaryStatus { secondary: Some("b".to_owned()), progress, ..alone }).protection.to_string();
+            primary(&PrimaryStatus { secondary: Some("b".to_owned()), progress, ..alone }, &DeviceMetrics::default())
+                .protection
+                .to_string();
         let expected = "Not protected: starting (initializing: the guest is slowed down by 25 % for the first copy: ";
         assert!(text.starts_with(expected) && text.contains(&pace.to_string()), "{text}");
         let alone = status(protocol::Reason::NoSecondaryYet);
         let slow_link = Some(SlowLink { bits_per_s: 700_000 });
         let progress = Some(Progress { phase: Phase::CopyingMemory, slowed, slow_link, ..Progress::default() });
         let text =
-            primary(&PrimaryStatus { secondary: Some("b".to_owned()), progress, ..alone }).protection.to_string();
+            primary(&PrimaryStatus { secondary: Some("b".to_owned()), progress, ..alone }, &DeviceMetrics::default())
+                .protection
+                .to_string();
         assert!(
             text.contains("25 %") && text.contains("0.70 Mbit/s, and protection needs a link of 2 Mbit/s"),
             "{text}"
         );
         let dropped = status(protocol::Reason::Dropped(DropReason::TooSlow));
-        let text = primary(&PrimaryStatus { failure: Some(pace.to_string()), ..dropped }).protection.to_string();
+        let text = primary(&PrimaryStatus { failure: Some(pace.to_string()), ..dropped }, &DeviceMetrics::default())
+            .protection
+            .to_string();
         let expected = format!("Not protected: need secondary (secondary too slow: {pace}), since ");
         assert!(text.starts_with(&expected), "{text}");
     }

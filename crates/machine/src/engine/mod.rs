@@ -76,7 +76,7 @@ pub enum EngineError {
     /// The host's virtualization does not do what is needed.
     #[error("KVM: {what}: {source}")]
     Kvm {
-        /// What was tried.
+        /// The call that failed.
         what: &'static str,
         /// The host's error.
         source: std::io::Error,

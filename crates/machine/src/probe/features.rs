@@ -8,7 +8,7 @@ use super::host::{HostFacts, HugePages, KvmAccess, KvmFacts};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeatureState {
-    /// It is.
+    /// The host has it.
     Present,
     /// It is not, and what depends on it is slower or not offered.
     Missing,

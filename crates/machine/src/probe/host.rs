@@ -33,7 +33,7 @@ pub struct HostFacts {
 /// Whether this process can use /dev/kvm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KvmAccess {
-    /// It can.
+    /// The process can use it, and this is what the kernel says of it.
     Open(KvmFacts),
     /// There is none.
     Missing,

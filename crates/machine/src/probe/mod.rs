@@ -33,7 +33,7 @@ pub struct ProbeReport {
     pub engines: Vec<EngineReport>,
     /// The engine that `auto` takes.
     pub auto: EngineKind,
-    /// Why.
+    /// Why `auto` takes that engine.
     pub reason: String,
     /// What fault tolerance finds here.
     pub features: Vec<Feature>,

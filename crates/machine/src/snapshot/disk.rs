@@ -24,7 +24,7 @@ pub struct SnapshotDisk {
 pub struct SnapshotBase {
     /// The image.
     pub path: PathBuf,
-    /// Its format.
+    /// The image's format.
     pub format: DiskFormat,
     /// What it shows, with all that it is based on itself.
     pub content: BaseIdentity,

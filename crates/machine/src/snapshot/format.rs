@@ -65,9 +65,9 @@ pub enum FormatError {
     /// Sections are missing, out of order or too long.
     #[error("the snapshot is damaged: expected section {expected}, found {found}")]
     Section {
-        /// What should come.
+        /// The section that should follow.
         expected: String,
-        /// What came.
+        /// The section that follows.
         found: String,
     },
     /// A section's content does not have the form it should.
@@ -75,7 +75,7 @@ pub enum FormatError {
     Content {
         /// The section.
         section: String,
-        /// What is wrong.
+        /// What is wrong with the section.
         message: String,
     },
 }

@@ -63,7 +63,7 @@ pub enum ControlError {
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// Why the socket cannot be reached.
         source: io::Error,
     },
     /// No answer, or one that makes no sense.

@@ -42,7 +42,7 @@ pub enum SpawnError {
     Start {
         /// The program.
         exe: PathBuf,
-        /// Why not.
+        /// Why the program does not start.
         source: io::Error,
     },
     /// The end gave a reason.

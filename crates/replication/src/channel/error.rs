@@ -75,7 +75,7 @@ pub enum IdentityError {
     /// A file cannot be read or written.
     #[error("{path}: {error}")]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What the system says.
         error: io::Error,
@@ -93,9 +93,9 @@ pub enum IdentityError {
     /// A file does not hold what it should.
     #[error("{path}: {reason}")]
     Invalid {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with the file.
         reason: String,
     },
     /// The name cannot be that of a host, or of an operator.

@@ -16,7 +16,7 @@ pub(super) const HEADER_BYTES: usize = 9;
 pub struct Frame<'a> {
     /// The kind that it was sent as.
     pub kind: u8,
-    /// What it holds.
+    /// The bytes that the frame carries.
     pub payload: &'a [u8],
 }
 

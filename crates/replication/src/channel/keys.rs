@@ -24,7 +24,7 @@ pub struct PemKeys {
     pub authority: String,
     /// The certificate.
     pub certificate: String,
-    /// Its key.
+    /// The private key.
     pub key: String,
 }
 

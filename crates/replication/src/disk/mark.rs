@@ -25,7 +25,7 @@ pub enum CopyState {
     },
     /// It is what the VM's disks were at some time of this generation: since this one was noted, or later.
     Consistent {
-        /// Which generation.
+        /// The generation in which the disks were so.
         generation: u64,
         /// When that was noted, in ms since 1970.
         since_unix_ms: u64,

@@ -17,7 +17,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub struct DiskFault {
     /// Which disk, from 0.
     pub disk: u32,
-    /// What is wrong.
+    /// What is wrong with the disk.
     pub problem: DiskProblem,
     /// For how long.
     pub lasting: Duration,

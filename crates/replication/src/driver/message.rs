@@ -215,7 +215,7 @@ pub(super) struct CheckpointEnd {
 /// The primary's sign of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Heartbeat {
-    /// Its number.
+    /// The heartbeat's number: its echo carries the same.
     pub number: u64,
     /// What the guest's clock shows, by the secondary's monotonic clock, once the guest was captured and the secondary heard.
     pub guest_clock: Option<GuestClock>,

@@ -371,7 +371,7 @@ impl Primary {
         Ok(self.shared.pause.run(&self.shared.control, job)?)
     }
 
-    /// How it is.
+    /// What the protocol says of the replica, and what replication costs.
     pub fn status(&self) -> PrimaryStatus {
         let core = self.shared.core();
         let session = core.session.clone();

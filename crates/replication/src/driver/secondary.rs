@@ -129,7 +129,7 @@ pub struct SecondaryHandle {
 }
 
 impl SecondaryHandle {
-    /// How it is.
+    /// What the protocol says of the replica, and how far it has come.
     pub fn status(&self) -> SecondaryStatus {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

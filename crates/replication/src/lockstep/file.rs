@@ -99,7 +99,7 @@ pub enum LogFileError {
     Damaged {
         /// Where the record begins.
         offset: u64,
-        /// What is wrong.
+        /// What is wrong with the record.
         reason: String,
     },
 }

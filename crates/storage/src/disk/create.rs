@@ -16,7 +16,7 @@ use super::{DiskError, DiskImage, DiskOptions, check_size};
 pub struct Backing {
     /// The image; its absolute path is recorded.
     pub path: PathBuf,
-    /// Its format.
+    /// The backing image's format.
     pub format: DiskFormat,
 }
 

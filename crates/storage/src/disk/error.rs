@@ -45,7 +45,7 @@ pub enum DiskError {
         path: PathBuf,
         /// Format it was opened as.
         format: DiskFormat,
-        /// What is wrong.
+        /// What is wrong with the image.
         reason: String,
     },
     /// A feature of the format that is not supported.
@@ -71,7 +71,7 @@ pub enum DiskError {
         path: PathBuf,
         /// The size.
         size_bytes: u64,
-        /// Why.
+        /// Why no disk can have that size.
         reason: &'static str,
     },
     /// Access beyond the end of the disk.

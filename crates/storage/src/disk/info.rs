@@ -15,7 +15,7 @@ const BLOCK_BYTES: u64 = 512;
 /// What is found about an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskInfo {
-    /// Its format.
+    /// The image's format.
     pub format: DiskFormat,
     /// Size of the disk in bytes.
     pub size_bytes: u64,

@@ -30,7 +30,7 @@ pub enum ImageError {
     BadManifest {
         /// Path of the manifest.
         path: PathBuf,
-        /// Why.
+        /// Why the manifest is not used.
         reason: String,
     },
     /// A disk that cannot be pulled, or is none.
@@ -38,7 +38,7 @@ pub enum ImageError {
     NotPulled {
         /// Where it comes from.
         from: String,
-        /// Why.
+        /// Why the image was not pulled.
         reason: String,
     },
     /// A VM, or a program of QEMU's, has the image's root disk.
@@ -92,7 +92,7 @@ pub enum ImageError {
     BadPackage {
         /// File name of the package.
         package: String,
-        /// Why.
+        /// Why the package is not used.
         reason: String,
     },
     /// The files do not fit on the root disk.

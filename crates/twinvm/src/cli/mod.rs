@@ -55,9 +55,6 @@ A cluster is made by `twinvm cluster init`, and further hosts join it by `twinvm
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a cluster
-    #[command(subcommand)]
-    Cluster(cluster::ClusterCommand),
     /// Make hosts of a cluster, and run their daemons
     #[command(subcommand)]
     Host(host::HostCommand),
@@ -67,6 +64,11 @@ enum Command {
     /// Protect VMs against the loss of their host
     #[command(subcommand)]
     Ft(ft::FtCommand),
+    /// Make a cluster
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Show live figures of replication
+    Top(top::TopArguments),
     /// Keep recovery points of VMs apart from their hosts, and bring VMs back from them
     #[command(subcommand, after_help = backup::HELP)]
     Backup(backup::BackupCommand),
@@ -76,8 +78,6 @@ enum Command {
     /// Make the keys of those who may administer a cluster
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
-    /// Show live figures of replication
-    Top(top::TopArguments),
     /// Make disk images, make them bigger, and show what they are
     #[command(subcommand)]
     Disk(disk::DiskCommand),
@@ -147,5 +147,20 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::RunBroker(arguments) => run_broker::run(&arguments),
         Command::Replica(arguments) => replica::run(&arguments),
         Command::DiskJob => disk_job::run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Arguments;
+
+    /// What people come for stands first.
+    #[test]
+    fn help_begins_with_hosts_vms_and_their_protection() {
+        let command = Arguments::command();
+        let shown = command.get_subcommands().filter(|command| !command.is_hide_set());
+        assert_eq!(shown.map(|command| command.get_name()).take(3).collect::<Vec<_>>(), ["host", "vm", "ft"]);
     }
 }

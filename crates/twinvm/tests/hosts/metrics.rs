@@ -67,6 +67,9 @@ pub fn assert_every_figure_is_there(world: &World, primary: &str, secondary: &st
         ("lockstep_log_bytes", "bytes", "counter", format!("_total{replica}}}")),
         ("lockstep_digests", "", "counter", format!("_total{replica}}}")),
         ("throttled", "", "counter", format!("_total{replica}}}")),
+        ("disk_read_bytes", "bytes", "counter", format!("_total{replica},disk=\"0\"}}")),
+        ("disk_errors", "", "counter", format!("_total{replica},disk=\"0\"}} 0")),
+        ("card_sent_frames", "", "counter", format!("_total{replica},card=\"0\"}}")),
         ("ft_mode", "", "gauge", format!("{vm},mode=\"mirror\"}} 1")),
         ("vm_running", "", "gauge", format!("{vm}}} 1")),
         ("vm_secondary", "", "gauge", format!("{vm},secondary=\"{secondary}\"}} 1")),
@@ -81,6 +84,10 @@ pub fn assert_every_figure_is_there(world: &World, primary: &str, secondary: &st
         assert!(has(&format!("# TYPE {name} {kind}")), "{name} is no {kind}:\n{text}");
         assert!(unit.is_empty() || has(&format!("# UNIT {name} {unit}")), "no UNIT of {name}:\n{text}");
         assert!(has(&format!("{name}{sample}")), "no {name}{sample}:\n{text}");
+    }
+    for did in ["disk_read_bytes_total", "card_received_frames_total", "card_sent_bytes_total"] {
+        let value = text.lines().find(|line| line.starts_with(&format!("twinvm_{did}{replica}"))).expect(did);
+        assert!(!value.ends_with(" 0"), "a guest that serves clients did nothing: {value}");
     }
     assert!(text.trim_end().ends_with("# EOF"));
     let text = scrape(world, secondary);

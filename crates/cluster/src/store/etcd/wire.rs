@@ -94,7 +94,7 @@ pub struct KeyValue {
     pub mod_revision: Number,
 }
 
-/// What is wrong.
+/// The error with which etcd refuses a request.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Problem {

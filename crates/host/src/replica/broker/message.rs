@@ -28,12 +28,12 @@ pub enum Answer {
     Won,
     /// The claim, as it is.
     Claim {
-        /// It.
+        /// The claim that the store holds.
         claim: Claim,
     },
     /// The store does not answer.
     Unreachable {
-        /// Why.
+        /// How the store failed.
         message: String,
     },
 }
@@ -44,7 +44,7 @@ pub enum Answer {
 pub enum Wanted {
     /// The network end of a card.
     End {
-        /// Its number.
+        /// The card's number, in the order of the spec.
         number: usize,
     },
     /// A secondary.

@@ -64,7 +64,7 @@ impl Process {
         let mut reached_at = Instant::now();
         loop {
             let acting = match &self.shared().acting {
-                Acting::Primary(primary) => Watched::Primary(primary.clone()),
+                Acting::Primary(primary, _) => Watched::Primary(primary.clone()),
                 Acting::Secondary(secondary) => Watched::Secondary(secondary.clone()),
                 Acting::Starting | Acting::Restarting => Watched::Nothing,
             };
@@ -94,7 +94,7 @@ impl Process {
         loop {
             thread::sleep(SILENCE_INTERVAL);
             let primary = match &self.shared().acting {
-                Acting::Primary(primary) => Some(primary.clone()),
+                Acting::Primary(primary, _) => Some(primary.clone()),
                 _ => None,
             };
             let Some(primary) = primary else { continue };

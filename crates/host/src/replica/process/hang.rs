@@ -19,7 +19,7 @@ impl Process {
         loop {
             thread::sleep(LOOK_INTERVAL);
             let primary = match &self.shared().acting {
-                Acting::Primary(primary) => primary.clone(),
+                Acting::Primary(primary, _) => primary.clone(),
                 Acting::Starting | Acting::Restarting | Acting::Secondary(_) => continue,
             };
             let Some(reason) = primary.hangs_after_its_end() else { continue };

@@ -15,7 +15,7 @@ pub(super) struct Control(pub(super) Arc<Process>);
 impl Control {
     fn statement(&self) -> Statement {
         let processor = match &self.0.shared().acting {
-            Acting::Primary(primary) => Some(primary.profile().clone()),
+            Acting::Primary(primary, _) => Some(primary.profile().clone()),
             Acting::Starting | Acting::Restarting | Acting::Secondary(_) => None,
         };
         Statement { status: self.0.status(), processor }

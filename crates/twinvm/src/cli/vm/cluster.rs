@@ -4,6 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use api::figures::{CardFigures, DiskFigures};
 use api::messages::{
     CardView, CreateVm, DiskView, HaView, OperationView, RemoveVm, RemovedVm, StartVm, StopVm, VmView,
 };
@@ -134,11 +135,18 @@ pub fn show(daemon: &DaemonConnection, arguments: &VmArguments) -> Result<()> {
     ] {
         print_line(&format!("{:12}{value}", format!("{what}:")))?;
     }
-    for disk in &view.disks {
+    let figures = view.replicas.first().map(|primary| &primary.figures);
+    for (number, disk) in view.disks.iter().enumerate() {
         print_line(&format!("{:12}{}", "disk:", disk_text(disk)))?;
+        if let Some(did) = figures.and_then(|figures| figures.disks.get(number)) {
+            print_line(&format!("{:12}{}", "", disk_figures(did)))?;
+        }
     }
-    for card in &view.cards {
+    for (number, card) in view.cards.iter().enumerate() {
         print_line(&format!("{:12}{}", "network:", card_text(card)))?;
+        if let Some(did) = figures.and_then(|figures| figures.cards.get(number)) {
+            print_line(&format!("{:12}{}", "", card_figures(did)))?;
+        }
     }
     print_line(&format!("{:12}{}", "autostart:", if view.autostart { "on" } else { "off" }))?;
     if let Some(next) = &view.next_spec {
@@ -158,6 +166,28 @@ fn operation_text(operation: &OperationView) -> String {
     };
     let to = operation.to.as_ref().map_or_else(String::new, |to| format!(" to host {to}"));
     format!("{}{to}: {state}", operation.what)
+}
+
+/// What a disk did in this run of the VM's process.
+fn disk_figures(did: &DiskFigures) -> String {
+    let DiskFigures { reads, read_bytes, writes, written_bytes, flushes, discards, errors } = did;
+    let (read, written) = (human_bytes(*read_bytes), human_bytes(*written_bytes));
+    format!(
+        "{reads} reads ({read}), {writes} writes ({written}), {flushes} flushes, {discards} discards, {errors} failed"
+    )
+}
+
+/// What a network card did in this run of the VM's process.
+fn card_figures(did: &CardFigures) -> String {
+    format!(
+        "{} frames received ({}), {} dropped; {} sent ({}), {} dropped",
+        did.received_frames,
+        human_bytes(did.received_bytes),
+        did.received_dropped,
+        did.sent_frames,
+        human_bytes(did.sent_bytes),
+        did.sent_dropped
+    )
 }
 
 /// As in `/data/vms/shop/disk0.qcow2, qcow2, 2.00 GiB (340.00 MiB in use), based on /data/images/.versions/4f.../root.img`.

@@ -68,7 +68,7 @@ pub enum RestoreError {
     Queue {
         /// Number of the queue.
         index: usize,
-        /// Why.
+        /// Why the queue cannot be restored.
         source: QueueError,
     },
 }

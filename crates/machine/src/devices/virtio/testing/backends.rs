@@ -36,7 +36,7 @@ impl MemoryDisk {
         Self(Arc::new(Mutex::new(DiskContent { bytes: vec![0; size_bytes], read_only, ..DiskContent::default() })))
     }
 
-    /// What it holds.
+    /// The bytes of the disk.
     pub fn content(&self) -> MutexGuard<'_, DiskContent> {
         lock(&self.0)
     }
@@ -93,7 +93,7 @@ const HUNG: Duration = Duration::from_secs(60);
 /// A disk in memory that leaves writes and flushes undone as long as it is told to. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct HeldDisk {
-    /// What it holds; reads reach it at once.
+    /// The bytes of the disk. reads reach it at once.
     pub disk: MemoryDisk,
     hold: Arc<(Mutex<Hold>, Condvar)>,
 }
