@@ -65,6 +65,8 @@ impl Daemon {
         })?;
         // No replica of an earlier time may run from now on, wherever it is.
         self.registry.claim_for_start(&vm, run_lease.is_some())?;
+        // Until now the host that ran it before may have noted that it is off there.
+        self.registry.note_power_on(name)?;
         self.note_spec(&vm)?;
         drop(admission);
         let config = ReplicaConfig {

@@ -14,8 +14,8 @@ use api::time::unix_ms_now;
 use cluster::arbiter::StoreArbiter;
 use cluster::planner::{Basis, Failures, NoPlace, may_hold_secondary, place_primary, place_secondary};
 use cluster::records::{
-    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Succession, VmRecord,
-    VmState, succession,
+    BootTime, ClaimRecord, Cluster, ClusterError, ClusterState, FtSettings, HostRecord, Lease, Power, Succession,
+    VmRecord, VmState, succession,
 };
 use cluster::store::{LeaseId, Sight, StoreLocation, Stores, boot_ms_now};
 use machine::bus::lock;
@@ -403,6 +403,12 @@ impl Registry {
         let name: VmName = name.parse().map_err(ClusterError::from)?;
         self.cluster.update_vm(&name, change)?;
         Ok(())
+    }
+
+    /// Notes that a VM is to run, if its record does not say so.
+    pub fn note_power_on(&self, name: &str) -> Result<(), HostError> {
+        let is_noted = self.vm(name)?.is_some_and(|vm| vm.record.power == Power::On);
+        if is_noted { Ok(()) } else { self.update(name, |record| record.power = Power::On) }
     }
 
     /// Refuses if another daemon serves the host now: one that stood still for longer than its lease does not know that yet when it goes on, and the claim names hosts

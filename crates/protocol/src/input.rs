@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Generation;
 
-pub use forwarded::{ForwardedFrames, Kept};
+pub use forwarded::{FED_FRAMES_MAX, ForwardedFrames, Kept};
 pub use handed_out::HandedOut;
 
 /// A place in the stream of frames towards a guest. It outlives the VM process: another one can go on there.

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`Replica`] | who may release output, and who takes over |
 //! | [`Epochs`] | when an epoch ends, when the guest has to wait, what an ack commits, what a change of mode brings about |
+//! | [`SegmentUnderWay`], [`LogLag`] | when a segment of the log ends, and how far the secondary is behind with executing it |
 //! | [`Heartbeats`] | which acks count |
 //! | [`Silence`], [`Suspicion`] | when the other replica is lost for its silence, by what the link was like |
 //! | [`Patience`] | when a secondary is too slow to be kept |
@@ -41,6 +42,7 @@ mod primary;
 mod question;
 mod replica;
 mod secondary;
+mod segments;
 mod silence;
 mod slow_link;
 mod status;
@@ -65,11 +67,12 @@ pub use first_copy::{
 };
 pub use guest_clock::{GuestClock, PeerClock};
 pub use heartbeats::{Heartbeats, heartbeat_interval};
-pub use input::{ForwardedFrames, HandedOut, InputPath, InputPosition, Kept, may_attach, waiting_max};
+pub use input::{FED_FRAMES_MAX, ForwardedFrames, HandedOut, InputPath, InputPosition, Kept, may_attach, waiting_max};
 pub use numbers::{Epoch, Generation};
 pub use output::{UNRELEASED_BYTES_MAX, UNRELEASED_FRAMES_MAX, UnreleasedOutput, left_through};
 pub use patience::Patience;
 pub use replica::Replica;
+pub use segments::{LogLag, SegmentLoad, SegmentUnderWay};
 pub use silence::{Look, Silence, Watched};
 pub use slow_link::{LINK_BITS_PER_S_MIN, LinkWatch, SlowLink};
 pub use status::{Protection, Reason, Role, Status};

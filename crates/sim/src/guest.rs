@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::{Decision, DropReason, EpochBounds, Event, Load, Sending};
+use protocol::{Decision, DropReason, EpochBounds, Event, Load, SegmentUnderWay, Sending};
 use spec::FtMode;
 
 use crate::coverage::Occurrence;
@@ -148,7 +148,7 @@ impl World {
     fn sending(&mut self, host: usize) -> Option<Sending> {
         let now = self.clock(host);
         let session = self.session(host)?;
-        let lag = session.unexecuted.front().map_or(Duration::ZERO, |&(_, closed_at)| now.since(closed_at));
+        let lag = session.log_lag.age(now);
         Some(Sending { is_idle: session.outgoing.is_empty(), is_full: false, lag })
     }
 
@@ -198,7 +198,7 @@ impl World {
         let then = if then_log { FtMode::Lockstep } else { FtMode::Mirror };
         session.epochs.captured(epoch, then, now, now);
         session.output_waits = false;
-        session.segment_since = now;
+        session.segment = SegmentUnderWay::new(now);
         let base = std::mem::replace(&mut session.base, state);
         let disk_base = copying.as_ref().map_or(base, |copying| copying.streamed);
         duration += copying.map_or(0, |copying| self.sending_time(copying.left_bytes()));

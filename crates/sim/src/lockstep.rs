@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::{Epoch, Event, LossReason};
+use protocol::{Epoch, Event, LogLag, LossReason, SegmentLoad, SegmentUnderWay};
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;
@@ -14,8 +14,6 @@ use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
 use crate::world::World;
 
-/// A segment ends after so long.
-const SEGMENT_LENGTH_MAX: Duration = Duration::from_millis(5);
 /// How far the secondary may be behind.
 pub(crate) const LAG_MAX: Duration = Duration::from_millis(30);
 
@@ -42,7 +40,8 @@ impl World {
     pub fn consider_segment(&mut self, host: usize) {
         let now = self.clock(host);
         let Some(session) = self.session(host).filter(|session| session.epochs.follows_log()) else { return };
-        if session.output_waits || now.since(session.segment_since) >= SEGMENT_LENGTH_MAX {
+        let load = SegmentLoad { is_new: true, output_waits: session.output_waits, is_full: false };
+        if session.segment.is_due(load, now) {
             self.close_segment(host);
         }
     }
@@ -54,7 +53,7 @@ impl World {
         self.send_log(host, Message::EndOfLog);
         if let Some(session) = self.session(host) {
             session.epochs.log_ended(now);
-            session.unexecuted.clear();
+            session.log_lag = LogLag::default();
         }
         self.coverage.note(Occurrence::LogEnded);
         self.moment(Moment::ModeChanged);
@@ -70,9 +69,9 @@ impl World {
         runner.waiting.iter_mut().rev().take_while(is_of_it).for_each(|waiting| waiting.epoch = Some(epoch));
         let Some(session) = &mut runner.session else { return };
         session.epochs.segment_closed(epoch, now);
-        session.unexecuted.push_back((epoch, now));
+        session.log_lag.sent(epoch.number(), now);
         session.output_waits = false;
-        session.segment_since = now;
+        session.segment = SegmentUnderWay::new(now);
         let base = std::mem::replace(&mut session.base, state);
         self.send_log(host, Message::Segment { epoch, base, state, closed_at });
         if self.mutation == Some(Mutation::ReleaseOnCapture) {
@@ -87,7 +86,7 @@ impl World {
 
     pub fn heard_of_execution(&mut self, host: usize, executed: Option<Epoch>) {
         if let Some(session) = self.session(host) {
-            session.unexecuted.retain(|&(epoch, _)| executed.is_none_or(|executed| epoch > executed));
+            session.log_lag.executed(executed.unwrap_or(Epoch::NONE).number());
         }
     }
 

@@ -367,6 +367,11 @@ impl World {
         }
         self.coverage.note(if was_home { Occurrence::Started } else { Occurrence::StartedByForce });
         self.tell(|world| format!("{}: the VM is started", world.name(host)));
+        // The host before may have noted that it is off there, until the claim was this one's.
+        if self.records.vms[0].record.power == Power::Off {
+            self.records.vms[0].record.power = Power::On;
+            self.records.revision += 1;
+        }
         let id = self.next_process();
         self.store.author(claim.generation, id);
         if !was_home {

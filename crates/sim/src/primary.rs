@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use protocol::{
-    Claim, Command, DropReason, Epoch, Epochs, Event, Generation, Heartbeats, Look, LossReason, Patience, Protection,
-    RETRY_INTERVAL, Reason, Role, Silence, Status, StopReason, Verdict, heartbeat_interval,
+    Claim, Command, DropReason, Epoch, Epochs, Event, Generation, Heartbeats, LogLag, Look, LossReason, Patience,
+    Protection, RETRY_INTERVAL, Reason, Role, SegmentUnderWay, Silence, Status, StopReason, Verdict,
+    heartbeat_interval,
 };
 
 use crate::copying::Copying;
@@ -346,12 +347,12 @@ impl World {
             epochs: Epochs::default(),
             copying: Some(Box::new(Copying::new(blocks, runner.state, now))),
             output_waits: false,
-            segment_since: now,
+            segment: SegmentUnderWay::new(now),
             log_base: Epoch::NONE,
             outgoing: Default::default(),
             sent_at,
             base: runner.state,
-            unexecuted: Default::default(),
+            log_lag: LogLag::default(),
             acknowledged: Epoch::NONE,
             unforwarded: Vec::new(),
         });

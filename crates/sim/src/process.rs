@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use protocol::{
-    Callers, CopyNotes, DiskWatch, Epoch, Epochs, Event, Farewell, ForwardedFrames, Heartbeats, InputPosition,
-    MonotonicTime, Patience, Replica, Silence, UnreleasedOutput, Uplink,
+    Callers, CopyNotes, DiskWatch, Epoch, Epochs, Event, Farewell, ForwardedFrames, Heartbeats, InputPosition, LogLag,
+    MonotonicTime, Patience, Replica, SegmentUnderWay, Silence, UnreleasedOutput, Uplink,
 };
 
 use crate::copying::Copying;
@@ -251,8 +251,8 @@ pub(crate) struct Session {
     pub copying: Option<Box<Copying>>,
     /// The guest has sent something since a segment of the log was closed.
     pub output_waits: bool,
-    /// When the last segment was closed, or the last checkpoint captured.
-    pub segment_since: MonotonicTime,
+    /// The segment of the log under way, since the last one was closed or the last checkpoint captured.
+    pub segment: SegmentUnderWay,
     /// The checkpoint that the log under way follows, if one is.
     pub log_base: Epoch,
     /// What waits to be sent, in order, and when the last of it will have been. The heartbeats of checkpoints are numbered then.
@@ -260,8 +260,8 @@ pub(crate) struct Session {
     pub sent_at: Nanoseconds,
     /// The state at the last capture, or at the end of the last segment.
     pub base: StateId,
-    /// Segments that the secondary has not said to have executed, and when they were closed.
-    pub unexecuted: VecDeque<(Epoch, MonotonicTime)>,
+    /// How far the secondary is behind with executing segments, by what it has said.
+    pub log_lag: LogLag,
     /// All through this epoch is known to be held.
     pub acknowledged: Epoch,
     /// Frames that are passed on late: [`crate::Mutation::ForwardWithCheckpoint`].

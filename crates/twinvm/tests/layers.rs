@@ -88,6 +88,7 @@ const HOUSE: &[Crate] = &[
                 "farewell",
                 "heartbeats",
                 "patience",
+                "segments",
                 "silence",
                 "slow_link",
                 "uplink",

@@ -378,6 +378,35 @@ impl Cluster {
         )
     }
 
+    /// Changes a VM's record as long as its claim is of the generation `expected`: whoever has won a later one says what becomes of the VM.
+    ///
+    /// # Errors
+    /// [`ClusterError::NoVm`] if there is none of that name. [`ClusterError::Contended`] if the claim is of another generation: nothing is changed.
+    pub fn update_vm_claimed(
+        &self,
+        vm: &VmName,
+        expected: Generation,
+        mut change: impl FnMut(&mut VmRecord),
+    ) -> Result<(), ClusterError> {
+        let (record_key, claim_key) = (vm_key(vm), claim_key(vm));
+        let missing = || ClusterError::NoVm(vm.clone());
+        for _ in 0..ATTEMPTS_MAX {
+            let (claim, claim_version): (ClaimRecord, u64) = self.read(&claim_key)?.ok_or_else(missing)?;
+            if claim.claim.generation != expected {
+                return Err(ClusterError::Contended(claim_key));
+            }
+            let (mut record, version): (VmRecord, u64) = self.read(&record_key)?.ok_or_else(missing)?;
+            change(&mut record);
+            let value = encode(&record_key, &record)?;
+            let compares = [Compare { key: &record_key, version }, Compare { key: &claim_key, version: claim_version }];
+            let put = Op::Put { key: &record_key, value: &value, lease: None };
+            if let Outcome::Done { .. } = self.store.transact(&compares, &[put])? {
+                return Ok(());
+            }
+        }
+        Err(ClusterError::Contended(record_key))
+    }
+
     /// Deletes a VM and its claim, which must still be of the generation `expected`: a replica that has won a later one runs. Nobody can take the VM over
     /// from then on. Without `expected`, whatever the claim says, also where it or the record cannot be read.
     ///

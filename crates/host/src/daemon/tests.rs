@@ -10,6 +10,7 @@ use api::messages::{
 };
 use cluster::arbiter::StoreArbiter;
 use cluster::controller::{Action, Outcome};
+use cluster::records::Power;
 use cluster::store::{
     Changes, Compare, Entry, LeaseId, Listing, Op, Outcome as Transacted, Sight, Store, StoreError, Stores,
 };
@@ -359,6 +360,26 @@ fn a_secondary_is_dropped_when_the_claim_names_it_no_more() {
     assert_eq!(place.files(), files);
     drop_for("b").unwrap();
     assert_ne!(place.files(), files);
+}
+
+/// The guest was powered off here, and in the moment in which that is noted another host starts the VM, by force: it was off in the store and ran, and nobody
+/// protected it.
+#[test]
+fn a_vm_that_another_host_starts_is_not_noted_as_off() {
+    let place = Place::new();
+    place.daemon.registry.renew_lease().unwrap();
+    place.daemon.registry.update(VM, |record| record.power = Power::On).unwrap();
+    let known = place.daemon.known(VM).unwrap();
+    let started = place.is_about_to_be_taken_over("b");
+    assert!(place.daemon.power_off(&known).is_err());
+    assert_eq!((place.claim(), place.daemon.known(VM).unwrap().record.power), (started, Power::On));
+    // What the host before has noted until the other one had the claim does not stand.
+    place.daemon.registry.update(VM, |record| record.power = Power::Off).unwrap();
+    place.daemon.registry.note_power_on(VM).unwrap();
+    assert_eq!(place.daemon.known(VM).unwrap().record.power, Power::On);
+    place.swap("a", None);
+    place.daemon.power_off(&place.daemon.known(VM).unwrap()).unwrap();
+    assert_eq!(place.daemon.known(VM).unwrap().record.power, Power::Off);
 }
 
 /// Each primary read the whole store twice a second.

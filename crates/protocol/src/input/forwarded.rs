@@ -8,7 +8,7 @@ use super::InputPosition;
 const BYTES_MAX: usize = 16 << 20;
 /// Frames that are fed to a card at takeover, and their bytes. A card of a guest that does not take them yet holds 256 frames and 1 MiB,
 /// some of which may be taken; what does not fit there is lost, and what is not fed can be had from the network end.
-const FED_FRAMES_MAX: usize = 128;
+pub const FED_FRAMES_MAX: usize = 128;
 const FED_BYTES_MAX: usize = 512 << 10;
 
 /// A frame that is kept.

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use protocol::{LogLag, MonotonicTime};
+
 use super::figures::LockstepFigures;
 
 /// Over which time the bandwidth is taken.
@@ -11,14 +13,13 @@ const RATE_WINDOW: Duration = Duration::from_secs(2);
 /// How far the secondary is behind the log that it was sent, as the primary knows it.
 #[derive(Debug)]
 pub struct LogProgress {
-    reached: u64,
-    executed: u64,
+    /// From when on times are counted.
+    begun: Instant,
+    lag: LogLag,
     digests: u64,
     log_bytes: u64,
     inbound_bytes: u64,
     segments: u64,
-    /// Where segments end that were not executed, and when they were sent.
-    waiting: VecDeque<(u64, Instant)>,
     /// When segments were sent lately, and how long they were.
     recent: VecDeque<(Instant, usize)>,
     recent_bytes: usize,
@@ -28,13 +29,12 @@ impl LogProgress {
     /// A log that begins at `instructions`.
     pub fn new(instructions: u64) -> Self {
         Self {
-            reached: instructions,
-            executed: instructions,
+            begun: Instant::now(),
+            lag: LogLag::new(instructions),
             digests: 0,
             log_bytes: 0,
             inbound_bytes: 0,
             segments: 0,
-            waiting: VecDeque::new(),
             recent: VecDeque::new(),
             recent_bytes: 0,
         }
@@ -46,10 +46,7 @@ impl LogProgress {
         self.segments += 1;
         self.log_bytes += bytes as u64;
         self.inbound_bytes += inbound_bytes;
-        if reached > self.reached {
-            self.reached = reached;
-            self.waiting.push_back((reached, now));
-        }
+        self.lag.sent(reached, self.now());
         self.recent.push_back((now, bytes));
         self.recent_bytes += bytes;
         while let Some(&(at, bytes)) = self.recent.front()
@@ -62,16 +59,17 @@ impl LogProgress {
 
     /// The secondary says how far it is.
     pub fn executed(&mut self, instructions: u64, digests: u64) {
-        self.executed = self.executed.max(instructions);
+        self.lag.executed(instructions);
         self.digests = digests;
-        while self.waiting.front().is_some_and(|&(reached, _)| reached <= instructions) {
-            self.waiting.pop_front();
-        }
+    }
+
+    fn now(&self) -> MonotonicTime {
+        MonotonicTime::new(self.begun.elapsed())
     }
 
     /// Age of the oldest segment that was not executed, as far as is known.
     pub fn lag(&self) -> Duration {
-        self.waiting.front().map_or(Duration::ZERO, |(_, sent_at)| sent_at.elapsed())
+        self.lag.age(self.now())
     }
 
     /// What `twinvm top` shows.
@@ -80,7 +78,7 @@ impl LogProgress {
         let recent = self.recent.iter().filter(|(at, _)| now.saturating_duration_since(*at) <= RATE_WINDOW);
         let recent_bytes: usize = recent.map(|(_, bytes)| bytes).sum();
         LockstepFigures {
-            lag_instructions: self.reached.saturating_sub(self.executed),
+            lag_instructions: self.lag.length(),
             lag_ms: self.lag().as_secs_f64() * 1e3,
             log_bytes: self.log_bytes,
             log_bits_per_s: recent_bytes as f64 * 8.0 / RATE_WINDOW.as_secs_f64(),
@@ -97,27 +95,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lag_is_the_age_of_what_was_not_executed() {
+    fn figures_are_of_all_segments_and_of_the_last_word_of_the_secondary() {
         let mut progress = LogProgress::new(100);
-        assert_eq!(progress.lag(), Duration::ZERO);
         progress.sent(200, 10, 0);
         progress.sent(300, 10, 4);
         progress.executed(250, 1);
         assert_eq!(progress.figures(0).lag_instructions, 50);
-        assert_eq!(progress.waiting.len(), 1);
         progress.executed(300, 1);
-        assert_eq!(progress.lag(), Duration::ZERO);
-        // A stale message does not turn it back.
-        progress.executed(200, 1);
         let figures = progress.figures(2);
         assert_eq!((figures.lag_instructions, figures.log_bytes, figures.inbound_bytes), (0, 20, 4));
         assert_eq!((figures.segments, figures.digests, figures.divergences), (2, 1, 2));
-    }
-
-    #[test]
-    fn an_idle_guest_does_not_lag() {
-        let mut progress = LogProgress::new(100);
-        progress.sent(100, 10, 0);
-        assert_eq!(progress.lag(), Duration::ZERO);
     }
 }

@@ -3,14 +3,12 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use machine::input::{Input, Recorder};
+use protocol::{MonotonicTime, SegmentLoad, SegmentUnderWay};
 
 use super::log::SegmentWriter;
-
-/// A segment ends after so long at the latest while the guest runs: what the secondary can execute is never further behind than that.
-const SEGMENT_LENGTH_MAX: Duration = Duration::from_millis(5);
 
 /// A segment that has just ended.
 #[derive(Debug)]
@@ -38,17 +36,24 @@ pub struct LogRecorder {
 
 struct State {
     writer: SegmentWriter,
-    since: Instant,
+    /// From when on segments' ages are counted.
+    begun: Instant,
+    segment: SegmentUnderWay,
     reached: u64,
     inbound_bytes: u64,
-    /// Something entered that somebody outside may wait for an answer to.
-    is_urgent: bool,
+}
+
+impl State {
+    fn now(&self) -> MonotonicTime {
+        MonotonicTime::new(self.begun.elapsed())
+    }
 }
 
 impl LogRecorder {
     /// A recorder of the log that begins at `instructions`, which gives what it has written to `on_closed`.
     pub fn new(writer: SegmentWriter, instructions: u64, on_closed: OnClosed) -> Self {
-        let state = State { writer, since: Instant::now(), reached: instructions, inbound_bytes: 0, is_urgent: false };
+        let segment = SegmentUnderWay::new(MonotonicTime::default());
+        let state = State { writer, begun: Instant::now(), segment, reached: instructions, inbound_bytes: 0 };
         Self {
             on_closed,
             output_waits: AtomicBool::new(false),
@@ -88,7 +93,7 @@ impl LogRecorder {
         let has_output = self.output_waits.swap(false, Ordering::AcqRel);
         let bytes = state.writer.finish(instructions, has_output);
         let inbound_bytes = std::mem::take(&mut state.inbound_bytes);
-        (state.since, state.reached, state.is_urgent) = (Instant::now(), instructions, false);
+        (state.segment, state.reached) = (SegmentUnderWay::new(state.now()), instructions);
         (self.on_closed)(ClosedSegment { reached: instructions, has_output, inbound_bytes, bytes });
     }
 }
@@ -103,9 +108,9 @@ impl Recorder for LogRecorder {
         match input {
             Input::Frame { frame, .. } => {
                 state.inbound_bytes += frame.len() as u64;
-                state.is_urgent = true;
+                state.segment.urgent_input();
             }
-            Input::Link { .. } | Input::Console(_) | Input::PowerButton => state.is_urgent = true,
+            Input::Link { .. } | Input::Console(_) | Input::PowerButton => state.segment.urgent_input(),
             Input::ClockStep(_) | Input::Entropy(_) | Input::DiskFailed { .. } => {}
         }
         // A segment has to fit into a message. What enters at the same count can be split, but for what a replay needs ahead of that count.
@@ -119,12 +124,12 @@ impl Recorder for LogRecorder {
             return;
         }
         let mut state = self.state();
-        let is_new = instructions != state.reached || !state.writer.is_empty();
-        let is_due = self.output_waits.load(Ordering::Acquire)
-            || state.is_urgent
-            || state.writer.is_full()
-            || is_new && state.since.elapsed() >= SEGMENT_LENGTH_MAX;
-        if is_due {
+        let load = SegmentLoad {
+            is_new: instructions != state.reached || !state.writer.is_empty(),
+            output_waits: self.output_waits.load(Ordering::Acquire),
+            is_full: state.writer.is_full(),
+        };
+        if state.segment.is_due(load, state.now()) {
             self.close_locked(&mut state, instructions);
         }
     }

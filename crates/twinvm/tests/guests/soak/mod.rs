@@ -27,7 +27,7 @@ use self::service::Service;
 use self::table::Table;
 
 /// Guest time in all if `TWINVM_SOAK_GUEST_S` does not say otherwise.
-const GUEST_S: u64 = 20;
+const GUEST_S: u64 = 8;
 /// Numbers of vCPUs if `TWINVM_SOAK_VCPUS` does not say otherwise; they share the time.
 const VCPUS: [u32; 1] = [2];
 
