@@ -31,6 +31,8 @@ pub struct Figures {
     pub pages: PagesByEncoding,
     /// How long output waited for its commit, in ms.
     pub latency_added_ms: LatencyFigures,
+    /// How long it took from the end of an epoch until the secondary was known to hold it, in ms.
+    pub commit_ms: LatencyFigures,
     /// Epochs that the secondary has not yet acknowledged.
     pub lag_epochs: u64,
     /// Frames that wait for their commit now.
@@ -160,13 +162,13 @@ pub struct PauseClass {
     pub pause_us: PauseFigures,
 }
 
-/// How long output waited, in ms.
+/// How long output waited, or commits took, in ms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LatencyFigures {
-    /// Half of it waited less.
+    /// Half of them less.
     pub p50: f64,
-    /// 99 of 100 frames waited less.
+    /// 99 of 100 less.
     pub p99: f64,
 }
 

@@ -264,6 +264,15 @@ fn text(seen: &Seen) -> Result<String, std::fmt::Error> {
         let latency = status.figures.latency_added_ms;
         quantiles([("0.5", latency.p50 / 1e3), ("0.99", latency.p99 / 1e3)])
     });
+    families.gauge(
+        "commit",
+        "From the end of an epoch until the secondary was known to hold it",
+        Some(Unit::Seconds),
+        |status| {
+            let commit = status.figures.commit_ms;
+            quantiles([("0.5", commit.p50 / 1e3), ("0.99", commit.p99 / 1e3)])
+        },
+    );
     families.gauge("replica_running", "For how long it runs the VM, or holds it", Some(Unit::Seconds), |status| {
         vec![(None, status.running_s as f64)]
     });

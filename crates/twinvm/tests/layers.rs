@@ -41,7 +41,7 @@ const HOUSE: &[Crate] = &[
                 "vm_id",
             ],
             &["name", "network"],
-            &["vm"],
+            &["admission", "vm"],
         ],
     },
     Crate {

@@ -59,7 +59,7 @@ pub fn starting(role: Role) -> Report {
 
 /// A replica that runs the VM.
 pub fn primary(status: &PrimaryStatus, devices: &DeviceMetrics) -> Report {
-    let driver::Figures { pause_us, pause_parts, encodings, epoch_us, .. } = &status.figures;
+    let driver::Figures { pause_us, pause_parts, encodings, epoch_us, commit_us, .. } = &status.figures;
     let classes = status.figures.pauses_by_pages.iter().map(|class| PauseClass {
         pages_min: class.pages_min,
         pages_max: Some(class.pages_max).filter(|&pages| pages != u64::MAX),
@@ -93,6 +93,7 @@ pub fn primary(status: &PrimaryStatus, devices: &DeviceMetrics) -> Report {
             p50: status.gate.wait_us_p50 as f64 / 1e3,
             p99: status.gate.wait_us_p99 as f64 / 1e3,
         },
+        commit_ms: LatencyFigures { p50: commit_us.p50 as f64 / 1e3, p99: commit_us.p99 as f64 / 1e3 },
         lag_epochs: status.figures.lag_epochs,
         waiting_frames: status.gate.waiting_frames,
         waiting_bytes: status.gate.waiting_bytes,

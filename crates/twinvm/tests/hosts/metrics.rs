@@ -52,6 +52,7 @@ pub fn assert_every_figure_is_there(world: &World, primary: &str, secondary: &st
         ("pages", "", "counter", format!("_total{replica},encoding=\"delta\"}}")),
         ("output_delay_seconds", "seconds", "gauge", format!("{replica},quantile=\"0.5\"}}")),
         ("output_delay_seconds", "seconds", "gauge", format!("{replica},quantile=\"0.99\"}}")),
+        ("commit_seconds", "seconds", "gauge", format!("{replica},quantile=\"0.5\"}}")),
         ("lag_epochs", "", "gauge", format!("{replica}}}")),
         ("output_waiting_frames", "", "gauge", format!("{replica}}}")),
         ("output_waiting_bytes", "bytes", "gauge", format!("{replica}}}")),
