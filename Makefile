@@ -91,8 +91,8 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test mirror a_killed_primary -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test lockstep a_killed_primary -- --nocapture
 	cargo test $(TEST_FLAGS) -p twinvm --test mirror row_31 -- --ignored --nocapture
-	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test mirror row_30 -- --ignored --nocapture
-	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test lockstep row_30 -- --ignored --nocapture
+	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test mirror row_30 -- --nocapture
+	TWINVM_TAKEOVERS=$(TAKEOVERS) cargo test $(TEST_FLAGS) -p twinvm --test lockstep row_30 -- --nocapture
 
 demo: $(if $(filter machines,$(SCENE)),setup,setup-image build) ## Kill the host under a protected Redis, again and again (KILLS=20; MODE=lockstep, MODE=none for a plain VM; SCENE=machines for three machines that lose power)
 ifeq ($(SCENE),machines)
