@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use terminal::interrupt;
-use terminal::output::{check_json, is_stdout, write_json};
+use terminal::output::{check_json, is_stdout, say, write_json};
 
 use super::report::{Each, Report, Subject, host_cpu};
 use super::work::Work;
@@ -50,11 +50,11 @@ pub fn run(arguments: &CpuArguments) -> Result<ExitCode> {
     let mut each = Each { ours: Vec::new(), peer: Vec::new() };
     for number in 1..=arguments.runs {
         if arguments.peer != Peer::Only {
-            eprintln!("run {number} of {}: twinvm", arguments.runs);
+            say(format_args!("run {number} of {}: twinvm", arguments.runs));
             each.ours.push(soft::run(&work).context("on twinvm")?);
         }
         if qemu_version.is_some() {
-            eprintln!("run {number} of {}: QEMU", arguments.runs);
+            say(format_args!("run {number} of {}: QEMU", arguments.runs));
             each.peer.push(qemu::run(&work).context("on QEMU")?);
         }
     }

@@ -1,7 +1,8 @@
 //! What commands print.
 
+use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -48,6 +49,19 @@ pub fn print_line(line: &str) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
     }
+}
+
+/// Says one line beside the result, on standard error. That may be closed, or a file on a disk that is full: no reason to end.
+pub fn say(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Asks the user at the terminal; the answer in small letters. A question that cannot be shown is an error, as nobody answers it.
+pub fn ask(question: &str) -> Result<String> {
+    write!(io::stderr(), "{question}").context("cannot ask")?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(answer.trim().to_lowercase())
 }
 
 /// A table in the style of kubectl: headings and aligned columns, no lines.

@@ -179,19 +179,24 @@ fn files_and_functions_can_be_read_in_one_go() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
+/// What becomes the program, below the folder of crates: all but tests.
+fn shipped(root: &Path) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    sources(root, &mut paths);
+    paths.retain(|path| {
+        let path = path.strip_prefix(root).unwrap();
+        let is_test = path.iter().any(|part| part == "tests" || part == "tests.rs");
+        path.iter().nth(1).is_some_and(|folder| folder == "src") && !is_test
+    });
+    paths
+}
+
 /// With its causes, an error whose text ends in that of its cause says that twice: `error_text` says it once.
 #[test]
 fn row_23_no_error_is_shown_with_what_its_text_says_already() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut paths = Vec::new();
-    sources(&root, &mut paths);
-    let is_shipped = |path: &PathBuf| {
-        let path = path.strip_prefix(&root).unwrap();
-        path.iter().nth(1).is_some_and(|folder| folder == "src") && !path.ends_with("tests.rs")
-    };
-    let shown: Vec<String> = paths
+    let shown: Vec<String> = shipped(&root)
         .iter()
-        .filter(|path| is_shipped(path))
         .filter(|path| {
             let source = fs::read_to_string(path).unwrap();
             source.split("#[cfg(test)]").next().unwrap_or_default().contains(":#}")
@@ -199,6 +204,61 @@ fn row_23_no_error_is_shown_with_what_its_text_says_already() {
         .map(|path| path.display().to_string())
         .collect();
     assert!(shown.is_empty(), "use error_text: {shown:?}");
+}
+
+/// These macros panic where standard output or error cannot be written: an editor that has gone, a disk that is full.
+const PANICKING: [&str; 4] = ["print", "println", "eprint", "eprintln"];
+
+/// Finds those macros in what ships.
+#[derive(Default)]
+struct Printing {
+    lines: Vec<usize>,
+}
+
+impl<'ast> Visit<'ast> for Printing {
+    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        if !module.attrs.iter().any(|attribute| quote_text(attribute) == "cfg(test)") {
+            visit::visit_item_mod(self, module);
+        }
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        if call.path.segments.last().is_some_and(|name| PANICKING.iter().any(|panicking| name.ident == panicking)) {
+            self.lines.push(call.path.span().start().line);
+        }
+        visit::visit_macro(self, call);
+    }
+}
+
+/// An attribute as it stands between its brackets, without spaces.
+fn quote_text(attribute: &syn::Attribute) -> String {
+    let syn::Meta::List(list) = &attribute.meta else { return String::new() };
+    list.path.get_ident().map_or_else(String::new, |name| format!("{name}({})", list.tokens))
+}
+
+fn printing(source: &str) -> Vec<usize> {
+    let mut printing = Printing::default();
+    printing.visit_file(&syn::parse_file(source).expect("it is Rust"));
+    printing.lines
+}
+
+#[test]
+fn row_14_nothing_that_ships_panics_where_it_cannot_print() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let found: Vec<String> = shipped(&root)
+        .iter()
+        .flat_map(|path| {
+            let lines = printing(&fs::read_to_string(path).unwrap());
+            lines.into_iter().map(move |line| format!("{}: line {line}", path.display()))
+        })
+        .collect();
+    assert!(found.is_empty(), "use terminal::output: {found:?}");
+}
+
+#[test]
+fn prints_that_panic_are_found_outside_of_tests() {
+    assert_eq!(printing("fn f() {\n    match a {\n        b => std::eprint!(\"c\"),\n    }\n}"), [3]);
+    assert!(printing("fn f() { write!(a, \"b\"); }\n#[cfg(test)]\nmod tests { fn f() { println!(); } }").is_empty());
 }
 
 #[test]

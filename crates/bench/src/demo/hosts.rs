@@ -16,6 +16,7 @@ use host::folder::HostFolder;
 use spec::{EngineKind, FtMode};
 use tempfile::TempDir;
 use terminal::interrupt;
+use terminal::output::say;
 
 use super::process::{self, Kind};
 use super::view::View;
@@ -289,7 +290,7 @@ impl Drop for Hosts {
     fn drop(&mut self) {
         match fs::canonicalize(self.folder.path()) {
             Ok(folder) => process::kill_all(&folder),
-            Err(error) => eprintln!("twinvm: cannot find the demo's folder to end what runs in it: {error}"),
+            Err(error) => say(format_args!("twinvm: cannot find the demo's folder to end what runs in it: {error}")),
         }
         for daemon in self.hosts.iter_mut().filter_map(|host| host.daemon.as_mut()) {
             // It was killed, and leaves the table of processes now.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use api::status::{Protection, SyncPhase, SyncProgress};
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use terminal::output::print_line;
+use terminal::output::{print_line, say};
 
 use super::view::View;
 use crate::load::{Counter, Histogram, Load};
@@ -87,7 +87,7 @@ impl Screen {
         let _ = match &self.lines {
             Some(lines) => lines.all.println(line),
             None if self.is_stdout_taken => {
-                eprintln!("{line}");
+                say(line);
                 Ok(())
             }
             None => {

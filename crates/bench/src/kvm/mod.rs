@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use terminal::interrupt;
-use terminal::output::{check_json, is_stdout, write_json};
+use terminal::output::{check_json, is_stdout, say, write_json};
 
 use self::report::{Each, Report, Subject};
 use self::scene::Scene;
@@ -78,7 +78,7 @@ pub fn run(arguments: &KvmArguments) -> Result<ExitCode> {
     let mut each = Each::default();
     for number in 1..=arguments.runs {
         for (vmm, runs) in [(Vmm::Twinvm, &mut each.ours), (Vmm::Qemu, &mut each.peer)] {
-            eprintln!("run {number} of {}: {vmm}", arguments.runs);
+            say(format_args!("run {number} of {}: {vmm}", arguments.runs));
             runs.push(one(&scene, vmm, parts, duration).with_context(|| format!("on {vmm}"))?);
         }
     }

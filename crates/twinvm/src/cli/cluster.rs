@@ -12,7 +12,7 @@ use host::etcd_setup::{DATA_FOLDER_DEFAULT, EtcdSetup, MEMBER_FOLDER_DEFAULT, Me
 use host::init::Keys;
 use host::store_move::{Migrated, Target, abort, migrate};
 use serde_json::json;
-use terminal::output::{print_json, print_line};
+use terminal::output::{print_json, print_line, say};
 
 use super::admission::{AdmissionCommand, WHAT_IF_HELP, WhatIfArguments, admission, what_if};
 use super::daemon::DaemonArguments;
@@ -194,7 +194,7 @@ fn migrate_store(arguments: &MigrateArguments) -> Result<ExitCode> {
     };
     let migrated = migrate(&folder, &target, |step| {
         if !json {
-            eprintln!("{}", words(step));
+            say(words(step));
         }
     })?;
     let Migrated { store, hosts, away, late } = &migrated;

@@ -101,7 +101,8 @@ pub fn connect(daemon: &DaemonConnection, name: &str) -> Result<()> {
 
 /// Says something beside the guest's output; the terminal may be raw.
 fn say(text: &str) {
-    eprint!("twinvm: {text}\r\n");
+    // Where it cannot be said, the guest's output goes on.
+    let _ = write!(io::stderr(), "twinvm: {text}\r\n");
 }
 
 /// Follows one VM.

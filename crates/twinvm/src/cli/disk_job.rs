@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use host::replica::process::DiskJob;
 use terminal::error_text::error_text;
+use terminal::output::say;
 
 pub fn run() -> Result<ExitCode> {
     match DiskJob::read(stdin().lock()).and_then(DiskJob::run) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             // The daemon says whose it is.
-            eprintln!("{}", error_text(&error));
+            say(error_text(&error));
             Ok(ExitCode::FAILURE)
         }
     }

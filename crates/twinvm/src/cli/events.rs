@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use api::events::Event;
 use api::messages::HostView;
 use clap::Args;
-use terminal::output::unix_time;
+use terminal::output::{say, unix_time};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 
@@ -107,7 +107,7 @@ impl Follower {
     /// Says once that a host does not answer.
     fn warn(&mut self, host: &str, message: &str) {
         if self.silent.insert(host.to_owned()) {
-            eprintln!("{message}");
+            say(message);
         }
     }
 }

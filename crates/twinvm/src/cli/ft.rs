@@ -1,6 +1,6 @@
 //! `twinvm ft`: fault tolerance of VMs.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use spec::FtMode;
 use terminal::choices::ModeName;
-use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line};
+use terminal::output::{ask, human_bits_per_s, human_bytes, print_json, print_line};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::vm::explain;
@@ -199,10 +199,7 @@ fn change_mode(arguments: &ModeArguments) -> Result<ExitCode> {
 }
 
 fn confirmed() -> Result<bool> {
-    eprint!("Turn it on? [Y/n] ");
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
+    Ok(matches!(ask("Turn it on? [Y/n] ")?.as_str(), "" | "y" | "yes"))
 }
 
 fn act_and_wait(

@@ -13,7 +13,7 @@ use spec::ByteSize;
 use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Removal, Suite};
 use terminal::image_progress::Bar;
 use terminal::interrupt;
-use terminal::output::{human_bytes, print_json, print_line, table};
+use terminal::output::{human_bytes, print_json, print_line, say, table};
 
 #[derive(Subcommand)]
 pub enum ImageCommand {
@@ -204,7 +204,7 @@ fn list(arguments: &FormatArguments) -> Result<ExitCode> {
         ]);
     }
     if images.is_empty() {
-        eprintln!("no images; build one with: twinvm image build redis --package redis-server");
+        say("no images; build one with: twinvm image build redis --package redis-server");
     } else {
         print_line(&rows.trim_fmt())?;
     }
@@ -251,7 +251,7 @@ fn remove(arguments: &RemoveArguments) -> Result<ExitCode> {
                 print_line(&format!("image {name} removed; its files stay in {}: {why}", dir.display()))?;
             }
             Err(error) => {
-                eprintln!("twinvm: {error}");
+                say(format_args!("twinvm: {error}"));
                 failed = true;
             }
         }

@@ -24,7 +24,7 @@ use spec::VmSpec;
 use storage::disk::{BaseIdentity, DiskImage, DiskOptions};
 use tempfile::TempDir;
 use terminal::interrupt;
-use terminal::output::{check_json, is_stdout, print_line, write_json};
+use terminal::output::{check_json, is_stdout, print_line, say, write_json};
 
 /// Time between two lines that say how far a long replay is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -125,7 +125,7 @@ pub fn run(arguments: &ReplayArguments) -> Result<ExitCode> {
             LogRecord::Cut { .. } => {}
         }
         if interrupt::is_requested() {
-            eprintln!("twinvm: stopped after {} instructions", execution.instructions());
+            say(format_args!("twinvm: stopped after {} instructions", execution.instructions()));
             return Ok(ExitCode::from(INTERRUPTED));
         }
     }
@@ -178,7 +178,7 @@ fn print(outcome: &Outcome, follows_console: bool) -> Result<()> {
 }
 
 fn warn(message: &str) {
-    eprintln!("twinvm: warning: {message}");
+    say(format_args!("twinvm: warning: {message}"));
 }
 
 fn open_log(path: &Path) -> Result<LogFileReader<BufReader<File>>> {
@@ -341,7 +341,7 @@ impl Reports {
     fn report(&mut self, instructions: u64) {
         if self.are_wanted && Instant::now() >= self.next_at {
             self.next_at = Instant::now() + PROGRESS_INTERVAL;
-            eprintln!("twinvm: {} of {} instructions", HumanCount(instructions), HumanCount(self.reached));
+            say(format_args!("twinvm: {} of {} instructions", HumanCount(instructions), HumanCount(self.reached)));
         }
     }
 }

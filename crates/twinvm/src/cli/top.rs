@@ -15,7 +15,7 @@ use rustix::termios::tcgetwinsize;
 use spec::FtMode;
 use terminal::error_text::error_text;
 use terminal::interrupt;
-use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line, table};
+use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line, say, table};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::keys::Keys;
@@ -68,7 +68,7 @@ fn show(arguments: &TopArguments) -> Result<ExitCode> {
             Ok(vms) if arguments.daemon.json => print_json(vms)?,
             Ok(vms) => screen.show(|width, height| rows(vms, &mut rates).text(width, height))?,
             // The VMs go on without their host's daemon, and are shown again once it answers.
-            Err(error) if arguments.daemon.json => eprintln!("{}; trying again", error_text(error)),
+            Err(error) if arguments.daemon.json => say(format_args!("{}; trying again", error_text(error))),
             Err(error) => screen.show(|width, _| wrapped(&format!("{}; trying again", error_text(error)), width))?,
         }
         if arguments.once {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use replication::driver::{Figures, Quantiles};
 use serde::Serialize;
-use terminal::output::{is_stdout, print_line, table, write_json};
+use terminal::output::{is_stdout, print_line, say, table, write_json};
 
 use self::writer::Pace;
 use crate::report::host_cpu;
@@ -90,7 +90,7 @@ pub fn run(time: Duration, json: Option<&Path>) -> Result<ExitCode> {
     let waits_per_s = calibrate()?;
     let mut cases = Vec::new();
     for case in &CASES {
-        eprintln!("{} pages, {:?}", case.pages, case.spread);
+        say(format_args!("{} pages, {:?}", case.pages, case.spread));
         cases.push(measure(case, waits_per_s, time)?);
     }
     let report = Report {

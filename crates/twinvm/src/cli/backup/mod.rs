@@ -17,7 +17,7 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use spec::PortForward;
 use terminal::interrupt;
-use terminal::output::{human_bytes, print_json, print_line, unix_time};
+use terminal::output::{human_bytes, print_json, print_line, say, unix_time};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 
@@ -245,7 +245,7 @@ fn prune(arguments: &PruneArguments) -> Result<()> {
         return print_json(&pruned);
     }
     for damage in &pruned.damaged {
-        eprintln!("warning: a damaged file stays: {}", damage.why);
+        say(format_args!("warning: a damaged file stays: {}", damage.why));
     }
     print_line(&format!(
         "{} removed, {} to be removed when they have not been needed for a day, {} kept",

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use api::backups::{ForgetPoints, Forgotten, PointView};
 use clap::Args;
-use terminal::output::{human_bytes, print_json, print_line, table};
+use terminal::output::{human_bytes, print_json, print_line, say, table};
 
 use super::{RepositoryArguments, TIMEOUT, when};
 use crate::cli::daemon::path_segment;
@@ -66,7 +66,7 @@ pub fn list(arguments: &ListArguments) -> Result<()> {
         return print_json(&points);
     }
     if points.is_empty() {
-        eprintln!("there are no recovery points; `twinvm backup run VM` writes one");
+        say("there are no recovery points; `twinvm backup run VM` writes one");
         return Ok(());
     }
     let mut rows = table(&["POINT", "VM", "TAKEN", "DATA", "NEW", "HOST"]);

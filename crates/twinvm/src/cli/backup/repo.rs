@@ -10,7 +10,7 @@ use backup::RepositoryKey;
 use clap::{Args, Subcommand};
 use host::folder::HostFolder;
 use host::repositories::Repositories;
-use terminal::output::{print_json, print_line, table};
+use terminal::output::{print_json, print_line, say, table};
 
 #[derive(Subcommand)]
 pub enum RepoCommand {
@@ -112,8 +112,8 @@ fn add(arguments: &AddArguments) -> Result<()> {
             print_line(&format!("its key is in {}: keep it apart from hosts and repository", escrow.display()))
         }
         None if arguments.key.is_none() => {
-            eprintln!(
-                "warning: its key is on this host alone, and without it nobody can read the backups: keep a copy of this line elsewhere"
+            say(
+                "warning: its key is on this host alone, and without it nobody can read the backups: keep a copy of this line elsewhere",
             );
             print_line(&key.to_text())
         }
@@ -132,7 +132,7 @@ fn list(arguments: &FolderArguments) -> Result<()> {
         return print_json(&known);
     }
     if known.is_empty() {
-        eprintln!("this host knows no backup repository; `twinvm backup repo add NAME PATH` adds one");
+        say("this host knows no backup repository; `twinvm backup repo add NAME PATH` adds one");
         return Ok(());
     }
     let mut rows = table(&["NAME", "PATH"]);

@@ -1,6 +1,6 @@
 //! VMs of the cluster, by the daemon of this host.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,7 @@ use api::messages::{
 };
 use clap::Args;
 use spec::{VmSpec, to_toml};
-use terminal::output::{human_bytes, print_json, print_line};
+use terminal::output::{ask, human_bytes, print_json, print_line};
 
 use super::{StopArguments, VmArguments};
 use crate::cli::console;
@@ -224,10 +224,8 @@ pub fn console(arguments: &VmArguments) -> Result<()> {
 pub fn remove(arguments: &RemoveArguments) -> Result<()> {
     let VmArguments { name, daemon } = &arguments.vm;
     if !arguments.yes && io::stdin().is_terminal() {
-        eprint!("Remove VM {name} and its disks from every host? [y/N] ");
-        let mut answer = String::new();
-        io::stdin().lock().read_line(&mut answer)?;
-        if !matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+        let answer = ask(&format!("Remove VM {name} and its disks from every host? [y/N] "))?;
+        if !matches!(answer.as_str(), "y" | "yes") {
             bail!("nothing was changed");
         }
     }

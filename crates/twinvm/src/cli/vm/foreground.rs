@@ -10,7 +10,7 @@ use host::foreground::requests::{Request, VmStatus, ask, running, save};
 use host::foreground::{self, Start};
 use machine::generation::NOT_HEEDED;
 use spec::{EngineChoice, VmSpec, to_toml};
-use terminal::output::{human_bytes, print_json, print_line};
+use terminal::output::{human_bytes, print_json, print_line, say};
 
 use super::{StopArguments, VmArguments};
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
@@ -38,7 +38,7 @@ pub fn snapshot(name: &str, file: &Path, json: bool) -> Result<()> {
     let path = std::path::absolute(file).with_context(|| format!("cannot resolve {}", file.display()))?;
     let status = save(name, &path)?;
     if foreground::open_snapshot(&path).is_ok_and(|(_, snapshot)| !snapshot.head().heeds_generation) {
-        eprintln!("warning: {NOT_HEEDED}");
+        say(format_args!("warning: {NOT_HEEDED}"));
     }
     answer(json, &status, &format!("snapshot written: {}", file.display()))
 }

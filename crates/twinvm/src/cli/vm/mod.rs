@@ -15,7 +15,7 @@ use api::unreadable::UnreadableVmView;
 use clap::{Args, Subcommand};
 use host::foreground::requests::{VmStatus, running};
 use indicatif::ProgressBar;
-use terminal::output::{human_bytes, print_json, print_line, table};
+use terminal::output::{human_bytes, print_json, print_line, say, table};
 
 pub use foreground::explain;
 use foreground::only_here;
@@ -247,7 +247,7 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
         return print_json(&vms);
     }
     if vms.is_empty() {
-        eprintln!("there are no VMs; `twinvm vm create SPEC.toml` makes one, `twinvm run SPEC.toml` runs one here");
+        say("there are no VMs; `twinvm vm create SPEC.toml` makes one, `twinvm run SPEC.toml` runs one here");
         return Ok(());
     }
     let mut rows = table(&["NAME", "POWER", "HOST", "SECONDARY", "CPUS", "MEMORY", "ENGINE", "FAULT TOLERANCE"]);

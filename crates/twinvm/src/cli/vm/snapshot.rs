@@ -9,7 +9,7 @@ use api::time::{Elapsed, unix_ms_now};
 use clap::{Args, Subcommand};
 use machine::generation::NOT_HEEDED;
 use spec::SnapshotName;
-use terminal::output::{human_bytes, print_json, print_line, table};
+use terminal::output::{human_bytes, print_json, print_line, say, table};
 
 use super::{VmArguments, foreground};
 use crate::cli::daemon::{DaemonArguments, path_segment};
@@ -121,7 +121,7 @@ fn create(arguments: &CreateArguments) -> Result<()> {
 /// Says what random numbers a guest may have twice.
 fn warn(snapshot: &SnapshotView) {
     if snapshot.notices == Some(false) {
-        eprintln!("warning: {NOT_HEEDED}");
+        say(format_args!("warning: {NOT_HEEDED}"));
     }
 }
 
@@ -131,7 +131,7 @@ fn list(vm: &VmArguments) -> Result<()> {
         return print_json(&views);
     }
     if views.is_empty() {
-        eprintln!("VM {0} has no snapshots; `twinvm vm snapshot create {0} NAME` takes one", vm.name);
+        say(format_args!("VM {0} has no snapshots; `twinvm vm snapshot create {0} NAME` takes one", vm.name));
         return Ok(());
     }
     let mut rows = table(&["NAME", "TAKEN", "HOLDS", "SIZE", "HOST"]);
