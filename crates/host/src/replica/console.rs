@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,6 @@ use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::rng::{EntropySource, OsEntropy};
 use replication::driver::{ConsoleHistory, ConsolePiece, ConsolePlace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{SendFlags, send};
 
 use self::history::History;
 use super::config::{ReplicaConfig, console_log};
@@ -29,13 +28,22 @@ const SILENCE: Duration = Duration::from_secs(1);
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Longest piece of a line that waits for its end before it is logged, in bytes.
 const LINE_BYTES_MAX: usize = 256;
+/// Bytes that are shown to a client at a time.
+const SHOWN_BYTES: usize = 4096;
 /// How often a client that types no more is looked after.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+struct Shared {
+    inner: Mutex<Inner>,
+    /// There is more to show, or a client is to be shown no more.
+    changed: Condvar,
+}
 
 struct Inner {
     history: History,
     written_at: Instant,
-    clients: Vec<UnixStream>,
+    /// Clients that watch.
+    clients: usize,
     control: Option<Arc<Control>>,
     log: Option<Log>,
 }
@@ -68,8 +76,11 @@ impl Log {
 ///
 /// It serves the administrator and is not gated: after a takeover, lines that the lost primary wrote since its last checkpoint are written
 /// again.
+///
+/// What the guest writes is kept, under a lock that nobody holds for longer than it takes to copy some of it. Each client has a thread that passes on what
+/// follows after what it has, so the guest waits for none of them.
 #[derive(Clone)]
-pub struct Console(Arc<Mutex<Inner>>);
+pub struct Console(Arc<Shared>);
 
 impl std::fmt::Debug for Console {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -80,13 +91,9 @@ impl std::fmt::Debug for Console {
 impl Console {
     /// A console on which nothing was written yet, of this run of the VM.
     pub fn new(run: u64) -> Self {
-        Self(Arc::new(Mutex::new(Inner {
-            history: History::new(run),
-            written_at: Instant::now(),
-            clients: Vec::new(),
-            control: None,
-            log: None,
-        })))
+        let inner =
+            Inner { history: History::new(run), written_at: Instant::now(), clients: 0, control: None, log: None };
+        Self(Arc::new(Shared { inner: Mutex::new(inner), changed: Condvar::new() }))
     }
 
     /// The same, of a run that has begun now.
@@ -100,7 +107,7 @@ impl Console {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where what clients type goes from now on.
@@ -146,29 +153,62 @@ impl Console {
     /// Shows the console to a client and takes what it types, until it leaves, or it types no more and the console is silent. First it is told
     /// the place, as a line of JSON, from which on it sees what the guest writes: the one after what it has `seen` if that is kept.
     pub fn serve(&self, mut client: UnixStream, seen: ConsolePlace) -> io::Result<()> {
-        {
+        client.set_nonblocking(false)?;
+        let from = self.inner().history.after(seen, 0).from;
+        let mut first = serde_json::to_vec(&from)?;
+        first.push(b'\n');
+        client.write_all(&first)?;
+        let until = OnceLock::new();
+        self.inner().clients += 1;
+        let served = thread::scope(|scope| {
+            let showing = || {
+                // One that has gone has ended the connection itself.
+                let _ = self.show(&client, from, &until);
+                let _ = client.shutdown(Shutdown::Both);
+            };
+            thread::Builder::new().name("console".to_owned()).spawn_scoped(scope, showing)?;
+            let taken = self.take_from(&client);
+            let _ = until.set(self.inner().history.end());
+            self.0.changed.notify_all();
+            taken
+        });
+        self.inner().clients -= 1;
+        served
+    }
+
+    /// Passes on to a client what follows after `place`, until there is an end to that and it has all up to there, it has gone, or it is behind by more
+    /// than is kept: then it can come again.
+    fn show(&self, mut client: &UnixStream, mut place: ConsolePlace, until: &OnceLock<ConsolePlace>) -> io::Result<()> {
+        loop {
             let mut inner = self.inner();
-            let kept = inner.history.after(seen, usize::MAX);
-            let mut first = serde_json::to_vec(&kept.from)?;
-            first.push(b'\n');
-            first.extend_from_slice(&kept.bytes);
-            client.write_all(&first)?;
-            let watcher = client.try_clone()?;
-            watcher.set_nonblocking(false)?;
-            inner.clients.push(watcher);
+            let piece = loop {
+                let piece = inner.history.after(place, SHOWN_BYTES);
+                if piece.from != place || until.get().is_some_and(|until| place.bytes >= until.bytes) {
+                    return Ok(());
+                }
+                if !piece.bytes.is_empty() {
+                    break piece;
+                }
+                inner = self.0.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            };
+            drop(inner);
+            client.write_all(&piece.bytes)?;
+            place = piece.end();
         }
+    }
+
+    /// Takes what a client types until it leaves, or it types no more and the guest has answered.
+    fn take_from(&self, mut client: &UnixStream) -> io::Result<()> {
         let mut typed = [0; 1024];
         loop {
             let len = client.read(&mut typed)?;
             match typed.get(..len) {
                 None | Some([]) => break,
                 // What the guest has no room for waits, and the client with it, as long as there is one.
-                Some(typed) => type_all(typed, |bytes| self.type_in(bytes), || !has_gone(&client)),
+                Some(typed) => type_all(typed, |bytes| self.type_in(bytes), || !has_gone(client)),
             }
         }
-        self.show_answer(&client);
-        // One that has gone has ended the connection itself.
-        let _ = client.shutdown(Shutdown::Both);
+        self.wait_for_answer(client);
         Ok(())
     }
 
@@ -180,7 +220,7 @@ impl Console {
     }
 
     /// Waits until the guest has taken all that was typed and is silent, or for [`ANSWER_MAX`], or until the client has gone.
-    fn show_answer(&self, client: &UnixStream) {
+    fn wait_for_answer(&self, client: &UnixStream) {
         let mut taken_at = Instant::now();
         while !has_gone(client) && taken_at.elapsed() < ANSWER_MAX {
             let inner = self.inner();
@@ -205,19 +245,9 @@ fn has_gone(client: &UnixStream) -> bool {
 }
 
 impl Inner {
-    /// Shows what was written.
-    fn show(&mut self, bytes: &[u8]) {
+    /// Notes what was written, and logs it.
+    fn note(&mut self, bytes: &[u8]) {
         self.written_at = Instant::now();
-        // The guest does not wait for a client that does not read: it is cut off, and can come again.
-        self.clients.retain_mut(|client| {
-            let sent = send(&*client, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-            let is_sent = sent.is_ok_and(|sent| sent == bytes.len());
-            if !is_sent {
-                // One that has gone has ended the connection itself.
-                let _ = client.shutdown(Shutdown::Both);
-            }
-            is_sent
-        });
         if let Some(log) = &mut self.log {
             log.write(bytes);
         }
@@ -228,7 +258,9 @@ impl ConsoleSink for Console {
     fn write(&mut self, bytes: &[u8]) {
         let mut inner = self.inner();
         inner.history.add(bytes);
-        inner.show(bytes);
+        inner.note(bytes);
+        drop(inner);
+        self.0.changed.notify_all();
     }
 }
 
@@ -240,7 +272,9 @@ impl ConsoleHistory for Console {
     fn go_on_with(&self, piece: &ConsolePiece) {
         let mut inner = self.inner();
         inner.history.go_on_with(piece);
-        inner.show(&piece.bytes);
+        inner.note(&piece.bytes);
+        drop(inner);
+        self.0.changed.notify_all();
     }
 }
 

@@ -28,9 +28,6 @@ fn clients_see_what_was_written_before_and_after_they_came() {
     let mut seen = vec![0; HISTORY_BYTES_MAX];
     client.read_exact(&mut seen).unwrap();
     assert!(seen.ends_with(b"xlogin: "));
-    while console.inner().clients.is_empty() {
-        std::thread::yield_now();
-    }
     console.write(b"root");
     let mut more = [0; 4];
     client.read_exact(&mut more).unwrap();
@@ -38,8 +35,7 @@ fn clients_see_what_was_written_before_and_after_they_came() {
     drop(client);
     serving.join().unwrap().unwrap();
     console.write(b"nobody sees this");
-    console.write(b"nor this");
-    assert!(console.inner().clients.is_empty());
+    assert_eq!(console.inner().clients, 0);
 }
 
 #[test]
@@ -69,23 +65,56 @@ fn what_the_guest_has_no_room_for_waits_and_nothing_typed_is_lost() {
     serving.join().unwrap().unwrap();
 }
 
+/// What was kept was written to a client while the guest's own output waited for the same lock.
 #[test]
-fn a_client_that_does_not_read_is_cut_off_and_finds_out() {
+fn row_16_a_client_that_does_not_read_is_not_waited_for_and_comes_again_for_what_it_missed() {
+    let console = Console::new(7);
+    let (mut client, served) = UnixStream::pair().unwrap();
+    // It holds less than what is kept: whoever writes all of that at once has to wait for a reader.
+    rustix::net::sockopt::set_socket_send_buffer_size(&served, 4096).unwrap();
+    let serving = std::thread::spawn({
+        let mut console = console.clone();
+        console.write(&[b'x'; HISTORY_BYTES_MAX]);
+        move || console.serve(served, ConsolePlace::default())
+    });
+    assert_eq!(place(&mut client), ConsolePlace { run: 7, bytes: 0 });
+    let (written, is_written) = std::sync::mpsc::channel();
+    std::thread::spawn({
+        let mut console = console.clone();
+        move || {
+            for _ in 0..1000 {
+                console.write(&[b'x'; 4096]);
+            }
+            written.send(()).unwrap();
+        }
+    });
+    is_written.recv_timeout(Duration::from_secs(60)).expect("the guest waits for the client");
+    // It is behind by more than is kept: neither what it reads nor what it types goes on, and what it has read is all of what was first.
+    let mut seen = Vec::new();
+    client.read_to_end(&mut seen).unwrap();
+    assert!(!seen.is_empty() && seen.iter().all(|byte| *byte == b'x'));
+    assert!(client.write_all(b"root").is_err());
+    serving.join().unwrap().unwrap();
+}
+
+/// One that was slow lost the end of the answer.
+#[test]
+fn row_17_a_client_that_has_typed_all_and_reads_late_is_shown_all_of_the_answer() {
     let mut console = Console::new(7);
     let (mut client, served) = UnixStream::pair().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&served, 4096).unwrap();
     let serving = std::thread::spawn({
         let console = console.clone();
         move || console.serve(served, ConsolePlace::default())
     });
-    while console.inner().clients.is_empty() {
-        std::thread::yield_now();
-    }
-    while !console.inner().clients.is_empty() {
-        console.write(&[b'x'; 4096]);
-    }
-    // Neither what it reads nor what it types goes on.
-    std::io::copy(&mut client, &mut std::io::sink()).unwrap();
-    assert!(client.write_all(b"root").is_err());
+    console.write(&[b'x'; HISTORY_BYTES_MAX - 7]);
+    console.write(b"the end");
+    client.shutdown(Shutdown::Write).unwrap();
+    std::thread::sleep(SILENCE * 2);
+    place(&mut client);
+    let mut seen = String::new();
+    client.read_to_string(&mut seen).unwrap();
+    assert!(seen.len() == HISTORY_BYTES_MAX && seen.ends_with("the end"), "{}", seen.len());
     serving.join().unwrap().unwrap();
 }
 
