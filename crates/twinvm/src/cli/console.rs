@@ -37,7 +37,14 @@ struct Input {
     typed: mpsc::Receiver<Typed>,
     has_ended: bool,
     leave: Arc<Notify>,
+    /// A user at a terminal sees what became of what they typed.
+    is_typed: bool,
+    /// Something was sent by the connection that there is now.
+    is_sent: bool,
 }
+
+/// Which process runs a VM: its host and its number there.
+type Runner = (String, u32);
 
 /// A place in a console as its host names it: `RUN.BYTES`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +79,13 @@ impl Place {
 /// Shows a VM's console until the user leaves, standard input ends, or the VM is off: it follows the VM to another host, and through a reboot.
 pub fn connect(daemon: &DaemonConnection, name: &str) -> Result<()> {
     let vm = path_segment(name);
-    let (stream, place) = daemon.wait_for(|client, target| client.console(target, &vm, None))?;
+    let (runner, (stream, place)) = daemon.wait_for(|client, target| {
+        let vm = &vm;
+        async move {
+            let view = view(client, target, vm).await;
+            Ok((view.as_ref().and_then(runner), client.console(target, vm, None).await?))
+        }
+    })?;
     let raw = RawTerminal::enter()?;
     if raw.is_some() {
         say(&format!("connected to the console of VM {name}; Ctrl-] leaves"));
@@ -89,10 +102,10 @@ pub fn connect(daemon: &DaemonConnection, name: &str) -> Result<()> {
         move || leaving.notify_one(),
         move || _ = end.blocking_send(Typed::End),
     );
-    let input = Input { typed: received, has_ended: false, leave };
+    let input = Input { typed: received, has_ended: false, leave, is_typed: raw.is_some(), is_sent: false };
     let place = Place::parse(&place)?;
     let ended = daemon.wait_for(|client, target| {
-        let console = Follower { client, target, vm: &vm, name, place, input };
+        let console = Follower { client, target, vm: &vm, name, place, runner, input, lost: Lost::default() };
         async move { Ok(console.follow(stream).await) }
     });
     drop(raw);
@@ -105,6 +118,25 @@ fn say(text: &str) {
     let _ = write!(io::stderr(), "twinvm: {text}\r\n");
 }
 
+/// The process that runs a VM, as its host sees it.
+fn runner(view: &VmView) -> Option<Runner> {
+    let primary = view.replicas.first().filter(|_| view.running)?;
+    Some((primary.host.clone(), primary.pid))
+}
+
+async fn view(client: &Client, target: &Target, vm: &str) -> Option<VmView> {
+    let path = format!("/v1/vms/{vm}");
+    client.call(target, Method::GET, &path, None::<&()>, VIEW_TIMEOUT).await.ok()
+}
+
+/// What a command that is piped into has lost.
+#[derive(Default)]
+struct Lost {
+    /// Some of what it has sent may not have arrived.
+    input: bool,
+    output: bool,
+}
+
 /// Follows one VM.
 struct Follower<'a> {
     client: &'a Client,
@@ -114,7 +146,10 @@ struct Follower<'a> {
     name: &'a str,
     /// What was seen.
     place: Place,
+    /// Who ran the VM when the connection was made.
+    runner: Option<Runner>,
     input: Input,
+    lost: Lost,
 }
 
 impl Follower<'_> {
@@ -122,34 +157,59 @@ impl Follower<'_> {
         loop {
             let (output, to_guest) = tokio::io::split(stream);
             let leave = self.input.leave.clone();
-            tokio::select! {
+            let is_closed = tokio::select! {
                 shown = show(output, &mut self.place) => shown?,
-                () = self.input.pass_on(to_guest) => {}
+                () = self.input.pass_on(to_guest) => false,
                 () = leave.notified() => return Ok(()),
-            }
+            };
             // One that has typed all, and seen the answer, has nothing to come back for.
-            if self.input.has_ended {
-                return Ok(());
+            if is_closed && self.input.has_ended && (self.lost.output || self.has_seen_all().await) {
+                break;
             }
+            let was_sent = std::mem::take(&mut self.input.is_sent);
             say(&format!("the console of VM {} is lost; connecting again", self.name));
-            let Some(next) = self.connect_again().await? else { return Ok(()) };
+            let Some(next) = self.connect_again().await? else { break };
+            self.lost.input |= was_sent;
             stream = next;
         }
+        if self.input.is_typed {
+            return Ok(());
+        }
+        match self.lost {
+            Lost { input: true, .. } => {
+                Err(anyhow!("the console of VM {} was lost, and what was sent before may not have arrived", self.name))
+            }
+            Lost { output: true, .. } => Err(anyhow!("output of VM {} is missing", self.name)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the other side has closed the connection as there was no more to come: the same process runs the VM, and nothing was left out.
+    async fn has_seen_all(&self) -> bool {
+        let now = view(self.client, self.target, self.vm).await.as_ref().and_then(runner);
+        if now.is_none() || now != self.runner {
+            return false;
+        }
+        let next = self.client.console(self.target, self.vm, Some(&self.place.text())).await;
+        next.is_ok_and(|(_, next)| Place::parse(&next).is_ok_and(|next| next == self.place))
     }
 
     /// Connects to the VM wherever it is by now; nothing if it is off, or the user leaves.
     async fn connect_again(&mut self) -> Result<Option<ConsoleStream>> {
         let since = Instant::now();
         loop {
+            let view = view(self.client, self.target, self.vm).await;
             let (error, patience) = match self.client.console(self.target, self.vm, Some(&self.place.text())).await {
                 Ok((stream, place)) => {
                     let place = Place::parse(&place)?;
                     say(&self.place.continued(&place));
+                    self.lost.output |= self.place.run == place.run && self.place.bytes < place.bytes;
                     self.place = place;
+                    self.runner = view.as_ref().and_then(runner);
                     return Ok(Some(stream));
                 }
                 Err(CallError::Refused { status: StatusCode::NOT_FOUND, problem }) => return Err(anyhow!("{problem}")),
-                Err(error) => (error, self.patience().await),
+                Err(error) => (error, patience(view.as_ref())),
             };
             if since.elapsed() >= patience {
                 if patience == OFF_PATIENCE {
@@ -164,16 +224,13 @@ impl Follower<'_> {
             }
         }
     }
+}
 
-    /// How long the VM is waited for, as it is now.
-    async fn patience(&self) -> Duration {
-        let path = format!("/v1/vms/{}", self.vm);
-        let view: Result<VmView, _> =
-            self.client.call(self.target, Method::GET, &path, None::<&()>, VIEW_TIMEOUT).await;
-        match view {
-            Ok(view) if !view.running && view.note.is_some() => OFF_PATIENCE,
-            _ => GONE_PATIENCE,
-        }
+/// How long a VM is waited for, as it is now.
+fn patience(view: Option<&VmView>) -> Duration {
+    match view {
+        Some(view) if !view.running && view.note.is_some() => OFF_PATIENCE,
+        _ => GONE_PATIENCE,
     }
 }
 
@@ -182,7 +239,10 @@ impl Input {
     async fn pass_on(&mut self, mut to_guest: WriteHalf<ConsoleStream>) {
         loop {
             match self.typed.recv().await {
-                Some(Typed::Bytes(bytes)) => _ = to_guest.write_all(&bytes).await,
+                Some(Typed::Bytes(bytes)) => {
+                    self.is_sent = true;
+                    let _ = to_guest.write_all(&bytes).await;
+                }
                 Some(Typed::End) | None => {
                     self.has_ended = true;
                     // The replica ends the connection once the guest has taken all of it and has answered.
@@ -194,11 +254,16 @@ impl Input {
     }
 }
 
-/// Shows what comes until there is no more, and counts it.
-async fn show(mut output: ReadHalf<ConsoleStream>, place: &mut Place) -> Result<()> {
+/// Shows what comes until there is no more, and counts it. Whether the other side has closed the connection, rather than that it broke: who dies cannot
+/// take leave as TLS wants it.
+async fn show(mut output: ReadHalf<ConsoleStream>, place: &mut Place) -> Result<bool> {
     let mut bytes = [0; 4096];
     loop {
-        let Ok(len @ 1..) = output.read(&mut bytes).await else { return Ok(()) };
+        let len = match output.read(&mut bytes).await {
+            Ok(0) => return Ok(true),
+            Ok(len) => len,
+            Err(_) => return Ok(false),
+        };
         let mut out = io::stdout().lock();
         out.write_all(bytes.get(..len).unwrap_or_default()).and_then(|()| out.flush())?;
         place.bytes = place.bytes.saturating_add(len as u64);

@@ -88,7 +88,12 @@ impl Console {
     }
 
     /// Waits until the command ends by itself; what it has shown and said since text was last waited for.
-    pub fn wait_for_end(mut self) -> String {
+    pub fn wait_for_end(self) -> String {
+        self.wait_for_exit().0
+    }
+
+    /// The same, and whether it succeeded.
+    fn wait_for_exit(mut self) -> (String, bool) {
         let deadline = Instant::now() + HUNG;
         while self.command.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the console does not end");
@@ -97,7 +102,7 @@ impl Console {
         while let Ok(bytes) = self.output.recv() {
             self.seen.push_str(&String::from_utf8_lossy(&bytes));
         }
-        std::mem::take(&mut self.seen)
+        (std::mem::take(&mut self.seen), self.command.wait().unwrap().success())
     }
 
     /// Types this, and no more.
@@ -167,6 +172,21 @@ fn row_17_all_that_is_piped_into_a_console_arrives_however_slowly_the_guest_read
     // Among them is the one by which who types leaves.
     let bytes: Vec<u8> = (0..BYTES).map(|number| (number % 251) as u8).collect();
     console.type_last(&bytes);
-    let end = console.wait_for_end();
-    assert!(end.contains("0a3bc62f61f17b14e68b7193d410bc20"), "{end}");
+    let (end, is_done) = console.wait_for_exit();
+    assert!(is_done && end.contains("0a3bc62f61f17b14e68b7193d410bc20"), "{end}");
+}
+
+/// What had not arrived by then was lost, and so was the answer, and the command succeeded.
+#[test]
+fn row_17_a_takeover_after_the_end_of_input_costs_no_output_and_is_no_success() {
+    let world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    let mut console = Console::connect(&world, "b");
+    console.type_last(b"n=0; while [ $n -lt 80 ]; do n=$((n+1)); echo tick-$n; sleep 0.1; done; echo last-$((40+2))\r");
+    console.wait_for("tick-10\r");
+    world.kill_replica("a");
+    let (end, is_done) = console.wait_for_exit();
+    assert!(!is_done && end.contains("what was sent before may not have arrived"), "{end}");
+    assert!(end.contains("connected again") && end.contains("last-42"), "{end}");
 }
