@@ -228,6 +228,45 @@ fn row_11_images_of_other_programs_are_not_taken_for_raw_ones() {
     }
 }
 
+/// Those that begin like raw ones were opened, and a guest had the other program's own data at the end of its disk.
+#[test]
+fn row_11_images_that_tell_what_they_are_at_their_end_or_in_a_second_file_are_not_taken_for_raw_ones() {
+    let folder = Folder::new();
+    folder.qemu(&format!("qemu-img create -f vpc -o subformat=fixed disk.vhd {SIZE}"));
+    folder.refused("disk.vhd", None, false, "VHD images are not supported; `qemu-img convert -O qcow2` makes one");
+    folder.qemu(&format!("qemu-img create -f vmdk -o subformat=monolithicFlat disk.vmdk {SIZE}"));
+    folder.refused("disk.vmdk", None, false, "VMDK images are not supported");
+    folder.refused("disk-flat.vmdk", None, false, "named like a part of a VMDK image");
+    folder.qemu(&format!("qemu-img create -f vmdk -o subformat=twoGbMaxExtentFlat parts.vmdk {SIZE}"));
+    folder.refused("parts-f001.vmdk", None, false, "format = \"raw\"");
+    // Who says that it is raw has it as it is.
+    let options = DiskOptions { format: Some(DiskFormat::Raw), ..DiskOptions::default() };
+    assert_eq!(DiskImage::open(&folder.path("disk-flat.vmdk"), options).unwrap().size_bytes(), SIZE as u64);
+}
+
+#[test]
+fn row_11_an_image_of_the_first_qcow_is_refused_whatever_it_is_called() {
+    let folder = Folder::new();
+    for name in ["disk.qcow", "disk.qcow2"] {
+        folder.qemu(&format!("qemu-img create -f qcow {name} {SIZE}"));
+        folder.refused(name, Some(DiskFormat::Qcow2), false, "only versions 2 and 3 of qcow2");
+    }
+    folder.refused("disk.qcow2", None, false, "only versions 2 and 3 of qcow2");
+    folder.refused("disk.qcow", None, false, "begins like a qcow2 image");
+}
+
+/// A guest may have encrypted its whole disk itself, which is raw for its host.
+#[test]
+fn row_11_a_disk_that_is_encrypted_as_a_whole_is_its_guests_and_stays_as_it_is() {
+    let folder = Folder::new();
+    fs::write(folder.path("disk.img"), [b"LUKS\xba\xbe".to_vec(), vec![7; SIZE - 6]].concat()).unwrap();
+    let before = fs::read(folder.path("disk.img")).unwrap();
+    let disk = DiskImage::open(&folder.path("disk.img"), DiskOptions::default()).unwrap();
+    assert_eq!(disk.size_bytes(), before.len() as u64);
+    drop(disk);
+    assert!(fs::read(folder.path("disk.img")).unwrap() == before);
+}
+
 #[test]
 fn a_raw_image_with_the_name_of_another_format_is_opened_when_that_is_said() {
     let folder = Folder::new();

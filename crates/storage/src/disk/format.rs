@@ -25,6 +25,13 @@ const OTHERS: [(usize, &[u8], &str); 8] = [
     (0, b"WithouFreSpacExt", "Parallels"),
 ];
 
+/// What a VHD image of fixed size ends with, in its last sector: before that it is like a raw one.
+const VHD_END: &[u8] = b"conectix";
+const SECTOR_BYTES: u64 = 512;
+
+/// Names of images of other programs. A file of that name without their magic number may be one part of several.
+const OTHER_NAMES: [(&str, &str); 3] = [("vmdk", "VMDK"), ("vdi", "VDI"), ("vhdx", "VHDX")];
+
 /// The format of an image for which none was given.
 ///
 /// The content alone must not decide: the guest of a raw disk could write a qcow2 header to it and get any file of the
@@ -33,6 +40,10 @@ pub(super) fn guess(path: &Path, file: &File) -> Result<DiskFormat, DiskError> {
     let looks_qcow2 = format_of_content(path, file)? == DiskFormat::Qcow2;
     let named_qcow2 = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
     let unclear = |reason: &str| DiskError::UnclearFormat { path: path.to_path_buf(), reason: reason.to_owned() };
+    let is_named = |(name, _): &&(&str, &str)| path.extension().is_some_and(|end| end.eq_ignore_ascii_case(name));
+    if let (Some((_, format)), false) = (OTHER_NAMES.iter().find(is_named), looks_qcow2) {
+        return Err(unclear(&format!("named like a part of a {format} image but does not begin like one")));
+    }
     match (named_qcow2, looks_qcow2) {
         (true, true) => Ok(DiskFormat::Qcow2),
         (false, false) => Ok(DiskFormat::Raw),
@@ -43,13 +54,32 @@ pub(super) fn guess(path: &Path, file: &File) -> Result<DiskFormat, DiskError> {
 
 /// The format by the content alone: for an image that no guest has written to.
 pub(crate) fn format_of_content(path: &Path, file: &File) -> Result<DiskFormat, DiskError> {
-    let start = start(file).map_err(|source| DiskError::Io { path: path.to_path_buf(), action: "read", source })?;
+    let io = |source| DiskError::Io { path: path.to_path_buf(), action: "read", source };
+    let unsupported = |name: &str| DiskError::Unsupported {
+        path: path.to_path_buf(),
+        reason: format!("{name} images are not supported; `qemu-img convert -O qcow2` makes one that is"),
+    };
+    let start = start(file).map_err(io)?;
     let begins = |(at, magic, _): &&(usize, &[u8], &str)| start.get(*at..).is_some_and(|rest| rest.starts_with(magic));
     if let Some((_, _, name)) = OTHERS.iter().find(begins) {
-        let reason = format!("{name} images are not supported; `qemu-img convert -O qcow2` makes one that is");
-        return Err(DiskError::Unsupported { path: path.to_path_buf(), reason });
+        return Err(unsupported(name));
+    }
+    if ends_with(file, VHD_END).map_err(io)? {
+        return Err(unsupported("VHD"));
     }
     Ok(if start.starts_with(&MAGIC) { DiskFormat::Qcow2 } else { DiskFormat::Raw })
+}
+
+/// Whether the last sector begins so.
+fn ends_with(file: &File, magic: &[u8]) -> io::Result<bool> {
+    // A block device has no length of its own here, and is no image of another program.
+    let Some(at) = file.metadata()?.len().checked_sub(SECTOR_BYTES) else { return Ok(false) };
+    let mut found = vec![0; magic.len()];
+    match file.read_exact_at(&mut found, at) {
+        Ok(()) => Ok(found == magic),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The file's first bytes; fewer of them only if it is shorter.
