@@ -41,7 +41,8 @@ pub(crate) struct UserNetwork {
     slirp: ptr::NonNull<sys::Slirp>,
     /// Shared with the callbacks: libslirp keeps a pointer to it.
     output: Box<Output>,
-    dns: DnsRelay,
+    /// None for a guest that may call nobody.
+    dns: Option<DnsRelay>,
     /// Read by libslirp for as long as it lives.
     _callbacks: Box<sys::SlirpCb>,
     mtu: u16,
@@ -103,7 +104,7 @@ impl UserNetwork {
         // as long as the instance: `Drop` ends that first.
         let slirp = unsafe { sys::slirp_new(&raw const config, &raw const *callbacks, opaque) };
         let slirp = ptr::NonNull::new(slirp).ok_or_else(|| UplinkError::Slirp(spec.subnet.to_string()))?;
-        let dns = DnsRelay::new(spec.dns_addr(), spec.mtu);
+        let dns = (!spec.restrict).then(|| DnsRelay::new(spec.dns_addr(), spec.mtu));
         let network = Self { slirp, output, dns, _callbacks: callbacks, mtu: spec.mtu };
         for forward in &spec.forward {
             let guest_addr: Ipv4Addr = forward.guest_addr.unwrap_or_else(|| spec.guest_addr());
@@ -152,7 +153,9 @@ impl Uplink for UserNetwork {
         unsafe {
             sys::slirp_pollfds_fill(self.slirp.as_ptr(), timeout_ms, Some(add_poll), ptr::from_mut(&mut plan).cast());
         }
-        self.dns.prepare(fds, room);
+        if let Some(dns) = &self.dns {
+            dns.prepare(fds, timeout_ms, room);
+        }
         *timeout_ms = self.output.timers.wait_ms(now_ms()).map_or(*timeout_ms, |wait| wait.min(*timeout_ms));
     }
 
@@ -166,7 +169,9 @@ impl Uplink for UserNetwork {
         unsafe {
             sys::slirp_pollfds_poll(self.slirp.as_ptr(), 0, Some(get_revents), ptr::from_mut(&mut fds).cast());
         }
-        self.dns.process(|frame| to_guest.push_verified(frame));
+        if let Some(dns) = &mut self.dns {
+            dns.process(|frame| to_guest.push_verified(frame));
+        }
         self.flush(to_guest);
         Ok(())
     }
@@ -177,7 +182,7 @@ impl Uplink for UserNetwork {
             segments(frame, segmentation)?.for_each(|segment| self.input(&segment));
         } else {
             complete(frame, offload)?;
-            if !self.dns.take(frame) {
+            if !self.dns.as_mut().is_some_and(|dns| dns.take(frame)) {
                 self.input(frame);
             }
         }
