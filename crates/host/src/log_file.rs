@@ -98,11 +98,12 @@ impl Write for LogLine<'_> {
             rustix::stdio::dup2_stderr(&file)?;
             rustix::stdio::dup2_stdout(&file)?;
         }
-        io::stderr().write(line)
+        // Past the lock of standard error, which who panics takes: this may hang.
+        Ok(rustix::io::write(rustix::stdio::stderr(), line)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 

@@ -8,4 +8,5 @@ pub mod disk_copy;
 pub mod end;
 mod ends;
 pub mod process;
+pub mod process_log;
 pub(crate) mod report;

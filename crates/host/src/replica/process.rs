@@ -49,6 +49,7 @@ use super::control::{ControlServer, ControlSocket, Request, UnprotectReason};
 use super::disk_copy;
 use super::end::ReplicaEnd;
 use super::ends::Ends;
+use super::process_log::ProcessLog;
 use super::report;
 use crate::foreground::open;
 use crate::foreground::snapshots::{Holds, Saved, SnapshotDisks};
@@ -79,6 +80,7 @@ pub struct Process {
     ends: Ends,
     statm: File,
     console: Console,
+    log: ProcessLog,
     triple_faults: Arc<TripleFaults>,
     /// Held while the generation of the disks is noted.
     marking: Arc<Mutex<()>>,
@@ -131,7 +133,7 @@ enum Claimed {
 
 impl Process {
     /// Opens what a replica of either role needs, and confines the process to it. It must not have more threads than one.
-    pub fn new(config: ReplicaConfig) -> Result<Self> {
+    pub fn new(config: ReplicaConfig, log: ProcessLog) -> Result<Self> {
         let spec = config.vm_spec()?;
         let identity = config.identity.as_deref().map(Identity::load).transpose()?;
         let (broker, child) = Broker::start(&config::file(&config.folder))?;
@@ -151,14 +153,15 @@ impl Process {
         }
         let source = DiskSource::open(&config, &spec)?;
         confine(&config, &spec, &source)?;
+        log.queue().context("cannot start to log")?;
         let (images, saved) = source.disks(&spec)?;
         let saved_disks = SnapshotDisks::of(&images);
         let disks = DiskSet::new(images);
         disks.recall_digests(&config.folder);
-        let folder = config.folder.clone();
+        let (folder, dying) = (config.folder.clone(), log.clone());
         Broker::watch(child, move |why| {
             tracing::error!(%why, "a replica without its broker could not take over");
-            end_at_once(&folder, why);
+            end_at_once(&folder, &dying, why);
         })?;
         let suspicion = Duration::from_millis(config.suspicion_ms.into());
         let ends = Ends::new(&config.network_ends, &spec.networks, suspicion, broker.clone());
@@ -182,6 +185,7 @@ impl Process {
             ends,
             statm,
             console: Console::of_new_run()?,
+            log,
             triple_faults: Arc::default(),
             marking: Arc::default(),
             shared: Mutex::new(shared),
@@ -401,7 +405,7 @@ impl Process {
             return;
         }
         tracing::error!(%why, "a secondary without its network could not take over");
-        end_at_once(&self.config.folder, why.to_owned());
+        end_at_once(&self.config.folder, &self.log, why.to_owned());
     }
 
     /// Connects the VM that the secondary has made to its network, and runs it. Nothing here can fail: there is no other replica any more. A network
@@ -547,6 +551,7 @@ impl Process {
                 self.record_digests();
                 end.leave(&self.config.folder)?;
                 let _ = fs::remove_file(self.config.socket());
+                self.log.finish();
                 std::process::exit(0);
             }
             (_, None) => bail!("this replica does not run the VM"),
@@ -560,11 +565,12 @@ fn gate(trigger: &Arc<Trigger>) -> OutputGate {
 }
 
 /// Leaves the reason and ends the process, whatever its threads do.
-fn end_at_once(folder: &Path, why: String) {
+fn end_at_once(folder: &Path, log: &ProcessLog, why: String) {
     if let Err(error) = (ReplicaEnd::Failed { message: why }).leave(folder) {
         tracing::error!("{}", error_text(&error));
     }
     let _ = fs::remove_file(config::socket(folder));
+    log.finish();
     std::process::exit(1);
 }
 

@@ -9,7 +9,7 @@ use tracing_subscriber::prelude::*;
 
 use super::log_limit::Limited;
 use host::foreground::output::Output;
-use host::log_file::LogFile;
+use host::replica::process_log::ProcessLog;
 
 /// Writes what is traced to standard error from now on: everything from level `info`, or as `RUST_LOG` says. What says the same again and again
 /// is left out in part ([`Limited`]). Nobody waits for who reads it; the log is complete when the result is dropped.
@@ -22,9 +22,11 @@ pub fn start() -> io::Result<Output> {
     Ok(output)
 }
 
-/// The same for a process whose standard error is this file: when it is full, a new one is begun ([`LogFile`]).
-pub fn start_in(file: &Path) {
-    start_with(LogFile::new(file));
+/// The same for a replica, whose standard error is this file: when it is full, a new one is begun. Nobody waits for it from when the result is told so.
+pub fn start_in(file: &Path) -> ProcessLog {
+    let log = ProcessLog::new(file);
+    start_with(log.clone());
+    log
 }
 
 fn start_with(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {

@@ -25,11 +25,12 @@ pub struct ReplicaArguments {
 pub fn run(arguments: &ReplicaArguments) -> Result<ExitCode> {
     let config = ReplicaConfig::load(&arguments.config)?;
     let folder = config.folder.clone();
-    logging::start_in(&log(&folder));
+    let log = logging::start_in(&log(&folder));
     ReplicaEnd::clear(&folder);
-    let end = survive_full_quota().and_then(|()| Arc::new(Process::new(config)?).run());
+    let end = survive_full_quota().and_then(|()| Arc::new(Process::new(config, log.clone())?).run());
     let end = end.unwrap_or_else(|error| ReplicaEnd::Failed { message: error_text(&error) });
     tracing::info!("{end}");
+    log.finish();
     end.leave(&folder)?;
     let failed = matches!(end, ReplicaEnd::Failed { .. });
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
