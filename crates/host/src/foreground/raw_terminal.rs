@@ -1,17 +1,21 @@
 //! The user's terminal as the guest's console.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use machine::devices::serial::ConsoleSink;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
 /// Ctrl-], which leaves the console, as in telnet and virsh.
 const ESCAPE: u8 = 0x1d;
-/// How long input from a terminal waits for a guest that does not take it.
-const TYPED_PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes from a terminal that wait for a guest that does not take them.
+const TYPED_BYTES_MAX: usize = 1 << 20;
+/// How long they wait once the terminal has gone.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 /// How soon a console that had no room is asked again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -59,28 +63,73 @@ pub fn left_out(bytes: u64) -> String {
 }
 
 /// Feeds standard input to the guest's console from a thread of its own; calls `leave` on each Ctrl-], and `end` at the end of input. `console` takes what it
-/// has room for and says how much that was: the rest waits, and so does whoever writes to standard input. A user who types is not kept from leaving
-/// by a guest that does not read: what it does not take within [`TYPED_PATIENCE`] is lost there. What does not come from a terminal is nobody's wish to
-/// leave, whatever bytes it holds.
+/// has room for, does not wait, and says how much that was: the rest waits, and so does whoever pipes it in. What a user types waits as well, and they are
+/// not kept from leaving by a guest that does not read. What does not come from a terminal is nobody's wish to leave, whatever bytes it holds.
 pub fn feed_console(
     console: impl Fn(&[u8]) -> usize + Send + 'static,
     leave: impl Fn() + Send + 'static,
     end: impl FnOnce() + Send + 'static,
 ) {
     std::thread::spawn(move || {
-        let is_terminal = isatty(io::stdin().as_fd());
-        let mut buffer = [0; 1024];
-        while let Ok(len @ 1..) = read_some(&mut io::stdin(), &mut buffer) {
-            for (typed, left) in parts(buffer.get(..len).unwrap_or_default(), is_terminal) {
-                let deadline = is_terminal.then(|| Instant::now() + TYPED_PATIENCE);
-                type_all(typed, &console, || deadline.is_none_or(|deadline| Instant::now() < deadline));
-                if left {
-                    leave();
-                }
+        // Past the buffer of standard input: whether there is more is to be seen. Without one it is at its end.
+        if let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() {
+            let stdin = File::from(stdin);
+            match isatty(&stdin) {
+                true => pass_on_typed(stdin, console, leave),
+                false => pass_on_piped(stdin, console),
             }
         }
         end();
     });
+}
+
+fn pass_on_piped(mut input: impl Read, console: impl Fn(&[u8]) -> usize) {
+    let mut buffer = [0; 1024];
+    while let Ok(len @ 1..) = read_some(&mut input, &mut buffer) {
+        type_all(buffer.get(..len).unwrap_or_default(), &console, || true);
+    }
+}
+
+/// Reads on while the guest takes nothing, as the next key may be the one that leaves.
+fn pass_on_typed(mut input: impl Read + AsFd, console: impl Fn(&[u8]) -> usize, leave: impl Fn()) {
+    let mut buffer = [0; 1024];
+    let mut waiting = Vec::new();
+    let pass_on = |waiting: &mut Vec<u8>| {
+        let taken = if waiting.is_empty() { 0 } else { console(waiting) };
+        waiting.drain(..taken.min(waiting.len()));
+    };
+    loop {
+        pass_on(&mut waiting);
+        if !waiting.is_empty() && !is_readable_within(&input, RETRY_INTERVAL) {
+            continue;
+        }
+        let Ok(len @ 1..) = read_some(&mut input, &mut buffer) else { break };
+        for (typed, left) in parts(buffer.get(..len).unwrap_or_default(), true) {
+            if waiting.len() + typed.len() <= TYPED_BYTES_MAX {
+                waiting.extend_from_slice(typed);
+            } else {
+                // Nobody types so much. Where it cannot be said, it is lost all the same.
+                let _ = write!(
+                    io::stderr(),
+                    "\r\ntwinvm: {} typed bytes are lost, as the guest does not read\r\n",
+                    typed.len()
+                );
+            }
+            if left {
+                pass_on(&mut waiting);
+                leave();
+            }
+        }
+    }
+    let deadline = Instant::now() + END_PATIENCE;
+    type_all(&waiting, console, || Instant::now() < deadline);
+}
+
+fn is_readable_within(input: &impl AsFd, time: Duration) -> bool {
+    let mut polled = [PollFd::new(input, PollFlags::IN)];
+    let time = Timespec::try_from(time).ok();
+    // What cannot be asked is found out by reading.
+    !matches!(poll(&mut polled, time.as_ref()), Ok(0))
 }
 
 /// Reads what there is, and waits for it also where the stream is one that does not wait, or a signal comes meanwhile. Nothing means the end.
@@ -117,6 +166,7 @@ pub fn type_all(mut typed: &[u8], console: impl Fn(&[u8]) -> usize, goes_on: imp
 #[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -126,6 +176,35 @@ mod tests {
         let all = |is_terminal| parts(b"ab\x1d\x1dc", is_terminal).collect::<Vec<_>>();
         assert_eq!(all(true), [(&b"ab"[..], true), (b"", true), (b"c", false)]);
         assert_eq!(all(false), [(&b"ab\x1d\x1dc"[..], false)]);
+    }
+
+    /// A part of what was pasted was missing, where the guest took a second to read it, and nothing said so.
+    #[test]
+    fn row_17_what_is_typed_waits_for_its_guest_and_leaving_does_not_wait() {
+        let (mut user, terminal) = UnixStream::pair().unwrap();
+        let (typed, received) = std::sync::mpsc::channel();
+        let (leaving, has_left) = std::sync::mpsc::channel();
+        let reads = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let guest_reads = reads.clone();
+        let console = move |bytes: &[u8]| {
+            let taken = if guest_reads.load(std::sync::atomic::Ordering::Relaxed) { bytes.len().min(700) } else { 0 };
+            typed.send(bytes[..taken].to_vec()).unwrap();
+            taken
+        };
+        let passing = std::thread::spawn(move || pass_on_typed(terminal, console, || leaving.send(()).unwrap()));
+        let pasted: Vec<u8> = (0..300_000u32).map(|number| (number % 20 + 40) as u8).collect();
+        user.write_all(&pasted).unwrap();
+        user.write_all(&[ESCAPE]).unwrap();
+        has_left.recv_timeout(Duration::from_secs(60)).expect("nobody can leave");
+        std::thread::sleep(Duration::from_millis(1100));
+        reads.store(true, std::sync::atomic::Ordering::Relaxed);
+        let mut taken = Vec::new();
+        while taken.len() < pasted.len() {
+            taken.extend(received.recv_timeout(Duration::from_secs(60)).unwrap());
+        }
+        assert!(taken == pasted);
+        drop(user);
+        passing.join().unwrap();
     }
 
     /// What is left to say of a stream, the last first: bytes, or an error.

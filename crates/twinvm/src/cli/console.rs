@@ -10,12 +10,15 @@ use api::messages::VmView;
 use axum::http::{Method, StatusCode};
 use host::foreground::raw_terminal::{RawTerminal, feed_console};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
 use super::daemon::{DaemonConnection, path_segment};
 
 /// Pieces of typed input that may wait.
 const TYPED_MAX: usize = 64;
+/// Longest of them, in bytes.
+const TYPED_BYTES_MAX: usize = 1024;
 /// How soon a console that was lost is asked for again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a VM whose guest has ended is given to be started again: as long as `vm reboot` takes between the two.
@@ -96,8 +99,11 @@ pub fn connect(daemon: &DaemonConnection, name: &str) -> Result<()> {
     // Both fail only when nobody listens any more, and then this command ends.
     feed_console(
         move |bytes| {
-            let _ = typed.blocking_send(Typed::Bytes(bytes.to_vec()));
-            bytes.len()
+            let piece = bytes.get(..TYPED_BYTES_MAX).unwrap_or(bytes);
+            match typed.try_send(Typed::Bytes(piece.to_vec())) {
+                Err(TrySendError::Full(_)) => 0,
+                Ok(()) | Err(TrySendError::Closed(_)) => piece.len(),
+            }
         },
         move || leaving.notify_one(),
         move || _ = end.blocking_send(Typed::End),

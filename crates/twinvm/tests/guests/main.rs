@@ -254,3 +254,14 @@ fn row_16_a_guest_whose_console_nobody_reads_goes_on_to_its_end() {
     assert!(held.contains("line-0\r\n") && !held.contains("line-19999"), "{} bytes", held.len());
     assert!(held.len() > 60_000, "{} bytes", held.len());
 }
+
+/// The pipe is longer than what the guest's console holds, and the guest is late to read it.
+#[test]
+fn row_17_all_that_is_piped_into_a_vm_in_the_foreground_arrives() {
+    const BYTES: usize = 405_715;
+    image(&images::tiny());
+    let command = format!("stty raw -echo; echo ready; sleep 2; head -c {BYTES} | md5sum");
+    let bytes = (0..BYTES).map(|number| (number % 251) as u8).collect();
+    let seen = vm::run_piped("piped", "test-tiny", &command, bytes);
+    assert!(seen.contains("0a3bc62f61f17b14e68b7193d410bc20"), "{seen}");
+}

@@ -1,6 +1,6 @@
 //! A VM that the `twinvm` program runs.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -79,6 +79,36 @@ pub fn run_unread(name: &str, image: &str, command: &str) -> String {
     let mut held = Vec::new();
     process.stdout.take().unwrap().read_to_end(&mut held).unwrap();
     String::from_utf8_lossy(&held).into_owned()
+}
+
+/// Runs a VM whose console gets this once the guest says `ready`, and no more; what it has written until it ended.
+pub fn run_piped(name: &str, image: &str, command: &str, input: Vec<u8>) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vm.toml");
+    std::fs::write(&file, diskless(name, image, "128M", 1, command)).unwrap();
+    let engine = place::engine().to_string();
+    let mut process = twinvm(folder.path(), &["run", file.to_str().unwrap(), "--engine", &engine])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (stdin, mut stdout) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+    let (mut seen, mut chunk) = (Vec::new(), [0; 4096]);
+    let mut input = Some((stdin, input));
+    loop {
+        let len = stdout.read(&mut chunk).unwrap();
+        if len == 0 {
+            break;
+        }
+        seen.extend_from_slice(&chunk[..len]);
+        if seen.windows(6).any(|word| word == b"ready\n" || word == b"ready\r")
+            && let Some((mut stdin, input)) = input.take()
+        {
+            std::thread::spawn(move || stdin.write_all(&input).unwrap());
+        }
+    }
+    assert!(process.wait().unwrap().success());
+    String::from_utf8_lossy(&seen).into_owned()
 }
 
 /// Starts a command whose events are read, and whose messages go to a file.
