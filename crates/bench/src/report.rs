@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Result;
 use serde::Serialize;
-use terminal::output::{print_line, table};
+use terminal::output::{print_line, print_table, table};
 
 use super::stopwatch::Run;
 
@@ -128,7 +128,7 @@ impl Report {
             rows.add_row([work.to_owned(), number(ours), number(peer), number(speed(ours, peer))]);
         }
         rows.add_row(["million instructions/s".to_owned(), number(ours.mips), "-".to_owned(), "-".to_owned()]);
-        print_line(&rows.trim_fmt())
+        print_table(&rows)
     }
 }
 

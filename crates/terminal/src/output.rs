@@ -6,9 +6,15 @@ use std::io::{self, BufRead, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use comfy_table::{Table, presets};
+use comfy_table::{Cell, Row, Table, presets};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 use time::OffsetDateTime;
+
+/// Spaces between two columns.
+const GAP: usize = 2;
+/// Least width to which a column is cut.
+const CUT_MIN: usize = 6;
 
 /// Prints a value as one line of JSON on standard output.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
@@ -69,9 +75,55 @@ pub fn table(headings: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(headings.to_vec());
     for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+        column.set_padding((0, GAP as u16));
     }
     table
+}
+
+/// Prints a table. On a terminal each row is one line of it: the widest columns are cut.
+pub fn print_table(table: &Table) -> Result<()> {
+    print_line(&fitted(table, terminal_size().map(|(columns, _)| columns)))
+}
+
+/// Columns and lines of the terminal that standard output is, if it is one.
+pub fn terminal_size() -> Option<(usize, usize)> {
+    let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0)?;
+    Some((size.ws_col.into(), size.ws_row.into()))
+}
+
+/// A table of at most so many characters in a row, if there is room for some of each column.
+fn fitted(whole: &Table, width: Option<usize>) -> String {
+    let text = whole.trim_fmt();
+    let Some(width) = width.filter(|width| text.lines().any(|line| line.chars().count() > *width)) else { return text };
+    let cells = |row: &Row| row.cell_iter().map(Cell::content).collect::<Vec<_>>();
+    let rows: Vec<Vec<String>> = whole.header().into_iter().chain(whole.row_iter()).map(cells).collect();
+    let mut widths = vec![0; rows.iter().map(Vec::len).max().unwrap_or(0)];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let gaps = GAP * widths.len().saturating_sub(1);
+    let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(width);
+    while excess > 0 {
+        let Some(widest) = widths.iter_mut().max().filter(|width| **width > CUT_MIN) else { break };
+        *widest -= 1;
+        excess -= 1;
+    }
+    let mut rows = rows.iter().map(|row| row.iter().zip(&widths).map(|(cell, &width)| cut(cell, width)));
+    let headings: Vec<String> = rows.next().into_iter().flatten().collect();
+    let mut narrow = table(&headings.iter().map(String::as_str).collect::<Vec<_>>());
+    rows.for_each(|row| _ = narrow.add_row(row));
+    // Whoever has a terminal that is narrower than all of that has it cut.
+    narrow.trim_fmt().lines().map(|line| cut(line, width)).collect::<Vec<_>>().join("\n")
+}
+
+/// A text of at most so many characters.
+pub fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['\u{2026}']).collect()
 }
 
 /// A bandwidth for people, with a decimal unit as networks have them.
@@ -117,6 +169,25 @@ mod tests {
             let error = format!("{:#}", check_json(Some(&bad)).unwrap_err());
             assert!(error.starts_with(&format!("cannot write {}", bad.display())), "{error}");
         }
+    }
+
+    /// Rows wrapped, and columns stood nowhere.
+    #[test]
+    fn row_24_a_table_with_a_long_state_fits_its_terminal_and_is_whole_elsewhere() {
+        let mut rows = table(&["NAME", "POWER", "HOST", "FAULT TOLERANCE"]);
+        let state = "need secondary (no host for it: host b has 1.20 GiB of memory left and 2.00 GiB are needed)";
+        rows.add_row(["shop", "on", "a", state]).add_row(["a-name-that-is-longer-than-others", "off", "b", "-"]);
+        let whole = fitted(&rows, None);
+        assert!(whole.contains(state) && whole == fitted(&rows, Some(200)), "{whole}");
+        for width in [40, 80, 100] {
+            let text = fitted(&rows, Some(width));
+            assert!(text.lines().count() == 3 && text.lines().all(|line| line.chars().count() <= width), "{text}");
+            assert!(text.contains("POWER") && text.contains("HOST") && text.contains("need s"), "{width}:\n{text}");
+        }
+        let text = fitted(&rows, Some(100));
+        assert!(text.contains("a-name-that-is-longer-than-others") && text.contains('\u{2026}'), "{text}");
+        assert!(fitted(&rows, Some(10)).lines().all(|line| line.chars().count() <= 10));
+        assert!(fitted(&table(&["NAME"]), Some(1)).chars().count() == 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 use spec::{EngineKind, FtMode};
-use terminal::output::{print_line, table};
+use terminal::output::{print_line, print_table, table};
 
 use super::failover::Failover;
 use crate::load::{Broken, Outcome};
@@ -162,7 +162,7 @@ impl Report {
                 format!("{:.2} ms, {:.2} ms", self.latency_ms.p50, self.latency_ms.p99),
             ],
         ]);
-        print_line(&rows.trim_fmt())?;
+        print_table(&rows)?;
         match &self.problem {
             Some(problem) => print_line(&format!("\n{problem}")),
             None => Ok(()),

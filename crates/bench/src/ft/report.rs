@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 use spec::{EngineKind, FtMode};
-use terminal::output::{print_line, table};
+use terminal::output::{print_line, print_table, table};
 
 use super::checkpoints::CheckpointCost;
 use super::colo::{self, Colo};
@@ -184,7 +184,7 @@ impl Report {
         for row in self.rows() {
             rows.add_row(row);
         }
-        print_line(&rows.trim_fmt())?;
+        print_table(&rows)?;
         print_line("\nWhat limits each:")?;
         for line in self.limits() {
             print_line(&format!("  {line}"))?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde::Serialize;
-use terminal::output::{print_line, table};
+use terminal::output::{print_line, print_table, table};
 
 use super::work::Run;
 use crate::report::median;
@@ -130,7 +130,7 @@ impl Report {
                 number(self.ratios.get(&format!("ratio_{key}")).copied().flatten()),
             ]);
         }
-        print_line(&rows.trim_fmt())
+        print_table(&rows)
     }
 }
 

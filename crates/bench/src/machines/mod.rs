@@ -12,7 +12,7 @@ use api::figures::Takeover;
 use clap::Args;
 use serde::Serialize;
 use terminal::interrupt;
-use terminal::output::{is_stdout, print_line, table, write_json};
+use terminal::output::{is_stdout, print_line, print_table, table, write_json};
 
 use self::scene::{NAMES, Scene};
 use crate::demo::{build_image, pause};
@@ -191,7 +191,7 @@ impl Report {
         {
             rows.add_row([what.to_owned(), ms(blackout.p50), ms(blackout.max)]);
         }
-        print_line(&rows.trim_fmt())
+        print_table(&rows)
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use api::admission::{AskWhatIf, WhatIfView};
 use clap::{Args, Subcommand};
 use spec::{AdmissionPolicy, HostName};
-use terminal::output::{print_json, print_line, table};
+use terminal::output::{print_json, print_line, print_table, table};
 
 use super::daemon::DaemonArguments;
 
@@ -101,5 +101,5 @@ pub fn what_if(arguments: &WhatIfArguments) -> Result<()> {
             fate.why.join("; "),
         ]);
     }
-    print_line(&rows.trim_fmt())
+    print_table(&rows)
 }

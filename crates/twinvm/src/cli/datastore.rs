@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use api::datastores::{AddDatastore, DatastoreView};
 use clap::{Args, Subcommand};
 use serde_json::json;
-use terminal::output::{human_bytes, print_json, print_line, table};
+use terminal::output::{human_bytes, print_json, print_line, print_table, table};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 
@@ -102,7 +102,7 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
             view.vms.len().to_string(),
         ]);
     }
-    print_line(&rows.trim_fmt())
+    print_table(&rows)
 }
 
 fn kind(view: &DatastoreView) -> &'static str {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use machine::probe::{Feature, FeatureState, ProbeReport, probe};
-use terminal::output::{print_json, print_line, table};
+use terminal::output::{print_json, print_line, print_table, table};
 
 #[derive(Subcommand)]
 pub enum EngineCommand {
@@ -54,13 +54,13 @@ fn print(report: &ProbeReport) -> Result<()> {
             engine.error.clone().unwrap_or_default(),
         ]);
     }
-    print_line(&engines.trim_fmt())?;
+    print_table(&engines)?;
     print_line(&format!("\nauto takes {}: {}\n", report.auto, report.reason))?;
     let mut features = table(&["FOR KVM", "HERE", "SO THAT"]);
     for feature in &report.features {
         features.add_row([feature.name, &here(feature), feature.purpose]);
     }
-    print_line(&features.trim_fmt())?;
+    print_table(&features)?;
     let mut hints = report.features.iter().filter_map(|feature| Some((feature.name, feature.hint?))).peekable();
     if hints.peek().is_some() {
         print_line("")?;

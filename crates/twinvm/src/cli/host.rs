@@ -20,7 +20,7 @@ use host::sandbox::Confinement;
 use host::token::Token;
 use serde_json::{Value, json};
 use spec::{FailureDomain, Maintenance};
-use terminal::output::{human_bytes, print_json, print_line, table};
+use terminal::output::{human_bytes, print_json, print_line, print_table, table};
 
 use super::daemon::{DaemonArguments, path_segment};
 use super::{logging, maintenance};
@@ -374,7 +374,7 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
             host.secondaries.join(" "),
         ]);
     }
-    print_line(&rows.trim_fmt())
+    print_table(&rows)
 }
 
 fn domain(host: &HostView) -> String {

@@ -13,7 +13,7 @@ use spec::ByteSize;
 use storage::image::{BuildOptions, Image, ImageSpec, ImageStore, Init, Removal, Suite};
 use terminal::image_progress::Bar;
 use terminal::interrupt;
-use terminal::output::{human_bytes, print_json, print_line, say, table};
+use terminal::output::{human_bytes, print_json, print_line, print_table, say, table};
 
 #[derive(Subcommand)]
 pub enum ImageCommand {
@@ -206,7 +206,7 @@ fn list(arguments: &FormatArguments) -> Result<ExitCode> {
     if images.is_empty() {
         say("no images; build one with: twinvm image build redis --package redis-server");
     } else {
-        print_line(&rows.trim_fmt())?;
+        print_table(&rows)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,11 +11,10 @@ use api::figures::Figures;
 use api::messages::VmView;
 use api::status::{ProtectionState, ReplicaStatus};
 use clap::Args;
-use rustix::termios::tcgetwinsize;
 use spec::FtMode;
 use terminal::error_text::error_text;
 use terminal::interrupt;
-use terminal::output::{human_bits_per_s, human_bytes, print_json, print_line, say, table};
+use terminal::output::{cut, human_bits_per_s, human_bytes, print_json, print_line, say, table, terminal_size};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use super::keys::Keys;
@@ -113,13 +112,12 @@ impl Screen {
 
     /// Shows what there is room for, in columns and lines; all of it where it is no terminal.
     fn show(&self, text: impl FnOnce(Option<usize>, Option<usize>) -> String) -> Result<()> {
-        let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0);
+        let size = terminal_size();
         if self.keys.is_some() {
             let _ = write!(io::stdout(), "\x1b[H\x1b[J");
         }
-        let height =
-            size.filter(|size| self.keys.is_some() && size.ws_row > 1).map(|size| usize::from(size.ws_row) - 1);
-        print_line(&text(size.map(|size| usize::from(size.ws_col)), height))?;
+        let height = size.filter(|(_, lines)| self.keys.is_some() && *lines > 1).map(|(_, lines)| lines - 1);
+        print_line(&text(size.map(|(columns, _)| columns), height))?;
         Ok(io::stdout().flush()?)
     }
 
@@ -244,14 +242,6 @@ fn wrapped(text: &str, width: Option<usize>) -> String {
     let characters: Vec<char> = text.chars().collect();
     let lines = characters.chunks(width.unwrap_or(usize::MAX).max(1)).map(|line| line.iter().collect::<String>());
     lines.collect::<Vec<_>>().join("\n")
-}
-
-/// A text of at most so many characters.
-fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
-    }
-    text.chars().take(width.saturating_sub(1)).chain(['\u{2026}']).collect()
 }
 
 fn rows(vms: &[VmView], rates: &mut Rates) -> Rows {

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use api::backups::{ForgetPoints, Forgotten, PointView};
 use clap::Args;
-use terminal::output::{human_bytes, print_json, print_line, say, table};
+use terminal::output::{human_bytes, print_json, print_line, print_table, say, table};
 
 use super::{RepositoryArguments, TIMEOUT, when};
 use crate::cli::daemon::path_segment;
@@ -76,7 +76,7 @@ pub fn list(arguments: &ListArguments) -> Result<()> {
         let (data, new) = (human_bytes(point.data_bytes), human_bytes(point.added_bytes));
         rows.add_row([point.id, vm, when(point.taken_unix_ms), data, new, point.host.unwrap_or_else(none)]);
     }
-    print_line(&rows.trim_fmt())
+    print_table(&rows)
 }
 
 pub fn show(arguments: &PointArguments) -> Result<()> {

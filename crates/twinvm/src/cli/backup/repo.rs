@@ -10,7 +10,7 @@ use backup::RepositoryKey;
 use clap::{Args, Subcommand};
 use host::folder::HostFolder;
 use host::repositories::Repositories;
-use terminal::output::{print_json, print_line, say, table};
+use terminal::output::{print_json, print_line, print_table, say, table};
 
 #[derive(Subcommand)]
 pub enum RepoCommand {
@@ -139,5 +139,5 @@ fn list(arguments: &FolderArguments) -> Result<()> {
     for view in known {
         rows.add_row([view.name, view.path]);
     }
-    print_line(&rows.trim_fmt())
+    print_table(&rows)
 }
