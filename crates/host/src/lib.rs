@@ -47,7 +47,7 @@ pub mod etcd_setup;
 mod events;
 pub mod folder;
 pub mod foreground;
-mod hardware;
+pub mod hardware;
 pub mod init;
 mod join;
 mod joining;

@@ -241,12 +241,20 @@ fn row_22_what_a_vm_in_the_foreground_cannot_do_is_said() {
     let spec = Spec::new("");
     fs::create_dir(spec.path().join("twinvm")).unwrap();
     let listener = UnixListener::bind(spec.path().join("twinvm/vm-taken.sock")).unwrap();
+    create_raw(&spec.path().join("data.raw"), 5 << 20).unwrap();
+    let text = format!(
+        "{}[[disk]]\npath = \"{}/data.raw\"\nformat = \"raw\"\n[[network]]\nmode = \"user\"\nforward = [\"tcp:127.0.0.1:7070-:80\"]\n",
+        spec.text,
+        spec.path().display()
+    );
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
             let mut line = String::new();
             let _ = BufReader::new(&connection).read_line(&mut line);
-            let status = "{\"name\":\"taken\",\"pid\":77,\"engine\":\"soft\",\"cpus\":2,\"memory_bytes\":134217728,\"running_s\":5}";
-            let _ = writeln!(&connection, "{{\"answer\":\"done\",\"status\":{status}}}");
+            let status = serde_json::json!({
+                "name": "taken", "pid": 77, "engine": "soft", "cpus": 2, "memory_bytes": 134_217_728, "running_s": 5, "spec": text,
+            });
+            let _ = writeln!(&connection, "{}", serde_json::json!({ "answer": "done", "status": status }));
         }
     });
     for words in [
@@ -257,17 +265,29 @@ fn row_22_what_a_vm_in_the_foreground_cannot_do_is_said() {
         &["ft", "status", "taken"],
         &["vm", "set", "taken", "--cpus", "2"],
         &["top", "taken"],
+        &["vm", "snapshot", "create", "taken", "nightly"],
+        &["vm", "snapshot", "list", "taken"],
+        &["vm", "snapshot", "restore", "taken", "nightly"],
+        &["vm", "snapshot", "rm", "taken", "nightly"],
+        &["events", "--vm", "taken"],
+        &["backup", "run", "taken"],
     ] {
         let output = spec.twinvm(words).output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");
-        for expected in ["VM taken runs in the foreground (process 77)", "twinvm vm adopt taken"] {
+        for expected in
+            ["VM taken runs in the foreground (process 77)", "twinvm vm adopt taken", "twinvm vm snapshot taken FILE"]
+        {
             assert!(message.contains(expected), "{words:?}: {message}");
         }
     }
     let shown = spec.twinvm(&["vm", "show", "taken"]).output().unwrap();
     let text = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.status.success() && text.contains("128.00 MiB") && text.contains("process:    77"), "{text}");
+    // Its disks and cards are shown as those of a VM with a host.
+    for expected in ["data.raw, raw, 5.00 MiB (", "user-mode, 10.0.2.15, tcp:127.0.0.1:7070-:80", "  memory = "] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
     let shown = spec.twinvm(&["vm", "show", "taken", "--json"]).output().unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&shown.stdout).unwrap()["cpus"], 2);
     // Of others it is still said how hosts are made.

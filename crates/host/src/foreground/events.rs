@@ -131,7 +131,7 @@ impl Reporter {
         }
         let message = match event {
             Event::Started { name, engine, reason } => {
-                format!("VM {name} runs on the {engine} engine ({reason}); Ctrl-] leaves")
+                format!("VM {name} runs on the {engine} engine ({reason}); Ctrl-] presses its power button")
             }
             Event::ConfinedInPart { enforced } => format!("the sandbox is incomplete: {enforced}"),
             Event::Console { .. } => return,

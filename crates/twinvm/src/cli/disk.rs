@@ -13,6 +13,12 @@ use storage::disk::{Backing, DiskImage, DiskInfo, DiskOptions, create_qcow2, cre
 use storage::image::ImageStore;
 use terminal::output::{human_bytes, print_json, print_line};
 
+pub const HELP: &str = "\
+What this does not do, qemu-img does (Debian: qemu-utils), on a disk that no VM has:
+  qemu-img convert -O qcow2 disk.vmdk disk.qcow2   converts from other formats
+  qemu-img check disk.qcow2                        checks, and repairs with -r
+  qemu-img snapshot -l disk.qcow2                  lists internal snapshots; -d removes one";
+
 #[derive(Subcommand)]
 pub enum DiskCommand {
     /// Make a disk: empty, or based on another one or on an image
@@ -21,8 +27,7 @@ Examples:
   twinvm disk create data.qcow2 20G
   twinvm disk create data.raw 20G --format raw
   twinvm disk create top.qcow2 --base base.qcow2      shows base.qcow2 until it is written to
-  twinvm disk create root.qcow2 --image redis         as `base_image` in a VM spec does
-What this does not do, qemu-img does (Debian: qemu-utils): convert other formats, check and repair, make and delete internal snapshots.")]
+  twinvm disk create root.qcow2 --image redis         as `base_image` in a VM spec does")]
     Create(CreateArguments),
     /// Make a disk bigger that no VM has; the guest's file system is grown by the guest
     Resize(ResizeArguments),

@@ -5,13 +5,14 @@ use std::io::{self, ErrorKind, Write};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use api::events::Event;
 use api::messages::HostView;
 use clap::Args;
 use terminal::output::{say, unix_time};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
+use super::vm::{explain, only_here};
 
 /// How often hosts are asked for what is new.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -36,6 +37,13 @@ pub struct EventsArguments {
 }
 
 pub fn run(arguments: &EventsArguments) -> Result<()> {
+    show(arguments).map_err(|error| match &arguments.vm {
+        Some(vm) => explain(error, vm, &arguments.daemon),
+        None => error,
+    })
+}
+
+fn show(arguments: &EventsArguments) -> Result<()> {
     let mut follower = Follower::default();
     let mut daemon = Some(arguments.daemon.daemon()?);
     loop {
@@ -43,13 +51,17 @@ pub fn run(arguments: &EventsArguments) -> Result<()> {
         if daemon.is_none() {
             daemon = arguments.daemon.daemon().ok();
         }
+        let mut is_none = false;
         let asked = daemon.as_ref().map(|daemon| follower.ask(daemon, arguments.vm.as_deref()));
         match asked {
-            Some(Ok(events)) => match events.iter().try_for_each(|event| print(event, arguments.daemon.json)) {
-                // Nobody reads them any more.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                printed => printed.context("cannot write to standard output")?,
-            },
+            Some(Ok(events)) => {
+                is_none = events.is_empty();
+                match events.iter().try_for_each(|event| print(event, arguments.daemon.json)) {
+                    // Nobody reads them any more.
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                    printed => printed.context("cannot write to standard output")?,
+                }
+            }
             Some(Err(error)) if !arguments.follow => return Err(error),
             Some(Err(error)) => {
                 follower.warn("", &format!("{error}; waiting for it"));
@@ -58,7 +70,9 @@ pub fn run(arguments: &EventsArguments) -> Result<()> {
             None => {}
         }
         if !arguments.follow {
-            return Ok(());
+            // Whoever asks for those of a VM that has no host is told why there are none.
+            let is_here = |vm: &String| only_here(vm, &arguments.daemon).is_some();
+            return if is_none && arguments.vm.as_ref().is_some_and(is_here) { Err(anyhow!("none")) } else { Ok(()) };
         }
         thread::sleep(INTERVAL);
     }

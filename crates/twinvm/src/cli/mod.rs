@@ -49,7 +49,7 @@ Examples:
   twinvm vm create shop.toml --start                Create the VM that shop.toml describes, and start it
   twinvm ft on shop                                 Protect it: a secondary on another host takes over at once
   twinvm ft status shop                             Whether it is protected; if not, why and since when
-  twinvm run shop.toml                              Or try it here, without hosts (Ctrl-] leaves)
+  twinvm run shop.toml                              Or try it here, without hosts (Ctrl-] presses the power button)
 
 A cluster is made by `twinvm cluster init`, and further hosts join it by `twinvm host join`; their --help says how.";
 
@@ -79,7 +79,7 @@ enum Command {
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
     /// Make disk images, make them bigger, and show what they are
-    #[command(subcommand)]
+    #[command(subcommand, after_help = disk::HELP)]
     Disk(disk::DiskCommand),
     /// Name storage for disks, and see which hosts reach it
     #[command(subcommand)]

@@ -20,6 +20,7 @@ use terminal::interrupt;
 use terminal::output::{human_bytes, print_json, print_line, say, unix_time};
 
 use super::daemon::{DaemonArguments, DaemonConnection, path_segment};
+use super::vm::explain;
 
 /// What there is to know about them.
 pub const HELP: &str = "\
@@ -138,7 +139,9 @@ pub struct PruneArguments {
 pub fn run(command: BackupCommand) -> Result<()> {
     match command {
         BackupCommand::Repo(command) => repo::run(command),
-        BackupCommand::Run(arguments) => back_up(&arguments),
+        BackupCommand::Run(arguments) => {
+            back_up(&arguments).map_err(|error| explain(error, &arguments.vm, &arguments.repository.daemon))
+        }
         BackupCommand::List(arguments) => points::list(&arguments),
         BackupCommand::Show(arguments) => points::show(&arguments),
         BackupCommand::Verify(arguments) => verify(&arguments),

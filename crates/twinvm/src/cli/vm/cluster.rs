@@ -191,7 +191,7 @@ fn card_figures(did: &CardFigures) -> String {
 }
 
 /// As in `/data/vms/shop/disk0.qcow2, qcow2, 2.00 GiB (340.00 MiB in use), based on /data/images/.versions/4f.../root.img`.
-fn disk_text(disk: &DiskView) -> String {
+pub fn disk_text(disk: &DiskView) -> String {
     let Some(path) = &disk.path else { return "not known: its host does not answer".to_owned() };
     let size = disk.size_bytes.map(|size_bytes| match disk.allocated_bytes {
         Some(allocated_bytes) => format!("{} ({} in use)", human_bytes(size_bytes), human_bytes(allocated_bytes)),
@@ -208,7 +208,7 @@ fn disk_text(disk: &DiskView) -> String {
 }
 
 /// As in `52:54:00:12:34:56, user-mode, 10.0.2.15, tcp:127.0.0.1:6379-:6379`.
-fn card_text(card: &CardView) -> String {
+pub fn card_text(card: &CardView) -> String {
     let network = card.bridge.as_ref().map_or_else(|| "user-mode".to_owned(), |bridge| format!("bridge {bridge}"));
     let parts = [card.mac.to_string(), network].into_iter().chain(card.address.map(|address| address.to_string()));
     parts.chain(card.forward.iter().map(ToString::to_string)).collect::<Vec<_>>().join(", ")

@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use api::messages::{CreateVm, VmView};
+use api::messages::{CreateVm, DiskView, VmView};
 use api::time::Elapsed;
 use clap::Args;
 use host::foreground::requests::{Request, VmStatus, ask, running, save};
 use host::foreground::{self, Start};
+use host::hardware;
 use machine::generation::NOT_HEEDED;
-use spec::{EngineChoice, VmSpec, to_toml};
+use spec::{DiskSpec, EngineChoice, VmSpec, to_toml};
+use storage::disk::DiskInfo;
 use terminal::output::{human_bytes, print_json, print_line, say};
 
+use super::cluster::{card_text, disk_text};
 use super::{StopArguments, VmArguments};
 use crate::cli::daemon::{DaemonArguments, DaemonConnection, path_segment};
 use crate::cli::run::HowArguments;
@@ -58,9 +61,9 @@ pub fn stop(arguments: &StopArguments) -> Result<()> {
 /// What is said of a VM in the foreground when something is asked that only a VM of a host can do.
 fn without_host(vm: &VmStatus) -> String {
     format!(
-        "VM {} runs in the foreground (process {}): its console is the terminal of `twinvm run`, and it has no host that could protect it. A VM with a host \
-         is made of it by `twinvm vm adopt {}`, which restarts it",
-        vm.name, vm.pid, vm.name
+        "VM {} runs in the foreground (process {}): its console is the terminal of `twinvm run`, and it has no host that could protect it or back it up. \
+         `twinvm vm snapshot {} FILE` saves it; a VM with a host is made of it by `twinvm vm adopt {}`, which restarts it",
+        vm.name, vm.pid, vm.name, vm.name
     )
 }
 
@@ -147,7 +150,32 @@ pub fn show(vm: &VmStatus, json: bool) -> Result<()> {
     ] {
         print_line(&format!("{:12}{value}", format!("{what}:")))?;
     }
-    Ok(())
+    // One of another version may not say what it is.
+    let Ok(spec) = VmSpec::parse(&vm.spec) else { return Ok(()) };
+    for disk in &spec.disks {
+        print_line(&format!("{:12}{}", "disk:", disk_text(&disk_view(disk))))?;
+    }
+    for card in &hardware::cards(&spec) {
+        print_line(&format!("{:12}{}", "network:", card_text(card)))?;
+    }
+    print_line("spec:")?;
+    vm.spec.lines().try_for_each(|line| print_line(&format!("  {line}")))
+}
+
+/// A disk as its file is now, as far as that can be read.
+fn disk_view(disk: &DiskSpec) -> DiskView {
+    let view =
+        DiskView { path: Some(disk.path.clone()), format: disk.format, readonly: disk.readonly, ..DiskView::default() };
+    match DiskInfo::of(&disk.path, disk.format) {
+        Ok(info) => DiskView {
+            format: Some(info.format),
+            size_bytes: Some(info.size_bytes),
+            allocated_bytes: Some(info.allocated_bytes),
+            base: info.backing.map(|base| base.path),
+            ..view
+        },
+        Err(_) => view,
+    }
 }
 
 fn answer(json: bool, status: &VmStatus, message: &str) -> Result<()> {

@@ -15,10 +15,9 @@ use api::unreadable::UnreadableVmView;
 use clap::{Args, Subcommand};
 use host::foreground::requests::{VmStatus, running};
 use indicatif::ProgressBar;
-use terminal::output::{human_bytes, print_json, print_line, say, table};
+use terminal::output::{human_bytes, print_json, print_table, say, table};
 
-pub use foreground::explain;
-use foreground::only_here;
+pub use foreground::{explain, only_here};
 
 use super::daemon::DaemonArguments;
 use super::wait::{Look, Patience};
@@ -48,7 +47,8 @@ pub enum VmCommand {
     /// Make another VM with copies of the disks of one that is off
     #[command(after_help = "\
 The clone has network cards with addresses of their own, and the same forwarded ports unless --forward names others: two VMs cannot run with the same ones.
-What its guest keeps on its disks to tell itself from others, such as a host name or the keys of an SSH server, is that of the original.")]
+A guest of an image that `twinvm image build` has made becomes another machine at its first boot: with a machine-id, a host name, keys of its SSH server and a self-signed
+certificate of its own. What other guests keep on their disks to tell themselves from others is that of the original.")]
     Clone(set::CloneArguments),
     /// Give a VM that is off another name; its guest sees no difference
     #[command(after_help = "\
@@ -143,7 +143,7 @@ impl StopArguments {
 }
 
 pub fn run(command: VmCommand) -> Result<ExitCode> {
-    let about = command.vm().map(|VmArguments { name, daemon }| (name.clone(), daemon.clone()));
+    let about = command.vm().map(|(name, daemon)| (name.to_owned(), daemon.clone()));
     carry_out(command).map_err(|error| match &about {
         Some((name, daemon)) => explain(error, name, daemon),
         None => error,
@@ -174,25 +174,23 @@ fn carry_out(command: VmCommand) -> Result<()> {
 
 impl VmCommand {
     /// The VM that has to have a host for this.
-    fn vm(&self) -> Option<&VmArguments> {
-        match self {
-            Self::Start(arguments) => Some(&arguments.vm),
-            Self::Rm(arguments) => Some(&arguments.vm),
-            Self::Reboot(arguments) => Some(&arguments.vm),
-            Self::Migrate(arguments) => Some(&arguments.vm),
-            Self::Set(arguments) => Some(&arguments.vm),
-            Self::Edit(vm) => Some(vm),
-            Self::Clone(arguments) => Some(&arguments.vm),
-            Self::Rename(arguments) => Some(&arguments.vm),
-            Self::Console(vm) => Some(vm),
-            Self::Create(_)
-            | Self::Adopt(_)
-            | Self::Stop(_)
-            | Self::List(_)
-            | Self::Show(_)
-            | Self::Snapshot(_)
-            | Self::Restore(_) => None,
-        }
+    fn vm(&self) -> Option<(&str, &DaemonArguments)> {
+        let VmArguments { name, daemon } = match self {
+            Self::Start(arguments) => &arguments.vm,
+            Self::Rm(arguments) => &arguments.vm,
+            Self::Reboot(arguments) => &arguments.vm,
+            Self::Migrate(arguments) => &arguments.vm,
+            Self::Set(arguments) => &arguments.vm,
+            Self::Edit(vm) => vm,
+            Self::Clone(arguments) => &arguments.vm,
+            Self::Rename(arguments) => &arguments.vm,
+            Self::Console(vm) => vm,
+            Self::Snapshot(arguments) => return arguments.vm(),
+            Self::Create(_) | Self::Adopt(_) | Self::Stop(_) | Self::List(_) | Self::Show(_) | Self::Restore(_) => {
+                return None;
+            }
+        };
+        Some((name, daemon))
     }
 }
 
@@ -284,5 +282,5 @@ fn list(arguments: &DaemonArguments) -> Result<()> {
             }
         });
     }
-    print_line(&rows.trim_fmt())
+    print_table(&rows)
 }

@@ -9,7 +9,7 @@ use api::time::{Elapsed, unix_ms_now};
 use clap::{Args, Subcommand};
 use machine::generation::NOT_HEEDED;
 use spec::SnapshotName;
-use terminal::output::{human_bytes, print_json, print_line, say, table};
+use terminal::output::{human_bytes, print_json, print_line, print_table, say, table};
 
 use super::{VmArguments, foreground};
 use crate::cli::daemon::{DaemonArguments, path_segment};
@@ -88,6 +88,17 @@ impl OneArguments {
     }
 }
 
+impl SnapshotArguments {
+    /// The VM that has to have a host for this.
+    pub fn vm(&self) -> Option<(&str, &DaemonArguments)> {
+        match self.command.as_ref()? {
+            SnapshotCommand::Create(arguments) => Some((&arguments.one.name, &arguments.one.daemon)),
+            SnapshotCommand::List(vm) => Some((&vm.name, &vm.daemon)),
+            SnapshotCommand::Restore(one) | SnapshotCommand::Rm(one) => Some((&one.name, &one.daemon)),
+        }
+    }
+}
+
 fn path(vm: &str) -> String {
     format!("/v1/vms/{}/snapshots", path_segment(vm))
 }
@@ -144,7 +155,7 @@ fn list(vm: &VmArguments) -> Result<()> {
         };
         rows.add_row([view.name.to_string(), taken, holds.to_owned(), human_bytes(view.bytes), view.host]);
     }
-    print_line(&rows.trim_fmt())
+    print_table(&rows)
 }
 
 fn restore(one: &OneArguments) -> Result<()> {
