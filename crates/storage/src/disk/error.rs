@@ -101,6 +101,9 @@ pub enum DiskError {
         /// The error.
         source: io::Error,
     },
+    /// What is written over while a snapshot is taken cannot be kept for it.
+    #[error("what the guest writes over while the snapshot is taken cannot be kept: {0}")]
+    Spill(io::Error),
     /// Another input or output error.
     #[error("{}: {action}: {source}", path.display())]
     Io {
@@ -119,6 +122,7 @@ impl From<DiskError> for io::Error {
             DiskError::Open { source, .. } | DiskError::Flush { source, .. } | DiskError::Io { source, .. } => {
                 source.kind()
             }
+            DiskError::Spill(source) => source.kind(),
             DiskError::Backing { .. } => io::ErrorKind::Other,
             DiskError::InUse { .. } => io::ErrorKind::ResourceBusy,
             DiskError::Corrupt { .. } => io::ErrorKind::InvalidData,

@@ -8,14 +8,17 @@ use std::time::SystemTime;
 
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, Mapping, ShallowMapping};
-use rustix::fs::SeekFrom as Find;
-use rustix::io::Errno;
 use spec::DiskFormat;
 
+use super::freezer::{Content as Readable, Freezer};
 use super::lock::{Access, ImageLock};
 use super::open::{Content, open_image};
+use super::raw_file::raw_extent;
 use super::stamp::SETTLED_AFTER;
-use super::{Allocation, Backing, DiskError, Extent, FileStamps, RawFile, WriteBack, check_size};
+use super::{
+    Allocation, Backing, DiskError, DiskFreezer, Extent, FileStamps, ImageForm, ImageShape, RawFile, WriteBack,
+    check_size,
+};
 
 /// Most zeros written at once.
 const ZEROS_BYTES_MAX: u64 = 1 << 20;
@@ -40,8 +43,10 @@ impl DiskOptions {
 /// A disk image that is open, and locked as long as it is. All methods block until done; offsets and lengths are in bytes.
 pub struct DiskImage {
     path: PathBuf,
-    format: DiskFormat,
+    shape: ImageShape,
     read_only: bool,
+    /// Keeps what a snapshot has not read yet.
+    freezer: Arc<Freezer>,
     /// Whether a qcow2 image's tables may have changed since the last flush.
     tables_changed: bool,
     /// What a qcow2 image is based on.
@@ -71,11 +76,12 @@ impl DiskImage {
     /// # Errors
     /// As [`Self::open`], which name `at`.
     pub fn open_as(at: &Path, path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
-        let Content { access, format, backing, locks, found } = open_image(at, path, options)?;
+        let Content { access, shape, backing, locks, found } = open_image(at, path, options)?;
         let mut image = Self {
             path: path.to_path_buf(),
-            format,
+            shape,
             read_only: options.read_only,
+            freezer: Freezer::new(path),
             tables_changed: false,
             backing,
             raw: None,
@@ -83,9 +89,10 @@ impl DiskImage {
             locks,
             found,
         };
-        if let Some(own) = image.locks.first().filter(|_| format == DiskFormat::Raw && !options.direct) {
+        if let Some(own) = image.locks.first().filter(|_| image.format() == DiskFormat::Raw && !options.direct) {
             let file = own.file().try_clone().map_err(|e| image.io("open", e))?;
-            let raw = RawFile::new(image.path.clone(), file, image.size_bytes(), options.read_only);
+            let freezer = image.freezer.clone();
+            let raw = RawFile::new(image.path.clone(), file, image.size_bytes(), options.read_only, freezer);
             image.raw = Some(Arc::new(raw));
         }
         Ok(image)
@@ -98,7 +105,17 @@ impl DiskImage {
 
     /// The format.
     pub fn format(&self) -> DiskFormat {
-        self.format
+        self.shape.format()
+    }
+
+    /// What the image is besides its content.
+    pub fn form(&self) -> ImageForm {
+        ImageForm { size_bytes: self.size_bytes(), shape: self.shape.clone() }
+    }
+
+    /// What freezes the content without a wait for the image.
+    pub fn freezer(&self) -> DiskFreezer {
+        DiskFreezer(self.freezer.clone())
     }
 
     /// Size of the disk (not of the file) in bytes.
@@ -124,8 +141,10 @@ impl DiskImage {
     pub fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
         self.check_range(offset, 1)?;
         let rest = self.size_bytes() - offset;
-        let (allocation, length) = match self.format {
-            DiskFormat::Raw => self.raw_extent(offset)?,
+        let (allocation, length) = match self.format() {
+            DiskFormat::Raw => {
+                self.files().next().map_or((Allocation::Data, u64::MAX), |file| raw_extent(file, offset))
+            }
             DiskFormat::Qcow2 => {
                 let (mapping, length) = self.access.get_shallow_mapping(offset, rest).map_err(|e| self.io("map", e))?;
                 let allocation = match mapping {
@@ -140,22 +159,6 @@ impl DiskImage {
             }
         };
         Ok(Extent { allocation, length: length.clamp(1, rest) })
-    }
-
-    /// By the holes in the file. Where the file system knows of none, everything is data.
-    fn raw_extent(&self, offset: u64) -> Result<(Allocation, u64), DiskError> {
-        let all = Ok((Allocation::Data, u64::MAX));
-        let Some(file) = self.files().next() else { return all };
-        match rustix::fs::seek(file, Find::Data(offset)) {
-            Ok(data) if data > offset => Ok((Allocation::Absent, data - offset)),
-            Ok(_) => match rustix::fs::seek(file, Find::Hole(offset)) {
-                Ok(hole) => Ok((Allocation::Data, hole.saturating_sub(offset))),
-                Err(_) => all,
-            },
-            // No data from here on.
-            Err(Errno::NXIO) => Ok((Allocation::Absent, u64::MAX)),
-            Err(_) => all,
-        }
     }
 
     /// The files that the content depends on: the image's own, then those it is based on.
@@ -195,6 +198,8 @@ impl DiskImage {
             return raw.write_at(offset, data);
         }
         self.check_writable(offset, data.len() as u64)?;
+        let freezer = self.freezer.clone();
+        let _change = freezer.begin_change(self, offset, data.len() as u64);
         self.tables_changed = self.tables_changed || !self.is_mapped(offset, data.len() as u64);
         self.access.write(data, offset).map_err(|e| self.io("write", e))
     }
@@ -255,7 +260,7 @@ impl DiskImage {
     pub fn write_back(&self) -> Result<WriteBack, DiskError> {
         let own = self.files().next().filter(|_| !self.read_only);
         let file = own.map(File::try_clone).transpose().map_err(|e| self.io("flush", e))?;
-        let has_tables = self.format == DiskFormat::Qcow2 && !self.read_only;
+        let has_tables = self.format() == DiskFormat::Qcow2 && !self.read_only;
         Ok(WriteBack { path: self.path.clone(), file, has_tables })
     }
 
@@ -269,7 +274,9 @@ impl DiskImage {
     /// As [`Self::write_at`].
     pub fn discard(&mut self, offset: u64, length: u64) -> Result<(), DiskError> {
         self.check_writable(offset, length)?;
-        let result = match self.format {
+        let freezer = self.freezer.clone();
+        let _change = freezer.begin_change(self, offset, length);
+        let result = match self.format() {
             DiskFormat::Raw => self.access.discard_to_zero(offset, length),
             DiskFormat::Qcow2 => self.access.write_zeroes(offset, length),
         };
@@ -285,6 +292,8 @@ impl DiskImage {
             return self.discard(offset, length);
         }
         self.check_writable(offset, length)?;
+        let freezer = self.freezer.clone();
+        let _change = freezer.begin_change(self, offset, length);
         let result = self.access.write_zeroes(offset, length);
         self.or_write_zeros(result, offset, length).map_err(|e| self.io("write zeroes", e))
     }
@@ -330,6 +339,8 @@ impl DiskImage {
             let reason = "it is not made smaller, as what is at its end would be lost";
             return Err(DiskError::BadSize { path: self.path.clone(), size_bytes, reason });
         }
+        let reason = "it was made bigger while a snapshot of it was taken";
+        self.freezer.give_up(|| DiskError::Unsupported { path: self.path.clone(), reason: reason.to_owned() });
         self.access.resize_grow(size_bytes, PreallocateMode::Zero).map_err(|e| self.io("grow", e))?;
         self.tables_changed = true;
         self.flush()?;
@@ -356,5 +367,19 @@ impl DiskImage {
 
     fn io(&self, action: &'static str, source: io::Error) -> DiskError {
         DiskError::Io { path: self.path.clone(), action, source }
+    }
+}
+
+impl Readable for DiskImage {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes()
+    }
+
+    fn extent_at(&mut self, offset: u64) -> Result<Extent, DiskError> {
+        DiskImage::extent_at(self, offset)
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        DiskImage::read_at(self, offset, buffer)
     }
 }

@@ -7,6 +7,8 @@
 //! Images that are to be compared with others, such as a replica's copy, tell what they hold themselves
 //! ([`DiskImage::extent_at`]) and what they are based on ([`BaseIdentity`]).
 //!
+//! A snapshot reads a disk while its VM goes on: the image is frozen for it ([`DiskFreezer`]), and each change of the image keeps what it writes over.
+//!
 //! A [`Replacement`] gives several files new content at once. Whoever opens a disk that may have been in one calls [`settle`] before.
 //!
 //! The formats are those of the `imago` library; QEMU's `docs/interop/qcow2.txt` is the specification. Not supported:
@@ -17,17 +19,22 @@ mod backing_name;
 mod create;
 mod error;
 mod extent;
+mod form;
 mod format;
+mod freezer;
+mod frozen;
 mod holder;
 mod identity;
 mod image;
 mod info;
+mod kept;
 mod lock;
 mod open;
 mod qcow2_header;
 mod qcow2_tables;
 mod raw_file;
 mod replace;
+mod spill;
 mod stamp;
 mod write_back;
 
@@ -38,13 +45,17 @@ pub use backing_name::{make_backing_absolute, recorded_backing};
 pub use create::{Backing, create_qcow2, create_raw};
 pub use error::DiskError;
 pub use extent::{Allocation, Extent};
+pub use form::{ImageForm, ImageShape, RecordedBase};
 pub(crate) use format::format_of_content;
+pub use freezer::Stretch;
+pub use frozen::{DiskFreezer, FrozenDisk, SharedImage};
 pub use identity::{BaseIdentity, ContentDigest};
 pub use image::{DiskImage, DiskOptions};
 pub use info::DiskInfo;
 pub(crate) use lock::{Access, ImageLock};
 pub use raw_file::RawFile;
 pub use replace::{Replacement, settle};
+pub use spill::Spill;
 pub use stamp::FileStamps;
 pub use write_back::WriteBack;
 

@@ -13,7 +13,7 @@ use spec::DiskFormat;
 use super::lock::{ImageLock, open_locked, require_disk};
 use super::qcow2_header::{self, BackingName, Header, INCOMPATIBLE_DIRTY, Refusal};
 use super::qcow2_tables::{self, Tables};
-use super::{Backing, DiskError, DiskOptions, FileStamps, check_size, format};
+use super::{Backing, DiskError, DiskOptions, FileStamps, ImageShape, RecordedBase, check_size, format};
 
 /// Longest chain of backing files.
 const CHAIN_LENGTH_MAX: usize = 32;
@@ -24,7 +24,7 @@ type Format = FormatAccess<Storage>;
 /// An image that is open.
 pub(super) struct Content {
     pub access: Format,
-    pub format: DiskFormat,
+    pub shape: ImageShape,
     /// What a qcow2 image is based on.
     pub backing: Option<Backing>,
     /// The image's file, then those it is based on.
@@ -43,11 +43,11 @@ pub(super) fn open_image(path: &Path, name: &Path, options: DiskOptions) -> Resu
     };
     // Locked by now, and what opens it to be written may write at once.
     let own = FileStamps::of(locks.iter().map(ImageLock::file)).ok().flatten();
-    let (access, backing) = open_format(path, name, file, format, options, &mut locks)?;
+    let (access, shape, backing) = open_format(path, name, file, format, options, &mut locks)?;
     check_size(path, access.size())?;
     let bases = FileStamps::of(locks.iter().skip(1).map(ImageLock::file)).ok().flatten();
     let found = own.zip(bases).map(|(own, bases)| own.with(bases));
-    Ok(Content { access, format, backing, locks, found })
+    Ok(Content { access, shape, backing, locks, found })
 }
 
 /// Opens an image to look at it, without a lock.
@@ -74,7 +74,7 @@ fn open_format(
     format: DiskFormat,
     options: DiskOptions,
     locks: &mut Vec<ImageLock>,
-) -> Result<(Format, Option<Backing>), DiskError> {
+) -> Result<(Format, ImageShape, Option<Backing>), DiskError> {
     let io = |action| move |source| DiskError::Io { path: path.to_path_buf(), action, source };
     let storage = |file, writable| {
         let options = StorageOpenOptions::new().filename(path).write(writable).direct(options.direct);
@@ -83,7 +83,8 @@ fn open_format(
     let writable = !options.read_only;
     if format == DiskFormat::Raw {
         let builder = Raw::builder(storage(file, writable)?).write(writable);
-        return Ok((FormatAccess::new(builder.open(DenyImplicitOpenGate::default()).map_err(io("open"))?), None));
+        let raw = builder.open(DenyImplicitOpenGate::default()).map_err(io("open"))?;
+        return Ok((FormatAccess::new(raw), ImageShape::Raw, None));
     }
     let header = read_header(path)?;
     check_size(path, header.size_bytes)?;
@@ -117,7 +118,9 @@ fn open_format(
     if access.is_some() {
         qcow2.set_backing(access);
     }
-    Ok((FormatAccess::new(qcow2), backing))
+    let recorded = header.backing.map(|base| RecordedBase { name: base.name, format: base.format.unwrap_or_default() });
+    let shape = ImageShape::Qcow2 { cluster_bytes: header.cluster_bytes, base: recorded };
+    Ok((FormatAccess::new(qcow2), shape, backing))
 }
 
 fn open_backing(
@@ -148,7 +151,7 @@ fn open_backing(
     let (file, lock) = open_locked(&backing.path, options.access(), options.direct)
         .map_err(|source| DiskError::Backing { path: path.to_path_buf(), source: Box::new(source) })?;
     locks.push(lock);
-    let (access, _) = open_format(&backing.path, &backing.path, file, format, options, locks)?;
+    let (access, _, _) = open_format(&backing.path, &backing.path, file, format, options, locks)?;
     Ok((access, backing))
 }
 

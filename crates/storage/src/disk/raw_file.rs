@@ -4,11 +4,14 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::SeekFrom as Find;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::DiskError;
+use super::freezer::{Content, Freezer};
+use super::{Allocation, DiskError, Extent};
 
 /// Reads and writes a raw image by any number of threads at the same time, beside the image: there are no tables that could be found in the
 /// middle of a change.
@@ -20,16 +23,18 @@ pub struct RawFile {
     read_only: bool,
     /// The file system cannot say whether a read takes a wait.
     never_cached: AtomicBool,
+    /// The image's.
+    freezer: Arc<Freezer>,
 }
 
 impl RawFile {
-    pub(super) fn new(path: PathBuf, file: File, size_bytes: u64, read_only: bool) -> Self {
-        Self { path, file, size_bytes, read_only, never_cached: AtomicBool::new(false) }
+    pub(super) fn new(path: PathBuf, file: File, size_bytes: u64, read_only: bool, freezer: Arc<Freezer>) -> Self {
+        Self { path, file, size_bytes, read_only, never_cached: AtomicBool::new(false), freezer }
     }
 
     /// The same file as that of a disk of another size.
     pub(super) fn with_size(&self, size_bytes: u64) -> io::Result<Self> {
-        Ok(Self::new(self.path.clone(), self.file.try_clone()?, size_bytes, self.read_only))
+        Ok(Self::new(self.path.clone(), self.file.try_clone()?, size_bytes, self.read_only, self.freezer.clone()))
     }
 
     /// Fills `buffer` from `offset` on.
@@ -66,6 +71,7 @@ impl RawFile {
             return Err(DiskError::ReadOnly { path: self.path.clone() });
         }
         self.check_range(offset, data.len())?;
+        let _change = self.freezer.begin_change(&mut &*self, offset, data.len() as u64);
         self.file.write_all_at(data, offset).map_err(|source| self.io("write", source))
     }
 
@@ -79,5 +85,37 @@ impl RawFile {
 
     fn io(&self, action: &'static str, source: io::Error) -> DiskError {
         DiskError::Io { path: self.path.clone(), action, source }
+    }
+}
+
+impl Content for &RawFile {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn extent_at(&mut self, offset: u64) -> Result<Extent, DiskError> {
+        self.check_range(offset, 1)?;
+        let (allocation, length) = raw_extent(&self.file, offset);
+        Ok(Extent { allocation, length: length.clamp(1, self.size_bytes - offset) })
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        RawFile::read_at(self, offset, buffer)
+    }
+}
+
+/// Where the content of a raw image at `offset` comes from, and how far that holds, by the holes in its file. Where the file system knows of none,
+/// everything is data.
+pub(super) fn raw_extent(file: &File, offset: u64) -> (Allocation, u64) {
+    let all = (Allocation::Data, u64::MAX);
+    match rustix::fs::seek(file, Find::Data(offset)) {
+        Ok(data) if data > offset => (Allocation::Absent, data - offset),
+        Ok(_) => match rustix::fs::seek(file, Find::Hole(offset)) {
+            Ok(hole) => (Allocation::Data, hole.saturating_sub(offset)),
+            Err(_) => all,
+        },
+        // No data from here on.
+        Err(Errno::NXIO) => (Allocation::Absent, u64::MAX),
+        Err(_) => all,
     }
 }
