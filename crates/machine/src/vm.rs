@@ -1,7 +1,8 @@
 //! [`Vm`]: one virtual machine, put together.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+mod snapshot;
+
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,10 +24,10 @@ use crate::engine::soft::{InputMode, SoftEngine};
 use crate::engine::{DirtyLog, Engine, EngineError, EngineState, RunEnd};
 use crate::generation::GenerationId;
 use crate::platform::{Parts, Platform, PlatformError, PlatformState};
-use crate::snapshot::disk::SnapshotDisk;
-use crate::snapshot::format::{FormatError, SnapshotReader, SnapshotWriter};
-use crate::snapshot::memory::{read_memory, write_memory};
+use crate::snapshot::format::FormatError;
 use crate::triple_fault::TripleFault;
+
+pub use self::snapshot::{FrozenVm, Snapshot, SnapshotContent, SnapshotHead, SnapshotPlace};
 
 /// The hardware of a VM, apart from what [`Parts`] connects it to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,35 +153,6 @@ impl VmState {
         self.platform.power_on_unix_ns = unix_ns.saturating_sub(self.platform.clock_ns);
     }
 }
-
-/// What a snapshot file says before its content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotHead {
-    /// The hardware.
-    pub config: VmConfig,
-    /// The spec the VM was started from, as TOML; paths in it are absolute.
-    pub spec: String,
-    /// The disks, in the order of the spec. The content of the files of those that the guest may write to follows.
-    pub disks: Vec<SnapshotDisk>,
-    /// Memory and devices of the running VM are in it as well.
-    pub has_memory: bool,
-    /// When it was taken, by the clock of its host, in nanoseconds since the Unix epoch.
-    pub taken_unix_ns: u64,
-    /// Of one with memory: the guest will notice that it was restored ([`crate::generation`]). Whoever writes the snapshot finds out.
-    pub heeds_generation: bool,
-}
-
-impl SnapshotHead {
-    /// The disks whose files' content is in the snapshot, in that order.
-    pub fn written_disks(&self) -> impl Iterator<Item = &SnapshotDisk> {
-        self.disks.iter().filter(|disk| !disk.read_only)
-    }
-}
-
-const SECTION_HEAD: [u8; 4] = *b"HEAD";
-const SECTION_STATE: [u8; 4] = *b"STAT";
-const SECTION_MEMORY: [u8; 4] = *b"MEM\0";
-const SECTION_DISK: [u8; 4] = *b"DISK";
 
 /// Most vCPUs the soft engine runs: they take turns on one host thread.
 const SOFT_CPUS_MAX: u32 = 4;
@@ -397,103 +369,6 @@ impl Vm {
         hasher.value(&state).map_err(|error| EngineError::State(error.to_string()))?;
         hasher.memory(self.platform.ram());
         Ok(hasher.finish())
-    }
-
-    /// Writes the paused VM to a snapshot file: state and memory, if the head says so, and the content of its writable disks' files.
-    pub fn write_snapshot<W: Write>(&mut self, head: &SnapshotHead, out: W) -> Result<W, VmError> {
-        self.platform.flush_disks()?;
-        let state = if head.has_memory { Some(self.save()?) } else { None };
-        let head = SnapshotHead { heeds_generation: self.platform.heeds_generation(), ..head.clone() };
-        write_snapshot(&head, state.as_ref().map(|state| (state, self.platform.ram())), out)
-    }
-}
-
-/// Writes a snapshot of the disks of a VM that is off, whose files nobody writes to meanwhile.
-pub fn write_disk_snapshot<W: Write>(head: &SnapshotHead, out: W) -> Result<W, VmError> {
-    write_snapshot(&SnapshotHead { has_memory: false, ..head.clone() }, None, out)
-}
-
-fn write_snapshot<W: Write>(head: &SnapshotHead, machine: Option<(&VmState, &GuestRam)>, out: W) -> Result<W, VmError> {
-    let mut writer = SnapshotWriter::new(out)?;
-    writer.value(SECTION_HEAD, head)?;
-    if let Some((state, ram)) = machine {
-        writer.value(SECTION_STATE, state)?;
-        writer.section(SECTION_MEMORY, |out| Ok(write_memory(ram, out)?))?;
-    }
-    for disk in head.written_disks() {
-        writer.section(SECTION_DISK, |out| crate::snapshot::file::write_file(&disk.path, out))?;
-    }
-    Ok(writer.finish()?)
-}
-
-/// A snapshot file, opened: what it is of is known, its content is not read yet.
-pub struct Snapshot<R: Read> {
-    reader: SnapshotReader<R>,
-    head: SnapshotHead,
-}
-
-/// The content of a snapshot file, for [`Vm::restore`].
-pub struct SnapshotContent {
-    /// Memory.
-    pub ram: GuestRam,
-    /// Everything else.
-    pub state: VmState,
-}
-
-impl<R: Read> Snapshot<R> {
-    /// Reads and checks the head of a snapshot file.
-    pub fn open(input: R) -> Result<Self, VmError> {
-        let mut reader = SnapshotReader::new(input)?;
-        let head = reader.value(SECTION_HEAD)?;
-        Ok(Self { reader, head })
-    }
-
-    /// Says what this host is to make the memory of, and whether it translates code.
-    pub fn set_host_choices(&mut self, backing: MemoryBacking, translator: Translator) {
-        self.head.config.backing = backing;
-        self.head.config.translator = translator;
-    }
-
-    /// What the snapshot is of.
-    pub fn head(&self) -> &SnapshotHead {
-        &self.head
-    }
-
-    /// Reads and checks everything. The content of disk n of [`SnapshotHead::written_disks`] goes to the file that `disk_file(n)` opens, which is
-    /// empty and sparse. Nothing but those files is changed, and as long as they are only written beside the disks, a caller can still turn back.
-    ///
-    /// # Errors
-    /// [`VmError`]; [`VmError::Kind`] if it has no memory.
-    pub fn read(mut self, disk_file: impl FnMut(usize) -> io::Result<File>) -> Result<SnapshotContent, VmError> {
-        if !self.head.has_memory {
-            return Err(VmError::Kind { has_memory: false });
-        }
-        let state = self.reader.value(SECTION_STATE)?;
-        let ram = GuestRam::with_backing(self.head.config.memory_bytes, &self.head.config.backing)?;
-        self.reader.section(SECTION_MEMORY, |section| read_memory(&ram, section))?;
-        self.read_disk_files(disk_file)?;
-        Ok(SnapshotContent { ram, state })
-    }
-
-    /// The same of a snapshot that has no memory.
-    ///
-    /// # Errors
-    /// [`VmError`]; [`VmError::Kind`] if it has memory.
-    pub fn read_disks(self, disk_file: impl FnMut(usize) -> io::Result<File>) -> Result<(), VmError> {
-        if self.head.has_memory {
-            return Err(VmError::Kind { has_memory: true });
-        }
-        self.read_disk_files(disk_file)
-    }
-
-    fn read_disk_files(mut self, mut disk_file: impl FnMut(usize) -> io::Result<File>) -> Result<(), VmError> {
-        for (number, disk) in self.head.written_disks().enumerate() {
-            let failed = |source| FormatError::Disk { path: disk.path.clone(), source };
-            let file = disk_file(number).map_err(failed)?;
-            self.reader
-                .section(SECTION_DISK, |section| crate::snapshot::file::read_file(&disk.path, &file, section))?;
-        }
-        Ok(self.reader.finish()?)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod raw_terminal;
 mod recording;
 pub mod requests;
 pub mod snapshots;
+mod writers;
 
 use std::io;
 use std::path::PathBuf;
@@ -42,6 +43,7 @@ use raw_terminal::RawTerminal;
 use recording::Recording;
 use requests::{Answer, Pending, Request, RequestSocket, VmStatus};
 pub use snapshots::{OpenSnapshot, open_snapshot};
+use writers::Writers;
 
 use crate::sandbox::Enforced;
 use snapshots::{Restoring, SnapshotDisks};
@@ -344,7 +346,9 @@ fn serve(
     leaving: &Leaving,
     reporter: &Reporter,
 ) -> Result<Ended> {
-    let Running { spec, disks, recording, started } = *running;
+    let Running { spec, recording, started, .. } = *running;
+    // What is not complete is given up when this returns.
+    let writers = Writers::default();
     loop {
         let end = vm.run(recording.and_then(|recording| recording.digest_due_at(vm)))?;
         if let Some(recording) = recording
@@ -367,14 +371,10 @@ fn serve(
         while let Ok(request) = pending.try_recv() {
             let done = match &request.request {
                 Request::Status => Ok(()),
-                Request::Snapshot { path, replaces } => request
-                    .file()
-                    .and_then(|file| snapshots::write_to(file, vm, spec, disks, *replaces))
-                    .with_context(|| format!("cannot write snapshot {}", path.display()))
-                    .inspect(|()| {
-                        reporter.report(&Event::Snapshot { path });
-                        reporter.report_generation(vm.platform().heeds_generation());
-                    }),
+                Request::Snapshot { .. } => {
+                    writers.begin(vm, running, request, reporter);
+                    continue;
+                }
                 Request::Stop { force: false } => {
                     vm.control().press_power_button();
                     Ok(())
@@ -384,14 +384,18 @@ fn serve(
                     Ok(())
                 }
             };
-            request.answer(match done {
-                Ok(()) => Answer::Done { status: status(vm, spec, started) },
-                Err(error) => Answer::Failed { message: error_text(&error) },
-            });
+            request.answer(answer(done, status(vm, spec, started)));
         }
         if leaving.plug_is_pulled() {
             return Ok(Ended::Stopped("the plug was pulled"));
         }
+    }
+}
+
+fn answer(done: Result<()>, status: VmStatus) -> Answer {
+    match done {
+        Ok(()) => Answer::Done { status },
+        Err(error) => Answer::Failed { message: error_text(&error) },
     }
 }
 

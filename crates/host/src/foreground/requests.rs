@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ use crate::paths;
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// How long the broker of a VM that was killed may take to tidy up.
 const BROKER_PATIENCE: Duration = Duration::from_secs(2);
+/// Connections served at a time; further ones are closed.
+const CONNECTIONS_MAX: usize = 32;
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -32,8 +36,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Request {
     /// What the VM is and does.
     Status,
-    /// Save it to the file that comes with the request, memory and disks included, and go on. The VM's process may open no file: who asks does, and puts it
-    /// in its place.
+    /// Save it to the file that comes with the request, memory and disks included, while it goes on. Another file that comes is for what the guest writes
+    /// over meanwhile. The VM's process may open no file: who asks does, and puts the first one in its place.
     Snapshot {
         /// What the file is going to be; absolute.
         path: PathBuf,
@@ -87,14 +91,15 @@ pub struct VmStatus {
 pub struct Pending {
     /// What is asked.
     pub request: Request,
-    file: Option<File>,
+    files: Vec<File>,
     answer: Sender<Answer>,
 }
 
 impl Pending {
-    /// The file that came with it.
-    pub fn file(&self) -> Result<File> {
-        Ok(self.file.as_ref().context("the request brings no file")?.try_clone()?)
+    /// The files that came with a snapshot's: for the snapshot, and for what the guest writes over meanwhile.
+    pub fn files(&mut self) -> Result<(File, File)> {
+        let mut files = mem::take(&mut self.files).into_iter();
+        files.next().zip(files.next()).context("the request does not bring the files for it")
     }
 
     /// Answers it. A client that has gone away is no error.
@@ -139,16 +144,27 @@ impl RequestSocket {
     /// Hears requests, and calls `prepare` before and `notify` after each that it queues.
     pub fn serve(
         &self,
-        prepare: impl Fn(&Request) -> Result<()> + Send + 'static,
-        notify: impl Fn() + Send + 'static,
+        prepare: impl Fn(&Request) -> Result<()> + Send + Sync + 'static,
+        notify: impl Fn() + Send + Sync + 'static,
     ) -> Result<Receiver<Pending>> {
         let listener = self.listener.try_clone().context("cannot listen for requests")?;
         let (queue, pending) = channel();
+        let (prepare, notify, served) = (Arc::new(prepare), Arc::new(notify), Arc::new(()));
         std::thread::spawn(move || {
             for connection in listener.incoming() {
                 match connection {
-                    // Who asked is told, or has gone: nobody here has to know.
-                    Ok(connection) => drop(serve(connection, &queue, &prepare, &notify)),
+                    // Who asks is told that nobody answers.
+                    Ok(_) if Arc::strong_count(&served) > CONNECTIONS_MAX => {}
+                    Ok(connection) => {
+                        let (queue, prepare, notify) = (queue.clone(), prepare.clone(), notify.clone());
+                        let place = served.clone();
+                        // Some take long, and others are not to wait for them.
+                        std::thread::spawn(move || {
+                            let _place = place;
+                            // Who asked is told, or has gone: nobody here has to know.
+                            drop(serve(connection, &queue, &*prepare, &*notify));
+                        });
+                    }
                     Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return,
                     Err(_) => {}
                 }
@@ -174,12 +190,12 @@ fn serve(
 ) -> Result<()> {
     connection.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     // Nothing if somebody looked whether the VM is there.
-    let Some((line, file)) = receive_line(&connection)? else { return Ok(()) };
+    let Some((line, files)) = receive_line(&connection)? else { return Ok(()) };
     let request = serde_json::from_slice(&line).map_err(|error| anyhow!("not a request: {error}"));
     let answer = match request.and_then(|request| prepare(&request).map(|()| request)) {
         Ok(request) => {
             let (answer, answered) = channel();
-            queue.send(Pending { request, file, answer }).map_err(|_| anyhow!("the VM has ended"))?;
+            queue.send(Pending { request, files, answer }).map_err(|_| anyhow!("the VM has ended"))?;
             notify();
             answered.recv().unwrap_or_else(|_| Answer::Failed { message: "the VM has ended".to_owned() })
         }
@@ -190,9 +206,9 @@ fn serve(
     Ok((&connection).write_all(line.as_bytes())?)
 }
 
-/// A request, and the file that comes with it; nothing if whoever has connected goes without a word.
-fn receive_line(connection: &UnixStream) -> Result<Option<(Vec<u8>, Option<File>)>> {
-    let (mut line, mut file) = (Vec::new(), None);
+/// A request, and the files that come with it; nothing if whoever has connected goes without a word.
+fn receive_line(connection: &UnixStream) -> Result<Option<(Vec<u8>, Vec<File>)>> {
+    let (mut line, mut files) = (Vec::new(), Vec::new());
     let mut part = [0; 4096];
     while !line.contains(&b'\n') {
         if line.len() as u64 >= LINE_BYTES_MAX {
@@ -200,14 +216,14 @@ fn receive_line(connection: &UnixStream) -> Result<Option<(Vec<u8>, Option<File>
         }
         let Some((length, descriptor)) = receive_bytes(connection, &mut part)? else { break };
         line.extend_from_slice(part.get(..length).unwrap_or_default());
-        file = file.or(descriptor.map(File::from));
+        files.extend(descriptor.map(File::from));
     }
-    Ok(Some((line, file)).filter(|(line, _)| !line.is_empty()))
+    Ok(Some((line, files)).filter(|(line, _)| !line.is_empty()))
 }
 
 /// Sends a request to the running VM `name` and waits for its answer.
 pub fn ask(name: &str, request: &Request) -> Result<VmStatus> {
-    ask_with(name, request, None)
+    ask_with(name, request, &[])
 }
 
 /// Has the running VM `name` saved to a file, which is there when it is complete.
@@ -219,26 +235,33 @@ pub fn save(name: &str, path: &Path) -> Result<VmStatus> {
     ask(name, &Request::Status)?;
     let mut replacement = Replacement::new();
     replacement.add_private(path).with_context(cannot)?;
-    let status = ask_with(name, &request, Some(&replacement.file(0).with_context(cannot)?))?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let files = [replacement.file(0).with_context(cannot)?, tempfile::tempfile_in(folder).with_context(cannot)?];
+    let status = ask_with(name, &request, &files)?;
     replacement.commit().with_context(cannot)?;
     note_snapshot(path);
     Ok(status)
 }
 
-fn ask_with(name: &str, request: &Request, file: Option<&File>) -> Result<VmStatus> {
-    ask_at(&socket_path(name)?, request, file).with_context(|| format!("VM {name}"))
+fn ask_with(name: &str, request: &Request, files: &[File]) -> Result<VmStatus> {
+    ask_at(&socket_path(name)?, request, files).with_context(|| format!("VM {name}"))
 }
 
-fn ask_at(path: &Path, request: &Request, file: Option<&File>) -> Result<VmStatus> {
+fn ask_at(path: &Path, request: &Request, files: &[File]) -> Result<VmStatus> {
     let connection = UnixStream::connect(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
             anyhow!("is not running here; see `twinvm vm list`")
         }
         _ => anyhow!(error),
     })?;
+    // A descriptor comes with each part.
     let mut line = serde_json::to_string(request)?;
+    for file in files {
+        send_bytes(&connection, line.as_bytes(), Some(file.as_fd()))?;
+        line = " ".to_owned();
+    }
     line.push('\n');
-    send_bytes(&connection, line.as_bytes(), file.map(AsFd::as_fd))?;
+    send_bytes(&connection, line.as_bytes(), None)?;
     let mut answer = String::new();
     BufReader::new((&connection).take(LINE_BYTES_MAX)).read_line(&mut answer)?;
     if answer.is_empty() {
@@ -256,7 +279,7 @@ pub fn running() -> Result<Vec<VmStatus>> {
     for entry in std::fs::read_dir(paths::runtime_dir()?)?.flatten() {
         let name = entry.file_name();
         if name.to_str().is_some_and(|name| name.starts_with("vm-") && name.ends_with(".sock"))
-            && let Ok(status) = ask_at(&entry.path(), &Request::Status, None)
+            && let Ok(status) = ask_at(&entry.path(), &Request::Status, &[])
         {
             found.push(status);
         }

@@ -4,10 +4,11 @@
 //! disks lies beside the old, and the VM is made. Then the disks are replaced, all of them or none ([`Replacement`]).
 
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyhow::{Context, Result, anyhow, bail};
 use backup::StreamWriter;
@@ -15,9 +16,11 @@ use machine::engine::soft::InputMode;
 use machine::generation::GenerationId;
 use machine::platform::Parts;
 use machine::snapshot::disk::{SnapshotBase, SnapshotDisk};
-use machine::vm::{Snapshot, SnapshotContent, SnapshotHead, Vm, VmConfig, VmError, unix_now_ns, write_disk_snapshot};
+use machine::vm::{
+    FrozenVm, Snapshot, SnapshotContent, SnapshotHead, SnapshotPlace, Vm, VmConfig, VmError, unix_now_ns,
+};
 use spec::{DiskFormat, EngineKind, VmSpec};
-use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, Replacement};
+use storage::disk::{Backing, BaseIdentity, DiskImage, DiskOptions, Replacement, Spill};
 use storage::plain_file;
 use terminal::error_text::error_text;
 
@@ -139,51 +142,98 @@ pub enum Holds {
     DisksAlone,
 }
 
-/// Writes a snapshot of the paused VM to a file, which is there when it is complete and on stable storage. Only its owner may read it: it
-/// holds the guest's memory, with all secrets that are in it.
-pub fn write(vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks, path: &Path, holds: Holds) -> Result<()> {
-    let config = vm.config().clone();
-    write_with(config, spec, disks, path, holds, |head, out| vm.write_snapshot(head, out))
+/// A snapshot that is about to be taken: all that needs no pause is done.
+pub struct Prepared {
+    head: SnapshotHead,
+    spill: Arc<Spill>,
 }
 
-/// The same of the disks of a VM that is off, which are open here, so that nobody writes to them.
-pub fn write_disks(spec: &VmSpec, disks: &SnapshotDisks, path: &Path) -> Result<()> {
-    let config = open::config(spec)?;
-    write_with(config, spec, disks, path, Holds::DisksAlone, write_disk_snapshot)
+impl Prepared {
+    /// Gets ready. `replaces` is the file whose place the snapshot takes, by device and inode; `spill` is an empty file that is nobody else's.
+    pub fn new(
+        spec: &VmSpec,
+        disks: &SnapshotDisks,
+        replaces: Option<(u64, u64)>,
+        holds: Holds,
+        spill: File,
+    ) -> Result<Self> {
+        let head = disks.head(open::config(spec)?, spec, replaces, holds)?;
+        Ok(Self { head, spill: Arc::new(Spill::new(spill)) })
+    }
+
+    /// Freezes the paused VM, which goes on while [`Frozen::write`] reads it.
+    pub fn freeze(mut self, vm: &mut Vm) -> Result<Frozen> {
+        self.head.config = vm.config().clone();
+        let vm = vm.freeze(&self.head, &self.spill)?;
+        Ok(Frozen { head: self.head, vm, _read_only: Vec::new() })
+    }
+
+    /// The same of the disks of a VM that is off.
+    fn freeze_disks(self, images: Vec<DiskImage>) -> Result<Frozen> {
+        let (read_only, written): (Vec<_>, Vec<_>) = images.into_iter().partition(DiskImage::is_read_only);
+        let mut disks = Vec::new();
+        for image in written {
+            let freezer = image.freezer();
+            disks.push(freezer.freeze(Arc::new(Mutex::new(image)), &self.spill)?);
+        }
+        Ok(Frozen { head: self.head, vm: FrozenVm::off(disks), _read_only: read_only })
+    }
 }
 
-/// The same of a paused VM to a file that is open, which somebody else puts in its place. `replaces` is what is there now, by device and inode.
-pub fn write_to(
-    file: File,
-    vm: &mut Vm,
-    spec: &VmSpec,
-    disks: &SnapshotDisks,
-    replaces: Option<(u64, u64)>,
-) -> Result<()> {
-    let head = disks.head(vm.config().clone(), spec, replaces, Holds::Memory)?;
-    vm.write_snapshot(&head, BufWriter::new(file))?.flush()?;
-    Ok(())
+/// A VM as a snapshot is to hold it. It goes on meanwhile.
+pub struct Frozen {
+    head: SnapshotHead,
+    vm: FrozenVm,
+    /// Disks that are open for this alone: nobody writes to them as long as they are.
+    _read_only: Vec<DiskImage>,
 }
 
-fn write_with(
-    config: VmConfig,
+impl Frozen {
+    /// Whether the guest will notice that it was restored.
+    pub fn heeds_generation(&self) -> bool {
+        self.vm.heeds_generation()
+    }
+
+    /// Writes the snapshot to a file that is open, which somebody else puts in its place; fails soon when `is_cancelled`.
+    pub fn write_to(self, file: File, is_cancelled: &AtomicBool) -> Result<()> {
+        self.vm.write(&self.head, BufWriter::new(file), is_cancelled)?.flush()?;
+        Ok(())
+    }
+}
+
+/// Takes a snapshot to a file, which is there when it is complete and on stable storage. Only its owner may read it: it holds the guest's memory, with all
+/// secrets that are in it. `freeze` is where the VM is paused; the rest of the time it may run.
+pub fn take(
     spec: &VmSpec,
     disks: &SnapshotDisks,
     path: &Path,
     holds: Holds,
-    write: impl FnOnce(&SnapshotHead, BufWriter<File>) -> Result<BufWriter<File>, VmError>,
+    is_cancelled: &AtomicBool,
+    freeze: impl FnOnce(Prepared) -> Result<Frozen>,
 ) -> Result<()> {
-    let replaces = fs::metadata(path).ok().map(|there| (there.dev(), there.ino()));
-    let write = || -> Result<()> {
-        let head = disks.head(config, spec, replaces, holds)?;
+    let take = || -> Result<()> {
+        let replaces = fs::metadata(path).ok().map(|there| (there.dev(), there.ino()));
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let prepared = Prepared::new(spec, disks, replaces, holds, tempfile::tempfile_in(folder)?)?;
         let mut replacement = Replacement::new();
         replacement.add_private(path)?;
-        let mut out = write(&head, BufWriter::new(replacement.file(0)?))?;
-        out.flush()?;
-        drop(out);
+        let file = replacement.file(0)?;
+        freeze(prepared)?.write_to(file, is_cancelled)?;
         Ok(replacement.commit()?)
     };
-    write().with_context(|| format!("cannot write snapshot {}", path.display()))
+    take().with_context(|| format!("cannot write snapshot {}", path.display()))
+}
+
+/// The same of a VM that does not run yet.
+pub fn write(vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks, path: &Path, holds: Holds) -> Result<()> {
+    take(spec, disks, path, holds, &AtomicBool::new(false), |prepared| prepared.freeze(vm))
+}
+
+/// The same of the disks of a VM that is off, which are open here, so that nobody writes to them.
+pub fn write_disks(spec: &VmSpec, images: Vec<DiskImage>, path: &Path) -> Result<()> {
+    let disks = SnapshotDisks::of(&images);
+    let freeze = |prepared: Prepared| prepared.freeze_disks(images);
+    take(spec, &disks, path, Holds::DisksAlone, &AtomicBool::new(false), freeze)
 }
 
 /// Notes that a snapshot that was written needs the images that its disks are based on. A VM has them still, so none has been removed before this.
@@ -268,7 +318,8 @@ impl Restoring {
     /// Reads a snapshot. Nothing has been changed when this fails, or when the result is dropped.
     pub fn begin(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot) -> Result<Self> {
         let config = snapshot.head().config.clone();
-        let read = |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read(|number| replacement.file(number));
+        let read =
+            |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read(|number| place_in(replacement, number));
         let (disks, content, replacement) =
             read_disks(spec, snapshot, own_place, read).with_context(|| cannot_restore(path))?;
         Ok(Self { disks, saved: Saved { config, content, replacement } })
@@ -278,11 +329,17 @@ impl Restoring {
 /// Brings back the disks of a VM that is off from a snapshot without memory: all of them or none.
 pub fn restore_disks(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot) -> Result<()> {
     let read =
-        |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read_disks(|number| replacement.file(number));
+        |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read_disks(|number| place_in(replacement, number));
     // They can be opened, and nobody else does before all are in place.
     let (_disks, (), replacement) =
         read_disks(spec, snapshot, own_place, read).with_context(|| cannot_restore(path))?;
     replacement.commit().context("the snapshot's disks cannot take the place of those that are there")
+}
+
+/// Where the new content of a disk is written.
+fn place_in(replacement: &Replacement, number: usize) -> io::Result<SnapshotPlace> {
+    let path = replacement.new_path(number).ok_or(io::ErrorKind::NotFound)?.to_owned();
+    Ok(SnapshotPlace { file: replacement.file(number)?, path })
 }
 
 /// Where a disk that is brought back belongs.
@@ -294,7 +351,7 @@ fn own_place(_number: usize, disk: &SnapshotDisk) -> PathBuf {
 /// beside the snapshot, and removed again.
 pub fn tell_disks(path: &Path, spec: &VmSpec, snapshot: OpenSnapshot, out: impl Write) -> Result<()> {
     let read =
-        |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read_disks(|number| replacement.file(number));
+        |snapshot: OpenSnapshot, replacement: &Replacement| snapshot.read_disks(|number| place_in(replacement, number));
     // No file has that name, nor gets it.
     let place = |number: usize, _: &SnapshotDisk| path.with_extension(format!("disk{number}"));
     let told =

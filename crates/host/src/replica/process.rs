@@ -39,7 +39,7 @@ use replication::gate::OutputGate;
 use spec::{FtMode, ReplicaId, VmSpec};
 
 use self::confined::confine;
-use self::disks::DiskSource;
+use self::disks::{DiskSource, Snapshots};
 pub use self::job::{DiskJob, DiskWork};
 use self::requests::Control;
 use super::broker::Broker;
@@ -82,6 +82,7 @@ pub struct Process {
     console: Console,
     log: ProcessLog,
     triple_faults: Arc<TripleFaults>,
+    snapshots: Snapshots,
     /// Held while the generation of the disks is noted.
     marking: Arc<Mutex<()>>,
     shared: Mutex<Shared>,
@@ -187,6 +188,7 @@ impl Process {
             console: Console::of_new_run()?,
             log,
             triple_faults: Arc::default(),
+            snapshots: Snapshots::default(),
             marking: Arc::default(),
             shared: Mutex::new(shared),
         })
@@ -217,6 +219,7 @@ impl Process {
             match ended {
                 Ended::For(end) => {
                     self.console.end_log();
+                    self.snapshots.end();
                     if end != ReplicaEnd::PlugPulled {
                         self.record_digests();
                     }
@@ -548,6 +551,7 @@ impl Process {
                 } else {
                     ReplicaEnd::Released { message: "it was told to end".to_owned() }
                 };
+                self.snapshots.end();
                 self.record_digests();
                 end.leave(&self.config.folder)?;
                 let _ = fs::remove_file(self.config.socket());

@@ -5,7 +5,7 @@
 //! | bytes | what |
 //! | --- | --- |
 //! | 8 | magic `TWINVMSN` |
-//! | 4 | format version, [`VERSION`] |
+//! | 4 | format version, [`VERSION`], or [`VERSION_OF_FILES`] in files of before |
 //! | 4 | CRC-32 (IEEE) of the 12 bytes before |
 //! | ... | sections, of which the last has the identifier `END\0` and no content |
 //!
@@ -23,8 +23,10 @@ use std::path::PathBuf;
 
 /// First bytes of every snapshot file.
 pub const MAGIC: [u8; 8] = *b"TWINVMSN";
-/// Format version written, and the only one read.
-pub const VERSION: u32 = 6;
+/// Format version written.
+pub const VERSION: u32 = 7;
+/// The oldest version that is read: it holds the files of disks, and not what they show.
+pub const VERSION_OF_FILES: u32 = 6;
 /// Longest content of a chunk, in bytes.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Longest section that is read into memory as a whole, in bytes.
@@ -48,12 +50,18 @@ pub enum FormatError {
         /// The error.
         source: io::Error,
     },
+    /// The same, by what knows images.
+    #[error("disk {0}")]
+    Image(#[from] storage::disk::DiskError),
+    /// Whoever waits for it does not any more.
+    #[error("it was given up, as the VM has ended here")]
+    Cancelled,
     /// Some other file.
     #[error("not a twinvm snapshot")]
     Magic,
     /// Written by another version of twinvm.
     #[error(
-        "it has snapshot format {0}, and this twinvm reads format {VERSION}: restore it with the twinvm that wrote it"
+        "it has snapshot format {0}, and this twinvm reads formats {VERSION_OF_FILES} to {VERSION}: restore it with the twinvm that wrote it"
     )]
     Version(u32),
     /// The file was damaged.
@@ -169,6 +177,7 @@ impl<W: Write> Write for ChunkWriter<'_, W> {
 /// Reads a snapshot file, section by section in the order written.
 pub struct SnapshotReader<R: Read> {
     input: R,
+    version: u32,
     chunks: u64,
 }
 
@@ -185,10 +194,15 @@ impl<R: Read> SnapshotReader<R> {
             return Err(FormatError::Checksum("the header".into()));
         }
         let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-        if version != VERSION {
+        if !(VERSION_OF_FILES..=VERSION).contains(&version) {
             return Err(FormatError::Version(version));
         }
-        Ok(Self { input, chunks: 0 })
+        Ok(Self { input, version, chunks: 0 })
+    }
+
+    /// The file's format version.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// Reads the section `id`, which must come next, through `take`, which must read it to its end.

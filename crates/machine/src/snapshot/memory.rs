@@ -7,6 +7,7 @@
 //! | length | content |
 
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memory::{GuestRam, PAGE_BYTES};
 
@@ -14,24 +15,55 @@ use super::format::FormatError;
 
 const PAGE: usize = PAGE_BYTES as usize;
 const END: u64 = u64::MAX;
+/// Most pages that are in memory twice for longer than they have to be.
+const RUN_PAGES_MAX: u64 = 4096;
 
-pub(crate) fn write_memory(ram: &GuestRam, out: &mut dyn Write) -> io::Result<()> {
-    let mut page = [0; PAGE];
-    let mut compressed = vec![0; lz4_flex::block::get_maximum_output_size(PAGE)];
-    for number in 0..ram.pages() {
-        ram.read_offset(number * PAGE_BYTES, &mut page);
-        if page == [0; PAGE] {
-            continue;
+/// Pages of a paused VM, copied as they are; they are compressed when they are written, while the VM goes on.
+pub(crate) struct MemoryCopy {
+    /// Pages that the host has allocated, by their first ones. All others are zero.
+    runs: Vec<(u64, Vec<u8>)>,
+}
+
+impl MemoryCopy {
+    /// Copies memory.
+    pub fn of(ram: &GuestRam) -> Self {
+        let mut runs = Vec::new();
+        let mut from = 0;
+        while let Some(pages) = ram.allocated_pages(from) {
+            from = pages.end.min(pages.start + RUN_PAGES_MAX);
+            let mut content = vec![0; ((from - pages.start) * PAGE_BYTES) as usize];
+            ram.read_offset(pages.start * PAGE_BYTES, &mut content);
+            runs.push((pages.start, content));
         }
-        let content = match lz4_flex::block::compress_into(&page, &mut compressed) {
-            Ok(len) if len < PAGE => compressed.get(..len).unwrap_or(&page),
-            _ => &page,
-        };
-        out.write_all(&number.to_le_bytes())?;
-        out.write_all(&(content.len() as u16).to_le_bytes())?;
-        out.write_all(content)?;
+        Self { runs }
     }
-    out.write_all(&END.to_le_bytes())
+
+    /// Writes it. Each part is gone from this process when it was written.
+    pub fn write(self, out: &mut dyn Write, is_cancelled: &AtomicBool) -> Result<(), FormatError> {
+        let mut compressed = vec![0; lz4_flex::block::get_maximum_output_size(PAGE)];
+        for (first, run) in self.runs {
+            if is_cancelled.load(Ordering::Relaxed) {
+                return Err(FormatError::Cancelled);
+            }
+            for (number, page) in (first..).zip(run.as_chunks().0) {
+                write_page(number, page, &mut compressed, out)?;
+            }
+        }
+        Ok(out.write_all(&END.to_le_bytes())?)
+    }
+}
+
+fn write_page(number: u64, page: &[u8; PAGE], compressed: &mut [u8], out: &mut dyn Write) -> io::Result<()> {
+    if *page == [0; PAGE] {
+        return Ok(());
+    }
+    let content = match lz4_flex::block::compress_into(page, compressed) {
+        Ok(len) if len < PAGE => compressed.get(..len).unwrap_or(page),
+        _ => page,
+    };
+    out.write_all(&number.to_le_bytes())?;
+    out.write_all(&(content.len() as u16).to_le_bytes())?;
+    out.write_all(content)
 }
 
 /// Reads into RAM that is all zero.
@@ -84,7 +116,7 @@ mod tests {
         ram.write_offset(5 * PAGE_BYTES, &noise);
         ram.write_offset(15 * PAGE_BYTES, &[7; PAGE]);
         let mut saved = Vec::new();
-        write_memory(&ram, &mut saved).unwrap();
+        MemoryCopy::of(&ram).write(&mut saved, &AtomicBool::new(false)).unwrap();
         assert!(saved.len() < PAGE + 300, "{}", saved.len());
         let restored = GuestRam::new(16 * PAGE_BYTES).unwrap();
         read_memory(&restored, &mut &saved[..]).unwrap();

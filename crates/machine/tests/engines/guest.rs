@@ -2,6 +2,7 @@
 //!
 //! It does without vector arithmetic, which a KVM that emulates supervisor mode does not know.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use cpu::VcpuState;
@@ -12,9 +13,10 @@ use machine::engine::RunEnd;
 use machine::engine::soft::InputMode;
 use machine::events::GuestEvent;
 use machine::platform::Parts;
-use machine::vm::{Boot, Vm, VmConfig, VmError, VmState};
+use machine::vm::{Boot, SnapshotHead, Vm, VmConfig, VmError, VmState};
 use memory::GuestRam;
 use spec::EngineKind;
+use storage::disk::Spill;
 
 pub const MEMORY_BYTES: u64 = 8 << 20;
 pub const PROGRAM: u64 = 0x10_0000;
@@ -60,6 +62,12 @@ pub fn program() -> Vec<u8> {
     a.out(dx, al).unwrap();
     a.hlt().unwrap();
     a.assemble(PROGRAM).unwrap()
+}
+
+/// A snapshot file of a paused VM.
+pub fn snapshot(vm: &mut Vm, head: &SnapshotHead) -> Vec<u8> {
+    let spill = Arc::new(Spill::new(tempfile::tempfile().unwrap()));
+    vm.freeze(head, &spill).unwrap().write(head, Vec::new(), &AtomicBool::new(false)).unwrap()
 }
 
 /// Where [`wide_program`] has the content of its register from, and where it leaves it.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use machine::devices::virtio::block::BlockBackend;
-use storage::disk::{DiskError, DiskImage};
+use storage::disk::{DiskError, DiskImage, FrozenDisk, SharedImage, Spill};
 
 use super::log::{Log, WRITE_BYTES_MAX};
 use super::set::{Disk, Shared};
@@ -147,6 +147,24 @@ impl BlockBackend for LoggedDisk {
             |image| image.write_zeroes(offset, len, may_unmap),
             |log| push_range(log, write, len),
         )
+    }
+
+    fn freeze(&self, spill: &Arc<Spill>) -> io::Result<FrozenDisk> {
+        let image = SharedDisk { shared: self.shared.clone(), number: self.number };
+        Ok(self.disk()?.freezer.freeze(image, spill)?)
+    }
+}
+
+/// A disk's image, for a snapshot that reads it while the guest goes on.
+struct SharedDisk {
+    shared: Arc<Shared>,
+    number: u32,
+}
+
+impl SharedImage for SharedDisk {
+    fn with(&self, act: &mut dyn FnMut(&mut DiskImage) -> Result<(), DiskError>) -> Result<(), DiskError> {
+        // It was there when the disk was frozen, and disks stay.
+        self.shared.disk(self.number).map_or(Ok(()), |disk| act(&mut disk.lock_patiently()))
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use machine::bus::lock;
 use machine::devices::virtio::block::BlockBackend;
 use protocol::DiskHealth;
-use storage::disk::{Backing, BaseIdentity, DiskError, DiskImage, RawFile};
+use storage::disk::{Backing, BaseIdentity, DiskError, DiskFreezer, DiskImage, RawFile};
 
 use super::backend::LoggedDisk;
 use super::blocks::{BLOCK_BYTES, BlockDigest, block_range};
@@ -53,6 +53,8 @@ pub(super) struct Disk {
     pub digests: Digests,
     /// Content that can be read without the lock.
     raw: Option<Arc<RawFile>>,
+    /// Freezes the content for a snapshot.
+    pub freezer: DiskFreezer,
     /// Threads that wait for the image on behalf of a guest.
     hurried: AtomicU32,
 }
@@ -65,6 +67,7 @@ impl DiskSet {
             size_bytes: image.size_bytes(),
             read_only: image.is_read_only(),
             raw: image.raw_file().cloned(),
+            freezer: image.freezer(),
             image: Mutex::new(image),
             digests: Digests::default(),
             hurried: AtomicU32::new(0),

@@ -16,6 +16,7 @@ use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::block::{BlockBackend, ImageDisk};
 use machine::engine::soft::host_signature;
 use machine::input::InputEvent;
+use machine::vm::SnapshotPlace;
 use replication::lockstep::file::{LogEnd, LogFileError, LogFileHead, LogFileReader, LogRecord, snapshot_digest};
 use replication::lockstep::log::{Entry, Segment};
 use replication::lockstep::{Execution, ExecutorError, ExecutorProgress};
@@ -266,7 +267,9 @@ fn begin(
     };
     let content = snapshot.read(|number| {
         let file = files.get(number).ok_or(io::ErrorKind::NotFound)?;
-        File::create_new(copy(number, file))
+        let path = copy(number, file);
+        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        Ok(SnapshotPlace { file, path })
     });
     let content = content.with_context(|| format!("cannot put the disks into {}", folder.path().display()))?;
     let mut copies = files.iter().enumerate().map(|(number, file)| copy(number, file));

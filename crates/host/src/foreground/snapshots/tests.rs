@@ -3,7 +3,7 @@ use std::process::Command;
 
 use machine::devices::serial::ConsoleSink;
 use machine::vm::Boot;
-use storage::disk::create_qcow2;
+use storage::disk::{ImageForm, create_qcow2};
 use tempfile::TempDir;
 
 use super::*;
@@ -22,6 +22,14 @@ struct Place {
 }
 
 const SIZE_BYTES: u64 = 1 << 20;
+
+/// What an image shows, and what it is.
+fn shown(path: &Path, format: DiskFormat) -> (ImageForm, Vec<u8>) {
+    let mut image = DiskImage::open(path, DiskOptions { format: Some(format), ..DiskOptions::default() }).unwrap();
+    let mut content = vec![0; image.size_bytes() as usize];
+    image.read_at(0, &mut content).unwrap();
+    (image.form(), content)
+}
 
 fn go_on(restoring: Restoring) -> Result<Vm> {
     let Restoring { disks, saved } = restoring;
@@ -89,7 +97,7 @@ impl Place {
     /// Of the disks alone, of the VM while it is off.
     fn snapshot_disks(&self) -> Result<PathBuf> {
         let file = self.path("vm.snapshot");
-        write_disks(&self.spec, &SnapshotDisks::of(&open::disks(&self.spec)?), &file)?;
+        write_disks(&self.spec, open::disks(&self.spec)?, &file)?;
         Ok(file)
     }
 
@@ -147,7 +155,7 @@ fn row_2_a_disk_is_restored_by_the_format_of_its_spec_whatever_its_name() {
         } else {
             place.overlay(name, "base")
         };
-        let before = fs::read(&path).unwrap();
+        let before = shown(&path, format.parse().unwrap());
         let file = place.snapshot().unwrap();
         // Even under a name that would say something else.
         let (spec, _) = open_snapshot(&file).unwrap();
@@ -155,7 +163,7 @@ fn row_2_a_disk_is_restored_by_the_format_of_its_spec_whatever_its_name() {
         fs::write(&path, [9; 70_000]).unwrap();
         let vm = place.restore().unwrap_or_else(|error| panic!("{disk}: {error:#}"));
         drop(vm);
-        assert!(fs::read(&path).unwrap() == before, "{disk}");
+        assert!(shown(&path, format.parse().unwrap()) == before, "{disk}");
     }
 }
 
@@ -165,7 +173,7 @@ fn row_3_the_content_that_is_replaced_is_of_no_interest() {
     place.raw("base", 1);
     let disk = place.overlay("disk.qcow2", "base");
     fs::set_permissions(&disk, fs::Permissions::from_mode(0o640)).unwrap();
-    let before = fs::read(&disk).unwrap();
+    let before = shown(&disk, DiskFormat::Qcow2);
     place.snapshot().unwrap();
     let harms: [(&str, &dyn Fn()); 4] = [
         ("empty", &|| File::options().write(true).open(&disk).unwrap().set_len(0).unwrap()),
@@ -176,7 +184,7 @@ fn row_3_the_content_that_is_replaced_is_of_no_interest() {
     for (what, harm) in harms {
         harm();
         drop(place.restore().unwrap_or_else(|error| panic!("{what}: {error:#}")));
-        assert!(fs::read(&disk).unwrap() == before, "{what}");
+        assert!(shown(&disk, DiskFormat::Qcow2) == before, "{what}");
         assert_eq!(fs::metadata(&disk).unwrap().mode() & 0o7777, 0o640, "{what}");
     }
 }
@@ -402,7 +410,8 @@ fn disks_alone_are_restored_all_or_none_and_start_no_vm() {
     place.raw("a", 2);
     place.overlay("b", "base");
     let file = place.snapshot_disks().unwrap();
-    let before = [fs::read(place.path("a")).unwrap(), fs::read(place.path("b")).unwrap()];
+    let both = || [shown(&place.path("a"), DiskFormat::Raw), shown(&place.path("b"), DiskFormat::Qcow2)];
+    let before = both();
     assert!(!open_snapshot(&file).unwrap().1.head().has_memory);
     // It is no VM.
     place.refuses(&["vm.snapshot", "disks alone"]);
@@ -421,8 +430,7 @@ fn disks_alone_are_restored_all_or_none_and_start_no_vm() {
     assert!(fs::read(place.path("a")).unwrap().iter().all(|&byte| byte == 3));
     fs::write(&file, &good).unwrap();
     place.restore_disks().unwrap();
-    let after = [fs::read(place.path("a")).unwrap(), fs::read(place.path("b")).unwrap()];
-    assert!(after == before);
+    assert!(both() == before);
     // A disk that somebody has is not replaced.
     let held = open::disks(&place.spec).unwrap();
     assert!(format!("{:#}", place.restore_disks().unwrap_err()).contains("in use"));

@@ -1,8 +1,10 @@
 //! A replica's disks: opening them, and noting what they are copies of.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, TryLockError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use machine::bus::lock;
@@ -14,8 +16,12 @@ use storage::disk::{Backing, DiskImage, DiskOptions, settle};
 
 use super::Process;
 use crate::foreground::open::base_files;
-use crate::foreground::snapshots::{Holds, OpenSnapshot, Restoring, Saved, open_snapshot, write};
+use crate::foreground::snapshots::{Holds, OpenSnapshot, Restoring, Saved, open_snapshot, take};
 use crate::replica::config::{self, ReplicaConfig};
+
+/// How long the end of a VM waits for its snapshots to be given up, and how often it looks.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Process {
     pub(super) fn copy_mark(&self) -> CopyMark {
@@ -45,12 +51,36 @@ impl Process {
         }
     }
 
-    /// Saves the VM to a snapshot in its folder; the guest stands still meanwhile.
-    pub(super) fn take_snapshot(self: &Arc<Self>, primary: &Primary, name: &SnapshotName, holds: Holds) -> Result<()> {
-        // Here rather than in the pause.
-        self.saved_disks.identify()?;
-        let (own, file) = (self.clone(), config::snapshot(&self.config.folder, name));
-        primary.while_paused(move |vm| write(vm, &own.spec, &own.saved_disks, &file, holds))?
+    /// Saves the VM to a snapshot in its folder, and waits for that of another request first. The guest stands still only while it is frozen.
+    pub(super) fn take_snapshot(&self, primary: &Primary, name: &SnapshotName, holds: Holds) -> Result<()> {
+        let _alone = lock(&self.snapshots.alone);
+        let file = config::snapshot(&self.config.folder, name);
+        take(&self.spec, &self.saved_disks, &file, holds, &self.snapshots.is_over, |prepared| {
+            primary.while_paused(move |vm| prepared.freeze(vm))?
+        })
+    }
+}
+
+/// Snapshots that are being written.
+#[derive(Default)]
+pub(super) struct Snapshots {
+    /// Held by the one that is.
+    alone: Mutex<()>,
+    /// The VM has ended here: what is not complete is given up.
+    is_over: AtomicBool,
+}
+
+impl Snapshots {
+    /// Gives up what is being written, and returns when nothing of it is left, or when that takes too long.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + END_PATIENCE;
+        while matches!(self.alone.try_lock(), Err(TryLockError::WouldBlock)) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            thread::sleep(END_INTERVAL);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use spec::SnapshotName;
 
 use super::confined::confine;
 use super::disks::DiskSource;
-use crate::foreground::snapshots::{SnapshotDisks, restore_disks, tell_disks, write_disks};
+use crate::foreground::snapshots::{restore_disks, tell_disks, write_disks};
 use crate::replica::config::{self, ReplicaConfig};
 
 /// Bytes that are told at once.
@@ -58,7 +58,7 @@ impl DiskJob {
         confine(&replica, &spec, &source)?;
         match source {
             // They stay open meanwhile: nobody else writes to them.
-            DiskSource::Files(images) => write_disks(&spec, &SnapshotDisks::of(&images), &file),
+            DiskSource::Files(images) => write_disks(&spec, images, &file),
             DiskSource::Snapshot(file, snapshot) if matches!(work, DiskWork::Tell(_)) => {
                 tell_disks(&file, &spec, *snapshot, BufWriter::with_capacity(TOLD_BYTES, stdout()))
             }

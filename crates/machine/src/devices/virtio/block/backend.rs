@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use storage::disk::{DiskImage, RawFile};
+use storage::disk::{DiskFreezer, DiskImage, FrozenDisk, RawFile, Spill};
 
 use crate::bus::lock;
 
@@ -57,11 +57,21 @@ pub trait BlockBackend: Send + Sync {
     /// # Errors
     /// The host's; the range's content is undefined then.
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()>;
+
+    /// Freezes the content for a snapshot: what it is after the changes whose calls have returned, and possibly those that are under way. Waits neither
+    /// for them nor for anything else, as the guest stands still.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] for a disk that has no image; [`storage::disk::DiskError::InUse`] while another snapshot is taken.
+    fn freeze(&self, _spill: &Arc<Spill>) -> io::Result<FrozenDisk> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// An image that nothing stands in front of.
 pub struct ImageDisk {
-    image: Mutex<DiskImage>,
+    image: Arc<Mutex<DiskImage>>,
+    freezer: DiskFreezer,
     /// Content that is read and written without the lock.
     raw: Option<Arc<RawFile>>,
 }
@@ -69,7 +79,7 @@ pub struct ImageDisk {
 impl ImageDisk {
     /// The disk that `image` holds.
     pub fn new(image: DiskImage) -> Self {
-        Self { raw: image.raw_file().cloned(), image: Mutex::new(image) }
+        Self { raw: image.raw_file().cloned(), freezer: image.freezer(), image: Arc::new(Mutex::new(image)) }
     }
 }
 
@@ -113,5 +123,9 @@ impl BlockBackend for ImageDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         Ok(lock(&self.image).write_zeroes(offset, len, may_unmap)?)
+    }
+
+    fn freeze(&self, spill: &Arc<Spill>) -> io::Result<FrozenDisk> {
+        Ok(self.freezer.freeze(self.image.clone(), spill)?)
     }
 }

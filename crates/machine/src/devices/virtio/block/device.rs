@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::{io, mem};
 
 use memory::DmaMemory;
+use storage::disk::{FrozenDisk, Spill};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -128,6 +129,17 @@ impl Block {
         match &self.execution {
             Execution::Synchronous(synchronous) => synchronous.backend.backend().flush(),
             Execution::Queued(queued) => queued.flush(),
+        }
+    }
+
+    /// Freezes what the disk holds for a snapshot ([`BlockBackend::freeze`]). Requests under way are part of the device's state.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn freeze(&self, spill: &Arc<Spill>) -> io::Result<FrozenDisk> {
+        match &self.execution {
+            Execution::Synchronous(synchronous) => synchronous.backend.backend().freeze(spill),
+            Execution::Queued(queued) => queued.freeze(spill),
         }
     }
 

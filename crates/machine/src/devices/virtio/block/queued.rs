@@ -10,8 +10,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use memory::DmaMemory;
+use storage::disk::{FrozenDisk, Spill};
 
 use super::buffers::Buffers;
 use super::checked::{CheckedRequest, Geometry, answer, data_bytes};
@@ -93,6 +95,11 @@ impl Queued {
     pub fn flush(&self) -> io::Result<()> {
         self.workers.wait_until_idle();
         self.workers.backend().flush()
+    }
+
+    /// Freezes what the disk holds, whatever is under way.
+    pub fn freeze(&self, spill: &Arc<Spill>) -> io::Result<FrozenDisk> {
+        self.workers.backend().freeze(spill)
     }
 
     /// The chains of the requests under way, in the order in which they were taken.
