@@ -222,7 +222,10 @@ fn what_holds_nothing_costs_nothing() {
     let image: Shared = Arc::new(Mutex::new(open(&path, DiskFormat::Qcow2)));
     let spilled = tempfile::tempfile().unwrap();
     let freezer = image.lock().unwrap().freezer();
+    // Whoever has the image is not waited for.
+    let busy = image.lock().unwrap();
     let mut frozen = freezer.freeze(image.clone(), &Arc::new(Spill::new(spilled.try_clone().unwrap()))).unwrap();
+    drop(busy);
     image.lock().unwrap().discard(1 << 30, 1 << 30).unwrap();
     let mut at = 0;
     while let Some((stretch, _)) = frozen.read_next(&GOES_ON).unwrap() {

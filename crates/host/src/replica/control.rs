@@ -61,7 +61,7 @@ pub enum Request {
         /// Pull the plug.
         force: bool,
     },
-    /// A primary: save the VM to a snapshot in its folder. Answered when that is done; the guest stands still meanwhile.
+    /// A primary: save the VM to a snapshot in its folder. Answered when that is done; the guest goes on meanwhile.
     Snapshot {
         /// The snapshot.
         name: SnapshotName,

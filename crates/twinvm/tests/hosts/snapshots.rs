@@ -8,6 +8,7 @@ use serde_json::Value;
 use spec::DiskFormat;
 use storage::disk::{DiskImage, DiskOptions};
 
+use crate::client::Client;
 use crate::support::HUNG;
 use crate::support::guest::images_dir;
 use crate::world::{VM, World};
@@ -189,4 +190,48 @@ fn a_protected_vm_stays_so_while_a_snapshot_is_taken_and_is_protected_again_afte
     world.done("a", &["ft", "failover", VM]);
     world.wait_for_redis();
     assert_eq!(redis(&world, &["GET", "key"]), "before");
+}
+
+/// Files that are no snapshots yet.
+fn half_written(world: &World, host: &str) -> Vec<String> {
+    let entries = fs::read_dir(world.vm_folder(host).join("snapshots")).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| !name.ends_with(".snapshot")).collect()
+}
+
+/// Whoever has the VM when a snapshot is asked for may have lost it before that is written.
+#[test]
+fn a_protected_guest_goes_on_while_snapshots_are_taken_and_the_vm_moves_in_the_middle_of_one() {
+    for mode in ["mirror", "lockstep"] {
+        let world = World::of(&["a", "b"]);
+        world.boot_redis("a");
+        world.done("a", &["ft", "on", VM, "--yes", "--mode", mode]);
+        world.wait_until_protected("a", "a");
+        let client = Client::start(world.address());
+        client.wait_for_progress(20);
+        for words in [&["vm", "snapshot", "create", VM, "whole"][..], &["vm", "snapshot", "create", VM, "disks", "--no-memory"]] {
+            world.done("b", words);
+            client.wait_for_progress(20);
+        }
+        let generation = &world.wait_until_protected("a", "a")["generation"];
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            let name = format!("at-{from}");
+            let taking = world.spawn(from, &["vm", "snapshot", "create", VM, &name]);
+            world.done(from, &["ft", "switchover", VM]);
+            let taken = taking.wait_with_output().unwrap();
+            if !taken.status.success() {
+                let error = String::from_utf8_lossy(&taken.stderr).into_owned();
+                assert!(!error.contains("panicked"), "{mode}: {error}");
+                assert_eq!(half_written(&world, from), [""; 0], "{mode}: {error}");
+            }
+            client.wait_for_progress(20);
+            world.wait_until_protected(to, to);
+        }
+        assert_ne!(&world.status("a")["generation"], generation);
+        assert_eq!(client.stop().error, None, "{mode}\n{}", world.logs());
+        assert!(!world.logs().contains("diverge"), "{mode}\n{}", world.logs());
+        world.done("a", &["vm", "stop", VM, "--force"]);
+        world.done("a", &["vm", "snapshot", "restore", VM, "whole"]);
+        world.wait_for_redis();
+    }
 }

@@ -36,8 +36,8 @@ Examples:
   twinvm backup export latest:shop shop.qcow2 --path /mnt/nas/twinvm --key nas.key   # without any host
 
 A recovery point holds the VM's disks that it may write to, with what they are based on, its kernel and its spec: it needs nothing else. Disks of a
-VM that runs are as after a power failure at that moment. The guest stands still while they are copied within the host, and not while the
-copy is written to the repository. docs/backup.md says more.";
+VM that runs are as after a power failure at the moment when the backup begins, and the guest goes on during all of it. docs/backup.md says
+more.";
 
 /// How long the daemon may take for what reads or writes whole disks.
 const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
