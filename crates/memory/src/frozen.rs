@@ -6,23 +6,29 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::frozen_all::{FrozenAll, FrozenMemory, PageStore};
 use crate::layout::{PAGE_BYTES, PAGE_SHIFT};
 use crate::mapping::Mapping;
 
 /// Room for copies that is kept between two freezes, in pages.
 const SPARE_PAGES_MAX: usize = 4096;
 
-type Content = [u8; PAGE_BYTES as usize];
+pub(crate) type Content = [u8; PAGE_BYTES as usize];
+
+/// Bits of [`FrozenSet::any`]: some pages are frozen; all of memory is.
+const SOME: u8 = 1;
+pub(crate) const ALL: u8 = 2;
 
 /// The frozen pages of one RAM.
 #[derive(Debug)]
 pub(crate) struct FrozenSet {
     mapping: Arc<Mapping>,
-    /// Whether `pending` has any bit: all that a writer looks at while nothing is frozen.
-    any: AtomicBool,
+    /// [`SOME`] if `pending` has any bit, and [`ALL`]: all that a writer looks at while nothing is frozen.
+    any: Arc<AtomicU8>,
+    all: FrozenAll,
     /// Pages that were not copied yet, by number. A bit is cleared under the lock, after its page was copied.
     pending: Vec<AtomicU64>,
     state: Mutex<State>,
@@ -46,7 +52,9 @@ struct State {
 impl FrozenSet {
     pub(crate) fn new(mapping: Arc<Mapping>, pages: u64) -> Self {
         let pending = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { mapping, any: AtomicBool::new(false), pending, state: Mutex::default() }
+        let any = Arc::new(AtomicU8::new(0));
+        let all = FrozenAll::new(mapping.clone(), pages, any.clone());
+        Self { mapping, any, all, pending, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -56,30 +64,51 @@ impl FrozenSet {
     /// To be called before a page is written to.
     #[inline]
     pub(crate) fn before_write(&self, page: u64) {
-        if self.any.load(Ordering::Acquire) {
-            self.keep(page..page + 1);
+        let any = self.any.load(Ordering::Acquire);
+        if any != 0 {
+            self.keep(any, page..page + 1);
         }
     }
 
     /// To be called before `len` bytes from `offset` on are written to.
     #[inline]
     pub(crate) fn before_write_range(&self, offset: u64, len: u64) {
-        if len > 0 && self.any.load(Ordering::Acquire) {
-            let last = offset.saturating_add(len - 1) >> PAGE_SHIFT;
-            self.keep(offset >> PAGE_SHIFT..last.min(self.pending.len() as u64 * 64) + 1);
+        let any = self.any.load(Ordering::Acquire);
+        if any != 0 && len > 0 {
+            self.keep(any, self.pages_of(offset, len));
         }
     }
 
-    /// To be called before anything may be written to.
+    /// To be called before anything may be written to. All of memory is not copied for that: whoever writes then says where, before
+    /// ([`Self::before_write_range`]).
     #[inline]
     pub(crate) fn before_any_write(&self) {
-        if self.any.load(Ordering::Acquire) {
+        if self.any.load(Ordering::Acquire) & SOME != 0 {
             self.keep_all();
         }
     }
 
+    /// To be called after a write before which only [`Self::before_any_write`] was certainly called: finds out whether the other call was forgotten.
+    #[inline]
+    pub(crate) fn after_write_range(&self, offset: u64, len: u64) {
+        if self.any.load(Ordering::Acquire) & ALL != 0 && len > 0 && self.all.has_pending(self.pages_of(offset, len)) {
+            self.all.fail("memory was written to that it had not read, and nobody had said so before");
+        }
+    }
+
+    fn pages_of(&self, offset: u64, len: u64) -> Range<u64> {
+        let last = offset.saturating_add(len.saturating_sub(1)) >> PAGE_SHIFT;
+        offset >> PAGE_SHIFT..last.min(self.pending.len() as u64 * 64) + 1
+    }
+
     #[cold]
-    fn keep(&self, pages: Range<u64>) {
+    fn keep(&self, any: u8, pages: Range<u64>) {
+        if any & ALL != 0 {
+            pages.clone().for_each(|page| self.all.keep(page));
+        }
+        if any & SOME == 0 {
+            return;
+        }
         for page in pages {
             // What is not pending was copied already: the bit is cleared after that.
             if self.is_pending(page, Ordering::Acquire) {
@@ -126,7 +155,7 @@ impl FrozenSet {
         }
         state.left = state.left.saturating_sub(1);
         if state.left == 0 {
-            self.any.store(false, Ordering::Release);
+            self.any.fetch_and(!SOME, Ordering::Release);
         }
     }
 
@@ -148,8 +177,19 @@ impl FrozenSet {
             }
         }
         (state.read, state.left) = (0, state.numbers.len());
-        set.any.store(state.left > 0, Ordering::Release);
+        if state.left > 0 {
+            set.any.fetch_or(SOME, Ordering::Release);
+        }
         Some(FrozenPages { set: set.clone() })
+    }
+
+    /// Freezes all of memory of a VM that stands still. `None` while it is frozen.
+    pub(crate) fn freeze_all(set: &Arc<Self>, store: Box<dyn PageStore>) -> Option<FrozenMemory> {
+        set.all.freeze(store).then(|| FrozenMemory { set: set.clone() })
+    }
+
+    pub(crate) fn all(&self) -> &FrozenAll {
+        &self.all
     }
 }
 
@@ -185,7 +225,7 @@ impl Drop for FrozenPages {
                 word.fetch_and(!(1 << (page % 64)), Ordering::Relaxed);
             }
         }
-        self.set.any.store(false, Ordering::Release);
+        self.set.any.fetch_and(!SOME, Ordering::Release);
         state.kept.clear();
         if state.contents.len() > SPARE_PAGES_MAX {
             state.contents.truncate(SPARE_PAGES_MAX);

@@ -16,10 +16,11 @@
 //! [`GuestRam::harvest`] takes the set of dirty pages as a value that gives its bits back unless it is acknowledged, so
 //! that a checkpoint that failed to reach the secondary loses nothing. [`encoding`] makes the bytes of it that travel.
 //! Their contents are copied while the VM stands still, or shortly before ([`encoding::CapturedPages`]), or, if all writers are in this
-//! process, page by page while it goes on ([`GuestRam::freeze`]).
+//! process, page by page while it goes on ([`GuestRam::freeze`]; all of memory, for a snapshot: [`GuestRam::freeze_all`]).
 
 pub mod encoding;
 mod frozen;
+mod frozen_all;
 mod harvest;
 mod layout;
 mod mapping;
@@ -29,7 +30,8 @@ mod tracker;
 mod vector;
 
 pub use frozen::FrozenPages;
+pub use frozen_all::{FrozenMemory, PageStore};
 pub use harvest::Harvest;
 pub use layout::{HIGH_START, LOW_END, Layout, PAGE_BYTES, PAGE_SHIFT, Slot};
-pub use ram::{DmaMemory, GuestRam, MemoryError, Scalar};
+pub use ram::{DmaMemory, GuestRam, MemoryError, Scalar, announce_write};
 pub use tracker::{RegionBitmap, RegionBitmapSlice, Tracker};

@@ -1,15 +1,16 @@
 //! [`GuestRam`]: the RAM of one VM.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use spec::{HugePages, MemoryBacking};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::frozen::{FrozenPages, FrozenSet};
+use crate::frozen_all::{FrozenMemory, PageStore};
 use crate::harvest::Harvest;
 use crate::layout::{Layout, PAGE_BYTES, PAGE_SHIFT};
 use crate::mapping::Mapping;
@@ -268,6 +269,13 @@ impl GuestRam {
         FrozenSet::freeze(&self.frozen, pages)
     }
 
+    /// Freezes all of memory of a VM that stands still and whose vCPUs are soft, beside [`GuestRam::freeze`]: a page is copied when its turn comes, or to
+    /// `store` before the first write to it. It takes no longer the more pages hold something. Soft vCPUs must have dropped their writable TLB entries,
+    /// and devices announce what they write ([`announce_write`]). `None` while it is frozen.
+    pub fn freeze_all(&self, store: Box<dyn PageStore>) -> Option<FrozenMemory> {
+        FrozenSet::freeze_all(&self.frozen, store)
+    }
+
     /// The 64-byte lines of a page from which code was decoded: bit n for the bytes from n * 64.
     #[inline]
     pub fn code_lines(&self, page: u64) -> u64 {
@@ -299,6 +307,15 @@ impl GuestRam {
     /// The pages for which [`GuestRam::has_code_writes`] spoke.
     pub fn take_code_writes(&self) -> BTreeSet<u64> {
         self.tracker.take_code_writes()
+    }
+}
+
+/// To be called before bytes at a guest-physical address are written through a view for devices.
+#[inline]
+pub fn announce_write(memory: &DmaMemory, address: GuestAddress, len: u64) {
+    if let Some(region) = memory.find_region(address) {
+        let offset = address.0.saturating_sub(region.start_addr().0);
+        region.deref().bitmap().before_write(offset, len.min(region.len().saturating_sub(offset)));
     }
 }
 

@@ -230,7 +230,8 @@ pub(crate) fn code_line_mask(from: u64, to: u64) -> u64 {
 
 /// The `vm-memory` bitmap of one RAM slot. It keeps the mapping alive for as long as a view of it exists.
 ///
-/// A view says that it was written to only afterwards. So whoever gets one counts as a writer of what is frozen.
+/// A view says that it was written to only afterwards. So whoever gets one counts as a writer of the pages that are frozen. Where all of memory is, whoever is
+/// going to write says so before ([`crate::announce_write`]); what was written without spoils the snapshot, and is noticed.
 #[derive(Clone, Debug)]
 pub struct RegionBitmap {
     tracker: Arc<Tracker>,
@@ -242,6 +243,12 @@ pub struct RegionBitmap {
 impl RegionBitmap {
     pub(crate) fn new(tracker: Arc<Tracker>, frozen: Arc<FrozenSet>, mapping: Arc<Mapping>, slot_offset: u64) -> Self {
         Self { tracker, frozen, _mapping: mapping, slot_offset }
+    }
+
+    /// To be called before bytes of the slot are written to.
+    #[inline]
+    pub(crate) fn before_write(&self, offset: u64, len: u64) {
+        self.frozen.before_write_range(self.slot_offset.saturating_add(offset), len);
     }
 }
 
@@ -260,7 +267,11 @@ impl Bitmap for RegionBitmap {
 
     fn slice_at(&self, offset: usize) -> RegionBitmapSlice<'_> {
         self.frozen.before_any_write();
-        RegionBitmapSlice { tracker: &self.tracker, base: self.slot_offset.saturating_add(offset as u64) }
+        RegionBitmapSlice {
+            tracker: &self.tracker,
+            frozen: &self.frozen,
+            base: self.slot_offset.saturating_add(offset as u64),
+        }
     }
 }
 
@@ -268,6 +279,7 @@ impl Bitmap for RegionBitmap {
 #[derive(Clone, Copy, Debug)]
 pub struct RegionBitmapSlice<'a> {
     tracker: &'a Tracker,
+    frozen: &'a FrozenSet,
     base: u64,
 }
 
@@ -279,7 +291,9 @@ impl BitmapSlice for RegionBitmapSlice<'_> {}
 
 impl Bitmap for RegionBitmapSlice<'_> {
     fn mark_dirty(&self, offset: usize, len: usize) {
-        self.tracker.mark_write(self.base.saturating_add(offset as u64), len as u64);
+        let (offset, len) = (self.base.saturating_add(offset as u64), len as u64);
+        self.frozen.after_write_range(offset, len);
+        self.tracker.mark_write(offset, len);
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
@@ -287,7 +301,7 @@ impl Bitmap for RegionBitmapSlice<'_> {
     }
 
     fn slice_at(&self, offset: usize) -> Self {
-        Self { tracker: self.tracker, base: self.base.saturating_add(offset as u64) }
+        Self { base: self.base.saturating_add(offset as u64), ..*self }
     }
 }
 

@@ -50,7 +50,7 @@ const HOUSE: &[Crate] = &[
         layers: &[
             &["layout"],
             &["mapping"],
-            &["frozen"],
+            &["frozen", "frozen_all"],
             &["tracker"],
             &["harvest"],
             &["ram"],

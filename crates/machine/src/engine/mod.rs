@@ -169,6 +169,10 @@ pub trait Engine: Send {
     /// engine may begin to keep track of writes with the first call; then all pages count as written before it.
     fn harvest(&mut self) -> Result<Harvest, EngineError>;
 
+    /// Has vCPUs of a paused VM ask before the next write to each page, where they can ([`EngineKind::can_freeze_pages`]): for whoever freezes pages
+    /// without a harvest. The guest sees nothing of it.
+    fn ask_before_writes(&mut self) {}
+
     /// What the guest was told at power-on that its processors are.
     fn profile(&self) -> &CpuProfile;
 

@@ -262,6 +262,10 @@ impl Engine for SoftEngine {
         Ok(self.platform.ram().harvest())
     }
 
+    fn ask_before_writes(&mut self) {
+        self.processors.after_harvest();
+    }
+
     fn profile(&self) -> &CpuProfile {
         self.processors.profile()
     }

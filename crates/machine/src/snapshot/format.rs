@@ -53,6 +53,9 @@ pub enum FormatError {
     /// The same, by what knows images.
     #[error("disk {0}")]
     Image(#[from] storage::disk::DiskError),
+    /// Memory that the guest writes over meanwhile cannot be kept.
+    #[error("memory that the guest writes over while the snapshot is taken cannot be kept: {0}")]
+    Memory(io::Error),
     /// Whoever waits for it does not any more.
     #[error("it was given up, as the VM has ended here")]
     Cancelled,

@@ -7,9 +7,11 @@
 //! | length | content |
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use memory::{GuestRam, PAGE_BYTES};
+use memory::{FrozenMemory, GuestRam, PAGE_BYTES, PageStore};
+use storage::disk::Spill;
 
 use super::format::FormatError;
 
@@ -18,15 +20,17 @@ const END: u64 = u64::MAX;
 /// Most pages that are in memory twice for longer than they have to be.
 const RUN_PAGES_MAX: u64 = 4096;
 
-/// Pages of a paused VM, copied as they are; they are compressed when they are written, while the VM goes on.
-pub(crate) struct MemoryCopy {
-    /// Pages that the host has allocated, by their first ones. All others are zero.
-    runs: Vec<(u64, Vec<u8>)>,
+/// Memory of a VM that was paused.
+pub(crate) enum SavedMemory {
+    /// Copied in the pause, by the first page of each stretch that the host has allocated. All others are zero.
+    Copied(Vec<(u64, Vec<u8>)>),
+    /// Frozen in the pause.
+    Frozen(FrozenMemory),
 }
 
-impl MemoryCopy {
-    /// Copies memory.
-    pub fn of(ram: &GuestRam) -> Self {
+impl SavedMemory {
+    /// Copies memory, for an engine whose vCPUs ask nobody before they write.
+    pub fn copy(ram: &GuestRam) -> Self {
         let mut runs = Vec::new();
         let mut from = 0;
         while let Some(pages) = ram.allocated_pages(from) {
@@ -35,21 +39,56 @@ impl MemoryCopy {
             ram.read_offset(pages.start * PAGE_BYTES, &mut content);
             runs.push((pages.start, content));
         }
-        Self { runs }
+        Self::Copied(runs)
     }
 
-    /// Writes it. Each part is gone from this process when it was written.
+    /// Writes it while the VM goes on.
     pub fn write(self, out: &mut dyn Write, is_cancelled: &AtomicBool) -> Result<(), FormatError> {
+        let check = || if is_cancelled.load(Ordering::Relaxed) { Err(FormatError::Cancelled) } else { Ok(()) };
         let mut compressed = vec![0; lz4_flex::block::get_maximum_output_size(PAGE)];
-        for (first, run) in self.runs {
-            if is_cancelled.load(Ordering::Relaxed) {
-                return Err(FormatError::Cancelled);
+        match self {
+            // Each part is gone from this process when it was written.
+            Self::Copied(runs) => {
+                for (first, run) in runs {
+                    check()?;
+                    for (number, page) in (first..).zip(run.as_chunks().0) {
+                        write_page(number, page, &mut compressed, out)?;
+                    }
+                }
             }
-            for (number, page) in (first..).zip(run.as_chunks().0) {
-                write_page(number, page, &mut compressed, out)?;
+            Self::Frozen(mut memory) => {
+                let mut page = [0; PAGE];
+                while let Some(number) = memory.copy_next(&mut page).map_err(FormatError::Memory)? {
+                    check()?;
+                    write_page(number, &page, &mut compressed, out)?;
+                }
             }
         }
         Ok(out.write_all(&END.to_le_bytes())?)
+    }
+}
+
+/// Pages in a spill, each in a place of its own.
+pub(crate) struct SpilledPages {
+    spill: Arc<Spill>,
+    place: u64,
+}
+
+impl SpilledPages {
+    /// Reserves a place for each page of so much memory.
+    pub fn new(spill: Arc<Spill>, size_bytes: u64) -> io::Result<Self> {
+        let place = spill.reserve(size_bytes)?;
+        Ok(Self { spill, place })
+    }
+}
+
+impl PageStore for SpilledPages {
+    fn put(&self, page: u64, content: &[u8; PAGE]) -> io::Result<()> {
+        self.spill.put(self.place + page * PAGE_BYTES, content)
+    }
+
+    fn get(&self, page: u64, content: &mut [u8; PAGE]) -> io::Result<()> {
+        self.spill.get(self.place + page * PAGE_BYTES, content)
     }
 }
 
@@ -116,7 +155,7 @@ mod tests {
         ram.write_offset(5 * PAGE_BYTES, &noise);
         ram.write_offset(15 * PAGE_BYTES, &[7; PAGE]);
         let mut saved = Vec::new();
-        MemoryCopy::of(&ram).write(&mut saved, &AtomicBool::new(false)).unwrap();
+        SavedMemory::copy(&ram).write(&mut saved, &AtomicBool::new(false)).unwrap();
         assert!(saved.len() < PAGE + 300, "{}", saved.len());
         let restored = GuestRam::new(16 * PAGE_BYTES).unwrap();
         read_memory(&restored, &mut &saved[..]).unwrap();

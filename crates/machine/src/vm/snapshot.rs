@@ -16,7 +16,7 @@ use crate::snapshot::disk::SnapshotDisk;
 use crate::snapshot::file::read_file;
 use crate::snapshot::format::{FormatError, SnapshotReader, SnapshotWriter, VERSION_OF_FILES};
 use crate::snapshot::image::{read_image, write_image};
-use crate::snapshot::memory::{MemoryCopy, read_memory};
+use crate::snapshot::memory::{SavedMemory, SpilledPages, read_memory};
 
 /// What a snapshot file says before its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,22 +53,35 @@ const SECTION_DISK: [u8; 4] = *b"DISK";
 pub struct FrozenVm {
     taken_unix_ns: u64,
     heeds_generation: bool,
-    machine: Option<(VmState, MemoryCopy)>,
+    machine: Option<(VmState, SavedMemory)>,
     /// Those that are written, in the order of the head.
     disks: Vec<FrozenDisk>,
 }
 
 impl Vm {
-    /// Freezes the paused VM for a snapshot with this head. What its disks hold is read later: until then, what is written over is kept in `spill`.
+    /// Freezes the paused VM for a snapshot with this head. What its disks hold, and its memory on the soft engine, is read later: until then, what is
+    /// written over is kept in `spill`.
     ///
     /// # Errors
     /// [`VmError`]: nothing is frozen then, and the VM goes on.
     pub fn freeze(&mut self, head: &SnapshotHead, spill: &Arc<Spill>) -> Result<FrozenVm, VmError> {
         let numbers = head.disks.iter().enumerate().filter(|(_, disk)| !disk.read_only).map(|(number, _)| number);
         let disks = self.platform.freeze_disks(numbers, spill)?;
-        let machine = if head.has_memory { Some((self.save()?, MemoryCopy::of(self.platform.ram()))) } else { None };
+        let machine = if head.has_memory { Some((self.save()?, self.save_memory(spill)?)) } else { None };
         let heeds_generation = self.platform.heeds_generation();
         Ok(FrozenVm { taken_unix_ns: unix_now_ns(), heeds_generation, machine, disks })
+    }
+
+    /// Freezes memory where all who write to it ask before, and copies it elsewhere.
+    fn save_memory(&mut self, spill: &Arc<Spill>) -> Result<SavedMemory, VmError> {
+        let ram = self.platform.ram();
+        if !self.engine.kind().can_freeze_pages() {
+            return Ok(SavedMemory::copy(ram));
+        }
+        let frozen = ram.freeze_all(Box::new(SpilledPages::new(spill.clone(), ram.size_bytes())?));
+        self.engine.ask_before_writes();
+        let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another snapshot is being taken");
+        Ok(SavedMemory::Frozen(frozen.ok_or_else(busy)?))
     }
 }
 

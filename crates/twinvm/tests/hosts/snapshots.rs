@@ -209,7 +209,9 @@ fn a_protected_guest_goes_on_while_snapshots_are_taken_and_the_vm_moves_in_the_m
         world.wait_until_protected("a", "a");
         let client = Client::start(world.address());
         client.wait_for_progress(20);
-        for words in [&["vm", "snapshot", "create", VM, "whole"][..], &["vm", "snapshot", "create", VM, "disks", "--no-memory"]] {
+        for words in
+            [&["vm", "snapshot", "create", VM, "whole"][..], &["vm", "snapshot", "create", VM, "disks", "--no-memory"]]
+        {
             world.done("b", words);
             client.wait_for_progress(20);
         }

@@ -1,6 +1,6 @@
 //! A descriptor chain taken from a queue, and access to the memory it names.
 
-use memory::DmaMemory;
+use memory::{DmaMemory, announce_write};
 use serde::{Deserialize, Serialize};
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -176,6 +176,7 @@ impl Chain {
         self.writable.for_each_piece(offset, rest.len(), |address, len| {
             let (piece, later) = rest.split_at(len);
             rest = later;
+            announce_write(memory, address, len as u64);
             memory.write_slice(piece, address).map_err(|_| QueueError::NoRam)
         })
     }

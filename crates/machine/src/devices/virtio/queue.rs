@@ -4,7 +4,7 @@ use std::num::Wrapping;
 use std::ops::ControlFlow;
 use std::sync::atomic::{Ordering, fence};
 
-use memory::DmaMemory;
+use memory::{DmaMemory, announce_write};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -217,6 +217,7 @@ impl VirtQueue {
     pub fn complete(&mut self, memory: &DmaMemory, used: &[Used]) -> Result<(), QueueError> {
         let (ring, size) = (self.queue.used_ring(), self.queue.size());
         let mut next = Wrapping(self.queue.next_used());
+        self.announce_used_ring(memory);
         for entry in used {
             if entry.head >= size {
                 return Err(QueueError::BrokenChain);
@@ -234,11 +235,18 @@ impl VirtQueue {
         memory.store(next.0.to_le(), offset(ring, 2)?, Ordering::Release).map_err(|_| QueueError::RingsOutsideRam)
     }
 
+    /// Says that the used ring is about to be written to, with what follows it (virtio 1.2, 2.7.8).
+    fn announce_used_ring(&self, memory: &DmaMemory) {
+        let length = RING_HEADER_BYTES + u64::from(self.queue.size()) * USED_ENTRY_BYTES + 2;
+        announce_write(memory, GuestAddress(self.queue.used_ring()), length);
+    }
+
     /// Asks the driver to notify of what it adds from now on; true if it has already added something.
     ///
     /// # Errors
     /// [`QueueError::RingsOutsideRam`].
     pub fn enable_notification(&mut self, memory: &DmaMemory) -> Result<bool, QueueError> {
+        self.announce_used_ring(memory);
         self.queue.enable_notification(memory).map_err(|_| QueueError::RingsOutsideRam)
     }
 

@@ -27,8 +27,8 @@ A VM in the foreground (`twinvm run`), to a file; `twinvm vm restore` continues 
 
 A snapshot of a VM that is off, and one with --no-memory, has the disks alone. It is restored to a VM that stays off, with the disks as they
 were; those of a VM that ran are as after a power failure at that moment.
-The guest goes on while a snapshot is written; with memory, it stands still while its memory in use is copied within the host's memory. If
-the VM ends meanwhile, the snapshot fails, as it does when there is no room for what the guest writes over.
+The guest goes on while a snapshot is written; on kvm, it stands still while its memory in use is copied within the host's memory. If the VM
+ends meanwhile, the snapshot fails, as it does when there is no room for what the guest writes over.
 Not in a snapshot, and needed where they are when it is restored, are disks that the guest may only read, and the images that disks are
 based on; what they hold is noted. The file is for its owner alone (mode 600), as it holds the guest's memory. A VM whose writable disk is
 a block device has no snapshots. Those of a VM with a host are in its folder there, and are removed with the VM.";
