@@ -4,6 +4,7 @@
 //! the interrupt pins, a [`GuestEvent`]. What comes from outside passes through two steps, [`Platform::collect_inputs`] and
 //! [`Platform::deliver`], so that an engine can note in between when it entered.
 
+mod freezing;
 mod queueing;
 
 use std::io;
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 use memory::GuestRam;
 use network::{BackendError, FRAME_LEN_MAX, FrameBackend, LinkState};
 use serde::{Deserialize, Serialize};
-use storage::disk::{FrozenDisk, Spill};
 
 use crate::acpi::AcpiConfig;
 use crate::bus::{Bus, BusDevice, RangeTaken, Shared, lock, shared};
@@ -207,19 +207,6 @@ impl Platform {
             lock(disk).device().flush()?;
         }
         Ok(())
-    }
-
-    /// Freezes the content of some disks of a paused VM, by their numbers.
-    ///
-    /// # Errors
-    /// Those of [`Block::freeze`]: none is frozen then.
-    pub fn freeze_disks(
-        &self,
-        numbers: impl Iterator<Item = usize>,
-        spill: &Arc<Spill>,
-    ) -> io::Result<Vec<FrozenDisk>> {
-        let disk = |number: usize| self.disks.get(number).ok_or(io::ErrorKind::NotFound);
-        numbers.map(|number| lock(disk(number)?).device().freeze(spill)).collect()
     }
 
     /// What each disk did in this process; none of one that is busy.
