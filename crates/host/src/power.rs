@@ -432,14 +432,11 @@ impl Daemon {
 
     /// Notes that a VM that is at home here is off, and ends what it needed.
     pub(super) fn power_off(&self, vm: &KnownVm) -> Result<(), HostError> {
-        // A secondary that has not heard of it may be about to take over: the claim decides whether the VM is off.
-        let mut generation = vm.claim.generation;
-        if vm.claim.secondary.is_some() {
-            self.registry.claim_alone(vm)?;
-            generation = generation.next();
-        }
+        // A secondary that has not heard of it may be about to take over: the claim decides whether the VM is off. Also where it names none: what the replica
+        // here has asked the store for may be carried out yet, and then it does.
+        self.registry.claim_alone(vm)?;
         // Another host may be starting it, by force: from when that has the claim on, the VM is to run.
-        self.registry.cluster().update_vm_claimed(&vm.record.name, generation, |record| {
+        self.registry.cluster().update_vm_claimed(&vm.record.name, vm.claim.generation.next(), |record| {
             record.power = Power::Off;
             record.syncing_to = None;
         })?;

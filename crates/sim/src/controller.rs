@@ -234,8 +234,11 @@ impl World {
                     if is_home && self.records.vms[0].record.power == Power::On {
                         self.coverage.note(Occurrence::PowerOffNoted);
                         let decides = self.mutation != Some(Mutation::NoteUndecidedPowerOff);
-                        if self.claim().secondary.is_some() && decides {
+                        if self.claim().secondary.is_some() {
                             self.coverage.note(Occurrence::PowerOffDecided);
+                        }
+                        // Also what a replica that is gone has asked the store for is decided by that.
+                        if decides {
                             self.claim_alone(host, NOBODY);
                         }
                         let record = &mut self.records.vms[0].record;
