@@ -183,7 +183,7 @@ fn row_17_a_takeover_after_the_end_of_input_costs_no_output_and_is_no_success() 
     world.boot_redis("a");
     world.done("a", &["ft", "on", VM, "--yes"]);
     let mut console = Console::connect(&world, "b");
-    console.type_last(b"n=0; while [ $n -lt 80 ]; do n=$((n+1)); echo tick-$n; sleep 0.1; done; echo last-$((40+2))\r");
+    console.type_last(b"n=0; while [ $n -lt 40 ]; do n=$((n+1)); echo tick-$n; sleep 0.1; done; echo last-$((40+2))\r");
     console.wait_for("tick-10\r");
     world.kill_replica("a");
     let (end, is_done) = console.wait_for_exit();
