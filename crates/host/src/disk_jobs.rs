@@ -1,7 +1,6 @@
 //! Jobs on the disks of VMs that are off, each in a process of its own ([`DiskJob`]).
 
 use std::io::Write;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -35,7 +34,6 @@ fn spawn(exe: &Path, job: &DiskJob, stdout: Stdio) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(stdout)
         .stderr(Stdio::piped())
-        .process_group(0)
         .spawn()
         .with_context(|| format!("cannot start {}", exe.display()))?;
     // One that does not read it ends, and says why.

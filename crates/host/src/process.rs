@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -50,8 +50,8 @@ pub struct ReplicaProcess {
 }
 
 impl ReplicaProcess {
-    /// Starts a replica and waits until it runs the VM, or listens for its primary. It gets a process group of its own, so that neither Ctrl-C in the daemon's
-    /// terminal nor the daemon's end reaches it.
+    /// Starts a replica and waits until it runs the VM, or listens for its primary. It takes a session of its own before it does anything else, so that neither
+    /// Ctrl-C in the daemon's terminal nor the daemon's end reaches it: in the process group that it is started in it could not.
     pub fn start(exe: &Path, config: &ReplicaConfig) -> Result<(Self, ReplicaStatus)> {
         let file = config::file(&config.folder);
         config.save(&file)?;
@@ -70,7 +70,6 @@ impl ReplicaProcess {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", exe.display()))?;
         let pid = child.id();
@@ -278,7 +277,6 @@ mod tests {
             .arg(config::file(folder))
             .arg(socket.file_name().unwrap())
             .stdin(Stdio::piped())
-            .process_group(0)
             .spawn()
             .unwrap();
         // Whoever spawns goes on before the new program has its arguments: in that moment its command line is empty.

@@ -44,13 +44,12 @@ impl Broker {
         let config =
             BrokerConfig { name: spec.name.clone(), networks: spec.networks.clone(), requests: requests.to_owned() };
         let (socket, its_socket) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // The very program that runs. A process group of its own, so that Ctrl-C in the terminal does not reach it.
+        // The very program that runs. It takes a session of its own, so that Ctrl-C in the terminal does not reach it.
         let child = Command::new("/proc/self/exe")
             .arg0("twinvm")
             .args(["run-broker", "--config"])
             .arg(serde_json::to_string(&config)?)
             .stdin(its_socket)
-            .process_group(0)
             .spawn()
             .context("cannot start the process for the network")?;
         let broker = Self { socket: Some(socket), child, cards: open::cards(&spec.name, &spec.networks) };

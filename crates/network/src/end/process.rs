@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::slice;
@@ -58,8 +57,8 @@ pub enum SpawnError {
 
 impl EndProcess {
     /// Starts `exe net-end --config JSON --socket PATH`, which must call [`super::run`], and waits until it is ready.
-    /// Its standard error goes to `log`. It gets a process group of its own, so that Ctrl-C in the terminal does not
-    /// reach it.
+    /// Its standard error goes to `log`. The program has it take a session of its own, so that Ctrl-C in the terminal does
+    /// not reach it.
     ///
     /// # Errors
     /// [`SpawnError`]; the end is gone then.
@@ -91,7 +90,6 @@ impl EndProcess {
             .stdin(lifeline)
             .stdout(Stdio::piped())
             .stderr(log)
-            .process_group(0)
             .spawn()
             .map_err(start)?;
         let report = match child.stdout.take() {

@@ -25,6 +25,7 @@ mod replay;
 mod replica;
 mod run;
 mod run_broker;
+mod session;
 mod shell;
 mod top;
 mod vm;
@@ -122,6 +123,7 @@ enum Command {
 
 /// Carries out a command; the exit code is the process's.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    session::leave_for(&arguments.command);
     match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),

@@ -160,6 +160,37 @@ fn row_27_a_second_daemon_with_the_keys_of_a_host_is_refused() {
     assert_eq!(world.status("a")["running"], true);
 }
 
+/// Neither what Linux sends to processes that stand still when their parent is gone ends them, nor Ctrl-C in the terminal of their daemon.
+#[test]
+fn a_replica_and_its_network_end_outlive_their_daemon_also_if_they_stand_still() {
+    let mut world = World::of(&["a"]);
+    world.boot_redis("a");
+    let of_vm = |world: &World| {
+        let mut pids: Vec<u32> =
+            world.all_processes().into_iter().filter(|(_, what)| what != "host").map(|(pid, _)| pid).collect();
+        pids.sort_unstable();
+        pids
+    };
+    let stand_still = |pids: &[u32]| {
+        let stat = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        pids.iter().all(|pid| stat(pid).contains(") T "))
+    };
+    let pids = of_vm(&world);
+    assert_eq!(pids.len(), 2, "{:?}", world.all_processes());
+    pids.iter().for_each(|pid| signal(*pid, "STOP"));
+    world.kill_daemon("a");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!((of_vm(&world), stand_still(&pids)), (pids.clone(), true), "{}", world.logs());
+    pids.iter().for_each(|pid| signal(*pid, "CONT"));
+    world.wait_for_redis();
+
+    world.start("a");
+    assert_eq!(world.status("a")["running"], true);
+    world.interrupt_daemon_group("a");
+    assert_eq!(of_vm(&world), pids);
+    world.wait_for_redis();
+}
+
 /// The old primary, which stands still, cannot tell its daemon that it is none any more.
 #[test]
 fn a_client_is_sent_on_where_the_old_primary_stands_still() {

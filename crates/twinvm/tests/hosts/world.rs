@@ -188,6 +188,13 @@ impl World {
         daemon.wait().unwrap();
     }
 
+    /// As Ctrl-C in the daemon's terminal does, which reaches all of its process group.
+    pub fn interrupt_daemon_group(&mut self, host: &str) {
+        let group = format!("-{}", self.daemons[host].id());
+        assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+        self.wait_for_daemon_end(host);
+    }
+
     /// Waits for a daemon to end by itself.
     pub fn wait_for_daemon_end(&mut self, host: &str) {
         let mut daemon = self.daemons.remove(host).unwrap();
