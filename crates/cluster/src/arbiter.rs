@@ -45,6 +45,14 @@ impl StoreArbiter {
         self.swap_if_next(expected, new, |record| ClaimRecord { under_lease, ..record })
     }
 
+    /// Leaves the VM of `new`'s primary, which could not start it under its run lease and of which nothing runs, to whoever can.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    pub fn give_up(&self, expected: Generation, new: &Claim) -> Result<Verdict, Unreachable> {
+        self.swap_if_next(expected, new, |record| ClaimRecord { under_lease: true, given_up: true, ..record })
+    }
+
     fn swap_if_next(
         &self,
         expected: Generation,

@@ -29,12 +29,14 @@ pub(super) fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, 
 }
 
 impl Daemon {
-    /// Makes this host the VM's and starts it, if there is room for it here, which `admit` says.
+    /// Makes this host the VM's and starts it, if there is room for it here, which `admit` says. One that cannot be started is off then, unless it is to be
+    /// tried again (`is_restart`).
     pub(super) fn launch(
         self: &Arc<Self>,
         vm: &KnownVm,
         from_stale_disks: bool,
         snapshot: Option<SnapshotName>,
+        is_restart: bool,
         admit: impl FnOnce(&Registry, &KnownVm) -> Result<(), HostError>,
     ) -> Result<(), HostError> {
         let name = &vm.name;
@@ -77,7 +79,7 @@ impl Daemon {
             network_ends,
             ..self.replica_config(&vm, &local, Role::Primary, engine)?
         };
-        self.start_primary(&config)
+        self.start_primary(&config, is_restart)
     }
 
     /// What each process is told that has the disks of a VM here: who it is and how the VM is replicated. It goes on from no snapshot, under no run lease, as the
@@ -130,11 +132,13 @@ impl Daemon {
         checked.map_err(|error| HostError::conflict(error_text(&error)))
     }
 
-    fn start_primary(self: &Arc<Self>, config: &ReplicaConfig) -> Result<(), HostError> {
+    fn start_primary(self: &Arc<Self>, config: &ReplicaConfig, is_restart: bool) -> Result<(), HostError> {
         let name = &config.vm;
         let started = ReplicaProcess::start(&self.exe, config);
         let (process, status) = started.map_err(|error| {
-            self.vm_powered_off(name);
+            if !is_restart {
+                self.vm_powered_off(name);
+            }
             HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
         })?;
         if config.snapshot.is_some()

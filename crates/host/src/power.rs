@@ -315,7 +315,7 @@ impl Daemon {
             self.retire(&replica, REQUEST_TIMEOUT);
         }
         self.require_admission(vm)?;
-        self.launch(vm, from_stale_disks, snapshot, |registry, vm| registry.admit_start(vm, from_stale_disks))
+        self.launch(vm, from_stale_disks, snapshot, false, |registry, vm| registry.admit_start(vm, from_stale_disks))
     }
 
     fn not_started(&self, vm: &KnownVm, why: NotStarted) -> HostError {

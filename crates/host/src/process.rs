@@ -121,6 +121,11 @@ impl ReplicaProcess {
         }
     }
 
+    /// Whether any process is left that was started as the replica of this folder, whoever started it.
+    pub fn is_there(folder: &Path) -> bool {
+        search(folder).is_some()
+    }
+
     /// Whether a replica was ever started from this folder.
     pub fn was_started(folder: &Path) -> bool {
         pid_file(folder).exists()

@@ -8,16 +8,21 @@ use anyhow::Context;
 use api::datastores::{AddDatastore, DatastoreHost, DatastoreView};
 use api::events::EventKind;
 use api::messages::HaView;
+use cluster::arbiter::StoreArbiter;
 use cluster::controller::consent::Here;
 use cluster::controller::{Outcome, RENEWAL_MS};
 use cluster::planner::{Basis, Failures, has_lost_its_host, may_restart};
-use cluster::records::{ClusterError, ClusterState, DatastoreKind, DatastoreRecord, DatastoreSpace, Power};
+use cluster::records::{
+    ClaimRecord, ClusterError, ClusterState, DatastoreKind, DatastoreRecord, DatastoreSpace, Power,
+};
+use protocol::Claim;
 use spec::{DatastoreName, Protection, VmName, VmSpec};
 use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
 use super::datastores;
 use super::error::{HostError, Kind};
+use super::process::ReplicaProcess;
 use super::registry::{KnownVm, Registry, random_vm_id};
 
 /// How often datastores are measured.
@@ -44,6 +49,20 @@ impl Registry {
     /// Makes this host the only one that may run the VM, which does not run here now. Fails if the claim has changed since `vm` was read.
     pub fn claim_alone(&self, vm: &KnownVm) -> Result<(), HostError> {
         self.claim_for_start(vm, false)
+    }
+
+    /// Has other hosts try to start a VM, which this one could not and of which nothing runs here. Nothing if it is not this host's, or was given up before.
+    pub fn give_up(&self, name: &VmName) -> Result<(), HostError> {
+        let record = self.cluster().claim(name)?;
+        let (ClaimRecord { given_up, under_lease, .. }, current) = (&record, &record.claim);
+        if *given_up || !under_lease || current.secondary.is_some() || !self.host_name().is(&current.primary) {
+            return Ok(());
+        }
+        let claim = Claim { generation: current.generation.next(), ..current.clone() };
+        let arbiter = StoreArbiter::new(self.cluster().store().clone(), name);
+        let swapped = arbiter.give_up(current.generation, &claim);
+        // Whoever was faster has started it.
+        swapped.map(drop).map_err(|error| HostError::unavailable(error.to_string()))
     }
 
     /// Whether this host can restart a VM that another one ran, whose run lease has ended; if not, why.
@@ -86,14 +105,22 @@ impl Daemon {
         })
     }
 
-    /// Restarts a VM here that is to run and does not. For its owner. That the store is away is nobody's fault.
+    /// Restarts a VM here that is to run and does not. For its owner. That the store is away is nobody's fault. What cannot be restarted here may be elsewhere.
     pub(super) fn restart_vm(self: &Arc<Self>, name: &VmName, at_home: bool) -> Result<Outcome, HostError> {
         match self.try_to_restart(name, at_home) {
             Err(error) if error.kind == Kind::Unavailable => {
                 tracing::debug!("VM {name} is not restarted now: {error}");
                 Ok(Outcome::NotWanted)
             }
-            other => other,
+            Err(error) => {
+                // A process that could not be killed may come to itself.
+                let is_left = ReplicaProcess::is_there(self.vm_folder(name).path());
+                if !is_left && let Err(why) = self.registry.give_up(name) {
+                    tracing::warn!("VM {name}: other hosts are not told that it cannot be restarted here: {why}");
+                }
+                Err(error)
+            }
+            done => done,
         }
     }
 
@@ -111,17 +138,19 @@ impl Daemon {
         // Ready before it asks: whoever has lost the VM may still hold its disks.
         disks.check_free().with_context(|| format!("VM {name}"))?;
         let from = vm.home().to_owned();
+        let given_up = self.registry.cluster().claim(name)?.given_up;
         if at_home {
             if vm.record.pending().is_some() {
                 return Ok(Outcome::NotWanted);
             }
-            self.launch(&vm, false, None, |registry, vm| registry.admit_start(vm, false))?;
+            self.launch(&vm, false, None, true, |registry, vm| registry.admit_start(vm, false))?;
             self.events.note(EventKind::Restarted, Some(name), "was restarted here, as its replica had ended");
         } else {
             self.registry.admit_restart(name)?;
             folder.adopt(&disks, &self.images)?;
-            self.launch(&vm, false, None, |registry, _| registry.admit_restart(name))?;
-            self.events.note(EventKind::Restarted, Some(name), format!("was restarted here, as host {from} is lost"));
+            self.launch(&vm, false, None, true, |registry, _| registry.admit_restart(name))?;
+            let why = if given_up { "cannot start it" } else { "is lost" };
+            self.events.note(EventKind::Restarted, Some(name), format!("was restarted here, as host {from} {why}"));
         }
         Ok(Outcome::Done)
     }

@@ -144,6 +144,11 @@ pub enum Why {
         /// That host.
         host: ReplicaId,
     },
+    /// Its host has tried, and left it to others.
+    GivenUp {
+        /// That host.
+        host: ReplicaId,
+    },
     /// One fault may take both of its replicas, and another host would be safe from that.
     SharesDomain {
         /// The host of its secondary.
@@ -244,6 +249,7 @@ impl fmt::Display for Why {
             Self::MachineBooted => f.pad("the machine has booted"),
             Self::ReplicaGone => f.pad("it has ended, and nobody has asked for that"),
             Self::HostLost { host } => write!(f, "host {host} is lost"),
+            Self::GivenUp { host } => write!(f, "host {host} cannot start it"),
             Self::SharesDomain { host } => write!(f, "one fault may take host {host} and the primary's"),
             Self::ProtectionOff => f.pad("protection is off"),
             Self::ProtectionSuspended => f.pad("protection is suspended"),

@@ -250,6 +250,10 @@ impl Controller {
     /// VMs that are to run and do not, here or on a host that is lost.
     fn restart(&mut self, wanted: &ClusterState, seen: &HostReport, now: &BootTime, plan: &mut Plan) {
         let basis = Basis { state: wanted, failures: &self.failures, now };
+        for (vm, host) in self.restarting.overdue(seen, &basis) {
+            self.failures.note(&vm, &host, "it did not restart the VM in its turn", now.ms);
+        }
+        let basis = Basis { state: wanted, failures: &self.failures, now };
         let (planned, idle) = self.restarting.next(seen, &basis);
         plan.actions.extend(planned);
         for (vm, idle) in idle {

@@ -1,8 +1,8 @@
 //! Which VMs a host restarts: those at home here whose replica is gone, and those that have lost their host and have their place here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use spec::{Priority, VmName};
+use spec::{HostName, Priority, VmName};
 
 use super::action::{Action, Outcome, Planned, Why};
 use super::idle::Idle;
@@ -21,6 +21,9 @@ const AT_ONCE_MAX: usize = 4;
 /// How long a host has held its own run lease without a break until it starts what others ran, in ms: where all have lost the store, each is to find its own VMs
 /// before others do.
 const HELD_MS_MIN: u64 = 2_000;
+/// How long a host may take to begin with the restarts that are its, in ms, before others count that as a failure of it. Each knows only of its own attempts: were
+/// one that has failed to wait for others, who wait for it, nobody would start the VM.
+const TURN_MS: u64 = 10_000;
 
 /// What is remembered of restarts.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +32,8 @@ pub(super) struct Restarting {
     busy: BTreeMap<VmName, (Priority, bool)>,
     /// When each VM was restarted at home, in ms.
     at_home_ms: BTreeMap<VmName, Vec<u64>>,
+    /// VMs that are another host's to restart, and since when that host has begun with none, in ms.
+    awaited: BTreeMap<VmName, (HostName, u64)>,
 }
 
 /// A VM that could be restarted here now.
@@ -95,10 +100,33 @@ impl Restarting {
         let mine = placed.filter(|(vm, host)| *host == seen.host && !self.busy.contains_key(vm));
         let candidate = |(name, _): (VmName, _)| {
             let vm = basis.state.vm(&name).filter(|vm| is_lost(vm) && !seen.replicas.contains_key(&name))?;
-            let why = Why::HostLost { host: vm.claim.claim.primary.clone() };
+            let host = vm.claim.claim.primary.clone();
+            let why = if vm.claim.given_up { Why::GivenUp { host } } else { Why::HostLost { host } };
             Some(Candidate { priority: priority(vm), vm: name, why })
         };
         mine.filter_map(candidate).collect()
+    }
+
+    /// Hosts that have let their turn with a VM pass.
+    pub(super) fn overdue(&mut self, seen: &HostReport, basis: &Basis<'_>) -> Vec<(VmName, HostName)> {
+        let now_ms = basis.now.ms;
+        let placed = place_restarts(basis).placed.into_iter().filter(|(_, host)| *host != seen.host);
+        let awaited: BTreeMap<VmName, HostName> = placed.collect();
+        let is_begun = |vm: &VmName| basis.state.vm(vm).is_none_or(|vm| !has_lost_its_host(vm, basis));
+        let begun = self.awaited.iter().filter(|(vm, _)| is_begun(vm)).map(|(_, (host, _))| host.clone());
+        let begun: BTreeSet<HostName> = begun.collect();
+        let since_ms = |vm: &VmName, host: &HostName| {
+            let before = self.awaited.get(vm).filter(|(before, _)| before == host && !begun.contains(host));
+            before.map_or(now_ms, |(_, since_ms)| *since_ms)
+        };
+        let awaited = awaited.into_iter().map(|(vm, host)| {
+            let since_ms = since_ms(&vm, &host);
+            (vm, (host, since_ms))
+        });
+        let (overdue, awaited): (BTreeMap<_, _>, _) =
+            awaited.partition(|(_, (_, since_ms))| now_ms.saturating_sub(*since_ms) >= TURN_MS);
+        self.awaited = awaited;
+        overdue.into_iter().map(|(vm, (host, _))| (vm, host)).collect()
     }
 
     /// Takes note of how a restart has ended.

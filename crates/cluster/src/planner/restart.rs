@@ -30,8 +30,8 @@ impl<'a> Lost<'a> {
     }
 }
 
-/// Whether a VM has lost its host, so that others may start it: it is to run, ran under the run lease of its host, and that lease has ended. Its host has
-/// stopped it by then, whatever else may have become of that host.
+/// Whether a VM has lost its host, so that others may start it: it is to run, ran under the run lease of its host, and that lease has ended, or the host has
+/// given it up. Its host has stopped it by then, whatever else may have become of that host.
 pub fn has_lost_its_host(vm: &VmState, basis: &Basis<'_>) -> bool {
     let claim = &vm.claim;
     let holds_lease = basis.state.run_leases.contains(claim.claim.primary.as_str());
@@ -39,7 +39,7 @@ pub fn has_lost_its_host(vm: &VmState, basis: &Basis<'_>) -> bool {
         && vm.record.power == Power::On
         && claim.under_lease
         && claim.claim.secondary.is_none()
-        && !holds_lease
+        && (!holds_lease || claim.given_up)
 }
 
 /// Where all VMs that have lost their hosts are restarted: those of the highest priority first, then those that need most memory, then by name. Each gets the

@@ -19,6 +19,9 @@ pub struct ClaimRecord {
     /// Whether the primary runs under its host's run lease: then, and only then, another host may start the VM once that lease has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub under_lease: bool,
+    /// Whether the primary's host could not start it, and nothing of it runs there: then others may, whatever that host's run lease.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given_up: bool,
     /// What a newer version has added.
     #[serde(flatten)]
     pub unknown: UnknownFields,
@@ -27,7 +30,7 @@ pub struct ClaimRecord {
 impl ClaimRecord {
     /// The first claim of a VM.
     pub fn first(claim: Claim) -> Self {
-        Self { claim, copies: Vec::new(), under_lease: false, unknown: UnknownFields::default() }
+        Self { claim, copies: Vec::new(), under_lease: false, given_up: false, unknown: UnknownFields::default() }
     }
 
     /// The record after `claim` has been won. A replica that claims its VM once more runs as it did.
@@ -41,6 +44,6 @@ impl ClaimRecord {
             }
         }
         let under_lease = self.under_lease && claim.primary == self.claim.primary && claim.secondary.is_none();
-        Self { claim, copies, under_lease, unknown: self.unknown.clone() }
+        Self { claim, copies, under_lease, given_up: false, unknown: self.unknown.clone() }
     }
 }

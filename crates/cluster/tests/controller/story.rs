@@ -132,6 +132,9 @@ struct Step {
     /// For how long this host has held its run lease, in ms.
     #[serde(default)]
     run_lease_ms: Option<u64>,
+    /// VMs that their hosts cannot start, and have given up.
+    #[serde(default)]
+    given_up: Vec<VmName>,
     /// Changes of claims: primary, secondary (`-`: none), generation.
     #[serde(default)]
     claims: BTreeMap<VmName, (String, String, u64)>,
@@ -337,7 +340,9 @@ impl Step {
             }
             if let Some((primary, secondary, generation)) = self.claims.get(name) {
                 vm.claim.claim = claim(primary, Some(secondary).filter(|host| *host != "-"), *generation);
+                vm.claim.given_up = false;
             }
+            vm.claim.given_up |= self.given_up.contains(name);
             if let Some(host) = self.syncing_to.get(name) {
                 vm.record.syncing_to = host.parse().ok();
             }
