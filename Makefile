@@ -13,11 +13,12 @@ TWINVM := $(TARGET)/release/twinvm
 CARGO_FLAGS := --release --locked --workspace
 TEST_FLAGS := --profile checked --locked
 # How much `make soak` does: cases of each family of instructions, requests to a recorded guest, damaged kernels, simulated lives of
-# a VM under faults, primaries killed under one client, takeovers over which the guest's clock is read, and seconds of guest time under load that a second VM repeats.
+# a VM under faults and of VMs that are restarted, primaries killed under one client, takeovers over which the guest's clock is read, and seconds of guest time under load that a second VM repeats.
 DIFFERENTIAL_CASES ?= 5000000
 DETERMINISM_REQUESTS ?= 20000
 MUTATIONS ?= 200000
 SCHEDULES ?= 20000000
+RESTARTS ?= 1000000
 PRIMARIES_KILLED ?= 500
 TAKEOVERS ?= 100
 SOAK_GUEST_S ?= 600
@@ -88,6 +89,7 @@ soak: setup setup-peer ## Run the randomized tests at their full counts, and tho
 	cargo test $(TEST_FLAGS) -p storage --test image_build -- --ignored
 	cargo test $(TEST_FLAGS) -p twinvm --test guests -- --ignored --nocapture debian
 	TWINVM_SIM_SCHEDULES=$(SCHEDULES) cargo test $(TEST_FLAGS) -p sim --test schedules every_schedule -- --nocapture
+	TWINVM_SIM_RESTARTS=$(RESTARTS) cargo test $(TEST_FLAGS) -p sim --test restarts no_vm_runs_twice -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test mirror a_killed_primary -- --nocapture
 	TWINVM_KILLS=$(PRIMARIES_KILLED) cargo test $(TEST_FLAGS) -p twinvm --test lockstep a_killed_primary -- --nocapture
 	cargo test $(TEST_FLAGS) -p twinvm --test mirror row_31 -- --ignored --nocapture

@@ -1,6 +1,6 @@
 //! High availability: VMs on a shared datastore that are restarted where their host is lost, by the shipped [`cluster::controller`] and under its run leases.
 //!
-//! Of its own, this world has hosts that lose power or the store, daemons that are killed, and a store whose answers are late. There are no locks on disks in it,
+//! Of its own, this world has hosts that lose power or the store, daemons that are killed, hosts that fail to start VMs, and a store whose answers are late. There are no locks on disks in it,
 //! which would hide a lease that does not do its part.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,9 +21,9 @@ const HOSTS: [&str; 3] = ["a", "b", "c"];
 const VMS: [&str; 3] = ["v", "w", "x"];
 /// The time between two looks at the world, in ms.
 const TICK_MS: u64 = 20;
-/// How long things go wrong, and how long they do not after that, in ms.
+/// How long things go wrong or are late, and how long they are not after that, in ms: as long as a host waits that has failed a few times.
 const FAULTS_MS: u64 = 30_000;
-const CALM_MS: u64 = 15_000;
+const CALM_MS: u64 = 40_000;
 /// How often a daemon decides and a broker looks, in ms.
 const DECIDE_MS: u64 = 200;
 const LOOK_MS: u64 = 100;
@@ -80,6 +80,8 @@ pub struct RestartOutcome {
     pub elsewhere: u64,
     /// The same on its own host.
     pub at_home: u64,
+    /// How often a host tried to restart a VM and could not.
+    pub failed: u64,
     /// How often a VM was ended since its lease was about to.
     pub fenced: u64,
 }
@@ -135,6 +137,8 @@ struct Host {
     back_ms: u64,
     daemon_back_ms: u64,
     cut_until_ms: u64,
+    /// Until when it cannot start VMs, as their disks are in use or something of its own is broken.
+    unable_until_ms: u64,
     /// Since when it has lacked nothing.
     sound_since_ms: u64,
     boots: u64,
@@ -173,9 +177,11 @@ impl World {
             let mut record = VmRecord::new(name, spec, FtSettings::disabled(100, 50), 0);
             (record.power, record.ha.enabled) = (Power::On, true);
             let primary = names[number % names.len()].replica();
+            let first = Claim { generation: Generation::new(1), primary, secondary: None };
             VmState {
                 record,
-                claim: ClaimRecord::first(Claim { generation: Generation::new(1), primary, secondary: None }),
+                // Its host may be gone before it has started it.
+                claim: ClaimRecord { under_lease: true, ..ClaimRecord::first(first) },
             }
         };
         let state = ClusterState {
@@ -240,10 +246,13 @@ impl World {
         let host = self.random.below(self.hosts.len());
         let for_ms = self.random.between(200, 9_000);
         let until = self.now + for_ms;
-        match self.random.below(8) {
+        match self.random.below(9) {
             0 | 1 if self.hosts.iter().filter(|host| host.is_up).count() > 1 => {
+                // One of them may be gone for good.
+                let is_gone = self.random.chance(20) && self.hosts.iter().all(|host| host.back_ms != NEVER);
                 let host = &mut self.hosts[host];
-                (host.is_up, host.back_ms, host.boots) = (false, until, host.boots + 1);
+                let back_ms = if is_gone || host.back_ms == NEVER { NEVER } else { until };
+                (host.is_up, host.back_ms, host.boots) = (false, back_ms, host.boots + 1);
                 host.processes.clear();
                 host.forget();
             }
@@ -252,6 +261,7 @@ impl World {
                 self.hosts[host].forget();
             }
             4..=6 => self.hosts[host].cut_until_ms = until,
+            7 => self.hosts[host].unable_until_ms = until.min(FAULTS_MS),
             _ => self.store_away_until_ms = until,
         }
     }
@@ -274,12 +284,16 @@ impl World {
 
     fn ask(&mut self, host: usize) -> Renewal {
         let arrives_ms = self.now + self.random.between(0, 60);
-        let is_late = self.random.chance(10);
+        let is_late = self.is_late();
         let answered_ms = arrives_ms + self.random.between(0, if is_late { 1_800 } else { 100 });
         if is_late {
             self.hosts[host].sound_since_ms = answered_ms;
         }
         Renewal { asked_ms: self.now, arrives_ms, answered_ms, was_there: None }
+    }
+
+    fn is_late(&mut self) -> bool {
+        self.random.chance(10) && self.now <= FAULTS_MS
     }
 
     /// The store lets a lease begin anew, if it is there.
@@ -451,34 +465,43 @@ impl World {
                 self.hosts[host].tasks.push(task);
                 continue;
             }
-            let next = if self.reaches_store(host) { self.step(host, &task) } else { Err("the store is away") };
+            let next = if self.reaches_store(host) { self.step(host, &task) } else { Err(Outcome::NotWanted) };
             match next {
                 Ok(Some(step)) => {
                     task.step = step;
-                    let late_ms = if self.random.chance(10) { 4_000 } else { 200 };
+                    let late_ms = if self.is_late() { 4_000 } else { 200 };
                     task.at_ms = self.now + self.random.between(0, late_ms);
                     self.hosts[host].tasks.push(task);
                 }
                 Ok(None) => self.hosts[host].controller.note(&task.vm, &task.action, &Outcome::Done, self.now),
-                // It was not even tried, for one of the reasons below.
-                Err(_) => self.hosts[host].controller.note(&task.vm, &task.action, &Outcome::NotWanted, self.now),
+                Err(outcome) => {
+                    if outcome != Outcome::NotWanted {
+                        self.outcome.failed += 1;
+                        self.give_up(host, &task.vm);
+                    }
+                    self.hosts[host].controller.note(&task.vm, &task.action, &outcome, self.now);
+                }
             }
         }
     }
 
-    fn step(&mut self, host: usize, task: &Task) -> Result<Option<TaskStep>, &'static str> {
+    fn step(&mut self, host: usize, task: &Task) -> Result<Option<TaskStep>, Outcome> {
         let (now, me) = (self.now, self.hosts[host].name.clone());
         let Action::Restart { at_home, .. } = &task.action else { return Ok(None) };
         let state = self.read();
-        let current = state.vm(&task.vm).ok_or("it is gone")?;
+        let current = state.vm(&task.vm).ok_or(Outcome::NotWanted)?;
         match task.step {
             TaskStep::Look => {
                 let basis = Basis { state: &state, failures: &Failures::default(), now: &boot_time(now) };
                 let is_home = me.is(&current.claim.claim.primary);
                 if is_home != *at_home || !(is_home || has_lost_its_host(current, &basis)) {
-                    return Err("it is not wanted");
+                    return Err(Outcome::NotWanted);
                 }
-                let lease = self.hosts[host].file.as_ref().filter(|lease| lease.is_good(now)).ok_or("no lease")?.id;
+                if self.is_unable(host) && self.random.chance(50) {
+                    return Err(failed());
+                }
+                let lease =
+                    self.hosts[host].file.as_ref().filter(|lease| lease.is_good(now)).ok_or(Outcome::NotWanted)?.id;
                 Ok(Some(TaskStep::Claim { read: current.claim.claim.generation, lease }))
             }
             TaskStep::Claim { read, lease } => {
@@ -488,8 +511,8 @@ impl World {
             TaskStep::Launch { claimed, lease } => {
                 let mut fence = Fence::new(lease);
                 self.hosts[host].file.iter().for_each(|file| fence.reads(file));
-                if fence.next(now) == FenceStep::Stop {
-                    return Err("the lease is lost");
+                if fence.next(now) == FenceStep::Stop || self.is_unable(host) {
+                    return Err(failed());
                 }
                 let generation = self.claim(&task.vm, &me, claimed)?;
                 let looks_ms = now + LOOK_MS;
@@ -505,11 +528,25 @@ impl World {
         }
     }
 
+    /// What `host::registry` does.
+    fn give_up(&mut self, host: usize, vm: &VmName) {
+        let me = &self.hosts[host].name;
+        let vm = self.state.vms.iter_mut().find(|other| other.record.name == *vm);
+        if let Some(vm) = vm.filter(|vm| me.is(&vm.claim.claim.primary) && !vm.claim.given_up) {
+            let claim = Claim { generation: vm.claim.claim.generation.next(), ..vm.claim.claim.clone() };
+            vm.claim = ClaimRecord { under_lease: true, given_up: true, ..vm.claim.succeeded_by(claim) };
+        }
+    }
+
+    fn is_unable(&self, host: usize) -> bool {
+        self.now < self.hosts[host].unable_until_ms
+    }
+
     /// The arbiter's compare-and-swap.
-    fn claim(&mut self, vm: &VmName, host: &HostName, read: Generation) -> Result<Generation, &'static str> {
-        let vm = self.state.vms.iter_mut().find(|other| other.record.name == *vm).ok_or("it is gone")?;
+    fn claim(&mut self, vm: &VmName, host: &HostName, read: Generation) -> Result<Generation, Outcome> {
+        let vm = self.state.vms.iter_mut().find(|other| other.record.name == *vm).ok_or(Outcome::NotWanted)?;
         if vm.claim.claim.generation != read {
-            return Err("another host was faster");
+            return Err(Outcome::NotWanted);
         }
         let claim = Claim { generation: read.next(), primary: host.replica(), secondary: None };
         vm.claim = ClaimRecord { under_lease: true, ..vm.claim.succeeded_by(claim) };
@@ -525,6 +562,7 @@ impl Host {
             back_ms: 0,
             daemon_back_ms: 0,
             cut_until_ms: 0,
+            unable_until_ms: 0,
             sound_since_ms: 0,
             boots: 0,
             controller: Controller::new(Settings { first_copies_max: 1 }),
@@ -546,6 +584,10 @@ impl Host {
         (self.held_since_ms, self.renewal) = (None, None);
         self.tasks.clear();
     }
+}
+
+fn failed() -> Outcome {
+    Outcome::Failed("it cannot be started".to_owned())
 }
 
 fn boot_time(ms: u64) -> BootTime {
