@@ -18,8 +18,9 @@ use spec::ReplicaId;
 use crate::client::Client;
 use crate::console::{Console, pass_on};
 use crate::metrics::scrape_until;
+use crate::processes::{signal, stands_still};
 use crate::support::HUNG;
-use crate::world::{VM, World, signal, state};
+use crate::world::{VM, World, state};
 
 #[test]
 fn a_killed_daemon_takes_nothing_with_it_and_the_next_one_finds_the_replicas() {
@@ -171,16 +172,12 @@ fn a_replica_and_its_network_end_outlive_their_daemon_also_if_they_stand_still()
         pids.sort_unstable();
         pids
     };
-    let stand_still = |pids: &[u32]| {
-        let stat = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        pids.iter().all(|pid| stat(pid).contains(") T "))
-    };
     let pids = of_vm(&world);
     assert_eq!(pids.len(), 2, "{:?}", world.all_processes());
     pids.iter().for_each(|pid| signal(*pid, "STOP"));
     world.kill_daemon("a");
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!((of_vm(&world), stand_still(&pids)), (pids.clone(), true), "{}", world.logs());
+    assert_eq!((of_vm(&world), pids.iter().all(|pid| stands_still(*pid))), (pids.clone(), true), "{}", world.logs());
     pids.iter().for_each(|pid| signal(*pid, "CONT"));
     world.wait_for_redis();
 

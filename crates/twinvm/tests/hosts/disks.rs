@@ -4,8 +4,9 @@ use std::fs;
 
 use crate::client::Client;
 use crate::console::Console;
+use crate::processes::signal;
 use crate::support::HUNG;
-use crate::world::{VM, World, detail, reason, signal, state};
+use crate::world::{VM, World, detail, reason, state};
 
 fn counter(world: &World) -> u64 {
     let client = redis::Client::open(("127.0.0.1", world.address().port())).unwrap();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use redis::Commands;
 
+use crate::processes::{signal, stands_still, stop};
 use crate::support::{HUNG, guest, images, place};
 use crate::world::{VM, World};
 
@@ -124,4 +125,137 @@ fn a_vm_is_restarted_elsewhere_when_its_host_is_lost_and_keeps_what_it_acknowled
         fs::read_dir(world.path("shared")).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count(),
         0
     );
+}
+
+/// Waits until a host that has found the VM's disks in use has tried again, and nobody runs the VM but `pids`, which stand still.
+fn wait_for_attempts(world: &World, pids: &[u32]) {
+    let deadline = Instant::now() + HUNG;
+    while world.logs().matches("in use by").count() < 2 {
+        assert!(Instant::now() < deadline, "nobody tries to start it\n{}", world.logs());
+        assert!(world.replicas("b").is_empty(), "{}", world.logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(pids.iter().all(|pid| stands_still(*pid)), "{}", world.logs());
+    assert!(world.replicas("b").is_empty(), "{}", world.logs());
+}
+
+/// Waits until another replica than the one before has the VM. At no moment there are two.
+fn wait_for_restart(world: &World, before: u32) {
+    let deadline = Instant::now() + HUNG;
+    let is_answered = || -> redis::RedisResult<i32> {
+        let client = redis::Client::open(("127.0.0.1", world.address().port()))?;
+        let mut connection = client.get_connection_with_timeout(Duration::from_secs(1))?;
+        connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+        connection.get("key")
+    };
+    let runs_once = || {
+        // In this order: a replica that is seen stays, but for the first one.
+        let now: Vec<u32> = ["b", "a"].iter().flat_map(|host| world.replicas(host)).collect();
+        assert!(now.len() <= 1, "it runs twice: {now:?}\n{}", world.logs());
+        now.first().is_some_and(|pid| *pid != before)
+    };
+    let found = loop {
+        if runs_once()
+            && let Ok(found) = is_answered()
+        {
+            break found;
+        }
+        assert!(Instant::now() < deadline, "it is not restarted\n{}", world.logs());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(found, 7);
+    let steady = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < steady {
+        assert!(runs_once(), "{}", world.logs());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A VM that stands still, as on a machine that is suspended, holds its disks with their locks: nobody starts it before its process is gone. When it wakes, its
+/// broker ends it, and then it is. Its daemon does not come back.
+#[test]
+fn a_vm_that_stands_still_is_not_started_before_it_has_ended() {
+    let mut world = world();
+    let spec = spec(&world);
+    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
+    wait_for(&world, "a", "a");
+    let () = connection(&world).set("key", 7).unwrap();
+    let replica = world.replicas("a")[0];
+    let pids = [vec![replica], world.brokers("a")].concat();
+    assert_eq!(pids.len(), 2);
+    stop(&pids, &world.store());
+    world.kill_daemon("a");
+    wait_for_attempts(&world, &pids);
+    pids.iter().for_each(|pid| signal(*pid, "CONT"));
+    wait_for_restart(&world, replica);
+    wait_for(&world, "b", "b");
+}
+
+/// All of a host stands still and goes on, its daemon included: the VM is restarted once, there or elsewhere.
+#[test]
+fn a_vm_whose_host_stands_still_is_restarted_once_when_that_goes_on() {
+    let world = world();
+    let spec = spec(&world);
+    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
+    wait_for(&world, "a", "a");
+    let () = connection(&world).set("key", 7).unwrap();
+    let replica = world.replicas("a")[0];
+    let pids = [vec![replica, world.daemon("a")], world.brokers("a")].concat();
+    assert_eq!(pids.len(), 3);
+    stop(&pids, &world.store());
+    wait_for_attempts(&world, &pids);
+    // The guest first, and who ends it last.
+    pids.iter().for_each(|pid| signal(*pid, "CONT"));
+    wait_for_restart(&world, replica);
+}
+
+/// Its host lacks nothing but what it takes to start the VM. The VM stays wanted, and another host starts it.
+#[test]
+fn a_vm_that_cannot_be_restarted_at_home_is_restarted_elsewhere() {
+    let world = world();
+    let spec = spec(&world);
+    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
+    wait_for(&world, "a", "a");
+    let () = connection(&world).set("key", 7).unwrap();
+    let log = world.vm_folder("a").join("replica.log");
+    fs::remove_file(&log).unwrap();
+    fs::create_dir(&log).unwrap();
+    let replica = world.replicas("a")[0];
+    world.kill_replica("a");
+    wait_for_restart(&world, replica);
+    wait_for(&world, "b", "a");
+    let events = world.done("a", &["events", "--vm", VM]);
+    assert!(events.contains("was restarted here, as host a cannot start it"), "{events}");
+}
+
+/// A VM's process and its daemon are gone; its broker has ended with it, or stands still. Nobody keeps the lease.
+#[test]
+fn a_vm_whose_process_is_lost_with_its_daemon_is_restarted_elsewhere() {
+    let mut world = world();
+    let spec = spec(&world);
+    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
+    wait_for(&world, "a", "a");
+    let () = connection(&world).set("key", 7).unwrap();
+    world.kill_daemon("a");
+    let replica = world.replicas("a")[0];
+    world.kill_replica("a");
+    wait_for_restart(&world, replica);
+    wait_for(&world, "b", "b");
+
+    world.start("a");
+    let (replica, brokers) = (world.replicas("b")[0], world.brokers("b"));
+    assert_eq!(brokers.len(), 1);
+    stop(&brokers, &world.store());
+    world.kill_daemon("b");
+    world.kill_replica("b");
+    wait_for_restart(&world, replica);
+    wait_for(&world, "a", "a");
+    assert!(stands_still(brokers[0]));
+    signal(brokers[0], "CONT");
+    let deadline = Instant::now() + HUNG;
+    while fs::exists(format!("/proc/{}", brokers[0])).unwrap() {
+        assert!(Instant::now() < deadline, "a broker outlives its replica");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((world.replicas("a").len(), world.replicas("b").len()), (1, 0));
 }

@@ -25,6 +25,7 @@ mod migration;
 mod network_ends;
 mod placement;
 mod privilege;
+mod processes;
 mod snapshots;
 #[path = "../support/mod.rs"]
 mod support;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::client::Client;
+use crate::processes::signal;
 use crate::support::HUNG;
-use crate::world::{VM, World, signal, state};
+use crate::world::{VM, World, state};
 
 /// The copy of the VM's disk on a host.
 fn disk(world: &World, host: &str) -> PathBuf {

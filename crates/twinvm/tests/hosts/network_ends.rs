@@ -1,6 +1,7 @@
 //! Network ends that die or hang while their VM runs.
 
-use crate::world::{VM, World, signal};
+use crate::processes::signal;
+use crate::world::{VM, World};
 
 /// Kills or stops the only network end of the world, and waits until the guest answers again through another one.
 fn lose_the_network_end(world: &World, by: &str) {

@@ -1,14 +1,13 @@
 //! Hosts of one cluster on this machine.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use serde_json::Value;
 use storage::image::ImageSpec;
 use tempfile::TempDir;
 
+use crate::processes::{children, processes, signal};
 use crate::support::HUNG;
 use crate::support::booted::{self, Booted};
 use crate::support::guest::{free_port, images_dir};
@@ -244,7 +244,12 @@ impl World {
     /// The replica processes on a host.
     pub fn replicas(&self, host: &str) -> Vec<u32> {
         let processes = processes(&self.path(host));
-        processes.into_iter().filter(|(_, what)| what == "replica").map(|(pid, _)| pid).collect()
+        let replicas = processes.into_iter().filter(|(_, what)| what == "replica").map(|(pid, _)| pid);
+        let mut replicas: Vec<u32> = replicas.collect();
+        // What one starts looks like it until it has a program of its own.
+        let started: Vec<u32> = replicas.iter().flat_map(|pid| children(*pid)).collect();
+        replicas.retain(|pid| !started.contains(pid));
+        replicas
     }
 
     /// Waits until no replica runs on a host.
@@ -254,6 +259,16 @@ impl World {
             assert!(Instant::now() < deadline, "a replica goes on on {host}\n{}", self.logs());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The daemon of a host.
+    pub fn daemon(&self, host: &str) -> u32 {
+        self.daemons[host].id()
+    }
+
+    /// The brokers on a host, which call themselves by another name.
+    pub fn brokers(&self, host: &str) -> Vec<u32> {
+        self.replicas(host).into_iter().flat_map(children).collect()
     }
 
     /// All processes of the world but this one.
@@ -524,41 +539,4 @@ pub fn detail(view: &Value) -> &str {
 /// Since when it is so, in ms since 1970.
 pub fn since(view: &Value) -> u64 {
     view["protection"]["since_unix_ms"].as_u64().unwrap()
-}
-
-/// Sends a signal to a process of the world.
-pub fn signal(pid: u32, name: &str) {
-    // It may have ended by itself.
-    let _ = Command::new("kill").args([format!("-{name}"), pid.to_string()]).stderr(Stdio::null()).status().unwrap();
-}
-
-/// Processes of this program that work in a folder, and what they do.
-fn processes(folder: &Path) -> Vec<(u32, String)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
-        let words: Vec<&[u8]> = command_line.split(|&byte| byte == 0).collect();
-        let in_folder = |word: &&[u8]| {
-            let word: &OsStr = std::os::unix::ffi::OsStrExt::from_bytes(word);
-            Path::new(word).starts_with(folder)
-        };
-        let is_here = words.iter().any(in_folder) || environment_names(entry.path(), folder);
-        if words[0] == env!("CARGO_BIN_EXE_twinvm").as_bytes() && is_here {
-            found.push((pid, String::from_utf8_lossy(words.get(1).unwrap_or(&&b""[..])).into_owned()));
-        }
-    }
-    found
-}
-
-/// A daemon is told its folder by its environment.
-fn environment_names(process: PathBuf, folder: &Path) -> bool {
-    let Ok(environment) = fs::read(process.join("environ")) else { return false };
-    let prefix = b"TWINVM_HOST_DIR=";
-    environment.split(|&byte| byte == 0).any(|variable| {
-        variable.strip_prefix(prefix).is_some_and(|value| {
-            let value: &OsStr = std::os::unix::ffi::OsStrExt::from_bytes(value);
-            Path::new(value).starts_with(folder)
-        })
-    })
 }
