@@ -25,12 +25,21 @@ const FRESH: Duration = Duration::from_secs(3);
 
 /// The datastores that this host reaches. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct Datastores(Arc<Mutex<BTreeMap<DatastoreName, Measured>>>);
+pub struct Datastores(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// They have been looked for since the daemon was started.
+    has_looked: bool,
+    measured: BTreeMap<DatastoreName, Measured>,
+}
 
 /// What was measured of a datastore.
 #[derive(Clone, Debug)]
 struct Measured {
     record: DatastoreRecord,
+    /// Since when it is measured again and again.
+    since: Instant,
     /// It is being measured, which may take for ever where a server is gone.
     is_busy: bool,
     /// When it was reached last, and what was found then.
@@ -43,11 +52,14 @@ impl Datastores {
     /// Measures those of the cluster that this host uses, each on a thread of its own, unless their folders are none that it may use, by `check`. Does not wait for
     /// them: their servers may be gone.
     pub fn measure(&self, records: Vec<DatastoreRecord>, check: impl Fn(&Path) -> Result<()> + Clone + Send + 'static) {
-        let mut known = lock(&self.0);
+        let mut guard = lock(&self.0);
+        let Known { has_looked, measured: known } = &mut *guard;
+        *has_looked = true;
         known.retain(|name, measured| records.iter().any(|record| record.name == *name && *record == measured.record));
         for record in records {
             let measured = known.entry(record.name.clone()).or_insert_with(|| Measured {
                 record: record.clone(),
+                since: Instant::now(),
                 is_busy: false,
                 reached: None,
                 why_not: None,
@@ -68,7 +80,7 @@ impl Datastores {
     }
 
     fn note(&self, name: &DatastoreName, found: Result<DatastoreSpace>) {
-        if let Some(measured) = lock(&self.0).get_mut(name) {
+        if let Some(measured) = lock(&self.0).measured.get_mut(name) {
             measured.is_busy = false;
             match found {
                 Ok(space) => (measured.reached, measured.why_not) = (Some((Instant::now(), space)), None),
@@ -82,8 +94,14 @@ impl Datastores {
     /// Those that are reached, with their space.
     pub fn reached(&self) -> BTreeMap<DatastoreName, DatastoreSpace> {
         let known = lock(&self.0);
-        let fresh = known.iter().filter_map(|(name, measured)| Some((name.clone(), measured.fresh()?)));
+        let fresh = known.measured.iter().filter_map(|(name, measured)| Some((name.clone(), measured.fresh()?)));
         fresh.collect()
+    }
+
+    /// Whether it is known if a datastore is reached: it was measured, does not answer, or is none that this host uses.
+    pub fn is_known(&self, name: &DatastoreName) -> bool {
+        let known = lock(&self.0);
+        known.has_looked && known.measured.get(name).is_none_or(Measured::is_known)
     }
 
     /// The folder on a datastore of a VM's files.
@@ -92,7 +110,7 @@ impl Datastores {
     /// The datastore is not reached, or is not one.
     pub fn folder(&self, name: &DatastoreName, vm: VmId) -> Result<PathBuf> {
         let known = lock(&self.0);
-        let measured = known.get(name).ok_or_else(|| {
+        let measured = known.measured.get(name).ok_or_else(|| {
             anyhow!("there is no datastore {name} that this host uses: see `twinvm datastore list`, and `datastores` in host.toml")
         })?;
         if measured.fresh().is_none() {
@@ -104,6 +122,10 @@ impl Datastores {
 }
 
 impl Measured {
+    fn is_known(&self) -> bool {
+        self.reached.is_some() || self.why_not.is_some() || self.since.elapsed() >= FRESH
+    }
+
     fn fresh(&self) -> Option<DatastoreSpace> {
         self.reached.filter(|(at, _)| at.elapsed() < FRESH).map(|(_, space)| space)
     }
@@ -206,5 +228,42 @@ mod tests {
         assert!(refused(&datastores).contains("stale file handle"));
         datastores.measure(Vec::new(), |_| Ok(()));
         assert!(refused(&datastores).contains("twinvm datastore list"));
+    }
+
+    /// A daemon that had just been started gave VMs up that were its to restart, as if their datastore were gone.
+    #[test]
+    fn a_datastore_is_known_when_it_was_measured_or_does_not_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        mark(folder.path(), "one").unwrap();
+        let record = DatastoreRecord {
+            name: "nfs".parse().unwrap(),
+            kind: DatastoreKind::Shared,
+            path: folder.path().to_owned(),
+            id: "one".to_owned(),
+            unknown: Default::default(),
+        };
+        let datastores = Datastores::default();
+        assert!(!datastores.is_known(&record.name), "nobody has looked");
+        datastores.measure(Vec::new(), |_| Ok(()));
+        assert!(datastores.is_known(&record.name), "this host does not use it");
+        let hangs = Arc::new(Mutex::new(()));
+        let server = lock(&hangs);
+        let gone = hangs.clone();
+        datastores.measure(vec![record.clone()], move |_| {
+            drop(lock(&gone));
+            Ok(())
+        });
+        assert!(!datastores.is_known(&record.name), "it is being measured");
+        if let Some(measured) = lock(&datastores.0).measured.get_mut(&record.name) {
+            measured.since = Instant::now().checked_sub(FRESH).unwrap();
+        }
+        assert!(datastores.is_known(&record.name) && datastores.reached().is_empty(), "it does not answer");
+        drop(server);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while datastores.reached().is_empty() {
+            assert!(Instant::now() < deadline);
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(datastores.is_known(&record.name));
     }
 }

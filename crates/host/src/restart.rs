@@ -133,6 +133,7 @@ impl Daemon {
         if !is_wanted || is_home != at_home || self.here(name) != Here::Nothing || self.is_stopping() {
             return Ok(Outcome::NotWanted);
         }
+        self.require_known_datastore(&vm)?;
         let folder = self.vm_folder(name);
         let disks = folder.of_disks(&vm.spec, &self.vm_files)?;
         // Ready before it asks: whoever has lost the VM may still hold its disks.
@@ -153,6 +154,19 @@ impl Daemon {
             self.events.note(EventKind::Restarted, Some(name), format!("was restarted here, as host {from} {why}"));
         }
         Ok(Outcome::Done)
+    }
+
+    /// A host whose daemon has just been started, or has just registered again, does not know what it reaches, and has not said it: that is no reason to leave
+    /// the VM to another host.
+    fn require_known_datastore(&self, vm: &KnownVm) -> Result<(), HostError> {
+        let Some(name) = vm.spec.datastore() else { return Ok(()) };
+        let datastores = &self.vm_files.datastores;
+        let told = self.registry.cluster().host(self.registry.host_name())?.reached;
+        let is_told = told.contains_key(name) == datastores.reached().contains_key(name);
+        if datastores.is_known(name) && is_told {
+            return Ok(());
+        }
+        Err(HostError::unavailable(format!("host {} has not measured datastore {name} yet", self.host())))
     }
 
     /// Refuses high availability for a VM that no other host could start.
