@@ -13,7 +13,7 @@ use super::report::{HostReport, ReplicaReport, ReplicaState};
 use super::restart::Restarting;
 use super::search::{Phase, Search};
 use super::shutdown::Shutdown;
-use crate::planner::{Basis, Failures, Leaving, NoPlace, leaving, may_hold_secondary, place_secondary};
+use crate::planner::{Basis, Failures, Leaving, NoPlace, leaving, may_hold_secondary, place_restarts, place_secondary};
 use crate::records::{BootTime, ClusterState, OperationKind, Power, VmState};
 
 /// How long a secondary may wait for its primary before it is given up, in ms.
@@ -250,11 +250,17 @@ impl Controller {
     /// VMs that are to run and do not, here or on a host that is lost.
     fn restart(&mut self, wanted: &ClusterState, seen: &HostReport, now: &BootTime, plan: &mut Plan) {
         let basis = Basis { state: wanted, failures: &self.failures, now };
-        for (vm, host) in self.restarting.overdue(seen, &basis) {
+        let mut placed = place_restarts(&basis).placed;
+        let overdue = self.restarting.overdue(seen, &placed, &basis);
+        let is_changed = !overdue.is_empty();
+        for (vm, host) in overdue {
             self.failures.note(&vm, &host, "it did not restart the VM in its turn", now.ms);
         }
         let basis = Basis { state: wanted, failures: &self.failures, now };
-        let (planned, idle) = self.restarting.next(seen, &basis);
+        if is_changed {
+            placed = place_restarts(&basis).placed;
+        }
+        let (planned, idle) = self.restarting.next(seen, &placed, &basis);
         plan.actions.extend(planned);
         for (vm, idle) in idle {
             plan.idle.entry(vm).or_insert(idle);

@@ -7,7 +7,7 @@ use spec::{HostName, Priority, VmName};
 use super::action::{Action, Outcome, Planned, Why};
 use super::idle::Idle;
 use super::report::HostReport;
-use crate::planner::{Basis, has_lost_its_host, place_restarts};
+use crate::planner::{Basis, has_lost_its_host};
 use crate::records::{Power, VmState};
 
 /// How often a VM is restarted at home within [`BUDGET_SPAN_MS`]: one that ends again and again is left for somebody to look at.
@@ -44,10 +44,16 @@ struct Candidate {
 }
 
 impl Restarting {
-    /// What is restarted now, and what is not, with the reason. Those of one priority are begun when all of a higher one have been.
-    pub(super) fn next(&mut self, seen: &HostReport, basis: &Basis<'_>) -> (Vec<Planned>, Vec<(VmName, Idle)>) {
+    /// What is restarted now, and what is not, with the reason. Those of one priority are begun when all of a higher one have been. `placed` is where VMs that
+    /// have lost their hosts have their places.
+    pub(super) fn next(
+        &mut self,
+        seen: &HostReport,
+        placed: &[(VmName, HostName)],
+        basis: &Basis<'_>,
+    ) -> (Vec<Planned>, Vec<(VmName, Idle)>) {
         let (mut candidates, idle) = self.at_home(seen, basis);
-        candidates.extend(self.of_others(seen, basis));
+        candidates.extend(self.of_others(seen, placed, basis));
         candidates.sort_by(|a, b| (a.priority, &a.vm).cmp(&(b.priority, &b.vm)));
         let first =
             self.busy.values().map(|(priority, _)| *priority).chain(candidates.iter().map(|it| it.priority)).min();
@@ -90,28 +96,32 @@ impl Restarting {
         (candidates, idle)
     }
 
-    fn of_others(&self, seen: &HostReport, basis: &Basis<'_>) -> Vec<Candidate> {
+    fn of_others(&self, seen: &HostReport, placed: &[(VmName, HostName)], basis: &Basis<'_>) -> Vec<Candidate> {
         let is_steady = seen.run_lease_ms.is_some_and(|held_ms| held_ms >= HELD_MS_MIN);
         let is_lost = |vm: &VmState| has_lost_its_host(vm, basis) && !seen.host.is(&vm.claim.claim.primary);
-        if seen.is_stopping || !is_steady || !basis.state.vms.iter().any(is_lost) {
+        if seen.is_stopping || !is_steady {
             return Vec::new();
         }
-        let placed = place_restarts(basis).placed.into_iter();
-        let mine = placed.filter(|(vm, host)| *host == seen.host && !self.busy.contains_key(vm));
-        let candidate = |(name, _): (VmName, _)| {
-            let vm = basis.state.vm(&name).filter(|vm| is_lost(vm) && !seen.replicas.contains_key(&name))?;
+        let mine = placed.iter().filter(|(vm, host)| *host == seen.host && !self.busy.contains_key(vm));
+        let candidate = |(name, _): &(VmName, HostName)| {
+            let vm = basis.state.vm(name).filter(|vm| is_lost(vm) && !seen.replicas.contains_key(name))?;
             let host = vm.claim.claim.primary.clone();
             let why = if vm.claim.given_up { Why::GivenUp { host } } else { Why::HostLost { host } };
-            Some(Candidate { priority: priority(vm), vm: name, why })
+            Some(Candidate { priority: priority(vm), vm: name.clone(), why })
         };
         mine.filter_map(candidate).collect()
     }
 
-    /// Hosts that have let their turn with a VM pass.
-    pub(super) fn overdue(&mut self, seen: &HostReport, basis: &Basis<'_>) -> Vec<(VmName, HostName)> {
+    /// Hosts that have let their turn with a VM pass, of those where VMs have their places (`placed`).
+    pub(super) fn overdue(
+        &mut self,
+        seen: &HostReport,
+        placed: &[(VmName, HostName)],
+        basis: &Basis<'_>,
+    ) -> Vec<(VmName, HostName)> {
         let now_ms = basis.now.ms;
-        let placed = place_restarts(basis).placed.into_iter().filter(|(_, host)| *host != seen.host);
-        let awaited: BTreeMap<VmName, HostName> = placed.collect();
+        let of_others = placed.iter().filter(|(_, host)| *host != seen.host);
+        let awaited: BTreeMap<VmName, HostName> = of_others.cloned().collect();
         let is_begun = |vm: &VmName| basis.state.vm(vm).is_none_or(|vm| !has_lost_its_host(vm, basis));
         let begun = self.awaited.iter().filter(|(vm, _)| is_begun(vm)).map(|(_, (host, _))| host.clone());
         let begun: BTreeSet<HostName> = begun.collect();
