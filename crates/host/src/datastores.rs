@@ -184,18 +184,22 @@ mod tests {
 
     use super::*;
 
+    fn record(folder: &Path, id: &str) -> DatastoreRecord {
+        DatastoreRecord {
+            name: "nfs".parse().unwrap(),
+            kind: DatastoreKind::Shared,
+            path: folder.to_owned(),
+            id: id.to_owned(),
+            unknown: Default::default(),
+        }
+    }
+
     #[test]
     fn a_folder_that_is_not_mounted_is_not_the_datastore() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(mark(folder.path(), "one").unwrap(), "one");
         assert_eq!(mark(folder.path(), "two").unwrap(), "one", "it is a datastore already");
-        let record = |id: &str| DatastoreRecord {
-            name: "nfs".parse().unwrap(),
-            kind: DatastoreKind::Shared,
-            path: folder.path().to_owned(),
-            id: id.to_owned(),
-            unknown: Default::default(),
-        };
+        let record = |id: &str| record(folder.path(), id);
         assert!(measure(&record("one")).unwrap().total_bytes > 0);
         assert!(measure(&record("two")).unwrap_err().to_string().contains("another datastore"));
         fs::remove_file(folder.path().join(MARK)).unwrap();
@@ -206,13 +210,7 @@ mod tests {
     fn what_is_not_reached_keeps_no_disk() {
         let folder = tempfile::tempdir().unwrap();
         mark(folder.path(), "one").unwrap();
-        let record = DatastoreRecord {
-            name: "nfs".parse().unwrap(),
-            kind: DatastoreKind::Shared,
-            path: folder.path().to_owned(),
-            id: "one".to_owned(),
-            unknown: Default::default(),
-        };
+        let record = record(folder.path(), "one");
         let id: VmId = "b0ffe3a1-0000-4000-8000-000000000001".parse().unwrap();
         let datastores = Datastores::default();
         let refused = |datastores: &Datastores| datastores.folder(&record.name, id).unwrap_err().to_string();
@@ -235,13 +233,7 @@ mod tests {
     fn a_datastore_is_known_when_it_was_measured_or_does_not_answer() {
         let folder = tempfile::tempdir().unwrap();
         mark(folder.path(), "one").unwrap();
-        let record = DatastoreRecord {
-            name: "nfs".parse().unwrap(),
-            kind: DatastoreKind::Shared,
-            path: folder.path().to_owned(),
-            id: "one".to_owned(),
-            unknown: Default::default(),
-        };
+        let record = record(folder.path(), "one");
         let datastores = Datastores::default();
         assert!(!datastores.is_known(&record.name), "nobody has looked");
         datastores.measure(Vec::new(), |_| Ok(()));

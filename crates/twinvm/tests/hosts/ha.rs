@@ -70,12 +70,17 @@ fn wait_for(world: &World, host: &str, asked: &str) {
     }
 }
 
+/// Creates the VM on host `a`, and waits until it runs there.
+fn create(world: &World) {
+    let spec = spec(world);
+    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
+    wait_for(world, "a", "a");
+}
+
 #[test]
 fn a_vm_is_restarted_elsewhere_when_its_host_is_lost_and_keeps_what_it_acknowledged() {
     let mut world = world();
-    let spec = spec(&world);
-    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
-    wait_for(&world, "a", "a");
+    create(&world);
     for number in 0..20 {
         let () = connection(&world).set(format!("key{number}"), number).unwrap();
     }
@@ -176,9 +181,7 @@ fn wait_for_restart(world: &World, before: u32) {
 #[test]
 fn a_vm_that_stands_still_is_not_started_before_it_has_ended() {
     let mut world = world();
-    let spec = spec(&world);
-    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
-    wait_for(&world, "a", "a");
+    create(&world);
     let () = connection(&world).set("key", 7).unwrap();
     let replica = world.replicas("a")[0];
     let pids = [vec![replica], world.brokers("a")].concat();
@@ -195,9 +198,7 @@ fn a_vm_that_stands_still_is_not_started_before_it_has_ended() {
 #[test]
 fn a_vm_whose_host_stands_still_is_restarted_once_when_that_goes_on() {
     let world = world();
-    let spec = spec(&world);
-    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
-    wait_for(&world, "a", "a");
+    create(&world);
     let () = connection(&world).set("key", 7).unwrap();
     let replica = world.replicas("a")[0];
     let pids = [vec![replica, world.daemon("a")], world.brokers("a")].concat();
@@ -213,9 +214,7 @@ fn a_vm_whose_host_stands_still_is_restarted_once_when_that_goes_on() {
 #[test]
 fn a_vm_that_cannot_be_restarted_at_home_is_restarted_elsewhere() {
     let world = world();
-    let spec = spec(&world);
-    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
-    wait_for(&world, "a", "a");
+    create(&world);
     let () = connection(&world).set("key", 7).unwrap();
     let log = world.vm_folder("a").join("replica.log");
     fs::remove_file(&log).unwrap();
@@ -232,9 +231,7 @@ fn a_vm_that_cannot_be_restarted_at_home_is_restarted_elsewhere() {
 #[test]
 fn a_vm_whose_process_is_lost_with_its_daemon_is_restarted_elsewhere() {
     let mut world = world();
-    let spec = spec(&world);
-    world.done("a", &["vm", "create", spec.to_str().unwrap(), "--start"]);
-    wait_for(&world, "a", "a");
+    create(&world);
     let () = connection(&world).set("key", 7).unwrap();
     world.kill_daemon("a");
     let replica = world.replicas("a")[0];
