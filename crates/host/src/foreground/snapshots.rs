@@ -161,7 +161,7 @@ impl Prepared {
         Ok(Self { head, spill: Arc::new(Spill::new(spill)) })
     }
 
-    /// Freezes the paused VM, which goes on while [`Frozen::write`] reads it.
+    /// Freezes the paused VM, which goes on while [`Frozen::write_to`] reads it.
     pub fn freeze(mut self, vm: &mut Vm) -> Result<Frozen> {
         self.head.config = vm.config().clone();
         let vm = vm.freeze(&self.head, &self.spill)?;
