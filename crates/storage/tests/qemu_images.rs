@@ -1,6 +1,7 @@
 //! Images that `qemu-img` makes: opened rightly, or refused in one sentence and left as they were.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -347,4 +348,23 @@ fn row_9_a_backing_name_that_is_no_file_is_refused() {
         folder.qemu(&format!("qemu-img rebase -u -f qcow2 -b {name} -F raw disk"));
         folder.refused("disk", Some(DiskFormat::Qcow2), false, "is not the name of a file; `qemu-img rebase -u");
     }
+}
+
+/// All of these tests with the QEMU of Debian 13 that `scripts/setup` has unpacked: its programs come before the installed ones.
+#[test]
+fn row_11_the_images_of_the_next_debian_are_no_others() {
+    const SELF: &str = "row_11_the_images_of_the_next_debian_are_no_others";
+    let home = std::env::var_os("TWINVM_HOME").map(PathBuf::from);
+    let home = home.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.twinvm"));
+    let programs = home.join("tools/qemu/usr/bin");
+    if !programs.join("qemu-img").exists() {
+        // `scripts/setup` unpacks it where the installed QEMU is older.
+        let _ = writeln!(std::io::stderr(), "SKIPPED {SELF}: the installed QEMU is all there is");
+        return;
+    }
+    let installed = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths([programs].into_iter().chain(std::env::split_paths(&installed))).unwrap();
+    let tests =
+        Command::new(std::env::current_exe().unwrap()).args(["--skip", SELF]).env("PATH", path).output().unwrap();
+    assert!(tests.status.success(), "{}", String::from_utf8_lossy(&tests.stdout));
 }
