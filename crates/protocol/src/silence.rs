@@ -29,6 +29,8 @@ pub struct Silence {
     suspicion: Suspicion,
     /// The longest gap of each part.
     longest: [Duration; PARTS],
+    /// The longest of them, since it is asked for with each message.
+    longest_gap: Duration,
     part: usize,
     part_since: MonotonicTime,
     known_from: MonotonicTime,
@@ -76,6 +78,7 @@ impl Silence {
         Self {
             suspicion,
             longest: [Duration::ZERO; PARTS],
+            longest_gap: Duration::ZERO,
             part: 0,
             part_since: now,
             known_from: now + suspicion.learning_time(),
@@ -93,6 +96,7 @@ impl Silence {
         if let Some(longest) = self.longest.get_mut(self.part) {
             *longest = gap.max(*longest);
         }
+        self.longest_gap = gap.max(self.longest_gap);
         (self.last_heard, self.wait_until, self.kept) = (now, None, Duration::ZERO);
         self.deadline = self.deadline.max(now + self.suspicion_time(now));
     }
@@ -110,13 +114,9 @@ impl Silence {
             if let Some(longest) = self.longest.get_mut(self.part) {
                 *longest = Duration::ZERO;
             }
+            self.longest_gap = self.longest.iter().max().copied().unwrap_or_default();
         }
         self.part_since = now;
-    }
-
-    /// The longest gap between two messages that is remembered.
-    fn longest_gap(&self) -> Duration {
-        self.longest.iter().max().copied().unwrap_or_default()
     }
 
     /// How much silence makes the other replica suspect, by what is known at `now`.
@@ -124,12 +124,12 @@ impl Silence {
         if now < self.known_from {
             return self.suspicion.max();
         }
-        (self.longest_gap() * LONGEST_GAPS).clamp(self.suspicion.min(), self.suspicion.max())
+        (self.longest_gap * LONGEST_GAPS).clamp(self.suspicion.min(), self.suspicion.max())
     }
 
     /// What is to be shown of it.
     pub fn watched(&self, now: MonotonicTime) -> Watched {
-        Watched { suspicion_time: self.suspicion_time(now), longest_gap: self.longest_gap() }
+        Watched { suspicion_time: self.suspicion_time(now), longest_gap: self.longest_gap }
     }
 
     /// How long after the last message the other replica is not taken for lost for its silence, whatever comes: what may be promised to it.

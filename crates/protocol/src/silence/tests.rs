@@ -43,7 +43,7 @@ fn the_suspicion_time_follows_the_longest_gap_within_its_bounds() {
     silence.heard(at(ms + 25));
     assert_eq!(silence.suspicion_time(at(ms + 25)), Duration::from_millis(75));
     silence.heard(at(ms + 25 + 60));
-    assert_eq!((silence.suspicion_time(at(ms + 85)), silence.longest_gap()), (MAX, Duration::from_millis(60)));
+    assert_eq!((silence.suspicion_time(at(ms + 85)), silence.longest_gap), (MAX, Duration::from_millis(60)));
     ms = heard_every(&mut silence, 5, ms + 85, 9_000);
     assert_eq!(silence.suspicion_time(at(ms)), MAX);
     // In the end it is forgotten, and not all at once with the rest.
