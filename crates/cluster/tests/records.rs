@@ -351,7 +351,7 @@ fn whoever_waits_for_changes_of_vms_is_not_woken_by_leases() {
 #[test]
 fn a_record_that_is_too_large_is_refused() {
     let (_folder, cluster) = cluster();
-    let large = VmRecord { spec: "x".repeat(2 << 20), ..vm("v") };
+    let large = VmRecord { spec: "x".repeat(2 << 20).into(), ..vm("v") };
     let refused = cluster.create_vm(&large, &host_name("a")).unwrap_err();
     assert!(refused.to_string().contains("at most 1048576"), "{refused}");
     assert_eq!(cluster.vms().unwrap(), []);

@@ -90,7 +90,7 @@ impl Daemon {
         // Until both are there, the one under the old name is the VM.
         self.registry.add_record(&VmRecord {
             name: spec.name.parse().map_err(cluster::records::ClusterError::from)?,
-            spec: spec::to_toml(&spec).map_err(anyhow::Error::from)?,
+            spec: spec::to_toml(&spec).map_err(anyhow::Error::from)?.into(),
             power: Power::Off,
             network_ends: Vec::new(),
             syncing_to: None,

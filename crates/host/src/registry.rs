@@ -336,7 +336,7 @@ impl Registry {
     pub fn admit_spec(&self, vm: &KnownVm) -> Result<(), HostError> {
         let claim = self.cluster.claim(&vm.record.name)?;
         let spec = to_toml(&vm.spec).context("the spec cannot be written")?;
-        self.admit_primary(&VmState { record: VmRecord { spec, ..vm.record.clone() }, claim }, false)
+        self.admit_primary(&VmState { record: VmRecord { spec: spec.into(), ..vm.record.clone() }, claim }, false)
     }
 
     fn admit_primary(&self, vm: &VmState, forced: bool) -> Result<(), HostError> {

@@ -130,7 +130,9 @@ impl Daemon {
         };
         let has_changed = self.registry.wait_for_vm_change(before.state.revision, DECIDE_INTERVAL)?;
         if has_changed || before.vms_read.elapsed() > VMS_INTERVAL {
-            *before = Known { state: self.registry.state()?, vms_read: now, hosts_read: now };
+            let mut state = self.registry.state()?;
+            state.share_specs(&before.state);
+            *before = Known { state, vms_read: now, hosts_read: now };
         } else if before.hosts_read.elapsed() > HOSTS_INTERVAL {
             self.registry.refresh_hosts(&mut before.state)?;
             before.hosts_read = now;
@@ -286,7 +288,7 @@ impl Daemon {
         let prepare = PrepareSecondary {
             primary: self.host().to_owned(),
             generation: vm.claim.generation.number(),
-            spec: vm.record.spec.clone(),
+            spec: vm.record.spec.clone().into(),
             engine: replica.status().ok_or("the replica does not answer")?.engine,
             contents,
             session,

@@ -45,7 +45,7 @@ impl Daemon {
         let host = self.registry.host_name();
         may_prepare(&vm.claim, host, &primary, generation).map_err(|why| self.not_prepared(name, why))?;
         // By the record it was placed here. A primary's host that asks for another VM could reach files that are not the VM's.
-        if prepare.spec != vm.record.spec {
+        if prepare.spec != vm.record.spec.as_str() {
             return Err(HostError::conflict(format!("the spec of VM {name} is another one than its record holds")));
         }
         if prepare.engine == EngineKind::Kvm && File::options().read(true).write(true).open("/dev/kvm").is_err() {

@@ -114,7 +114,7 @@ impl Daemon {
             }
             record.next_spec.clone_from(&next);
             if let Some(now) = &now {
-                record.spec.clone_from(now);
+                record.spec = now.clone().into();
             }
         })?;
         tracing::info!("VM {name} was changed{}", if next.is_some() { " from its next start on" } else { "" });
@@ -139,7 +139,7 @@ impl Daemon {
         }
         self.registry.update(&vm.name, |record| {
             if let Some(next) = record.next_spec.take() {
-                record.spec = next;
+                record.spec = next.into();
             }
         })?;
         self.known(&vm.name)
@@ -150,7 +150,7 @@ impl Daemon {
 pub(super) fn at_next_start(mut vm: KnownVm) -> Result<KnownVm, HostError> {
     if let Some(text) = vm.record.next_spec.take() {
         vm.spec = VmSpec::parse(&text).map_err(|error| anyhow::anyhow!("VM {}: {error}", vm.name))?;
-        vm.record.spec = text;
+        vm.record.spec = text.into();
     }
     Ok(vm)
 }
@@ -191,7 +191,10 @@ mod tests {
         let claim = Claim { generation: Generation::NONE, primary: ReplicaId::new("a"), secondary: None };
         let vm = KnownVm { name: "shop".to_owned(), spec: now, record, claim, under_lease: false };
         let starts = at_next_start(vm).unwrap();
-        assert_eq!((&starts.spec, &starts.record.spec, &starts.record.next_spec), (&next, &text(&next), &None));
+        assert_eq!(
+            (&starts.spec, starts.record.spec.as_str(), &starts.record.next_spec),
+            (&next, &*text(&next), &None)
+        );
         assert_eq!(at_next_start(starts.clone()).unwrap().spec, next);
         let mut broken = starts;
         broken.record.next_spec = Some("?".to_owned());

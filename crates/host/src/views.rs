@@ -9,7 +9,7 @@ use api::suspicion::SuspicionMs;
 use api::time::unix_ms_now;
 use api::unreadable::UnreadableVmView;
 use axum::http::Method;
-use cluster::planner::reserved;
+use cluster::planner::Room;
 use cluster::records::{ClusterState, HostRecord, Operation, OperationKind, OperationResult, Power, VmState};
 
 use super::daemon::Daemon;
@@ -24,9 +24,9 @@ impl Daemon {
     /// All hosts.
     pub fn hosts(&self) -> Result<Vec<HostView>, HostError> {
         let state = self.registry.state()?;
-        let now = self.registry.now();
+        let (now, room) = (self.registry.now(), Room::of(&state));
         let view = |host: &HostRecord| {
-            let reserved = reserved(&state, &host.name, None);
+            let reserved = room.reserved(&host.name);
             let vms = |has: &dyn Fn(&VmState) -> bool| -> Vec<String> {
                 state.vms.iter().filter(|vm| has(vm)).map(|vm| vm.record.name.to_string()).collect()
             };

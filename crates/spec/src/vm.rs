@@ -1,6 +1,7 @@
 //! The VM spec: what a TOML file says a VM is.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -140,7 +141,7 @@ fn is_medium(priority: &Priority) -> bool {
 }
 
 /// Why a spec was refused.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum SpecError {
     /// The file cannot be read.
     #[error("cannot read VM spec {}", path.display())]
@@ -148,7 +149,7 @@ pub enum SpecError {
         /// The file.
         path: PathBuf,
         /// Why the file could not be read.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// Not the TOML of a spec; the message names line and key.
     #[error("VM spec {}: {}", path.display(), one_line(message))]
@@ -185,7 +186,8 @@ impl VmSpec {
 
     /// Reads, parses and validates a spec. Paths in it come back relative to the current directory.
     pub fn load(path: &Path) -> Result<Self, SpecError> {
-        let text = std::fs::read_to_string(path).map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| SpecError::Read { path: path.to_owned(), source: Arc::new(source) })?;
         let mut spec = Self::parse(&text).map_err(|error| match error {
             SpecError::Syntax { message, .. } => SpecError::Syntax { path: path.to_owned(), message },
             other => other,

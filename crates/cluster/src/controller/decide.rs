@@ -13,7 +13,9 @@ use super::report::{HostReport, ReplicaReport, ReplicaState};
 use super::restart::Restarting;
 use super::search::{Phase, Search};
 use super::shutdown::Shutdown;
-use crate::planner::{Basis, Failures, Leaving, NoPlace, leaving, may_hold_secondary, place_restarts, place_secondary};
+use crate::planner::{
+    Basis, Failures, Leaving, NoPlace, Room, leaving, may_hold_secondary_in, place_restarts, place_secondary_in,
+};
 use crate::records::{BootTime, ClusterState, OperationKind, Power, VmState};
 
 /// How long a secondary may wait for its primary before it is given up, in ms.
@@ -102,7 +104,7 @@ impl Controller {
                 Considered::NeedsSecondary(vm, replaced) => {
                     let processor = replica.processor.as_ref();
                     // Of one whose spec cannot be read nothing is known, and nothing comes.
-                    let priority = vm.record.vm_spec().map_or(Priority::Lowest, |spec| spec.priority);
+                    let priority = vm.record.spec.read().map_or(Priority::Lowest, |spec| spec.priority);
                     let alone_since_ms = search.alone_since_ms();
                     candidates.push(Candidate { vm, processor, replaced, priority, alone_since_ms });
                 }
@@ -200,8 +202,9 @@ impl Controller {
         let order =
             |it: &Candidate<'_>| (it.replaced.is_some(), it.priority, it.alone_since_ms, it.vm.record.name.clone());
         candidates.sort_by_cached_key(order);
-        let mut state = wanted.clone();
-        let mut ahead = 0;
+        let basis = Basis { state: wanted, failures: &self.failures, now };
+        // What was just promised, the next VM is not promised once more.
+        let (mut room, mut ahead) = (Room::of(wanted), 0);
         for Candidate { vm, processor, replaced, .. } in candidates {
             let name = &vm.record.name;
             if under_way >= self.settings.first_copies_max.max(1) {
@@ -215,15 +218,18 @@ impl Controller {
                 plan.actions.push(Planned { vm: name.clone(), action: Action::Replace, why });
                 continue;
             }
-            let basis = Basis { state: &state, failures: &self.failures, now };
+            room.release(vm);
             let placed = match vm.record.migrates_to(&vm.claim.claim) {
-                Some(to) => may_hold_secondary(vm, to, processor, &basis).map(|()| to.clone()),
-                None => place_secondary(vm, processor, &basis),
+                Some(to) => may_hold_secondary_in(&room, vm, to, processor, &basis).map(|()| to.clone()),
+                None => place_secondary_in(&room, vm, processor, &basis),
             };
+            match &placed {
+                Ok(secondary) => room.hold(&vm.promised_to(secondary)),
+                Err(_) => room.hold(vm),
+            }
             match placed {
                 Ok(secondary) => {
                     under_way += 1;
-                    reserve(&mut state, name, &secondary);
                     let search = self.searches.entry(name.clone()).or_default();
                     search.phase = Phase::Preparing(secondary.clone());
                     search.is_busy = true;
@@ -318,7 +324,7 @@ impl Controller {
             return;
         }
         let mut runs: Vec<&VmState> = wanted.vms.iter().filter(|vm| seen.runs(vm)).collect();
-        runs.sort_by_cached_key(|vm| vm.record.vm_spec().map_or(Priority::Lowest, |spec| spec.priority));
+        runs.sort_by_cached_key(|vm| vm.record.spec.read().map_or(Priority::Lowest, |spec| spec.priority));
         let is_migrating = |vm: &&&VmState| vm.record.migrates_to(&vm.claim.claim).is_some();
         let mut under_way = self.copies_under_way().max(runs.iter().filter(is_migrating).count());
         let mut state = wanted.clone();
@@ -351,15 +357,15 @@ impl Controller {
 
     /// VMs that are at home here and do not run: what the end of their replicas has left to be written down, and to be decided.
     fn settle_absent(&mut self, wanted: &ClusterState, seen: &HostReport, now_ms: u64, plan: &mut Plan) {
-        for vm in &wanted.vms {
-            let name = &vm.record.name;
-            let is_absent = seen.host.is(&vm.claim.claim.primary) && !seen.replicas.contains_key(name);
-            if !is_absent {
-                if let Some(search) = self.searches.get_mut(name) {
-                    search.absent_for_ms(false, now_ms);
-                }
-                continue;
+        let is_absent =
+            |vm: &VmState| seen.host.is(&vm.claim.claim.primary) && !seen.replicas.contains_key(&vm.record.name);
+        for (name, search) in &mut self.searches {
+            if wanted.vm(name).is_some_and(|vm| !is_absent(vm)) {
+                search.absent_for_ms(false, now_ms);
             }
+        }
+        for vm in wanted.vms.iter().filter(|vm| is_absent(vm)) {
+            let name = &vm.record.name;
             let absent_ms = self.searches.entry(name.clone()).or_default().absent_for_ms(true, now_ms);
             let undecided = vm.claim.claim.secondary.as_ref().filter(|_| !vm.record.ft.enabled);
             let (action, why) = if seen.powered_off.contains(name) && vm.record.power == Power::On {
@@ -478,13 +484,6 @@ fn consider_primary<'a>(vm: &'a VmState, replica: &ReplicaReport, search: &Searc
             }
             too_early.unwrap_or(Considered::NeedsSecondary(vm, None))
         }
-    }
-}
-
-/// Reserves in `state` what was just promised, so that the next VM is not promised the same.
-fn reserve(state: &mut ClusterState, vm: &VmName, secondary: &HostName) {
-    if let Some(vm) = state.vms.iter_mut().find(|other| other.record.name == *vm) {
-        vm.record.syncing_to = Some(secondary.clone());
     }
 }
 

@@ -27,7 +27,7 @@ impl Look<'_> {
 
     /// Whether one fault may take the primary of a protected VM and its secondary on host `by`: where hosts are was changed since it was placed there.
     fn shares_domain(&self, vm: &VmState, by: &HostName) -> bool {
-        let primary = self.basis.state.hosts.iter().find(|host| host.name.is(&vm.claim.claim.primary));
+        let primary = self.basis.state.host_of(&vm.claim.claim.primary);
         let secondary = self.basis.state.host(by);
         vm.record.ft.is_wanted() && primary.zip(secondary).is_some_and(|(one, other)| one.shares_domain(other))
     }

@@ -166,5 +166,5 @@ fn is_gone_at_home(vm: &VmState, seen: &HostReport) -> bool {
 }
 
 fn priority(vm: &VmState) -> Priority {
-    vm.record.vm_spec().map_or(Priority::Lowest, |spec| spec.priority)
+    vm.record.spec.read().map_or(Priority::Lowest, |spec| spec.priority)
 }

@@ -4,7 +4,7 @@ use spec::{AdmissionPolicy, HostName, VmName};
 use thiserror::Error;
 
 use super::demand::Room;
-use super::loss::after_loss;
+use super::loss::Losses;
 use super::{NoPlace, WhyNot};
 use crate::records::{BootTime, ClusterState, HostRecord, Power};
 
@@ -80,12 +80,13 @@ pub fn admits(
 fn covers(count: u32, before: &ClusterState, with: &ClusterState, now: &BootTime) -> Result<(), NotAdmitted> {
     let alive: Vec<&HostName> = with.hosts.iter().filter(|host| host.is_alive(now)).map(|host| &host.name).collect();
     let count = usize::try_from(count.min(AdmissionPolicy::HOST_FAILURES_MAX)).unwrap_or(0);
+    let [with, before] = [with, before].map(Losses::of);
     for lost in sets(&alive, count) {
-        let after = after_loss(with, &lost, now);
+        let after = with.after(&lost, now);
         if after.is_covered() {
             continue;
         }
-        let was_short = after_loss(before, &lost, now);
+        let was_short = before.after(&lost, now);
         let short = |vm: &VmName| was_short.not_restarted.iter().any(|(other, _)| other == vm);
         if let Some((vm, why)) = after.not_restarted.into_iter().find(|(vm, _)| !short(vm)) {
             return Err(NotAdmitted::NotCovered { lost: lost.into_iter().collect(), vm, why });

@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 
 use spec::{
-    CpuLevel, CpuProfile, DatastoreName, EngineChoice, EngineKind, HostName, NetworkSpec, SpecError, VmName, VmSpec,
+    CpuLevel, CpuProfile, DatastoreName, EngineChoice, EngineKind, HostName, NetworkSpec, ReplicaId, SpecError,
 };
 
 use super::WhyNot;
-use crate::records::{ClusterState, HostRecord, Power, VmRecord};
+use crate::records::{ClusterState, HostRecord, Power, VmRecord, VmState};
 
 /// What a replica of a VM needs of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Demand {
     /// # Errors
     /// If its spec is not one that this version understands.
     pub fn of(vm: &VmRecord) -> Result<Self, SpecError> {
-        let spec: VmSpec = vm.vm_spec()?;
+        let spec = vm.spec.read()?;
         let engine = vm.engine.or(match spec.engine_choice() {
             EngineChoice::Auto => None,
             EngineChoice::Kvm => Some(EngineKind::Kvm),
@@ -55,7 +55,7 @@ impl Demand {
             cpu_level: spec.cpu,
             processor: None,
             bridges,
-            datastores: spec.disks.into_iter().filter_map(|disk| disk.datastore).collect(),
+            datastores: spec.disks.iter().filter_map(|disk| disk.datastore.clone()).collect(),
             user_network,
         })
     }
@@ -70,7 +70,7 @@ pub struct Reserved {
     pub cpus: u32,
 }
 
-/// What is left on each host beside what is reserved there.
+/// What is left on each host beside what is reserved there, by primaries, secondaries and first copies of VMs that are to run.
 #[derive(Clone, Debug, Default)]
 pub struct Room {
     reserved: BTreeMap<HostName, Reserved>,
@@ -80,26 +80,63 @@ impl Room {
     /// What is left in this state.
     pub fn of(state: &ClusterState) -> Self {
         let mut room = Self::default();
-        for vm in state.vms.iter().filter(|vm| vm.record.power == Power::On) {
-            // One that cannot be read cannot be started either.
-            let Ok(demand) = Demand::of(&vm.record) else { continue };
-            let claim = &vm.claim.claim;
-            let replicas = std::iter::once(&claim.primary).chain(&claim.secondary);
-            let named = replicas.filter_map(|id| HostName::try_from(id.as_str().to_owned()).ok());
-            let promised = vm.record.syncing_to.iter().chain(vm.record.migrates_to(claim)).cloned();
-            let mut hosts: Vec<HostName> = named.chain(promised).collect();
-            hosts.sort_unstable();
-            hosts.dedup();
-            hosts.iter().for_each(|host| room.take(host, &demand));
+        state.vms.iter().for_each(|vm| room.hold(vm));
+        room
+    }
+
+    /// The same, without what one VM has reserved.
+    pub fn without(state: &ClusterState, vm: &VmState) -> Self {
+        let mut room = Self::of(state);
+        if let Some(known) = state.vm(&vm.record.name) {
+            room.release(known);
         }
         room
     }
 
+    /// Reserves what a VM has reserved on its hosts, if it is to run.
+    pub fn hold(&mut self, vm: &VmState) {
+        self.change(vm, Reserved::plus);
+    }
+
+    /// Gives back what a VM has reserved on its hosts.
+    pub fn release(&mut self, vm: &VmState) {
+        self.change(vm, Reserved::minus);
+    }
+
+    fn change(&mut self, vm: &VmState, change: fn(Reserved, Reserved) -> Reserved) {
+        // One that cannot be read cannot be started either.
+        let (Power::On, Ok(spec)) = (vm.record.power, vm.record.spec.read()) else { return };
+        let needed = Reserved { memory_bytes: spec.memory.bytes(), cpus: spec.cpus };
+        let claim = &vm.claim.claim;
+        let promised =
+            [vm.record.syncing_to.as_ref(), vm.record.migrates_to(claim)].map(|host| host.map(HostName::as_str));
+        let replicas = [Some(&claim.primary), claim.secondary.as_ref()].map(|id| id.map(ReplicaId::as_str));
+        let hosts: [Option<&str>; 4] = [replicas[0], replicas[1], promised[0], promised[1]];
+        for (number, host) in hosts.iter().enumerate() {
+            let is_first = !hosts.iter().take(number).any(|earlier| earlier == host);
+            if let (Some(host), true) = (host, is_first) {
+                self.change_on(host, |reserved| change(reserved, needed));
+            }
+        }
+    }
+
+    fn change_on(&mut self, host: &str, change: impl FnOnce(Reserved) -> Reserved) {
+        if let Some(reserved) = self.reserved.get_mut(host) {
+            *reserved = change(*reserved);
+        } else if let Ok(name) = HostName::try_from(host.to_owned()) {
+            self.reserved.insert(name, change(Reserved::default()));
+        }
+    }
+
     /// Reserves what a replica needs.
     pub fn take(&mut self, host: &HostName, demand: &Demand) {
-        let reserved = self.reserved.entry(host.clone()).or_default();
-        reserved.memory_bytes = reserved.memory_bytes.saturating_add(demand.memory_bytes);
-        reserved.cpus = reserved.cpus.saturating_add(demand.cpus);
+        let needed = Reserved { memory_bytes: demand.memory_bytes, cpus: demand.cpus };
+        self.change_on(host, |reserved| reserved.plus(needed));
+    }
+
+    /// What is reserved on a host.
+    pub fn reserved(&self, host: &HostName) -> Reserved {
+        self.reserved.get(host).copied().unwrap_or_default()
     }
 
     /// Whether a host has what a replica needs.
@@ -107,12 +144,12 @@ impl Room {
     /// # Errors
     /// What there is too little of.
     pub fn check(&self, host: &HostRecord, demand: &Demand) -> Result<(), WhyNot> {
-        self.reserved.get(&host.name).copied().unwrap_or_default().check(host, demand)
+        self.reserved(&host.name).check(host, demand)
     }
 
     /// What is free on a host: memory in bytes, and vCPUs.
     pub fn free(&self, host: &HostRecord) -> (u64, u32) {
-        let reserved = self.reserved.get(&host.name).copied().unwrap_or_default();
+        let reserved = self.reserved(&host.name);
         (host.memory_bytes.saturating_sub(reserved.memory_bytes), host.cpus.saturating_sub(reserved.cpus))
     }
 
@@ -124,8 +161,18 @@ impl Room {
 }
 
 impl Reserved {
+    fn plus(self, more: Self) -> Self {
+        let memory_bytes = self.memory_bytes.saturating_add(more.memory_bytes);
+        Self { memory_bytes, cpus: self.cpus.saturating_add(more.cpus) }
+    }
+
+    fn minus(self, less: Self) -> Self {
+        let memory_bytes = self.memory_bytes.saturating_sub(less.memory_bytes);
+        Self { memory_bytes, cpus: self.cpus.saturating_sub(less.cpus) }
+    }
+
     /// Whether a host of which this is reserved has what a replica needs.
-    pub(super) fn check(self, host: &HostRecord, demand: &Demand) -> Result<(), WhyNot> {
+    fn check(self, host: &HostRecord, demand: &Demand) -> Result<(), WhyNot> {
         let free_bytes = host.memory_bytes.saturating_sub(self.memory_bytes);
         if free_bytes < demand.memory_bytes {
             return Err(WhyNot::TooLittleMemory { needed_bytes: demand.memory_bytes, free_bytes });
@@ -136,25 +183,4 @@ impl Reserved {
         }
         Ok(())
     }
-}
-
-/// What is reserved on a host, by primaries, secondaries and first copies of VMs that are to run; `except` one, if it is named.
-pub fn reserved(state: &ClusterState, host: &HostName, except: Option<&VmName>) -> Reserved {
-    let mut sum = Reserved::default();
-    for vm in &state.vms {
-        let claim = &vm.claim.claim;
-        let is_here = host.is(&claim.primary)
-            || claim.secondary.as_ref().is_some_and(|secondary| host.is(secondary))
-            || vm.record.syncing_to.as_ref() == Some(host)
-            || vm.record.migrates_to(claim) == Some(host);
-        if !is_here || vm.record.power == Power::Off || except == Some(&vm.record.name) {
-            continue;
-        }
-        // One that cannot be read cannot be started either.
-        if let Ok(demand) = Demand::of(&vm.record) {
-            sum.memory_bytes = sum.memory_bytes.saturating_add(demand.memory_bytes);
-            sum.cpus = sum.cpus.saturating_add(demand.cpus);
-        }
-    }
-    sum
 }

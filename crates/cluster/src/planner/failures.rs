@@ -41,6 +41,9 @@ impl Failure {
 }
 
 impl Failures {
+    /// None.
+    pub const NONE: Self = Self { failures: BTreeMap::new() };
+
     /// Notes that `host` could not be made or kept as the secondary of `vm`.
     pub fn note(&mut self, vm: &VmName, host: &HostName, message: &str, now_ms: u64) {
         self.failures.retain(|_, failure| !failure.is_forgiven(now_ms));
@@ -58,6 +61,10 @@ impl Failures {
 
     /// Those of a host with a VM, unless they are forgiven.
     pub fn of(&self, vm: &VmName, host: &HostName, now_ms: u64) -> Option<&Failure> {
+        // Nearly always there is none, and planning asks for each host.
+        if self.failures.is_empty() {
+            return None;
+        }
         let failure = self.failures.get(&(vm.clone(), host.clone()))?;
         (!failure.is_forgiven(now_ms)).then_some(failure)
     }

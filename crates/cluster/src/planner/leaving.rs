@@ -43,7 +43,7 @@ pub fn leaving(vm: &VmState, host: &HostName, processor: Option<&CpuProfile>, ba
     let stays = |why: String| Leaving::Stays { why };
     let place = |vm: &VmState| place_secondary(vm, processor, basis);
     let claim = &vm.claim.claim;
-    let secondary = claim.secondary.as_ref().and_then(|id| basis.state.hosts.iter().find(|host| host.name.is(id)));
+    let secondary = claim.secondary.as_ref().and_then(|id| basis.state.host_of(id));
     if !host.is(&claim.primary) {
         return match place(vm) {
             Ok(to) => Leaving::SecondaryMoves { to },

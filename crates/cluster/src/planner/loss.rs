@@ -1,11 +1,14 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use spec::{HostName, VmName};
+use spec::{HostName, ReplicaId, VmName};
 
 use super::demand::{Demand, Room};
-use super::restart::{Lost, place_lost};
-use super::{Basis, Failures, WhyNot};
+use super::restart::{Lost, Taker, Takers};
+use super::{Failures, WhyNot};
 use crate::records::{BootTime, ClusterState, DatastoreKind, Power, VmState};
+
+/// What hosts have failed at lately is theirs to know.
+static NO_FAILURES: Failures = Failures::NONE;
 
 /// What becomes of VMs when some hosts are lost at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,44 +35,68 @@ impl AfterLoss {
 /// What becomes of all VMs of `state` when `lost` hosts are lost at once, and all others stay as they are. VMs for which high availability is wanted count as if they
 /// had been started under a lease.
 pub fn after_loss(state: &ClusterState, lost: &BTreeSet<HostName>, now: &BootTime) -> AfterLoss {
-    let mut after = AfterLoss::default();
-    let mut left = ClusterState { vms: Vec::new(), ..state.clone() };
-    left.hosts.retain(|host| !lost.contains(&host.name));
-    left.run_leases = left.hosts.iter().filter(|host| host.is_alive(now)).map(|host| host.name.clone()).collect();
-    let is_lost = |replica: &spec::ReplicaId| lost.iter().any(|host| host.is(replica));
-    let mut restarts: Vec<&VmState> = Vec::new();
-    for vm in state.vms.iter().filter(|vm| vm.record.power == Power::On) {
-        let (name, claim) = (vm.record.name.clone(), &vm.claim.claim);
-        let secondary = claim.secondary.as_ref();
-        match (is_lost(&claim.primary), secondary.is_some_and(is_lost)) {
-            (false, false) => left.vms.push(vm.clone()),
-            (false, true) => {
-                after.lose_secondary.push(name);
-                let mut alone = vm.clone();
-                alone.claim.claim.secondary = None;
-                left.vms.push(alone);
+    Losses::of(state).after(lost, now)
+}
+
+/// A cluster of which losses are tried, one after the other: what all of them need is found out once.
+pub(super) struct Losses<'a> {
+    state: &'a ClusterState,
+    room: Room,
+    /// The VMs that are to run, by the hosts of their replicas, and in the order of `state`.
+    of_host: BTreeMap<&'a str, Vec<usize>>,
+}
+
+impl<'a> Losses<'a> {
+    pub(super) fn of(state: &'a ClusterState) -> Self {
+        let mut of_host: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, vm) in state.vms.iter().enumerate().filter(|(_, vm)| vm.record.power == Power::On) {
+            let claim = &vm.claim.claim;
+            for replica in std::iter::once(&claim.primary).chain(&claim.secondary) {
+                of_host.entry(replica.as_str()).or_default().push(index);
             }
-            (true, false) => match secondary.and_then(|id| HostName::try_from(id.as_str().to_owned()).ok()) {
-                Some(host) => {
-                    after.go_on.push((name, host.clone()));
-                    let mut taken_over = vm.clone();
-                    (taken_over.claim.claim.primary, taken_over.claim.claim.secondary) = (host.replica(), None);
-                    left.vms.push(taken_over);
-                }
-                None if is_restartable(vm, state) => restarts.push(vm),
-                None => after.end.push(name),
-            },
-            (true, true) if is_restartable(vm, state) => restarts.push(vm),
-            (true, true) => after.end.push(name),
         }
+        Self { state, room: Room::of(state), of_host }
     }
-    let failures = Failures::default();
-    let basis = Basis { state: &left, failures: &failures, now };
-    let demands = restarts.into_iter().filter_map(|vm| Lost::of(vm).ok()).collect();
-    let placed = place_lost(demands, &mut Room::of(&left), &basis);
-    after.restart = placed.placed;
-    after.not_restarted = placed.refused;
-    after
+
+    /// What becomes of all VMs when these hosts are lost.
+    pub(super) fn after(&self, lost: &BTreeSet<HostName>, now: &BootTime) -> AfterLoss {
+        let mut after = AfterLoss::default();
+        let is_lost = |replica: &ReplicaId| lost.contains(replica.as_str());
+        let concerned: BTreeSet<usize> =
+            lost.iter().filter_map(|host| self.of_host.get(host.as_str())).flatten().copied().collect();
+        let mut ended: Vec<&VmState> = Vec::new();
+        for vm in concerned.into_iter().filter_map(|index| self.state.vms.get(index)) {
+            let (name, claim) = (vm.record.name.clone(), &vm.claim.claim);
+            let secondary = claim.secondary.as_ref();
+            match (is_lost(&claim.primary), secondary.is_some_and(is_lost)) {
+                (false, _) => after.lose_secondary.push(name),
+                (true, false) => match secondary.and_then(|id| HostName::try_from(id.as_str().to_owned()).ok()) {
+                    Some(host) => after.go_on.push((name, host)),
+                    None => ended.push(vm),
+                },
+                (true, true) => ended.push(vm),
+            }
+        }
+        let (restarts, ends): (Vec<&VmState>, Vec<&VmState>) =
+            ended.iter().copied().partition(|vm| is_restartable(vm, self.state));
+        after.end = ends.into_iter().map(|vm| vm.record.name.clone()).collect();
+        let restarts: Vec<Lost<'_>> = restarts.into_iter().filter_map(|vm| Lost::of(vm).ok()).collect();
+        if !restarts.is_empty() {
+            let placed = self.takers(lost, &ended, now).place(restarts);
+            (after.restart, after.not_restarted) = (placed.placed, placed.refused);
+        }
+        after
+    }
+
+    /// The hosts that are left. What these VMs had reserved is free, where it was promised on such a host, as for a first copy; what else was reserved on hosts
+    /// that are lost is not looked at any more.
+    fn takers<'b>(&'b self, lost: &BTreeSet<HostName>, ended: &[&VmState], now: &'b BootTime) -> Takers<'b> {
+        let mut room = self.room.clone();
+        ended.iter().for_each(|vm| room.release(vm));
+        let left = self.state.hosts.iter().filter(|host| !lost.contains(&host.name));
+        let hosts = left.map(|host| Taker { host, has_run_lease: host.is_alive(now) }).collect();
+        Takers { hosts, room, failures: &NO_FAILURES, now }
+    }
 }
 
 /// Whether a VM is one that others restart: its disks are where they reach them.

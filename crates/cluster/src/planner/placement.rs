@@ -3,7 +3,7 @@ use std::cmp::Ordering;
 use spec::{CpuLevel, CpuProfile, DatastoreName, EngineKind, HostName, Maintenance, ReplicaId, SpecError};
 use thiserror::Error;
 
-use super::demand::{Demand, reserved};
+use super::demand::{Demand, Room};
 use super::{Basis, WhyNot};
 use crate::records::{BootTime, ClusterState, DatastoreKind, HostRecord, VmState};
 
@@ -35,9 +35,19 @@ fn sentence(refusals: &[(HostName, WhyNot)]) -> String {
 /// # Errors
 /// [`NoPlace`], with a reason for each host.
 pub fn place_secondary(vm: &VmState, processor: Option<&CpuProfile>, basis: &Basis<'_>) -> Result<HostName, NoPlace> {
+    place_secondary_in(&Room::without(basis.state, vm), vm, processor, basis)
+}
+
+/// The same, where what is left without the VM is known.
+pub(crate) fn place_secondary_in(
+    room: &Room,
+    vm: &VmState,
+    processor: Option<&CpuProfile>,
+    basis: &Basis<'_>,
+) -> Result<HostName, NoPlace> {
     let demand = Demand { processor: processor.cloned(), ..Demand::of(&vm.record)? };
     let claim = &vm.claim.claim;
-    let check = |host: &HostRecord| check_secondary(host, &demand, vm, basis);
+    let check = |host: &HostRecord| check_secondary(host, &demand, vm, room, basis);
     let failures = |host: &HostRecord| basis.failures.of(&vm.record.name, &host.name, basis.now.ms);
     let failed = |host: &HostRecord| failures(host).map_or(0, |failure| failure.count);
     let copies: Vec<&ReplicaId> = claim.secondary.iter().chain(&vm.claim.copies).collect();
@@ -45,7 +55,7 @@ pub fn place_secondary(vm: &VmState, processor: Option<&CpuProfile>, basis: &Bas
         failed(a)
             .cmp(&failed(b))
             .then_with(|| age_of_copy(a, &copies).cmp(&age_of_copy(b, &copies)))
-            .then_with(|| by_load(a, b, vm, basis.state))
+            .then_with(|| by_load(a, b, room))
     })
 }
 
@@ -59,14 +69,31 @@ pub fn may_hold_secondary(
     processor: Option<&CpuProfile>,
     basis: &Basis<'_>,
 ) -> Result<(), NoPlace> {
+    may_hold_secondary_in(&Room::without(basis.state, vm), vm, host, processor, basis)
+}
+
+/// The same, where what is left without the VM is known.
+pub(crate) fn may_hold_secondary_in(
+    room: &Room,
+    vm: &VmState,
+    host: &HostName,
+    processor: Option<&CpuProfile>,
+    basis: &Basis<'_>,
+) -> Result<(), NoPlace> {
     let demand = Demand { processor: processor.cloned(), ..Demand::of(&vm.record)? };
     let refused = |why| NoPlace::Hosts(vec![(host.clone(), why)]);
     let record = basis.state.host(host).ok_or_else(|| refused(WhyNot::NotRegistered))?;
-    check_secondary(record, &demand, vm, basis).map_err(refused)
+    check_secondary(record, &demand, vm, room, basis).map_err(refused)
 }
 
 /// What a secondary asks of its host.
-fn check_secondary(host: &HostRecord, demand: &Demand, vm: &VmState, basis: &Basis<'_>) -> Result<(), WhyNot> {
+fn check_secondary(
+    host: &HostRecord,
+    demand: &Demand,
+    vm: &VmState,
+    room: &Room,
+    basis: &Basis<'_>,
+) -> Result<(), WhyNot> {
     let Basis { state, failures, now } = *basis;
     let claim = &vm.claim.claim;
     if host.name.is(&claim.primary) {
@@ -77,9 +104,9 @@ fn check_secondary(host: &HostRecord, demand: &Demand, vm: &VmState, basis: &Bas
         return Err(WhyNot::SharedDisks(datastore.clone()));
     }
     // Copies of disks on a local datastore are in the VM's folder, as all are.
-    let demand = &Demand { datastores: Vec::new(), ..demand.clone() };
-    check_host(host, demand, vm, state, now)?;
-    let primary = state.hosts.iter().find(|host| host.name.is(&claim.primary));
+    check_machine(host, demand, now)?;
+    room.check(host, demand)?;
+    let primary = state.host_of(&claim.primary);
     // A VM that is only moved is protected neither before nor after.
     if vm.record.ft.is_wanted() {
         check_domain(host, primary, &claim.primary)?;
@@ -116,7 +143,7 @@ fn check_domain(host: &HostRecord, primary: Option<&HostRecord>, name: &ReplicaI
 /// # Errors
 /// [`NoPlace`], with a reason for each host.
 pub fn place_primary(vm: &VmState, state: &ClusterState, forced: bool, now: &BootTime) -> Result<HostName, NoPlace> {
-    let demand = Demand::of(&vm.record)?;
+    let (demand, room) = (Demand::of(&vm.record)?, Room::without(state, vm));
     let claim = &vm.claim.claim;
     let copies: Vec<&ReplicaId> =
         std::iter::once(&claim.primary).chain(&claim.secondary).chain(&vm.claim.copies).collect();
@@ -124,7 +151,8 @@ pub fn place_primary(vm: &VmState, state: &ClusterState, forced: bool, now: &Boo
         if age_of_copy(host, &copies) == copies.len() {
             return Err(WhyNot::NoDisks);
         }
-        check_host(host, &demand, vm, state, now)?;
+        check_offer(host, &demand, now)?;
+        room.check(host, &demand)?;
         match HostName::try_from(claim.primary.as_str().to_owned()) {
             Ok(newest) if newest != host.name && !forced => Err(WhyNot::OlderDisks(newest)),
             _ => Ok(()),
@@ -153,20 +181,17 @@ fn best(
     best.map(|host| host.name.clone()).ok_or(NoPlace::Hosts(refusals))
 }
 
-/// What any replica asks of its host.
-fn check_host(
-    host: &HostRecord,
-    demand: &Demand,
-    vm: &VmState,
-    state: &ClusterState,
-    now: &BootTime,
-) -> Result<(), WhyNot> {
-    check_offer(host, demand, now)?;
-    reserved(state, &host.name, Some(&vm.record.name)).check(host, demand)
+/// What whoever uses the VM's disks where they are asks of its host, but for room.
+pub(super) fn check_offer(host: &HostRecord, demand: &Demand, now: &BootTime) -> Result<(), WhyNot> {
+    check_machine(host, demand, now)?;
+    if let Some(datastore) = demand.datastores.iter().find(|datastore| !host.reached.contains_key(*datastore)) {
+        return Err(WhyNot::NoDatastore(datastore.clone()));
+    }
+    Ok(())
 }
 
-/// The same, but for room: whether the host can run the VM at all, and takes VMs now.
-pub(super) fn check_offer(host: &HostRecord, demand: &Demand, now: &BootTime) -> Result<(), WhyNot> {
+/// What any replica asks of its host, but for room: whether the host can run the VM at all, and takes VMs now.
+fn check_machine(host: &HostRecord, demand: &Demand, now: &BootTime) -> Result<(), WhyNot> {
     if !host.is_alive(now) {
         return Err(WhyNot::LeaseEnded { silent_ms: host.silent_ms(now) });
     }
@@ -179,9 +204,6 @@ pub(super) fn check_offer(host: &HostRecord, demand: &Demand, now: &BootTime) ->
     check_processor(host, demand)?;
     if let Some(bridge) = demand.bridges.iter().find(|bridge| !host.networks.contains(bridge)) {
         return Err(WhyNot::NoNetwork(bridge.clone()));
-    }
-    if let Some(datastore) = demand.datastores.iter().find(|datastore| !host.reached.contains_key(*datastore)) {
-        return Err(WhyNot::NoDatastore(datastore.clone()));
     }
     Ok(())
 }
@@ -208,11 +230,10 @@ fn age_of_copy(host: &HostRecord, copies: &[&ReplicaId]) -> usize {
     copies.iter().position(|replica| host.name.is(replica)).unwrap_or(copies.len())
 }
 
-/// By the part of the memory that is reserved without this VM, the least first.
-fn by_load(a: &HostRecord, b: &HostRecord, vm: &VmState, state: &ClusterState) -> Ordering {
+/// By the part of the memory that is reserved, the least first.
+fn by_load(a: &HostRecord, b: &HostRecord, room: &Room) -> Ordering {
     let part = |of: &HostRecord, other: &HostRecord| {
-        let reserved = reserved(state, &of.name, Some(&vm.record.name)).memory_bytes;
-        u128::from(reserved) * u128::from(other.memory_bytes)
+        u128::from(room.reserved(&of.name).memory_bytes) * u128::from(other.memory_bytes)
     };
     part(a, b).cmp(&part(b, a))
 }

@@ -329,7 +329,7 @@ impl Cluster {
             (Ok(record), Ok(_)) if record.name != *vm => {
                 unreadable(record_key, format!("it is that of {}", record.name))
             }
-            (Ok(record), Ok(_)) => match record.vm_spec() {
+            (Ok(record), Ok(_)) => match record.spec.read() {
                 Ok(_) => Ok(None),
                 Err(error) => unreadable(record_key, error.to_string()),
             },

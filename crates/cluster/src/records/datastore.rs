@@ -88,7 +88,7 @@ impl Cluster {
     /// [`ClusterError::NoDatastore`] if there is none of that name, [`ClusterError::DatastoreInUse`] if a disk of a VM names it.
     pub fn remove_datastore(&self, name: &DatastoreName) -> Result<(), ClusterError> {
         for vm in self.state()?.vms {
-            let specs = std::iter::once(&vm.record.spec).chain(&vm.record.next_spec);
+            let specs = std::iter::once(vm.record.spec.as_str()).chain(vm.record.next_spec.as_deref());
             let mut disks = specs.filter_map(|spec| spec::VmSpec::parse(spec).ok()).flat_map(|spec| spec.disks);
             if disks.any(|disk| disk.datastore.as_ref() == Some(name)) {
                 return Err(ClusterError::DatastoreInUse { datastore: name.clone(), vm: vm.record.name });

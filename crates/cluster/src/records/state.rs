@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use spec::{DatastoreName, HostName, VmName};
+use spec::{DatastoreName, HostName, ReplicaId, VmName};
 
 use super::cluster::{CLAIM, VMS};
 use super::{ClaimRecord, ClusterError, DatastoreRecord, HostRecord, VmRecord};
@@ -29,7 +29,18 @@ pub struct ClusterState {
 impl ClusterState {
     /// The host of that name.
     pub fn host(&self, name: &HostName) -> Option<&HostRecord> {
-        self.hosts.iter().find(|host| host.name == *name)
+        self.named_host(name)
+    }
+
+    /// The host of a replica.
+    pub fn host_of(&self, replica: &ReplicaId) -> Option<&HostRecord> {
+        self.named_host(replica.as_str())
+    }
+
+    fn named_host(&self, name: &str) -> Option<&HostRecord> {
+        debug_assert!(self.hosts.is_sorted_by(|one, next| one.name < next.name), "hosts are out of order");
+        let index = self.hosts.binary_search_by(|host| host.name.as_str().cmp(name)).ok()?;
+        self.hosts.get(index)
     }
 
     /// The datastore of that name.
@@ -39,7 +50,22 @@ impl ClusterState {
 
     /// The VM of that name.
     pub fn vm(&self, name: &VmName) -> Option<&VmState> {
-        self.vms.iter().find(|vm| vm.record.name == *name)
+        debug_assert!(self.vms.is_sorted_by(|one, next| one.record.name < next.record.name), "VMs are out of order");
+        let index = self.vms.binary_search_by(|vm| vm.record.name.cmp(name)).ok()?;
+        self.vms.get(index)
+    }
+
+    /// Has what specs say known here that is known in `before`, an earlier state, rather than found out once more.
+    pub fn share_specs(&mut self, before: &Self) {
+        let mut earlier = before.vms.iter().peekable();
+        for VmState { record, .. } in &mut self.vms {
+            while earlier.next_if(|vm| vm.record.name < record.name).is_some() {}
+            if let Some(vm) = earlier.next_if(|vm| vm.record.name == record.name)
+                && vm.record.spec == record.spec
+            {
+                record.spec = vm.record.spec.clone();
+            }
+        }
     }
 
     /// VMs of which this version cannot make sense, in order of their names, with the reason. What is in the place of a name need not be one.
@@ -51,7 +77,7 @@ impl ClusterState {
         });
         // Spec and form of a record are two things.
         let unknown = self.vms.iter().filter_map(|vm| {
-            let message = vm.record.vm_spec().err()?.to_string();
+            let message = vm.record.spec.read().err()?.to_string();
             let why = ClusterError::Unreadable { key: format!("{VMS}{}", vm.record.name), message };
             Some((vm.record.name.to_string(), why.to_string()))
         });
@@ -67,6 +93,15 @@ pub struct VmState {
     pub record: VmRecord,
     /// Which replicas may run it.
     pub claim: ClaimRecord,
+}
+
+impl VmState {
+    /// The same, with what it needs reserved on the host that is given its first copy.
+    pub fn promised_to(&self, host: &HostName) -> Self {
+        let mut promised = self.clone();
+        promised.record.syncing_to = Some(host.clone());
+        promised
+    }
 }
 
 /// A record that could not be read.

@@ -4,7 +4,7 @@ use protocol::{Claim, Generation};
 use serde::{Deserialize, Serialize};
 use spec::{EngineKind, FtMode, HostName, SpecError, VmName, VmSpec};
 
-use super::{Operation, OperationKind, OperationResult, UnknownFields};
+use super::{Operation, OperationKind, OperationResult, SpecText, UnknownFields};
 
 /// What a VM is, and what its administrator wants of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +12,7 @@ pub struct VmRecord {
     /// Its name.
     pub name: VmName,
     /// The VM spec as TOML.
-    pub spec: String,
+    pub spec: SpecText,
     /// The spec that it is to have from its next start on, if that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_spec: Option<String>,
@@ -50,7 +50,7 @@ impl VmRecord {
     pub fn new(name: VmName, spec: String, ft: FtSettings, created_unix_ms: u64) -> Self {
         Self {
             name,
-            spec,
+            spec: spec.into(),
             next_spec: None,
             autostart: false,
             power: Power::Off,
@@ -70,7 +70,7 @@ impl VmRecord {
     /// # Errors
     /// If it is not one that this version understands.
     pub fn vm_spec(&self) -> Result<VmSpec, SpecError> {
-        VmSpec::parse(&self.spec)
+        self.spec.read().cloned()
     }
 
     /// Asks for an operation, in place of the one that was asked for last, whether that has ended or not. `generation` is that of the claim now, `host` who

@@ -232,6 +232,8 @@ impl Story {
             run_leases: self.hosts.iter().map(|host| host.name.clone()).collect(),
             ..ClusterState::default()
         };
+        state.hosts.sort_by(|one, other| one.name.cmp(&other.name));
+        state.vms.sort_by(|one, other| one.record.name.cmp(&other.record.name));
         let mut seen = BTreeMap::new();
         let mut silent: BTreeSet<HostName> = BTreeSet::new();
         let mut under_way: BTreeMap<(VmName, Purpose), Action> = BTreeMap::new();

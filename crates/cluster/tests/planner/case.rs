@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster::planner::{AfterLoss, WhyNot, admits, after_loss};
+use cluster::planner::{
+    AfterLoss, Basis, Failures, Leaving, NoPlace, WhyNot, admits, after_loss, leaving, place_primary, place_secondary,
+};
 use cluster::records::{
     BootTime, ClaimRecord, ClusterState, DatastoreKind, DatastoreRecord, DatastoreSpace, FtSettings, HostRecord, Lease,
     Power, VmRecord, VmState,
@@ -10,7 +12,8 @@ use cluster::records::{
 use protocol::{Claim, Generation};
 use serde::Deserialize;
 use spec::{
-    AdmissionPolicy, DatastoreName, EngineKind, HostName, Maintenance, Priority, Protection, ReplicaId, VmName,
+    AdmissionPolicy, DatastoreName, EngineKind, FailureDomain, HostName, Maintenance, Priority, Protection, ReplicaId,
+    VmName,
 };
 
 const BOOT: &str = "boot";
@@ -22,7 +25,10 @@ pub struct Case {
     hosts: Vec<Host>,
     #[serde(default)]
     vms: Vec<Vm>,
-    #[serde(rename = "ask")]
+    /// What has failed, each time a second before the questions: VM, host, and what went wrong.
+    #[serde(default)]
+    failed: Vec<(VmName, HostName, String)>,
+    #[serde(rename = "ask", default)]
     questions: Vec<Question>,
 }
 
@@ -39,6 +45,11 @@ struct Host {
     reaches: Vec<DatastoreName>,
     #[serde(default)]
     networks: Vec<String>,
+    /// What it fails together with: itself if that is not said, and its machine if it is empty.
+    domain: Option<String>,
+    /// The machine that it is on.
+    #[serde(default = "machine")]
+    machine: String,
     #[serde(default)]
     maintenance: Maintenance,
     /// Its lease has ended.
@@ -59,6 +70,11 @@ struct Vm {
     #[serde(default = "here")]
     on: String,
     secondary: Option<String>,
+    /// The host that is given its first copy.
+    syncing_to: Option<HostName>,
+    /// Hosts with older copies of its disks, the newest first.
+    #[serde(default)]
+    copies: Vec<String>,
     #[serde(default)]
     off: bool,
     #[serde(default = "ha")]
@@ -69,16 +85,27 @@ struct Vm {
     #[serde(default = "shared")]
     datastore: DatastoreName,
     bridge: Option<String>,
+    /// It has a card on a user-mode network.
+    #[serde(default)]
+    user_network: bool,
     #[serde(default)]
     kvm: bool,
+    /// Its spec is not one that this version understands.
+    #[serde(default)]
+    unreadable: bool,
 }
 
-/// One question: what if hosts are lost, or whether a VM that is off may be started on a host.
+/// One question: what if hosts are lost, whether a VM that is off may be started on a host, where it is started, or by force; where the secondary of a VM goes, and
+/// what becomes of it when a host is in maintenance.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Question {
     lose: Option<BTreeSet<HostName>>,
     start: Option<VmName>,
+    place: Option<VmName>,
+    force: Option<VmName>,
+    protect: Option<VmName>,
+    leave: Option<VmName>,
     #[serde(default = "here")]
     on: String,
     #[serde(default)]
@@ -106,6 +133,10 @@ fn here() -> String {
     "a".to_owned()
 }
 
+fn machine() -> String {
+    BOOT.to_owned()
+}
+
 fn ha() -> Protection {
     Protection::Ha
 }
@@ -119,8 +150,8 @@ fn nfs() -> Vec<DatastoreName> {
 }
 
 impl Case {
-    /// For each question what is expected, and what the planner says.
-    pub fn answers(&self) -> Vec<(Vec<String>, Vec<String>)> {
+    /// The state that it describes.
+    pub fn state(&self) -> ClusterState {
         let datastore = |(name, kind): (&str, DatastoreKind)| DatastoreRecord {
             name: name.parse().unwrap(),
             kind,
@@ -129,26 +160,62 @@ impl Case {
             unknown: Default::default(),
         };
         let kinds = [("disk", DatastoreKind::Local), ("nfs", DatastoreKind::Shared), ("san", DatastoreKind::Shared)];
-        let state = ClusterState {
+        let mut state = ClusterState {
             hosts: self.hosts.iter().map(Host::record).collect(),
             vms: self.vms.iter().map(Vm::state).collect(),
             datastores: kinds.map(datastore).into(),
             run_leases: self.hosts.iter().filter(|host| !host.dead).map(|host| host.name.clone()).collect(),
             ..ClusterState::default()
         };
-        let now = BootTime { boot_id: BOOT.to_owned(), ms: 1000 };
-        let answer = |question: &Question| match (&question.lose, &question.start) {
-            (Some(lost), None) => words(after_loss(&state, lost, &now)),
-            (None, Some(vm)) => {
-                let host: HostName = question.on.parse().unwrap();
-                match admits(&question.admission, vm, &host, &state, &now) {
+        state.hosts.sort_by(|one, other| one.name.cmp(&other.name));
+        state.vms.sort_by(|one, other| one.record.name.cmp(&other.record.name));
+        state
+    }
+
+    /// For each question what is expected, and what the planner says.
+    pub fn answers(&self) -> Vec<(Vec<String>, Vec<String>)> {
+        let (state, now) = (self.state(), now());
+        let mut failures = Failures::default();
+        self.failed.iter().for_each(|(vm, host, message)| failures.note(vm, host, message, 0));
+        let basis = Basis { state: &state, failures: &failures, now: &now };
+        let vm = |name: &VmName| state.vm(name).unwrap_or_else(|| panic!("there is no VM {name}"));
+        let placed = |placed: Result<HostName, NoPlace>| match placed {
+            Ok(host) => vec![format!("host {host}")],
+            Err(why) => vec![why.to_string()],
+        };
+        let answer = |asked: &Question| {
+            let host: HostName = asked.on.parse().unwrap();
+            match asked {
+                Question { lose: Some(lost), .. } => words(after_loss(&state, lost, &now)),
+                Question { start: Some(name), .. } => match admits(&asked.admission, name, &host, &state, &now) {
                     Ok(()) => vec!["admitted".to_owned()],
                     Err(why) => vec![why.to_string()],
-                }
+                },
+                Question { place: Some(name), .. } => placed(place_primary(vm(name), &state, false, &now)),
+                Question { force: Some(name), .. } => placed(place_primary(vm(name), &state, true, &now)),
+                Question { protect: Some(name), .. } => placed(place_secondary(vm(name), None, &basis)),
+                Question { leave: Some(name), .. } => vec![leaves(leaving(vm(name), &host, None, &basis))],
+                _ => panic!("nothing is asked"),
             }
-            _ => panic!("a question is about what is lost, or about what is started"),
         };
         self.questions.iter().map(|question| (question.expect.clone(), answer(question))).collect()
+    }
+}
+
+/// The time of all questions.
+pub fn now() -> BootTime {
+    BootTime { boot_id: BOOT.to_owned(), ms: 1000 }
+}
+
+fn leaves(leaving: Leaving) -> String {
+    match leaving {
+        Leaving::Moves { to, copies: true } => format!("is copied to {to}"),
+        Leaving::Moves { to, copies: false } => format!("goes on on {to}"),
+        Leaving::SecondaryMoves { to } => format!("has its next secondary on {to}"),
+        Leaving::Waits { to } => format!("waits for a secondary on {to}"),
+        Leaving::LosesProtection { to: Some(to), why } => format!("would run on {to} without protection: {why}"),
+        Leaving::LosesProtection { to: None, why } => format!("would have no secondary: {why}"),
+        Leaving::Stays { why } => format!("stays: {why}"),
     }
 }
 
@@ -167,6 +234,11 @@ fn words(after: AfterLoss) -> Vec<String> {
 }
 
 impl Host {
+    fn failure_domain(&self) -> Option<FailureDomain> {
+        let domain = self.domain.as_deref().unwrap_or(self.name.as_str());
+        (!domain.is_empty()).then(|| domain.parse().unwrap())
+    }
+
     fn record(&self) -> HostRecord {
         let reached: BTreeMap<DatastoreName, DatastoreSpace> =
             self.reaches.iter().map(|name| (name.clone(), DatastoreSpace::default())).collect();
@@ -174,8 +246,8 @@ impl Host {
             name: self.name.clone(),
             api_address: "127.0.0.1:1".parse().unwrap(),
             replication_ip: "127.0.0.1".parse().unwrap(),
-            boot_id: BOOT.to_owned(),
-            domain: Some(self.name.as_str().parse().unwrap()),
+            boot_id: self.machine.clone(),
+            domain: self.failure_domain(),
             cpus: self.cpus,
             memory_bytes: self.memory_gib << 30,
             engines: self.kvm.then_some(EngineKind::Kvm).into_iter().chain([EngineKind::Soft]).collect(),
@@ -199,18 +271,21 @@ impl Vm {
             .bridge
             .as_ref()
             .map_or(String::new(), |bridge| format!("[[network]]\nmode = \"bridge\"\nbridge = \"{bridge}\"\n"));
+        let user = if self.user_network { "[[network]]\nmode = \"user\"\n" } else { "" };
         let engine = if self.kvm { "kvm" } else { "auto" };
         let spec = format!(
             "name = \"{name}\"\nmemory = \"{memory_gib}G\"\ncpus = {cpus}\nkernel = \"k\"\npriority = \"{priority}\"\nengine = \"{engine}\"\n\
-             [[disk]]\npath = \"d\"\ndatastore = \"{datastore}\"\n{card}"
+             [[disk]]\npath = \"d\"\ndatastore = \"{datastore}\"\n{card}{user}"
         );
+        let spec = if self.unreadable { "of a newer version".to_owned() } else { spec };
         let mut record = VmRecord::new(name.clone(), spec, FtSettings::disabled(100, 50), 0);
         record.power = if self.off { Power::Off } else { Power::On };
         record.ha.enabled = self.protection == Protection::Ha;
         record.ft.enabled = self.protection == Protection::Ft;
         let secondary = self.secondary.as_ref().map(ReplicaId::new);
         let claim = Claim { generation: Generation::new(1), primary: ReplicaId::new(&self.on), secondary };
-        let under_lease = record.ha.enabled;
-        VmState { record, claim: ClaimRecord { under_lease, ..ClaimRecord::first(claim) } }
+        record.syncing_to = self.syncing_to.clone();
+        let (under_lease, copies) = (record.ha.enabled, self.copies.iter().map(ReplicaId::new).collect());
+        VmState { record, claim: ClaimRecord { under_lease, copies, ..ClaimRecord::first(claim) } }
     }
 }

@@ -2,6 +2,7 @@
 //! changes for whom.
 
 mod case;
+mod properties;
 
 use std::fs;
 use std::path::Path;

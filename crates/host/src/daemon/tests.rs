@@ -308,7 +308,7 @@ fn a_secondary_is_prepared_as_the_store_says_or_not_at_all() {
     let prepare = |generation: Generation| PrepareSecondary {
         primary: "b".to_owned(),
         generation: generation.number(),
-        spec: place.daemon.known(VM).unwrap().record.spec,
+        spec: place.daemon.known(VM).unwrap().record.spec.into(),
         engine: EngineKind::Soft,
         contents: VmContents { created_unix_ms: 1, disk_bytes: vec![1 << 20] },
         session: SessionKeys { authority: String::new(), certificate: String::new(), key: String::new() },
