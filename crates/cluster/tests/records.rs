@@ -424,6 +424,23 @@ fn hosts_in_a_store_of_their_own_are_part_of_the_state() {
     assert_eq!(hosts.list("").unwrap().entries, [], "something of the host stays, as that it is alive");
 }
 
+/// Whoever plans restarts waits for that, rather than to look now and then.
+#[test]
+fn whoever_waits_for_run_leases_is_woken_when_one_begins_or_ends() {
+    let (_folder, cluster) = cluster();
+    let (since, may_have_changed) = cluster.wait_for_run_leases(None, Duration::ZERO).unwrap();
+    assert!(may_have_changed, "what was before is not known");
+    let wait = |since, timeout| cluster.wait_for_run_leases(Some(since), timeout).unwrap();
+    let lease = cluster.take_run_lease(&host_name("a"), Duration::from_millis(400)).unwrap();
+    let (since, has_changed) = wait(since, Duration::from_secs(60));
+    assert!(has_changed);
+    assert!(cluster.renew_run_lease(lease).unwrap());
+    let (since, has_changed) = wait(since, Duration::from_millis(50));
+    assert!(!has_changed, "a renewal changes nothing");
+    assert!(wait(since, Duration::from_secs(60)).1, "it has ended");
+    assert!(cluster.state().unwrap().run_leases.is_empty());
+}
+
 #[test]
 fn a_host_is_alive_as_long_as_its_lease_whatever_clock_it_has() {
     let (_folder, cluster) = cluster();

@@ -101,6 +101,8 @@ pub struct Daemon {
     stops_vms: AtomicBool,
     /// VMs are still to be started, since the machine has booted.
     pub(super) is_autostart_due: AtomicBool,
+    /// Whether a run lease has begun or ended that the controller does not know of.
+    pub(super) are_run_leases_due: AtomicBool,
     is_store_reachable: AtomicBool,
     /// The store was moved since it was opened.
     has_store_moved: AtomicBool,
@@ -222,6 +224,7 @@ fn make(
     let (vm_users, sandbox) = find_sandbox(&config, &exe)?;
     Ok(Arc::new_cyclic(|daemon: &Weak<Daemon>| Daemon {
         is_autostart_due: AtomicBool::new(registry.is_autostart_due()),
+        are_run_leases_due: AtomicBool::new(false),
         run_lease: HeldRunLease::of(folder.path(), &registry.now().boot_id),
         registry,
         images: ImageStore::new(&config.images),
@@ -268,6 +271,7 @@ impl Daemon {
         spawn("lease", |daemon| daemon.keep_lease())?;
         spawn("store", |daemon| daemon.watch_store())?;
         spawn("run-lease", |daemon| daemon.keep_run_lease())?;
+        spawn("run-leases", |daemon| daemon.watch_run_leases())?;
         spawn("datastores", |daemon| daemon.watch_datastores())?;
         self.adopt_replicas()?;
         self.remove_cut_restores();

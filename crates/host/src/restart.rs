@@ -1,6 +1,7 @@
 //! VMs that are restarted here, the lease under which they run, and the datastores that make it possible.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use super::datastores;
 use super::error::{HostError, Kind};
 use super::process::ReplicaProcess;
 use super::registry::{KnownVm, Registry, random_vm_id};
+use super::runtime::VMS_INTERVAL;
 
 /// How often datastores are measured.
 const DATASTORES_INTERVAL: Duration = Duration::from_secs(1);
@@ -90,6 +92,24 @@ impl Daemon {
             }
             was_kept = kept.is_ok();
             thread::sleep(Duration::from_millis(RENEWAL_MS));
+        }
+    }
+
+    /// Has the controller read which hosts have run leases as soon as that has changed: what ran under one that has ended waits for it.
+    pub(super) fn watch_run_leases(&self) {
+        let mut since = None;
+        loop {
+            match self.registry.cluster().wait_for_run_leases(since, VMS_INTERVAL) {
+                Ok((revision, has_changed)) => {
+                    since = Some(revision);
+                    self.are_run_leases_due.fetch_or(has_changed, Ordering::AcqRel);
+                }
+                // Who waits for it reads them now and then in any case.
+                Err(error) => {
+                    tracing::debug!("run leases cannot be watched: {error}");
+                    thread::sleep(Duration::from_millis(RENEWAL_MS));
+                }
+            }
         }
     }
 

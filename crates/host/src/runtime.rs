@@ -35,7 +35,7 @@ use crate::replica::report::{protection_of, reason_of};
 
 /// How often the controller decides, though nothing may have changed.
 const DECIDE_INTERVAL: Duration = Duration::from_millis(100);
-/// How often hosts are read, as leases end.
+/// How often hosts are read, as leases end; when run leases do, they are read at once.
 const HOSTS_INTERVAL: Duration = Duration::from_millis(500);
 /// How often VMs are read, though none may have changed: who watches is told of changes by somebody who may hang.
 pub(super) const VMS_INTERVAL: Duration = Duration::from_secs(10);
@@ -133,7 +133,8 @@ impl Daemon {
             let mut state = self.registry.state()?;
             state.share_specs(&before.state);
             *before = Known { state, vms_read: now, hosts_read: now };
-        } else if before.hosts_read.elapsed() > HOSTS_INTERVAL {
+        } else if self.are_run_leases_due.swap(false, Ordering::AcqRel) || before.hosts_read.elapsed() > HOSTS_INTERVAL
+        {
             self.registry.refresh_hosts(&mut before.state)?;
             before.hosts_read = now;
         }

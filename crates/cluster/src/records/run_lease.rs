@@ -7,7 +7,7 @@ use spec::HostName;
 
 use super::ClusterError;
 use super::cluster::Cluster;
-use crate::store::{LeaseId, Op};
+use crate::store::{Changes, LeaseId, Op};
 
 /// What is there as long as a host's run lease.
 pub(super) const RUN_LEASES: &str = "runs/";
@@ -29,6 +29,16 @@ impl Cluster {
     /// Renews a run lease; whether it was there.
     pub fn renew_run_lease(&self, lease: LeaseId) -> Result<bool, ClusterError> {
         Ok(self.hosts_store().keep_lease(lease)?)
+    }
+
+    /// Waits until a run lease has begun or ended after `since`, up to `timeout`: what it answered before; none for now. Answers that, and whether one has, or may have.
+    pub fn wait_for_run_leases(&self, since: Option<u64>, timeout: Duration) -> Result<(u64, bool), ClusterError> {
+        let store = self.hosts_store();
+        let Some(since) = since else { return Ok((store.list(RUN_LEASES)?.revision, true)) };
+        Ok(match store.watch(RUN_LEASES, since, timeout)? {
+            Changes::Seen { revision, changes } => (revision, !changes.is_empty()),
+            Changes::Compacted => (store.list(RUN_LEASES)?.revision, true),
+        })
     }
 
     /// The hosts whose run leases are good.
