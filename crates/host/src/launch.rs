@@ -98,7 +98,7 @@ impl Daemon {
             spec: spec::to_toml(local).context("the spec cannot be written")?,
             role,
             engine,
-            store: self.config.store.clone(),
+            store: self.config.store.nearest_first(),
             store_keys: None,
             identity: None,
             folder: self.folder.vm(&vm.name),

@@ -506,7 +506,8 @@ pub fn known_vms(state: ClusterState) -> Vec<KnownVm> {
 /// # Errors
 /// Also if there is none under the name that the address of its etcd ends with: nothing but that name tells it from another one, or from an empty one.
 pub fn open_cluster(config: &HostConfig, sight: Option<Sight>) -> Result<Cluster> {
-    let cluster = Cluster::new(Stores::open_after(&config.store, config.store_keys.as_ref(), sight)?);
+    let nearest = config.store.nearest_first();
+    let cluster = Cluster::new(Stores::open_after(&nearest, config.store_keys.as_ref(), sight)?);
     if let StoreLocation::Etcd(address) = &config.store
         && !cluster.is_made()?
     {

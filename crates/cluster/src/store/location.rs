@@ -58,6 +58,14 @@ impl From<StoreLocation> for String {
 }
 
 impl StoreLocation {
+    /// The same, with what is on this machine first, where it is in several places.
+    pub fn nearest_first(&self) -> Self {
+        match self {
+            Self::File(_) => self.clone(),
+            Self::Etcd(address) => Self::Etcd(address.nearest_first()),
+        }
+    }
+
     /// All its files and folders on this machine.
     pub fn files(&self) -> Vec<PathBuf> {
         match self {

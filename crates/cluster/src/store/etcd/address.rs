@@ -1,6 +1,7 @@
 //! Where an etcd cluster is.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -45,6 +46,27 @@ pub struct EtcdUser {
     pub password: PathBuf,
 }
 
+impl EtcdAddress {
+    /// The same, beginning with the member that is on this machine, if one is, by its IP address: it is there whenever whoever asks is, and every other one may be on
+    /// the machine that has just been lost.
+    pub fn nearest_first(&self) -> Self {
+        let mut nearest = self.clone();
+        nearest.members.sort_by_cached_key(|member| !is_on_this_machine(member));
+        nearest
+    }
+}
+
+/// Whether an address is one of this machine's. Nothing is sent: to reach an address of its own, the kernel takes that as the sender's.
+fn is_on_this_machine(member: &str) -> bool {
+    let Ok(member) = member.parse::<SocketAddr>() else { return false };
+    let any: IpAddr = if member.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let sender = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(member)?;
+        socket.local_addr()
+    });
+    sender.is_ok_and(|sender| sender.ip() == member.ip())
+}
+
 impl FromStr for EtcdAddress {
     type Err = String;
 
@@ -81,6 +103,15 @@ impl fmt::Display for EtcdAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_member_on_this_machine_comes_first_and_the_others_as_they_are_named() {
+        let nearest = |text: &str| text.parse::<EtcdAddress>().unwrap().nearest_first().to_string();
+        // The addresses are for documentation, and nobody's; names are not looked up.
+        let far = "etcd://203.0.113.201:2379,localhost:2379,203.0.113.202:2379";
+        assert_eq!(nearest(&format!("{far},127.0.0.1:2379")), format!("etcd://127.0.0.1:2379,{}", &far[7..]));
+        assert_eq!(nearest(far), far);
+    }
 
     #[test]
     fn an_address_names_members_and_perhaps_a_name() {

@@ -43,7 +43,7 @@ pub struct Client {
     agent: Agent,
     address: EtcdAddress,
     scheme: &'static str,
-    /// The member that is asked first.
+    /// The member that is asked first: to begin with, and again when all is well, the first of the address.
     preferred: AtomicUsize,
     /// How long a member may take.
     pace: Pace,
@@ -152,6 +152,11 @@ impl Client {
     pub fn turn_from(&self, member: usize) {
         let next = member.wrapping_add(1);
         let _ = self.preferred.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Prefers the first member of the address again, which may not have answered for a while.
+    pub fn prefer_first(&self) {
+        self.preferred.store(0, Ordering::Relaxed);
     }
 
     /// Waits a little, not beyond a time.

@@ -262,6 +262,7 @@ impl Store for EtcdStore {
 
     /// A session that has begun, a connection that is open, to a member that answers.
     fn keep_ready(&self) -> Result<(), StoreError> {
+        self.client.prefer_first();
         self.client.renew_token()?;
         let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let is_good = match current.as_mut().map(|session| session.is_good(self)) {
