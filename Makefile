@@ -30,7 +30,7 @@ SCENE ?= hosts
 MODE ?= mirror
 KILLS ?= 3
 
-.PHONY: help setup setup-build setup-image setup-kvm setup-peer setup-package setup-monitoring build deb test test-kvm test-machines test-package test-monitoring soak demo bench bench-kvm bench-peer lint docs clean
+.PHONY: help setup setup-build setup-image setup-kvm setup-peer setup-package setup-monitoring build deb test test-kvm test-machines test-package test-monitoring soak demo bench bench-kvm bench-machines bench-peer lint docs clean
 
 help: ## List the targets
 	@sed -En 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -103,11 +103,17 @@ else
 	@runtime=$$(mktemp -d); trap 'rm -rf "$$runtime"' EXIT; XDG_RUNTIME_DIR=$$runtime $(TWINVM) demo --mode $(MODE) --kills $(KILLS)
 endif
 
-bench: setup-image setup-peer build ## Measure twinvm beside its peers; figures go to target/bench/*.json
+bench: setup-image setup-peer build ## Measure twinvm beside its peers, and its hosts by themselves; figures go to target/bench/*.json
 	@mkdir -p $(TARGET)/bench
 	$(TWINVM) bench cpu --runs $(BENCH_RUNS) --json $(TARGET)/bench/cpu.json
 	$(TWINVM) bench ft --runs $(BENCH_RUNS) --json $(TARGET)/bench/ft.json
 	$(TWINVM) bench ft --mode lockstep --runs $(BENCH_RUNS) --json $(TARGET)/bench/ft-lockstep.json
+	$(TWINVM) bench cluster --json $(TARGET)/bench/cluster.json
+	$(TWINVM) bench ha --json $(TARGET)/bench/ha.json
+
+bench-machines: setup build ## Measure how long a client waits when one of three machines with etcd is lost (as root); figures go to target/bench/
+	@mkdir -p $(TARGET)/bench
+	$(TWINVM) bench machines --json $(TARGET)/bench/machines.json
 
 bench-kvm: setup-kvm ## Measure the KVM engine beside QEMU's KVM, in a machine that has virtualization hardware; figures go to target/bench/
 	TWINVM_BENCH_KVM=$(abspath $(TARGET))/bench TWINVM_BENCH_RUNS=$(BENCH_RUNS) cargo test $(CARGO_FLAGS) --test kvm_machine

@@ -4,9 +4,30 @@ use std::fs;
 
 use anyhow::Result;
 use serde::Serialize;
-use terminal::output::{print_line, print_table, table};
+use terminal::output::{print_line, print_table, say, table};
 
 use super::stopwatch::Run;
+
+/// Says how far a benchmark is: on standard output, unless the result goes there.
+pub struct Progress {
+    is_stdout_taken: bool,
+}
+
+impl Progress {
+    /// With the result on standard output or not.
+    pub fn new(is_stdout_taken: bool) -> Self {
+        Self { is_stdout_taken }
+    }
+
+    /// Says one line.
+    pub fn say(&self, line: &str) -> Result<()> {
+        if self.is_stdout_taken {
+            say(line);
+            return Ok(());
+        }
+        print_line(line)
+    }
+}
 
 /// Medians of some runs.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

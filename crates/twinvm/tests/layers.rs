@@ -258,7 +258,7 @@ const HOUSE: &[Crate] = &[
             &["demo", "work"],
             &["stopwatch"],
             &["qemu", "report", "soft"],
-            &["cpu", "ft", "kvm", "machines"],
+            &["cpu", "ft", "ha", "kvm", "machines", "scale"],
         ],
     },
     Crate { name: "twinvm", floor: 8, layers: &[&["cli"]] },

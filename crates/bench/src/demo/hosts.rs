@@ -1,4 +1,4 @@
-//! Three hosts of one cluster on this machine, each a daemon with processes of its own.
+//! Hosts of one cluster on this machine, each a daemon with processes of its own.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -22,8 +22,10 @@ use super::process::{self, Kind};
 use super::view::View;
 use super::{IMAGE, free_port};
 
-/// Names of the hosts.
+/// Names of the hosts, as far as there are so many.
 const NAMES: [&str; 3] = ["a", "b", "c"];
+/// The folder of files that any of them may use for VMs.
+const FILES: &str = "files";
 /// Name of the VM.
 pub const VM: &str = "demo";
 /// The counter that clients increment.
@@ -34,6 +36,15 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 /// What of a log is shown when something went wrong, in bytes.
 const LOG_TAIL_BYTES: u64 = 2000;
+
+/// What the hosts are to be.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    /// How many there are: 1 to 3.
+    pub count: usize,
+    /// Replicas suspect each other after so many ms, or after the hosts' default.
+    pub suspicion_ms: Option<u32>,
+}
 
 /// The hosts, and the VM on them. Everything ends and every file is removed when this is dropped.
 pub struct Hosts {
@@ -59,9 +70,8 @@ impl Host {
 }
 
 impl Hosts {
-    /// Makes the hosts in a temporary folder, and starts their daemons. Replicas suspect each other after `suspicion_ms`, or after the
-    /// hosts' default.
-    pub fn start(suspicion_ms: Option<u32>) -> Result<Self> {
+    /// Makes the hosts in a temporary folder, and starts their daemons.
+    pub fn start(Setup { count, suspicion_ms }: Setup) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot find the twinvm program")?;
         let folder =
             tempfile::Builder::new().prefix("twinvm-demo-").tempdir().context("cannot make a temporary folder")?;
@@ -70,11 +80,12 @@ impl Hosts {
         DirBuilder::new().mode(0o700).create(root.join("run")).context("cannot make a folder for sockets")?;
         let redis = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let mut hosts = Self { exe, hosts: Vec::new(), redis, folder };
-        for name in NAMES {
+        fs::create_dir(root.join(FILES)).context("cannot make a folder for files")?;
+        for name in NAMES.into_iter().take(count) {
             let host = HostFolder::find(Some(&root.join(name)))?;
             hosts.hosts.push(Host { name, folder: host, daemon: None });
         }
-        for (number, name) in NAMES.into_iter().enumerate() {
+        for (number, name) in NAMES.into_iter().take(count).enumerate() {
             hosts.init(number, name, &root)?;
         }
         if let Some(suspicion_ms) = suspicion_ms {
@@ -83,17 +94,19 @@ impl Hosts {
                 fs::write(host.folder.config(), config.to_toml()?).context("cannot write a host's configuration")?;
             }
         }
-        for number in 0..NAMES.len() {
+        for number in 0..hosts.hosts.len() {
             hosts.launch(number)?;
         }
-        for number in 0..NAMES.len() {
+        for number in 0..hosts.hosts.len() {
             hosts.wait_for_daemon(number)?;
         }
         Ok(hosts)
     }
 
     fn init(&self, number: usize, name: &str, root: &Path) -> Result<()> {
-        let common = ["host", "init", "--listen", "127.0.0.1:0", "--metrics", ""].map(OsStr::new);
+        let files = root.join(FILES);
+        let common = ["host", "init", "--listen", "127.0.0.1:0", "--metrics", "", "--vm-folder"].map(OsStr::new);
+        let common = [&common[..], &[files.as_os_str()]].concat();
         if number == 0 {
             let store = root.join("cluster.db");
             let own = ["--new-cluster", "--name", name, "--store"].map(OsStr::new);
@@ -172,6 +185,33 @@ impl Hosts {
         self.command(self.first_alive()?, &["ft", "off", VM].map(OsStr::new))
     }
 
+    /// Where there are files that any host may use for VMs.
+    pub fn files(&self) -> PathBuf {
+        self.folder.path().join(FILES)
+    }
+
+    /// The number of a host's daemon process, if it runs.
+    pub fn daemon_pid(&self, name: &str) -> Option<u32> {
+        self.hosts.iter().find(|host| host.name == name)?.daemon.as_ref().map(Child::id)
+    }
+
+    /// The hosts on which a replica's process runs.
+    pub fn with_replicas(&self) -> Vec<&'static str> {
+        let runs = |host: &&Host| host.processes().iter().any(|process| process.kind == Kind::Replica);
+        self.hosts.iter().filter(runs).map(|host| host.name).collect()
+    }
+
+    /// What a command prints on a host that is alive.
+    pub fn ask(&self, words: &[&str]) -> Result<String> {
+        self.run(self.first_alive()?, words.iter().map(OsStr::new))
+    }
+
+    /// What a command prints on this host.
+    pub fn ask_host(&self, name: &str, words: &[&str]) -> Result<String> {
+        let number = self.hosts.iter().position(|host| host.name == name);
+        self.run(number.with_context(|| format!("there is no host {name:?}"))?, words.iter().map(OsStr::new))
+    }
+
     /// Where the guest's Redis can be reached.
     pub fn redis(&self) -> SocketAddr {
         self.redis
@@ -232,14 +272,20 @@ impl Hosts {
 
     /// Carries out a command on a host.
     fn command<'a>(&self, number: usize, words: impl IntoIterator<Item = &'a &'a OsStr>) -> Result<()> {
-        let words: Vec<&OsStr> = words.into_iter().copied().collect();
+        self.run(number, words.into_iter().copied()).map(drop)
+    }
+
+    /// Carries out a command on a host; what it prints.
+    fn run<'a>(&self, number: usize, words: impl IntoIterator<Item = &'a OsStr>) -> Result<String> {
+        let words: Vec<&OsStr> = words.into_iter().collect();
         let line = || words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let errors = tempfile::tempfile_in(self.folder.path()).context("cannot make a temporary file")?;
+        let file = || tempfile::tempfile_in(self.folder.path()).context("cannot make a temporary file");
+        let (mut printed, errors) = (file()?, file()?);
         let mut child = self
             .twinvm(number)?
             .args(&words)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(printed.try_clone()?)
             .stderr(errors.try_clone()?)
             .process_group(0)
             .spawn()
@@ -268,7 +314,10 @@ impl Hosts {
             let text = tail(errors).unwrap_or_default();
             bail!("twinvm {}: {}{}", line(), text.trim(), self.log_tails());
         }
-        Ok(())
+        let mut text = String::new();
+        printed.rewind()?;
+        printed.read_to_string(&mut text)?;
+        Ok(text)
     }
 
     /// The ends of all logs, to show when something went wrong.

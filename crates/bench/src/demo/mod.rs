@@ -23,7 +23,7 @@ use terminal::choices::EngineName;
 use terminal::interrupt;
 
 pub use failover::{Failover, Loss, survive, survive_a_kill};
-pub use hosts::pause;
+pub use hosts::{Hosts, Setup, VM, pause};
 pub use pins::Pins;
 pub use report::Blackout;
 pub use screen::Screen;

@@ -19,6 +19,8 @@ pub enum Kind {
     Daemon,
     /// `twinvm replica`
     Replica,
+    /// `twinvm broker`
+    Broker,
     /// `twinvm net-end`
     NetworkEnd,
 }
@@ -83,6 +85,7 @@ fn kind(command_line: &[u8], folder: &Path) -> Option<Kind> {
     let kind = match arguments.next()? {
         b"host" => Kind::Daemon,
         b"replica" => Kind::Replica,
+        b"broker" => Kind::Broker,
         b"net-end" => Kind::NetworkEnd,
         _ => return None,
     };
@@ -99,6 +102,7 @@ mod tests {
         for (command_line, expected) in [
             ("twinvm\0host\0start\0--dir\0/tmp/demo\0", Some(Kind::Daemon)),
             ("twinvm\0replica\0--config\0/tmp/demo/vms/v/replica.json\0", Some(Kind::Replica)),
+            ("twinvm\0broker\0--config\0/tmp/demo/vms/v/replica.json\0", Some(Kind::Broker)),
             ("twinvm\0net-end\0--config\0{}\0--socket\0/tmp/demo/ends/v.sock\0", Some(Kind::NetworkEnd)),
             ("twinvm\0host\0start\0--dir\0/tmp/demo2\0", None),
             ("tail\0-f\0/tmp/demo/log\0", None),

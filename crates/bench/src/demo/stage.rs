@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use api::status::ProtectionState;
 use spec::{EngineKind, FtMode};
 
-use super::hosts::{COUNTER, Hosts, pause};
+use super::hosts::{COUNTER, Hosts, Setup, pause};
 use super::pins::Pins;
 use super::screen::Screen;
 use super::view::View;
@@ -50,7 +50,7 @@ impl Stage {
             // What it starts inherits it.
             pins.pin_self()?;
         }
-        let hosts = Hosts::start(suspicion_ms)?;
+        let hosts = Hosts::start(Setup { count: 3, suspicion_ms })?;
         screen.event("hosts a, b and c are up: processes of this machine, each counted as a failure domain of its own");
         hosts.create_vm(engine)?;
         screen.update(&hosts.view(), None);
