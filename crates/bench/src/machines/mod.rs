@@ -12,12 +12,12 @@ use api::figures::Takeover;
 use clap::Args;
 use serde::Serialize;
 use terminal::interrupt;
-use terminal::output::{is_stdout, print_line, print_table, table, write_json};
+use terminal::output::{check_json, is_stdout, print_table, table, write_json};
 
 use self::scene::{NAMES, Scene};
 use crate::demo::{build_image, pause};
 use crate::load::{Counter, Load, LoadOptions};
-use crate::report::host_cpu;
+use crate::report::{Progress, host_cpu, median};
 
 /// The counter that the client increments.
 const COUNTER: &str = "counter";
@@ -33,7 +33,11 @@ const AFTERMATH: Duration = Duration::from_millis(200);
 #[derive(Args)]
 #[command(after_help = "\
 Needs root, etcd and iproute2. Three machines are network namespaces of this one, each with a member of etcd and a host, set up with their defaults as
-docs/operators.md says. A machine is lost with all its processes and its link at once, so that nobody hears of its end.")]
+docs/operators.md says. A machine is lost with all its processes and its link at once, so that nobody hears of its end. docs/etcd.md says what each
+part of the time is.
+
+Example:
+  twinvm bench machines --json machines.json")]
 pub struct MachinesArguments {
     /// Write the result to this file, as JSON; `-` is standard output
     #[arg(long, value_name = "FILE")]
@@ -65,6 +69,30 @@ struct Blackout {
     max: Option<f64>,
 }
 
+/// What a takeover's time goes to, each the median, in ms: what the new primary says of it. The rest of a blackout is the way of the requests before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Parts {
+    /// From the last sign of life of the machine that was lost to the suspicion.
+    detected: Option<f64>,
+    /// The compare-and-swap in etcd.
+    arbitration: Option<f64>,
+    /// From winning it to the guest running.
+    restore: Option<f64>,
+}
+
+impl Parts {
+    fn of(losses: &[Lost], with_leader: bool) -> Self {
+        let takeovers: Vec<Takeover> =
+            losses.iter().filter(|lost| lost.with_leader == with_leader).filter_map(|lost| lost.takeover).collect();
+        let of = |part: fn(&Takeover) -> f64| median(takeovers.iter().map(part).collect());
+        Self {
+            detected: of(|takeover| takeover.detected_ms),
+            arbitration: of(|takeover| takeover.arbitration_ms),
+            restore: of(|takeover| takeover.restore_ms),
+        }
+    }
+}
+
 /// The result.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -73,6 +101,10 @@ struct Report {
     blackout_ms: Blackout,
     /// With etcd's leader on the machine that was lost.
     blackout_leader_ms: Blackout,
+    /// What takeovers took with etcd's leader on another machine.
+    parts_ms: Parts,
+    /// The same with the leader on the machine that was lost.
+    parts_leader_ms: Parts,
     /// Increments that were acknowledged.
     acknowledged: u64,
     /// Each loss.
@@ -92,8 +124,11 @@ impl Blackout {
 
 pub fn run(arguments: &MachinesArguments) -> Result<ExitCode> {
     interrupt::catch(|| {})?;
+    check_json(arguments.json.as_deref())?;
     let is_stdout_taken = is_stdout(arguments.json.as_deref());
+    let progress = Progress::new(is_stdout_taken);
     build_image()?;
+    progress.say("setting three machines up, and a protected VM")?;
     let mut scene = Scene::set()?;
     let options = LoadOptions { depth: 1, silence_max: TAKEOVER_TIMEOUT };
     let client = Load::count(scene.redis(), COUNTER, options).context("the client cannot reach Redis")?;
@@ -101,10 +136,9 @@ pub fn run(arguments: &MachinesArguments) -> Result<ExitCode> {
     for run in 1..=arguments.runs {
         for with_leader in [false, true] {
             let lost = lose(&mut scene, &client, with_leader)?;
-            if !is_stdout_taken {
-                let what = if with_leader { ", with etcd's leader" } else { "" };
-                print_line(&format!("{run}: machine {} lost{what}: {:.1} ms", lost.machine, lost.blackout_ms))?;
-            }
+            let what = if lost.with_leader { ", with etcd's leader" } else { "" };
+            let Lost { machine, blackout_ms, .. } = &lost;
+            progress.say(&format!("{run} of {}: machine {machine} lost{what}: {blackout_ms:.1} ms", arguments.runs))?;
             losses.push(lost);
         }
     }
@@ -119,6 +153,8 @@ pub fn run(arguments: &MachinesArguments) -> Result<ExitCode> {
         twinvm_version: env!("CARGO_PKG_VERSION"),
         blackout_ms: Blackout::of(&losses, false),
         blackout_leader_ms: Blackout::of(&losses, true),
+        parts_ms: Parts::of(&losses, false),
+        parts_leader_ms: Parts::of(&losses, true),
         acknowledged: outcome.acknowledged,
         losses,
         host_cpu: host_cpu(),
@@ -185,11 +221,14 @@ fn wait(duration: Duration) -> Result<()> {
 impl Report {
     fn print(&self) -> Result<()> {
         let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1} ms"));
-        let mut rows = table(&["BLACKOUT", "P50", "LONGEST"]);
-        for (what, blackout) in
-            [("etcd's leader elsewhere", self.blackout_ms), ("etcd's leader lost too", self.blackout_leader_ms)]
-        {
-            rows.add_row([what.to_owned(), ms(blackout.p50), ms(blackout.max)]);
+        let mut rows = table(&["BLACKOUT", "P50", "LONGEST", "DETECTED", "SWAP IN ETCD", "RESTORE"]);
+        for (what, blackout, parts) in [
+            ("etcd's leader elsewhere", self.blackout_ms, self.parts_ms),
+            ("etcd's leader lost too", self.blackout_leader_ms, self.parts_leader_ms),
+        ] {
+            let parts = [parts.detected, parts.arbitration, parts.restore];
+            let times = [blackout.p50, blackout.max].into_iter().chain(parts).map(ms);
+            rows.add_row([what.to_owned()].into_iter().chain(times));
         }
         print_table(&rows)
     }

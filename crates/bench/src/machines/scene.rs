@@ -199,9 +199,9 @@ impl Scene {
         self.done(from, &["ft", "switchover", VM].map(str::to_owned)).map(drop)
     }
 
-    /// Moves the VM to a machine that holds no replica of it.
+    /// Moves the VM to a machine that holds no replica of it. It is without a secondary on the way.
     pub fn migrate(&self, from: usize, to: usize) -> Result<()> {
-        self.done(from, &["vm", "migrate", VM, name(to)].map(str::to_owned)).map(drop)
+        self.done(from, &["vm", "migrate", VM, name(to), "--interrupt-ft"].map(str::to_owned)).map(drop)
     }
 
     /// The number of the machine whose member of etcd leads: the one that has become the leader of the highest term, by what members log.
