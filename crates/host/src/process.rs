@@ -266,6 +266,9 @@ fn log_tail(folder: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+
     use super::*;
 
     /// Listens at the socket that its second argument's folder has.
@@ -274,9 +277,14 @@ mod tests {
 
     /// A process with the command line of a replica that does something else.
     fn impostor(folder: &Path, script: &str) -> Child {
+        impostor_as(geteuid().as_raw(), folder, script)
+    }
+
+    fn impostor_as(user: u32, folder: &Path, script: &str) -> Child {
         fs::write(folder.join("replica"), script).unwrap();
         let socket = config::socket(folder);
         let child = Command::new("/usr/bin/perl")
+            .uid(user)
             .current_dir(folder)
             .args(["replica", "--config"])
             .arg(config::file(folder))
@@ -309,6 +317,16 @@ mod tests {
                            my $socket = IO::Socket::UNIX->new(Local => \"$folder/$ARGV[2]\", Listen => 9) or die; \
                            $SIG{PIPE} = 'IGNORE'; while (my $client = $socket->accept) { <$client>; open my $file, '<', 'answer'; print {$client} <$file>; }";
 
+    /// Has that process say that it is a primary of this VM, with this number.
+    fn say(folder: &Path, vm: &str, pid: u32) {
+        let status = format!(
+            r#"{{"vm":"{vm}","host":"a","pid":{pid},"role":"primary","engine":"soft","generation":3,"running_s":0,
+                "protection":{{"state":"starting","since_unix_ms":1}}}}"#
+        );
+        let answer = format!("{{\"answer\":\"done\",\"status\":{}}}\n", status.replace('\n', ""));
+        fs::write(folder.join("answer"), answer).unwrap();
+    }
+
     #[test]
     fn a_replica_that_says_that_it_is_another_one_is_not_adopted() {
         let vms = tempfile::tempdir().unwrap();
@@ -316,22 +334,51 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let mut child = impostor(&folder, ANSWERS);
         let pid = child.id();
-        let say = |vm: &str, pid: u32| {
-            let status = format!(
-                r#"{{"vm":"{vm}","host":"a","pid":{pid},"role":"primary","engine":"soft","generation":3,"running_s":0,
-                    "protection":{{"state":"starting","since_unix_ms":1}}}}"#
-            );
-            let answer = format!("{{\"answer\":\"done\",\"status\":{}}}\n", status.replace('\n', ""));
-            fs::write(folder.join("answer"), answer).unwrap();
-        };
-        say("w", pid);
+        say(&folder, "w", pid);
         assert!(ReplicaProcess::adopt(&folder).is_none(), "another VM's");
-        say("v", pid + 1);
+        say(&folder, "v", pid + 1);
         assert!(ReplicaProcess::adopt(&folder).is_none(), "another process");
-        say("v", pid);
+        say(&folder, "v", pid);
         assert!(ReplicaProcess::adopt(&folder).is_some());
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Two users that no VM on this machine is likely to have.
+    const USERS: [u32; 2] = [2_100_300_000, 2_100_300_001];
+
+    /// Both look like the replica and answer as it would; one was not started by this user, and the other is none of the VM's any more.
+    #[test]
+    fn a_process_of_another_user_is_not_adopted_even_if_it_listens_and_answers() {
+        if !geteuid().is_root() {
+            return crate::skipped("only root starts processes as other users");
+        }
+        let vms = tempfile::tempdir().unwrap();
+        fs::set_permissions(vms.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let folder = vms.path().join("v");
+        fs::create_dir(&folder).unwrap();
+
+        // Whoever has broken into one of the VM's processes may listen in its folder.
+        chown(&folder, Some(USERS[0]), None).unwrap();
+        let mut vms_own = impostor_as(USERS[0], &folder, ANSWERS);
+        say(&folder, "v", vms_own.id());
+        assert!(ReplicaProcess::adopt(&folder).is_none(), "the socket is not this user's");
+        vms_own.kill().unwrap();
+        vms_own.wait().unwrap();
+
+        chown(&folder, Some(0), None).unwrap();
+        fs::remove_file(config::socket(&folder)).unwrap();
+        let becomes_another = ANSWERS.replace("or die;", &format!("or die; use POSIX; POSIX::setuid({});", USERS[1]));
+        let mut strange = impostor(&folder, &becomes_another);
+        let pid = i32::try_from(strange.id()).unwrap();
+        while users_of(strange.id()).iter().any(|user| *user != USERS[1]) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        say(&folder, "v", strange.id());
+        assert!(listens(pid, &folder) && !answers_otherwise(pid, &folder));
+        assert!(ReplicaProcess::adopt(&folder).is_none(), "the process is neither this user's nor the VM's");
+        strange.kill().unwrap();
+        strange.wait().unwrap();
     }
 
     #[test]

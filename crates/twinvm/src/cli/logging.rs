@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
+use tracing::Subscriber;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::prelude::*;
@@ -30,14 +31,55 @@ pub fn start_in(file: &Path) -> ProcessLog {
 }
 
 fn start_with(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
+    // A second start finds the first one in place, which is as good.
+    let _ = subscriber(writer).try_init();
+}
+
+fn subscriber(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) -> impl Subscriber + Send + Sync {
     let wanted = std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
     let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
-    // A second start finds the first one in place, which is as good. A line that cannot be written is lost: to say so on standard error, as is
-    // the library's own way, would end the thread if that cannot be written either.
+    // A line that cannot be written is lost: to say so on standard error, as is the library's own way, would end the thread if that cannot be
+    // written either.
     let lines = fmt::layer()
         .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .with_writer(Limited::new(writer));
-    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
+    tracing_subscriber::registry().with(lines).with(filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A limit that the log of a process does not use protects nobody's disk.
+    #[test]
+    fn the_log_of_a_process_leaves_out_what_a_guest_says_without_end() {
+        let sink = Sink::default();
+        let log = sink.clone();
+        tracing::subscriber::with_default(subscriber(move || log.clone()), || {
+            (0..10_000).for_each(|_| tracing::warn!("a queue that cannot be"));
+            tracing::warn!("the secondary is lost");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert!((1..40).contains(&text.matches("a queue").count()), "{} lines", text.lines().count());
+        assert!(text.contains("the secondary is lost"));
+    }
 }

@@ -161,6 +161,21 @@ fn row_27_a_second_daemon_with_the_keys_of_a_host_is_refused() {
     assert_eq!(world.status("a")["running"], true);
 }
 
+/// It stood still for longer than its lease, and another one serves its host now.
+#[test]
+fn a_daemon_that_was_succeeded_ends_and_leaves_its_vms_alone() {
+    let mut world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    let cluster = Cluster::new(Stores::open(&StoreLocation::File(world.store()), None).unwrap());
+    let before = cluster.host(&"a".parse().unwrap()).unwrap();
+    let next = HostRecord { instance: "its successor".to_owned(), ..before.clone() };
+    cluster.register_host(&next, Some(&before.instance), HUNG).unwrap();
+    world.wait_for_daemon_end("a");
+    assert!(world.logs().contains("this one ends"), "{}", world.logs());
+    assert_eq!(world.replicas("a").len(), 1);
+    world.wait_for_redis();
+}
+
 /// Neither what Linux sends to processes that stand still when their parent is gone ends them, nor Ctrl-C in the terminal of their daemon.
 #[test]
 fn a_replica_and_its_network_end_outlive_their_daemon_also_if_they_stand_still() {

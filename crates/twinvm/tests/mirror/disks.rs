@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::client::{Client, wait_for_service};
 use crate::faults::assert_survives;
 use crate::replicas::{Replica, Setup, World};
@@ -116,6 +118,29 @@ fn an_acknowledged_fsync_survives_the_loss_of_both_replicas() {
     let counter: u64 = redis::cmd("GET").arg("counter").query(&mut connection).unwrap();
     assert!(counter >= acknowledged, "{acknowledged} increments were acknowledged, {counter} are left");
     drop((primary, client));
+}
+
+/// After the loss of a host, whoever holds an older copy of the disks would read all of it for each of its VMs.
+#[test]
+fn the_next_replica_of_a_host_does_not_read_again_what_the_one_before_it_knew() {
+    let mut world = World::new(Setup::redis());
+    let primary = world.booted();
+    let summed_up = |secondary: &Replica| {
+        let log = secondary.wait_for_log("what the disks hold is summed up");
+        ["total_bytes=", "read_bytes="].map(|field| {
+            let number = log.split(field).nth(1).and_then(|rest| rest.split_whitespace().next());
+            number.and_then(|number| number.parse::<u64>().ok()).unwrap_or_else(|| panic!("{log}"))
+        })
+    };
+    let first = world.protect(&primary, "b");
+    first.ask(&json!({ "request": "stop", "force": true })).unwrap_or_default();
+    first.wait_for_end();
+    primary.wait_until_alone();
+    let second = world.protect(&primary, "b");
+    let [total_bytes, read_bytes] = summed_up(&second);
+    // What the guest wrote while it was protected is read.
+    assert!(total_bytes > 0 && read_bytes < total_bytes / 2, "{read_bytes} of {total_bytes} bytes were read");
+    assert_survives(primary, &second, Client::start(world.address()));
 }
 
 /// Lets a process write no more than so many bytes to any file, as if its file system were full.

@@ -236,6 +236,7 @@ impl World {
         let process = command
             .args(["replica", "--config"])
             .arg(&file)
+            .env("RUST_LOG", "info,replication::driver::follower=debug")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
