@@ -1,5 +1,6 @@
 //! The process beside a VM in the foreground that does for it what the VM's own may not once it is confined: it has the network ends, connects to them, and
-//! removes their sockets, and the one for requests, when the VM is gone, by whatever. All that it is told is the number of a card.
+//! removes their sockets, and the one for requests, when the VM is gone, by whatever. All that it is told is the number of a card. It is confined before it
+//! hears the first: to the folder with these sockets, and to what ends processes that it has started.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +19,8 @@ use spec::{NetworkSpec, VmSpec};
 
 use super::open::{self, Cards, Ends};
 use crate::passing::{Connected, receive, send};
+use crate::paths;
+use crate::sandbox::{Confinement, Kind};
 
 /// What the process is told at its start.
 #[derive(Debug, Serialize, Deserialize)]
@@ -86,10 +89,19 @@ impl Drop for Broker {
     }
 }
 
+/// Leaves this process, which must not have more threads than one, what [`serve`] does once the network ends are there. The VM says what the machine's kernel
+/// does not have, as it confines itself too.
+fn confine(config: &BrokerConfig) -> Result<()> {
+    let folders = [Some(paths::runtime_dir()?), config.requests.parent().map(PathBuf::from)];
+    let writable = folders.into_iter().flatten().collect();
+    let confinement = Confinement { kind: Kind::RunBroker, user: None, readable: Vec::new(), writable };
+    confinement.enter().map(drop).context("the process for the network cannot be confined")
+}
+
 /// Serves the VM that `socket` leads to, until that is gone.
 pub fn serve(config: &BrokerConfig, socket: impl AsFd) -> Result<()> {
     let no = |error: anyhow::Error| Connected::No { message: error_text(&error) };
-    let ends = match Ends::start(&config.name, &config.networks) {
+    let ends = match Ends::start(&config.name, &config.networks).and_then(|ends| confine(config).map(|()| ends)) {
         Ok(ends) => ends,
         Err(error) => return send(&socket, &no(error), None),
     };

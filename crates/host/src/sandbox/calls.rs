@@ -156,6 +156,18 @@ const USER_END: &[i64] = &[libc::SYS_bind, libc::SYS_connect, libc::SYS_listen, 
 /// Names that are taken once, in the cluster store; and the end of the replica that it acts for.
 const BROKER: &[i64] = &[libc::SYS_link, libc::SYS_linkat, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
 
+/// Connections to network ends, which are Unix sockets: others are refused apart. An end that was told to end is waited for, ended by the handle that is open
+/// where it does not, and its socket removed.
+const RUN_BROKER: &[i64] = &[
+    libc::SYS_connect,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_socket,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+];
+
 /// What a process of some kind may call. How threads are made is looked at apart.
 pub fn allowed(kind: Kind) -> impl Iterator<Item = i64> {
     let more: &[&[i64]] = match kind {
@@ -164,6 +176,7 @@ pub fn allowed(kind: Kind) -> impl Iterator<Item = i64> {
         Kind::UserEnd => &[USER_END],
         // It writes files as a replica does, and connects as a network end does.
         Kind::Broker => &[REPLICA, USER_END, BROKER],
+        Kind::RunBroker => &[RUN_BROKER],
     };
     [BASE, SOCKETS].into_iter().chain(more.iter().copied()).flatten().copied()
 }

@@ -33,20 +33,29 @@ impl Confinement {
         if self.kind != Kind::UserEnd {
             ruleset = ruleset.handle_access(AccessNet::from_all(ABI_WANTED))?;
         }
-        let mut rules = ruleset.scope(Scope::from_all(ABI_WANTED))?.create()?;
+        // The broker of a VM in the foreground ends what it has a handle of, which lies outside: the filter of system calls leaves it nothing else.
+        let scope = match self.kind {
+            Kind::RunBroker => Scope::AbstractUnixSocket.into(),
+            _ => Scope::from_all(ABI_WANTED),
+        };
+        let mut rules = ruleset.scope(scope)?.create()?;
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         for path in &self.readable {
             rules = allow(rules, path, read)?;
         }
         // No programs, devices or links are made, and none are run.
-        let write = read
-            | AccessFs::WriteFile
-            | AccessFs::Truncate
-            | AccessFs::IoctlDev
-            | AccessFs::MakeReg
-            | AccessFs::MakeDir
-            | AccessFs::RemoveFile
-            | AccessFs::RemoveDir;
+        let write = match self.kind {
+            Kind::RunBroker => AccessFs::RemoveFile.into(),
+            _ => {
+                read | AccessFs::WriteFile
+                    | AccessFs::Truncate
+                    | AccessFs::IoctlDev
+                    | AccessFs::MakeReg
+                    | AccessFs::MakeDir
+                    | AccessFs::RemoveFile
+                    | AccessFs::RemoveDir
+            }
+        };
         for path in &self.writable {
             rules = allow(rules, path, write)?;
         }

@@ -53,6 +53,8 @@ pub enum Kind {
     UserEnd,
     /// A replica's broker: it has the cluster store, and makes connections for its replica.
     Broker,
+    /// The broker of a VM in the foreground: it connects to the VM's network ends, which it has started, ends them, and removes their sockets.
+    RunBroker,
 }
 
 /// What a process may do from now on.
@@ -65,7 +67,7 @@ pub struct Confinement {
     pub user: Option<u32>,
     /// Files it reads, and folders of such.
     pub readable: Vec<PathBuf>,
-    /// Files and devices it reads and writes, and folders in which it makes and removes files.
+    /// Files and devices it reads and writes, and folders in which it makes and removes files. The broker of a VM in the foreground only removes them.
     pub writable: Vec<PathBuf>,
 }
 

@@ -43,22 +43,21 @@ pub fn enter(kind: Kind) -> Result<()> {
     let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), 0)?;
     // Signals go to this process alone. Landlock sees to that as well, where it is new enough.
     let own = u64::from(std::process::id());
-    let to_others = || {
-        anyhow::Ok(vec![SeccompRule::new(vec![SeccompCondition::new(
-            0,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Ne,
-            own,
-        )?])?])
+    let other_than = |value: u64| {
+        let first = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value)?;
+        anyhow::Ok(vec![SeccompRule::new(vec![first])?])
     };
     let mut denied = BTreeMap::from([
         (libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?]),
-        (libc::SYS_kill, to_others()?),
-        (libc::SYS_tgkill, to_others()?),
+        (libc::SYS_kill, other_than(own)?),
+        (libc::SYS_tgkill, other_than(own)?),
     ]);
     if matches!(kind, Kind::BridgeEnd | Kind::UserEnd) {
         // An end tries to remove its socket when it ends; whoever has started one does so after it.
         denied.insert(libc::SYS_unlink, Vec::new());
+    }
+    if kind == Kind::RunBroker {
+        denied.insert(libc::SYS_socket, other_than(u64::from(libc::AF_UNIX.unsigned_abs()))?);
     }
     apply_filter(&program(denied, SeccompAction::Allow, fails(libc::EPERM))?)?;
     let allowed = calls::allowed(kind).chain([libc::SYS_clone, libc::SYS_clone3, libc::SYS_unlink]);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use rustix::process::{getegid, geteuid};
+use rustix::process::{Pid, PidfdFlags, Signal, getegid, geteuid, kill_process, pidfd_open, pidfd_send_signal};
 
 use super::*;
 
@@ -53,7 +53,7 @@ fn replica(world: &Path) -> Confinement {
 
 fn world(who: As) -> tempfile::TempDir {
     let world = tempfile::tempdir().unwrap();
-    for folder in ["keys", "authority", "images", "vms/v", "vms/other"] {
+    for folder in ["keys", "authority", "images", "run", "vms/v", "vms/other"] {
         fs::create_dir_all(world.path().join(folder)).unwrap();
     }
     for file in [
@@ -386,4 +386,67 @@ fn as_a_hostile_network_end_alone() {
     }
     TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     UdpSocket::bind("127.0.0.1:0").unwrap();
+}
+
+#[test]
+fn the_broker_of_a_vm_in_the_foreground_has_its_network_ends_and_nothing_else() {
+    for who in everybody() {
+        let world = world(who);
+        in_child("as_a_hostile_run_broker", who, world.path());
+    }
+}
+
+#[test]
+#[ignore = "the part of a child process"]
+fn as_a_hostile_run_broker() {
+    alone(as_a_hostile_run_broker_alone);
+}
+
+fn as_a_hostile_run_broker_alone() {
+    let world = world_of_child();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let _end = UnixListener::bind(world.join("run/end.sock")).unwrap();
+    let _control = UnixListener::bind(world.join("vms/other/replica.sock")).unwrap();
+    let [mut own, other] = [(); 2].map(|()| {
+        let mut sleep = Command::new("/bin/sleep");
+        sleep.arg("60").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    });
+    let pids = [&own, &other].map(Pid::from_child);
+    let handle = pidfd_open(pids[0], PidfdFlags::empty()).unwrap();
+    let writable = vec![world.join("run")];
+    let confinement = Confinement { kind: Kind::RunBroker, user: None, readable: Vec::new(), writable };
+    let enforced = confinement.enter().unwrap();
+    if enforced.landlock > 0 {
+        for file in ["cluster.db", "keys/host.key", "vms/v/disk0.raw", "images/base.raw", "run/new"] {
+            out_of_reach(file, File::open(world.join(file)));
+            out_of_reach(file, File::create(world.join(file)));
+        }
+    } else {
+        eprintln!("not tested: this kernel has no Landlock, files are not looked at");
+    }
+    if enforced.seccomp {
+        denied("a TCP connection", TcpStream::connect(listener.local_addr().unwrap()));
+        denied("a UDP socket", UdpSocket::bind("127.0.0.1:0"));
+        denied("a program", Command::new("/bin/true").status());
+        for pid in pids {
+            assert_eq!(
+                kill_process(pid, Signal::KILL),
+                Err(rustix::io::Errno::PERM),
+                "a process was ended by its number"
+            );
+            assert!(pidfd_open(pid, PidfdFlags::empty()).is_err(), "a handle of a process was made");
+        }
+        signal_many();
+        no_dangerous_calls();
+    }
+    if enforced.no_private_root.is_none() {
+        out_of_reach("a replica's control socket", UnixStream::connect(world.join("vms/other/replica.sock")));
+    } else {
+        eprintln!("not tested: this process may have no file system of its own, sockets are not looked at");
+    }
+    UnixStream::connect(world.join("run/end.sock")).unwrap();
+    pidfd_send_signal(&handle, Signal::KILL).unwrap();
+    own.wait().unwrap();
+    fs::remove_file(world.join("run/end.sock")).unwrap();
+    drop((listener, other));
 }

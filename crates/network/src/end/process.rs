@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::slice;
@@ -27,6 +27,8 @@ const REPORT_LEN_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct EndProcess {
     child: Child,
+    /// Refers to the process, whatever becomes of its number. Whoever has confined itself may end nothing but what it has one of. None on kernels before Linux 5.3.
+    handle: Option<OwnedFd>,
     socket: PathBuf,
     /// The end watches the other side of this pipe and ends when it is closed, which the kernel does even if this
     /// process is killed.
@@ -97,7 +99,8 @@ impl EndProcess {
             None => None,
         };
         let lifeline = child.stdin.take();
-        let mut end = Self { child, socket: socket.to_owned(), lifeline };
+        let handle = system::process_handle(child.id()).ok();
+        let mut end = Self { child, handle, socket: socket.to_owned(), lifeline };
         let error = match report.as_deref() {
             Some("ready") => return Ok(end),
             Some("") => match end.wait(EXIT_TIMEOUT) {
@@ -146,8 +149,11 @@ impl EndProcess {
     }
 
     fn kill(&mut self) {
-        // Both fail only if the process is gone already.
-        let _ = self.child.kill();
+        // Each fails only if the process is gone already.
+        let _ = match &self.handle {
+            Some(handle) => system::kill(handle.as_fd()),
+            None => self.child.kill(),
+        };
         let _ = self.child.wait();
     }
 }

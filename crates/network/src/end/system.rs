@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 /// A descriptor that becomes readable on SIGTERM and SIGINT, which no longer kill the calling thread.
@@ -38,6 +38,23 @@ pub(super) fn raise_descriptor_limit() {
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
+}
+
+/// A descriptor that refers to a process, which must not have been waited for.
+pub(super) fn process_handle(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the call succeeded, so this is an open descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Ends the process to which this refers, even if it is stopped.
+pub(super) fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
+    let no_details = ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open, and the kernel reads nothing through a null pointer.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, no_details, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The user this process acts as.

@@ -245,6 +245,11 @@ impl RunningVm {
         for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"] {
             assert!(status.contains(line), "{status}");
         }
+        let children = std::fs::read_to_string(process.join(format!("task/{}/children", self.process.id()))).unwrap();
+        let broker = Path::new("/proc").join(children.trim());
+        let status = std::fs::read_to_string(broker.join("status")).unwrap();
+        assert!(status.contains("Seccomp:\t2") && status.contains("CapPrm:\t0000000000000000"), "{status}");
+        assert!(broker.join("root/etc/passwd").symlink_metadata().is_err(), "its broker sees files");
         let sees = |path: &Path| process.join("root").join(path.strip_prefix("/").unwrap()).symlink_metadata().is_ok();
         assert!(sees(&self.folder().join("root.qcow2")));
         // What belongs to nobody, to its user, and to other VMs in the foreground.
