@@ -77,6 +77,10 @@ pub struct HostConfig {
     /// Where the daemon is root: the users as which VMs run, a different one for each; an empty string has them run as the daemon's user.
     #[serde(default = "vm_uids_default", with = "range_or_nothing")]
     pub vm_uids: Option<UidRange>,
+    /// Whether the daemon refuses to start where the machine cannot confine the processes of VMs, as its kernel is too old or a container does not let it: see
+    /// [`crate::sandbox::Enforced::require`]. Otherwise it goes on with what there is, and says so.
+    #[serde(default)]
+    pub require_sandbox: bool,
     /// The files with which this host and etcd prove to each other who they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_keys: Option<EtcdKeys>,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use api::client::Client;
 use api::events::EventKind;
 use api::messages::DaemonView;
@@ -474,7 +474,11 @@ fn find_sandbox(config: &HostConfig, exe: &Path) -> Result<(VmUsers, String)> {
             }
         }
     };
-    let sandbox = match Enforced::tried_by(exe, None) {
+    let tried = Enforced::tried_by(exe, None);
+    if config.require_sandbox {
+        tried.as_ref().map_err(|error| anyhow!("{}", error_text(error))).and_then(Enforced::require)?;
+    }
+    let sandbox = match tried {
         Ok(enforced) if enforced.is_full() => format!("{enforced}; {users}"),
         Ok(enforced) => {
             tracing::warn!("replicas and network ends are confined only in part: {enforced}");

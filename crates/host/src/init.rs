@@ -136,6 +136,7 @@ fn config(name: String, store: StoreLocation, options: &InitOptions) -> Result<H
         lag_ms_max: LAG_MS_MAX_DEFAULT,
         first_copies_max: first_copies_max_default(),
         vm_uids: vm_uids_default(),
+        require_sandbox: false,
         store_keys: options.store_keys.clone(),
     })
 }

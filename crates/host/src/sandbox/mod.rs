@@ -87,6 +87,18 @@ pub struct Enforced {
 }
 
 impl Enforced {
+    /// Refuses a machine that offers no Landlock at all, no seccomp, or no file system of its own: what each of them would keep from a process that was broken
+    /// into, one of the others may keep from it as well, or nothing does.
+    ///
+    /// # Errors
+    /// What is not there.
+    pub fn require(&self) -> Result<()> {
+        if self.landlock > 0 && self.seccomp && self.no_private_root.is_none() {
+            return Ok(());
+        }
+        bail!("this machine does not confine the processes of VMs as require_sandbox wants it: {self}")
+    }
+
     /// Whether nothing is missing.
     pub fn is_full(&self) -> bool {
         self.landlock >= files::WANTED && self.seccomp && self.no_private_root.is_none()

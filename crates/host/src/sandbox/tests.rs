@@ -450,3 +450,19 @@ fn as_a_hostile_run_broker_alone() {
     fs::remove_file(world.join("run/end.sock")).unwrap();
     drop((listener, other));
 }
+
+/// A machine without one of the three is refused where that is wanted, whatever version the one is.
+#[test]
+fn a_machine_that_confines_nobody_is_refused_where_that_is_wanted() {
+    let all = Enforced { landlock: 1, seccomp: true, no_private_root: None, user: None, reads_for_others: false };
+    all.require().unwrap();
+    let no_private_root = Some("Operation not permitted".to_owned());
+    for (missing, expected) in [
+        (Enforced { landlock: 0, ..all.clone() }, "no Landlock in this kernel"),
+        (Enforced { seccomp: false, ..all.clone() }, "no seccomp in this kernel"),
+        (Enforced { no_private_root, ..all }, "no file system of its own (Operation not permitted)"),
+    ] {
+        let refused = missing.require().unwrap_err().to_string();
+        assert!(refused.contains(expected) && refused.contains("require_sandbox"), "{refused}");
+    }
+}

@@ -205,3 +205,26 @@ fn replicas_of_an_ordinary_users_daemon_are_in_a_user_namespace_and_see_nothing_
     place.done(&["host", "stop"]);
     assert!(daemon.wait().unwrap().success());
 }
+
+/// What a container that allows no namespaces is to a daemon.
+#[test]
+fn a_host_that_requires_the_sandbox_does_not_start_where_there_is_none() {
+    let mut world = World::of(&["a"]);
+    world.kill_daemon("a");
+    let config = world.path("a").join("host.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let required = text.replace("require_sandbox = false", "require_sandbox = true");
+    assert_ne!(required, text);
+    fs::write(&config, required).unwrap();
+    let bare = "echo 0 > /proc/sys/user/max_user_namespaces && \
+                exec timeout 60 setpriv --bounding-set=-all --inh-caps=-all \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c", bare, "sh", env!("CARGO_BIN_EXE_twinvm"), "host", "start"]);
+    let output = command.env("TWINVM_HOST_DIR", world.path("a")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if ["unshare:", "sh:", "setpriv:"].iter().any(|program| said.starts_with(program)) {
+        return skipped("this user may have no namespaces that have none");
+    }
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("require_sandbox") && said.contains("no file system of its own"), "{said}");
+}
