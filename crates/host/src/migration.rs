@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use api::messages::{MigrateVm, VmView};
 use api::status::ProtectionState;
-use cluster::controller::{Idle, Outcome};
+use cluster::controller::consent::may_hand_over;
+use cluster::controller::{Action, Idle, Outcome};
 use cluster::records::{ClusterError, OperationKind, OperationResult};
 use machine::bus::lock;
 use spec::{HostName, VmName};
@@ -42,19 +43,15 @@ impl Daemon {
                 ),
             ));
         }
-        if let Some(pending) = vm.record.pending()
-            && !matches!(pending.kind, OperationKind::Migrate { .. })
-        {
-            return Err(HostError::conflict(format!("VM {name}: {} is under way", pending.kind.label()))
-                .hint(format!("wait until `twinvm vm show {name}` says that it is done")));
-        }
+        let to = self.target_of(&vm, how)?;
+        let kind = OperationKind::Migrate { to: to.clone() };
+        Self::refuse_if_hindered(&vm, &kind)?;
         // Somebody asks for a new attempt.
         lock(&self.controller).hurry(&vm.record.name);
-        let to = self.target_of(&vm, how)?;
         if vm.record.migrates_to(&vm.claim) == Some(&to) {
             return Ok(());
         }
-        self.ask(&vm, OperationKind::Migrate { to }, None)?;
+        self.ask(&vm, kind, None)?;
         Ok(())
     }
 
@@ -116,7 +113,7 @@ impl Daemon {
     /// This host is in maintenance, and the controller has found a host for a VM. For its owner.
     pub(super) fn ask_for_move(&self, vm: &VmName, to: &HostName) -> Result<Outcome, HostError> {
         let known = self.known(vm)?;
-        if known.home() != self.host() || known.record.pending().is_some() {
+        if !self.still_wants(&known, &Action::Move { to: to.clone() }) {
             return Ok(Outcome::NotWanted);
         }
         self.ask(&known, OperationKind::Migrate { to: to.clone() }, None)?;
@@ -132,7 +129,8 @@ impl Daemon {
         let replica = self.replica(name).filter(|replica| replica.is_primary()).ok_or_else(changed)?;
         let ask = |request| replica.ask(request, REQUEST_TIMEOUT).map_err(|error| passing(error.into()));
         let status = ask(&Request::Status)?;
-        if status.protection.state != ProtectionState::Protected || status.peer.as_deref() != Some(to) {
+        let is_protected = status.protection.state == ProtectionState::Protected;
+        if !may_hand_over(is_protected, status.peer.as_deref(), to) {
             return Err(changed());
         }
         ask(&Request::Switchover).map(drop)
@@ -140,7 +138,7 @@ impl Daemon {
 
     /// Has other hosts remove what they have of a VM's disks: the claim says that those here are the newest. Each host looks at it once more.
     pub(super) fn remove_copies(&self, vm: &KnownVm) -> Result<(), HostError> {
-        if vm.home() != self.host() || vm.wants_secondary() || vm.record.ft.enabled || vm.claim.secondary.is_some() {
+        if !self.scene(vm).may_remove_copies() {
             return Ok(());
         }
         self.drop_secondaries(vm, Removed::Copies)

@@ -66,6 +66,14 @@ impl Daemon {
         Ok(id)
     }
 
+    /// Refuses what has to wait for something else that was asked of the VM.
+    pub(super) fn refuse_if_hindered(vm: &KnownVm, kind: &OperationKind) -> Result<(), HostError> {
+        let Some(pending) = vm.record.hinders(kind) else { return Ok(()) };
+        let name = &vm.name;
+        Err(HostError::conflict(format!("VM {name}: {} is under way", pending.kind.label()))
+            .hint(format!("wait until `twinvm vm show {name}` says that it is done")))
+    }
+
     /// Waits until the first step of an operation is done, which most have no other than. Not to be called by the VM's owner.
     pub(super) fn wait_for_operation(&self, vm: &str, id: u64, patience: Duration) -> Result<(), HostError> {
         let started = Instant::now();
@@ -107,7 +115,7 @@ impl Daemon {
     ) -> Result<Outcome, HostError> {
         self.settle_gone(vm);
         let known = self.known(vm)?;
-        let Some(operation) = known.record.pending().filter(|operation| operation.id == id).cloned() else {
+        let Some(operation) = known.record.pending_as(id).cloned() else {
             return Ok(Outcome::NotWanted);
         };
         let done = self.do_step(&known, &operation, step);
@@ -134,8 +142,7 @@ impl Daemon {
     pub(super) fn note_result(&self, vm: &str, id: u64, result: &OperationResult) -> Result<(), HostError> {
         let mut ended = None;
         self.registry.update(vm, |record| {
-            let is_pending = record.pending().is_some_and(|operation| operation.id == id);
-            ended = record.operation.as_ref().filter(|_| is_pending).map(|operation| operation.kind.clone());
+            ended = record.pending_as(id).map(|operation| operation.kind.clone());
             record.end(id, result.clone());
         })?;
         if let Some(kind) = ended {
@@ -185,7 +192,7 @@ impl Daemon {
         let replica = self.replica(&vm.name).filter(|replica| replica.is_primary());
         let replica = replica.ok_or_else(|| HostError::conflict(format!("VM {} does not run any more", vm.name)))?;
         let status = replica.ask(&Request::Status, REQUEST_TIMEOUT)?;
-        if vm.claim.generation != operation.generation || status.protection.state != ProtectionState::Protected {
+        if !self.scene(vm).may_go_over(operation, status.protection.state == ProtectionState::Protected) {
             return Err(HostError::conflict(format!("the replicas of VM {} have changed meanwhile", vm.name)));
         }
         Ok(replica)

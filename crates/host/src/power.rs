@@ -12,8 +12,8 @@ use api::events::EventKind;
 use api::messages::{CreateVm, RebootVm, RemoveVm, RemovedVm, StartVm, StopHost, StopVm, VmView};
 use api::time::unix_ms_now;
 use cluster::controller::consent::{NotStarted, may_start};
-use cluster::controller::{Outcome, SHUTDOWN_MS_MAX};
-use cluster::records::{OperationKind, Power};
+use cluster::controller::{Action, Outcome, SHUTDOWN_MS_MAX};
+use cluster::records::OperationKind;
 use machine::bus::lock;
 use replication::channel::Peer;
 use replication::driver::ConsolePlace;
@@ -288,8 +288,7 @@ impl Daemon {
     pub(super) fn ask_for_start_with_machine(&self, vm: &VmName) -> Result<Outcome, HostError> {
         self.settle_gone(vm);
         let known = self.known(vm)?;
-        let is_wanted = known.record.autostart && known.home() == self.host() && known.record.pending().is_none();
-        if !is_wanted || self.replica(vm).is_some() {
+        if !self.still_wants(&known, &Action::AskForStart) {
             return Ok(Outcome::NotWanted);
         }
         self.ask(&known, OperationKind::Start { from_stale_disks: false, snapshot: None }, None)?;
@@ -436,10 +435,8 @@ impl Daemon {
         // here has asked the store for may be carried out yet, and then it does.
         self.registry.claim_alone(vm)?;
         // Another host may be starting it, by force: from when that has the claim on, the VM is to run.
-        self.registry.cluster().update_vm_claimed(&vm.record.name, vm.claim.generation.next(), |record| {
-            record.power = Power::Off;
-            record.syncing_to = None;
-        })?;
+        let generation = vm.claim.generation.next();
+        self.registry.cluster().update_vm_claimed(&vm.record.name, generation, |record| record.power_off())?;
         self.ends.stop(&self.end_sockets(&vm.spec));
         Ok(())
     }

@@ -144,18 +144,13 @@ impl Daemon {
         self.refuse_mode(&vm, status.as_ref().map(|status| status.engine), mode)?;
         let changes = |pending: &Operation| matches!(pending.kind, OperationKind::ChangeMode { .. });
         let runs_otherwise = status.and_then(|status| status.mode).is_some_and(|now| now != mode);
-        match vm.record.pending().filter(|pending| !changes(pending)) {
-            _ if vm.record.ft.mode == mode && !runs_otherwise && !vm.record.pending().is_some_and(changes) => {
-                return Ok(None);
-            }
-            Some(other) => {
-                return Err(HostError::conflict(format!("VM {name}: {} is under way", other.kind.label()))
-                    .hint(format!("wait until `twinvm vm show {name}` says that it is done")));
-            }
-            None => {}
+        if vm.record.ft.mode == mode && !runs_otherwise && !vm.record.pending().is_some_and(changes) {
+            return Ok(None);
         }
+        let kind = OperationKind::ChangeMode { mode };
+        Self::refuse_if_hindered(&vm, &kind)?;
         lock(&self.controller).hurry(&vm.record.name);
-        self.ask(&vm, OperationKind::ChangeMode { mode }, None).map(Some)
+        self.ask(&vm, kind, None).map(Some)
     }
 
     /// Refuses what makes no sense for the VM as it is.
@@ -256,11 +251,7 @@ impl Daemon {
             return Ok(());
         }
         self.registry.update(&vm.name, |record| {
-            (record.ft.enabled, record.ft.suspended) = (enabled, suspended);
-            // What was reserved for a secondary that is let go stays reserved while it is suspended.
-            let secondary =
-                vm.claim.secondary.as_ref().and_then(|host| HostName::try_from(host.as_str().to_owned()).ok());
-            record.syncing_to = secondary.filter(|_| suspended);
+            record.want_ft(enabled, suspended, &vm.claim);
         })
     }
 

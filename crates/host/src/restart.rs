@@ -10,8 +10,7 @@ use api::datastores::{AddDatastore, DatastoreHost, DatastoreView};
 use api::events::EventKind;
 use api::messages::HaView;
 use cluster::arbiter::StoreArbiter;
-use cluster::controller::consent::Here;
-use cluster::controller::{Outcome, RENEWAL_MS};
+use cluster::controller::{Action, Outcome, RENEWAL_MS};
 use cluster::planner::{Basis, Failures, has_lost_its_host, may_restart};
 use cluster::records::{
     ClaimRecord, ClusterError, ClusterState, DatastoreKind, DatastoreRecord, DatastoreSpace, Power,
@@ -148,9 +147,8 @@ impl Daemon {
     fn try_to_restart(self: &Arc<Self>, name: &VmName, at_home: bool) -> Result<Outcome, HostError> {
         self.settle_gone(name);
         let vm = self.known(name)?;
-        let is_home = vm.home() == self.host();
-        let is_wanted = vm.record.ha.enabled && vm.record.power == Power::On && vm.claim.secondary.is_none();
-        if !is_wanted || is_home != at_home || self.here(name) != Here::Nothing || self.is_stopping() {
+        let action = Action::Restart { on: self.registry.host_name().clone(), at_home };
+        if !self.still_wants(&vm, &action) || self.is_stopping() {
             return Ok(Outcome::NotWanted);
         }
         self.require_known_datastore(&vm)?;
@@ -161,9 +159,6 @@ impl Daemon {
         let from = vm.home().to_owned();
         let given_up = self.registry.cluster().claim(name)?.given_up;
         if at_home {
-            if vm.record.pending().is_some() {
-                return Ok(Outcome::NotWanted);
-            }
             self.launch(&vm, false, None, true, |registry, vm| registry.admit_start(vm, false))?;
             self.events.note(EventKind::Restarted, Some(name), "was restarted here, as its replica had ended");
         } else {

@@ -12,11 +12,11 @@ use api::messages::{PrepareSecondary, PreparedSecondary, SessionKeys};
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
 use axum::http::Method;
-use cluster::controller::consent::{Here, is_displaced};
+use cluster::controller::consent::{Here, Scene, is_displaced};
 use cluster::controller::{
     Action, HostReport, Idle, Loss, LossCause, Outcome, Plan, Planned, ReplicaReport, ReplicaState, Waiting,
 };
-use cluster::records::{ClusterState, Power};
+use cluster::records::ClusterState;
 use machine::bus::lock;
 use protocol::Generation;
 use replication::channel::{PemKeys, session_keys};
@@ -225,7 +225,7 @@ impl Daemon {
             (Action::SettleClaim, _) => self.settle_claim(vm).map_err(text),
             (Action::EndSecondary, Some(replica)) => Ok(self.end_secondary(replica)),
             (Action::ShutDown { force }, Some(replica)) => Self::shut_down(replica, *force),
-            (Action::Protect { secondary }, Some(replica)) => self.protect(replica, secondary),
+            (Action::Protect { secondary }, Some(replica)) => self.protect(replica, action, secondary),
             (Action::Unprotect, Some(replica)) => self.unprotect(vm, replica).map_err(text),
             (Action::Replace, Some(replica)) => {
                 self.let_go(vm, Some(&**replica), UnprotectReason::Restart).map_err(text)?;
@@ -251,23 +251,32 @@ impl Daemon {
     /// a suspended secondary stays.
     fn reserve(&self, vm: &str, host: Option<&HostName>) -> Result<(), HostError> {
         self.registry.update(vm, |record| {
-            if !record.ft.suspended {
-                record.syncing_to = host.cloned();
-            }
+            record.reserve(host);
         })
     }
 
+    /// Whether what the controller has decided about a VM is still to be done, as the record and the claim are that were just read.
+    pub(super) fn still_wants(&self, vm: &KnownVm, action: &Action) -> bool {
+        self.scene(vm).wants(action)
+    }
+
+    /// What is known of a VM that was just read.
+    pub(super) fn scene<'a>(&'a self, vm: &'a KnownVm) -> Scene<'a> {
+        let (host, has_replica) = (self.registry.host_name(), self.replica(&vm.name).is_some());
+        Scene { record: &vm.record, claim: &vm.claim, host, has_replica }
+    }
+
     /// Reserves, lets the host prepare a secondary, and tells the primary.
-    fn protect(self: &Arc<Self>, replica: &Arc<Replica>, host: &HostName) -> Result<Outcome, String> {
+    fn protect(self: &Arc<Self>, replica: &Arc<Replica>, action: &Action, host: &HostName) -> Result<Outcome, String> {
         let text = |error: HostError| error.problem.error;
         let vm = self.known(&replica.vm).map_err(text)?;
-        if vm.home() != self.host() || !vm.wants_secondary() || self.is_stopping() {
+        if !self.still_wants(&vm, action) || self.is_stopping() {
             return Ok(Outcome::NotWanted);
         }
         self.reserve(&vm.name, Some(host)).map_err(text)?;
         let [ours, theirs] = session_keys([self.host(), host]).map_err(|error| error.to_string())?.map(session);
         let (target, address) = self.prepare_at(&vm, replica, host, theirs)?;
-        let told = self.tell_primary(replica, &target, address, ours);
+        let told = self.tell_primary(replica, action, &target, address, ours);
         if told != Ok(Outcome::Done) {
             let keeps_disks = self.known(&vm.name).is_ok_and(|vm| vm.record.ft.enabled);
             self.drop_secondary_at(&target, &vm, if keeps_disks { Removed::Nothing } else { Removed::Copies });
@@ -307,16 +316,17 @@ impl Daemon {
     fn tell_primary(
         self: &Arc<Self>,
         replica: &Arc<Replica>,
+        action: &Action,
         target: &Target,
         address: SocketAddr,
         session: SessionKeys,
     ) -> Result<Outcome, String> {
-        let (daemon, replica, host) = (self.clone(), replica.clone(), target.host.clone());
+        let (daemon, replica, action, host) = (self.clone(), replica.clone(), action.clone(), target.host.clone());
         // Whoever turns protection off meanwhile either finds a primary that was told, or is found here.
         let told = self.owners.run(&replica.vm.clone(), move || {
             let is_current = daemon.replica(&replica.vm).is_some_and(|current| Arc::ptr_eq(&current, &replica));
             let vm = daemon.known(&replica.vm).map_err(|error| error.problem.error)?;
-            if !is_current || !vm.wants_secondary() {
+            if !is_current || !daemon.still_wants(&vm, &action) {
                 return Ok(Outcome::NotWanted);
             }
             let mode = Some(vm.record.ft.mode);
@@ -329,7 +339,7 @@ impl Daemon {
 
     fn unprotect(&self, vm: &VmName, replica: &Arc<Replica>) -> Result<Outcome, HostError> {
         let known = self.known(vm)?;
-        if known.wants_secondary() || known.home() != self.host() {
+        if !self.still_wants(&known, &Action::Unprotect) {
             return Ok(Outcome::NotWanted);
         }
         let reason = if known.record.ft.enabled { UnprotectReason::Suspend } else { UnprotectReason::Off };
@@ -340,8 +350,7 @@ impl Daemon {
     /// Takes a VM that does not run, and is to go without a secondary, for this host alone; ends the secondary if it was not faster.
     fn settle_claim(&self, vm: &VmName) -> Result<Outcome, HostError> {
         let known = self.known(vm)?;
-        let is_wanted = known.home() == self.host() && !known.record.ft.enabled && known.claim.secondary.is_some();
-        if !is_wanted || self.replica(vm).is_some() {
+        if !self.still_wants(&known, &Action::SettleClaim) {
             return Ok(Outcome::NotWanted);
         }
         let known = self.claimed(&known)?;
@@ -400,11 +409,11 @@ impl Daemon {
     }
 
     fn note_power_off(&self, vm: &VmName) -> Result<Outcome, HostError> {
-        if self.replica(vm).is_some() {
+        let known = self.known(vm)?;
+        if !self.still_wants(&known, &Action::NotePowerOff) {
             return Ok(Outcome::NotWanted);
         }
-        let known = self.known(vm)?;
-        if known.home() == self.host() && known.record.power == Power::On {
+        if self.scene(&known).notes_power_off() {
             self.power_off(&known)?;
         }
         lock(&self.powered_off).remove(vm);

@@ -1,8 +1,7 @@
 //! What `host::runtime` does: reports to the shipped [`cluster::controller`], and carries out what that decides, step by step.
 
-use cluster::controller::consent::{self, Here, LetGo};
+use cluster::controller::consent::{self, Here, LetGo, Scene};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, Planned, ReplicaReport, ReplicaState};
-use cluster::records::Power;
 use protocol::{Callers, Claim, DropReason, Replica, Role, Status};
 use spec::{HostName, Maintenance};
 
@@ -217,9 +216,9 @@ impl World {
             return self.fails(&task, STORE_AWAY);
         }
         let replica = replica.filter(|_| replica == self.process_id(host));
-        let record = &self.records.vms[0].record;
-        let (ft, is_wanted) = (record.ft.clone(), record.wants_secondary(self.claim()));
-        let is_home = self.host_name(host).is(&self.claim().primary);
+        if task.action.as_ref().is_some_and(|action| !self.scene(host).wants(action)) {
+            return self.ends(&task, &Outcome::NotWanted);
+        }
         match (task.action.clone(), replica) {
             (Some(Action::Step { operation, step, .. }), _) => self.takes_step(task, operation, &step),
             (Some(Action::NoteResult { .. }), _) => self.ends(&task, &Outcome::Done),
@@ -228,32 +227,16 @@ impl World {
                 self.ends(&task, &Outcome::Done);
             }
             (Some(Action::NotePowerOff), _) => {
-                let outcome = if self.process_id(host).is_some() {
-                    Outcome::NotWanted
-                } else {
-                    if is_home && self.records.vms[0].record.power == Power::On {
-                        self.coverage.note(Occurrence::PowerOffNoted);
-                        let decides = self.mutation != Some(Mutation::NoteUndecidedPowerOff);
-                        if self.claim().secondary.is_some() {
-                            self.coverage.note(Occurrence::PowerOffDecided);
-                        }
-                        // Also what a replica that is gone has asked the store for is decided by that.
-                        if decides {
-                            self.claim_alone(host, NOBODY);
-                        }
-                        let record = &mut self.records.vms[0].record;
-                        (record.power, record.syncing_to) = (Power::Off, None);
-                        self.records.revision += 1;
-                    }
-                    self.hosts[host].is_powered_off = false;
-                    Outcome::Done
-                };
-                self.ends(&task, &outcome);
+                if self.scene(host).notes_power_off() {
+                    self.notes_power_off(host);
+                }
+                self.hosts[host].is_powered_off = false;
+                self.ends(&task, &Outcome::Done);
             }
-            (Some(Action::AskForStart), None) if is_home => self.starts_with_machine(&task),
+            (Some(Action::AskForStart), None) => self.starts_with_machine(&task),
             (Some(Action::Move { to }), Some(_)) => self.asks_to_leave(&task, &to),
-            (Some(Action::SettleClaim), None) if is_home && !ft.enabled => self.settles_claim(&task),
-            (Some(Action::Protect { secondary }), Some(replica)) if is_home && is_wanted => {
+            (Some(Action::SettleClaim), None) => self.settles_claim(&task),
+            (Some(Action::Protect { secondary }), Some(replica)) => {
                 let claim = self.claim().clone();
                 let Some(target) = self.host_of(&secondary) else { return };
                 self.reserve(Some(secondary));
@@ -261,8 +244,9 @@ impl World {
                 self.soon(task);
             }
             (Some(Action::Replace), Some(_)) => self.begins_to_let_go(host, task, DropReason::Restart),
-            (Some(Action::Unprotect), Some(_)) if is_home && !is_wanted => {
-                let reason = if ft.enabled { DropReason::Suspend } else { DropReason::Off };
+            (Some(Action::Unprotect), Some(_)) => {
+                let is_enabled = self.records.vms[0].record.ft.enabled;
+                let reason = if is_enabled { DropReason::Suspend } else { DropReason::Off };
                 self.begins_to_let_go(host, task, reason);
             }
             (Some(Action::EndReplica), Some(_)) => {
@@ -273,11 +257,33 @@ impl World {
         }
     }
 
+    /// What is known of the VM on a host right before something is done about it.
+    pub fn scene(&self, host: usize) -> Scene<'_> {
+        let has_replica = self.process_id(host).is_some();
+        Scene {
+            record: &self.records.vms[0].record,
+            claim: self.claim(),
+            host: &self.records.hosts[host].name,
+            has_replica,
+        }
+    }
+
+    /// The guest has ended at home, which is noted.
+    fn notes_power_off(&mut self, host: usize) {
+        self.coverage.note(Occurrence::PowerOffNoted);
+        if self.claim().secondary.is_some() {
+            self.coverage.note(Occurrence::PowerOffDecided);
+        }
+        // Also what a replica that is gone has asked the store for is decided by that.
+        if self.mutation != Some(Mutation::NoteUndecidedPowerOff) {
+            self.claim_alone(host, NOBODY);
+        }
+        self.records.vms[0].record.power_off();
+        self.records.revision += 1;
+    }
+
     /// The VM does not run, and is to go without a secondary: the claim decides whether one takes it over.
     fn settles_claim(&mut self, task: &Task) {
-        if self.process_id(task.host).is_some() || self.claim().secondary.is_none() {
-            return self.ends(task, &Outcome::NotWanted);
-        }
         self.coverage.note(Occurrence::OffUndecided);
         if self.mutation != Some(Mutation::DropUndecided) {
             self.claim_alone(task.host, NOBODY);
@@ -292,9 +298,7 @@ impl World {
 
     /// The record changes.
     pub fn reserve(&mut self, syncing_to: Option<HostName>) {
-        let record = &mut self.records.vms[0].record;
-        if !record.ft.suspended && record.syncing_to != syncing_to {
-            record.syncing_to = syncing_to;
+        if self.records.vms[0].record.reserve(syncing_to.as_ref()) {
             self.records.revision += 1;
         }
     }
@@ -383,8 +387,8 @@ impl World {
     fn prepared(&mut self, task: Task, target: usize, replica: ProcessId, secondary: Option<ProcessId>) {
         let host = task.host;
         let Some(secondary) = secondary else { return self.fails(&task, "no secondary was prepared") };
-        let record = &self.records.vms[0].record;
-        let (ft, is_wanted) = (record.ft.clone(), record.wants_secondary(self.claim()));
+        let is_wanted = task.action.as_ref().is_some_and(|action| self.scene(host).wants(action));
+        let is_enabled = self.records.vms[0].record.ft.enabled;
         let outcome = if !self.reaches_store(host) {
             Outcome::Failed("the store does not answer".to_owned())
         } else if !is_wanted || self.process_id(host) != Some(replica) {
@@ -396,7 +400,7 @@ impl World {
             Outcome::Failed("the replica takes no secondary now".to_owned())
         };
         if outcome != Outcome::Done {
-            let step = Step::Drop { target, deletes: !ft.enabled };
+            let step = Step::Drop { target, deletes: !is_enabled };
             self.soon(Task { step, action: None, ..task.clone() });
         }
         self.ends(&task, &outcome);

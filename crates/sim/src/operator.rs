@@ -32,16 +32,10 @@ impl World {
     }
 
     pub fn want_ft(&mut self, enabled: bool, suspended: bool) {
-        let secondary = self.claim().secondary.clone();
-        let secondary = self.records.hosts.iter().find(|host| secondary.as_ref().is_some_and(|it| host.name.is(it)));
-        let syncing_to = secondary.filter(|_| suspended).map(|host| host.name.clone());
-        let record = &mut self.records.vms[0].record;
-        if (record.ft.enabled, record.ft.suspended) == (enabled, suspended) {
-            return;
+        let claim = self.claim().clone();
+        if self.records.vms[0].record.want_ft(enabled, suspended, &claim) {
+            self.records.revision += 1;
         }
-        (record.ft.enabled, record.ft.suspended) = (enabled, suspended);
-        record.syncing_to = syncing_to;
-        self.records.revision += 1;
     }
 
     /// As `host::protection`: what is a state is wanted from now on, and the controller sees to it.
@@ -118,12 +112,11 @@ impl World {
 
     /// Somebody asks for the other FT mode.
     pub fn asks_to_change_mode(&mut self) {
-        let record = &self.records.vms[0].record;
-        let is_free = record.pending().is_none_or(|it| matches!(it.kind, OperationKind::ChangeMode { .. }));
+        let kind = OperationKind::ChangeMode { mode: if self.wants_log { FtMode::Mirror } else { FtMode::Lockstep } };
+        let is_free = self.records.vms[0].record.hinders(&kind).is_none();
         if let Some(home) = self.answering_home().filter(|_| is_free) {
             self.coverage.note(Occurrence::ModeAsked);
-            let mode = if self.wants_log { FtMode::Mirror } else { FtMode::Lockstep };
-            self.asks(home, OperationKind::ChangeMode { mode }, None);
+            self.asks(home, kind, None);
         }
     }
 
@@ -144,9 +137,6 @@ impl World {
 
     /// As `host::power`: the host has power again, and its daemon asks for the VM's start.
     pub fn starts_with_machine(&mut self, task: &Task) {
-        if self.records.vms[0].record.pending().is_some() {
-            return self.ends(task, &Outcome::NotWanted);
-        }
         self.coverage.note(Occurrence::Autostart);
         self.asks(task.host, OperationKind::Start { from_stale_disks: false, snapshot: None }, None);
     }
@@ -162,10 +152,6 @@ impl World {
 
     /// As `host::migration`: the VM is to leave its home, unless something else was asked for.
     pub fn asks_to_leave(&mut self, task: &Task, to: &HostName) {
-        let is_home = self.host_name(task.host).is(&self.claim().primary);
-        if !is_home || self.records.vms[0].record.pending().is_some() {
-            return self.ends(task, &Outcome::NotWanted);
-        }
         self.coverage.note(Occurrence::EvacuationAsked);
         self.asks(task.host, OperationKind::Migrate { to: to.clone() }, None);
         self.ends(task, &Outcome::Done);
@@ -176,8 +162,11 @@ impl World {
         let Some(home) = self.answering_home().filter(|&home| home != to && self.runner(home).is_some()) else {
             return;
         };
-        self.coverage.note(Occurrence::MigrationAsked);
-        self.asks(home, OperationKind::Migrate { to: self.host_name(to) }, None);
+        let kind = OperationKind::Migrate { to: self.host_name(to) };
+        if self.records.vms[0].record.hinders(&kind).is_none() {
+            self.coverage.note(Occurrence::MigrationAsked);
+            self.asks(home, kind, None);
+        }
     }
 
     /// As `host::migration`: the VM is handed over to the host that it moves to, and to no other.
@@ -185,7 +174,8 @@ impl World {
         let host = task.host;
         let is_protected = self.hosts[host].process.as_ref().is_some_and(|process| process.replica.is_protected());
         let secondary = self.session(host).map(|session| session.secondary);
-        if !is_protected || secondary.is_none_or(|secondary| self.host_name(secondary) != *to) {
+        let secondary = secondary.map(|secondary| self.host_name(secondary));
+        if !consent::may_hand_over(is_protected, secondary.as_deref(), to) {
             return self.fails(task, STORE_AWAY);
         }
         self.switch_over(host);
@@ -197,10 +187,7 @@ impl World {
 
     /// Copies of the VM's disks on other hosts are of no use any more.
     fn removes_copies(&mut self, task: &Task) {
-        let record = &self.records.vms[0].record;
-        let claim = self.claim();
-        let is_home = self.host_name(task.host).is(&claim.primary);
-        if is_home && !record.wants_secondary(claim) && !record.ft.enabled && claim.secondary.is_none() {
+        if self.scene(task.host).may_remove_copies() {
             self.coverage.note(Occurrence::CopiesRemoved);
             self.drop_secondaries(task, true);
         }
@@ -210,10 +197,11 @@ impl World {
     /// As `host::operations`: a step, unless something else was asked for since it was decided.
     pub fn takes_step(&mut self, task: Task, operation: u64, step: &OperationStep) {
         let host = task.host;
-        let Some(pending) = self.records.vms[0].record.pending().filter(|pending| pending.id == operation).cloned()
-        else {
+        let Some(pending) = self.records.vms[0].record.pending_as(operation).cloned() else {
             return self.ends(&task, &Outcome::NotWanted);
         };
+        let is_protected = self.hosts[host].process.as_ref().is_some_and(|process| process.replica.is_protected());
+        let may_go_over = self.scene(host).may_go_over(&pending, is_protected);
         match step {
             OperationStep::Start { from_stale_disks, .. } => self.begins_to_start(task, *from_stale_disks),
             OperationStep::RestartSecondary => self.begins_to_let_go(host, task, DropReason::Restart),
@@ -233,7 +221,7 @@ impl World {
             }
             OperationStep::SwitchOver => match &pending.kind {
                 OperationKind::Migrate { to } => self.hands_over_to(&task, to),
-                _ if self.claim().generation != pending.generation => {
+                _ if !may_go_over => {
                     self.fails(&task, "the replicas have changed meanwhile");
                 }
                 _ => {
@@ -241,7 +229,7 @@ impl World {
                     self.ends(&task, &Outcome::Done);
                 }
             },
-            OperationStep::KillPrimary if self.claim().generation != pending.generation => {
+            OperationStep::KillPrimary if !may_go_over => {
                 self.fails(&task, "the replicas have changed meanwhile");
             }
             OperationStep::KillPrimary => {

@@ -1,8 +1,73 @@
 //! What a host may do with its replica of a VM when somebody asks for it. The claim is decided first: nothing is ended, and nothing is deleted,
-//! that may be the newest of the VM.
+//! that may be the newest of the VM. And whether what was decided a moment ago is still to be done ([`Scene`]).
 
 use protocol::{Claim, Generation};
 use spec::{HostName, ReplicaId};
+
+use super::Action;
+use crate::records::{Operation, Power, VmRecord};
+
+/// What is known of a VM right before something is done about it on a host: what the controller has decided from may be out of date by then.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene<'a> {
+    /// What is wanted of the VM.
+    pub record: &'a VmRecord,
+    /// Which replicas may run it.
+    pub claim: &'a Claim,
+    /// The host.
+    pub host: &'a HostName,
+    /// Whether a replica of the VM is there.
+    pub has_replica: bool,
+}
+
+impl Scene<'_> {
+    /// Whether an action is still to be carried out.
+    pub fn wants(&self, action: &Action) -> bool {
+        let (record, is_home) = (self.record, self.is_home());
+        match action {
+            Action::Protect { .. } => is_home && self.has_replica && record.wants_secondary(self.claim),
+            Action::Unprotect => is_home && self.has_replica && !record.wants_secondary(self.claim),
+            Action::Move { .. } => is_home && self.has_replica && record.pending().is_none(),
+            Action::AskForStart => is_home && !self.has_replica && record.autostart && record.pending().is_none(),
+            Action::Restart { at_home, .. } => {
+                let is_lost = record.power == Power::On && self.claim.secondary.is_none() && !self.has_replica;
+                // What somebody has asked for at home is carried out there.
+                let is_free = !at_home || record.pending().is_none();
+                record.ha.enabled && is_lost && is_home == *at_home && is_free
+            }
+            Action::SettleClaim => is_home && !self.has_replica && !record.ft.enabled && self.claim.secondary.is_some(),
+            Action::NotePowerOff => !self.has_replica,
+            Action::Step { operation, .. } => record.pending_as(*operation).is_some(),
+            Action::Replace | Action::EndReplica | Action::EndSecondary | Action::ShutDown { .. } => self.has_replica,
+            Action::ReleaseReservation | Action::NoteResult { .. } => true,
+        }
+    }
+
+    /// Whether the end of the guest here is to be noted in the record: at home, and only once.
+    pub fn notes_power_off(&self) -> bool {
+        self.is_home() && !self.has_replica && self.record.power == Power::On
+    }
+
+    /// Whether copies of the VM's disks on other hosts are of no use any more: those here are the newest, and nobody is to have others.
+    pub fn may_remove_copies(&self) -> bool {
+        let is_wanted = self.record.wants_secondary(self.claim) || self.record.ft.enabled;
+        self.is_home() && !is_wanted && self.claim.secondary.is_none()
+    }
+
+    /// Whether the primary here, which is protected or not, is handed over or ended for an operation that is about its generation: it must not end what came of that.
+    pub fn may_go_over(&self, operation: &Operation, is_protected: bool) -> bool {
+        is_protected && self.claim.generation == operation.generation
+    }
+
+    fn is_home(&self) -> bool {
+        self.host.is(&self.claim.primary)
+    }
+}
+
+/// Whether the primary of a VM that moves to host `to` hands it over: only to that host, which has to survive for it.
+pub fn may_hand_over(is_protected: bool, secondary: Option<&str>, to: &HostName) -> bool {
+    is_protected && secondary == Some(to.as_str())
+}
 
 /// The replica of a VM that runs on the host that is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

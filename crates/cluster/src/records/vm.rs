@@ -87,6 +87,48 @@ impl VmRecord {
         self.operation.as_ref().filter(|operation| operation.result.is_none())
     }
 
+    /// The operation of this number, if it is to be carried out.
+    pub fn pending_as(&self, id: u64) -> Option<&Operation> {
+        self.pending().filter(|operation| operation.id == id)
+    }
+
+    /// The operation under way that keeps another one from being asked for, if there is one: a start or a stop takes the place of whatever was asked for before,
+    /// but a move or another FT mode only that of its like.
+    pub fn hinders(&self, kind: &OperationKind) -> Option<&Operation> {
+        self.pending().filter(|pending| match kind {
+            OperationKind::Migrate { .. } => !matches!(pending.kind, OperationKind::Migrate { .. }),
+            OperationKind::ChangeMode { .. } => !matches!(pending.kind, OperationKind::ChangeMode { .. }),
+            _ => false,
+        })
+    }
+
+    /// What is wanted of fault tolerance from now on; whether that is news. What was reserved for a secondary that is let go stays reserved while protection is
+    /// suspended.
+    pub fn want_ft(&mut self, enabled: bool, suspended: bool, claim: &Claim) -> bool {
+        if (self.ft.enabled, self.ft.suspended) == (enabled, suspended) {
+            return false;
+        }
+        (self.ft.enabled, self.ft.suspended) = (enabled, suspended);
+        let secondary = claim.secondary.as_ref().filter(|_| suspended);
+        self.syncing_to = secondary.and_then(|host| HostName::try_from(host.as_str().to_owned()).ok());
+        true
+    }
+
+    /// Reserves what the secondary needs on the host that is being given its first copy, or nothing any more; whether that is news. The reservation of a suspended
+    /// secondary stays.
+    pub fn reserve(&mut self, host: Option<&HostName>) -> bool {
+        let is_news = !self.ft.suspended && self.syncing_to.as_ref() != host;
+        if is_news {
+            self.syncing_to = host.cloned();
+        }
+        is_news
+    }
+
+    /// The VM is off.
+    pub fn power_off(&mut self) {
+        (self.power, self.syncing_to) = (Power::Off, None);
+    }
+
     /// The host that the VM is to be moved to, and has not been yet by its `claim`.
     pub fn migrates_to(&self, claim: &Claim) -> Option<&HostName> {
         match &self.pending()?.kind {
