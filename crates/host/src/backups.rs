@@ -207,12 +207,7 @@ impl Daemon {
         for (disk, own) in kept.disks.iter_mut().zip(local.disks) {
             disk.path = own.path;
         }
-        let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
-        if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
-            folder.remove_after_failure();
-            return Err(error);
-        }
-        self.vm(&staged.name)
+        self.keep_made(&folder, &kept)
     }
 
     /// A folder in which a VM is put together.

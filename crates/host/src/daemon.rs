@@ -273,6 +273,7 @@ impl Daemon {
         spawn("run-lease", |daemon| daemon.keep_run_lease())?;
         spawn("run-leases", |daemon| daemon.watch_run_leases())?;
         spawn("datastores", |daemon| daemon.watch_datastores())?;
+        self.finish_unfinished();
         self.adopt_replicas()?;
         self.remove_cut_restores();
         Ok(spawn("controller", Self::run_controller)?)

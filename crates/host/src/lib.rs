@@ -17,6 +17,7 @@
 //! | `vm_users` | as whom the processes of each VM run |
 //! | `vm_files` | which files of this host VM specs may name |
 //! | `power`, `launch`, `settings`, `names`, `secondary`, `protection`, `views`, `hardware` | what the daemon does for VMs, and how it shows them |
+//! | `unfinished` | VMs that were being made or renamed when a daemon was killed |
 //! | `snapshots`, `disk_jobs` | snapshots of VMs, in the VMs' folders; what is done with the disks of VMs that are off |
 //! | `backups`, `repositories` | recovery points of VMs; the repositories that the host knows, with their keys |
 //! | `owner` | the thread in which whatever changes a VM's state here happens |
@@ -81,6 +82,7 @@ mod settings;
 mod snapshots;
 pub mod store_move;
 pub mod token;
+mod unfinished;
 mod views;
 mod vm_files;
 mod vm_folder;

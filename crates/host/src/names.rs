@@ -4,17 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api::messages::{CloneVm, RenameVm, SetVm, VmView};
-use api::time::unix_ms_now;
-use cluster::records::{Power, VmRecord};
 use spec::{MacAddr, NetworkSpec, VmSpec};
 use terminal::error_text::error_text;
 
 use super::daemon::Daemon;
-use super::error::{HostError, Kind};
+use super::error::HostError;
 use super::folder::check_socket_path;
-use super::protection::Removed;
 use super::registry::{KnownVm, random_vm_id};
 use super::settings::changed;
+use super::unfinished::refuse_if_under_way;
 use crate::replica::config::socket;
 use crate::replica::disk_copy;
 
@@ -51,6 +49,7 @@ impl Daemon {
     /// Makes a VM with copies of the disks of another one, which is off. For the owner of the latter.
     pub fn clone_vm(self: &Arc<Self>, name: &str, clone: &CloneVm) -> Result<VmView, HostError> {
         let vm = self.off_here(name)?;
+        refuse_if_under_way(&vm)?;
         if let Some(datastore) = vm.spec.datastore() {
             return Err(HostError::conflict(format!(
                 "VM {name} cannot be cloned: its disks are on datastore {datastore}"
@@ -64,13 +63,9 @@ impl Daemon {
         self.vm_folder(name)
             .copy_to(&folder, &self.images)
             .map_err(|error| HostError::conflict(format!("VM {name} was not cloned: {}", error_text(&error))))?;
-        let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
-        if let Err(error) = self.registry.add_vm(&spec, &self.config, created_unix_ms) {
-            folder.remove_after_failure();
-            return Err(error);
-        }
+        let made = self.keep_made(&folder, &spec)?;
         tracing::info!("VM {} created as a clone of VM {name}", spec.name);
-        self.vm(&spec.name)
+        Ok(made)
     }
 
     /// Gives a VM that is off another name. For its owner. A copy of its disks on another host, for a secondary, is removed. A snapshot names the VM and
@@ -84,45 +79,23 @@ impl Daemon {
             .hint(format!("remove them first, with `twinvm vm snapshot rm {name} {snapshot}`")));
         }
         let vm = self.off_here(name)?;
+        refuse_if_under_way(&vm)?;
         let spec = renamed(&vm.spec, &rename.name)?;
         self.require_free_name(&spec)?;
         let (before, after) = (self.vm_folder(name), self.vm_folder(&spec.name));
-        // Until both are there, the one under the old name is the VM.
-        self.registry.add_record(&VmRecord {
-            name: spec.name.parse().map_err(cluster::records::ClusterError::from)?,
-            spec: spec::to_toml(&spec).map_err(anyhow::Error::from)?.into(),
-            power: Power::Off,
-            network_ends: Vec::new(),
-            syncing_to: None,
-            operation: None,
-            ..vm.record.clone()
-        })?;
+        self.begin_rename(&vm, &spec)?;
         if let Err(error) = before.move_to(&after, &self.images) {
             // Not if they are under the new name all the same.
             if before.path().exists() {
                 let new = self.known(&spec.name)?;
                 self.registry.remove_vm(&new)?;
+                before.finished()?;
             }
             return Err(HostError::conflict(format!("VM {name} was not renamed: {}", error_text(&error))));
         }
-        if let Err(error) = self.registry.remove_vm(&vm) {
-            // Whether a store that does not answer has done it is not known: then both stay.
-            return if error.kind == Kind::Conflict { Err(self.undo_rename(&vm, &spec, error)) } else { Err(error) };
-        }
-        self.drop_secondaries(&vm, Removed::Copies)?;
-        self.ends.stop(&self.end_sockets(&vm.spec));
+        self.end_rename(&vm, &spec)?;
         tracing::info!("VM {name} renamed to {}", spec.name);
         self.vm(&spec.name)
-    }
-
-    /// Takes a rename back whose VM was started elsewhere before it was done.
-    fn undo_rename(&self, vm: &KnownVm, spec: &VmSpec, error: HostError) -> HostError {
-        let moved = self.vm_folder(&spec.name).move_to(&self.vm_folder(&vm.name), &self.images);
-        let undone = moved.map_err(HostError::from).and_then(|()| self.known(&spec.name));
-        if let Err(why) = undone.and_then(|new| self.registry.remove_vm(&new)) {
-            tracing::warn!("VM {}: its rename to {} was not undone: {why}", vm.name, spec.name);
-        }
-        error
     }
 
     /// A VM that is at home here and does not run, when it is sure that no secondary takes it over any more: one that has lost its primary may be about

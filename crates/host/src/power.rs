@@ -10,7 +10,6 @@ use anyhow::Context;
 use api::client::Target;
 use api::events::EventKind;
 use api::messages::{CreateVm, RebootVm, RemoveVm, RemovedVm, StartVm, StopHost, StopVm, VmView};
-use api::time::unix_ms_now;
 use cluster::controller::consent::{NotStarted, may_start};
 use cluster::controller::{Action, Outcome, SHUTDOWN_MS_MAX};
 use cluster::records::OperationKind;
@@ -156,14 +155,9 @@ impl Daemon {
         let kept = folder
             .create(spec, &self.images, &self.vm_files)
             .map_err(|error| HostError::bad_request(error_text(&error)))?;
-        let created_unix_ms = folder.contents().map_or_else(unix_ms_now, |contents| contents.created_unix_ms);
-        if let Err(error) = self.registry.add_vm(&kept, &self.config, created_unix_ms) {
-            self.remove_disks_on_datastore(&kept);
-            folder.remove_after_failure();
-            return Err(error);
-        }
+        let made = self.keep_made(&folder, &kept)?;
         self.events.note(EventKind::Created, Some(&spec.name), "was created");
-        self.vm(&spec.name)
+        Ok(made)
     }
 
     /// Removes a VM from every host that is alive, disks included. For its owner.

@@ -27,6 +27,9 @@ use crate::foreground::open::require_file;
 
 mod folders;
 mod place;
+mod unfinished;
+
+pub use unfinished::Unfinished;
 
 /// Largest kernel or initial RAM disk, in bytes.
 pub const BOOT_FILE_BYTES_MAX: u64 = 1 << 30;
@@ -113,6 +116,10 @@ impl VmFolder {
         let contents = shared.contents().ok_or_else(|| anyhow!("{} holds no VM", shared.path.display()))?;
         self.clear_of_others(contents.created_unix_ms, images)?;
         private_folder(&self.path)?;
+        self.take_from(shared, &contents)
+    }
+
+    fn take_from(&self, shared: &Self, contents: &VmContents) -> Result<()> {
         for (from, to) in [(shared.kernel(), self.kernel()), (shared.initrd(), self.initrd())] {
             if from.exists() && !to.exists() {
                 let file = plain_file::open(&from).with_context(|| format!("cannot read {}", from.display()))?;
@@ -120,7 +127,7 @@ impl VmFolder {
             }
         }
         CopyMark::of(&self.path).write(CopyState::consistent(Generation::NONE)).context("cannot mark the disks")?;
-        self.write_contents(&contents)
+        self.write_contents(contents)
     }
 
     /// Refuses disks that somebody else has open, or that are based on something that is not here.
@@ -133,20 +140,23 @@ impl VmFolder {
     }
 
     /// Fills a new folder for the first replica of a VM, and one on their datastore where its disks are on one. The files that the spec names stay as they are. Returns the spec to
-    /// keep, in which nothing depends on images any more but disks. Leaves nothing behind when it fails.
+    /// keep, in which nothing depends on images any more but disks. Leaves nothing behind when it fails, and the note that it is [unfinished](Unfinished) when it does not.
     pub fn create(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<VmSpec> {
         let of_disks = self.of_disks(spec, files)?;
         if of_disks.path != self.path {
-            folders::create_folder(&of_disks.path)?;
-            let filled = of_disks.fill(spec, images, files);
-            let adopted = filled.and_then(|kept| self.adopt(&of_disks, images).map(|()| kept));
-            if adopted.is_err() {
+            self.begin(Some(&of_disks.path))?;
+            folders::create_folder(&of_disks.path).inspect_err(|_| self.remove_after_failure())?;
+            let taken = of_disks.fill(spec, images, files).and_then(|kept| {
+                let contents = of_disks.contents().context("a folder that was filled holds a VM")?;
+                self.take_from(&of_disks, &contents).map(|()| kept)
+            });
+            if taken.is_err() {
                 self.remove_after_failure();
                 of_disks.remove_after_failure();
             }
-            return adopted;
+            return taken;
         }
-        folders::create_folder(&self.path)?;
+        self.begin(None)?;
         let filled = self.fill(spec, images, files);
         if filled.is_err() {
             self.remove_after_failure();
@@ -380,7 +390,7 @@ impl VmFolder {
 
     /// Fills the new folder `target` for another VM with copies of what is here. Leaves nothing behind when it fails.
     pub fn copy_to(&self, target: &Self, images: &ImageStore) -> Result<()> {
-        folders::create_folder(&target.path)?;
+        target.begin(None)?;
         let copied = self.copy_files_to(target, images);
         if copied.is_err() {
             target.remove_after_failure();

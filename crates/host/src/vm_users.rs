@@ -26,7 +26,7 @@ const NOTES: &str = "/run/twinvm/vm-users";
 const LISTS: [(&str, usize, bool); 4] =
     [("/etc/passwd", 2, false), ("/etc/group", 2, false), ("/etc/subuid", 1, true), ("/etc/subgid", 1, true)];
 /// What a VM's folder holds that stays its host's: what the host itself relies on while the VM runs, and keys.
-const HOSTS_OWN: [&str; 5] = ["replica.json", "replica.pid", "session", "vm.json", "bases.json"];
+const HOSTS_OWN: [&str; 6] = ["replica.json", "replica.pid", "session", "vm.json", "bases.json", "unfinished.json"];
 /// Below are the users of the system.
 const UID_MIN: u32 = 1000;
 /// Who stands for a user without a number.

@@ -246,6 +246,7 @@ const HOUSE: &[Crate] = &[
                 "secondary",
                 "settings",
                 "snapshots",
+                "unfinished",
                 "views",
             ],
         ],

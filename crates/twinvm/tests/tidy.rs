@@ -10,7 +10,7 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Faults that `ARCHITECTURE.md` says to stay mended.
-const MENDED: usize = 18;
+const MENDED: usize = 19;
 /// Cases that `docs/cases.md` says to be tested, with others of their kinds.
 const CASES: usize = 32;
 /// Most lines of a file.

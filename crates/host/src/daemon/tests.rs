@@ -10,13 +10,13 @@ use api::messages::{
 };
 use cluster::arbiter::StoreArbiter;
 use cluster::controller::{Action, Outcome};
-use cluster::records::Power;
+use cluster::records::{OperationKind, Power, VmRecord};
 use cluster::store::{
     Changes, Compare, Entry, LeaseId, Listing, Op, Outcome as Transacted, Sight, Store, StoreError, Stores,
 };
 use protocol::{Arbiter, Claim, Generation, Verdict};
 use replication::channel::Peer;
-use spec::{EngineKind, ReplicaId};
+use spec::{EngineKind, ReplicaId, VmSpec};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -25,6 +25,7 @@ use crate::error::Kind;
 use crate::init::{InitOptions, Keys, init};
 use crate::replica::control::UnprotectReason;
 use crate::runtime::VMS_INTERVAL;
+use crate::vm_folder::Unfinished;
 
 const VM: &str = "shop";
 
@@ -462,4 +463,74 @@ fn rights_are_given_up_by_whose_they_are() {
     assert_eq!(kind("b", Peer::Operator("b".to_owned())), Err(Kind::Forbidden));
     assert_eq!(kind("a", Peer::Host("a".to_owned())), Err(Kind::Conflict), "it is there");
     assert_eq!(kind("b", Peer::Host("b".to_owned())), Ok(()));
+}
+
+fn names(place: &Place) -> Vec<String> {
+    let mut names: Vec<String> =
+        place.daemon.registry.state().unwrap().vms.iter().map(|vm| vm.record.name.to_string()).collect();
+    names.sort();
+    names
+}
+
+/// The daemon was killed in between.
+#[test]
+fn what_was_half_made_is_taken_back_by_the_next_daemon() {
+    let place = Place::new();
+    let (daemon, before) = (&place.daemon, place.files());
+    // Before the store had its record, and before anything was in its folder.
+    daemon.vm_folder(VM).copy_to(&daemon.vm_folder("copy"), &daemon.images).unwrap();
+    fs::create_dir(daemon.vm_folder("bare").path()).unwrap();
+    daemon.finish_unfinished();
+    assert_eq!(place.files(), before);
+    assert!(!daemon.vm_folder("bare").path().exists() && !daemon.vm_folder("copy").path().exists());
+    // When the store had it.
+    daemon.clone_vm(VM, &CloneVm { name: "copy".to_owned(), forward: None }).unwrap();
+    let made = place.files();
+    daemon.vm_folder("copy").note_unfinished(&Unfinished::Made { disks: None }).unwrap();
+    daemon.finish_unfinished();
+    assert_eq!((place.files(), names(&place)), (made, vec!["copy".to_owned(), VM.to_owned()]));
+    // Somebody else has made a VM of that name meanwhile, on another host.
+    let theirs = VmRecord { created_unix_ms: 1, name: "other".parse().unwrap(), ..daemon.known(VM).unwrap().record };
+    daemon.registry.add_record(&theirs).unwrap();
+    daemon.vm_folder(VM).copy_to(&daemon.vm_folder("other"), &daemon.images).unwrap();
+    daemon.finish_unfinished();
+    assert!(!daemon.vm_folder("other").path().exists() && names(&place).contains(&"other".to_owned()));
+}
+
+/// The VM has one name, and all of it has that one.
+#[test]
+fn what_was_half_renamed_has_one_name_with_the_next_daemon() {
+    let place = Place::new();
+    let (daemon, before) = (&place.daemon, place.files());
+    let vm = daemon.known(VM).unwrap();
+    let spec = VmSpec { name: "store".to_owned(), ..vm.spec.clone() };
+    daemon.begin_rename(&vm, &spec).unwrap();
+    assert_eq!(names(&place).len(), 2);
+    daemon.finish_unfinished();
+    assert_eq!((place.files(), names(&place)), (before, vec![VM.to_owned()]));
+    daemon.begin_rename(&vm, &spec).unwrap();
+    daemon.vm_folder(VM).move_to(&daemon.vm_folder("store"), &daemon.images).unwrap();
+    daemon.finish_unfinished();
+    assert_eq!(names(&place), ["store"]);
+    let folder = daemon.vm_folder("store");
+    assert!(folder.contents().is_some() && folder.unfinished().is_none() && !daemon.vm_folder(VM).path().exists());
+    // Of two VMs, whatever a note says, none is forgotten.
+    daemon.clone_vm("store", &CloneVm { name: "copy".to_owned(), forward: None }).unwrap();
+    let name = |name: &str| name.parse().unwrap();
+    folder.note_unfinished(&Unfinished::Renamed { from: name("copy"), to: name("store") }).unwrap();
+    daemon.finish_unfinished();
+    assert_eq!((names(&place), folder.unfinished()), (vec!["copy".to_owned(), "store".to_owned()], None));
+}
+
+/// A start that was asked for would be lost with the old name.
+#[test]
+fn a_vm_of_which_something_was_asked_is_neither_renamed_nor_cloned() {
+    let place = Place::new();
+    let vm = place.daemon.known(VM).unwrap();
+    place.daemon.ask(&vm, OperationKind::Start { from_stale_disks: false, snapshot: None }, None).unwrap();
+    for (what, want) in &WANTS[..2] {
+        let error = want(&place.daemon).unwrap_err();
+        assert!(error.kind == Kind::Conflict && error.to_string().contains("start is under way"), "{what}: {error}");
+    }
+    assert_eq!(names(&place), [VM]);
 }

@@ -270,6 +270,21 @@ fn hold_the_lock() {
     std::thread::sleep(HUNG);
 }
 
+/// Its folder would keep the name from being used.
+#[test]
+fn a_vm_that_was_half_made_when_the_daemon_was_killed_is_gone_with_the_next_one() {
+    let mut world = World::of(&["a"]);
+    world.kill_daemon("a");
+    let half = world.path("a").join("vms").join(VM);
+    fs::create_dir(&half).unwrap();
+    fs::write(half.join("unfinished.json"), r#"{"made":{"disks":null}}"#).unwrap();
+    fs::write(half.join("disk0.raw"), "half of it").unwrap();
+    world.start("a");
+    assert!(!half.exists(), "{}", world.logs());
+    world.create("a", VM, "test-redis", false);
+    assert!(half.join("disk0.qcow2").exists() && !half.join("unfinished.json").exists());
+}
+
 /// As when the disk with the logs is full.
 #[test]
 fn a_daemon_whose_log_cannot_be_written_serves_all_the_same() {
