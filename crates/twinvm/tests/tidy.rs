@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
@@ -206,6 +207,20 @@ fn row_23_no_error_is_shown_with_what_its_text_says_already() {
     assert!(shown.is_empty(), "use error_text: {shown:?}");
 }
 
+/// Where HTTP is spoken: both sides of the API, metrics, and commands. What is decided elsewhere is an error of its own kind, which gets its status here.
+const HTTP: [&str; 4] = ["api/src/client.rs", "host/src/metrics.rs", "host/src/rest/", "twinvm/src/cli/"];
+
+#[test]
+fn http_statuses_are_where_http_is_spoken() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut elsewhere = shipped(&root);
+    elsewhere.retain(|path| {
+        let name = path.strip_prefix(&root).unwrap().display().to_string();
+        !HTTP.iter().any(|place| name.starts_with(place)) && fs::read_to_string(path).unwrap().contains("StatusCode")
+    });
+    assert!(elsewhere.is_empty(), "return a `HostError` of its kind: {elsewhere:?}");
+}
+
 /// These macros panic where standard output or error cannot be written: an editor that has gone, a disk that is full.
 const PANICKING: [&str; 4] = ["print", "println", "eprint", "eprintln"];
 
@@ -312,22 +327,130 @@ fn table(document: &str, heading: &str, columns: usize) -> (Vec<String>, Vec<Str
             wrong.push(format!("{number} has no row in its place"));
         }
         let tests: Vec<&str> = row[columns].split(", ").map(|test| test.trim_matches('`')).collect();
-        for test in tests {
-            let (file, name) = test.split_once("::").unwrap_or((test, ""));
-            let source = fs::read_to_string(crates.join(file)).unwrap_or_default();
-            let is_there = match file.ends_with("mutation.rs") {
-                true => source.contains(&format!("    {name},\n")),
-                false => name.is_empty() && !source.is_empty() || source.contains(&format!("fn {name}(")),
-            };
-            if !is_there {
-                wrong.push(format!("{number}: there is no {test}"));
-            }
-        }
+        wrong.extend(tests.iter().filter_map(|test| missing(crates, test)).map(|why| format!("{number}: {why}")));
     }
     (found, wrong)
 }
 
-/// A fault whose test was renamed or deleted is one that may come back unnoticed.
+/// What is wrong with a test that a table names: it is to be there, and to be run by `make test` or, if it is ignored there, by `make soak`.
+fn missing(crates: &Path, test: &str) -> Option<String> {
+    let (file, name) = test.split_once("::").unwrap_or((test, ""));
+    let Ok(source) = fs::read_to_string(crates.join(file)) else { return Some(format!("there is no file of {test}")) };
+    if file.ends_with("mutation.rs") {
+        return (!source.contains(&format!("    {name},\n"))).then(|| format!("there is no mutation {test}"));
+    }
+    if file.ends_with(".toml") {
+        return source.trim().is_empty().then(|| format!("{test} is empty"));
+    }
+    match declared(&source, name) {
+        Declared::Run => None,
+        Declared::Ignored if is_soaked(crates, file, name) => None,
+        Declared::Ignored => Some(format!("{test} is ignored, and make soak does not run it")),
+        Declared::Nowhere => Some(format!("there is no test {test}")),
+    }
+}
+
+/// What a source says of a test.
+#[derive(Debug, PartialEq, Eq)]
+enum Declared {
+    Run,
+    Ignored,
+    Nowhere,
+}
+
+/// How a test of this name is declared: by its attributes, or in the list `TESTS` of a program that is its own harness.
+fn declared(source: &str, name: &str) -> Declared {
+    let Ok(tokens) = source.parse::<TokenStream>() else { return Declared::Nowhere };
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    match attributes(&tokens, name) {
+        Some(found) if found.iter().any(|attribute| attribute.starts_with("ignore")) => Declared::Ignored,
+        Some(found) if found.iter().any(|attribute| attribute == "test") || is_listed(&tokens, name) => Declared::Run,
+        _ => Declared::Nowhere,
+    }
+}
+
+/// The attributes of the function of this name, also within modules and macros; none if there is no such function.
+fn attributes(tokens: &[TokenTree], name: &str) -> Option<Vec<String>> {
+    let is = |token: &TokenTree, word: &str| matches!(token, TokenTree::Ident(ident) if ident == word);
+    for (at, token) in tokens.iter().enumerate() {
+        if let TokenTree::Group(group) = token {
+            let inner: Vec<TokenTree> = group.stream().into_iter().collect();
+            if let Some(found) = attributes(&inner, name) {
+                return Some(found);
+            }
+        }
+        if !is(token, "fn") || !tokens.get(at + 1).is_some_and(|token| is(token, name)) {
+            continue;
+        }
+        let mut found = Vec::new();
+        // Before it are its attributes, and what it is: public, say.
+        for before in tokens[..at].iter().rev() {
+            match before {
+                TokenTree::Group(group) if group.delimiter() == Delimiter::Bracket => {
+                    found.push(group.stream().to_string())
+                }
+                TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => break,
+                TokenTree::Punct(punct) if punct.as_char() == ';' => break,
+                _ => {}
+            }
+        }
+        return Some(found);
+    }
+    None
+}
+
+/// Whether the list `TESTS` has this function.
+fn is_listed(tokens: &[TokenTree], name: &str) -> bool {
+    let list = tokens.iter().position(|token| matches!(token, TokenTree::Ident(ident) if ident == "TESTS"));
+    let list = list.and_then(|at| tokens.get(at..)).unwrap_or_default();
+    let end = list.iter().position(|token| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ';'));
+    let text: TokenStream = list.iter().take(end.unwrap_or(0)).cloned().collect();
+    text.to_string().split(|letter: char| !letter.is_alphanumeric() && letter != '_').any(|word| word == name)
+}
+
+/// Whether a line of `make soak` runs an ignored test.
+fn is_soaked(crates: &Path, file: &str, name: &str) -> bool {
+    let makefile = fs::read_to_string(crates.with_file_name("Makefile")).expect("it can be read");
+    let (_, recipe) = makefile.split_once("\nsoak:").expect("it has that target");
+    let recipe = recipe.split("\n\n").next().unwrap_or_default();
+    recipe.lines().any(|line| runs(line, file, name))
+}
+
+/// Whether a command runs the ignored tests among which is this one, of a file below the folder of crates.
+fn runs(command: &str, file: &str, name: &str) -> bool {
+    let parts: Vec<&str> = file.trim_end_matches(".rs").split('/').collect();
+    let [krate, "tests", program, modules @ ..] = parts.as_slice() else { return false };
+    let path: Vec<&str> =
+        modules.iter().copied().filter(|part| !["main", "mod"].contains(part)).chain([name]).collect();
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let follows = |flag: &str, value: &str| words.windows(2).any(|pair| pair == [flag, value]);
+    let after = words.iter().position(|word| word == program).map_or(words.len(), |at| at + 1);
+    let mut filters = words[after..].iter().filter(|word| !word.starts_with('-')).peekable();
+    let is_chosen = filters.peek().is_none() || filters.any(|filter| path.join("::").contains(filter));
+    follows("-p", krate) && follows("--test", program) && words.contains(&"--ignored") && is_chosen
+}
+
+#[test]
+fn a_test_that_nobody_runs_is_told_from_one_that_is_run() {
+    let source = "#[test]\nfn a() {}\n#[test]\n#[ignore = \"long\"]\nfn b() {}\nfn c() { a(); }\nmod inner { #[test] pub fn d() {} }\n\
+                  proptest! { #[test] fn e(x in 0..1) {} }\nconst TESTS: &[Test] = &[(\"f\", f)];\nfn f() {}\nfn g() {}";
+    for name in ["a", "d", "e", "f"] {
+        assert_eq!(declared(source, name), Declared::Run, "{name}");
+    }
+    assert_eq!(declared(source, "b"), Declared::Ignored);
+    for name in ["c", "g", "h", ""] {
+        assert_eq!(declared(source, name), Declared::Nowhere, "{name}");
+    }
+    let command = "cargo test $(TEST_FLAGS) -p twinvm --test mirror row_31 -- --ignored --nocapture";
+    assert!(runs(command, "twinvm/tests/mirror/slow_link.rs", "row_31_a_first_copy"));
+    assert!(!runs(command, "twinvm/tests/mirror/slow_link.rs", "another"));
+    assert!(!runs(command, "twinvm/tests/lockstep/main.rs", "row_31_a_first_copy"));
+    assert!(!runs(&command.replace("--ignored ", ""), "twinvm/tests/mirror/slow_link.rs", "row_31_a_first_copy"));
+    let all = "cargo test -p storage --test image_build -- --ignored";
+    assert!(runs(all, "storage/tests/image_build.rs", "debian") && !runs(all, "storage/src/image.rs", "debian"));
+}
+
+/// A fault whose test was renamed or deleted, or is not run, is one that may come back unnoticed.
 #[test]
 fn every_fault_that_was_mended_has_tests_that_are_there() {
     let (found, wrong) = table("ARCHITECTURE.md", "## Faults that stay mended", 3);
