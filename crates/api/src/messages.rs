@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use spec::{
-    ByteSize, DiskFormat, EngineKind, FailureDomain, FtMode, MacAddr, Maintenance, PortForward, Priority, SnapshotName,
+    ByteSize, DiskFormat, DiskSpec, EngineKind, FailureDomain, FtMode, MacAddr, Maintenance, PortForward, Priority,
+    SnapshotName,
 };
 
 use crate::status::{Protection, ReplicaStatus};
@@ -93,7 +94,7 @@ pub struct VmView {
     /// Whether it is restarted when its host is lost, if that is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ha: Option<HaView>,
-    /// Why it runs no more, or why it could not be protected last time.
+    /// Why it runs no more, or why it could not be protected last time. In the answer to a start or a change, what there is to say of that.
     pub note: Option<String>,
     /// What its replicas say, the primary first.
     pub replicas: Vec<ReplicaStatus>,
@@ -195,7 +196,8 @@ pub struct CreateVm {
     pub start: bool,
 }
 
-/// Asks for changes of a VM. What is not named stays as it is. A VM that runs has them from its next start on.
+/// Asks for changes of a VM. What is not named stays as it is. A VM that runs has them from its next start on, but for what is said to change at once or only of a
+/// VM that is off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetVm {
@@ -208,7 +210,7 @@ pub struct SetVm {
     /// Number of vCPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
-    /// All forwarded ports of its first user-mode network.
+    /// All forwarded ports of its first user-mode network: at once where that is possible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward: Option<Vec<PortForward>>,
     /// Which of several VMs comes first where not all can at once: at once, whether it runs or not.
@@ -226,6 +228,21 @@ pub struct SetVm {
     /// New sizes of disks, by number, in bytes: larger ones, of a VM that is off.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub disk_bytes: BTreeMap<usize, u64>,
+    /// Numbers of disks that it is to have no more; of a VM that is off. Those behind get lower numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove_disk: Vec<usize>,
+    /// Disks that it gets behind those that it has, as copies unless they are read-only; of a VM that is off. Paths are absolute, on its host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub add_disk: Vec<DiskSpec>,
+    /// A kernel that is copied from this file of its host; of a VM that is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM disk, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
 }
 
 /// Asks for another VM with copies of a VM's disks.
@@ -439,6 +456,13 @@ pub struct VmContents {
     pub created_unix_ms: u64,
     /// The size of each disk, in bytes.
     pub disk_bytes: Vec<u64>,
+    /// How often its kernel or initial RAM disk were changed since.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub boot_changes: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// With what one of the two replicas of a VM proves to the other who it is: keys for one session, under an authority of its own. Each part is PEM.

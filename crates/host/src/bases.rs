@@ -94,6 +94,15 @@ impl Bases {
         Ok(())
     }
 
+    /// Takes the notes of another folder's disks that come here under other names, beside those of the disks that are here.
+    pub fn take_from(&self, other: &Self, renamed: &[(String, String)]) -> Result<()> {
+        let (mut theirs, mut notes) = (other.read()?, self.read_to_change()?);
+        notes.extend(renamed.iter().filter_map(|(from, to)| Some((to.clone(), theirs.remove(from)?))));
+        let file = self.file();
+        durable::write(&file, &serde_json::to_vec(&notes)?, Readers::Owner)
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+
     /// Takes the notes of another folder, whose disks were copied.
     pub fn copy_from(&self, other: &Self) -> Result<()> {
         let text = match plain_file::read(&other.file(), BYTES_MAX) {

@@ -41,6 +41,7 @@ impl Daemon {
     ) -> Result<(), HostError> {
         let name = &vm.name;
         let run_lease = self.run_lease_for(vm)?;
+        self.settle_files(vm)?;
         // It becomes the VM's when the VM is this host's: until then a secondary may take over with the one that it has now.
         let vm = at_next_start(vm.clone())?;
         let folder = self.vm_folder(name);

@@ -125,6 +125,7 @@ impl Daemon {
             self.settle(&replica);
         }
         let vm = self.decided(self.known(name)?)?;
+        self.settle_files(&vm)?;
         let folder = self.vm_folder(name);
         folder.settle_disks()?;
         disk_copy::startable(folder.path(), false).map_err(|error| HostError::conflict(error_text(&error)))?;

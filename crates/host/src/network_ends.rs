@@ -16,11 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use cluster::store::StoreLocation;
 use machine::bus::lock;
-use network::end::{self, ControlError, EndConfig, EndProcess, Lifetime};
+use network::end::{self, ControlError, EndConfig, EndProcess, EndStatus, Lifetime};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, kill_process};
-use spec::NetworkSpec;
-use spec::VmSpec;
+use spec::{NetworkSpec, PortForward, UserSpec, VmSpec};
 
 use super::config::HostConfig;
 use super::folder::{check_socket_path, private_folder};
@@ -63,12 +62,68 @@ pub fn sockets(spec: &VmSpec, shared: &Path, vm_folder: &Path) -> Vec<PathBuf> {
     spec.networks.iter().enumerate().map(socket).collect()
 }
 
+/// What has become of ports that were to be forwarded anew.
+pub struct Forwarded {
+    /// The cards as they are now.
+    pub networks: Vec<NetworkSpec>,
+    /// Why some of it was left for the next start.
+    pub left: Option<String>,
+}
+
+impl Forwarded {
+    /// Nothing.
+    pub fn before(networks: &[NetworkSpec]) -> Self {
+        Self { networks: networks.to_vec(), left: None }
+    }
+}
+
 impl NetworkEnds {
+    /// Has ends that run forward the ports of `after`, where the cards differ from those of `before` in nothing else: all of them, or none. What only an end
+    /// that is started anew may do is left.
+    pub fn forward(
+        &self,
+        before: &[NetworkSpec],
+        after: &[NetworkSpec],
+        sockets: &[PathBuf],
+    ) -> Result<Forwarded, ControlError> {
+        let mut told = Forwarded::before(before);
+        if before.len() != after.len() {
+            return Ok(told);
+        }
+        let mut done = Vec::new();
+        for ((network, wanted), socket) in told.networks.iter_mut().zip(after).zip(sockets) {
+            let (NetworkSpec::User(now), NetworkSpec::User(next)) = (&mut *network, wanted) else { continue };
+            let is_forwarded_only = UserSpec { forward: next.forward.clone(), ..now.clone() } == *next;
+            if !is_forwarded_only || now.forward == next.forward {
+                continue;
+            }
+            match end::forward(socket, &next.forward) {
+                Ok(_) => {
+                    done.push((socket, std::mem::replace(&mut now.forward, next.forward.clone())));
+                }
+                Err(ControlError::NeedsStart(why)) => told.left = Some(why),
+                Err(error) => {
+                    for (socket, ports) in done {
+                        if let Err(error) = end::forward(socket, &ports) {
+                            tracing::warn!("network end: ports are not forwarded as before: {error}");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(told)
+    }
+
     /// Starts those ends that do not answer, as the VM's user if it has one.
     pub fn ensure(&self, exe: &Path, spec: &VmSpec, sockets: &[PathBuf], user: Option<u32>) -> Result<()> {
         for (number, socket) in sockets.iter().enumerate().take(spec.networks.len()) {
             match end::status(socket) {
-                Ok(_) => continue,
+                Ok(status) => {
+                    follow(spec.networks.get(number), socket, &status).with_context(|| format!("network {number}"))?;
+                    continue;
+                }
+                Err(ControlError::Refused(_) | ControlError::NeedsStart(_)) => continue,
                 Err(ControlError::NoAnswer { .. }) => end_silent(socket),
                 Err(ControlError::Unreachable { .. }) => {}
             }
@@ -128,6 +183,21 @@ impl NetworkEnds {
             }
         }
     }
+}
+
+/// Has an end that was left from before forward what it is to by now. One of an earlier version does not say what it does.
+fn follow(network: Option<&NetworkSpec>, socket: &Path, status: &EndStatus) -> Result<(), ControlError> {
+    match (network, &status.forward) {
+        (Some(NetworkSpec::User(user)), Some(ports)) if !is_same(ports, &user.forward) => {
+            end::forward(socket, &user.forward).map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether these are the same ports, in whatever order.
+fn is_same(ports: &[PortForward], others: &[PortForward]) -> bool {
+    ports.len() == others.len() && ports.iter().all(|port| others.contains(port))
 }
 
 /// Ends by force a network end that listens at a socket and does not answer, whoever has started it.

@@ -195,6 +195,7 @@ impl Daemon {
         self.drop_secondaries(&vm, Removed::Everything)?;
         self.ends.stop(&self.end_sockets(&vm.spec));
         self.remove_disks_on_datastore(&vm.spec);
+        self.vm_folder(name).drop_change()?;
         self.vm_folder(name).remove()?;
         self.events.note(EventKind::Removed, Some(name), "was removed");
         Ok(RemovedVm { removed: name.to_owned(), ..RemovedVm::default() })

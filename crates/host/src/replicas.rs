@@ -12,8 +12,9 @@ use api::events::EventKind;
 use api::messages::{LocalDisks, LocalVms, VmNote};
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
+use cluster::records::ClusterState;
 use machine::bus::lock;
-use spec::{CpuProfile, VmName};
+use spec::{CpuProfile, VmName, VmSpec};
 use storage::plain_file;
 use terminal::error_text::error_text;
 
@@ -29,6 +30,8 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 const FRESH_TIMEOUT: Duration = Duration::from_millis(500);
 /// A replica that has not answered for so long is said not to answer.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How often it is tried to forward ports that could not be.
+const PORTS_INTERVAL: Duration = Duration::from_secs(5);
 /// What [`ReplicaEnd::leave`] writes; when it was written is when the replica ended.
 const END_FILE: &str = "ended.json";
 
@@ -41,6 +44,18 @@ pub struct Replica {
     answer: Mutex<Answer>,
     /// Since when no primary is connected to this secondary.
     unclaimed_since: Mutex<Instant>,
+    ports: Mutex<Ports>,
+}
+
+/// What the network ends of a replica forward.
+#[derive(Default)]
+struct Ports {
+    /// The spec in the VM's record whose ports those are; nothing as long as they are those that it was started with.
+    followed: Option<String>,
+    /// When it was last tried to follow another one.
+    tried: Option<Instant>,
+    /// Why that failed.
+    failed: Option<String>,
 }
 
 /// What a replica said last, and when.
@@ -169,6 +184,7 @@ impl Daemon {
             process: Mutex::new(process),
             answer: Mutex::new(Answer { status, processor: None, at: Instant::now() }),
             unclaimed_since: Mutex::new(Instant::now()),
+            ports: Mutex::default(),
         });
         if let Ok(name) = vm.parse::<VmName>() {
             lock(&self.powered_off).remove(&name);
@@ -226,11 +242,55 @@ impl Daemon {
     /// Starts the network ends anew that a replica misses. Why that is not possible is for the replica to say, which goes on missing them.
     fn mend_ends(&self, vm: &str) {
         let config = ReplicaConfig::load_own(&config::file(&self.folder.vm(vm)));
-        let mended = config
-            .and_then(|config| Ok((config.vm_spec()?, config.network_ends, config.user)))
-            .and_then(|(spec, sockets, user)| self.ends.mend(&self.exe, &spec, &sockets, user));
+        // Its ports may have been changed since it was started.
+        let known = self.registry.vm(vm).ok().flatten();
+        let mended = config.and_then(|config| Ok((config.vm_spec()?, config.network_ends, config.user))).and_then(
+            |(spec, sockets, user)| {
+                let networks = known.map_or_else(|| spec.networks.clone(), |known| known.spec.networks);
+                self.ends.mend(&self.exe, &VmSpec { networks, ..spec }, &sockets, user)
+            },
+        );
         if let Err(error) = mended {
             tracing::warn!("VM {vm}: a network end is gone: {}", error_text(&error));
+        }
+    }
+
+    /// Has the network ends of replicas here forward the ports that their VMs' records name by now: those of a secondary before it takes over.
+    pub(super) fn follow_ports(self: &Arc<Self>, state: &ClusterState, replicas: &[Arc<Replica>]) {
+        for replica in replicas {
+            let Some(vm) = state.vms.iter().find(|vm| *vm.record.name == replica.vm) else { continue };
+            let mut ports = lock(&replica.ports);
+            let is_done = ports.followed.as_ref() == Some(&vm.record.spec);
+            if is_done || ports.tried.is_some_and(|tried| tried.elapsed() < PORTS_INTERVAL) {
+                continue;
+            }
+            ports.tried = Some(Instant::now());
+            drop(ports);
+            let (daemon, replica, text) = (self.clone(), replica.clone(), vm.record.spec.clone());
+            let posted = self.owners.post(&vm.record.name, move || daemon.follow_ports_of(&replica, text));
+            if let Err(error) = posted {
+                tracing::warn!("{}", error_text(&error));
+            }
+        }
+    }
+
+    fn follow_ports_of(&self, replica: &Replica, text: String) {
+        let before = lock(&replica.ports).followed.clone();
+        let followed = ReplicaConfig::load_own(&config::file(&self.folder.vm(&replica.vm))).and_then(|config| {
+            let before = before.as_deref().map_or_else(|| config.vm_spec(), |text| Ok(VmSpec::parse(text)?))?;
+            let told = self.ends.forward(&before.networks, &VmSpec::parse(&text)?.networks, &config.network_ends)?;
+            told.left.map_or(Ok(()), |why| anyhow::bail!(why))
+        });
+        let mut ports = lock(&replica.ports);
+        match followed {
+            Ok(()) => *ports = Ports { followed: Some(text), tried: None, failed: None },
+            Err(error) => {
+                let why = format!("its ports are not forwarded on this host: {}", error_text(&error));
+                if ports.failed.as_ref() != Some(&why) {
+                    self.events.note(EventKind::Failed, Some(&replica.vm), &*why);
+                    ports.failed = Some(why);
+                }
+            }
         }
     }
 

@@ -145,6 +145,7 @@ impl Daemon {
         let replicas = self.all_replicas();
         let report = self.report(&replicas);
         self.events.observe(&report.replicas);
+        self.follow_ports(state, &replicas);
         let plan = lock(&self.controller).decide(state, &report, &self.registry.now());
         for planned in plan.actions.clone() {
             tracing::debug!("VM {planned}");

@@ -211,13 +211,15 @@ impl Daemon {
 
     /// The snapshot of a VM that is off, if the VM can go on from it. For the VM's owner.
     fn restorable(&self, name: &str, snapshot: &str) -> Result<Restorable, HostError> {
-        let vm = at_next_start(self.known(name)?)?;
+        let known = self.known(name)?;
+        let vm = at_next_start(known.clone())?;
         self.require_home(&vm)?;
         let snapshot = self.found_snapshot(&vm, snapshot)?;
         if self.replica(name).is_some_and(|replica| !replica.is_gone()) {
             return Err(HostError::conflict(format!("VM {name} runs"))
                 .hint(format!("stop it first with `twinvm vm stop {name}`, or pull the plug with --force")));
         }
+        self.settle_files(&known)?;
         let folder = self.vm_folder(name);
         let refused = |error: anyhow::Error| {
             HostError::conflict(format!("snapshot {snapshot} of VM {name} cannot be restored: {}", error_text(&error)))
@@ -242,7 +244,7 @@ impl Daemon {
         let (_, snapshot) = open_snapshot(file)?;
         let head = snapshot.head();
         if !has_disks_of(head, spec) {
-            anyhow::bail!("the VM's disks were made anew since, in other files");
+            anyhow::bail!("the VM has had other disks since, or they were made anew in other files");
         }
         if head.has_memory && !open::config(spec)?.is_same_hardware(&head.config) {
             anyhow::bail!("the VM has had other hardware since: then {}", hardware(&head.config));

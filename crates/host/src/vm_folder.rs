@@ -25,6 +25,7 @@ use super::registry::random_vm_id;
 use super::vm_files::VmFiles;
 use crate::foreground::open::require_file;
 
+mod change;
 mod folders;
 mod place;
 mod unfinished;
@@ -185,13 +186,7 @@ impl VmFolder {
     }
 
     fn fill(&self, spec: &VmSpec, images: &ImageStore, files: &VmFiles) -> Result<VmSpec> {
-        let image = spec.image.as_deref().map(|name| image(images, name)).transpose()?;
-        let kernel = spec.kernel.clone().or_else(|| image.as_ref().map(Image::kernel));
-        let kernel = kernel.ok_or_else(|| anyhow!("the spec names no kernel"))?;
-        self.copy_boot_file(&kernel, &self.kernel(), files).context("kernel")?;
-        if let Some(initrd) = spec.initrd.clone().or_else(|| image.as_ref().map(Image::initrd)) {
-            self.copy_boot_file(&initrd, &self.initrd(), files).context("initrd")?;
-        }
+        let image = self.copy_boot_files(spec, [true, true], images, files)?;
         let disk_bytes = spec
             .disks
             .iter()
@@ -201,10 +196,31 @@ impl VmFolder {
             })
             .collect::<Result<_>>()?;
         CopyMark::of(&self.path).write(CopyState::consistent(Generation::NONE)).context("cannot mark the disks")?;
-        self.write_contents(&VmContents { created_unix_ms: unix_ms_now(), disk_bytes })?;
+        self.write_contents(&VmContents { created_unix_ms: unix_ms_now(), disk_bytes, boot_changes: 0 })?;
         let cmdline = spec.cmdline.clone().or_else(|| image.map(|image| image.manifest().cmdline.clone()));
         let id = Some(spec.id.map_or_else(random_vm_id, Ok)?);
         Ok(VmSpec { id, cmdline: Some(cmdline.unwrap_or_else(|| "console=ttyS0".to_owned())), ..spec.clone() })
+    }
+
+    /// Copies the kernel and the initial RAM disk, or one of them, that a spec names or its image has. Answers that image.
+    fn copy_boot_files(
+        &self,
+        spec: &VmSpec,
+        [kernel_too, initrd_too]: [bool; 2],
+        images: &ImageStore,
+        files: &VmFiles,
+    ) -> Result<Option<Image>> {
+        let image = spec.image.as_deref().map(|name| image(images, name)).transpose()?;
+        let kernel = spec.kernel.clone().or_else(|| image.as_ref().map(Image::kernel));
+        let kernel = kernel.ok_or_else(|| anyhow!("the spec names no kernel"))?;
+        if kernel_too {
+            self.copy_boot_file(&kernel, &self.kernel(), files).context("kernel")?;
+        }
+        let initrd = spec.initrd.clone().or_else(|| image.as_ref().map(Image::initrd));
+        if let Some(initrd) = initrd.filter(|_| initrd_too) {
+            self.copy_boot_file(&initrd, &self.initrd(), files).context("initrd")?;
+        }
+        Ok(image)
     }
 
     fn copy_boot_file(&self, from: &Path, to: &Path, files: &VmFiles) -> Result<()> {
@@ -264,8 +280,12 @@ impl VmFolder {
             self.prepare_disk(number, disk, size_bytes, images, files).with_context(|| format!("disk {number}"))?;
         }
         let has_initrd = spec.initrd.is_some() || spec.image.is_some();
+        let boots_another = self.contents().is_some_and(|found| found.boot_changes != contents.boot_changes);
+        if boots_another && !has_initrd && self.initrd().exists() {
+            fs::remove_file(self.initrd()).with_context(|| format!("cannot remove {}", self.initrd().display()))?;
+        }
         for (name, path) in [("kernel", self.kernel()), ("initrd", self.initrd())] {
-            if (name == "kernel" || has_initrd) && !path.exists() {
+            if (name == "kernel" || has_initrd) && (boots_another || !path.exists()) {
                 let bytes = fetch(name).with_context(|| format!("cannot fetch the VM's {name}"))?;
                 write(&path, &bytes)?;
             }
@@ -328,6 +348,11 @@ impl VmFolder {
             bail!("{} is missing: this host holds no copy of the VM", self.kernel().display());
         }
         let of_disks = self.of_disks(spec, files)?;
+        if let Some(known) = of_disks.contents().map(|contents| contents.disk_bytes.len())
+            && known != spec.disks.len()
+        {
+            bail!("this host's copy is of {known} disks, and the VM has {} since", spec.disks.len());
+        }
         let local_disk = |(number, disk): (usize, &DiskSpec)| {
             if disk.readonly {
                 let (_, path) = files.open(&disk.path).with_context(|| format!("disk {number}"))?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use spec::{NetworkError, NetworkSpec};
 use thiserror::Error;
 
-pub use control::{ControlError, EndStatus, dial, keep, keep_over, status, stop};
+pub use control::{ControlError, EndStatus, dial, forward, keep, keep_over, status, stop};
 pub use process::{EndProcess, SpawnError};
 pub use server::End;
 

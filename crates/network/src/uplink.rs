@@ -38,6 +38,17 @@ pub(crate) trait Uplink {
 
     /// Tells what the guest takes from now on.
     fn accept(&mut self, offloads: ReceiveOffloads);
+
+    /// The ports that it forwards, if it can.
+    fn forwards(&self) -> Option<&[PortForward]> {
+        None
+    }
+
+    /// Forwards these ports and no others from now on; when it fails, those that it forwarded before.
+    ///
+    /// # Errors
+    /// [`UplinkError::Forward`] and [`UplinkError::NoForwards`].
+    fn forward(&mut self, ports: &[PortForward]) -> Result<(), UplinkError>;
 }
 
 /// Why an uplink could not be set up.
@@ -51,6 +62,9 @@ pub enum UplinkError {
         /// Why the port cannot be forwarded.
         source: io::Error,
     },
+    /// A guest on a bridge has an address of its own there.
+    #[error("only a user-mode network forwards ports")]
+    NoForwards,
     /// libslirp refused its configuration.
     #[error("libslirp refused the user-mode network {0}")]
     Slirp(String),

@@ -6,9 +6,11 @@
 //! | attached | end → VM | protocol version, u16; MTU in bytes, u16; the end's identity, u64; number of the next frame, u64 |
 //! | frame | both | number, u64; offload header ([`HEADER_LEN`] bytes); frame |
 //! | accept | VM → end | receive offloads, u8 |
-//! | stop, status | control → end, first | nothing |
+//! | stop, status, keep | control → end, first | nothing |
+//! | forward | control → end, first | all ports to be forwarded, JSON |
 //! | status reply | end → control | JSON |
 //! | refused | end → any | reason, UTF-8 |
+//! | needs a start | end → control | reason, UTF-8: only an end that is started anew could |
 //!
 //! Integers are little-endian.
 //!
@@ -42,6 +44,8 @@ pub(crate) const STATUS: u8 = 6;
 pub(crate) const STATUS_REPLY: u8 = 7;
 pub(crate) const REFUSED: u8 = 8;
 pub(crate) const KEEP: u8 = 9;
+pub(crate) const FORWARD: u8 = 10;
+pub(crate) const NEEDS_START: u8 = 11;
 
 /// Bytes of an attach message.
 pub(crate) const ATTACH_LEN: usize = 32;

@@ -311,7 +311,7 @@ fn a_secondary_is_prepared_as_the_store_says_or_not_at_all() {
         generation: generation.number(),
         spec: place.daemon.known(VM).unwrap().record.spec.into(),
         engine: EngineKind::Soft,
-        contents: VmContents { created_unix_ms: 1, disk_bytes: vec![1 << 20] },
+        contents: VmContents { created_unix_ms: 1, disk_bytes: vec![1 << 20], boot_changes: 0 },
         session: SessionKeys { authority: String::new(), certificate: String::new(), key: String::new() },
     };
     let ask = |client: Peer, prepare: &PrepareSecondary| {

@@ -44,9 +44,13 @@ fn is_there(path: &Path) -> String {
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().ok_or_else(|| anyhow!("{} is in no folder", path.display()))?;
-    let synced = File::open(parent).and_then(|parent| parent.sync_all());
-    synced.with_context(|| format!("cannot write {}", parent.display()))
+    sync(path.parent().ok_or_else(|| anyhow!("{} is in no folder", path.display()))?)
+}
+
+/// Brings a folder's names to stable storage.
+pub fn sync(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("cannot write {}", folder.display()))
 }
 
 #[cfg(test)]

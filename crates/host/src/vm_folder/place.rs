@@ -31,13 +31,10 @@ impl VmFolder {
 
     /// Moves the folder of another VM of this name out of the way: one of an older cluster, or one that was removed while this host was away.
     /// Nobody here can tell whether its disks are the only ones.
-    fn set_aside(&self, images: &ImageStore) -> Result<()> {
-        let (Some(folders), Some(name)) = (self.path.parent(), self.path.file_name()) else {
-            bail!("{} is not the folder of a VM", self.path.display());
-        };
-        let place = folders.with_file_name("set-aside");
-        private_folder(&place)?;
-        let mut target = place.join(name).into_os_string();
+    pub(super) fn set_aside(&self, images: &ImageStore) -> Result<()> {
+        let place = self.beside("set-aside")?;
+        private_folder(place.path.parent().unwrap_or(&place.path))?;
+        let mut target = place.path.into_os_string();
         target.push(format!("-{}", unix_ms_now()));
         let target = Self::new(PathBuf::from(target));
         self.move_to(&target, images)?;
@@ -106,7 +103,7 @@ impl VmFolder {
     }
 
     /// Tells the image store of disks that are in another place now.
-    fn note_users(&self, images: &ImageStore) -> Result<()> {
+    pub(super) fn note_users(&self, images: &ImageStore) -> Result<()> {
         let qcow2 = format!(".{}", extension(DiskFormat::Qcow2));
         let is_qcow2 = |file: &PathBuf| file.to_str().is_some_and(|file| file.ends_with(&qcow2));
         self.disk_files()?.iter().filter(|file| is_qcow2(file)).try_for_each(|disk| Ok(images.note_disk(disk)?))

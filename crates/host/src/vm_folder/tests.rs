@@ -142,7 +142,7 @@ fn a_secondary_keeps_copies_that_fit_and_no_others() {
     let folder = VmFolder::new(temporary.path().join("vms/vm"));
     fs::create_dir(temporary.path().join("vms")).unwrap();
     let disk = folder.path().join("disk0.qcow2");
-    let contents = |created_unix_ms, size| VmContents { created_unix_ms, disk_bytes: vec![size] };
+    let contents = |created_unix_ms, size| VmContents { created_unix_ms, disk_bytes: vec![size], boot_changes: 0 };
     let fetched = std::cell::Cell::new(0);
     let prepare = |contents: &VmContents| {
         folder.prepare(&spec, contents, &images, &files, |_| {
@@ -169,7 +169,7 @@ fn a_secondary_keeps_copies_that_fit_and_no_others() {
     let set_aside: Vec<_> = fs::read_dir(temporary.path().join("set-aside")).unwrap().map(Result::unwrap).collect();
     assert_eq!(set_aside.len(), 1);
     assert_eq!(fs::metadata(set_aside[0].path().join("disk0.qcow2")).unwrap().ino(), before);
-    assert!(prepare(&VmContents { created_unix_ms: 2, disk_bytes: vec![] }).is_err());
+    assert!(prepare(&VmContents { created_unix_ms: 2, disk_bytes: vec![], boot_changes: 0 }).is_err());
     folder.remove().unwrap();
     assert!(folder.local_spec(&spec, &files).unwrap_err().to_string().contains("no copy"));
 }
@@ -261,4 +261,111 @@ fn nothing_is_touched_where_no_vm_may_have_a_file() {
     let (created, is_left) = create(temporary.path());
     created.unwrap();
     assert!(!is_left);
+}
+
+/// A VM of two disks and a read-only one, in a folder of VMs, with what it is to become: without the first, with another one and another kernel.
+struct Changing {
+    temporary: tempfile::TempDir,
+    images: ImageStore,
+    files: VmFiles,
+    folder: VmFolder,
+    before: VmSpec,
+    after: VmSpec,
+}
+
+impl Changing {
+    fn new() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let images = ImageStore::new(temporary.path().join("images"));
+        let files = files(temporary.path());
+        let mut before = spec(temporary.path());
+        let disk = |name: &str, byte: u8| {
+            let path = temporary.path().join(name);
+            fs::write(&path, [byte; 4096]).unwrap();
+            DiskSpec { path, format: Some(DiskFormat::Raw), ..before.disks[0].clone() }
+        };
+        let [first, second, third] = [("first", 1), ("second", 2), ("third", 3)].map(|(name, byte)| disk(name, byte));
+        let shared = DiskSpec { readonly: true, ..disk("shared", 4) };
+        before.disks = vec![first, shared.clone(), second.clone()];
+        fs::create_dir(temporary.path().join("vms")).unwrap();
+        let folder = VmFolder::new(temporary.path().join("vms/shop"));
+        let before = folder.create(&before, &images, &files).unwrap();
+        let kernel = temporary.path().join("newer");
+        fs::write(&kernel, "newer").unwrap();
+        let after = VmSpec { disks: vec![second, third, shared], kernel: Some(kernel), ..before.clone() };
+        Self { temporary, images, files, folder, before, after }
+    }
+
+    fn propose(&self) -> Result<()> {
+        let text = spec::to_toml(&self.after).unwrap();
+        self.folder.propose((&self.before, &self.after), &text, [true, false], &self.images, &self.files)
+    }
+
+    fn settle(&self, spec: &VmSpec) -> Result<Vec<PathBuf>> {
+        let aside = self.temporary.path().join("aside");
+        self.folder.settle_change(&spec::to_toml(spec).unwrap(), &aside, &self.images)
+    }
+
+    /// What a VM that starts with this spec sees: its kernel, and the first byte of each disk.
+    fn seen(&self, spec: &VmSpec) -> (Vec<u8>, Vec<u8>) {
+        let local = self.folder.local_spec(spec, &self.files).unwrap();
+        let disks = local.disks.iter().map(|disk| fs::read(&disk.path).unwrap()[0]).collect();
+        (fs::read(local.kernel.unwrap()).unwrap(), disks)
+    }
+
+    fn is_as_before(&self) {
+        assert_eq!(self.seen(&self.before).1, [1, 4, 2]);
+        assert!(!self.temporary.path().join("changes/shop").exists() && !self.temporary.path().join("aside").exists());
+    }
+
+    fn is_changed(&self) {
+        assert_eq!(self.seen(&self.after), (b"newer".to_vec(), vec![2, 3, 4]));
+        let aside: Vec<_> = fs::read_dir(self.temporary.path().join("aside")).unwrap().flatten().collect();
+        assert_eq!(fs::read(aside[0].path()).unwrap()[0], 1);
+        assert_eq!((aside.len(), self.folder.contents().unwrap().disk_bytes), (1, vec![4096; 3]));
+        assert_eq!(self.folder.contents().unwrap().boot_changes, 1);
+        assert!(!self.temporary.path().join("changes/shop").exists());
+    }
+}
+
+#[test]
+fn a_vm_has_the_disks_and_the_kernel_that_the_store_says() {
+    let vm = Changing::new();
+    vm.propose().unwrap();
+    assert!(vm.propose().unwrap_err().to_string().contains("there already"), "one at a time");
+    assert_eq!(vm.settle(&vm.before).unwrap(), Vec::<PathBuf>::new());
+    vm.is_as_before();
+    vm.propose().unwrap();
+    fs::write(vm.folder.path().join("digests-0"), "of the first").unwrap();
+    let aside = vm.settle(&vm.after).unwrap();
+    assert_eq!(fs::read(&aside[0]).unwrap()[0], 1);
+    assert!(!vm.folder.path().join("digests-0").exists());
+    vm.is_changed();
+    // Nobody has to know that it was done.
+    vm.settle(&vm.after).unwrap();
+    vm.is_changed();
+}
+
+#[test]
+fn a_change_that_cannot_be_leaves_a_vm_as_it_is() {
+    let mut vm = Changing::new();
+    vm.after.disks[1].path = vm.temporary.path().join("missing");
+    assert!(format!("{:#}", vm.propose().unwrap_err()).contains("missing"));
+    vm.is_as_before();
+}
+
+/// A daemon may be killed between any two changes of names: after the first `done` of them.
+#[test]
+fn a_change_that_was_cut_short_anywhere_is_carried_through() {
+    for done in 0.. {
+        let vm = Changing::new();
+        vm.propose().unwrap();
+        if change::tests::stopping_after(done, || vm.settle(&vm.after)).is_ok() {
+            assert!(done > 8, "it was never cut short");
+            break;
+        }
+        // From when it was decided, whatever the store says: the names of disks are no longer those of before.
+        vm.settle(&vm.after).unwrap_or_else(|error| panic!("after {done}: {error:#}"));
+        vm.is_changed();
+    }
 }

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use spec::PortForward;
 use thiserror::Error;
 
 use crate::seqpacket::{Incoming, SeqSocket, is_abandoned};
-use crate::wire::{KEEP, STATUS, STATUS_REPLY, STOP};
+use crate::wire::{FORWARD, KEEP, NEEDS_START, REFUSED, STATUS, STATUS_REPLY, STOP};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest status, in bytes.
-const ANSWER_LEN_MAX: usize = 4096;
+const ANSWER_LEN_MAX: usize = 64 << 10;
 
 /// What a network end says of itself. Counts are since its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,9 @@ pub struct EndStatus {
     pub missed_frames: u64,
     /// Frames towards the guest that found its queue full or that it does not take.
     pub to_guest_dropped: u64,
+    /// The ports that it forwards; nothing if it is of an earlier version, or on a bridge.
+    #[serde(default)]
+    pub forward: Option<Vec<PortForward>>,
     /// Messages of the VM process that made no sense, and frames whose offload header did not fit them.
     pub malformed: u64,
 }
@@ -72,6 +76,12 @@ pub enum ControlError {
         /// The socket.
         path: PathBuf,
     },
+    /// It said why it does not.
+    #[error("{0}")]
+    Refused(String),
+    /// It may not do it any more, but an end that is started anew may.
+    #[error("{0}")]
+    NeedsStart(String),
 }
 
 /// Asks the end that listens at `socket` how it is.
@@ -80,6 +90,17 @@ pub enum ControlError {
 /// [`ControlError`].
 pub fn status(socket: &Path) -> Result<EndStatus, ControlError> {
     ask(socket, STATUS)
+}
+
+/// Has the end that listens at `socket` forward these ports and no others from now on: all of them, or those that it forwarded before. Connections that
+/// there are stay.
+///
+/// # Errors
+/// [`ControlError`]; [`ControlError::NeedsStart`] for ports that only root may open.
+pub fn forward(socket: &Path, ports: &[PortForward]) -> Result<EndStatus, ControlError> {
+    let mut message = vec![FORWARD];
+    serde_json::to_writer(&mut message, ports).map_err(|error| ControlError::Refused(error.to_string()))?;
+    answer(&request(socket, &message)?, socket)
 }
 
 /// Says that a VM process may yet connect: the time of [`super::Lifetime::WithoutClient`] begins anew. Answers how the end is.
@@ -111,7 +132,7 @@ pub fn keep_over(connection: OwnedFd, socket: &Path) -> Result<EndStatus, Contro
 }
 
 fn ask(socket: &Path, kind: u8) -> Result<EndStatus, ControlError> {
-    answer(&request(socket, kind)?, socket)
+    answer(&request(socket, &[kind])?, socket)
 }
 
 fn answer(connection: &SeqSocket, socket: &Path) -> Result<EndStatus, ControlError> {
@@ -120,11 +141,14 @@ fn answer(connection: &SeqSocket, socket: &Path) -> Result<EndStatus, ControlErr
         Ok(Incoming::Message { len, truncated: false }) => len,
         _ => 0,
     };
-    match answer.get(..len) {
-        Some([STATUS_REPLY, json @ ..]) => serde_json::from_slice(json).ok(),
-        _ => None,
+    let no_answer = || ControlError::NoAnswer { path: socket.to_owned() };
+    let text = |reason: &[u8]| String::from_utf8_lossy(reason).into_owned();
+    match answer.get(..len).unwrap_or_default() {
+        [STATUS_REPLY, json @ ..] => serde_json::from_slice(json).map_err(|_| no_answer()),
+        [REFUSED, reason @ ..] => Err(ControlError::Refused(text(reason))),
+        [NEEDS_START, reason @ ..] => Err(ControlError::NeedsStart(text(reason))),
+        _ => Err(no_answer()),
     }
-    .ok_or_else(|| ControlError::NoAnswer { path: socket.to_owned() })
 }
 
 /// Ends the end that listens at `socket`, and returns when it has ended and its socket is gone.
@@ -132,7 +156,7 @@ fn answer(connection: &SeqSocket, socket: &Path) -> Result<EndStatus, ControlErr
 /// # Errors
 /// [`ControlError`].
 pub fn stop(socket: &Path) -> Result<(), ControlError> {
-    let connection = request(socket, STOP)?;
+    let connection = request(socket, &[STOP])?;
     // It closes the connection as the last thing it does.
     match connection.recv_waiting(&mut [0; 1]) {
         Ok(Incoming::Closed) => {
@@ -146,9 +170,9 @@ pub fn stop(socket: &Path) -> Result<(), ControlError> {
     }
 }
 
-fn request(socket: &Path, kind: u8) -> Result<SeqSocket, ControlError> {
+fn request(socket: &Path, message: &[u8]) -> Result<SeqSocket, ControlError> {
     let unreachable = |source| ControlError::Unreachable { path: socket.to_owned(), source };
     let connection = SeqSocket::connect(socket, ANSWER_TIMEOUT).map_err(unreachable)?;
-    connection.send_waiting(&[kind]).map_err(unreachable)?;
+    connection.send_waiting(message).map_err(unreachable)?;
     Ok(connection)
 }

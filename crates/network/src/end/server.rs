@@ -8,7 +8,7 @@ use std::process;
 use std::time::{Duration, Instant};
 
 use protocol::Generation;
-use spec::NetworkSpec;
+use spec::{NetworkSpec, PortForward};
 
 use super::control::EndStatus;
 use super::{EndConfig, EndError, Lifetime, system};
@@ -16,7 +16,7 @@ use crate::backend::{Attach, BackendError, FRAME_LEN_MAX, SendOutcome};
 use crate::offload::{Checksum, ReceiveOffloads};
 use crate::queue::FrameQueue;
 use crate::seqpacket::{Incoming, SeqListener, SeqSocket};
-use crate::uplink::{BridgePort, Uplink, UserNetwork};
+use crate::uplink::{BridgePort, Uplink, UplinkError, UserNetwork};
 use crate::wire::{self, Attached, Message};
 
 /// Frames taken from the client before the uplink is looked after again.
@@ -285,9 +285,9 @@ impl End {
 
     /// Does what a connection's first message asks for. Answers to a fresh connection always find room.
     fn hear(&mut self, socket: SeqSocket) {
-        let mut message = [0; wire::ATTACH_LEN];
-        let Ok(Incoming::Message { len, truncated: false }) = socket.try_recv(&mut message, &mut []) else { return };
-        let message = message.get(..len).unwrap_or_default();
+        let received = socket.try_recv(&mut self.buffer, &mut []);
+        let Ok(Incoming::Message { len, truncated: false }) = received else { return };
+        let message = &self.buffer.get(..len).unwrap_or_default().to_vec()[..];
         if let Some(attach) = wire::parse_attach(message) {
             return self.attach(socket, &attach);
         }
@@ -300,6 +300,7 @@ impl End {
                 let json = serde_json::to_vec(&self.status()).unwrap_or_default();
                 socket.try_send([&[wire::STATUS_REPLY], &json])
             }
+            [wire::FORWARD, ports @ ..] => self.forward(&socket, ports),
             [wire::STOP] => {
                 self.stop_requests.push(socket);
                 Ok(true)
@@ -309,6 +310,26 @@ impl End {
                 refuse(&socket, "it does not know this request")
             }
         };
+    }
+
+    /// Forwards the ports that somebody asks for, and says how the end is then, or why it does not.
+    fn forward(&mut self, socket: &SeqSocket, ports: &[u8]) -> io::Result<bool> {
+        let Ok(ports) = serde_json::from_slice::<Vec<PortForward>>(ports) else {
+            self.status.malformed += 1;
+            return refuse(socket, "these are no ports");
+        };
+        match self.uplink.forward(&ports) {
+            Ok(()) => {
+                let json = serde_json::to_vec(&self.status()).unwrap_or_default();
+                socket.try_send([&[wire::STATUS_REPLY], &json])
+            }
+            // Before it was confined it was perhaps root.
+            Err(UplinkError::Forward { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                let reason = "the network end may not open such a port once it runs";
+                socket.try_send([&[wire::NEEDS_START], reason.as_bytes()])
+            }
+            Err(error) => refuse(socket, &error.to_string()),
+        }
     }
 
     /// Lets a VM process take the place of the one before, unless it belongs to a replica that was superseded.
@@ -342,6 +363,7 @@ impl End {
         EndStatus {
             attached: self.client.is_some(),
             mtu: self.uplink.mtu(),
+            forward: self.uplink.forwards().map(<[PortForward]>::to_vec),
             to_guest_dropped: self.to_guest.dropped(),
             retained_frames: retained.frames() as u64,
             retained_bytes: retained.bytes() as u64,

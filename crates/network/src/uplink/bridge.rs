@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
-use spec::BridgeSpec;
+use spec::{BridgeSpec, PortForward};
 
 pub use self::create::{BridgeState, find_bridge};
 use super::{Uplink, UplinkError};
@@ -209,6 +209,10 @@ impl Uplink for BridgePort {
             // The queue then does or drops what the guest does not take.
             tracing::warn!(error = %io::Error::last_os_error(), "cannot set the offloads of a TAP device");
         }
+    }
+
+    fn forward(&mut self, _ports: &[PortForward]) -> Result<(), UplinkError> {
+        Err(UplinkError::NoForwards)
     }
 }
 

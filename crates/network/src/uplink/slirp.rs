@@ -15,7 +15,7 @@ use std::ptr;
 use std::slice;
 
 use libslirp_sys as sys;
-use spec::{Protocol, UserSpec};
+use spec::{PortForward, Protocol, UserSpec};
 
 use self::dns::DnsRelay;
 use self::timer::Timers;
@@ -46,6 +46,9 @@ pub(crate) struct UserNetwork {
     /// Read by libslirp for as long as it lives.
     _callbacks: Box<sys::SlirpCb>,
     mtu: u16,
+    /// Where ports lead that name no address.
+    guest_addr: Ipv4Addr,
+    forwards: Vec<PortForward>,
 }
 
 /// Frames that libslirp emits during a call into it, and its timers.
@@ -105,25 +108,44 @@ impl UserNetwork {
         let slirp = unsafe { sys::slirp_new(&raw const config, &raw const *callbacks, opaque) };
         let slirp = ptr::NonNull::new(slirp).ok_or_else(|| UplinkError::Slirp(spec.subnet.to_string()))?;
         let dns = (!spec.restrict).then(|| DnsRelay::new(spec.dns_addr(), spec.mtu));
-        let network = Self { slirp, output, dns, _callbacks: callbacks, mtu: spec.mtu };
-        for forward in &spec.forward {
-            let guest_addr: Ipv4Addr = forward.guest_addr.unwrap_or_else(|| spec.guest_addr());
-            // SAFETY: the instance lives; the other arguments are plain values.
-            let refused = unsafe {
-                sys::slirp_add_hostfwd(
-                    network.slirp.as_ptr(),
-                    (forward.protocol == Protocol::Udp).into(),
-                    forward.host_addr.into(),
-                    forward.host_port.into(),
-                    guest_addr.into(),
-                    forward.guest_port.into(),
-                )
-            } < 0;
-            if refused {
-                return Err(UplinkError::Forward { forward: *forward, source: io::Error::last_os_error() });
-            }
-        }
+        let (mtu, guest_addr) = (spec.mtu, spec.guest_addr());
+        let mut network = Self { slirp, output, dns, _callbacks: callbacks, mtu, guest_addr, forwards: Vec::new() };
+        spec.forward.iter().try_for_each(|forward| network.add(*forward))?;
         Ok(network)
+    }
+
+    fn add(&mut self, forward: PortForward) -> Result<(), UplinkError> {
+        let guest_addr = forward.guest_addr.unwrap_or(self.guest_addr);
+        // SAFETY: the instance lives; the other arguments are plain values.
+        let refused = unsafe {
+            sys::slirp_add_hostfwd(
+                self.slirp.as_ptr(),
+                (forward.protocol == Protocol::Udp).into(),
+                forward.host_addr.into(),
+                forward.host_port.into(),
+                guest_addr.into(),
+                forward.guest_port.into(),
+            )
+        } < 0;
+        if refused {
+            return Err(UplinkError::Forward { forward, source: io::Error::last_os_error() });
+        }
+        self.forwards.push(forward);
+        Ok(())
+    }
+
+    /// Listens at a port no more. Connections that it has led to the guest stay.
+    fn remove(&mut self, forward: PortForward) {
+        // SAFETY: the instance lives; the other arguments are plain values.
+        unsafe {
+            sys::slirp_remove_hostfwd(
+                self.slirp.as_ptr(),
+                (forward.protocol == Protocol::Udp).into(),
+                forward.host_addr.into(),
+                forward.host_port.into(),
+            )
+        };
+        self.forwards.retain(|kept| *kept != forward);
     }
 
     /// Gives libslirp a frame of the guest's.
@@ -191,6 +213,29 @@ impl Uplink for UserNetwork {
     }
 
     fn accept(&mut self, _offloads: ReceiveOffloads) {}
+
+    fn forwards(&self) -> Option<&[PortForward]> {
+        Some(&self.forwards)
+    }
+
+    fn forward(&mut self, ports: &[PortForward]) -> Result<(), UplinkError> {
+        let before = self.forwards.clone();
+        // One that leads elsewhere now has the same host port.
+        before.iter().filter(|forward| !ports.contains(forward)).for_each(|forward| self.remove(*forward));
+        let new: Vec<PortForward> = ports.iter().filter(|forward| !before.contains(forward)).copied().collect();
+        let added = new.iter().try_for_each(|forward| self.add(*forward));
+        if added.is_err() {
+            self.forwards.clone().iter().filter(|now| !before.contains(now)).for_each(|forward| self.remove(*forward));
+            for forward in &before {
+                if !self.forwards.contains(forward)
+                    && let Err(error) = self.add(*forward)
+                {
+                    tracing::warn!(%error, "a port that was forwarded before is not any more");
+                }
+            }
+        }
+        added
+    }
 }
 
 impl Drop for UserNetwork {

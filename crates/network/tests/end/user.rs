@@ -1,12 +1,12 @@
 //! The user-mode network.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use network::end::{self, Lifetime};
 use smoltcp::socket::{tcp, udp};
-use spec::{NetworkSpec, Protocol, UserSpec};
+use spec::{NetworkSpec, PortForward, Protocol, UserSpec};
 
 use crate::guest::Guest;
 use crate::host::{TestEnd, connect, echo_once, forward, open_spec, pattern, spawn};
@@ -24,6 +24,7 @@ pub const TESTS: &[Test] = &[
     ("user::ipv6_opens_no_way_past_what_is_restricted", ipv6_opens_no_way_past_what_is_restricted),
     ("user::slow_guest_loses_nothing", slow_guest_loses_nothing),
     ("user::port_in_use_is_named", port_in_use_is_named),
+    ("user::ports_are_forwarded_anew_while_it_runs_all_or_none", ports_are_forwarded_anew_while_it_runs_all_or_none),
 ];
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -242,5 +243,40 @@ fn port_in_use_is_named() -> Outcome {
     let error = spawn(network, Lifetime::UntilStopped, &socket).unwrap_err().to_string();
     assert_eq!(error, format!("cannot forward {taken}: Address already in use (os error 98)"));
     assert!(!socket.exists());
+    Outcome::Passed
+}
+
+/// Ports that stay forwarded are not closed meanwhile, nor is a connection by one that is forwarded no more.
+fn ports_are_forwarded_anew_while_it_runs_all_or_none() -> Outcome {
+    let [first, second, third] = [80, 81, 82].map(|port| forward(Protocol::Tcp, port));
+    let end = TestEnd::user(UserSpec { forward: vec![first, second], ..UserSpec::default() });
+    let mut guest = Guest::with_dhcp(end.link(), true);
+    let reaches = |guest: &mut Guest, forward: &PortForward, port: u16, word: &[u8; 3]| {
+        let handle = guest.tcp_listen(port);
+        let mut client = connect(forward);
+        client.write_all(word).unwrap();
+        assert_eq!(guest.tcp_recv(handle, 3), word);
+        (handle, client)
+    };
+    let (handle, mut old) = reaches(&mut guest, &first, 80, b"one");
+    // Another guest port behind the second, the first no more, a third.
+    let moved = PortForward { guest_port: 83, ..second };
+    assert_eq!(end::forward(&end.socket, &[moved, third]).unwrap().forward, Some(vec![moved, third]));
+    reaches(&mut guest, &moved, 83, b"two");
+    reaches(&mut guest, &third, 82, b"new");
+    assert!(TcpStream::connect((first.host_addr, first.host_port)).is_err());
+    old.write_all(b"yet").unwrap();
+    assert_eq!(guest.tcp_recv(handle, 3), b"yet");
+
+    // None of it where one cannot be.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let taken = PortForward { host_port: listener.local_addr().unwrap().port(), ..first };
+    let refused = end::forward(&end.socket, &[first, taken, second]).unwrap_err().to_string();
+    assert_eq!(refused, format!("cannot forward {taken}: Address already in use (os error 98)"));
+    assert!(TcpStream::connect((first.host_addr, first.host_port)).is_err());
+    reaches(&mut guest, &moved, 83, b"two");
+    reaches(&mut guest, &third, 82, b"new");
+    end::forward(&end.socket, &[]).unwrap();
+    assert!(TcpStream::connect((third.host_addr, third.host_port)).is_err());
     Outcome::Passed
 }

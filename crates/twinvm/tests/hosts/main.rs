@@ -26,6 +26,7 @@ mod network_ends;
 mod placement;
 mod privilege;
 mod processes;
+mod settings;
 mod snapshots;
 #[path = "../support/mod.rs"]
 mod support;

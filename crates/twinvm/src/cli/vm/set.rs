@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use api::messages::{CloneVm, OperationView, RebootVm, RenameVm, SetVm, VmView};
 use api::suspicion::SuspicionMs;
 use clap::Args;
 use indicatif::ProgressBar;
-use spec::{ByteSize, PortForward, Priority, Protection, VmSpec};
+use spec::{ByteSize, DiskFormat, DiskSpec, PortForward, Priority, Protection, VmSpec};
 use terminal::output::{print_json, print_line};
 
 use super::cluster::path;
@@ -20,10 +21,15 @@ use crate::cli::wait::{Look, Patience};
 
 pub const SET_HELP: &str = "\
 A VM that is off has the changes at once, one that runs from its next start on: `twinvm vm reboot` shuts it down and starts it again. What its
-guest reboots by itself goes on as it is.
+guest reboots by itself goes on as it is. Ports are forwarded anew at once where the network end may open them, also of a VM that runs. The list of
+disks, kernel and initial RAM disk are changed while the VM is off.
 Examples:
   twinvm vm set shop --memory 512M --cpus 2
   twinvm vm set shop --forward tcp:127.0.0.1:8080-:80 --forward tcp:127.0.0.1:8443-:443
+  twinvm vm set shop --add-disk /var/lib/twinvm/data.qcow2
+  twinvm vm set shop --add-disk /srv/tools.img,raw,readonly
+  twinvm vm set shop --remove-disk 1         the second, /dev/vdb; its file is kept, and named
+  twinvm vm set shop --kernel /boot/vmlinuz --initrd /boot/initrd.img --cmdline 'console=ttyS0 root=/dev/vda'
   twinvm vm set shop --grow-disk 0=20G       the first disk, /dev/vda; grow the file system in the guest afterwards
   twinvm vm set shop --priority high         its first copy comes before those of most others, as after the loss of a host
   twinvm vm set shop --protection ha         restart it on another host when its own is lost; its disks are on a shared datastore
@@ -62,6 +68,43 @@ pub struct SetArguments {
     /// Make a disk bigger, by its number, from 0; the VM must be off. May be repeated
     #[arg(long, value_name = "NUMBER=SIZE", value_parser = disk_size)]
     grow_disk: Vec<(usize, ByteSize)>,
+    /// A disk that it gets behind those that it has: a copy of this file, or the file itself if it is read-only; the VM must be off. May be repeated
+    #[arg(long, value_name = "FILE[,FORMAT][,readonly]", value_parser = added_disk)]
+    add_disk: Vec<DiskSpec>,
+    /// A disk that it is to have no more, by its number, from 0; the VM must be off. The file is kept. May be repeated
+    #[arg(long, value_name = "NUMBER")]
+    remove_disk: Vec<usize>,
+    /// A kernel that is copied from this file; the VM must be off
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// An initial RAM disk, likewise
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+}
+
+/// A disk as `FILE[,FORMAT][,readonly]`. A comma in the file's name is one as long as no format follows it.
+fn added_disk(text: &str) -> Result<DiskSpec, String> {
+    let (mut rest, mut format, mut readonly) = (text, None, false);
+    while let Some((before, option)) = rest.rsplit_once(',') {
+        match option {
+            "raw" => format = Some(DiskFormat::Raw),
+            "qcow2" => format = Some(DiskFormat::Qcow2),
+            "readonly" => readonly = true,
+            _ => break,
+        }
+        rest = before;
+    }
+    if rest.is_empty() {
+        return Err(
+            "must be FILE, FILE,FORMAT or FILE,FORMAT,readonly, as data.qcow2 or tools.img,raw,readonly".to_owned()
+        );
+    }
+    // The host has another current folder.
+    let path = std::path::absolute(rest).map_err(|error| error.to_string())?;
+    Ok(DiskSpec { path, format, readonly, datastore: None, base_image: None })
 }
 
 fn on_or_off(text: &str) -> Result<bool, String> {
@@ -78,8 +121,10 @@ fn disk_size(text: &str) -> Result<(usize, ByteSize), String> {
 }
 
 impl SetArguments {
-    fn request(&self) -> SetVm {
-        SetVm {
+    fn request(&self) -> Result<SetVm> {
+        // The host has another current folder.
+        let absolute = |path: &Option<PathBuf>| path.as_deref().map(std::path::absolute).transpose();
+        Ok(SetVm {
             spec: None,
             memory: self.memory,
             cpus: self.cpus,
@@ -89,12 +134,17 @@ impl SetArguments {
             autostart: self.autostart,
             suspicion_ms: self.suspicion,
             disk_bytes: self.grow_disk.iter().map(|(number, size)| (*number, size.bytes())).collect::<BTreeMap<_, _>>(),
-        }
+            remove_disk: self.remove_disk.clone(),
+            add_disk: self.add_disk.clone(),
+            kernel: absolute(&self.kernel)?,
+            initrd: absolute(&self.initrd)?,
+            cmdline: self.cmdline.clone(),
+        })
     }
 }
 
 pub fn set(arguments: &SetArguments) -> Result<()> {
-    let request = arguments.request();
+    let request = arguments.request()?;
     if request == SetVm::default() {
         bail!("nothing to change: name what, as in `twinvm vm set {} --memory 512M`; see --help", arguments.vm.name);
     }
@@ -107,10 +157,12 @@ fn send(vm: &VmArguments, request: &SetVm) -> Result<()> {
         return print_json(&view);
     }
     let name = &vm.name;
-    print_line(&match view.next_spec {
-        Some(_) => format!("VM {name} changed, from its next start on: `twinvm vm reboot {name}` restarts it"),
-        None => format!("VM {name} changed"),
-    })
+    let when = match view.next_spec {
+        Some(_) => format!(", from its next start on: `twinvm vm reboot {name}` restarts it"),
+        None => String::new(),
+    };
+    let note = view.note.map(|note| format!("; {note}")).unwrap_or_default();
+    print_line(&format!("VM {name} changed{when}{note}"))
 }
 
 #[derive(Args)]
@@ -220,6 +272,16 @@ pub fn reboot(daemon: &DaemonConnection, arguments: &RebootArguments) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_to_add_are_read() {
+        let read = |text: &str| added_disk(text).map(|disk| (disk.path, disk.format, disk.readonly));
+        assert_eq!(read("/d"), Ok(("/d".into(), None, false)));
+        assert_eq!(read("/d,raw,readonly"), Ok(("/d".into(), Some(DiskFormat::Raw), true)));
+        assert_eq!(read("/a,b,qcow2"), Ok(("/a,b".into(), Some(DiskFormat::Qcow2), false)));
+        assert!(read("d").is_ok_and(|(path, ..)| path.is_absolute()));
+        assert!(read(",raw").is_err());
+    }
 
     #[test]
     fn sizes_of_disks_are_read() {
