@@ -32,6 +32,8 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 pub const CONSOLE_PROTOCOL: &str = "twinvm-console";
 /// With a console's connection: the place of the first byte that it shows.
 pub const CONSOLE_PLACE_HEADER: &str = "x-twinvm-console-place";
+/// With it too: how many bytes the guest's console has taken from this client before, where that is known.
+pub const CONSOLE_TAKEN_HEADER: &str = "x-twinvm-console-taken";
 /// With a redirection (307): the name of the host to ask, which its certificate must bear.
 pub const HOME_HEADER: &str = "x-twinvm-host";
 /// Marks a request that a host has sent on to another one, which answers it itself.
@@ -39,6 +41,16 @@ pub const SENT_ON_HEADER: &str = "x-twinvm-sent-on";
 
 /// A connection to a console: what comes is what the guest writes, what goes is typed.
 pub type ConsoleStream = TokioIo<Upgraded>;
+
+/// A client's connection to a console.
+pub struct Console {
+    /// The connection.
+    pub stream: ConsoleStream,
+    /// The place of the first byte that it shows.
+    pub place: String,
+    /// How many bytes of the client's were taken before, where that is known.
+    pub taken: Option<u64>,
+}
 
 /// A daemon to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,15 +154,19 @@ impl Client {
 
     /// Connects to the console of a VM; what was `seen` of it before, as an earlier connection named the place, is not shown again if that
     /// place is still known. Also gives the place of the first byte that the connection shows: `RUN.BYTES`, where `RUN` is another number each time
-    /// that the VM is started, and `BYTES` is how many bytes its guest had written.
+    /// that the VM is started, and `BYTES` is how many bytes its guest had written. What a `typist` types, a number of the client's own choice, is counted; the
+    /// connection says how much of it was taken before, if that is known.
     pub async fn console(
         &self,
         target: &Target,
         vm: &str,
         seen: Option<&str>,
-    ) -> Result<(ConsoleStream, String), CallError> {
-        let seen = seen.map_or_else(String::new, |place| format!("?seen={place}"));
-        let path = format!("/v1/vms/{vm}/console{seen}");
+        typist: Option<u64>,
+    ) -> Result<Console, CallError> {
+        let seen = seen.map(|place| format!("seen={place}"));
+        let typist = typist.map(|number| format!("typist={number}"));
+        let query: Vec<String> = seen.into_iter().chain(typist).collect();
+        let path = format!("/v1/vms/{vm}/console?{}", query.join("&"));
         let question = Question { method: Method::GET, path: &path, body: None, upgrade: Some(CONSOLE_PROTOCOL) };
         let (target, response) = self.ask(target, &question, CONSOLE_TIMEOUT).await?;
         let target = &target;
@@ -160,8 +176,9 @@ impl Client {
         }
         let place = response.headers().get(CONSOLE_PLACE_HEADER).and_then(|place| place.to_str().ok());
         let place = place.map(str::to_owned).ok_or_else(|| unreachable(target, "it does not say what it shows"))?;
+        let taken = response.headers().get(CONSOLE_TAKEN_HEADER).and_then(|taken| taken.to_str().ok()?.parse().ok());
         let stream = hyper::upgrade::on(response).await.map_err(|error| unreachable(target, error))?;
-        Ok((TokioIo::new(stream), place))
+        Ok(Console { stream: TokioIo::new(stream), place, taken })
     }
 
     /// Sends a request on a new connection; the answer's body is still to come.

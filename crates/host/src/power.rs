@@ -15,7 +15,6 @@ use cluster::controller::{Action, Outcome, SHUTDOWN_MS_MAX};
 use cluster::records::OperationKind;
 use machine::bus::lock;
 use replication::channel::Peer;
-use replication::driver::ConsolePlace;
 use spec::{Maintenance, Protection, SnapshotName, VmName, VmSpec};
 use terminal::error_text::error_text;
 
@@ -28,7 +27,7 @@ use super::registry::{KnownVm, UnreadableVm, random_vm_id};
 use super::replicas::Replica;
 use super::vm_folder::BOOT_FILE_BYTES_MAX;
 use crate::replica::config::socket;
-use crate::replica::control::{self, ConsoleConnection, Request};
+use crate::replica::control::{self, ConsoleConnection, ConsoleVisit, Request};
 use crate::replica::end::ReplicaEnd;
 
 /// How long a replica may take to answer a request.
@@ -436,15 +435,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Connects a client that has seen a VM's console up to a place.
-    pub fn console(&self, name: &str, seen: ConsolePlace) -> Result<ConsoleConnection, HostError> {
+    /// Connects a client to a VM's console.
+    pub fn console(&self, name: &str, visit: ConsoleVisit) -> Result<ConsoleConnection, HostError> {
         let vm = self.known(name)?;
         if self.replica(name).is_none_or(|replica| !replica.is_primary()) {
             self.require_home(&vm)?;
             return Err(HostError::conflict(format!("VM {name} does not run"))
                 .hint(format!("start it with `twinvm vm start {name}`")));
         }
-        Ok(control::console(&socket(&self.folder.vm(name)), seen, REQUEST_TIMEOUT)?)
+        Ok(control::console(&socket(&self.folder.vm(name)), visit, REQUEST_TIMEOUT)?)
     }
 
     /// The kernel or the initial RAM disk of a VM here, for the host that was asked to prepare its secondary, and as long as it does.

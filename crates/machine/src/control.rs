@@ -60,6 +60,11 @@ impl Control {
         !self.console().is_empty()
     }
 
+    /// Console input that waits for the guest, which it stays.
+    pub fn console_input(&self) -> Vec<u8> {
+        self.console().iter().copied().collect()
+    }
+
     /// Whether a pause is asked for; taking the request.
     pub(crate) fn take_pause(&self) -> bool {
         self.pause.swap(false, Ordering::AcqRel)

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use machine::control::Control;
 use machine::devices::serial::ConsoleSink;
 use machine::devices::virtio::rng::{EntropySource, OsEntropy};
-use replication::driver::{ConsoleHistory, ConsolePiece, ConsolePlace};
+use replication::driver::{ConsoleHistory, ConsoleInput, ConsolePiece, ConsolePlace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::history::History;
 use super::config::{ReplicaConfig, console_log};
+use super::control::{ConsoleStart, ConsoleVisit};
 use crate::foreground::output::{Output, OutputSink};
 use crate::foreground::raw_terminal::type_all;
 use crate::log_file::BoundedFile;
@@ -30,6 +31,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const LINE_BYTES_MAX: usize = 256;
 /// Bytes that are shown to a client at a time.
 const SHOWN_BYTES: usize = 4096;
+/// Clients whose input is counted, those that have typed last.
+const TYPISTS_MAX: usize = 64;
 /// How often a client that types no more is looked after.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -46,6 +49,12 @@ struct Inner {
     clients: usize,
     control: Option<Arc<Control>>,
     log: Option<Log>,
+    /// How many bytes of each client's were taken, by the client's own number; the last to have typed comes last.
+    taken: Vec<(u64, u64)>,
+    /// The guest is being handed over as it stands: what is typed now waits with who types it.
+    holds_input: bool,
+    /// What was typed where the guest ran before, and waits for it.
+    waiting: Vec<u8>,
 }
 
 /// The log of the console, once this replica runs the guest.
@@ -91,8 +100,16 @@ impl std::fmt::Debug for Console {
 impl Console {
     /// A console on which nothing was written yet, of this run of the VM.
     pub fn new(run: u64) -> Self {
-        let inner =
-            Inner { history: History::new(run), written_at: Instant::now(), clients: 0, control: None, log: None };
+        let inner = Inner {
+            history: History::new(run),
+            written_at: Instant::now(),
+            clients: 0,
+            control: None,
+            log: None,
+            taken: Vec::new(),
+            holds_input: false,
+            waiting: Vec::new(),
+        };
         Self(Arc::new(Shared { inner: Mutex::new(inner), changed: Condvar::new() }))
     }
 
@@ -112,7 +129,9 @@ impl Console {
 
     /// Where what clients type goes from now on.
     pub fn attach(&self, control: Arc<Control>) {
-        self.inner().control = Some(control);
+        let mut inner = self.inner();
+        control.type_on_console(&std::mem::take(&mut inner.waiting));
+        inner.control = Some(control);
     }
 
     /// Begins the log of a replica that runs the guest now.
@@ -151,11 +170,18 @@ impl Console {
     }
 
     /// Shows the console to a client and takes what it types, until it leaves, or it types no more and the console is silent. First it is told
-    /// the place, as a line of JSON, from which on it sees what the guest writes: the one after what it has `seen` if that is kept.
-    pub fn serve(&self, mut client: UnixStream, seen: ConsolePlace) -> io::Result<()> {
+    /// where it is, as a line of JSON.
+    pub fn serve(&self, mut client: UnixStream, visit: ConsoleVisit) -> io::Result<()> {
         client.set_nonblocking(false)?;
-        let from = self.inner().history.after(seen, 0).from;
-        let mut first = serde_json::to_vec(&from)?;
+        let mut inner = self.inner();
+        let from = inner.history.after(visit.seen, 0).from;
+        let taken = visit.typist.and_then(|typist| inner.taken_of(typist).copied());
+        if taken.is_none() {
+            // Who has typed something that has not arrived yet when the guest is handed over is known there, too.
+            visit.typist.iter().for_each(|typist| inner.add_typist(*typist));
+        }
+        drop(inner);
+        let mut first = serde_json::to_vec(&ConsoleStart { from, taken })?;
         first.push(b'\n');
         client.write_all(&first)?;
         let until = OnceLock::new();
@@ -167,7 +193,7 @@ impl Console {
                 let _ = client.shutdown(Shutdown::Both);
             };
             thread::Builder::new().name("console".to_owned()).spawn_scoped(scope, showing)?;
-            let taken = self.take_from(&client);
+            let taken = self.take_from(&client, visit.typist);
             let _ = until.set(self.inner().history.end());
             self.0.changed.notify_all();
             taken
@@ -198,25 +224,32 @@ impl Console {
     }
 
     /// Takes what a client types until it leaves, or it types no more and the guest has answered.
-    fn take_from(&self, mut client: &UnixStream) -> io::Result<()> {
+    fn take_from(&self, mut client: &UnixStream, typist: Option<u64>) -> io::Result<()> {
         let mut typed = [0; 1024];
         loop {
             let len = client.read(&mut typed)?;
             match typed.get(..len) {
                 None | Some([]) => break,
                 // What the guest has no room for waits, and the client with it, as long as there is one.
-                Some(typed) => type_all(typed, |bytes| self.type_in(bytes), || !has_gone(client)),
+                Some(typed) => type_all(typed, |bytes| self.type_in(bytes, typist), || !has_gone(client)),
             }
         }
         self.wait_for_answer(client);
         Ok(())
     }
 
-    /// Hands typed bytes to the guest; how many it had room for.
-    fn type_in(&self, bytes: &[u8]) -> usize {
-        let control = self.inner().control.clone();
+    /// Hands typed bytes to the guest; how many it had room for. Counted as they are taken: a hand-over comes before or after.
+    fn type_in(&self, bytes: &[u8], typist: Option<u64>) -> usize {
+        let mut inner = self.inner();
+        if inner.holds_input {
+            return 0;
+        }
         // A secondary runs no guest that could read.
-        control.map_or(bytes.len(), |control| control.type_on_console(bytes))
+        let taken = inner.control.as_ref().map_or(bytes.len(), |control| control.type_on_console(bytes));
+        if let Some(count) = typist.and_then(|typist| inner.taken_of(typist)) {
+            *count = count.saturating_add(taken as u64);
+        }
+        taken
     }
 
     /// Waits until the guest has taken all that was typed and is silent, or for [`ANSWER_MAX`], or until the client has gone.
@@ -245,6 +278,22 @@ fn has_gone(client: &UnixStream) -> bool {
 }
 
 impl Inner {
+    /// How many bytes of a client's were taken, if it is known, as that of who has typed last.
+    fn taken_of(&mut self, typist: u64) -> Option<&mut u64> {
+        let at = self.taken.iter().position(|(known, _)| *known == typist)?;
+        let last = self.taken.remove(at);
+        self.taken.push(last);
+        self.taken.last_mut().map(|(_, count)| count)
+    }
+
+    /// Counts what a client types from now on. The one that has typed nothing for the longest is forgotten where there are many.
+    fn add_typist(&mut self, typist: u64) {
+        if self.taken.len() >= TYPISTS_MAX {
+            self.taken.remove(0);
+        }
+        self.taken.push((typist, 0));
+    }
+
     /// Notes what was written, and logs it.
     fn note(&mut self, bytes: &[u8]) {
         self.written_at = Instant::now();
@@ -275,6 +324,24 @@ impl ConsoleHistory for Console {
         inner.note(&piece.bytes);
         drop(inner);
         self.0.changed.notify_all();
+    }
+
+    fn hand_over(&self) -> ConsoleInput {
+        let mut inner = self.inner();
+        inner.holds_input = true;
+        let waiting = inner.control.as_ref().map(|control| control.console_input()).unwrap_or_default();
+        ConsoleInput { waiting, taken: inner.taken.clone() }
+    }
+
+    fn keep(&self) {
+        self.inner().holds_input = false;
+    }
+
+    fn take_over(&self, input: ConsoleInput) {
+        let mut inner = self.inner();
+        inner.waiting = input.waiting;
+        inner.taken = input.taken;
+        inner.taken.truncate(TYPISTS_MAX);
     }
 }
 

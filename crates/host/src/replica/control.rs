@@ -69,11 +69,7 @@ pub enum Request {
         memory: bool,
     },
     /// Connect the client to the guest's console.
-    Console {
-        /// What it has seen of it.
-        #[serde(default)]
-        seen: ConsolePlace,
-    },
+    Console(ConsoleVisit),
     /// Die at once as by SIGKILL, without a word to anybody: the test of a failover.
     Kill,
 }
@@ -123,14 +119,35 @@ impl Answer {
     }
 }
 
+/// A client that comes to a console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleVisit {
+    /// What it has seen of it: it is shown what follows, if that is kept.
+    #[serde(default)]
+    pub seen: ConsolePlace,
+    /// A number by which it is known again, if what it types is to be counted.
+    #[serde(default)]
+    pub typist: Option<u64>,
+}
+
+/// Where a client's connection to a console begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleStart {
+    /// The place of the first byte that it is shown.
+    #[serde(flatten)]
+    pub from: ConsolePlace,
+    /// How many bytes of its were taken before, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<u64>,
+}
+
 /// What a replica does with requests. Called from a thread for each connection.
 pub trait Handler: Send + Sync + 'static {
     /// Carries out a request. An answer other than [`Answer::Failed`] to [`Request::Console`] leads to [`Self::console`].
     fn handle(&self, request: Request) -> Answer;
 
-    /// Connects a client to the guest's console, until the client leaves or the VM ends. The first line that it is sent is the [`ConsolePlace`] of
-    /// what follows, as JSON.
-    fn console(&self, client: UnixStream, seen: ConsolePlace);
+    /// Connects a client to the guest's console, until the client leaves or the VM ends. The first line that it is sent is the [`ConsoleStart`], as JSON.
+    fn console(&self, client: UnixStream, visit: ConsoleVisit);
 }
 
 /// A control socket that nobody serves yet.
@@ -216,22 +233,22 @@ fn serve(connection: UnixStream, handler: &impl Handler) -> Result<()> {
     }
     let request: Result<Request, _> = serde_json::from_slice(&line);
     let console = match request {
-        Ok(Request::Console { seen }) => Some(seen),
+        Ok(Request::Console(visit)) => Some(visit),
         _ => None,
     };
     let answer = match request {
-        Ok(Request::Console { .. }) if !rest.is_empty() => {
+        Ok(Request::Console(_)) if !rest.is_empty() => {
             Answer::Failed { message: "wait for the answer before you type".to_owned() }
         }
         Ok(request) => handler.handle(request),
         Err(error) => Answer::Failed { message: format!("not a request: {error}") },
     };
     write_line(&connection, &answer)?;
-    if let Some(seen) = console
+    if let Some(visit) = console
         && matches!(answer, Answer::Done(_))
     {
         connection.set_read_timeout(None)?;
-        handler.console(connection, seen);
+        handler.console(connection, visit);
     }
     Ok(())
 }
@@ -247,20 +264,20 @@ pub struct ConsoleConnection {
     pub stream: UnixStream,
     /// What the guest has written, and came with the answer.
     pub early: Vec<u8>,
-    /// The place of the first byte of that.
-    pub from: ConsolePlace,
+    /// Where it begins.
+    pub start: ConsoleStart,
 }
 
-/// Connects to the guest's console for a client that has seen it up to a place.
-pub fn console(socket: &Path, seen: ConsolePlace, timeout: Duration) -> Result<ConsoleConnection> {
+/// Connects a client to the guest's console.
+pub fn console(socket: &Path, visit: ConsoleVisit, timeout: Duration) -> Result<ConsoleConnection> {
     let deadline = Instant::now() + timeout;
-    let (stream, answer, rest) = exchange(socket, &Request::Console { seen }, timeout)?;
+    let (stream, answer, rest) = exchange(socket, &Request::Console(visit), timeout)?;
     answer.into_statement()?;
     let (line, early) = split_line(rest).map_or_else(|rest| read_line_after(rest, &stream, deadline), Ok)?;
-    let from = serde_json::from_slice(&line).context("the replica does not say where its console stands")?;
+    let start = serde_json::from_slice(&line).context("the replica does not say where its console stands")?;
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
-    Ok(ConsoleConnection { stream, early, from })
+    Ok(ConsoleConnection { stream, early, start })
 }
 
 fn exchange(socket: &Path, request: &Request, timeout: Duration) -> Result<(UnixStream, Answer, Vec<u8>)> {
@@ -364,8 +381,9 @@ mod tests {
             }
         }
 
-        fn console(&self, mut client: UnixStream, seen: ConsolePlace) {
-            writeln!(client, "{}", serde_json::to_string(&seen).unwrap()).unwrap();
+        fn console(&self, mut client: UnixStream, visit: ConsoleVisit) {
+            let start = ConsoleStart { from: visit.seen, taken: visit.typist };
+            writeln!(client, "{}", serde_json::to_string(&start).unwrap()).unwrap();
             client.write_all(b"login: ").unwrap();
             let mut typed = [0; 4];
             client.read_exact(&mut typed).unwrap();
@@ -382,9 +400,9 @@ mod tests {
         assert_eq!((said.status.pid, said.processor), (7, Some(CpuProfile::in_order())));
         assert_eq!(ask(&path, &Request::Switchover, HUNG).unwrap_err().to_string(), "no secondary");
         assert!(ControlSocket::bind(&path).is_err(), "two replicas at one socket");
-        let place = ConsolePlace { run: u64::MAX, bytes: 3 };
-        let ConsoleConnection { mut stream, early: mut seen, from } = console(&path, place, HUNG).unwrap();
-        assert_eq!(from, place);
+        let visit = ConsoleVisit { seen: ConsolePlace { run: u64::MAX, bytes: 3 }, typist: Some(u64::MAX - 1) };
+        let ConsoleConnection { mut stream, early: mut seen, start } = console(&path, visit, HUNG).unwrap();
+        assert_eq!(start, ConsoleStart { from: visit.seen, taken: visit.typist });
         stream.write_all(b"root").unwrap();
         stream.read_to_end(&mut seen).unwrap();
         assert_eq!(seen, b"login: root");

@@ -509,7 +509,7 @@ impl Process {
             Acting::Starting | Acting::Secondary(_) => (None, false),
         };
         match (request, primary) {
-            (Request::Status | Request::Console { .. }, _) => Ok(()),
+            (Request::Status | Request::Console(_), _) => Ok(()),
             (Request::Kill, _) => {
                 rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
                 Ok(())

@@ -9,7 +9,7 @@
 //! | `GET`, `POST /v1/vms` | operators | all VMs; create one |
 //! | `GET`, `DELETE /v1/vms/{vm}` | operators | one VM; remove it and its disks |
 //! | `POST /v1/vms/{vm}/start`, `.../stop` | operators | power |
-//! | `GET /v1/vms/{vm}/console` | operators | the guest's console, upgraded to a stream of raw bytes; `?seen=PLACE`: from there on |
+//! | `GET /v1/vms/{vm}/console` | operators | the guest's console, upgraded to a stream of raw bytes; `?seen=PLACE`: from there on, `?typist=NUMBER`: what it types is counted |
 //! | `POST /v1/vms/{vm}/backups` | operators | write a recovery point to a repository |
 //! | `GET /v1/backup/repositories`, `.../{repository}/points` | operators | the repositories that this host knows; what is in one |
 //! | `POST /v1/backup/repositories/{repository}/points/{point}/restore` | operators | make a VM on this host of a recovery point |
@@ -27,6 +27,7 @@
 
 mod backups;
 mod capacity;
+mod console;
 mod home;
 mod refusal;
 mod role;

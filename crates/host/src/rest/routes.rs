@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use api::client::{CONSOLE_PLACE_HEADER, CONSOLE_PROTOCOL};
 use api::events::EventsWanted;
 use api::joining::{JoinCluster, MakeToken};
 use api::maintenance::SetMaintenance;
@@ -14,25 +13,22 @@ use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
 use axum::handler::Handler;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use axum::{Extension, Json, Router, middleware};
-use hyper_util::rt::TokioIo;
 use replication::channel::Peer;
-use replication::driver::ConsolePlace;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 
 use super::backups;
 use super::capacity;
+use super::console::console;
 use super::home::{at_authority, at_home, at_host};
 use super::refusal::Refusal;
 use super::role::{Role, authorize};
 use crate::Daemon;
 use crate::error::HostError;
-use crate::replica::control::ConsoleConnection;
 
 /// Largest body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -472,51 +468,6 @@ async fn boot_file(
         .await
         .unwrap_or_else(|error| Err(anyhow::anyhow!("the file was not read: {error}").into()))
         .map_err(Refusal::from)
-}
-
-/// What a client has seen of a console.
-#[derive(serde::Deserialize)]
-struct Seen {
-    /// As a console's connection names places.
-    seen: Option<String>,
-}
-
-/// A place in a console: `RUN.BYTES`.
-fn console_place(text: &str) -> Result<ConsolePlace, HostError> {
-    let place = text.split_once('.').and_then(|(run, bytes)| Some((run.parse().ok()?, bytes.parse().ok()?)));
-    let (run, bytes) = place.ok_or_else(|| HostError::bad_request(format!("`{text}` is no place in a console")))?;
-    Ok(ConsolePlace { run, bytes })
-}
-
-/// Joins the client's connection to the replica's console socket.
-async fn console(
-    State(daemon): Shared,
-    Path(vm): Path<String>,
-    Query(Seen { seen }): Query<Seen>,
-    request: Request,
-) -> Result<Response, Refusal> {
-    let wanted = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == CONSOLE_PROTOCOL);
-    if !wanted {
-        return Err(HostError::bad_request(format!("a console needs the header `Upgrade: {CONSOLE_PROTOCOL}`")).into());
-    }
-    let seen = seen.as_deref().map_or(Ok(ConsolePlace::default()), console_place)?;
-    let connected = tokio::task::spawn_blocking(move || daemon.console(&vm, seen)).await;
-    let ConsoleConnection { stream, early, from } =
-        connected.unwrap_or_else(|error| Err(HostError::from(anyhow::anyhow!("no console: {error}"))))?;
-    stream.set_nonblocking(true).map_err(anyhow::Error::from)?;
-    let mut guest = UnixStream::from_std(stream).map_err(anyhow::Error::from)?;
-    tokio::spawn(async move {
-        let Ok(client) = hyper::upgrade::on(request).await else { return };
-        let mut client = TokioIo::new(client);
-        // Either side may end the connection whenever it likes.
-        if tokio::io::AsyncWriteExt::write_all(&mut client, &early).await.is_ok() {
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut guest).await;
-        }
-    });
-    let upgrade = [(header::CONNECTION, "upgrade"), (header::UPGRADE, CONSOLE_PROTOCOL)];
-    let upgrade = upgrade.map(|(name, value)| (name, HeaderValue::from_static(value)));
-    let place = [(CONSOLE_PLACE_HEADER, format!("{}.{}", from.run, from.bytes))];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, upgrade, place).into_response())
 }
 
 #[cfg(test)]

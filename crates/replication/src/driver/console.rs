@@ -29,6 +29,15 @@ impl ConsolePiece {
     }
 }
 
+/// What clients have typed on a console, at a moment when its guest stands still.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleInput {
+    /// What the guest has not read yet.
+    pub waiting: Vec<u8>,
+    /// The clients that have typed lately, by numbers of their own, and how many bytes of each were taken, the waiting ones included.
+    pub taken: Vec<(u64, u64)>,
+}
+
 /// What the guest has written last, which a primary passes on and a secondary keeps: whoever looks at the console after a takeover sees what
 /// was written before. It serves the administrator and is not gated, and a secondary may lack the last of it.
 pub trait ConsoleHistory: Send + Sync + Debug {
@@ -37,4 +46,14 @@ pub trait ConsoleHistory: Send + Sync + Debug {
 
     /// Adds what the primary has passed on. What does not follow on what is kept takes its place.
     fn go_on_with(&self, piece: &ConsolePiece);
+
+    /// The guest is handed over to another replica as it stands: takes nothing from clients any more, and says what was taken. What they type from now on waits
+    /// with them.
+    fn hand_over(&self) -> ConsoleInput;
+
+    /// The guest goes on here after all.
+    fn keep(&self);
+
+    /// Goes on with what another replica has handed over, when this one runs the guest.
+    fn take_over(&self, input: ConsoleInput);
 }

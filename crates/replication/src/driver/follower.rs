@@ -22,6 +22,7 @@ use spec::FtMode;
 
 use self::voice::Voice;
 use super::clock;
+use super::console::ConsoleInput;
 use super::message::{Heartbeat, Hello, Inbound, Kind};
 use super::secondary::{Secondary, SecondaryEnd, SecondaryParts, TakenOver};
 use super::staging::{Complete, Staging, StagingError};
@@ -86,6 +87,8 @@ pub(super) struct Follower {
     /// Output of committed epochs that the primary has not said to have left.
     unreleased: UnreleasedOutput<Vec<GatedFrame>>,
     inbound: ForwardedFrames<InboundFrame>,
+    /// What was typed on the console, as the primary has handed it over.
+    typed: Option<ConsoleInput>,
     silence: Silence,
 }
 
@@ -107,6 +110,7 @@ impl Follower {
             made: None,
             unreleased: UnreleasedOutput::default(),
             inbound: ForwardedFrames::default(),
+            typed: None,
             silence: Silence::new(suspicion, clock::now()),
         }
     }
@@ -234,7 +238,11 @@ impl Follower {
                 self.note_copy(copy);
             }
             // A primary whose disks are broken does not wait for the end of a checkpoint, and nothing of that was applied.
-            (Kind::HandOver, _) => return Err(Parting::HandOver),
+            (Kind::HandOver, _) => {
+                // Who has handed over nothing of it, or what makes no sense, keeps nobody from taking over.
+                self.typed = postcard::from_bytes(payload).ok();
+                return Err(Parting::HandOver);
+            }
             (Kind::Ended, _) => return Err(Parting::Ended),
             (Kind::Log, None) if has_log => self.hear_segment(payload)?,
             (Kind::Mirror, None) if has_log => self.run_out()?,
@@ -505,6 +513,9 @@ impl Follower {
                 why: "there is no checkpoint to take over from".to_owned(),
             };
         };
+        if let (Some(console), Some(typed)) = (&self.secondary.parts.options.console, self.typed.take()) {
+            console.take_over(typed);
+        }
         let inputs = self.inbound.take_following(&mut positions);
         let inputs = inputs
             .into_iter()

@@ -16,7 +16,7 @@
 //! | ack | secondary | [`Ack`] |
 //! | released | primary | epoch through which output has left, u64 |
 //! | entitled | primary | generation at which the store names the secondary, u64 |
-//! | hand over | primary | nothing: it has paused for good, the secondary should take over |
+//! | hand over | primary | it has paused for good, the secondary should take over; [`ConsoleInput`](super::ConsoleInput): what was typed on the console, or nothing |
 //! | ended | primary | nothing: the guest has powered off |
 //! | failed | secondary | reason, UTF-8: it cannot go on |
 //! | log | primary | a segment of the event log (`lockstep::log`), which ends an epoch |

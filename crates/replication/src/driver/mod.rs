@@ -34,7 +34,7 @@ mod session;
 mod staging;
 mod trigger;
 
-pub use console::{ConsoleHistory, ConsolePiece, ConsolePlace};
+pub use console::{ConsoleHistory, ConsoleInput, ConsolePiece, ConsolePlace};
 pub use figures::{Figures, PauseClass, PauseParts, Quantiles};
 pub use first_copy::ProtectError;
 pub use options::MirrorOptions;

@@ -153,6 +153,8 @@ struct Core {
     plug_pulled: bool,
     /// The guest stands still for a hand-over.
     is_handing_over: bool,
+    /// As was asked for: the guest stands still, and the secondary will hold all that it did.
+    is_switching_over: bool,
     failure: Option<String>,
 }
 
@@ -186,6 +188,7 @@ impl Primary {
             stop,
             plug_pulled: false,
             is_handing_over: false,
+            is_switching_over: false,
             failure: None,
         };
         let bounds = EpochBounds {
@@ -559,11 +562,16 @@ impl Shared {
             }
             Command::Resume => {
                 core.is_handing_over = false;
+                core.is_switching_over = false;
+                self.options.console.iter().for_each(|console| console.keep());
                 self.patience().goes_on();
             }
             Command::AskToTakeOver => {
+                // Where its disks are broken, the guest has gone on since what the secondary holds, and has read what is lost.
+                let console = self.options.console.as_ref().filter(|_| core.is_switching_over);
+                let input = console.map(|console| console.hand_over());
                 if let Some(session) = &core.session {
-                    session.ask_to_take_over();
+                    session.ask_to_take_over(input.as_ref());
                 }
             }
             Command::Stop { reason } => {

@@ -14,6 +14,7 @@ use spec::ReplicaId;
 
 use super::capture::InFlight;
 use super::clock;
+use super::console::ConsoleInput;
 use super::intake::Intake;
 use super::message::{Inbound, Kind};
 use super::outbox::Outbox;
@@ -191,8 +192,11 @@ impl Session {
         self.outbox.push_urgent(Kind::Entitled, generation.number().to_le_bytes().to_vec());
     }
 
-    pub fn ask_to_take_over(&self) {
-        self.outbox.push_urgent(Kind::HandOver, Vec::new());
+    /// `input` is what was typed on the console up to what the secondary holds, if that is known.
+    pub fn ask_to_take_over(&self, input: Option<&ConsoleInput>) {
+        // A structure of integers and bytes always serializes.
+        let payload = input.and_then(|input| postcard::to_stdvec(input).ok());
+        self.outbox.push_urgent(Kind::HandOver, payload.unwrap_or_default());
     }
 
     /// Passes a frame on that the guest has not seen yet.

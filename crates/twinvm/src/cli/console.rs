@@ -1,11 +1,13 @@
 //! The serial console of a VM of the cluster, on the terminal.
 
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use api::client::{CallError, Client, ConsoleStream, Target};
+use api::client::{CallError, Client, Console, ConsoleStream, Target};
 use api::messages::VmView;
 use axum::http::{Method, StatusCode};
 use host::foreground::raw_terminal::{RawTerminal, feed_console};
@@ -19,9 +21,11 @@ use super::daemon::{DaemonConnection, path_segment};
 const TYPED_MAX: usize = 64;
 /// Longest of them, in bytes.
 const TYPED_BYTES_MAX: usize = 1024;
+/// Most bytes that are kept of what was sent: more than connections hold.
+const KEPT_BYTES_MAX: usize = 16 << 20;
 /// How soon a console that was lost is asked for again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a VM whose guest has ended is given to be started again: as long as `vm reboot` takes between the two.
+/// How long a VM whose guest has ended, and of which nothing more is asked, is given to be started again.
 const OFF_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a VM that nobody has switched off is given to come back, on whichever host.
 const GONE_PATIENCE: Duration = Duration::from_secs(60);
@@ -44,6 +48,39 @@ struct Input {
     is_typed: bool,
     /// Something was sent by the connection that there is now.
     is_sent: bool,
+    sent: Sent,
+}
+
+/// What was sent and is kept until it is known to have arrived. Bytes are counted from the first one that was typed.
+#[derive(Debug, Default)]
+struct Sent {
+    kept: VecDeque<u8>,
+    /// The first byte of it.
+    from: u64,
+    /// The byte from which on the guest's console counts.
+    base: u64,
+}
+
+impl Sent {
+    fn keep(&mut self, bytes: &[u8]) {
+        self.kept.extend(bytes);
+        let gone = self.kept.len().saturating_sub(KEPT_BYTES_MAX);
+        self.kept.drain(..gone);
+        self.from += gone as u64;
+    }
+
+    /// A console has taken so many bytes: what follows is kept, to be sent again. Whether that is all that follows.
+    fn has_arrived(&mut self, taken: Option<u64>) -> bool {
+        let end = self.from + self.kept.len() as u64;
+        let arrived = taken.and_then(|taken| self.base.checked_add(taken)).filter(|at| (self.from..=end).contains(at));
+        let gone = arrived.map_or(self.kept.len(), |at| (at - self.from) as usize);
+        self.kept.drain(..gone);
+        self.from += gone as u64;
+        if arrived.is_none() {
+            self.base = end;
+        }
+        arrived.is_some()
+    }
 }
 
 /// Which process runs a VM: its host and its number there.
@@ -82,11 +119,13 @@ impl Place {
 /// Shows a VM's console until the user leaves, standard input ends, or the VM is off: it follows the VM to another host, and through a reboot.
 pub fn connect(daemon: &DaemonConnection, name: &str) -> Result<()> {
     let vm = path_segment(name);
-    let (runner, (stream, place)) = daemon.wait_for(|client, target| {
+    // A number that no other client has.
+    let typist = RandomState::new().build_hasher().finish();
+    let (runner, Console { stream, place, .. }) = daemon.wait_for(|client, target| {
         let vm = &vm;
         async move {
             let view = view(client, target, vm).await;
-            Ok((view.as_ref().and_then(runner), client.console(target, vm, None).await?))
+            Ok((view.as_ref().and_then(runner), client.console(target, vm, None, Some(typist)).await?))
         }
     })?;
     let raw = RawTerminal::enter()?;
@@ -108,10 +147,17 @@ pub fn connect(daemon: &DaemonConnection, name: &str) -> Result<()> {
         move || leaving.notify_one(),
         move || _ = end.blocking_send(Typed::End),
     );
-    let input = Input { typed: received, has_ended: false, leave, is_typed: raw.is_some(), is_sent: false };
+    let input = Input {
+        typed: received,
+        has_ended: false,
+        leave,
+        is_typed: raw.is_some(),
+        is_sent: false,
+        sent: Sent::default(),
+    };
     let place = Place::parse(&place)?;
     let ended = daemon.wait_for(|client, target| {
-        let console = Follower { client, target, vm: &vm, name, place, runner, input, lost: Lost::default() };
+        let console = Follower { client, target, vm: &vm, name, place, runner, typist, input, lost: Lost::default() };
         async move { Ok(console.follow(stream).await) }
     });
     drop(raw);
@@ -154,6 +200,8 @@ struct Follower<'a> {
     place: Place,
     /// Who ran the VM when the connection was made.
     runner: Option<Runner>,
+    /// By which the console counts what is typed here.
+    typist: u64,
     input: Input,
     lost: Lost,
 }
@@ -172,10 +220,8 @@ impl Follower<'_> {
             if is_closed && self.input.has_ended && (self.lost.output || self.has_seen_all().await) {
                 break;
             }
-            let was_sent = std::mem::take(&mut self.input.is_sent);
             say(&format!("the console of VM {} is lost; connecting again", self.name));
             let Some(next) = self.connect_again().await? else { break };
-            self.lost.input |= was_sent;
             stream = next;
         }
         if self.input.is_typed {
@@ -196,8 +242,8 @@ impl Follower<'_> {
         if now.is_none() || now != self.runner {
             return false;
         }
-        let next = self.client.console(self.target, self.vm, Some(&self.place.text())).await;
-        next.is_ok_and(|(_, next)| Place::parse(&next).is_ok_and(|next| next == self.place))
+        let next = self.client.console(self.target, self.vm, Some(&self.place.text()), None).await;
+        next.is_ok_and(|next| Place::parse(&next.place).is_ok_and(|next| next == self.place))
     }
 
     /// Connects to the VM wherever it is by now; nothing if it is off, or the user leaves.
@@ -205,9 +251,13 @@ impl Follower<'_> {
         let since = Instant::now();
         loop {
             let view = view(self.client, self.target, self.vm).await;
-            let (error, patience) = match self.client.console(self.target, self.vm, Some(&self.place.text())).await {
-                Ok((stream, place)) => {
+            let seen = self.place.text();
+            let again = self.client.console(self.target, self.vm, Some(&seen), Some(self.typist)).await;
+            let (error, patience) = match again {
+                Ok(Console { stream, place, taken }) => {
                     let place = Place::parse(&place)?;
+                    let was_sent = std::mem::take(&mut self.input.is_sent);
+                    self.lost.input |= !self.input.sent.has_arrived(taken) && was_sent;
                     say(&self.place.continued(&place));
                     self.lost.output |= self.place.run == place.run && self.place.bytes < place.bytes;
                     self.place = place;
@@ -235,6 +285,8 @@ impl Follower<'_> {
 /// How long a VM is waited for, as it is now.
 fn patience(view: Option<&VmView>) -> Duration {
     match view {
+        // One that is to be started again may take its time for that.
+        Some(view) if view.operation.as_ref().is_some_and(|operation| !operation.is_over) => GONE_PATIENCE,
         Some(view) if !view.running && view.note.is_some() => OFF_PATIENCE,
         _ => GONE_PATIENCE,
     }
@@ -243,10 +295,16 @@ fn patience(view: Option<&VmView>) -> Duration {
 impl Input {
     /// Passes on what is typed, and does not return: that the connection has ended, whoever reads from it finds out.
     async fn pass_on(&mut self, mut to_guest: WriteHalf<ConsoleStream>) {
+        let (first, second) = self.sent.kept.as_slices();
+        self.is_sent = !first.is_empty();
+        for again in [first, second] {
+            let _ = to_guest.write_all(again).await;
+        }
         loop {
             match self.typed.recv().await {
                 Some(Typed::Bytes(bytes)) => {
                     self.is_sent = true;
+                    self.sent.keep(&bytes);
                     let _ = to_guest.write_all(&bytes).await;
                 }
                 Some(Typed::End) | None => {
@@ -273,5 +331,34 @@ async fn show(mut output: ReadHalf<ConsoleStream>, place: &mut Place) -> Result<
         let mut out = io::stdout().lock();
         out.write_all(bytes.get(..len).unwrap_or_default()).and_then(|()| out.flush())?;
         place.bytes = place.bytes.saturating_add(len as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_not_arrived_is_sent_again_and_nothing_twice() {
+        let mut sent = Sent::default();
+        sent.keep(b"root\n");
+        assert!(sent.has_arrived(Some(3)));
+        assert_eq!(sent.kept, b"t\n");
+        sent.keep(b"ls\n");
+        assert!(sent.has_arrived(Some(8)) && sent.kept.is_empty());
+        // One that does not know it counts from there.
+        sent.keep(b"id\n");
+        assert!(!sent.has_arrived(None) && sent.kept.is_empty());
+        sent.keep(b"df\n");
+        assert!(sent.has_arrived(Some(1)));
+        assert_eq!(sent.kept, b"f\n");
+        // Nor is what it says believed where it cannot be.
+        for taken in [0, 4, u64::MAX] {
+            let mut sent = Sent { kept: b"f\n".iter().copied().collect(), from: 12, base: 11 };
+            assert!(!sent.has_arrived(Some(taken)), "{taken}");
+        }
+        sent.keep(&vec![0; KEPT_BYTES_MAX]);
+        assert_eq!((sent.kept.len(), sent.from), (KEPT_BYTES_MAX, 14));
+        assert!(!sent.has_arrived(Some(2)));
     }
 }

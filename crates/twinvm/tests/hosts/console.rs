@@ -6,6 +6,8 @@ use std::process::Child;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::support::HUNG;
 use crate::world::{VM, World};
 
@@ -140,6 +142,10 @@ fn row_24_a_console_follows_its_vm_through_takeover_and_reboot_and_ends_with_it(
     console.wait_for("before-42");
     // The secondary has it by then: it is passed on with heartbeats.
     world.wait_for_console_on_secondary("b", "before-42");
+    // The state in which it was written is there a little later, and from one before it would be written again.
+    let epoch = |view: &Value| view["replicas"][0]["figures"]["epoch"].as_u64();
+    let written = epoch(&world.status("a"));
+    world.wait("a", "the next two checkpoints", |view| epoch(view) > written.map(|epoch| epoch + 1));
     world.kill_replica("a");
     console.wait_for("connected again");
     console.insist("echo after-$((40+3))", "after-43");
@@ -189,4 +195,27 @@ fn row_17_a_takeover_after_the_end_of_input_costs_no_output_and_is_no_success() 
     let (end, is_done) = console.wait_for_exit();
     assert!(!is_done && end.contains("what was sent before may not have arrived"), "{end}");
     assert!(end.contains("connected again") && end.contains("last-42"), "{end}");
+}
+
+/// What was on its way then, or waited for the guest, was lost.
+#[test]
+fn row_17_nothing_that_is_typed_during_a_switchover_is_lost_in_either_mode() {
+    const BYTES: usize = 405_715;
+    for mode in ["mirror", "lockstep"] {
+        let world = World::of(&["a", "b"]);
+        world.boot_redis("a");
+        world.done("a", &["ft", "on", VM, "--yes", "--mode", mode]);
+        let mut console = Console::connect(&world, "b");
+        console.type_line(&format!("stty raw -echo; echo ready-$((40+2)); sleep 3; head -c {BYTES} | md5sum"));
+        console.wait_for("ready-42");
+        let bytes: Vec<u8> = (0..BYTES).map(|number| (number % 251) as u8).collect();
+        let mut stdin = console.command.stdin.take().unwrap();
+        let typing = std::thread::spawn(move || stdin.write_all(&bytes).unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        world.done("a", &["ft", "switchover", VM]);
+        typing.join().unwrap();
+        let (end, is_done) = console.wait_for_exit();
+        assert!(end.contains("connected again"), "{mode}: {end}");
+        assert!(is_done && end.contains("0a3bc62f61f17b14e68b7193d410bc20"), "{mode}: {end}");
+    }
 }

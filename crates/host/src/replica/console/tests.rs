@@ -3,15 +3,20 @@
 use super::history::HISTORY_BYTES_MAX;
 use super::*;
 
-/// The place that a client is told first.
-fn place(client: &mut impl Read) -> ConsolePlace {
+/// The line that a client is told first.
+fn line(client: &mut impl Read) -> String {
     let mut line = String::new();
     while !line.ends_with('\n') {
         let mut byte = [0];
         client.read_exact(&mut byte).unwrap();
         line.push(byte[0].into());
     }
-    serde_json::from_str(&line).unwrap()
+    line
+}
+
+/// The place in it.
+fn place(client: &mut impl Read) -> ConsolePlace {
+    serde_json::from_str(&line(client)).unwrap()
 }
 
 #[test]
@@ -22,7 +27,7 @@ fn clients_see_what_was_written_before_and_after_they_came() {
     let (mut client, served) = UnixStream::pair().unwrap();
     let serving = std::thread::spawn({
         let console = console.clone();
-        move || console.serve(served, ConsolePlace::default())
+        move || console.serve(served, ConsoleVisit::default())
     });
     assert_eq!(place(&mut client), ConsolePlace { run: 7, bytes: 7 });
     let mut seen = vec![0; HISTORY_BYTES_MAX];
@@ -45,7 +50,7 @@ fn what_the_guest_has_no_room_for_waits_and_nothing_typed_is_lost() {
     let console = Console::new(7);
     console.attach(control.clone());
     let (mut client, served) = UnixStream::pair().unwrap();
-    let serving = std::thread::spawn(move || console.serve(served, ConsolePlace::default()));
+    let serving = std::thread::spawn(move || console.serve(served, ConsoleVisit::default()));
     let typing = std::thread::spawn(move || {
         place(&mut client);
         let typed: Vec<u8> = (0..TYPED_BYTES).map(|number| number as u8).collect();
@@ -75,7 +80,7 @@ fn row_16_a_client_that_does_not_read_is_not_waited_for_and_comes_again_for_what
     let serving = std::thread::spawn({
         let mut console = console.clone();
         console.write(&[b'h'; HISTORY_BYTES_MAX]);
-        move || console.serve(served, ConsolePlace::default())
+        move || console.serve(served, ConsoleVisit::default())
     });
     assert_eq!(place(&mut client), ConsolePlace { run: 7, bytes: 0 });
     let (written, is_written) = std::sync::mpsc::channel();
@@ -107,7 +112,7 @@ fn row_17_a_client_that_has_typed_all_and_reads_late_is_shown_all_of_the_answer(
     rustix::net::sockopt::set_socket_send_buffer_size(&served, 4096).unwrap();
     let serving = std::thread::spawn({
         let console = console.clone();
-        move || console.serve(served, ConsolePlace::default())
+        move || console.serve(served, ConsoleVisit::default())
     });
     console.write(&[b'x'; HISTORY_BYTES_MAX - 7]);
     console.write(b"the end");
@@ -127,7 +132,7 @@ fn a_client_that_comes_again_sees_each_byte_once() {
     let connect = |seen| {
         let (client, served) = UnixStream::pair().unwrap();
         let console = console.clone();
-        std::thread::spawn(move || console.serve(served, seen));
+        std::thread::spawn(move || console.serve(served, ConsoleVisit { seen, typist: None }));
         client
     };
     let mut client = connect(ConsolePlace { run: 7, bytes: 5 });
@@ -151,7 +156,7 @@ fn what_was_typed_before_the_end_of_input_reaches_a_slow_guest_and_is_answered()
     let (mut client, served) = UnixStream::pair().unwrap();
     let serving = std::thread::spawn({
         let console = console.clone();
-        move || console.serve(served, ConsolePlace::default())
+        move || console.serve(served, ConsoleVisit::default())
     });
     let typing = std::thread::spawn(move || {
         client.write_all(&vec![b'x'; TYPED_BYTES]).unwrap();
@@ -177,7 +182,7 @@ fn a_guest_that_is_never_silent_does_not_keep_a_client_that_has_typed_all() {
     let (mut client, served) = UnixStream::pair().unwrap();
     let serving = std::thread::spawn({
         let console = console.clone();
-        move || console.serve(served, ConsolePlace::default())
+        move || console.serve(served, ConsoleVisit::default())
     });
     client.shutdown(Shutdown::Write).unwrap();
     let reading = std::thread::spawn(move || std::io::copy(&mut client, &mut std::io::sink()).unwrap());
@@ -201,4 +206,53 @@ fn the_log_holds_what_was_written_before_this_replica_ran_the_guest_and_since() 
     console.write(b"login: ");
     console.end_log();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "\ntwinvm: taken over\nbooted\nlogin: ");
+}
+
+/// A console whose guest reads nothing, and a client of it by this number, who has typed `typed`; and what it was told first.
+fn typist(console: &Console, number: u64, typed: &[u8]) -> (UnixStream, ConsoleStart) {
+    let (mut client, served) = UnixStream::pair().unwrap();
+    let visit = ConsoleVisit { seen: ConsolePlace::default(), typist: Some(number) };
+    std::thread::spawn({
+        let console = console.clone();
+        move || console.serve(served, visit)
+    });
+    let start = serde_json::from_str(&line(&mut client)).unwrap();
+    client.write_all(typed).unwrap();
+    (client, start)
+}
+
+/// What a client had typed in the moment of a switchover was lost: on its way, or waiting for the guest.
+#[test]
+fn row_17_what_is_typed_while_the_guest_is_handed_over_arrives_once() {
+    let [before, after] = [7, 7].map(Console::new);
+    let control = Control::new().unwrap();
+    before.attach(control.clone());
+    let (mut first, start) = typist(&before, 1, b"root\n");
+    assert_eq!(start.taken, None);
+    while control.console_input().len() < 5 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The guest has read some of it.
+    control.take_console(2);
+    let _silent = typist(&before, 2, b"");
+    let input = ConsoleHistory::hand_over(&before);
+    assert_eq!(input, ConsoleInput { waiting: b"ot\n".to_vec(), taken: vec![(1, 5), (2, 0)] });
+    first.write_all(b"ls\n").unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(control.console_input(), b"ot\n", "typed into a guest that is gone");
+    after.take_over(input);
+    let control_after = Control::new().unwrap();
+    after.attach(control_after.clone());
+    let (_first, start) = typist(&after, 1, b"ls\n");
+    assert_eq!(start.taken, Some(5));
+    while control_after.console_input().len() < 6 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(control_after.console_input(), b"ot\nls\n");
+    assert_eq!((typist(&after, 2, b"").1.taken, typist(&after, 3, b"").1.taken), (Some(0), None));
+    // One that keeps its guest after all takes what has waited.
+    ConsoleHistory::keep(&before);
+    while control.console_input().len() < 6 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

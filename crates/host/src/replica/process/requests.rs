@@ -3,10 +3,9 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use replication::driver::ConsolePlace;
 use terminal::error_text::error_text;
 
-use super::super::control::{Answer, Handler, Request, Statement};
+use super::super::control::{Answer, ConsoleVisit, Handler, Request, Statement};
 use super::{Acting, Process};
 
 /// Answers it.
@@ -30,8 +29,8 @@ impl Handler for Control {
         }
     }
 
-    fn console(&self, client: UnixStream, seen: ConsolePlace) {
+    fn console(&self, client: UnixStream, visit: ConsoleVisit) {
         // A client that is gone is no news.
-        let _ = self.0.console.serve(client, seen);
+        let _ = self.0.console.serve(client, visit);
     }
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::super::message::{Ack, ExecutionFormat, Kind, Welcome};
 use super::super::secondary::{MakeVm, SecondaryParts};
-use super::super::{ConsoleHistory, ConsolePiece, ConsolePlace, MirrorOptions};
+use super::super::{ConsoleHistory, ConsoleInput, ConsolePiece, ConsolePlace, MirrorOptions};
 use super::*;
 use crate::channel::{self, Connection, Identity, Listener};
 use crate::disk::{CopyMark, CopyState, DiskOp, DiskSet, DiskWrite};
@@ -288,6 +288,14 @@ impl ConsoleHistory for Heard {
     fn go_on_with(&self, piece: &ConsolePiece) {
         self.0.lock().unwrap().push(piece.clone());
     }
+
+    fn hand_over(&self) -> ConsoleInput {
+        unreachable!("a secondary hands nothing over")
+    }
+
+    fn keep(&self) {}
+
+    fn take_over(&self, _: ConsoleInput) {}
 }
 
 #[test]

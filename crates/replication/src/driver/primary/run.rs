@@ -260,6 +260,7 @@ impl Shared {
         let session = core.session.clone().filter(|_| core.replica.status().is_protected());
         let session = session.ok_or(SwitchOverError::NotProtected)?;
         core.is_handing_over = true;
+        core.is_switching_over = true;
         let last = core.epoch.next();
         drop(core);
         // Known before the checkpoint is sent: its ack may be here before this thread goes on. If the secondary is lost by now, the guest
