@@ -158,7 +158,9 @@ impl Daemon {
 
     /// Removes snapshots that backups were read from, also of one that was cut short.
     fn remove_snapshots_for_backup(self: &Arc<Self>, name: &str) -> Result<(), HostError> {
-        for snapshot in self.snapshots(name)?.iter().filter(|snapshot| is_for_backup(&snapshot.name.to_string())) {
+        for snapshot in
+            self.kept_snapshots(&self.known(name)?)?.iter().filter(|snapshot| is_for_backup(&snapshot.name.to_string()))
+        {
             let (vm, snapshot) = (name.to_owned(), snapshot.name.to_string());
             self.owned(name, move |daemon| daemon.remove_snapshot(&vm, &snapshot))?;
         }

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
+use api::client::CallError;
 use api::messages::{CreateSnapshot, SnapshotView, StartVm, VmView};
 use api::status::Role;
+use axum::http::Method;
 use machine::snapshot::disk::SnapshotBase;
+use replication::channel::Peer;
 use spec::{EngineKind, SnapshotName, VmSpec};
 use storage::disk::{DiskImage, DiskOptions, settle};
 use terminal::error_text::error_text;
@@ -30,6 +33,8 @@ use crate::replica::process::{DiskJob, DiskWork};
 
 /// How long a replica may take to write a snapshot: as long as all of its disks take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long another host may take to remove one.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How its file's name ends.
 const ENDING: &str = ".snapshot";
 
@@ -42,10 +47,53 @@ struct Restorable {
 }
 
 impl Daemon {
-    /// The snapshots of a VM that is at home here, the oldest first.
+    /// The snapshots of a VM that is at home here, the oldest first: also those that hosts have on which it was before.
     pub fn snapshots(&self, vm: &str) -> Result<Vec<SnapshotView>, HostError> {
         let vm = self.known(vm)?;
         self.require_home(&vm)?;
+        let mut views = self.kept_snapshots(&vm)?;
+        views.extend(self.snapshots_elsewhere(&vm)?);
+        views.sort_by(|a, b| (a.created_unix_ms, &a.name).cmp(&(b.created_unix_ms, &b.name)));
+        Ok(views)
+    }
+
+    /// Those that other hosts have which are alive.
+    fn snapshots_elsewhere(&self, vm: &KnownVm) -> Result<Vec<SnapshotView>, HostError> {
+        let answers = self.ask_others::<Vec<SnapshotView>>(&self.registry.alive_hosts()?, &kept_path(&vm.name));
+        Ok(answers.into_iter().flat_map(|(_, views)| views).collect())
+    }
+
+    /// Those of a VM that is at home on `client`, and was here before.
+    pub fn snapshots_for(&self, vm: &str, client: &Peer) -> Result<Vec<SnapshotView>, HostError> {
+        let vm = self.known_at(vm, client)?;
+        self.kept_snapshots(&vm)
+    }
+
+    /// Removes one of those.
+    pub fn remove_snapshot_for(&self, vm: &str, snapshot: &str, client: &Peer) -> Result<(), HostError> {
+        let vm = self.known_at(vm, client)?;
+        match self.kept_snapshot(&vm, snapshot) {
+            Some(snapshot) => self.remove_kept(&vm, &snapshot),
+            None => Err(HostError::not_found(format!("VM {} has no snapshot named {snapshot} here", vm.name))),
+        }
+    }
+
+    /// A VM about whose snapshots here its home asks.
+    fn known_at(&self, vm: &str, client: &Peer) -> Result<KnownVm, HostError> {
+        let vm = self.known(vm)?;
+        if client.host() == Some(vm.home()) {
+            return Ok(vm);
+        }
+        Err(HostError::forbidden(format!("VM {} is at home on host {}, not on {client}", vm.name, vm.home())))
+    }
+
+    /// Those in the VM's folder here.
+    pub(super) fn kept_snapshots(&self, vm: &KnownVm) -> Result<Vec<SnapshotView>, HostError> {
+        // An earlier VM of this name may have left a folder.
+        let contents = self.vm_folder(&vm.name).contents();
+        if contents.is_none_or(|contents| contents.created_unix_ms != vm.record.created_unix_ms) {
+            return Ok(Vec::new());
+        }
         let folder = config::snapshots(&self.folder.vm(&vm.name));
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -54,11 +102,9 @@ impl Daemon {
         };
         let view = |entry: fs::DirEntry| {
             let name = entry.file_name().to_str()?.strip_suffix(ENDING)?.parse().ok()?;
-            self.snapshot_view(&vm, name, &entry.path()).ok()
+            self.snapshot_view(vm, name, &entry.path()).ok()
         };
-        let mut views: Vec<_> = entries.flatten().filter_map(view).collect();
-        views.sort_by(|a, b| (a.created_unix_ms, &a.name).cmp(&(b.created_unix_ms, &b.name)));
-        Ok(views)
+        Ok(entries.flatten().filter_map(view).collect())
     }
 
     fn snapshot_view(&self, vm: &KnownVm, name: SnapshotName, path: &Path) -> io::Result<SnapshotView> {
@@ -99,6 +145,13 @@ impl Daemon {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
         let CreateSnapshot { name: snapshot, memory } = create.clone();
+        if let Some(other) = self.snapshots_elsewhere(&vm)?.iter().find(|other| other.name == snapshot) {
+            return Err(HostError::conflict(format!(
+                "VM {name} has a snapshot named {snapshot} already, on host {}",
+                other.host
+            ))
+            .hint(other_name(name, &snapshot)));
+        }
         let Some(replica) = self.replica(name).filter(|replica| replica.is_primary()) else {
             let name = name.to_owned();
             return self.owned(&vm.name, move |daemon| daemon.save_disks(&name, &snapshot));
@@ -124,9 +177,8 @@ impl Daemon {
         let folder = self.folder.vm(name);
         let file = config::snapshot(&folder, snapshot);
         if file.exists() {
-            return Err(HostError::conflict(format!("VM {name} has a snapshot named {snapshot} already")).hint(
-                format!("choose another name, or remove that one with `twinvm vm snapshot rm {name} {snapshot}`"),
-            ));
+            return Err(HostError::conflict(format!("VM {name} has a snapshot named {snapshot} already"))
+                .hint(other_name(name, snapshot)));
         }
         private_folder(&config::snapshots(&folder))?;
         share(&folder, &config::snapshots(&folder))?;
@@ -172,10 +224,24 @@ impl Daemon {
     pub fn remove_snapshot(&self, name: &str, snapshot: &str) -> Result<(), HostError> {
         let vm = self.known(name)?;
         self.require_home(&vm)?;
-        let snapshot = self.found_snapshot(&vm, snapshot)?;
-        let file = config::snapshot(&self.folder.vm(name), &snapshot);
+        if let Some(snapshot) = self.kept_snapshot(&vm, snapshot) {
+            return self.remove_kept(&vm, &snapshot);
+        }
+        let elsewhere = self.snapshots_elsewhere(&vm)?;
+        let found = elsewhere.iter().find(|view| *view.name == *snapshot);
+        let Some(found) = found else { return Err(self.no_snapshot(&vm, snapshot)) };
+        let target = self.registry.alive_host(&found.host)?;
+        let target = target.ok_or_else(|| HostError::unavailable(format!("host {} is not alive", found.host)))?;
+        let path = format!("{}/{}", kept_path(name), found.name);
+        let removed = self.client().call(&target, Method::DELETE, &path, None::<&()>, REMOVE_TIMEOUT);
+        let removed: Result<(), CallError> = self.wait_for(removed);
+        removed.map_err(|error| HostError::unavailable(error.to_string()))
+    }
+
+    fn remove_kept(&self, vm: &KnownVm, snapshot: &SnapshotName) -> Result<(), HostError> {
+        let file = config::snapshot(&self.folder.vm(&vm.name), snapshot);
         fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
-        tracing::info!("VM {name}: snapshot {snapshot} removed");
+        tracing::info!("VM {}: snapshot {snapshot} removed", vm.name);
         Ok(())
     }
 
@@ -229,13 +295,43 @@ impl Daemon {
         Ok(Restorable { name: snapshot, local, has_memory })
     }
 
+    /// A snapshot that is here; or where it is instead.
     fn found_snapshot(&self, vm: &KnownVm, snapshot: &str) -> Result<SnapshotName, HostError> {
-        let found = snapshot.parse::<SnapshotName>().ok();
-        let found = found.filter(|name| config::snapshot(&self.folder.vm(&vm.name), name).is_file());
-        found.ok_or_else(|| {
-            HostError::not_found(format!("VM {} has no snapshot named {snapshot} on host {}", vm.name, self.host()))
-                .hint(format!("see `twinvm vm snapshot list {}`", vm.name))
-        })
+        if let Some(found) = self.kept_snapshot(vm, snapshot) {
+            return Ok(found);
+        }
+        let elsewhere = self.snapshots_elsewhere(vm)?;
+        let Some(found) = elsewhere.iter().find(|view| *view.name == *snapshot) else {
+            return Err(self.no_snapshot(vm, snapshot));
+        };
+        let (name, host) = (&vm.name, &found.host);
+        Err(HostError::conflict(format!("snapshot {snapshot} of VM {name} is on host {host}, and the VM on host {}", self.host()))
+            .hint(format!(
+                "bring the VM there while it runs, with `twinvm vm migrate {name} {host}`, stop it, and restore the snapshot then"
+            )))
+    }
+
+    fn kept_snapshot(&self, vm: &KnownVm, snapshot: &str) -> Option<SnapshotName> {
+        let name = snapshot.parse::<SnapshotName>().ok()?;
+        config::snapshot(&self.folder.vm(&vm.name), &name).is_file().then_some(name)
+    }
+
+    /// Why a snapshot is not found. Hosts that are not alive may have it.
+    fn no_snapshot(&self, vm: &KnownVm, snapshot: &str) -> HostError {
+        let (name, host) = (&vm.name, self.host());
+        let silent = self.registry.state().map(|state| {
+            let now = self.registry.now();
+            let silent = state.hosts.iter().filter(|host| !host.is_alive(&now));
+            silent.map(|host| host.name.to_string()).collect::<Vec<_>>()
+        });
+        let asked = match silent {
+            Ok(silent) if !silent.is_empty() => {
+                format!("on host {host} or another one that is alive; not alive: {}", silent.join(", "))
+            }
+            _ => format!("on host {host} or another one"),
+        };
+        HostError::not_found(format!("VM {name} has no snapshot named {snapshot} {asked}"))
+            .hint(format!("see `twinvm vm snapshot list {name}`"))
     }
 
     /// Refuses a snapshot of the VM as it was with other disks or other hardware, and one that would have the replica read what is not for a VM: the
@@ -258,6 +354,15 @@ impl Daemon {
         let options = DiskOptions { format: Some(base.format), read_only: true, direct: false };
         self.vm_files.check_backing(&DiskImage::open(&path, options)?)
     }
+}
+
+/// Where a host is asked by another one for the snapshots that it has of a VM.
+fn kept_path(vm: &str) -> String {
+    format!("/v1/kept/vms/{vm}/snapshots")
+}
+
+fn other_name(vm: &str, snapshot: &SnapshotName) -> String {
+    format!("choose another name, or remove that one with `twinvm vm snapshot rm {vm} {snapshot}`")
 }
 
 /// Removes what snapshots that were cut short have left of files, whatever their names. One that is being written is locked, and stays.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::client::CallError;
+use api::client::{CallError, Target};
 use api::messages::{DiskView, HostView, KeptDisk, LocalVms, OperationView, VmNote, VmView};
 use api::status::{Protection, ProtectionState, Reason, ReplicaStatus, Role};
 use api::suspicion::SuspicionMs;
@@ -11,6 +11,7 @@ use api::unreadable::UnreadableVmView;
 use axum::http::Method;
 use cluster::planner::Room;
 use cluster::records::{ClusterState, HostRecord, Operation, OperationKind, OperationResult, Power, VmState};
+use serde::de::DeserializeOwned;
 
 use super::daemon::Daemon;
 use super::error::HostError;
@@ -18,7 +19,7 @@ use super::hardware;
 use super::registry::{KnownVm, alive_hosts, known_vms};
 
 /// How long another host may take to say what runs there.
-const LOCAL_VMS_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Daemon {
     /// All hosts.
@@ -101,35 +102,45 @@ impl Daemon {
     /// What each host that is alive says about VMs, this one included. All are asked at once; one that does not answer in
     /// time has said nothing.
     fn what_hosts_say(&self, state: &ClusterState) -> Said {
-        let alive = alive_hosts(state, &self.registry.now());
         let mut answers = vec![(self.host().to_owned(), self.local_vms())];
+        answers.extend(self.ask_others(&alive_hosts(state, &self.registry.now()), "/v1/replicas"));
+        let is_silent = |host: &&HostRecord| answers.iter().all(|(name, _)| *name != *host.name);
+        let silent = state.hosts.iter().filter(is_silent);
+        let silent = silent.map(|host| (host.name.to_string(), host.lease.renewed_unix_ms)).collect();
+        Said { answers, silent, shared: shared_domains(state) }
+    }
+}
+
+impl Daemon {
+    /// What other hosts answer to the same question, by host. All are asked at once; one that does not answer in time has said nothing.
+    pub(super) fn ask_others<T: DeserializeOwned + Send + 'static>(
+        &self,
+        hosts: &[Target],
+        path: &str,
+    ) -> Vec<(String, T)> {
         let mut calls = tokio::task::JoinSet::new();
-        let handle = self.runtime();
-        for target in alive.iter().filter(|target| target.host != self.host()) {
-            let (client, target) = (self.client().clone(), target.clone());
+        for target in hosts.iter().filter(|target| target.host != self.host()) {
+            let (client, target, path) = (self.client().clone(), target.clone(), path.to_owned());
             calls.spawn_on(
                 async move {
-                    let nothing = None::<&()>;
-                    let call = client.call(&target, Method::GET, "/v1/replicas", nothing, LOCAL_VMS_TIMEOUT);
-                    let answer: Result<LocalVms, CallError> = call.await;
+                    let call = client.call(&target, Method::GET, &path, None::<&()>, ANSWER_TIMEOUT);
+                    let answer: Result<T, CallError> = call.await;
                     (target.host, answer)
                 },
-                handle,
+                self.runtime(),
             );
         }
+        let mut answers = Vec::new();
         self.wait_for(async {
             while let Some(call) = calls.join_next().await {
                 match call {
-                    Ok((host, Ok(local))) => answers.push((host, local)),
+                    Ok((host, Ok(answer))) => answers.push((host, answer)),
                     Ok((_, Err(error))) => tracing::debug!("{error}"),
                     Err(error) => tracing::warn!("a call to another host ended early: {error}"),
                 }
             }
         });
-        let is_silent = |host: &&HostRecord| answers.iter().all(|(name, _)| *name != *host.name);
-        let silent = state.hosts.iter().filter(is_silent);
-        let silent = silent.map(|host| (host.name.to_string(), host.lease.renewed_unix_ms)).collect();
-        Said { answers, silent, shared: shared_domains(state) }
+        answers
     }
 }
 

@@ -19,6 +19,7 @@
 //! | `POST /v1/vms/{vm}/ft/{action}` | operators | `on`, `mode`, `off`, `suspend`, `resume`, `failover`, `switchover`, `restart-secondary` |
 //! | `GET /v1/replicas` | both | the replicas that run on this host |
 //! | `PUT`, `DELETE /v1/secondaries/{vm}` | hosts | prepare a secondary here; end it: only for the VM's home |
+//! | `GET /v1/kept/vms/{vm}/snapshots`, `DELETE .../{snapshot}` | hosts | snapshots that this host has of a VM that was here before: only for the VM's home |
 //! | `GET /v1/vms/{vm}/boot/{file}` | hosts | `kernel` and `initrd` of a VM here: only for a host that prepares its secondary |
 //!
 //! Who asks is what the client's certificate says ([`replication::channel::Peer`]); whoever asks for what is not for them gets a 403

@@ -174,6 +174,8 @@ fn routes() -> Vec<Route> {
         Route::at_home(GET, "/v1/vms/{vm}/ft/price", Operators, ft_price),
         Route::at_home(POST, "/v1/vms/{vm}/ft/{action}", Operators, ft),
         Route::here(GET, "/v1/vms/{vm}/boot/{file}", Hosts, boot_file),
+        Route::here(GET, "/v1/kept/vms/{vm}/snapshots", Hosts, kept_snapshots),
+        Route::here(DELETE, "/v1/kept/vms/{vm}/snapshots/{snapshot}", Hosts, remove_kept_snapshot),
         Route::here(GET, "/v1/replicas", Both, replicas),
         Route::here(PUT, "/v1/secondaries/{vm}", Hosts, prepare_secondary),
         Route::here(DELETE, "/v1/secondaries/{vm}", Hosts, drop_secondary),
@@ -422,6 +424,22 @@ async fn restore_snapshot(State(daemon): Shared, Path((vm, snapshot)): Path<(Str
     blocking(daemon, move |daemon| daemon.restore_snapshot(&vm, &snapshot)).await
 }
 
+async fn kept_snapshots(
+    State(daemon): Shared,
+    Extension(client): Extension<Peer>,
+    Path(vm): Path<String>,
+) -> impl IntoResponse {
+    blocking(daemon, move |daemon| daemon.snapshots_for(&vm, &client)).await
+}
+
+async fn remove_kept_snapshot(
+    State(daemon): Shared,
+    Extension(client): Extension<Peer>,
+    Path((vm, snapshot)): Path<(String, String)>,
+) -> impl IntoResponse {
+    owned(daemon, vm.clone(), move |daemon| daemon.remove_snapshot_for(&vm, &snapshot, &client)).await
+}
+
 async fn ft_price(State(daemon): Shared, Path(vm): Path<String>) -> impl IntoResponse {
     blocking(daemon, move |daemon| daemon.ft_price(&vm)).await
 }
@@ -501,6 +519,8 @@ mod tests {
                 "POST /v1/join",
                 "DELETE /v1/hosts/{host}/rights",
                 "GET /v1/vms/{vm}/boot/{file}",
+                "GET /v1/kept/vms/{vm}/snapshots",
+                "DELETE /v1/kept/vms/{vm}/snapshots/{snapshot}",
                 "GET /v1/replicas",
                 "PUT /v1/secondaries/{vm}",
                 "DELETE /v1/secondaries/{vm}"
@@ -520,6 +540,8 @@ mod tests {
             [
                 "DELETE /v1/hosts/{host}/rights",
                 "GET /v1/vms/{vm}/boot/{file}",
+                "GET /v1/kept/vms/{vm}/snapshots",
+                "DELETE /v1/kept/vms/{vm}/snapshots/{snapshot}",
                 "PUT /v1/secondaries/{vm}",
                 "DELETE /v1/secondaries/{vm}"
             ]

@@ -237,3 +237,37 @@ fn a_protected_guest_goes_on_while_snapshots_are_taken_and_the_vm_moves_in_the_m
         world.wait_for_redis();
     }
 }
+
+/// After a takeover they were not listed, and nobody said where they were.
+#[test]
+fn snapshots_of_a_vm_that_has_moved_are_found_removed_and_restored_where_they_are() {
+    let world = World::of(&["a", "b"]);
+    world.boot_redis("a");
+    assert_eq!(redis(&world, &["SET", "key", "before"]), "OK");
+    for name in ["first", "second"] {
+        world.done("a", &["vm", "snapshot", "create", VM, name]);
+    }
+    world.done("a", &["ft", "on", VM, "--yes"]);
+    world.done("a", &["ft", "failover", VM]);
+    world.wait_until_protected("a", "b");
+    assert_eq!(redis(&world, &["SET", "key", "after"]), "OK");
+    world.done("b", &["vm", "snapshot", "create", VM, "third"]);
+    let listed = world.json("a", &["vm", "snapshot", "list", VM]);
+    let listed: Vec<_> = listed.as_array().unwrap().iter().map(|view| (&view["name"], &view["host"])).collect();
+    let expected =
+        [("first", "a"), ("second", "a"), ("third", "b")].map(|(name, host)| (Value::from(name), Value::from(host)));
+    assert_eq!(listed, expected.iter().map(|(name, host)| (name, host)).collect::<Vec<_>>());
+    let error = world.refused("b", &["vm", "snapshot", "create", VM, "first"]);
+    assert!(error.contains("already, on host a"), "{error}");
+    world.done("b", &["vm", "snapshot", "rm", VM, "second"]);
+    assert!(!world.vm_folder("a").join("snapshots/second.snapshot").exists());
+    let restore = ["vm", "snapshot", "restore", VM, "first"];
+    let error = world.refused("a", &restore);
+    assert!(error.contains("is on host a, and the VM on host b") && error.contains("vm migrate redis a"), "{error}");
+    // As it says.
+    world.done("a", &["vm", "migrate", VM, "a"]);
+    world.done("a", &["vm", "stop", VM, "--force"]);
+    world.done("b", &restore);
+    world.wait_for_redis();
+    assert_eq!(redis(&world, &["GET", "key"]), "before");
+}
