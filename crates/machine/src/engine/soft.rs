@@ -3,6 +3,8 @@
 //! Everything between two inputs is a function of the state before, so a run is repeated by repeating its inputs at
 //! the same instruction counts: see [`InputMode`].
 
+mod pace;
+
 use std::mem;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use cpu::{Bus, CpuConfig, Exit, Processors, ProcessorsState};
 use memory::Harvest;
 use spec::{CpuProfile, EngineKind, Translator};
 
+use self::pace::Pace;
 use super::{Engine, EngineError, EngineState, RunEnd};
 use crate::clock::ClockReading;
 use crate::control::Control;
@@ -281,45 +284,6 @@ impl Engine for SoftEngine {
         mode.set_up(&self.platform);
         self.mode = mode;
         Ok(())
-    }
-}
-
-/// Keeps the guest's clock at the pace of the host's: the instructions alone count for less time than they take, and pauses for none.
-///
-/// It starts once, when the engine is made or before it first runs, and all that it says is relative to that: neither time between two runs nor
-/// what rounding would leave is ever lost, however often the VM is paused.
-struct Pace {
-    host_start: Instant,
-    tsc_start: u64,
-}
-
-impl Pace {
-    fn new(tsc: u64) -> Self {
-        Self { host_start: Instant::now(), tsc_start: tsc }
-    }
-
-    fn of(clock: ClockReading) -> Self {
-        Self { host_start: clock.at, tsc_start: u64::try_from(clock.shows.as_nanos()).unwrap_or(u64::MAX) }
-    }
-
-    /// The TSC that belongs to a moment; a tick is a nanosecond.
-    fn tsc_at(&self, moment: Instant) -> u64 {
-        let elapsed = moment.saturating_duration_since(self.host_start);
-        self.tsc_start.saturating_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
-    }
-
-    fn tsc_now(&self) -> u64 {
-        self.tsc_at(Instant::now())
-    }
-
-    /// How many ticks the guest's clock is behind, if any.
-    fn behind(&self, tsc: u64) -> Option<u64> {
-        self.tsc_now().checked_sub(tsc).filter(|&ticks| ticks > 0)
-    }
-
-    /// Host time until the guest's clock reaches `deadline_tsc`.
-    fn until(&self, deadline_tsc: u64) -> Duration {
-        Duration::from_nanos(deadline_tsc.saturating_sub(self.tsc_now()))
     }
 }
 
