@@ -176,6 +176,24 @@ fn a_daemon_that_was_succeeded_ends_and_leaves_its_vms_alone() {
     world.wait_for_redis();
 }
 
+/// A backup of a host's folder, say, that is unpacked elsewhere: its VMs are there, too.
+#[test]
+fn row_27_a_whole_copy_of_a_host_starts_no_vm_and_takes_its_place_only_when_it_is_gone() {
+    let mut world = World::of(&["a", "b"]);
+    world.create("a", VM, "test-redis", false);
+    world.done("a", &["vm", "set", VM, "--autostart", "on"]);
+    copy_folder(&world.path("a"), &world.path("twin"), &["daemon.json", "lock"]);
+    let error = world.refused("twin", &["host", "start"]);
+    assert!(error.contains("host a runs already, from folder"), "{error}");
+    assert!(world.replicas("twin").is_empty() && world.status("b")["running"] == false);
+    // It waits until the lease of the other one has ended. From then on that one is the second.
+    world.kill_daemon("a");
+    world.start("twin");
+    let error = world.refused("a", &["host", "start"]);
+    assert!(error.contains("host a runs already, from folder") && error.contains("twin"), "{error}");
+    assert!(world.replicas("a").is_empty());
+}
+
 /// Neither what Linux sends to processes that stand still when their parent is gone ends them, nor Ctrl-C in the terminal of their daemon.
 #[test]
 fn a_replica_and_its_network_end_outlive_their_daemon_also_if_they_stand_still() {

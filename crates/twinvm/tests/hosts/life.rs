@@ -242,7 +242,7 @@ fn a_protected_guest_may_reboot_and_power_off() {
     let start = Instant::now();
     let world = World::of(&["a", "b"]);
     world.boot_redis("a");
-    world.done("a", &["ft", "on", VM, "--yes"]);
+    assert_eq!(state(&world.json("a", &["ft", "on", VM, "--yes"])), "protected", "the command did not wait");
     let mut console = Console::connect(&world, "b");
     let before = world.status("b");
     console.type_line("reboot -f");

@@ -22,6 +22,8 @@ mod partition;
 mod races;
 #[path = "../mirror/replicas.rs"]
 mod replicas;
+#[path = "../mirror/slow_link.rs"]
+mod slow_link;
 #[path = "../support/mod.rs"]
 mod support;
 
