@@ -334,6 +334,9 @@ pub struct SnapshotView {
     pub memory: Option<bool>,
     /// Of one with memory: whether the guest notices that it is restored, and makes other random numbers.
     pub notices: Option<bool>,
+    /// Of one that was just taken of a VM that runs: how long the guest stood still for it, in ms, rounded up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_ms: Option<u64>,
 }
 
 /// Asks for a snapshot.

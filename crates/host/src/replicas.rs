@@ -83,9 +83,19 @@ impl Replica {
 
     /// Sends it a request and waits for the answer.
     pub fn ask(&self, request: &Request, timeout: Duration) -> Result<ReplicaStatus> {
-        let Statement { status, processor } = control::ask(&self.socket, request, timeout)?;
-        *lock(&self.answer) = Answer { status: Some(status.clone()), processor, at: Instant::now() };
-        Ok(status)
+        Ok(self.exchange(request, timeout)?.status)
+    }
+
+    /// Has it take a snapshot; for how long the guest stood still for that, as far as it says.
+    pub fn take_snapshot(&self, request: &Request, timeout: Duration) -> Result<Option<u64>> {
+        Ok(self.exchange(request, timeout)?.pause_us)
+    }
+
+    fn exchange(&self, request: &Request, timeout: Duration) -> Result<Statement> {
+        let said = control::ask(&self.socket, request, timeout)?;
+        let (status, processor) = (Some(said.status.clone()), said.processor.clone());
+        *lock(&self.answer) = Answer { status, processor, at: Instant::now() };
+        Ok(said)
     }
 
     /// What it says now; if it does not answer, what it said last. One that has not answered for a while is not waited for.

@@ -124,6 +124,7 @@ impl Daemon {
             bytes: file.len(),
             memory: head.map(|head| head.has_memory),
             notices: head.filter(|head| head.has_memory).map(|head| head.heeds_generation),
+            pause_ms: None,
         })
     }
 
@@ -157,9 +158,10 @@ impl Daemon {
             return self.owned(&vm.name, move |daemon| daemon.save_disks(&name, &snapshot));
         };
         let file = self.room_for_snapshot(name, &snapshot)?;
-        let asked = replica.ask(&Request::Snapshot { name: snapshot.clone(), memory }, WRITE_TIMEOUT);
-        asked.map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
-        self.snapshot_taken(&vm, snapshot, &file)
+        let asked = replica.take_snapshot(&Request::Snapshot { name: snapshot.clone(), memory }, WRITE_TIMEOUT);
+        let pause_us = asked.map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
+        let taken = self.snapshot_taken(&vm, snapshot, &file)?;
+        Ok(SnapshotView { pause_ms: pause_us.map(|us| us.div_ceil(1000)), ..taken })
     }
 
     /// Saves the disks of a VM that is off. For its owner.

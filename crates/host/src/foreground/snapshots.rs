@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use backup::StreamWriter;
@@ -163,9 +164,10 @@ impl Prepared {
 
     /// Freezes the paused VM, which goes on while [`Frozen::write_to`] reads it.
     pub fn freeze(mut self, vm: &mut Vm) -> Result<Frozen> {
+        let begun = Instant::now();
         self.head.config = vm.config().clone();
         let vm = vm.freeze(&self.head, &self.spill)?;
-        Ok(Frozen { head: self.head, vm, _read_only: Vec::new() })
+        Ok(Frozen { head: self.head, vm, pause: begun.elapsed(), _read_only: Vec::new() })
     }
 
     /// The same of the disks of a VM that is off.
@@ -176,7 +178,7 @@ impl Prepared {
             let freezer = image.freezer();
             disks.push(freezer.freeze(Arc::new(Mutex::new(image)), &self.spill)?);
         }
-        Ok(Frozen { head: self.head, vm: FrozenVm::off(disks), _read_only: read_only })
+        Ok(Frozen { head: self.head, vm: FrozenVm::off(disks), pause: Duration::ZERO, _read_only: read_only })
     }
 }
 
@@ -184,6 +186,8 @@ impl Prepared {
 pub struct Frozen {
     head: SnapshotHead,
     vm: FrozenVm,
+    /// How long that took, with the guest standing still.
+    pause: Duration,
     /// Disks that are open for this alone: nobody writes to them as long as they are.
     _read_only: Vec<DiskImage>,
 }
@@ -202,7 +206,7 @@ impl Frozen {
 }
 
 /// Takes a snapshot to a file, which is there when it is complete and on stable storage. Only its owner may read it: it holds the guest's memory, with all
-/// secrets that are in it. `freeze` is where the VM is paused; the rest of the time it may run.
+/// secrets that are in it. `freeze` is where the VM is paused; the rest of the time it may run. Answers how long the guest stood still for it.
 pub fn take(
     spec: &VmSpec,
     disks: &SnapshotDisks,
@@ -210,30 +214,33 @@ pub fn take(
     holds: Holds,
     is_cancelled: &AtomicBool,
     freeze: impl FnOnce(Prepared) -> Result<Frozen>,
-) -> Result<()> {
-    let take = || -> Result<()> {
+) -> Result<Duration> {
+    let take = || -> Result<Duration> {
         let replaces = fs::metadata(path).ok().map(|there| (there.dev(), there.ino()));
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let prepared = Prepared::new(spec, disks, replaces, holds, tempfile::tempfile_in(folder)?)?;
         let mut replacement = Replacement::new();
         replacement.add_private(path)?;
         let file = replacement.file(0)?;
-        freeze(prepared)?.write_to(file, is_cancelled)?;
-        Ok(replacement.commit()?)
+        let frozen = freeze(prepared)?;
+        let pause = frozen.pause;
+        frozen.write_to(file, is_cancelled)?;
+        replacement.commit()?;
+        Ok(pause)
     };
     take().with_context(|| format!("cannot write snapshot {}", path.display()))
 }
 
 /// The same of a VM that does not run yet.
 pub fn write(vm: &mut Vm, spec: &VmSpec, disks: &SnapshotDisks, path: &Path, holds: Holds) -> Result<()> {
-    take(spec, disks, path, holds, &AtomicBool::new(false), |prepared| prepared.freeze(vm))
+    take(spec, disks, path, holds, &AtomicBool::new(false), |prepared| prepared.freeze(vm)).map(drop)
 }
 
 /// The same of the disks of a VM that is off, which are open here, so that nobody writes to them.
 pub fn write_disks(spec: &VmSpec, images: Vec<DiskImage>, path: &Path) -> Result<()> {
     let disks = SnapshotDisks::of(&images);
     let freeze = |prepared: Prepared| prepared.freeze_disks(images);
-    take(spec, &disks, path, Holds::DisksAlone, &AtomicBool::new(false), freeze)
+    take(spec, &disks, path, Holds::DisksAlone, &AtomicBool::new(false), freeze).map(drop)
 }
 
 /// Notes that a snapshot that was written needs the images that its disks are based on. A VM has them still, so none has been removed before this.

@@ -107,6 +107,9 @@ pub struct Statement {
     /// A primary that runs the VM: what the guest was told at power-on that its processors are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processor: Option<CpuProfile>,
+    /// After a snapshot: how long the guest stood still for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_us: Option<u64>,
 }
 
 impl Answer {
@@ -361,6 +364,7 @@ mod tests {
                 Request::Switchover => Answer::Failed { message: "no secondary".to_owned() },
                 _ => Answer::Done(Box::new(Statement {
                     processor: Some(CpuProfile::in_order()),
+                    pause_us: Some(1500),
                     status: ReplicaStatus {
                         vm: "v".to_owned(),
                         host: "a".to_owned(),
@@ -397,7 +401,7 @@ mod tests {
         let path = folder.path().join("replica.sock");
         let server = ControlServer::start(ControlSocket::bind(&path).unwrap(), Arc::new(Echo)).unwrap();
         let said = ask(&path, &Request::Status, HUNG).unwrap();
-        assert_eq!((said.status.pid, said.processor), (7, Some(CpuProfile::in_order())));
+        assert_eq!((said.status.pid, said.processor, said.pause_us), (7, Some(CpuProfile::in_order()), Some(1500)));
         assert_eq!(ask(&path, &Request::Switchover, HUNG).unwrap_err().to_string(), "no secondary");
         assert!(ControlSocket::bind(&path).is_err(), "two replicas at one socket");
         let visit = ConsoleVisit { seen: ConsolePlace { run: u64::MAX, bytes: 3 }, typist: Some(u64::MAX - 1) };

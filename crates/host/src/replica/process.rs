@@ -502,13 +502,14 @@ impl Process {
         Ok(())
     }
 
-    fn carry_out(self: &Arc<Self>, request: &Request) -> Result<()> {
+    /// Answers how long the guest stood still for a snapshot.
+    fn carry_out(self: &Arc<Self>, request: &Request) -> Result<Option<Duration>> {
         let (primary, is_restarting) = match &self.shared().acting {
             Acting::Primary(primary, _) => (Some(primary.clone()), false),
             Acting::Restarting => (None, true),
             Acting::Starting | Acting::Secondary(_) => (None, false),
         };
-        match (request, primary) {
+        let done: Result<()> = match (request, primary) {
             (Request::Status | Request::Console(_), _) => Ok(()),
             (Request::Kill, _) => {
                 rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
@@ -535,7 +536,7 @@ impl Process {
             (Request::Switchover, Some(primary)) => Ok(primary.switch_over()?),
             (Request::Snapshot { name, memory }, Some(primary)) => {
                 let holds = if *memory { Holds::Memory } else { Holds::DisksAlone };
-                self.take_snapshot(&primary, name, holds)
+                return self.take_snapshot(&primary, name, holds).map(Some);
             }
             (Request::Stop { force: true }, Some(primary)) => {
                 primary.pull_the_plug();
@@ -559,7 +560,8 @@ impl Process {
                 std::process::exit(0);
             }
             (_, None) => bail!("this replica does not run the VM"),
-        }
+        };
+        done.map(|()| None)
     }
 }
 

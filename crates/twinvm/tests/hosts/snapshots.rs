@@ -45,6 +45,7 @@ fn a_vm_goes_back_to_a_snapshot_with_its_memory_and_its_disk() {
     assert_eq!((taken["name"].as_str(), taken["host"].as_str()), (Some("first"), Some("a")));
     // The kernel that images have by default has no driver for the generation ID.
     assert_eq!((&taken["memory"], &taken["notices"]), (&true.into(), &false.into()));
+    assert!(taken["pause_ms"].as_u64() > Some(0), "{taken:#}");
     let disks = world.json("b", &["vm", "snapshot", "create", VM, "disks", "--no-memory"]);
     assert_eq!((&disks["memory"], &disks["notices"]), (&false.into(), &Value::Null));
     assert!(disks["bytes"].as_u64().unwrap() < taken["bytes"].as_u64().unwrap());
@@ -134,6 +135,7 @@ fn a_vm_that_is_off_goes_back_to_the_disks_of_a_snapshot_and_stays_off() {
     assert_eq!(world.json("b", &["vm", "snapshot", "list", VM]).as_array().unwrap().len(), 0);
     let taken = world.json("b", &create);
     assert_eq!((taken["memory"].as_bool(), taken["host"].as_str()), (Some(false), Some("a")));
+    assert_eq!(taken["pause_ms"], Value::Null, "nobody stood still");
     let file = world.vm_folder("a").join("snapshots/off.snapshot");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(is_noted(&file), "the image that the snapshot is based on could be removed");

@@ -51,8 +51,8 @@ impl Process {
         }
     }
 
-    /// Saves the VM to a snapshot in its folder, and waits for that of another request first. The guest stands still only while it is frozen.
-    pub(super) fn take_snapshot(&self, primary: &Primary, name: &SnapshotName, holds: Holds) -> Result<()> {
+    /// Saves the VM to a snapshot in its folder, and waits for that of another request first. The guest stands still only while it is frozen; answers how long.
+    pub(super) fn take_snapshot(&self, primary: &Primary, name: &SnapshotName, holds: Holds) -> Result<Duration> {
         let _alone = lock(&self.snapshots.alone);
         let file = config::snapshot(&self.config.folder, name);
         take(&self.spec, &self.saved_disks, &file, holds, &self.snapshots.is_over, |prepared| {

@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use terminal::error_text::error_text;
 
@@ -12,19 +13,20 @@ use super::{Acting, Process};
 pub(super) struct Control(pub(super) Arc<Process>);
 
 impl Control {
-    fn statement(&self) -> Statement {
+    fn statement(&self, pause: Option<Duration>) -> Statement {
         let processor = match &self.0.shared().acting {
             Acting::Primary(primary, _) => Some(primary.profile().clone()),
             Acting::Starting | Acting::Restarting | Acting::Secondary(_) => None,
         };
-        Statement { status: self.0.status(), processor }
+        let pause_us = pause.map(|pause| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX));
+        Statement { status: self.0.status(), processor, pause_us }
     }
 }
 
 impl Handler for Control {
     fn handle(&self, request: Request) -> Answer {
         match self.0.carry_out(&request) {
-            Ok(()) => Answer::Done(Box::new(self.statement())),
+            Ok(pause) => Answer::Done(Box::new(self.statement(pause))),
             Err(error) => Answer::Failed { message: error_text(&error) },
         }
     }

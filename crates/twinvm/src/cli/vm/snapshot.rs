@@ -127,7 +127,8 @@ fn create(arguments: &CreateArguments) -> Result<()> {
         return print_json(&view);
     }
     let what = if view.memory == Some(false) { ", disks alone" } else { "" };
-    print_line(&format!("snapshot {} of VM {} taken: {}{what}", view.name, view.vm, human_bytes(view.bytes)))
+    let pause = view.pause_ms.map(|ms| format!("; the guest stood still for {ms} ms")).unwrap_or_default();
+    print_line(&format!("snapshot {} of VM {} taken: {}{what}{pause}", view.name, view.vm, human_bytes(view.bytes)))
 }
 
 /// Says what random numbers a guest may have twice.
