@@ -12,7 +12,7 @@ use api::events::EventKind;
 use api::messages::{LocalDisks, LocalVms, VmNote};
 use api::status::{ReplicaStatus, Role};
 use api::time::unix_ms_now;
-use cluster::records::ClusterState;
+use cluster::records::{ClusterState, SpecText};
 use machine::bus::lock;
 use spec::{CpuProfile, VmName, VmSpec};
 use storage::plain_file;
@@ -51,7 +51,7 @@ pub struct Replica {
 #[derive(Default)]
 struct Ports {
     /// The spec in the VM's record whose ports those are; nothing as long as they are those that it was started with.
-    followed: Option<String>,
+    followed: Option<SpecText>,
     /// When it was last tried to follow another one.
     tried: Option<Instant>,
     /// Why that failed.
@@ -284,11 +284,11 @@ impl Daemon {
         }
     }
 
-    fn follow_ports_of(&self, replica: &Replica, text: String) {
+    fn follow_ports_of(&self, replica: &Replica, text: SpecText) {
         let before = lock(&replica.ports).followed.clone();
         let followed = ReplicaConfig::load_own(&config::file(&self.folder.vm(&replica.vm))).and_then(|config| {
-            let before = before.as_deref().map_or_else(|| config.vm_spec(), |text| Ok(VmSpec::parse(text)?))?;
-            let told = self.ends.forward(&before.networks, &VmSpec::parse(&text)?.networks, &config.network_ends)?;
+            let before = before.as_ref().map_or_else(|| config.vm_spec(), |text| Ok(text.read()?.clone()))?;
+            let told = self.ends.forward(&before.networks, &text.read()?.networks, &config.network_ends)?;
             told.left.map_or(Ok(()), |why| anyhow::bail!(why))
         });
         let mut ports = lock(&replica.ports);
