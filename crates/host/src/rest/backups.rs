@@ -4,7 +4,7 @@ use api::backups::{BackUpVm, ForgetPoints, PruneRepository, RestorePoint};
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 
-use super::routes::{Body, Shared, blocking};
+use super::handling::{Body, Shared, blocking};
 
 pub async fn back_up(State(daemon): Shared, Path(vm): Path<String>, body: Body<BackUpVm>) -> impl IntoResponse {
     blocking(daemon, move |daemon| daemon.back_up(&vm, &body.0)).await

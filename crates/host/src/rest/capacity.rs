@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use spec::AdmissionPolicy;
 
-use super::routes::{Shared, blocking, malformed};
+use super::handling::{Shared, blocking, malformed};
 
 pub async fn admission(State(daemon): Shared) -> impl IntoResponse {
     blocking(daemon, |daemon| daemon.admission_policy()).await

@@ -8,8 +8,8 @@ use hyper_util::rt::TokioIo;
 use replication::driver::ConsolePlace;
 use tokio::net::UnixStream;
 
+use super::handling::Shared;
 use super::refusal::Refusal;
-use super::routes::Shared;
 use crate::error::HostError;
 use crate::replica::control::{ConsoleConnection, ConsoleVisit};
 

@@ -29,6 +29,7 @@
 mod backups;
 mod capacity;
 mod console;
+mod handling;
 mod home;
 mod refusal;
 mod role;

@@ -9,9 +9,8 @@ use api::messages::{
     CloneVm, CreateSnapshot, CreateVm, DropSecondary, FtAction, FtOptions, MigrateVm, PrepareSecondary, RebootVm,
     RemoveVm, RenameVm, SetVm, StartVm, StopHost, StopVm,
 };
-use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::handler::Handler;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -19,11 +18,11 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use axum::{Extension, Json, Router, middleware};
 use replication::channel::Peer;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::backups;
 use super::capacity;
 use super::console::console;
+use super::handling::{Answer, Body, Shared, blocking, malformed};
 use super::home::{at_authority, at_home, at_host};
 use super::refusal::Refusal;
 use super::role::{Role, authorize};
@@ -36,9 +35,6 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const STRANGER_BODY_BYTES_MAX: usize = 16 << 10;
 /// Longest text of a refusal by axum, in bytes.
 const REFUSAL_BYTES_MAX: usize = 4096;
-
-pub(super) type Shared = State<Arc<Daemon>>;
-pub(super) type Answer = Result<Response, Refusal>;
 
 /// One method of one path.
 struct Route {
@@ -213,23 +209,6 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .with_state(daemon)
 }
 
-/// A body of JSON, whatever its media type is called; an empty one means the default.
-pub(super) struct Body<T>(pub(super) T);
-
-impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
-    type Rejection = Refusal;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|error| Refusal::new(error.status(), error.body_text()))?;
-        if bytes.is_empty() {
-            return Ok(Self(T::default()));
-        }
-        Json::from_bytes(&bytes).map(|Json(value)| Self(value)).map_err(malformed)
-    }
-}
-
 /// Refusals that axum words itself, as of a path that is no UTF-8, get the body that all others have.
 async fn as_problem(response: Response) -> Response {
     let status = response.status();
@@ -243,30 +222,7 @@ async fn as_problem(response: Response) -> Response {
     Refusal::new(status, error).into_response()
 }
 
-pub(super) fn malformed(rejection: JsonRejection) -> Refusal {
-    Refusal::new(rejection.status(), rejection.body_text())
-}
-
-/// What is done for a request.
-type Work = Box<dyn FnOnce(&Arc<Daemon>) -> Result<Response, HostError> + Send>;
-
-/// Runs what may wait for disks, processes or the store on a thread of its own.
-pub(super) fn blocking<T: Serialize>(
-    daemon: Arc<Daemon>,
-    work: impl FnOnce(&Arc<Daemon>) -> Result<T, HostError> + Send + 'static,
-) -> impl Future<Output = Answer> {
-    // In a box, what brings it to its thread and back is compiled once, and not for each request there is.
-    apart(daemon, Box::new(|daemon| work(daemon).map(|value| Json(value).into_response())))
-}
-
-async fn apart(daemon: Arc<Daemon>, work: Work) -> Answer {
-    tokio::task::spawn_blocking(move || work(&daemon))
-        .await
-        .unwrap_or_else(|error| Err(anyhow::anyhow!("the request was not finished: {error}").into()))
-        .map_err(Refusal::from)
-}
-
-/// The same, in the owner of the VM that it changes.
+/// Runs what may wait for disks, processes or the store in the owner of the VM that it changes.
 fn owned<T: Serialize + Send + 'static>(
     daemon: Arc<Daemon>,
     vm: String,

@@ -14,7 +14,6 @@ const CIRCLES: &[(&str, &[&str])] = &[
     ("cluster::store::folder", &["files", "state"]),
     ("cpu::sse", &["element", "exception", "native"]),
     ("cpu::sys", &["event", "task"]),
-    ("host::rest", &["backups", "capacity", "routes"]),
     ("machine::boot", &["early_tables", "state"]),
     ("machine::devices::virtio", &["chain", "device", "queue"]),
     (
