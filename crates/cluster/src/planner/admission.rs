@@ -81,34 +81,37 @@ fn covers(count: u32, before: &ClusterState, with: &ClusterState, now: &BootTime
     let alive: Vec<&HostName> = with.hosts.iter().filter(|host| host.is_alive(now)).map(|host| &host.name).collect();
     let count = usize::try_from(count.min(AdmissionPolicy::HOST_FAILURES_MAX)).unwrap_or(0);
     let [with, before] = [with, before].map(Losses::of);
-    for lost in sets(&alive, count) {
-        let after = with.after(&lost, now);
+    try_sets(&alive, count, &mut BTreeSet::new(), &mut |lost| {
+        let after = with.after(lost, now);
         if after.is_covered() {
-            continue;
+            return Ok(());
         }
-        let was_short = before.after(&lost, now);
+        let was_short = before.after(lost, now);
         let short = |vm: &VmName| was_short.not_restarted.iter().any(|(other, _)| other == vm);
-        if let Some((vm, why)) = after.not_restarted.into_iter().find(|(vm, _)| !short(vm)) {
-            return Err(NotAdmitted::NotCovered { lost: lost.into_iter().collect(), vm, why });
+        match after.not_restarted.into_iter().find(|(vm, _)| !short(vm)) {
+            Some((vm, why)) => Err(NotAdmitted::NotCovered { lost: lost.iter().cloned().collect(), vm, why }),
+            None => Ok(()),
         }
-    }
-    Ok(())
+    })
 }
 
-/// All sets of so many hosts, in order of their names.
-fn sets(hosts: &[&HostName], count: usize) -> Vec<BTreeSet<HostName>> {
+/// Checks all sets of so many hosts together with those that are `lost`, in order of their names, until one fails. They are made one after the other: of some
+/// hundred hosts there are millions.
+fn try_sets(
+    hosts: &[&HostName],
+    count: usize,
+    lost: &mut BTreeSet<HostName>,
+    check: &mut dyn FnMut(&BTreeSet<HostName>) -> Result<(), NotAdmitted>,
+) -> Result<(), NotAdmitted> {
     if count == 0 {
-        return vec![BTreeSet::new()];
+        return check(lost);
     }
-    let with_first = |(number, host): (usize, &&HostName)| {
-        let rest = hosts.get(number + 1..).unwrap_or_default();
-        let add = |mut set: BTreeSet<HostName>| {
-            set.insert((*host).clone());
-            set
-        };
-        sets(rest, count - 1).into_iter().map(add).collect::<Vec<_>>()
-    };
-    hosts.iter().enumerate().flat_map(with_first).collect()
+    for (number, host) in hosts.iter().enumerate() {
+        lost.insert((*host).clone());
+        try_sets(hosts.get(number + 1..).unwrap_or_default(), count - 1, lost, check)?;
+        lost.remove(*host);
+    }
+    Ok(())
 }
 
 fn keeps(memory: u32, cpus: u32, with: &ClusterState, now: &BootTime) -> Result<(), NotAdmitted> {
