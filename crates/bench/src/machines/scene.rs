@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use host::folder::HostFolder;
 use tempfile::TempDir;
+use terminal::interrupt;
 
 use super::namespaces::{BRIDGE, Namespaces};
 use crate::demo::{IMAGE, View, pause};
@@ -243,6 +244,10 @@ impl Scene {
     fn done(&self, number: usize, words: &[String]) -> Result<String> {
         let output = self.twinvm(number)?.args(words).stdin(Stdio::null()).output().context("cannot start twinvm")?;
         if !output.status.success() {
+            // Ctrl-C is for all that was started here.
+            if interrupt::is_requested() {
+                bail!("interrupted");
+            }
             bail!("twinvm {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
