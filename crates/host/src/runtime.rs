@@ -48,7 +48,7 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What the controller knows of the store.
 pub(super) struct Known {
-    state: ClusterState,
+    pub(super) state: ClusterState,
     /// When VMs, and with them hosts, were read.
     vms_read: Instant,
     hosts_read: Instant,

@@ -206,12 +206,6 @@ impl Hosts {
         self.run(self.first_alive()?, words.iter().map(OsStr::new))
     }
 
-    /// What a command prints on this host.
-    pub fn ask_host(&self, name: &str, words: &[&str]) -> Result<String> {
-        let number = self.hosts.iter().position(|host| host.name == name);
-        self.run(number.with_context(|| format!("there is no host {name:?}"))?, words.iter().map(OsStr::new))
-    }
-
     /// Where the guest's Redis can be reached.
     pub fn redis(&self) -> SocketAddr {
         self.redis

@@ -16,7 +16,7 @@ use cluster::store::{
 };
 use protocol::{Arbiter, Claim, Generation, Verdict};
 use replication::channel::Peer;
-use spec::{EngineKind, ReplicaId, VmSpec};
+use spec::{EngineKind, HostName, ReplicaId, VmSpec};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -28,6 +28,8 @@ use crate::runtime::VMS_INTERVAL;
 use crate::vm_folder::Unfinished;
 
 const VM: &str = "shop";
+/// How long anything may take before it counts as hung.
+const HUNG: Duration = Duration::from_secs(60);
 
 /// A store in which somebody else is faster, if that is wanted.
 struct Racing {
@@ -403,6 +405,31 @@ fn records_of_vms_are_read_when_they_have_changed_and_not_all_the_time() {
     look(0);
     place.daemon.registry.update(VM, |record| record.autostart = true).unwrap();
     look(1);
+}
+
+/// Hosts were read every half second, and what ran under a run lease that had ended waited for that.
+#[test]
+fn run_leases_are_read_as_soon_as_one_has_begun_or_ended() {
+    let place = Place::new();
+    let (watching, mut known) = (place.daemon.clone(), None);
+    // It goes on as long as the process.
+    std::thread::spawn(move || watching.watch_run_leases());
+    let host: HostName = "b".parse().unwrap();
+    let mut is_seen = || {
+        let deadline = Instant::now() + HUNG;
+        while !place.daemon.are_run_leases_due.load(Ordering::Acquire) {
+            assert!(Instant::now() < deadline, "nobody tells");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        place.daemon.wait_for_state(&mut known).unwrap();
+        known.as_ref().unwrap().state.run_leases.contains(&host)
+    };
+    assert!(!is_seen());
+    assert!(!is_seen(), "only the second time what was known is read again");
+    let lease = place.daemon.registry.cluster().take_run_lease(&host, Duration::from_secs(600)).unwrap();
+    assert!(is_seen());
+    place.daemon.registry.cluster().end_lease(lease).unwrap();
+    assert!(!is_seen());
 }
 
 /// What a newer version, or a fault, has left in the place of a VM's record could not be removed.
