@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use api::messages::StartVm;
 use api::status::Role;
-use cluster::records::Power;
 use machine::bus::lock;
 use spec::{EngineKind, SnapshotName, VmSpec};
 use terminal::error_text::error_text;
@@ -61,10 +60,9 @@ impl Daemon {
         lock(&self.powered_off).remove(&vm.record.name);
         self.registry.update(name, |record| {
             record.begin_start(vm.claim.generation);
-            record.power = Power::On;
+            record.power_on();
             record.engine = Some(engine);
             record.network_ends.clone_from(&network_ends);
-            record.syncing_to = None;
         })?;
         // No replica of an earlier time may run from now on, wherever it is.
         self.registry.claim_for_start(&vm, run_lease.is_some())?;

@@ -307,7 +307,7 @@ impl World {
         if !begins_anew {
             record.begin_start(generation);
         }
-        (record.power, record.syncing_to) = (Power::On, None);
+        record.power_on();
         self.records.revision += 1;
         task.step = Step::Claim { generation, was_home };
         self.soon(task);

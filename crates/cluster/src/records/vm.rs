@@ -124,6 +124,11 @@ impl VmRecord {
         is_news
     }
 
+    /// The VM is to run: on a host that begins with it anew, and gives nobody a first copy yet.
+    pub fn power_on(&mut self) {
+        (self.power, self.syncing_to) = (Power::On, None);
+    }
+
     /// The VM is off.
     pub fn power_off(&mut self) {
         (self.power, self.syncing_to) = (Power::Off, None);
