@@ -199,13 +199,14 @@ impl Place {
 /// Something that is wanted of the VM.
 type Want = fn(&Arc<Daemon>) -> Result<(), HostError>;
 
-const WANTS: [(&str, Want); 4] = [
+const WANTS: [(&str, Want); 5] = [
     ("clone", |daemon| daemon.clone_vm(VM, &CloneVm { name: "copy".to_owned(), forward: None }).map(drop)),
     ("rename", |daemon| daemon.rename_vm(VM, &RenameVm { name: "store".to_owned() }).map(drop)),
     ("rm", |daemon| daemon.remove(VM, RemoveVm { force: false }).map(drop)),
     ("set --grow-disk", |daemon| {
         daemon.set_vm(VM, &SetVm { disk_bytes: [(0, 2 << 20)].into(), ..SetVm::default() }).map(drop)
     }),
+    ("set --remove-disk", |daemon| daemon.set_vm(VM, &SetVm { remove_disk: vec![0], ..SetVm::default() }).map(drop)),
 ];
 
 /// Fault 11 of those that stay mended (ARCHITECTURE.md): what may be the newest is not deleted, moved or copied.

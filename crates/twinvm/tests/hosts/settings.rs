@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::console::Console;
 use crate::support::guest::free_port;
+use crate::support::skipped;
 use crate::world::{VM, World};
 
 fn answers(port: u16) -> bool {
@@ -33,12 +34,28 @@ fn row_25_ports_are_changed_while_a_vm_runs_and_stay_so_at_its_takeover() {
     let error = world.refused("b", &set(&[second, busy]).iter().map(String::as_str).collect::<Vec<_>>());
     assert!(error.contains(&busy.to_string()) && error.contains("in use"), "{error}");
     assert!(answers(first) && answers(second), "all or none");
+    privileged_ports_wait_for_the_next_start(&world, second);
     // One that is forwarded no more, and whose network end is lost: the next one does not bring it back.
     done(&[second]);
     assert!(TcpStream::connect(("127.0.0.1", first)).is_err());
     world.done("a", &["ft", "failover", VM]);
     world.wait_until_protected("a", "b");
     assert!(answers(second) && TcpStream::connect(("127.0.0.1", first)).is_err());
+}
+
+/// The daemon of root starts network ends that can open them, and then become an ordinary user's.
+fn privileged_ports_wait_for_the_next_start(world: &World, other: u16) {
+    let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    let low = (600..1024).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let Some(low) = low.filter(|port| first_free.trim().parse::<u16>().unwrap() > *port) else {
+        return skipped("no port below 1024 is one that only root may open");
+    };
+    let words = [other, low].map(|port| format!("--forward=tcp:127.0.0.1:{port}-:6379"));
+    let changed = world.json("b", &["vm", "set", VM, &words[0], &words[1]]);
+    let next = changed["next_spec"].as_str().unwrap();
+    assert!(next.contains(&low.to_string()), "{changed:#}");
+    assert!(changed["note"].as_str().unwrap().contains("at its next start"), "{changed:#}");
+    assert!(answers(other) && TcpStream::connect(("127.0.0.1", low)).is_err());
 }
 
 #[test]
@@ -82,4 +99,23 @@ fn row_25_disks_and_the_kernel_are_changed_while_a_vm_is_off() {
     assert!(fs::read(kept).unwrap().starts_with(b"extra") && Path::new(kept).starts_with(world.path("a")), "{note}");
     let again = set(&["--add-disk", kept]);
     assert_eq!(again["disks"].as_array().unwrap().len(), 2);
+    is_edited(&world);
+}
+
+/// The same in an editor: a third disk comes, by a path that is relative to where the user is.
+fn is_edited(world: &World) {
+    let disks = || world.json("a", &["vm", "show", VM])["disks"].clone();
+    let before = disks();
+    let edited = world.edit("b", "false");
+    assert!(!edited.success && edited.stderr.contains("nothing was changed"), "{}", edited.stderr);
+    assert_eq!(disks(), before);
+    let third = world.path("third.toml");
+    fs::write(&third, "[[disk]]\npath = \"a/files/extra.raw\"\nformat = \"raw\"\n").unwrap();
+    let edited = world.edit("b", &format!("sh -c 'cat {} >> \"$0\"'", third.display()));
+    assert!(edited.success, "{}", edited.stderr);
+    let after = disks();
+    assert_eq!((after.as_array().unwrap().len(), &after[2]["size_bytes"]), (3, &512.into()));
+    assert_eq!(&after[0], &before[0]);
+    let edited = world.edit("b", "sed -i s/^name.*/name=\\\"other\\\"/");
+    assert!(!edited.success && edited.stderr.contains("`name` of VM redis cannot be changed"), "{}", edited.stderr);
 }

@@ -42,6 +42,12 @@ pub struct Outcome {
     pub stderr: String,
 }
 
+fn outcome(mut command: Command) -> Outcome {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Outcome { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
 impl World {
     /// No hosts yet.
     pub fn empty() -> Self {
@@ -302,9 +308,14 @@ impl World {
 
     /// Carries out a command on a host.
     pub fn run(&self, host: &str, words: &[&str]) -> Outcome {
-        let output = self.command(host, words).stdin(Stdio::null()).output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Outcome { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        outcome(self.command(host, words))
+    }
+
+    /// Changes the VM in an editor, which is this command.
+    pub fn edit(&self, host: &str, editor: &str) -> Outcome {
+        let mut command = self.command(host, &["vm", "edit", VM]);
+        command.env_remove("VISUAL").env("EDITOR", editor);
+        outcome(command)
     }
 
     /// What a command says that must succeed.

@@ -65,14 +65,20 @@ fn answer(json: bool, view: &VmView, message: &str) -> Result<()> {
 
 pub fn create(arguments: &CreateArguments) -> Result<()> {
     let mut spec = VmSpec::load(&arguments.spec)?;
-    let files = spec.disks.iter_mut().map(|disk| &mut disk.path);
-    for file in files.chain(spec.kernel.iter_mut()).chain(spec.initrd.iter_mut()) {
-        *file = absolute(file)?;
-    }
+    make_absolute(&mut spec)?;
     let request = CreateVm { spec: to_toml(&spec).context("the spec cannot be passed on")?, start: arguments.start };
     let view: VmView = arguments.daemon.daemon()?.post("/v1/vms", Some(&request))?;
     let done = if view.running { "created and started" } else { "created" };
     answer(arguments.daemon.json, &view, &format!("VM {} {done} on host {}", view.name, view.host))
+}
+
+/// Has a spec name its files by absolute paths: its host has another current folder.
+pub fn make_absolute(spec: &mut VmSpec) -> Result<()> {
+    let files = spec.disks.iter_mut().map(|disk| &mut disk.path);
+    for file in files.chain(spec.kernel.iter_mut()).chain(spec.initrd.iter_mut()) {
+        *file = absolute(file)?;
+    }
+    Ok(())
 }
 
 fn absolute(file: &Path) -> Result<PathBuf> {

@@ -11,10 +11,10 @@ use api::messages::{CloneVm, OperationView, RebootVm, RenameVm, SetVm, VmView};
 use api::suspicion::SuspicionMs;
 use clap::Args;
 use indicatif::ProgressBar;
-use spec::{ByteSize, DiskFormat, DiskSpec, PortForward, Priority, Protection, VmSpec};
+use spec::{ByteSize, DiskFormat, DiskSpec, PortForward, Priority, Protection, VmSpec, to_toml};
 use terminal::output::{print_json, print_line};
 
-use super::cluster::path;
+use super::cluster::{make_absolute, path};
 use super::{RebootArguments, VmArguments};
 use crate::cli::daemon::DaemonConnection;
 use crate::cli::wait::{Look, Patience};
@@ -223,9 +223,10 @@ pub fn edit(arguments: &VmArguments) -> Result<()> {
     if after == before {
         return print_line("nothing was changed");
     }
-    let sent = VmSpec::parse(&after)
-        .map_err(Into::into)
-        .and_then(|_| send(arguments, &SetVm { spec: Some(after), ..SetVm::default() }));
+    let sent = VmSpec::parse(&after).map_err(anyhow::Error::from).and_then(|mut spec| {
+        make_absolute(&mut spec)?;
+        send(arguments, &SetVm { spec: Some(to_toml(&spec)?), ..SetVm::default() })
+    });
     sent.or_else(|error| {
         let (_, kept) = file.keep().context("cannot keep the edited spec")?;
         Err(error.context(format!("nothing was changed; what you wrote is in {}", kept.display())))
