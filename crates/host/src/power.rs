@@ -42,6 +42,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const PLUG_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long owners of VMs may take for what they have to do already when the host stops with its VMs, and to note their ends.
 const OWNERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client that wants a VM's console waits for a takeover that may be under way.
+const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often it is looked whether that is done.
+const TAKEOVER_INTERVAL: Duration = Duration::from_millis(50);
 /// How often it is looked whether VMs still run.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -65,7 +69,8 @@ impl Daemon {
 
     /// The host that answers for a VM, if that is another one and it is alive.
     pub fn home_elsewhere(&self, vm: &str) -> Result<Option<Target>, HostError> {
-        if self.replica(vm).is_some_and(|replica| replica.is_primary()) {
+        // One that has just ended may have been taken over.
+        if self.replica(vm).is_some_and(|replica| replica.is_primary() && !replica.is_gone()) {
             return Ok(None);
         }
         // What makes no sense here does so nowhere: this host says it.
@@ -435,15 +440,28 @@ impl Daemon {
         Ok(())
     }
 
-    /// Connects a client to a VM's console.
+    /// Connects a client to a VM's console. While a VM is taken over, the client waits.
     pub fn console(&self, name: &str, visit: ConsoleVisit) -> Result<ConsoleConnection, HostError> {
-        let vm = self.known(name)?;
-        if self.replica(name).is_none_or(|replica| !replica.is_primary()) {
-            self.require_home(&vm)?;
-            return Err(HostError::conflict(format!("VM {name} does not run"))
-                .hint(format!("start it with `twinvm vm start {name}`")));
+        let deadline = Instant::now() + TAKEOVER_TIMEOUT;
+        loop {
+            let vm = self.known(name)?;
+            let is_here = self.replica(name).is_some_and(|replica| replica.is_primary() && !replica.is_gone());
+            let error = if is_here {
+                match control::console(&socket(&self.folder.vm(name)), visit, REQUEST_TIMEOUT) {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => HostError::from(error),
+                }
+            } else {
+                self.require_home(&vm)?;
+                HostError::conflict(format!("VM {name} does not run"))
+                    .hint(format!("start it with `twinvm vm start {name}`"))
+            };
+            let may_move = is_here || vm.claim.secondary.is_some();
+            if !may_move || Instant::now() >= deadline {
+                return Err(error);
+            }
+            thread::sleep(TAKEOVER_INTERVAL);
         }
-        Ok(control::console(&socket(&self.folder.vm(name)), visit, REQUEST_TIMEOUT)?)
     }
 
     /// The kernel or the initial RAM disk of a VM here, for the host that was asked to prepare its secondary, and as long as it does.

@@ -147,6 +147,8 @@ fn row_24_a_console_follows_its_vm_through_takeover_and_reboot_and_ends_with_it(
     let written = epoch(&world.status("a"));
     world.wait("a", "the next two checkpoints", |view| epoch(view) > written.map(|epoch| epoch + 1));
     world.kill_replica("a");
+    // Also who comes just now, to the host whose daemon has not seen it yet.
+    assert!(shown(&world, "a").contains("before-42"));
     console.wait_for("connected again");
     console.insist("echo after-$((40+3))", "after-43");
     // Whoever looks now sees also what was written on the other host, once.
