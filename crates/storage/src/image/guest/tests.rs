@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::KEYS;
+use super::{KEYS, UDHCPC};
 use crate::image::initrd::INIT;
 
 /// Programs of packages, as far as the script has them do something.
@@ -214,4 +214,40 @@ fn nothing_is_made_for_packages_that_are_not_there() {
     };
     assert_eq!(names(&guest.path("etc")), ["hostname", "twinvm"]);
     assert_eq!(names(&guest.path("etc/twinvm")), ["keys-made", "named"]);
+}
+
+/// What `/etc/resolv.conf` is after a lease with these name servers.
+fn resolv_conf(folder: &Path, dns: &str) -> String {
+    let script = UDHCPC.replace("/etc/", &format!("{}/etc/", folder.display()));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, "udhcpc", "name-servers"]).env("dns", dns).stdin(Stdio::null());
+    assert!(shell.status().unwrap().success());
+    fs::read_to_string(folder.join("etc/resolv.conf")).unwrap_or_else(|error| error.kind().to_string())
+}
+
+/// A lease wrote over the file of an administrator, and through a link into what was another program's.
+#[test]
+fn name_servers_that_somebody_else_has_put_there_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("etc/resolv.conf");
+    fs::create_dir(folder.path().join("etc")).unwrap();
+    for before in [None, Some("")] {
+        before.iter().for_each(|text| fs::write(&file, text).unwrap());
+        assert!(resolv_conf(folder.path(), "10.0.2.3").ends_with("\nnameserver 10.0.2.3\n"), "{before:?}");
+        fs::remove_file(&file).unwrap();
+    }
+    resolv_conf(folder.path(), "10.0.2.3");
+    // What is its own it writes anew, and leaves alone if it is told of none.
+    let two = resolv_conf(folder.path(), "10.0.2.4 10.0.2.5");
+    assert!(two.ends_with("\nnameserver 10.0.2.4\nnameserver 10.0.2.5\n") && two.lines().count() == 3, "{two}");
+    assert_eq!(resolv_conf(folder.path(), ""), two);
+    fs::write(&file, "nameserver 192.0.2.1\noptions edns0\n").unwrap();
+    assert_eq!(resolv_conf(folder.path(), "10.0.2.3"), "nameserver 192.0.2.1\noptions edns0\n");
+    fs::remove_file(&file).unwrap();
+    let stub = folder.path().join("stub-resolv.conf");
+    std::os::unix::fs::symlink(&stub, &file).unwrap();
+    assert_eq!(resolv_conf(folder.path(), "10.0.2.3"), "entity not found", "it leads nowhere before its program runs");
+    fs::write(&stub, "nameserver 127.0.0.53\n").unwrap();
+    assert_eq!(resolv_conf(folder.path(), "10.0.2.3"), "nameserver 127.0.0.53\n");
+    assert!(fs::symlink_metadata(&file).unwrap().is_symlink());
 }
