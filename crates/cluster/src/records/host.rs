@@ -91,9 +91,34 @@ pub struct Lease {
     pub ttl_ms: u64,
 }
 
+/// For how long it is believed that a host is alive after it was seen to be, in ms: the store is read more often.
+const BELIEVED_MS: u64 = 3_000;
+
+impl Lease {
+    /// What a reader makes of a lease that the store has just said to be good, or not, now by the reader's clocks. `before` is what it made of it
+    /// last, if it did; `self` what whoever holds the lease has written, whose clocks say nothing to the reader.
+    #[must_use]
+    pub fn seen(self, is_good: bool, before: Option<Self>, now_boot_ms: u64, now_unix_ms: u64) -> Self {
+        if is_good {
+            return Self { renewed_boot_ms: now_boot_ms, renewed_unix_ms: now_unix_ms, ttl_ms: BELIEVED_MS };
+        }
+        Self { ttl_ms: 0, ..before.unwrap_or(Self { renewed_boot_ms: 0, ..self }) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lease_is_good_from_when_its_reader_has_seen_it_by_its_own_clocks() {
+        // Whoever holds it was booted long ago, and has its calendar ahead.
+        let written = Lease { renewed_boot_ms: 1 << 40, renewed_unix_ms: 1 << 50, ttl_ms: 9_000 };
+        let seen = written.seen(true, None, 500, 70);
+        assert_eq!(seen, Lease { renewed_boot_ms: 500, renewed_unix_ms: 70, ttl_ms: BELIEVED_MS });
+        assert_eq!(written.seen(false, Some(seen), 900, 80), Lease { ttl_ms: 0, ..seen });
+        assert_eq!(written.seen(false, None, 900, 80), Lease { renewed_boot_ms: 0, ttl_ms: 0, ..written });
+    }
 
     #[test]
     fn a_lease_that_was_seen_is_good_for_a_while_whatever_the_calendar_says() {
