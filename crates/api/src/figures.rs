@@ -138,6 +138,8 @@ pub struct PauseFigures {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PauseParts {
+    /// Until the vCPUs stood still.
+    pub stop: f64,
     /// Finding the changed pages, and beginning the next round.
     pub tracking: f64,
     /// Copying them.

@@ -7,6 +7,7 @@ pub mod control;
 pub mod disk_copy;
 pub mod end;
 mod ends;
+mod figures;
 pub mod process;
 pub mod process_log;
 pub(crate) mod report;

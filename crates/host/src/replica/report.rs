@@ -3,19 +3,16 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use api::figures::{
-    CardFigures, DiskFigures, Figures, LatencyFigures, LockstepFigures, PagesByEncoding, PauseClass, PauseFigures,
-    PauseParts,
-};
+use api::figures::Figures;
 use api::status::{Fault, Protection, ProtectionState, Reason, Role, SyncPhase, SyncProgress};
 use api::time::unix_ms_now;
 use machine::device_meter::DeviceMetrics;
-use machine::devices::virtio::block::BlockMetrics;
-use machine::devices::virtio::net::NetMetrics;
-use protocol::{self, DropReason, Epoch, LossReason, Watched};
+use protocol::{self, DropReason, LossReason};
 use replication::disk::DiskFault;
-use replication::driver::{self, Phase, PrimaryStatus, SecondaryStatus};
+use replication::driver::{Phase, PrimaryStatus, SecondaryStatus};
 use spec::FtMode;
+
+use super::figures;
 
 /// What a replica says, as far as its replication knows.
 pub struct Report {
@@ -59,53 +56,7 @@ pub fn starting(role: Role) -> Report {
 
 /// A replica that runs the VM.
 pub fn primary(status: &PrimaryStatus, devices: &DeviceMetrics) -> Report {
-    let driver::Figures { pause_us, pause_parts, encodings, epoch_us, commit_us, .. } = &status.figures;
-    let classes = status.figures.pauses_by_pages.iter().map(|class| PauseClass {
-        pages_min: class.pages_min,
-        pages_max: Some(class.pages_max).filter(|&pages| pages != u64::MAX),
-        checkpoints: class.checkpoints,
-        dirty_pages: class.dirty_pages.p50,
-        pause_us: pauses(&class.pause_us),
-    });
-    let figures = Figures {
-        epoch: status.figures.epoch.number(),
-        epochs_per_s: status.figures.epochs_per_s,
-        epoch_ms: epoch_us.p50 as f64 / 1e3,
-        dirty_pages: status.figures.dirty_pages.p50,
-        pause_us: pauses(pause_us),
-        pause_parts_us: PauseParts {
-            tracking: pause_parts.tracking_us.p50 as f64,
-            pages: pause_parts.pages_us.p50 as f64,
-            state: pause_parts.state_us.p50 as f64,
-        },
-        pauses_by_pages: classes.collect(),
-        dirty_bytes: status.figures.dirty_bytes,
-        sent_bytes: status.figures.sent_bytes,
-        pages: PagesByEncoding {
-            zero: encodings.zero,
-            unchanged: encodings.unchanged,
-            word_runs: encodings.word_runs,
-            delta: encodings.delta,
-            lz4: encodings.lz4,
-            raw: encodings.raw,
-        },
-        latency_added_ms: LatencyFigures {
-            p50: status.gate.wait_us_p50 as f64 / 1e3,
-            p99: status.gate.wait_us_p99 as f64 / 1e3,
-        },
-        commit_ms: LatencyFigures { p50: commit_us.p50 as f64 / 1e3, p99: commit_us.p99 as f64 / 1e3 },
-        lag_epochs: status.figures.lag_epochs,
-        waiting_frames: status.gate.waiting_frames,
-        waiting_bytes: status.gate.waiting_bytes,
-        throttled: status.figures.throttled,
-        throttled_ms: status.figures.throttled_us as f64 / 1e3,
-        lockstep: status.figures.lockstep.map(lockstep),
-        suspicion_ms: suspicion_ms(status.watched),
-        silence_ms_max: silence_ms_max(status.watched),
-        disks: devices.disks.iter().map(disk).collect(),
-        cards: devices.cards.iter().map(card).collect(),
-        ..Figures::default()
-    };
+    let figures = figures::of_primary(&status.figures, &status.gate, status.watched, devices);
     let progress = status.progress.filter(|progress| progress.phase != Phase::Mirroring);
     let sync = progress.map(|progress| SyncProgress {
         phase: match progress.phase {
@@ -141,29 +92,6 @@ pub fn primary(status: &PrimaryStatus, devices: &DeviceMetrics) -> Report {
     }
 }
 
-fn disk(did: &BlockMetrics) -> DiskFigures {
-    DiskFigures {
-        reads: did.reads,
-        read_bytes: did.read_bytes,
-        writes: did.writes,
-        written_bytes: did.written_bytes,
-        flushes: did.flushes,
-        discards: did.discards + did.write_zeroes,
-        errors: did.refused + did.backend_errors,
-    }
-}
-
-fn card(did: &NetMetrics) -> CardFigures {
-    CardFigures {
-        received_frames: did.rx_frames,
-        received_bytes: did.rx_bytes,
-        received_dropped: did.rx_dropped_full + did.rx_dropped_no_driver + did.rx_dropped_unfit,
-        sent_frames: did.tx_frames,
-        sent_bytes: did.tx_bytes,
-        sent_dropped: did.tx_dropped_full + did.tx_dropped_refused + did.tx_dropped_malformed,
-    }
-}
-
 /// The disks of a primary that are broken.
 fn disk_faults(status: &PrimaryStatus) -> Vec<Fault> {
     let fault = |fault: &DiskFault| Fault {
@@ -174,27 +102,9 @@ fn disk_faults(status: &PrimaryStatus) -> Vec<Fault> {
     status.disk_faults.iter().map(fault).collect()
 }
 
-fn pauses(quantiles: &driver::Quantiles) -> PauseFigures {
-    PauseFigures { p50: quantiles.p50 as f64, p99: quantiles.p99 as f64, last: quantiles.last as f64 }
-}
-
-/// After how much silence the other replica is taken for lost, while there is one.
-fn suspicion_ms(watched: Option<Watched>) -> f64 {
-    watched.unwrap_or_default().suspicion_time.as_secs_f64() * 1e3
-}
-
-fn silence_ms_max(watched: Option<Watched>) -> f64 {
-    watched.unwrap_or_default().longest_gap.as_secs_f64() * 1e3
-}
-
 /// A replica that holds the VM.
 pub fn secondary(status: &SecondaryStatus) -> Report {
-    let figures = Figures {
-        epoch: status.epoch.unwrap_or(Epoch::NONE).number(),
-        suspicion_ms: suspicion_ms(status.watched),
-        silence_ms_max: silence_ms_max(status.watched),
-        ..Figures::default()
-    };
+    let figures = figures::of_secondary(status.epoch, status.watched);
     let mut protection = protection(&status.protocol);
     if let (Some(detail), Some(obstacle)) = (&mut protection.detail, &status.obstacle) {
         detail.push_str(": ");
@@ -266,19 +176,6 @@ fn protection(status: &protocol::Status) -> Protection {
     Protection { detail: status.reason.map(|reason| reason.to_string()), ..Protection::now(state, reason) }
 }
 
-fn lockstep(figures: replication::lockstep::LockstepFigures) -> LockstepFigures {
-    LockstepFigures {
-        lag_instructions: figures.lag_instructions,
-        lag_ms: figures.lag_ms,
-        log_bytes: figures.log_bytes,
-        log_bits_per_s: figures.log_bits_per_s,
-        inbound_bytes: figures.inbound_bytes,
-        segments: figures.segments,
-        digests: figures.digests,
-        divergences: figures.divergences,
-    }
-}
-
 /// Resident memory of a process, in bytes, from its `statm`.
 pub fn resident_bytes(statm: &File) -> u64 {
     let mut text = [0; 256];
@@ -292,7 +189,7 @@ pub fn resident_bytes(statm: &File) -> u64 {
 mod tests {
     use cluster::controller::LossCause;
     use protocol::{Generation, Pace, SlowLink, Slowed};
-    use replication::driver::Progress;
+    use replication::driver::{self, Progress};
     use replication::gate::GateStatus;
 
     use super::*;

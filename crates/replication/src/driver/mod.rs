@@ -35,7 +35,7 @@ mod staging;
 mod trigger;
 
 pub use console::{ConsoleHistory, ConsoleInput, ConsolePiece, ConsolePlace};
-pub use figures::{Figures, PauseClass, PauseParts, Quantiles};
+pub use figures::{Encodings, Figures, PauseClass, PauseParts, Quantiles};
 pub use first_copy::ProtectError;
 pub use options::MirrorOptions;
 pub use pause_queue::VmStopped;
