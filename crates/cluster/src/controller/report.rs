@@ -78,8 +78,8 @@ impl ReplicaState {
     pub fn of_primary(protection: Protection, peer: Option<HostName>, loss: Option<Loss>) -> Self {
         match (protection, peer) {
             (Protection::Protected, Some(by)) => Self::Protected { by },
-            // The protocol hears of a secondary when its first copy is done.
-            (Protection::Starting | Protection::NeedSecondary, Some(to)) => Self::Syncing { to },
+            // The protocol hears of a secondary when its first copy is done: until then it says what came of the one before, as that protection was turned off.
+            (Protection::Starting | Protection::NeedSecondary | Protection::Disabled, Some(to)) => Self::Syncing { to },
             // The VM itself is being started or ends.
             (Protection::Protected | Protection::Starting | Protection::NotRunning, _) => Self::Booting,
             (Protection::NeedSecondary | Protection::Disabled, _) => Self::Alone { loss },
@@ -134,6 +134,23 @@ impl LossCause {
             Self::Request => false,
             Self::Silence => during_sync,
             Self::Fault => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_copy_is_under_way_whatever_became_of_the_secondary_before() {
+        let to: HostName = "b".parse().unwrap();
+        for protection in [Protection::Starting, Protection::NeedSecondary, Protection::Disabled] {
+            let state = ReplicaState::of_primary(protection, Some(to.clone()), None);
+            assert_eq!(state, ReplicaState::Syncing { to: to.clone() }, "{protection:?}");
+        }
+        for protection in [Protection::NeedSecondary, Protection::Disabled] {
+            assert_eq!(ReplicaState::of_primary(protection, None, None), ReplicaState::Alone { loss: None });
         }
     }
 }

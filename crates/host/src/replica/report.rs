@@ -70,7 +70,13 @@ pub fn primary(status: &PrimaryStatus, devices: &DeviceMetrics) -> Report {
         total_bytes: progress.total_bytes,
     });
     let mut seen = protection(&status.protocol);
-    if status.secondary.is_some() && seen.state == ProtectionState::NeedSecondary {
+    let is_first_copy = match seen.state {
+        ProtectionState::NeedSecondary => true,
+        // Of the one before, whose claim is being decided, the protocol knows.
+        ProtectionState::Disabled => status.protocol.secondary.is_none(),
+        _ => false,
+    };
+    if status.secondary.is_some() && is_first_copy {
         // The protocol hears of a secondary when its first copy is done.
         seen = Protection::now(ProtectionState::Starting, Some(Reason::Initializing));
         let slowed = status.progress.and_then(|progress| progress.slowed).map(|slowed| slowed.to_string());
@@ -257,6 +263,11 @@ mod tests {
                 .to_string();
         let expected = "Not protected: starting (initializing: the guest is slowed down by 25 % for the first copy: ";
         assert!(text.starts_with(expected) && text.contains(&pace.to_string()), "{text}");
+        let dropped = status(protocol::Reason::Dropped(DropReason::Off));
+        let disabled = protocol::Status { protection: protocol::Protection::Disabled, ..dropped.protocol };
+        let again = PrimaryStatus { protocol: disabled, secondary: Some("b".to_owned()), ..dropped };
+        let text = primary(&again, &DeviceMetrics::default()).protection.to_string();
+        assert!(text.starts_with("Not protected: starting (initializing)"), "protection was turned off and on: {text}");
         let alone = status(protocol::Reason::NoSecondaryYet);
         let slow_link = Some(SlowLink { bits_per_s: 700_000 });
         let progress = Some(Progress { phase: Phase::CopyingMemory, slowed, slow_link, ..Progress::default() });
