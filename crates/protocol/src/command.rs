@@ -46,7 +46,7 @@ pub enum Command {
     /// Tell the replica when it is time to ask the store again, by [`super::Event::RetryDue`], after
     /// [`RETRY_INTERVAL`].
     StartRetryTimer,
-    /// Primary: ask the secondary to take over.
+    /// Primary: ask the secondary to take over. The guest stands still until [`Self::Resume`], or for good.
     AskToTakeOver,
     /// Secondary: see to it that this replica could run the VM from what it holds: what was received of the log is executed to its end,
     /// the disks are written, the VM is made of what is held, and its network ends answer. All is done that could fail, as whoever has

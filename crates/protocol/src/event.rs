@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Claim, Epoch, Generation, Verdict};
+use super::{Claim, DiskAdvice, Epoch, Generation, Verdict};
 
 /// What has happened. Events of a connection that was closed must not reach the replica any more: threads that still hold one of its
 /// messages drop it.
@@ -23,7 +23,7 @@ pub enum Event {
         /// The last of them.
         epoch: Epoch,
     },
-    /// Primary: the secondary shall not be one any more.
+    /// Primary: the secondary shall not be one any more, nor shall whom a first copy is being made to.
     DropSecondary {
         /// Why the secondary is dropped.
         reason: DropReason,
@@ -36,9 +36,8 @@ pub enum Event {
     },
     /// Primary: what ends the last epoch could not be captured.
     SwitchOverFailed,
-    /// Primary: its disks are broken ([`super::DiskWatch`]), and what the guest asked of them is not answered. Told when it is found, and with
-    /// `could_move` whenever the VM could go on at the secondary: the guest stands still then until [`super::Command::Resume`] or for good, and
-    /// there is nothing more to capture of it.
+    /// Primary: its disks are broken ([`super::DiskWatch`]), and what the guest asked of them is not answered. Told at each look,
+    /// and with `could_move` whenever the VM could go on at the secondary: there is nothing more to capture of the guest then.
     DisksBroken {
         /// The secondary is to be asked to take over.
         could_move: bool,
@@ -74,6 +73,18 @@ pub enum Event {
     StoreUnreachable,
     /// The timer of [`super::Command::StartRetryTimer`] has ended.
     RetryDue,
+}
+
+impl Event {
+    /// What a primary is told of its disks.
+    pub fn of_disks(advice: DiskAdvice) -> Option<Self> {
+        match advice {
+            DiskAdvice::GoOn => None,
+            DiskAdvice::Recovered => Some(Self::DisksSound),
+            DiskAdvice::Hold { .. } => Some(Self::DisksBroken { could_move: false }),
+            DiskAdvice::GiveUp => Some(Self::DisksBroken { could_move: true }),
+        }
+    }
 }
 
 /// Why a replica gave up the other one.

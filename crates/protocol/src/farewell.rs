@@ -26,8 +26,7 @@ pub enum FarewellStep {
 }
 
 impl Farewell {
-    /// What is next. `is_undecided`: the store is being asked who goes on; if the other replica does, what the guest did here since the last checkpoint has
-    /// never happened, its end included. `has_secondary`: there is a connection to one.
+    /// What is next. `is_undecided`: so is this replica ([`super::Replica::is_undecided`]), so that the guest may not have ended. `has_secondary`: there is a connection to one.
     pub fn next(&mut self, is_undecided: bool, has_secondary: bool, now: MonotonicTime) -> FarewellStep {
         match self.told_at {
             None if is_undecided => FarewellStep::Wait,

@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod tests;
+mod turns;
+mod window;
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -9,14 +11,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::turns::{CopyTurn, CopyTurns};
+pub use self::window::CopyWindow;
 use super::{MonotonicTime, Patience};
 
 /// Longest time that the secondary may need for what is left when the rounds end: for so long the guest's output waits, or the guest.
 pub const LAST_PAUSE_MAX: Duration = Duration::from_millis(300);
 /// What is left is little: another round would not make the pause shorter that anybody notices.
 const LAST_PAUSE_AIM: Duration = Duration::from_millis(20);
-/// Most bytes of disk writes that may wait to be sent; whoever keeps them has to have room for more.
+/// How often [`FirstCopy::look`] is asked at least.
+pub const COPY_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// Most bytes of disk writes that are kept to be sent, during a first copy and after it. What comes beyond them is lost to the secondary, which is given
+/// up then.
+pub const WRITES_KEPT_MAX: u64 = 256 << 20;
+/// Most bytes of disk writes that may wait to be sent during a first copy: before there is a gap, it is given up.
 pub const WRITES_WAITING_MAX: u64 = 224 << 20;
+const _: () = assert!(WRITES_WAITING_MAX < WRITES_KEPT_MAX);
 /// Bytes of disk writes that may wait before the guest is slowed down, and those at which it is slowed down most.
 const WRITES_WAITING_FREELY: u64 = 64 << 20;
 const WRITES_WAITING_SLOWEST: u64 = 192 << 20;
@@ -201,7 +211,7 @@ impl FirstCopy {
         }
     }
 
-    /// What to do now; to be asked every some milliseconds. Since the copy began the guest has written `written_bytes` to disks, of which
+    /// What to do now; to be asked every [`COPY_LOOK_INTERVAL`] at least. Since the copy began the guest has written `written_bytes` to disks, of which
     /// `waiting_bytes` wait to be sent.
     pub fn look(&mut self, taken_in: TakenIn, written_bytes: u64, waiting_bytes: u64, now: MonotonicTime) -> Step {
         self.watch.look(taken_in.memory.bytes + taken_in.disks.bytes, written_bytes, self.held, now);

@@ -136,8 +136,14 @@ impl Primary {
                 let question = self.ask(None, commands);
                 Phase::Dropping { secondary, reason, question }
             }
-            Phase::Arbitrating { question, .. } => Phase::Arbitrating { why, question },
-            Phase::Withheld { turn, .. } => Phase::Withheld { why, turn },
+            Phase::Arbitrating { question, .. } => {
+                commands.push(Command::CloseChannel);
+                Phase::Arbitrating { why, question }
+            }
+            Phase::Withheld { turn, .. } => {
+                commands.push(Command::CloseChannel);
+                Phase::Withheld { why, turn }
+            }
             Phase::HandingOver { .. } => self.arbitrate(why, commands),
         };
     }
@@ -165,6 +171,10 @@ impl Primary {
     /// The secondary goes on from what it holds. Nothing of what the guest did since has left, nor will it: acks count no more.
     fn disks_broken(&mut self, could_move: bool, commands: &mut Vec<Command>) {
         self.has_broken_disks = true;
+        // What is open now is a first copy, which must not be made of them.
+        if matches!(self.phase, Phase::Alone { .. } | Phase::Arbitrating { .. } | Phase::Withheld { .. }) {
+            commands.push(Command::CloseChannel);
+        }
         if !could_move {
             return;
         }
@@ -336,6 +346,10 @@ impl Primary {
 
     pub fn is_protected(&self) -> bool {
         matches!(self.phase, Phase::Protected { .. })
+    }
+
+    pub fn is_undecided(&self) -> bool {
+        matches!(self.phase, Phase::Arbitrating { .. } | Phase::Withheld { .. })
     }
 
     pub fn status(&self) -> Status {

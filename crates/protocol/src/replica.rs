@@ -59,6 +59,18 @@ impl Replica {
         }
     }
 
+    /// Whether this primary's VM could go on at its secondary, which says whether it reaches all of its network ends: a VM does not move from one broken
+    /// part to another.
+    pub fn could_move(&self, secondary_reaches_network: bool) -> bool {
+        matches!(&self.0, State::Primary(primary) if primary.is_protected()) && secondary_reaches_network
+    }
+
+    /// Whether this primary does not know whether it goes on: its output waits, and there is nobody any more to acknowledge it. If the other replica does,
+    /// what its guest did here since the last epoch that was acknowledged has never happened.
+    pub fn is_undecided(&self) -> bool {
+        matches!(&self.0, State::Primary(primary) if primary.is_undecided())
+    }
+
     /// The replica's role, generation and protection, with the reason.
     pub fn status(&self) -> Status {
         match &self.0 {

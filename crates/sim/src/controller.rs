@@ -2,13 +2,14 @@
 
 use cluster::controller::consent::{self, Here, LetGo, Scene};
 use cluster::controller::{Action, Idle, Loss, LossCause, Outcome, Planned, ReplicaReport, ReplicaState};
+use cluster::records::{BootTime, Lease};
 use protocol::{Callers, Claim, DropReason, Replica, Role, Status};
 use spec::{HostName, Maintenance};
 
 use crate::coverage::Occurrence;
-use crate::daemon::{Step, Task, boot_time, hasty_ms, here};
+use crate::daemon::{Step, Task, hasty_ms, here, store_time};
 use crate::mutation::Mutation;
-use crate::process::{Body, ProcessId};
+use crate::process::{Body, GuestEnd, ProcessId};
 use crate::store::NOBODY;
 use crate::time::{MICROSECOND, MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
@@ -33,7 +34,8 @@ impl World {
             return;
         }
         let mut is_news = self.sees_replica(host) | self.sees_others(host);
-        let now = boot_time(self.now);
+        let at_store = store_time(self.now);
+        let now = BootTime { ms: self.hosts[host].boot_clock.ms(self.now), ..at_store.clone() };
         let has_booted = self.hosts[host].is_autostart_due;
         let daemon = &mut self.hosts[host].daemon;
         daemon.report.has_booted = has_booted;
@@ -50,7 +52,12 @@ impl World {
                 is_news = true;
             }
             for (known, current) in daemon.known.hosts.iter_mut().zip(&self.records.hosts) {
-                known.lease = current.lease;
+                known.lease = match self.mutation {
+                    Some(Mutation::CompareClocks) => {
+                        Lease { renewed_boot_ms: current.lease.renewed_unix_ms, ..current.lease }
+                    }
+                    _ => current.lease.seen(current.is_alive(&at_store), Some(known.lease), now.ms, 0),
+                };
                 is_news |= known.maintenance != current.maintenance;
                 if self.mutation != Some(Mutation::IgnoreMaintenance) {
                     known.maintenance = current.maintenance;
@@ -200,7 +207,7 @@ impl World {
         if let Some(action) = &task.action {
             self.tell(|world| format!("daemon {}: {action}: {outcome:?}", world.name(task.host)));
             let outcome = &self.notes_result(task.host, action, outcome);
-            let (vm, now) = (self.vm.clone(), hasty_ms(self.now));
+            let (vm, now) = (self.vm.clone(), self.hosts[task.host].boot_clock.ms(self.now));
             let daemon = &mut self.hosts[task.host].daemon;
             daemon.is_settled = false;
             daemon.controller.note(&vm, action, outcome, now);
@@ -212,6 +219,12 @@ impl World {
     }
 
     fn begins(&mut self, host: usize, mut task: Task, replica: Option<ProcessId>) {
+        // The store need not answer for these.
+        match task.action {
+            Some(Action::ShutDown { force }) => return self.shuts_down(&task, force),
+            Some(Action::EndSecondary) => return self.ends_secondary(&task),
+            _ => {}
+        }
         if !self.reaches_store(host) {
             return self.fails(&task, STORE_AWAY);
         }
@@ -280,6 +293,42 @@ impl World {
         }
         self.records.vms[0].record.power_off();
         self.records.revision += 1;
+    }
+
+    /// The host is being stopped with its VM, which runs there.
+    fn shuts_down(&mut self, task: &Task, force: bool) {
+        let host = task.host;
+        let outcome = match self.process_id(host) {
+            None => Outcome::NotWanted,
+            Some(_) if force => {
+                self.end_process(host, Death::Retired, true);
+                Outcome::Done
+            }
+            Some(_) if self.is_paused(host) => Outcome::Failed("it does not answer".to_owned()),
+            Some(_) => {
+                self.coverage.note(Occurrence::HostStopped);
+                self.guest_ends(host, GuestEnd::PowerOff);
+                Outcome::Done
+            }
+        };
+        self.ends(task, &outcome);
+    }
+
+    /// The host is being stopped with its VM, whose secondary is there. Asked now: it may have taken over.
+    fn ends_secondary(&mut self, task: &Task) {
+        let host = task.host;
+        let is_primary = matches!(self.here(host), Here::Primary);
+        let asks = self.mutation != Some(Mutation::EndWithoutAsking);
+        let outcome = match self.process_id(host) {
+            Some(_) if is_primary && !asks => return self.broken(Violation::EndedNeeded(self.name(host))),
+            Some(_) if !is_primary => {
+                self.coverage.note(Occurrence::HostStoppedSecondary);
+                self.end_process(host, Death::Retired, true);
+                Outcome::Done
+            }
+            _ => Outcome::NotWanted,
+        };
+        self.ends(task, &outcome);
     }
 
     /// The VM does not run, and is to go without a secondary: the claim decides whether one takes it over.

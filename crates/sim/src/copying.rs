@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use protocol::{Amount, FirstCopy, Left, MonotonicTime, TakenIn};
+use protocol::{Amount, CopyTurn, CopyTurns, CopyWindow, FirstCopy, Left, MonotonicTime, TakenIn};
 
 use crate::history::{BLOCKS, Content, DiskOp, StateId};
 use crate::network::Part;
@@ -14,8 +14,6 @@ pub(crate) const HASTE: u32 = 10;
 /// Bytes of memory that are sent as one part, and those of a block of the disk.
 pub(crate) const PART_BYTES: u64 = 8 << 20;
 pub(crate) const BLOCK_BYTES: u64 = 16 << 20;
-/// Most parts on their way.
-pub(crate) const ON_THE_WAY_MAX: usize = 4;
 
 /// A first copy under way, as its primary knows it.
 #[derive(Debug)]
@@ -24,15 +22,14 @@ pub(crate) struct Copying {
     /// The secondary's blocks, as it has said.
     summary: Content,
     next_block: u8,
-    /// It is the turn of what the guest has written.
-    is_turn_of_log: bool,
-    /// What the guest asks of its disk, and was not sent.
+    turns: CopyTurns,
+    pub window: CopyWindow,
+    /// What the guest asks of its disk, and was not sent; and how much was.
     log: VecDeque<(StateId, DiskOp)>,
+    sent_ops: u64,
     /// All that it has asked through this state was sent, or is in the blocks that were.
     pub streamed: StateId,
     pub written_bytes: u64,
-    /// Writes that are to be sent in this round.
-    due_writes: usize,
     /// Bytes of memory that are to be sent in this round, and those changed since it began.
     due_bytes: u64,
     pub dirty_bytes: u64,
@@ -52,11 +49,12 @@ impl Copying {
             course: FirstCopy::new(TOO_SLOW_AFTER * HASTE, hasty(now)),
             summary,
             next_block: 0,
-            is_turn_of_log: false,
+            turns: CopyTurns::new(0),
+            window: CopyWindow::new(),
             log: VecDeque::new(),
+            sent_ops: 0,
             streamed: state,
             written_bytes: 0,
-            due_writes: 0,
             due_bytes: 0,
             dirty_bytes: 0,
             has_rounds: false,
@@ -86,19 +84,27 @@ impl Copying {
         self.pushed + self.on_the_way.len()
     }
 
-    /// The next part, if there is one left in this round.
-    pub fn next_part(&mut self, blocks: &Content) -> Option<Part> {
-        let log_is_first = self.is_turn_of_log;
-        self.is_turn_of_log = !log_is_first;
-        let part = if log_is_first { self.next_write() } else { None };
-        part.or_else(|| if self.has_rounds { self.next_pages() } else { self.next_block(blocks) })
-            .or_else(|| self.next_write().filter(|_| !log_is_first))
+    /// What is sent next. `takes_turns`: what the guest has written has its turns.
+    pub fn next_turn(&mut self, blocks: &Content, takes_turns: bool) -> CopyTurn {
+        let has_content = if self.has_rounds { self.due_bytes > 0 } else { self.has_block(blocks) };
+        let waiting = if takes_turns || !has_content { self.log.len() as u64 } else { 0 };
+        self.turns.next(self.sent_ops, waiting, has_content, &self.window)
+    }
+
+    /// The part that has its turn.
+    pub fn next_part(&mut self, turn: CopyTurn, blocks: &Content) -> Option<Part> {
+        match turn {
+            CopyTurn::Writes => self.next_write(),
+            CopyTurn::Content if self.has_rounds => self.next_pages(),
+            CopyTurn::Content => self.next_block(blocks),
+            CopyTurn::Wait | CopyTurn::Over => None,
+        }
     }
 
     fn next_write(&mut self) -> Option<Part> {
         let (state, op) = self.log.pop_front()?;
         self.streamed = state;
-        self.due_writes = self.due_writes.saturating_sub(1);
+        self.sent_ops += 1;
         Some(Part::Write { state, op })
     }
 
@@ -108,28 +114,25 @@ impl Copying {
         (bytes > 0).then_some(Part::Pages { bytes })
     }
 
-    fn next_block(&mut self, blocks: &Content) -> Option<Part> {
-        while usize::from(self.next_block) < BLOCKS {
-            let (block, number) = (usize::from(self.next_block), self.next_block);
-            self.next_block += 1;
-            if blocks[block] != self.summary[block] {
-                return Some(Part::Block { block: number, state: blocks[block] });
-            }
-        }
-        None
+    /// Passes over blocks that the secondary has; whether there is one that it has not.
+    fn has_block(&mut self, blocks: &Content) -> bool {
+        let differs = |&block: &usize| blocks[block] != self.summary[block];
+        let next = (usize::from(self.next_block)..BLOCKS).find(differs).unwrap_or(BLOCKS);
+        self.next_block = next as u8;
+        next < BLOCKS
     }
 
-    /// All of this round was handed to the sender.
-    pub fn is_round_sent(&self) -> bool {
-        let is_copied = if self.has_rounds { self.due_bytes == 0 } else { usize::from(self.next_block) == BLOCKS };
-        is_copied && self.due_writes == 0
+    fn next_block(&mut self, blocks: &Content) -> Option<Part> {
+        let number = self.next_block;
+        self.next_block += 1;
+        blocks.get(usize::from(number)).map(|&state| Part::Block { block: number, state })
     }
 
     pub fn begin_round(&mut self, bytes: u64, now: MonotonicTime) {
         self.course.begin_round(self.taken_in, hasty(now));
         self.has_rounds = true;
         (self.due_bytes, self.dirty_bytes) = (bytes, 0);
-        self.due_writes = self.log.len();
+        self.turns = CopyTurns::new(self.sent_ops + self.log.len() as u64);
     }
 
     pub fn left(&self) -> Left {

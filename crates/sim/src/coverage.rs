@@ -148,6 +148,10 @@ occurrences! {
     Rebooted,
     /// A daemon was killed.
     DaemonKilled,
+    /// A host was stopped with the VM that ran there.
+    HostStopped,
+    /// A host was stopped with the secondary that was there.
+    HostStoppedSecondary,
     /// A daemon was killed in the midst of a task.
     TaskLost,
     /// A daemon ended a replica that had no place any more.

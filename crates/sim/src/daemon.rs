@@ -202,9 +202,35 @@ fn domains(hosts: &[HostName], seed: u64) -> Vec<FailureDomain> {
     domains.map(|path| path.parse().unwrap_or_else(|error| unreachable!("{error}"))).collect()
 }
 
-/// The time by the daemons' clocks.
-pub(crate) fn boot_time(now: Nanoseconds) -> BootTime {
+/// The time by the daemons' clocks, since the simulation began: as the store counts leases.
+pub(crate) fn store_time(now: Nanoseconds) -> BootTime {
     BootTime { boot_id: BOOT.to_owned(), ms: hasty_ms(now) }
+}
+
+/// When a host's machine was booted. No two clocks of hosts say the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BootClock {
+    since: Nanoseconds,
+    /// What it said then, in ms.
+    said_ms: u64,
+}
+
+impl BootClock {
+    /// Those of so many hosts, which were booted before the simulation began. Drawn apart from all else, so that they do not change what happens.
+    pub fn of_hosts(seed: u64, count: usize) -> Vec<Self> {
+        let mut random = Random::new(!seed ^ 1);
+        (0..count).map(|_| Self { since: 0, said_ms: random.between(0, 100 * LEASE_MS) }).collect()
+    }
+
+    /// One of a machine that is booted now.
+    pub fn new(now: Nanoseconds) -> Self {
+        Self { since: now, said_ms: 0 }
+    }
+
+    /// The time since the machine was booted, in ms.
+    pub fn ms(self, now: Nanoseconds) -> u64 {
+        self.said_ms + hasty_ms(now - self.since)
+    }
 }
 
 pub(crate) fn hasty_ms(now: Nanoseconds) -> u64 {

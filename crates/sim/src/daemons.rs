@@ -1,7 +1,7 @@
 //! What is around the replicas: faults, the user, the host daemons, and how all should end.
 
 use cluster::records::{OperationKind, OperationResult};
-use protocol::{DiskAdvice, Event, LossReason};
+use protocol::{DiskAdvice, Event};
 use spec::Maintenance;
 
 use crate::coverage::Occurrence;
@@ -131,6 +131,12 @@ impl World {
                     self.daemon_is_killed(host, duration);
                 }
             }
+            Fault::HostStops(target, duration) => {
+                if let Some(host) = self.target(target).filter(|&host| self.has_daemon(host)) {
+                    let duration = self.until(duration) - self.now;
+                    self.host_stops(host, duration);
+                }
+            }
             Fault::Start { target, is_forced } => {
                 if let Some(host) = self.target(target).filter(|&host| self.has_daemon(host)) {
                     self.asks_to_start(host, is_forced);
@@ -242,18 +248,20 @@ impl World {
         }
     }
 
+    /// Whether the VM could go on at the secondary, by what its primary knows.
+    fn could_move(&self, host: usize) -> bool {
+        let Some(process) = &self.hosts[host].process else { return false };
+        let Body::Running(runner) = &process.body else { return false };
+        runner.session.as_ref().is_some_and(|session| process.replica.could_move(session.reaches_network))
+    }
+
     /// A primary looks whether it reaches its network: where the VM cannot be run, that is gone.
     fn look_at_network(&mut self, host: usize) {
-        if self.session(host).is_none() {
+        if self.session(host).is_none() || self.is_paused(host) {
             return;
         }
         let (now, clock, stays) = (self.now, self.clock(host), self.mutation == Some(Mutation::StayCutOff));
-        let is_protected = self.hosts[host].process.as_ref().is_some_and(|process| process.replica.is_protected());
-        let Some(secondary) = self.session(host).map(|session| session.secondary) else { return };
-        if self.is_paused(host) {
-            return;
-        }
-        let (is_whole, could_move) = (self.reaches_network(host), is_protected && self.reaches_network(secondary));
+        let (is_whole, could_move) = (self.reaches_network(host), self.could_move(host));
         let Some(runner) = self.runner(host) else { return };
         if runner.uplink.look(is_whole, could_move, clock) && !stays {
             runner.has_moved = true;
@@ -274,10 +282,7 @@ impl World {
         if self.is_paused(host) || self.runner(host).is_none() {
             return;
         }
-        let (now, health) = (self.now, self.hosts[host].disks.health(self.now));
-        let is_protected = self.hosts[host].process.as_ref().is_some_and(|process| process.replica.is_protected());
-        let secondary = self.session(host).map(|session| session.secondary);
-        let could_move = is_protected && secondary.is_some_and(|secondary| self.reaches_network(secondary));
+        let (now, health, could_move) = (self.now, self.hosts[host].disks.health(self.now), self.could_move(host));
         let misses = self.mutation == Some(Mutation::MissDiskFailure);
         let Some(runner) = self.runner(host) else { return };
         let advice = runner.disk_watch.look(health, could_move);
@@ -289,34 +294,19 @@ impl World {
         if misses {
             return;
         }
-        let is_broken = advice != DiskAdvice::GoOn;
         let Some(runner) = self.runner(host) else { return };
-        let was_broken = std::mem::replace(&mut runner.has_broken_disks, is_broken);
-        if !is_broken {
-            if was_broken {
-                self.primary_event(host, None, Event::DisksSound);
-            }
-            return;
+        runner.has_broken_disks = advice.is_broken();
+        match advice {
+            DiskAdvice::Hold { .. } => self.coverage.note(Occurrence::HaltedForDisks),
+            DiskAdvice::GiveUp => self.coverage.note(Occurrence::MovedFromDisks),
+            DiskAdvice::GoOn | DiskAdvice::Recovered => {}
         }
-        if let Some(connection) =
-            self.session(host).filter(|session| !session.epochs.has_begun()).map(|session| session.connection)
-        {
-            self.end_session(host, connection, LossReason::Closed);
+        if let Some(event) = Event::of_disks(advice) {
+            self.primary_event(host, None, event);
         }
-        if advice == DiskAdvice::Hold {
-            self.coverage.note(Occurrence::HaltedForDisks);
-            if !was_broken {
-                self.primary_event(host, None, Event::DisksBroken { could_move: false });
-            }
-            return;
+        if advice == DiskAdvice::GiveUp {
+            self.moment(Moment::HandOverBegun);
         }
-        self.coverage.note(Occurrence::MovedFromDisks);
-        self.tell(|world| format!("{}: its disks are broken", world.name(host)));
-        if let Some(runner) = self.runner(host) {
-            (runner.is_handing_over, runner.hands_over_after) = (true, None);
-        }
-        self.primary_event(host, None, Event::DisksBroken { could_move: true });
-        self.moment(Moment::HandOverBegun);
     }
 
     /// Nobody holds the VM's state, or could.

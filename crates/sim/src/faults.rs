@@ -67,6 +67,8 @@ pub(crate) enum Fault {
     GuestEnds(GuestEnd),
     /// The host's daemon ends, in the midst of whatever it does, and is started again.
     DaemonKilled(Target, Nanoseconds),
+    /// Somebody stops a host with its VMs, and starts it again.
+    HostStops(Target, Nanoseconds),
     /// Somebody starts the VM on a host.
     Start {
         target: Target,
@@ -197,7 +199,7 @@ impl Plan {
         let faults = (0..count).map(|_| Planned::draw(random, hosts, suspicion, faults_end)).collect();
         let guest_interval_max = random.pick(&[4, 10, 30]) * MILLISECOND;
         let part_duration = random.pick(&[300, 1000, 3000]) * MICROSECOND;
-        let memory_bytes = random.pick(&[1, 4, 16]) * PART_BYTES;
+        let memory_bytes = random.pick(&[1, 4, 16, 1, 4, 16, 1, 4, 16, 256]) * PART_BYTES;
         Self {
             hosts,
             faults,
@@ -268,6 +270,7 @@ impl Fault {
             21 => Self::Unready(target, duration),
             24..=26 => Self::DaemonKilled(target, duration),
             31 => Self::GuestEnds(random.pick(&[GuestEnd::PowerOff, GuestEnd::Reset])),
+            29 => Self::HostStops(target, 4 * duration),
             27 => Self::Start { target, is_forced: random.chance(70) },
             28 => Self::Drop(random.pick(&[DropReason::Off, DropReason::Restart])),
             22 | 23 => Self::DisksBreak { target, hang: random.chance(30), duration },

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cluster::records::{HostRecord, Succession, succession};
 
 use crate::coverage::Occurrence;
-use crate::daemon::{SecondDaemon, boot_time, hasty_ms};
+use crate::daemon::{SecondDaemon, hasty_ms, store_time};
 use crate::mutation::Mutation;
 use crate::time::{MILLISECOND, Nanoseconds};
 use crate::violation::Violation;
@@ -24,7 +24,7 @@ impl World {
     /// What the second daemon does, as `host::registry`.
     pub fn look_at_identity(&mut self, host: usize) {
         let Some(second) = self.hosts[host].second.take() else { return };
-        let now = boot_time(self.now);
+        let now = store_time(self.now);
         let found = &self.records.hosts[host];
         let is_served = self.has_daemon(host) && found.is_alive(&now);
         let own = HostRecord { folder: "second".into(), instance: "second".to_owned(), ..second.before.clone() };
@@ -41,7 +41,7 @@ impl World {
         }
     }
 
-    /// A daemon renews its lease; whether it may go on. One that finds itself succeeded ends.
+    /// A daemon renews its lease, and notes what its clock says; whether it may go on. One that finds itself succeeded ends.
     pub fn renews_lease(&mut self, host: usize) -> bool {
         let record = &mut self.records.hosts[host];
         if record.instance != self.hosts[host].daemon.instance {
@@ -50,6 +50,7 @@ impl World {
             return false;
         }
         record.lease.renewed_boot_ms = hasty_ms(self.now);
+        record.lease.renewed_unix_ms = self.hosts[host].boot_clock.ms(self.now);
         true
     }
 }

@@ -1,8 +1,8 @@
 //! Seeded simulation of the replication protocol, and of what hosts decide, under faults.
 //!
 //! A schedule is a life of a VM on two or three hosts, of which everything follows from a seed: delays, clocks, what goes wrong and when. The
-//! replicas decide by the shipped crate [`protocol`], the hosts' daemons by the shipped [`cluster::controller`]; what `replication::driver` and
-//! `host` do to carry it out is imitated, with time that is simulated.
+//! replicas decide by the shipped crate [`protocol`], the hosts' daemons by the shipped [`cluster::controller`]; what carries that out, in the place of
+//! `replication::driver` and of `host`, has time that is simulated.
 //! After every step the promises of the protocol must hold ([`Violation`]); and once nothing goes wrong any more, the VM must get protected
 //! again. [`Mutation`]s are mistakes made on purpose, to see that they are found.
 //!
@@ -21,24 +21,18 @@ mod daemons;
 mod disks;
 mod ends;
 mod faults;
-mod first_copy;
-mod guest;
 mod history;
 mod identity;
-mod input;
-mod lockstep;
 mod mutation;
 mod network;
 mod operator;
 mod others;
-mod output;
 mod power;
-mod primary;
 mod process;
 mod random;
+mod replica;
 mod restarts;
 mod schedule;
-mod secondary;
 mod soak;
 mod store;
 mod strangers;

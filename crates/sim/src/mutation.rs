@@ -43,6 +43,8 @@ pub enum Mutation {
     StayCutOff,
     /// A primary does not notice that its disks are broken.
     MissDiskFailure,
+    /// A guest is answered that its host's disk has failed.
+    AnswerFailedRequests,
     /// A secondary whose disks are broken asks the store for the VM all the same.
     RunOnBrokenDisk,
     /// A secondary that could not run the VM when it lost its primary never tries again.
@@ -77,6 +79,8 @@ pub enum Mutation {
     StartFromParts,
     /// A secondary asks for the VM before its disk is flushed as its guest wants it.
     AskBeforeFlush,
+    /// What the guest writes to its disk is sent when a round of copying memory is over.
+    SendWritesAfterRound,
     /// A first copy goes on for ever.
     CopyForEver,
     /// A first copy ends after its first round, whatever is left.
@@ -115,6 +119,10 @@ pub enum Mutation {
     TurnNewcomersAway,
     /// A second daemon of one identity serves it too.
     ServeTwice,
+    /// A host compares what the clock of another one said with its own.
+    CompareClocks,
+    /// A host that is stopped ends what it has seen to be a secondary, whatever that is by now.
+    EndWithoutAsking,
     /// A host does not know what hosts fail together with.
     ForgetDomains,
     /// A host does not know that others are in maintenance.
@@ -127,7 +135,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 60] = [
+    pub const ALL: [Self; 64] = [
         Self::TellUnleftReleased,
         Self::DoNotForward,
         Self::ForwardWithCheckpoint,
@@ -139,11 +147,14 @@ impl Mutation {
         Self::GreetAll,
         Self::TurnNewcomersAway,
         Self::ServeTwice,
+        Self::CompareClocks,
+        Self::EndWithoutAsking,
         Self::ForgetDomains,
         Self::IgnoreMaintenance,
         Self::CopyAllAtOnce,
         Self::NoteHandOverLate,
         Self::MissDiskFailure,
+        Self::AnswerFailedRequests,
         Self::RunOnBrokenDisk,
         Self::ClaimUnready,
         Self::GiveUpUnready,
@@ -181,6 +192,7 @@ impl Mutation {
         Self::TakeOverEnded,
         Self::NoteUndecidedPowerOff,
         Self::AskBeforeFlush,
+        Self::SendWritesAfterRound,
         Self::CopyForEver,
         Self::FinishAtOnce,
         Self::KeepHopelessCopy,

@@ -2,9 +2,8 @@
 //! learn that the other one is gone.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
-use protocol::{Epoch, Generation, InputPosition};
+use protocol::{Ack, Epoch, Generation, InputPosition};
 
 use crate::ends::FrameId;
 use crate::history::{Content, DiskOp, StateId};
@@ -53,12 +52,10 @@ pub(crate) enum Message {
     /// Checkpoints follow again.
     EndOfLog,
     Ack {
-        /// For how long after what was heard it does not take the primary for lost for its silence.
-        patience: Duration,
-        epoch: Option<Epoch>,
-        heard: u64,
+        ack: Ack,
         /// The last epoch of the log that was executed.
         executed: Option<Epoch>,
+        reaches_network: bool,
     },
     /// A frame that the primary has taken.
     Inbound {

@@ -7,7 +7,7 @@ use protocol::Generation;
 use spec::{HostName, VmName};
 
 use crate::coverage::Occurrence;
-use crate::daemon::{FIRST_COPIES_MAX, OtherVm, hasty_ms};
+use crate::daemon::{FIRST_COPIES_MAX, OtherVm};
 use crate::time::MILLISECOND;
 use crate::violation::Violation;
 use crate::world::World;
@@ -39,7 +39,7 @@ impl World {
 
     /// The daemon carries out what the controller wants for one of them.
     pub fn other_acts(&mut self, host: usize, planned: &Planned) {
-        let (now, duration) = (self.now, self.random.between(10, 200) * MILLISECOND);
+        let duration = self.random.between(10, 200) * MILLISECOND;
         if let Action::Protect { secondary } = &planned.action {
             self.begins_other_copy(host, &planned.vm, secondary.clone(), duration);
         }
@@ -48,9 +48,10 @@ impl World {
         {
             other.secondary = None;
         }
+        let now_ms = self.hosts[host].boot_clock.ms(self.now);
         let daemon = &mut self.hosts[host].daemon;
         daemon.is_settled = false;
-        daemon.controller.note(&planned.vm, &planned.action, &Outcome::Done, hasty_ms(now));
+        daemon.controller.note(&planned.vm, &planned.action, &Outcome::Done, now_ms);
     }
 
     fn begins_other_copy(&mut self, host: usize, vm: &VmName, to: HostName, duration: u64) {

@@ -3,10 +3,12 @@
 use protocol::{Claim, Epoch, Event, Farewell, FarewellStep, LossReason, Replica};
 
 use crate::coverage::Occurrence;
+use crate::daemon::BootClock;
 use crate::mutation::Mutation;
 use crate::network::Message;
 use crate::process::{Body, GuestEnd, Leaving, Parting, Runner, Timer};
-use crate::world::{Death, World};
+use crate::time::Nanoseconds;
+use crate::world::{DAEMON_INTERVAL, Death, Happening, World};
 
 impl World {
     /// The guest on a host ends.
@@ -17,20 +19,21 @@ impl World {
     }
 
     /// Parts from the secondary, and ends. One that does not hear goes on from the last checkpoint.
-    pub fn leaves(&mut self, host: usize, mut leaving: Leaving) {
+    pub fn leaves(&mut self, host: usize) {
         let now = self.clock(host);
         let Some(process) = &mut self.hosts[host].process else { return };
+        let is_undecided = process.replica.is_undecided();
         let Body::Running(runner) = &mut process.body else { return };
-        let has_begun = runner.session.as_ref().is_some_and(|session| session.epochs.has_begun());
+        let Some(leaving) = &mut runner.leaving else { return };
         let connection = runner.session.as_ref().map(|session| session.connection);
-        let parting = leaving.farewell.next(!has_begun && runner.is_held, connection.is_some(), now);
-        runner.leaving = Some(leaving);
+        let parting = leaving.farewell.next(is_undecided, connection.is_some(), now);
+        let end = leaving.end;
         match (parting, connection) {
             (FarewellStep::Tell, Some(connection)) => {
                 self.send(connection, crate::network::Side::Primary, Message::Ended);
             }
             (FarewellStep::Wait | FarewellStep::Tell, _) => {}
-            (FarewellStep::Leave, _) => self.has_left(host, leaving.end),
+            (FarewellStep::Leave, _) => self.has_left(host, end),
         }
     }
 
@@ -81,7 +84,23 @@ impl World {
         if !self.hosts[host].is_up {
             self.tell(|world| format!("{}: has power again", world.name(host)));
             (self.hosts[host].is_up, self.hosts[host].is_autostart_due) = (true, true);
+            self.hosts[host].boot_clock = BootClock::new(self.now);
             self.daemon_starts(host);
+        }
+    }
+
+    /// Somebody stops the host with its VMs, for which that takes so long.
+    pub fn host_stops(&mut self, host: usize, duration: Nanoseconds) {
+        let daemon = &mut self.hosts[host].daemon;
+        (daemon.report.is_stopping, daemon.report.stops_vms, daemon.is_settled) = (true, true, false);
+        let run = daemon.run;
+        self.schedule(duration, Happening::Stopped { host, run });
+    }
+
+    /// The daemon that was to stop its host has, and is started again soon. Not if it was killed meanwhile.
+    pub fn has_stopped(&mut self, host: usize, run: u32) {
+        if self.hosts[host].daemon.is_up && self.hosts[host].daemon.run == run {
+            self.daemon_is_killed(host, DAEMON_INTERVAL);
         }
     }
 }

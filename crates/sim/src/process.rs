@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use protocol::{
-    Callers, CopyNotes, DiskWatch, Epoch, Epochs, Event, Farewell, ForwardedFrames, Heartbeats, InputPosition, LogLag,
-    MonotonicTime, Patience, Replica, SegmentUnderWay, Silence, UnreleasedOutput, Uplink,
+    Ack, Callers, CopyNotes, DiskWatch, Epoch, Epochs, Event, Farewell, ForwardedFrames, Heartbeats, InputPosition,
+    LogLag, MonotonicTime, Patience, Replica, SegmentUnderWay, Silence, UnreleasedOutput, Uplink,
 };
 
 use crate::copying::Copying;
@@ -86,10 +86,9 @@ pub(crate) enum Body {
 #[derive(Debug)]
 pub(crate) struct Follower {
     pub connection: ConnectionId,
-    /// The last heartbeat, and what is promised after it.
-    pub heard: (u64, Duration),
     pub silence: Silence,
-    pub acknowledged: Option<Epoch>,
+    /// What it says next.
+    pub ack: Ack,
     /// What is noted of its copy of the disk.
     pub notes: CopyNotes,
     pub held: Option<Held>,
@@ -114,7 +113,7 @@ pub(crate) struct Follower {
 impl Follower {
     /// A heartbeat was heard just now.
     pub fn has_heard(&mut self, heartbeat: u64) {
-        self.heard = (heartbeat, self.silence.patience());
+        self.ack.hears(heartbeat, &self.silence);
     }
 }
 
@@ -264,6 +263,8 @@ pub(crate) struct Session {
     pub log_lag: LogLag,
     /// All through this epoch is known to be held.
     pub acknowledged: Epoch,
+    /// The secondary says that it reaches its network.
+    pub reaches_network: bool,
     /// Frames that are passed on late: [`crate::Mutation::ForwardWithCheckpoint`].
     pub unforwarded: Vec<(FrameId, InputPosition)>,
 }

@@ -44,6 +44,11 @@ pub enum Violation {
     /// A protected VM stays where its disks are broken, though it could move.
     #[error("replica {0} has broken disks, and does not ask its secondary to take over")]
     StaysOnBrokenDisks(String),
+    /// A guest was told of a fault of its host.
+    #[error(
+        "the guest of replica {0} is told that its disk has failed, and with it the guest of its secondary, whose disk is sound"
+    )]
+    SawDiskError(String),
     /// A replica has taken the VM though it could have known that it cannot run it.
     #[error("replica {0} has asked for the VM, though its disks were broken before")]
     TookWithBrokenDisks(String),

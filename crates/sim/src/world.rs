@@ -6,7 +6,7 @@ use spec::{HostName, Maintenance, ReplicaId, VmName};
 
 use crate::agenda::Agenda;
 use crate::coverage::{Coverage, Occurrence};
-use crate::daemon::{Asked, Daemon, FIRST_COPIES_MAX, FIRST_RUN, OtherVm, SecondDaemon, Task, records};
+use crate::daemon::{Asked, BootClock, Daemon, FIRST_COPIES_MAX, FIRST_RUN, OtherVm, SecondDaemon, Task, records};
 use crate::disks::Disks;
 use crate::ends::{Frame, NetworkEnd};
 use crate::faults::{Moment, Plan, Trigger};
@@ -31,15 +31,26 @@ const HOST_NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// What happens at a time.
 #[derive(Clone, Debug)]
-enum Happening {
-    Noticed { process: ProcessId, input: Input },
-    Arriving { connection: ConnectionId, side: Side },
+pub(crate) enum Happening {
+    Noticed {
+        process: ProcessId,
+        input: Input,
+    },
+    Arriving {
+        connection: ConnectionId,
+        side: Side,
+    },
     StoreReached(Box<Pending>),
     Fault(usize),
     FaultsEnd,
     Wake(ProcessId),
     PowerUp(usize),
     DaemonUp(usize),
+    /// The daemon that has stopped its host ends, unless it has ended before.
+    Stopped {
+        host: usize,
+        run: u32,
+    },
     MaintenanceEnds(usize),
     Task(Box<Task>),
     Daemons,
@@ -48,6 +59,7 @@ enum Happening {
 pub(crate) struct Host {
     pub name: ReplicaId,
     pub clock: Clock,
+    pub boot_clock: BootClock,
     pub is_up: bool,
     pub process: Option<Process>,
     pub store_unreachable_until: Nanoseconds,
@@ -136,6 +148,7 @@ impl World {
         let plan = Plan::draw(&mut random);
         let names: Vec<HostName> = HOST_NAMES[..plan.hosts].iter().filter_map(|name| name.parse().ok()).collect();
         let vm: VmName = VmName::try_from("v".to_owned()).unwrap_or_else(|error| unreachable!("{error}"));
+        let boot_clocks = BootClock::of_hosts(seed, plan.hosts);
         let hosts: Vec<Host> = HOST_NAMES[..plan.hosts]
             .iter()
             .enumerate()
@@ -148,6 +161,7 @@ impl World {
                     second: None,
                     name: ReplicaId::new(name),
                     clock: Clock { rate_error_ppm: error },
+                    boot_clock: boot_clocks[number],
                     is_up: true,
                     process: None,
                     store_unreachable_until: 0,
@@ -229,6 +243,7 @@ impl World {
                 Happening::Wake(process) => self.wake(process),
                 Happening::PowerUp(host) => self.power_up(host),
                 Happening::DaemonUp(host) => self.daemon_starts(host),
+                Happening::Stopped { host, run } => self.has_stopped(host, run),
                 Happening::MaintenanceEnds(host) => self.set_maintenance(host, Maintenance::Off),
                 Happening::Task(task) => self.task(*task),
                 Happening::Daemons => {
@@ -262,7 +277,7 @@ impl World {
         self.hosts[host].name.to_string()
     }
 
-    fn schedule(&mut self, delay: Nanoseconds, happening: Happening) {
+    pub fn schedule(&mut self, delay: Nanoseconds, happening: Happening) {
         self.agenda.push(self.now + delay, happening);
     }
 

@@ -41,6 +41,7 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::ClaimUnready | Mutation::GiveUpUnready => matches!(violation, V::Abandoned(_)),
         Mutation::StayCutOff => matches!(violation, V::StaysCutOff(_)),
         Mutation::MissDiskFailure => matches!(violation, V::StaysOnBrokenDisks(_)),
+        Mutation::AnswerFailedRequests => matches!(violation, V::SawDiskError(_)),
         Mutation::RunOnBrokenDisk => matches!(violation, V::TookWithBrokenDisks(_)),
         Mutation::UnreachableGoesOn => matches!(violation, V::NoConsent(..) | V::NotNamed(..)),
         Mutation::EntitleBeforeSwap => matches!(violation, V::NotNamed(..)),
@@ -65,6 +66,8 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::NoteUndecidedPowerOff => matches!(violation, V::Stuck(_)),
         Mutation::StartFromParts => matches!(violation, V::StartedFromParts(_) | V::FlushLost(_)),
         Mutation::AskBeforeFlush => matches!(violation, V::FlushLost(_) | V::TornCopy(_)),
+        // Too many wait by then, each time.
+        Mutation::SendWritesAfterRound => matches!(violation, V::Stuck(_) | V::LogOverflows(_)),
         Mutation::CopyForEver => matches!(violation, V::Stuck(_)),
         Mutation::FinishAtOnce => matches!(violation, V::LongPause(_)),
         Mutation::KeepHopelessCopy => matches!(violation, V::LogOverflows(_)),
@@ -75,12 +78,16 @@ fn gives_away(violation: &Violation, mutation: Mutation) -> bool {
         Mutation::DoNotForward | Mutation::ForwardWithCheckpoint | Mutation::DoNotFeed | Mutation::ForgetPosition => {
             matches!(violation, V::InputLost(_))
         }
-        Mutation::FeedConsumed => matches!(violation, V::InputTwice(_)),
+        // What was consumed comes again; or what comes next does not follow it.
+        Mutation::FeedConsumed => matches!(violation, V::InputTwice(_) | V::InputLost(_)),
         Mutation::DeliverOldInput => matches!(violation, V::StaleInput(_)),
         Mutation::AdmitAnyone => matches!(violation, V::FollowsStranger(_)),
         Mutation::GreetAll => matches!(violation, V::TooManyCallers(_)),
         Mutation::TurnNewcomersAway => matches!(violation, V::PrimaryKeptOut(_)),
         Mutation::ServeTwice => matches!(violation, V::ServedTwice(_)),
+        // Hosts that live count as lost, so that there is none for a secondary.
+        Mutation::CompareClocks => matches!(violation, V::Stuck(_)),
+        Mutation::EndWithoutAsking => matches!(violation, V::EndedNeeded(_)),
         Mutation::IgnoreMaintenance => matches!(violation, V::PlacedInMaintenance(..)),
         Mutation::ForgetDomains => matches!(violation, V::SharesDomain(..)),
         Mutation::CopyAllAtOnce => matches!(violation, V::TooManyCopies(_)),

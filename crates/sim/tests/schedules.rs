@@ -27,7 +27,7 @@ fn every_schedule_keeps_every_promise() {
     }
 }
 
-/// Each took hundreds of thousands of schedules to come up.
+/// Each took hundreds of thousands of schedules to come up, in the world as it was then: what is drawn for a seed changes with the world.
 #[test]
 fn schedules_that_found_a_fault_once_find_none() {
     for seed in [

@@ -299,7 +299,7 @@ fn a_primary_whose_disks_are_broken_does_not_compete_until_they_are_sound() {
 fn disks_that_break_while_the_store_is_asked_keep_the_primary_from_asking_again() {
     let mut replica = protected();
     replica.handle(gone());
-    assert_eq!(replica.handle(Event::DisksBroken { could_move: false }), []);
+    replica.handle(Event::DisksBroken { could_move: false });
     assert_eq!(replica.handle(Event::StoreUnreachable), [Command::StartRetryTimer]);
     assert_eq!(replica.handle(Event::RetryDue), [Command::ReadClaim]);
     let stop = [Command::CloseChannel, Command::Stop { reason: StopReason::Superseded }];
@@ -318,10 +318,62 @@ fn disks_that_break_during_a_hand_over_do_not_wait_for_its_last_epoch() {
 fn a_primary_whose_disks_break_keeps_its_vm_if_nobody_could_take_it() {
     let mut lost = protected();
     lost.handle(gone());
-    for mut replica in [alone(), joining(), entitling(), lost] {
+    for mut replica in [joining(), entitling()] {
         assert_eq!(replica.handle(BROKEN), [Command::Resume]);
         assert_eq!(replica.handle(Event::DisksSound), []);
     }
+    for mut replica in [alone(), lost] {
+        assert_eq!(replica.handle(BROKEN), [Command::CloseChannel, Command::Resume]);
+        assert_eq!(replica.handle(Event::DisksSound), []);
+    }
+}
+
+/// A first copy may be under way while nobody is a secondary, also while it is not decided who goes on.
+fn without_secondary() -> [Replica; 3] {
+    let mut arbitrating = protected();
+    arbitrating.handle(gone());
+    let mut withheld = protected();
+    withheld.handle(Event::DisksBroken { could_move: false });
+    withheld.handle(gone());
+    [alone(), arbitrating, withheld]
+}
+
+#[test]
+fn no_first_copy_is_made_of_broken_disks() {
+    for mut replica in without_secondary() {
+        for _ in 0..2 {
+            // Each time: another one may have begun since.
+            assert_eq!(replica.handle(Event::DisksBroken { could_move: false }), [Command::CloseChannel]);
+        }
+    }
+    assert_eq!(joining().handle(Event::DisksBroken { could_move: false }), [], "it is over");
+}
+
+#[test]
+fn a_first_copy_is_given_up_with_the_secondary_that_it_would_make() {
+    for reason in [DropReason::Off, DropReason::TooSlow] {
+        for mut replica in without_secondary() {
+            assert_eq!(replica.handle(Event::DropSecondary { reason }), [Command::CloseChannel]);
+        }
+    }
+}
+
+#[test]
+fn a_vm_moves_only_if_it_is_protected_and_its_secondary_reaches_its_network() {
+    assert!(protected().could_move(true) && !protected().could_move(false));
+    for replica in [alone(), joining(), entitling(), handing_over()] {
+        assert!(!replica.could_move(true));
+    }
+    assert!(!Replica::secondary(id("b")).could_move(true));
+}
+
+#[test]
+fn a_primary_that_has_lost_its_secondary_is_undecided_until_the_store_has_answered() {
+    let [alone, mut arbitrating, withheld] = without_secondary();
+    assert!(!alone.is_undecided() && arbitrating.is_undecided() && withheld.is_undecided());
+    assert!(!protected().is_undecided() && !joining().is_undecided(), "acks count");
+    arbitrating.handle(won());
+    assert!(!arbitrating.is_undecided());
 }
 
 /// The claim named `b` for a replica that had run there before; its successor joined, read that claim, and took over what it held.

@@ -3,13 +3,10 @@
 use std::collections::VecDeque;
 use std::mem;
 
+use protocol::WRITES_KEPT_MAX;
+
 /// Most bytes of a disk that one [`DiskOp::Write`] holds.
 pub const WRITE_BYTES_MAX: usize = 128 << 10;
-
-/// Most bytes that wait in the log. Whoever sends it takes it long before; this is for when he does not.
-pub(super) const LOG_BYTES_MAX: u64 = 256 << 20;
-// During a first copy as well: the protocol gives it up before there is a gap.
-const _: () = assert!(protocol::WRITES_WAITING_MAX < LOG_BYTES_MAX);
 
 /// One change of one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +76,7 @@ impl Log {
             return;
         }
         let bytes = write.memory_bytes();
-        if self.bytes + bytes > LOG_BYTES_MAX {
+        if self.bytes + bytes > WRITES_KEPT_MAX {
             self.writes = Vec::new();
             self.bytes = 0;
             self.lose(write.disk);

@@ -6,11 +6,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use machine::bus::lock;
-use protocol::DiskHealth;
+use protocol::{AfterFailure, DiskHealth, FailedRequests, RequestFailure};
 use storage::disk::DiskError;
-
-/// How often a held request is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A disk that does not carry out what a guest asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,18 +51,6 @@ impl fmt::Display for DiskProblem {
     }
 }
 
-/// What becomes of a request that fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Policy {
-    /// It fails.
-    #[default]
-    Fail,
-    /// It is held, and tried again: the guest must not see the error.
-    Hold,
-    /// It fails, also if it has been held: nobody waits for an answer any more.
-    Abandon,
-}
-
 /// Requests under way.
 #[derive(Default)]
 pub(super) struct Requests {
@@ -75,7 +60,7 @@ pub(super) struct Requests {
 
 #[derive(Default)]
 struct State {
-    policy: Policy,
+    policy: FailedRequests,
     next: u64,
     under_way: BTreeMap<u64, Request>,
     /// Disks that have failed to flush, and how: nothing is tried there any more.
@@ -99,27 +84,25 @@ impl Requests {
     /// From now on requests that fail are held.
     pub fn hold(&self) {
         let mut state = lock(&self.state);
-        state.policy = Policy::Hold;
+        state.policy = FailedRequests::Held;
         state.lost.clear();
     }
 
     /// The guest is over: what is held fails, and so does what comes.
     pub fn abandon(&self) {
         let mut state = lock(&self.state);
-        if state.policy == Policy::Hold {
-            state.policy = Policy::Abandon;
-        }
+        state.policy = state.policy.after_guest();
         self.changed.notify_all();
     }
 
     /// From now on requests that fail do just that.
     pub fn fail(&self) {
-        lock(&self.state).policy = Policy::Fail;
+        lock(&self.state).policy = FailedRequests::Answered;
         self.changed.notify_all();
     }
 
     pub fn are_abandoned(&self) -> bool {
-        lock(&self.state).policy == Policy::Abandon
+        lock(&self.state).policy == FailedRequests::Abandoned
     }
 
     pub fn health(&self) -> DiskHealth {
@@ -176,7 +159,7 @@ impl UnderWay<'_> {
     /// A disk that has lost what was written to it does nothing any more as long as its guest is there.
     fn wait_if_lost(&self, disk: u32) {
         let mut state = lock(&self.requests.state);
-        while let (Policy::Hold, Some(error)) = (state.policy, state.lost.get(&disk)) {
+        while let (FailedRequests::Held, Some(error)) = (state.policy, state.lost.get(&disk)) {
             let problem = DiskProblem::Lost(error.clone());
             state.hold(self.number, problem);
             state = self.requests.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -185,28 +168,35 @@ impl UnderWay<'_> {
 
     /// Notes how an attempt has failed, and waits until it is time for the next one. False: there is to be none.
     fn is_tried_again(&self, disk: u32, error: &DiskError) -> bool {
-        if matches!(error, DiskError::ReadOnly { .. } | DiskError::OutOfRange { .. }) {
-            return false;
-        }
         let mut state = lock(&self.requests.state);
-        if state.policy != Policy::Hold {
-            return false;
+        match state.policy.after(failure(error)) {
+            AfterFailure::Answer => false,
+            AfterFailure::HoldForGood => {
+                state.lost.entry(disk).or_insert_with(|| error.to_string());
+                drop(state);
+                self.wait_if_lost(disk);
+                false
+            }
+            AfterFailure::TryAgain(wait) => {
+                if state.hold(self.number, DiskProblem::Failing(error.to_string())) {
+                    tracing::error!(disk, %error, "the disk has failed: the guest's request is held");
+                }
+                let (state, _) = self
+                    .requests
+                    .changed
+                    .wait_timeout_while(state, wait, |state| state.policy == FailedRequests::Held)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.policy == FailedRequests::Held
+            }
         }
-        if matches!(error, DiskError::Flush { .. }) {
-            state.lost.entry(disk).or_insert_with(|| error.to_string());
-            drop(state);
-            self.wait_if_lost(disk);
-            return false;
-        }
-        if state.hold(self.number, DiskProblem::Failing(error.to_string())) {
-            tracing::error!(disk, %error, "the disk has failed: the guest's request is held");
-        }
-        let (state, _) = self
-            .requests
-            .changed
-            .wait_timeout_while(state, RETRY_INTERVAL, |state| state.policy == Policy::Hold)
-            .unwrap_or_else(PoisonError::into_inner);
-        state.policy == Policy::Hold
+    }
+}
+
+fn failure(error: &DiskError) -> RequestFailure {
+    match error {
+        DiskError::ReadOnly { .. } | DiskError::OutOfRange { .. } => RequestFailure::Refused,
+        DiskError::Flush { .. } => RequestFailure::Flush,
+        _ => RequestFailure::Other,
     }
 }
 

@@ -11,11 +11,7 @@ use machine::control::Control;
 use machine::engine::{DirtyLog, EngineError};
 use memory::encoding::CapturedPages;
 use memory::{GuestRam, Harvest};
-
-/// Pages that are left for the pause: about a tenth of a millisecond of copying.
-const PAGES_LEFT: u64 = 128;
-/// Rounds of copying, beyond which the rest is copied in the pause however much it is.
-const ROUNDS_MAX: u32 = 4;
+use protocol::{EarlyRounds, are_copied_early};
 
 /// Copies of pages of the epoch under way.
 #[derive(Default)]
@@ -134,7 +130,7 @@ impl EarlyCopier {
         if *order != Order::None {
             return;
         }
-        if !self.is_active() || self.dirty_pages() <= PAGES_LEFT {
+        if !self.is_active() || !are_copied_early(self.dirty_pages()) {
             control.pause();
             return;
         }
@@ -181,24 +177,21 @@ impl EarlyCopier {
     }
 
     fn copy_while_it_pays(&self, buffer: &impl Fn() -> CapturedPages) -> Result<(), EngineError> {
-        let mut left_before = u64::MAX;
-        for _ in 0..ROUNDS_MAX {
+        let mut rounds = EarlyRounds::default();
+        loop {
             let mut copies = self.copies();
             if !self.is_active() || self.hurry.load(Ordering::Acquire) {
                 return Ok(());
             }
             self.log.observe()?;
-            let left = self.ram.dirty_pages_estimate();
-            if left <= PAGES_LEFT || left > left_before / 2 {
+            if !rounds.goes_on(self.ram.dirty_pages_estimate()) {
                 return Ok(());
             }
-            left_before = left;
             if copies.harvest.is_none() {
                 copies.pages = buffer();
             }
             self.copy_round(&mut copies)?;
         }
-        Ok(())
     }
 
     /// Copies what is dirty.
@@ -223,6 +216,7 @@ impl EarlyCopier {
 #[cfg(test)]
 mod tests {
     use memory::PAGE_BYTES;
+    use protocol::EARLY_PAGES_LEFT;
 
     use super::*;
 
@@ -304,7 +298,7 @@ mod tests {
         let control = Control::new().unwrap();
         copier.pause_soon(&control);
         assert!(*copier.order() == Order::None);
-        (0..=PAGES_LEFT).for_each(|page| write(&ram, page, 1));
+        (0..=EARLY_PAGES_LEFT).for_each(|page| write(&ram, page, 1));
         copier.pause_soon(&control);
         assert!(*copier.order() == Order::Copy);
         std::thread::scope(|scope| {
@@ -315,7 +309,7 @@ mod tests {
             copier.end();
             worker.join().unwrap();
         });
-        assert_eq!(copier.take().pages.len() as u64, PAGES_LEFT + 1);
+        assert_eq!(copier.take().pages.len() as u64, EARLY_PAGES_LEFT + 1);
     }
 
     /// Between the copier's end and the pause more is written, and others ask for the same pause again.
@@ -324,7 +318,7 @@ mod tests {
         let (copier, ram) = copier();
         let control = Control::new().unwrap();
         *copier.order() = Order::Pausing;
-        (0..=PAGES_LEFT).for_each(|page| write(&ram, page, 1));
+        (0..=EARLY_PAGES_LEFT).for_each(|page| write(&ram, page, 1));
         copier.pause_soon(&control);
         assert!(*copier.order() == Order::Pausing);
         copier.goes_on();

@@ -157,11 +157,7 @@ fn receive(shared: &Arc<Shared>, session: &Arc<Session>, mut receiver: Receiver,
                             shared.executed(session, ack.executed, ack.digests);
                             session.set_reaches_network(ack.reaches_network);
                             session.intake.heard(ack.heard);
-                            if let Some(epoch) = ack.epoch
-                                && session.is_fresh(ack.heard, Duration::from_micros(ack.patience_us.into()))
-                            {
-                                shared.acknowledged(session, epoch);
-                            }
+                            shared.acknowledged(session, &ack.protocol());
                         }
                         Err(_) => break (LossReason::Protocol, "the secondary sent a malformed ack".to_owned()),
                     },

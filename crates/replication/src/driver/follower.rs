@@ -16,7 +16,8 @@ use memory::encoding;
 use network::{FrameOffload, InputPosition};
 use protocol::{
     Command, CopyNotes, DiskWatch, Epoch, Event, ForwardedFrames, Generation, GuestClock, Kept, Look, LossReason,
-    MonotonicTime, RETRY_INTERVAL, Silence, StopReason, Suspicion, UnreleasedOutput, heartbeat_interval,
+    MonotonicTime, RETRY_INTERVAL, Readiness, ReadyStep, Silence, StepEnd, StopReason, Suspicion, UnreleasedOutput,
+    heartbeat_interval,
 };
 use spec::FtMode;
 
@@ -205,7 +206,7 @@ impl Follower {
         match (Kind::of(frame).map_err(Parting::protocol)?, &mut self.staging) {
             (Kind::Heartbeat, _) => {
                 let Heartbeat { number, guest_clock } = postcard::from_bytes(payload).map_err(Parting::protocol)?;
-                self.voice.has_heard(number, self.silence.patience());
+                self.voice.has_heard(number, &self.silence);
                 self.guest_clock = guest_clock.or(self.guest_clock);
                 let watched = self.silence.watched(clock::now());
                 self.secondary.status.update(|status| status.watched = Some(watched));
@@ -289,7 +290,7 @@ impl Follower {
         let (frames, bytes) = (output.len(), bytes_of(&output));
         self.unreleased.push(epoch, output, frames, bytes);
         self.guest_clock = end.guest_clock.or(self.guest_clock);
-        self.voice.has_heard(end.heartbeat, self.silence.patience());
+        self.voice.has_heard(end.heartbeat, &self.silence);
         self.voice.holds(epoch);
         // A primary that does not take it any more is found out by the next `recv`.
         let _ = self.voice.ack();
@@ -391,36 +392,54 @@ impl Follower {
         Parting::Lost(LossReason::Diverged, format!("divergence: {error}"))
     }
 
-    /// Gets ready to run the VM from what is held, before anybody is kept from going on: without its disks, the end of the log, or its network
-    /// ends, this replica could not. Answers what the protocol is to hear; nothing if the guest turns out to be off.
+    /// Gets ready to run the VM from what is held. Answers what the protocol is to hear; nothing if the guest turns out to be off.
     fn get_ready(&mut self, why: &mut String) -> Option<Event> {
-        let drained = self.secondary.applier.drain();
-        let drained = drained.map_err(|error| self.fail(format!("the disks cannot be written: {error}")));
-        let reason = match drained.and_then(|()| self.run_out()) {
-            Ok(()) => match self.make_vm() {
-                Ok(()) => {
-                    self.voice.falls_silent();
-                    self.secondary.status.update(|status| status.obstacle = None);
-                    return Some(Event::Ready);
-                }
-                Err(obstacle) => {
-                    tracing::error!(%obstacle, "this secondary could not run the VM");
-                    // A primary that was suspected for nothing goes on at once.
-                    let _ = self.voice.send(Kind::Failed, obstacle.as_bytes());
-                    self.secondary.status.update(|status| status.obstacle = Some(obstacle.clone()));
-                    *why = obstacle;
-                    return Some(Event::NotReady);
-                }
-            },
-            Err(Parting::Ended) => return None,
+        let mut step = ReadyStep::FIRST;
+        loop {
+            match step.after(self.get_ready_by(step, why)) {
+                Readiness::Next(next) => step = next,
+                Readiness::Over(event) => return Some(event),
+                Readiness::GuestOff => return None,
+            }
+        }
+    }
+
+    fn get_ready_by(&mut self, step: ReadyStep, why: &mut String) -> StepEnd {
+        let done = match step {
+            ReadyStep::WriteDisks => {
+                let drained = self.secondary.applier.drain();
+                drained.map_err(|error| self.fail(format!("the disks cannot be written: {error}")))
+            }
+            ReadyStep::ExecuteLog => self.run_out(),
+            ReadyStep::MakeVm => return self.try_to_make_vm(why),
+        };
+        match done {
+            Ok(()) => StepEnd::Done,
+            Err(Parting::Ended) => StepEnd::GuestOff,
             Err(Parting::Lost(reason, failure)) => {
                 *why = failure;
-                reason
+                StepEnd::Failed(reason)
             }
             // Said by a primary, which is not heard any more.
-            Err(Parting::Contradicted(_) | Parting::HandOver) => LossReason::Failed,
-        };
-        Some(Event::PeerLost { reason })
+            Err(Parting::Contradicted(_) | Parting::HandOver) => StepEnd::Failed(LossReason::Failed),
+        }
+    }
+
+    fn try_to_make_vm(&mut self, why: &mut String) -> StepEnd {
+        match self.make_vm() {
+            Ok(()) => {
+                self.voice.falls_silent();
+                self.secondary.status.update(|status| status.obstacle = None);
+                StepEnd::Done
+            }
+            Err(obstacle) => {
+                tracing::error!(%obstacle, "this secondary could not run the VM");
+                let _ = self.voice.send(Kind::Failed, obstacle.as_bytes());
+                self.secondary.status.update(|status| status.obstacle = Some(obstacle.clone()));
+                *why = obstacle;
+                StepEnd::NotNow
+            }
+        }
     }
 
     /// Makes the VM of what is held; why it could not be run here now.

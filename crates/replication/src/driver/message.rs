@@ -26,6 +26,8 @@
 //!
 //! Structures are serialized with postcard; bare integers are little-endian.
 
+use std::time::Duration;
+
 use machine::vm::VmConfig;
 use network::InputPosition;
 use serde::{Deserialize, Serialize};
@@ -248,4 +250,12 @@ pub(super) struct Ack {
     pub reaches_network: bool,
     /// What its monotonic clock says.
     pub sent_at: MonotonicTime,
+}
+
+impl Ack {
+    /// What the protocol makes of it.
+    pub fn protocol(&self) -> protocol::Ack {
+        let Self { epoch, heard, patience_us, executed: _, digests: _, reaches_network: _, sent_at: _ } = *self;
+        protocol::Ack { epoch, heard, patience: Duration::from_micros(patience_us.into()) }
+    }
 }

@@ -18,8 +18,8 @@ use machine::vm::{Vm, VmConfig, VmError};
 use memory::GuestRam;
 use memory::encoding::CapturedPages;
 use protocol::{
-    Arbiter, Command, DiskWatch, DropReason, Epoch, EpochBounds, Event, Generation, LinkWatch, Load, LossReason,
-    Patience, RETRY_INTERVAL, Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink, Watched,
+    Ack, AckSays, Arbiter, Command, DiskWatch, DropReason, Epoch, EpochBounds, Event, Generation, LinkWatch, Load,
+    LossReason, Patience, RETRY_INTERVAL, Reason, Replica, Status, StopReason, UPLINK_PATIENCE, Uplink, Watched,
 };
 use spec::{CpuProfile, EngineKind, FtMode};
 
@@ -302,12 +302,8 @@ impl Primary {
 
     /// Gives the secondary up, and lets output pass once the store has taken note.
     pub fn unprotect(&self, reason: DropReason) {
+        self.shared.say_of_first_copy("it was given up");
         self.shared.event(None, Event::DropSecondary { reason });
-        // A secondary that has not joined yet is unknown to the protocol.
-        let session = self.shared.core().session.clone();
-        if let Some(session) = session.filter(|session| !session.mirror().epochs.has_begun()) {
-            self.shared.end_session(session.id, LossReason::Closed, "it was given up");
-        }
     }
 
     /// Pauses the guest and asks the secondary to take over. If it does not, the guest goes on here.
@@ -473,14 +469,18 @@ impl Shared {
             // Afterwards: where a disk hangs, so may the log.
             tracing::warn!(%why, "the secondary is lost");
         }
-        self.forget_session(id);
-    }
-
-    fn forget_session(&self, id: u64) {
-        // The protocol does not know of a secondary that has not joined, and leaves it open.
+        // While the guest's end is told, the protocol hears of no loss.
         let mut core = self.core();
         if core.session.as_ref().is_some_and(|session| session.id == id) {
             self.close_session(&mut core);
+        }
+    }
+
+    /// Notes why a first copy that is under way is given up, which the protocol is about to be told.
+    fn say_of_first_copy(&self, why: &str) {
+        let mut core = self.core();
+        if core.session.as_ref().is_some_and(|session| !session.mirror().epochs.has_begun()) {
+            core.failure = Some(why.to_owned());
         }
     }
 
@@ -501,17 +501,16 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// The secondary holds everything through `epoch`, says an ack that is fresh.
-    pub fn acknowledged(self: &Arc<Self>, session: &Session, epoch: Epoch) {
-        let acknowledged = session.mirror().acknowledged(epoch);
-        let (committed, held) = match acknowledged {
-            Ok(acknowledged) => acknowledged,
+    /// The secondary says what it holds.
+    pub fn acknowledged(self: &Arc<Self>, session: &Session, ack: &Ack) {
+        let (committed, held) = match session.hear_ack(ack) {
+            Ok((AckSays::Commits(committed), held)) => (committed, held),
+            Ok((AckSays::Stale | AckSays::Nothing, _)) => return,
             Err(error) => return self.end_session(session.id, LossReason::Protocol, &error.to_string()),
         };
-        if committed.is_empty() {
-            return;
+        if let Some(epoch) = ack.epoch {
+            self.event(Some(session.id), Event::Acknowledged { epoch });
         }
-        self.event(Some(session.id), Event::Acknowledged { epoch });
         held.into_iter().for_each(|in_flight| in_flight.harvest.acknowledge());
         let now = clock::now();
         committed.iter().for_each(|committed| self.meter.committed(now.since(committed.ended_at)));
@@ -550,6 +549,7 @@ impl Shared {
             }
             Command::CompareAndSwap { claim } => self.ask_the_store(claim),
             Command::ReadClaim => self.read_the_claim(),
+            Command::CloseChannel if core.session.is_none() => {}
             Command::CloseChannel => self.close_session(core),
             Command::StartRetryTimer => {
                 let shared = Arc::downgrade(self);
@@ -570,6 +570,7 @@ impl Shared {
                 // Where its disks are broken, the guest has gone on since what the secondary holds, and has read what is lost.
                 let console = self.options.console.as_ref().filter(|_| core.is_switching_over);
                 let input = console.map(|console| console.hand_over());
+                core.is_handing_over = true;
                 if let Some(session) = &core.session {
                     session.ask_to_take_over(input.as_ref());
                 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use machine::clock::ClockReading;
 use protocol::{
-    Committed, Epoch, Epochs, Generation, GuestClock, Heartbeats, Look, MonotonicTime, NotSent, PeerClock, Sending,
+    Ack, AckSays, Epoch, Epochs, Generation, GuestClock, Heartbeats, Look, MonotonicTime, NotSent, PeerClock, Sending,
     Silence, Suspicion, Watched,
 };
 use spec::ReplicaId;
@@ -57,11 +57,10 @@ impl MirrorState {
         self.in_flight.push_back(in_flight);
     }
 
-    /// The secondary holds everything through `epoch`: which epochs it was not known to hold, and what is kept of their checkpoints.
-    pub fn acknowledged(&mut self, epoch: Epoch) -> Result<(Vec<Committed>, Vec<InFlight>), NotSent> {
-        let committed = self.epochs.acknowledged(epoch)?;
-        let count = self.in_flight.iter().take_while(|in_flight| in_flight.epoch <= epoch).count();
-        Ok((committed, self.in_flight.drain(..count).collect()))
+    /// Takes what is kept of checkpoints that the secondary holds.
+    fn take_held(&mut self, through: Epoch) -> Vec<InFlight> {
+        let count = self.in_flight.iter().take_while(|in_flight| in_flight.epoch <= through).count();
+        self.in_flight.drain(..count).collect()
     }
 }
 
@@ -124,9 +123,15 @@ impl Session {
         self.heartbeats().number_next(clock::now())
     }
 
-    /// Whether an ack that names heartbeat `heard` counts, after which the secondary promises so much `patience`.
-    pub fn is_fresh(&self, heard: u64, patience: Duration) -> bool {
-        self.heartbeats().is_fresh(heard, patience, clock::now())
+    /// What an ack says, and what was kept of checkpoints that it commits.
+    pub fn hear_ack(&self, ack: &Ack) -> Result<(AckSays, Vec<InFlight>), NotSent> {
+        let (heartbeats, mut mirror) = (self.heartbeats(), self.mirror());
+        let says = ack.says(&heartbeats, &mut mirror.epochs, clock::now())?;
+        let held = match (&says, ack.epoch) {
+            (AckSays::Commits(_), Some(epoch)) => mirror.take_held(epoch),
+            _ => Vec::new(),
+        };
+        Ok((says, held))
     }
 
     fn silence(&self) -> MutexGuard<'_, Silence> {

@@ -21,8 +21,6 @@ use crate::{Follower, HUNG, Leader, World, wait};
 /// Counts what the guest writes.
 const COUNTER: u64 = DATA - 16;
 const DISK_BYTES: u64 = 32 << 20;
-/// What the log of disk writes holds at most.
-const LOG_BYTES_MAX: u64 = 256 << 20;
 
 /// Writes what nothing can compress through RSI bytes of memory, again and again.
 fn writer() -> Vec<u8> {
@@ -144,7 +142,7 @@ fn a_guest_that_writes_to_its_disk_all_through_a_long_round_is_protected() {
         };
         is_over.store(true, Ordering::Release);
         assert!(status.protocol.is_protected(), "{status:?}");
-        assert!(after - before > LOG_BYTES_MAX, "{} bytes were written in the round", after - before);
+        assert!(after - before > protocol::WRITES_KEPT_MAX, "{} bytes were written in the round", after - before);
     });
     let content = |name: &str| fs::read(world.folder.path().join(name)).unwrap();
     wait("the disks to be the same", || content("own") == content("copy"));

@@ -1,16 +1,17 @@
 //! The thread `first-copy`: measures, and carries out what [`FirstCopy`] decides.
 
-use std::collections::VecDeque;
 use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver as Inbox;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
 use memory::{GuestRam, Harvest, PAGE_BYTES};
-use protocol::{FirstCopy, Left, LinkWatch, LossReason, Pace, RoundEnd, SlowLink, Step};
+use protocol::{
+    COPY_LOOK_INTERVAL, CopyTurn, CopyTurns, CopyWindow, FirstCopy, Left, LinkWatch, LossReason, Pace, RoundEnd,
+    SlowLink, Step,
+};
 
 use super::super::clock;
 use super::super::outbox::{Bulk, Piece};
@@ -20,18 +21,11 @@ use super::super::progress::{Phase, Progress};
 use super::super::session::Session;
 use crate::disk::{DiskCopy, DiskProgress, DiskSummary, DiskSyncError, LogStream, SummaryReader};
 
-/// How long to wait for the secondary before looking around again.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// Pages sent as one piece.
 const PAGES_PER_PIECE: usize = 32;
 /// Bytes of encoded disk writes that are enough for a piece, about as many as of its pages, and most messages of one.
 const WRITES_PIECE_BYTES: usize = PAGES_PER_PIECE * PAGE_BYTES as usize;
 const WRITES_PIECE_MESSAGES_MAX: usize = 256;
-/// Pieces on their way: at least and in the beginning so many, then as many as are taken in within a time, so that what comes up later
-/// does not wait long behind them on a slow link.
-const ON_THE_WAY_MIN: usize = 8;
-const ON_THE_WAY_MAX: usize = 128;
-const ON_THE_WAY_FOR: Duration = Duration::from_millis(250);
 /// Pages that a checkpoint's buffer has room for from the start.
 const BUFFER_PAGES_MIN: u64 = 2048;
 const BUFFER_PAGES_MAX: u64 = 65_536;
@@ -57,15 +51,7 @@ enum CopyError {
 /// Copies the VM to the secondary of `session`, whose summary of its disks comes in pieces, up to the first checkpoint.
 pub(super) fn copy(shared: &Arc<Shared>, session: &Arc<Session>, summary: Inbox<Vec<u8>>) {
     let course = FirstCopy::new(shared.options.too_slow_after, clock::now());
-    let copier = Copier {
-        shared,
-        session,
-        course,
-        link: LinkWatch::default(),
-        pushed: 0,
-        pushed_at: VecDeque::new(),
-        window: ON_THE_WAY_MIN,
-    };
+    let copier = Copier { shared, session, course, link: LinkWatch::default(), pushed: 0, window: CopyWindow::new() };
     match copier.copy(summary) {
         Ok(()) => {}
         Err(error @ CopyError::Outpaced { .. }) => shared.give_up_copy(session.id, &format!("first copy: {error}")),
@@ -78,11 +64,9 @@ struct Copier<'a> {
     session: &'a Arc<Session>,
     course: FirstCopy,
     link: LinkWatch,
-    /// Pieces handed to the sender, and when those were that the secondary is not known to have.
+    /// Pieces handed to the sender, and how many of them may be on their way.
     pushed: u64,
-    pushed_at: VecDeque<Instant>,
-    /// Most pieces on their way.
-    window: usize,
+    window: CopyWindow,
 }
 
 impl Copier<'_> {
@@ -107,7 +91,7 @@ impl Copier<'_> {
             self.look(copy.stream(), copy.differing_bytes())?;
             let DiskProgress { done_bytes, total_bytes } = copy.progress();
             self.show(Phase::CopyingDisks, done_bytes, total_bytes);
-            if !self.has_room() {
+            if !self.way().has_room() {
                 self.wait()?;
                 continue;
             }
@@ -161,7 +145,7 @@ impl Copier<'_> {
     fn send_round(&mut self, phase: Phase, pages: &[u64], stream: &mut LogStream) -> Result<(), CopyError> {
         let total_bytes = pages.len() as u64 * PAGE_BYTES;
         let before = self.session.intake.taken().amounts.memory.bytes;
-        let writes_through = stream.sent_bytes() + stream.waiting_bytes();
+        let mut turns = CopyTurns::new(stream.sent_bytes() + stream.waiting_bytes());
         let mut pieces = pages.chunks(PAGES_PER_PIECE).peekable();
         loop {
             self.look(stream, 0)?;
@@ -169,17 +153,16 @@ impl Copier<'_> {
                 self.course.dirtied(self.shared.dirty_pages() * PAGE_BYTES, clock::now());
             }
             self.show(phase, self.session.intake.taken().amounts.memory.bytes - before, total_bytes);
-            let is_pushed = pieces.peek().is_none() && stream.sent_bytes() >= writes_through;
-            if is_pushed && self.on_the_way() == 0 {
-                return Ok(());
-            }
-            if is_pushed || !self.has_room() {
-                self.wait()?;
-                continue;
-            }
-            self.push_writes(stream)?;
-            if let Some(pages) = pieces.next() {
-                self.push(Piece::Pages(pages.to_vec()))?;
+            let has_pages = pieces.peek().is_some();
+            match turns.next(stream.sent_bytes(), stream.waiting_bytes(), has_pages, self.way()) {
+                CopyTurn::Writes => self.push_writes(stream)?,
+                CopyTurn::Content => {
+                    if let Some(pages) = pieces.next() {
+                        self.push(Piece::Pages(pages.to_vec()))?;
+                    }
+                }
+                CopyTurn::Wait => self.wait()?,
+                CopyTurn::Over => return Ok(()),
             }
         }
     }
@@ -205,7 +188,7 @@ impl Copier<'_> {
     /// guest.
     fn look(&mut self, stream: &LogStream, copied_bytes: u64) -> Result<(), CopyError> {
         let taken_in = self.session.intake.taken().amounts;
-        if self.on_the_way() > 0 {
+        if self.way().on_the_way() > 0 {
             self.link.is_busy(taken_in.memory.wire_bytes + taken_in.disks.wire_bytes, clock::now());
         }
         let waiting_bytes = stream.waiting_bytes();
@@ -241,23 +224,15 @@ impl Copier<'_> {
             return Err(CopyError::Closed);
         }
         self.pushed += 1;
-        self.pushed_at.push_back(Instant::now());
+        self.window.pushed(clock::now());
         Ok(())
     }
 
-    /// Pieces that the secondary is not known to have taken in.
-    fn on_the_way(&mut self) -> usize {
-        let count = usize::try_from(self.pushed - self.session.intake.taken().pieces).unwrap_or(usize::MAX);
-        while self.pushed_at.len() > count {
-            let Some(pushed_at) = self.pushed_at.pop_front() else { break };
-            let window = if pushed_at.elapsed() < ON_THE_WAY_FOR { self.window + 1 } else { self.window / 2 };
-            self.window = window.clamp(ON_THE_WAY_MIN, ON_THE_WAY_MAX);
-        }
-        self.pushed_at.len()
-    }
-
-    fn has_room(&mut self) -> bool {
-        self.on_the_way() < self.window
+    /// The pieces that the secondary is not known to have taken in.
+    fn way(&mut self) -> &CopyWindow {
+        let left = usize::try_from(self.pushed - self.session.intake.taken().pieces).unwrap_or(usize::MAX);
+        self.window.taken_in(left, clock::now());
+        &self.window
     }
 
     /// Waits until the secondary has taken something in, but not for long.
@@ -265,7 +240,7 @@ impl Copier<'_> {
         if self.session.outbox.is_closed() {
             return Err(CopyError::Closed);
         }
-        self.session.intake.wait_for_more(self.session.intake.taken().pieces, LOOK_INTERVAL);
+        self.session.intake.wait_for_more(self.session.intake.taken().pieces, COPY_LOOK_INTERVAL);
         Ok(())
     }
 }

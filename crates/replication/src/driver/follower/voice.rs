@@ -1,14 +1,14 @@
 //! [`Voice`]: what a secondary says to its primary.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use protocol::{DiskWatch, Epoch};
+use protocol::{Ack, DiskWatch, Epoch, Silence};
 
 use super::super::clock;
-use super::super::message::{Ack, Kind};
+use super::super::message::{self, Kind};
 use super::super::secondary::SecondaryHandle;
 use crate::channel::{ChannelError, Sender};
 use crate::disk::DiskSet;
@@ -20,44 +20,36 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
 /// What the threads that send to the primary share.
 pub(super) struct Voice {
     sender: Mutex<Sender>,
-    epoch: AtomicU64,
-    heard: Mutex<Heard>,
+    /// What is said next.
+    ack: Mutex<Ack>,
     ended: AtomicBool,
     executed: Arc<ExecutorProgress>,
     secondary: SecondaryHandle,
-}
-
-/// The last heartbeat that was heard, and for how long after it its primary is not taken for lost for its silence.
-#[derive(Clone, Copy, Default)]
-struct Heard {
-    number: u64,
-    patience: Duration,
 }
 
 impl Voice {
     pub fn new(sender: Sender, secondary: SecondaryHandle) -> Self {
         Self {
             sender: Mutex::new(sender),
-            epoch: AtomicU64::new(Epoch::NONE.number()),
-            heard: Mutex::default(),
+            ack: Mutex::default(),
             ended: AtomicBool::new(false),
             executed: Arc::default(),
             secondary,
         }
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn next_ack(&self) -> MutexGuard<'_, Ack> {
+        self.ack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Heartbeat `number` was heard just now, and so much `patience` can be promised after it. Both are said together.
-    pub fn has_heard(&self, number: u64, patience: Duration) {
-        *self.heard() = Heard { number, patience };
+    /// Heartbeat `number` was heard just now, which `silence` knows.
+    pub fn has_heard(&self, number: u64, silence: &Silence) {
+        self.next_ack().hears(number, silence);
     }
 
     /// Everything through `epoch` is held.
     pub fn holds(&self, epoch: Epoch) {
-        self.epoch.store(epoch.number(), Ordering::Release);
+        self.next_ack().holds(epoch);
     }
 
     /// Nothing more is said by the thread that beats.
@@ -78,11 +70,10 @@ impl Voice {
 
     /// Says what is held and heard: the ack of a checkpoint, and the secondary's heartbeat.
     pub fn ack(&self) -> Result<(), ChannelError> {
-        let epoch = Epoch::new(self.epoch.load(Ordering::Acquire));
-        let Heard { number, patience } = *self.heard();
-        let ack = Ack {
-            epoch: (epoch != Epoch::NONE).then_some(epoch),
-            heard: number,
+        let Ack { epoch, heard, patience } = *self.next_ack();
+        let ack = message::Ack {
+            epoch,
+            heard,
             patience_us: u32::try_from(patience.as_micros()).unwrap_or(u32::MAX),
             executed: self.executed.instructions(),
             digests: self.executed.digests(),
@@ -98,7 +89,7 @@ impl Voice {
     pub fn beat(&self, interval: Duration, disks: &DiskSet, watch: DiskWatch) {
         while !self.ended.load(Ordering::Acquire) {
             let (said, due) = (self.executed.instructions(), Instant::now() + interval);
-            let heard = self.heard().number;
+            let Ack { heard, .. } = *self.next_ack();
             if watch.is_broken(disks.health()) {
                 // A primary that does not hear it finds it silent. Only then is it logged: the log may be where the disks are.
                 let _ = self.send(Kind::Failed, b"a request to its disks does not end");
@@ -110,8 +101,8 @@ impl Voice {
             }
             loop {
                 thread::sleep(due.saturating_duration_since(Instant::now()).min(PROGRESS_INTERVAL));
-                let is_news = self.executed.instructions() != said
-                    || Epoch::new(self.epoch.load(Ordering::Acquire)) == Epoch::NONE && self.heard().number != heard;
+                let next = *self.next_ack();
+                let is_news = self.executed.instructions() != said || next.epoch.is_none() && next.heard != heard;
                 if Instant::now() >= due || is_news || self.ended.load(Ordering::Acquire) {
                     break;
                 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use protocol::{DiskAdvice, DiskHealth, DropReason, Event, LossReason, StopReason};
+use protocol::{DiskAdvice, DiskHealth, DiskWatch, DropReason, Event, StopReason};
 
 use super::refusal::NotPaused;
 use super::{Course, Primary, Shared};
@@ -51,14 +51,14 @@ impl Shared {
     /// Whether the VM could go on at the secondary.
     fn could_move(&self) -> bool {
         let core = self.core();
-        core.replica.status().is_protected() && core.session.as_ref().is_some_and(|session| session.reaches_network())
+        core.session.as_ref().is_some_and(|session| core.replica.could_move(session.reaches_network()))
     }
 
     /// Looks after the disks, in a thread of its own, until the run is over.
     pub(super) fn watch_disks(self: &Arc<Self>) -> std::io::Result<()> {
-        let shared = Arc::downgrade(self);
+        let (shared, mut watch) = (Arc::downgrade(self), self.disk_watch);
         thread::Builder::new().name("disk-watch".to_owned()).spawn(move || {
-            while Weak::upgrade(&shared).is_some_and(|shared| shared.look_at_disks()) {
+            while Weak::upgrade(&shared).is_some_and(|shared| shared.look_at_disks(&mut watch)) {
                 thread::sleep(LOOK_INTERVAL);
             }
         })?;
@@ -75,45 +75,30 @@ impl Shared {
     }
 
     /// False: the run is over.
-    fn look_at_disks(self: &Arc<Self>) -> bool {
+    fn look_at_disks(self: &Arc<Self>, watch: &mut DiskWatch) -> bool {
         if self.core().course == Course::Over {
             return false;
         }
-        let advice = self.disk_watch.look(self.disks.health(), self.could_move());
-        let is_broken = advice != DiskAdvice::GoOn;
-        let was_broken = self.is_halted.swap(is_broken, Ordering::AcqRel);
-        if is_broken {
+        let advice = watch.look(self.disks.health(), self.could_move());
+        self.is_halted.store(advice.is_broken(), Ordering::Release);
+        if advice.is_broken() {
             // A thread that waits for a disk hears of it afterwards.
             self.control.pause();
-            self.give_up_first_copy();
+            self.say_of_first_copy("a disk of the primary is broken");
         }
-        match (was_broken, advice) {
-            (_, DiskAdvice::GiveUp) => {
-                self.core().is_handing_over = true;
-                self.event(None, Event::DisksBroken { could_move: true });
-            }
-            (false, DiskAdvice::Hold) => self.event(None, Event::DisksBroken { could_move: false }),
+        if let Some(event) = Event::of_disks(advice) {
             // The guest's thread is woken, too.
-            (true, DiskAdvice::GoOn) => self.event(None, Event::DisksSound),
-            _ => {}
+            self.event(None, event);
         }
         self.look_at_hand_over();
         // Last: the log may be where the disks are.
-        match (was_broken, advice) {
-            (_, DiskAdvice::GiveUp) => tracing::error!("the disks are broken: the secondary is asked to take over"),
-            (false, DiskAdvice::Hold) => tracing::error!("the disks are broken: the guest stands still"),
-            (true, DiskAdvice::GoOn) => tracing::warn!("the disks are sound again"),
-            _ => {}
+        match advice {
+            DiskAdvice::GiveUp => tracing::error!("the disks are broken: the secondary is asked to take over"),
+            DiskAdvice::Hold { is_new: true } => tracing::error!("the disks are broken: the guest stands still"),
+            DiskAdvice::Recovered => tracing::warn!("the disks are sound again"),
+            DiskAdvice::GoOn | DiskAdvice::Hold { is_new: false } => {}
         }
         true
-    }
-
-    /// No copy is made of a disk that is broken.
-    fn give_up_first_copy(self: &Arc<Self>) {
-        let session = self.core().session.clone();
-        if let Some(session) = session.filter(|session| !session.mirror().epochs.has_begun()) {
-            self.end_session(session.id, LossReason::Closed, "a disk of the primary is broken");
-        }
     }
 
     /// Gives up a secondary that was asked to take over and does not, while the VM's thread is kept from looking by a disk.

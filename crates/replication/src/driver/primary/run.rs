@@ -7,7 +7,9 @@ use machine::engine::RunEnd;
 use machine::events::GuestEvent;
 use machine::vm::{Vm, VmError};
 use memory::encoding::CapturedPages;
-use protocol::{Decision, DropReason, Epoch, Event, Farewell, FarewellStep, InputPath, LinkWatch, Patience};
+use protocol::{
+    Decision, DropReason, Epoch, Event, Farewell, FarewellStep, InputPath, LinkWatch, Patience, Standstill,
+};
 use spec::FtMode;
 
 use super::super::capture::capture;
@@ -78,7 +80,7 @@ impl Shared {
             if let Some(reason) = core.stop.filter(|_| !farewell.is_told()) {
                 return Ok(PrimaryEnd::Stopped(reason));
             }
-            let is_undecided = !core.plug_pulled && self.is_undecided(&core);
+            let is_undecided = !core.plug_pulled && core.replica.is_undecided();
             match farewell.next(is_undecided, core.session.is_some(), clock::now()) {
                 FarewellStep::Wait => core = self.wait(core),
                 FarewellStep::Tell => {
@@ -92,32 +94,27 @@ impl Shared {
         }
     }
 
-    /// Whether the store is being asked who goes on: output waits, and there is nobody to acknowledge it.
-    fn is_undecided(&self, core: &Core) -> bool {
-        let is_mirrored = core.session.as_ref().is_some_and(|session| session.mirror().epochs.has_begun());
-        !is_mirrored && self.gate.status().held
-    }
-
     /// What there is to do while the VM stands still.
     fn at_pause(self: &Arc<Self>, vm: &mut Vm) -> Result<(), VmError> {
         let mut waiting_since = None;
         loop {
             self.pause.work(vm);
             let core = self.core();
-            if core.stop.is_some() || core.plug_pulled {
-                return Ok(());
-            }
-            if core.is_handing_over {
-                let session = core.session.as_ref().map(|session| session.id);
-                drop(self.wait(core));
-                if session.is_some() && self.patience().hands_over(clock::now()) {
-                    self.event(session, Event::DropSecondary { reason: DropReason::TooSlow });
+            match Standstill::of(core.stop.is_some() || core.plug_pulled, core.is_handing_over, self.is_halted()) {
+                Standstill::Over => return Ok(()),
+                Standstill::HandOver => {
+                    let session = core.session.as_ref().map(|session| session.id);
+                    drop(self.wait(core));
+                    if session.is_some() && self.patience().hands_over(clock::now()) {
+                        self.event(session, Event::DropSecondary { reason: DropReason::TooSlow });
+                    }
+                    continue;
                 }
-                continue;
-            }
-            if self.is_halted() {
-                drop(self.wait(core));
-                continue;
+                Standstill::DisksBroken => {
+                    drop(self.wait(core));
+                    continue;
+                }
+                Standstill::Epoch => {}
             }
             let Some(session) = core.session.clone() else { break };
             drop(core);
@@ -239,7 +236,6 @@ impl Shared {
         tracing::warn!(%why, "the secondary is given up");
         self.core().failure = Some(why.to_owned());
         self.event(Some(id), Event::DropSecondary { reason: DropReason::TooSlow });
-        self.forget_session(id);
     }
 
     /// Has inbound frames passed on to the secondary from now on, or not, as the protocol wants it at this point of the session. The guest is

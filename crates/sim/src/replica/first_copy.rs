@@ -1,24 +1,21 @@
-//! What `replication::driver` does for a first copy: parts are sent and taken in, and [`protocol::FirstCopy`] says how it goes on.
+//! A first copy, carried out: parts are sent and taken in, as [`protocol::FirstCopy`] and [`protocol::CopyTurns`] have it, and the secondary notes what its
+//! disk is.
 
 use std::time::Duration;
 
-use protocol::{DiskCopy, DropReason, Event, Generation, LossReason, RoundEnd, Step};
+use protocol::{
+    COPY_LOOK_INTERVAL, CopyTurn, DiskCopy, DropReason, Event, Generation, LossReason, RoundEnd, Step, WRITES_KEPT_MAX,
+};
 
-use crate::copying::{Copying, HASTE, ON_THE_WAY_MAX, PART_BYTES, hasty};
+use crate::copying::{Copying, HASTE, PART_BYTES, hasty};
 use crate::coverage::Occurrence;
 use crate::history::{DiskOp, StateId};
 use crate::mutation::Mutation;
 use crate::network::{ConnectionId, Message, Part};
 use crate::process::{Body, Parting, Timer};
-use crate::time::{MILLISECOND, Nanoseconds};
+use crate::time::{Nanoseconds, nanoseconds};
 use crate::violation::Violation;
 use crate::world::World;
-
-/// How often the copy is looked at though nothing was taken in; and while the guest is slowed down.
-const LOOK_INTERVAL: Nanoseconds = 10 * MILLISECOND;
-const SLOWED_LOOK_INTERVAL: Nanoseconds = 3 * MILLISECOND;
-/// Bytes of disk writes for which the log has room.
-const LOG_BYTES_MAX: u64 = 256 << 20;
 
 impl World {
     // The primary.
@@ -38,15 +35,15 @@ impl World {
         if !self.has_session(host, connection) || self.look_at_copy(host, connection) != Step::GoOn {
             return;
         }
-        let blocks = self.hosts[host].disks.blocks;
-        while let Some(copying) = self.copying(host).filter(|copying| copying.under_way() < ON_THE_WAY_MAX) {
-            if copying.is_round_sent() {
-                if copying.under_way() == 0 {
-                    self.end_round(host, connection);
-                }
-                return;
+        let (now, blocks) = (self.clock(host), self.hosts[host].disks.blocks);
+        let takes_turns = self.mutation != Some(Mutation::SendWritesAfterRound);
+        while let Some(copying) = self.copying(host) {
+            let turn = copying.next_turn(&blocks, takes_turns);
+            if turn == CopyTurn::Over {
+                return self.end_round(host, connection);
             }
-            let Some(part) = copying.next_part(&blocks) else { return };
+            let Some(part) = copying.next_part(turn, &blocks) else { return };
+            copying.window.pushed(hasty(now));
             copying.pushed += 1;
             let duration = self.sending_time(part.bytes());
             self.send_in_turn(host, Message::Part { part, heartbeat: 0 }, duration);
@@ -71,7 +68,7 @@ impl World {
         }
         let waiting_bytes = copying.waiting_bytes();
         let step = copying.course.look(copying.taken_in, copying.written_bytes, waiting_bytes, hasty(clock));
-        if waiting_bytes > LOG_BYTES_MAX {
+        if waiting_bytes > WRITES_KEPT_MAX {
             self.broken(Violation::LogOverflows(self.name(host)));
         }
         match step {
@@ -82,7 +79,7 @@ impl World {
             }
             Step::Hold(time) => {
                 self.coverage.note(Occurrence::CopySlowed);
-                let until = now + (time / HASTE).as_nanos() as Nanoseconds;
+                let until = now + nanoseconds(time / HASTE);
                 let Some(copying) = self.copying(host) else { return step };
                 copying.held = Some((clock, until));
                 if let Some(runner) = self.runner(host) {
@@ -92,8 +89,7 @@ impl World {
                 step
             }
             Step::GoOn => {
-                let slowed = self.copying(host).is_some_and(|copying| copying.course.slowed().is_some());
-                self.look_at_copy_after(host, connection, if slowed { SLOWED_LOOK_INTERVAL } else { LOOK_INTERVAL });
+                self.look_at_copy_after(host, connection, nanoseconds(COPY_LOOK_INTERVAL / HASTE));
                 step
             }
         }
@@ -131,6 +127,7 @@ impl World {
 
     /// The secondary has heard heartbeat `heard`, and what was sent before.
     pub fn copy_is_taken_in(&mut self, host: usize, connection: ConnectionId, heard: u64) {
+        let now = self.clock(host);
         let Some(copying) = self.copying(host) else { return };
         let before = copying.on_the_way.len();
         while let Some(&(heartbeat, part)) = copying.on_the_way.front()
@@ -139,6 +136,7 @@ impl World {
             copying.on_the_way.pop_front();
             copying.taken_in += part;
         }
+        copying.window.taken_in(copying.under_way(), hasty(now));
         if copying.on_the_way.len() < before {
             self.copy_goes_on(host, connection);
         }
@@ -161,9 +159,10 @@ impl World {
             RoundEnd::Again => {
                 self.coverage.note(Occurrence::CopyRound);
                 let Some(copying) = self.copying(host) else { return };
-                let bytes = copying.dirty_bytes;
+                let (bytes, is_empty) = (copying.dirty_bytes, copying.left_bytes() == 0);
                 copying.begin_round(bytes, now);
-                if !copying.is_round_sent() {
+                // What is over at once would follow itself without any time going by.
+                if !is_empty {
                     self.copy_goes_on(host, connection);
                 }
             }
@@ -177,9 +176,6 @@ impl World {
         self.coverage.note(Occurrence::CopyGivenUp);
         self.tell(|world| format!("{}: the first copy is given up", world.name(host)));
         self.primary_event(host, Some(connection), Event::DropSecondary { reason: DropReason::TooSlow });
-        if self.has_session(host, connection) {
-            self.close_session(host);
-        }
     }
 
     /// What is left for the first checkpoint must not keep the guest's output, or the guest, waiting for long.

@@ -1,8 +1,8 @@
-//! What `replication::driver` does in lockstep: the log in place of checkpoints, and its execution.
+//! Lockstep: the log in place of checkpoints, sent segment by segment, and its execution.
 
 use std::time::Duration;
 
-use protocol::{Epoch, Event, LogLag, LossReason, SegmentLoad, SegmentUnderWay};
+use protocol::{Epoch, Event, LogLag, LossReason, ReadyStep, SegmentLoad, SegmentUnderWay, StepEnd};
 
 use crate::coverage::Occurrence;
 use crate::faults::Moment;
@@ -142,7 +142,7 @@ impl World {
             return self.execute_next(host, connection);
         }
         if self.follower(host).is_some_and(|follower| std::mem::take(&mut follower.is_getting_ready)) {
-            self.has_run_out(host);
+            self.log_is_executed(host);
         }
     }
 
@@ -165,7 +165,7 @@ impl World {
         }
         match (was_getting_ready, goes_on) {
             (true, true) => self.secondary_event(host, Event::Ready),
-            (true, false) => self.secondary_event(host, Event::PeerLost { reason: LossReason::Diverged }),
+            (true, false) => self.step_is_over(host, ReadyStep::ExecuteLog, StepEnd::Failed(LossReason::Diverged)),
             (false, _) => {
                 let reason = if goes_on { LossReason::Closed } else { LossReason::Diverged };
                 self.part(host, Parting::Otherwise, Event::PeerLost { reason });
@@ -194,49 +194,5 @@ impl World {
         }
         self.inbound_is_consumed(host, execution.state);
         self.apply_to_disk(host, begun, execution.state);
-    }
-
-    /// Executes what was received of the log to its end, if there is some.
-    pub fn get_ready(&mut self, host: usize) {
-        let runs_out = self.mutation != Some(Mutation::DoNotRunOut);
-        let Some(follower) = self.follower(host) else { return };
-        let waits = follower.execution.as_ref().is_some_and(|execution| !execution.waiting.is_empty());
-        if waits && runs_out {
-            follower.is_getting_ready = true;
-            self.coverage.note(Occurrence::RanOut);
-        } else {
-            self.has_run_out(host);
-        }
-    }
-
-    /// There is nothing to execute any more. Could the VM be run here?
-    fn has_run_out(&mut self, host: usize) {
-        let is_ready = self.reaches_network(host);
-        let claims = self.mutation == Some(Mutation::ClaimUnready);
-        let has_broken_disks = self.hosts[host].disks.are_broken(self.now);
-        let fails = has_broken_disks && self.mutation != Some(Mutation::RunOnBrokenDisk);
-        let Some(follower) = self.follower(host) else { return };
-        if fails {
-            let connection = follower.connection;
-            follower.has_failed = true;
-            self.coverage.note(Occurrence::SecondaryFailed);
-            self.send(connection, Side::Secondary, Message::Failed);
-            return self.secondary_event(host, Event::PeerLost { reason: LossReason::Failed });
-        }
-        follower.has_broken_disks = has_broken_disks;
-        if self.mutation != Some(Mutation::AskBeforeFlush) {
-            self.hosts[host].disks.settle();
-        }
-        let Some(follower) = self.follower(host) else { return };
-        if is_ready || claims {
-            follower.is_unready = !is_ready;
-            return self.secondary_event(host, Event::Ready);
-        }
-        let connection = follower.connection;
-        self.coverage.note(Occurrence::Unready);
-        self.send(connection, Side::Secondary, Message::Failed);
-        let gives_up = self.mutation == Some(Mutation::GiveUpUnready);
-        let failed = Event::PeerLost { reason: LossReason::Failed };
-        self.secondary_event(host, if gives_up { failed } else { Event::NotReady });
     }
 }

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use protocol::{Decision, DropReason, EpochBounds, Event, Load, SegmentUnderWay, Sending};
+use protocol::{
+    AfterFailure, Decision, DropReason, EpochBounds, Event, FailedRequests, Load, RequestFailure, SegmentUnderWay,
+    Sending, Standstill,
+};
 use spec::FtMode;
 
+use super::event_log::LAG_MAX;
 use crate::coverage::Occurrence;
 use crate::faults::Moment;
 use crate::history::{BLOCKS, Deed, DiskOp, StateId};
-use crate::lockstep::LAG_MAX;
 use crate::mutation::Mutation;
 use crate::network::Message;
 use crate::process::{Timer, Waiting};
@@ -39,16 +42,15 @@ impl World {
             self.client_sends(false);
         }
         self.lets_out_late(host);
-        let Some(runner) = self.runner(host) else { return };
-        if let Some(leaving) = runner.leaving {
-            return self.leaves(host, leaving);
+        match self.standstill(host) {
+            Standstill::Over => return self.leaves(host),
+            Standstill::HandOver => return self.hands_over(host),
+            // They are sound again, and that is not known yet.
+            Standstill::DisksBroken if !self.hosts[host].disks.are_broken(self.now) => return,
+            Standstill::DisksBroken | Standstill::Epoch => {}
         }
-        if runner.is_handing_over {
-            return self.hands_over(host);
-        }
-        // What it asks of its disks is not answered.
         if self.hosts[host].disks.are_broken(self.now) {
-            return;
+            return self.asks_broken_disks(host, deed.disk);
         }
         match self.decide(host) {
             Decision::Wait => return self.guest_waits(host),
@@ -83,6 +85,22 @@ impl World {
         self.consider(host);
     }
 
+    fn standstill(&mut self, host: usize) -> Standstill {
+        self.runner(host).map_or(Standstill::Over, |runner| {
+            Standstill::of(runner.leaving.is_some(), runner.is_handing_over, runner.has_broken_disks)
+        })
+    }
+
+    /// What the guest asks of its disks is not answered.
+    fn asks_broken_disks(&mut self, host: usize, op: Option<DiskOp>) {
+        let answers = self.mutation == Some(Mutation::AnswerFailedRequests);
+        let policy = if answers { FailedRequests::Answered } else { FailedRequests::Held };
+        let is_answered = policy.after(RequestFailure::Other) == AfterFailure::Answer;
+        if op.is_some() && !self.hosts[host].disks.hang && is_answered {
+            self.broken(Violation::SawDiskError(self.name(host)));
+        }
+    }
+
     /// What the guest does next.
     fn deed(&mut self) -> Deed {
         let writes = self.plan.writes(self.is_calm);
@@ -112,17 +130,18 @@ impl World {
     /// The guest stands still, since its secondary is slow.
     fn guest_waits(&mut self, host: usize) {
         let now = self.clock(host);
-        let Some(runner) = self.runner(host) else { return };
-        let from = runner.waited_at.replace(now).unwrap_or(now);
-        let is_too_slow = runner.patience.waited(from, now);
         if self.session(host).is_some_and(|session| session.epochs.follows_log()) {
             self.coverage.note(Occurrence::LagWaited);
+            // What waits in the gate should not wait for this as well.
+            if self.runner(host).is_some_and(|runner| runner.waited_at.is_none()) {
+                self.close_segment(host);
+            }
         }
-        if is_too_slow {
+        let Some(runner) = self.runner(host) else { return };
+        let from = runner.waited_at.replace(now).unwrap_or(now);
+        if runner.patience.waited(from, now) {
             self.gives_up(host);
         }
-        // What waits in the gate should not wait for this as well.
-        self.consider_segment(host);
     }
 
     /// The guest stands still, since its secondary has been asked to take over.
@@ -165,7 +184,7 @@ impl World {
 
     /// Does what is due, if it is.
     pub fn consider(&mut self, host: usize) {
-        if self.runner(host).is_none_or(|runner| runner.is_handing_over || runner.leaving.is_some()) {
+        if self.standstill(host) != Standstill::Epoch {
             return;
         }
         match self.decide(host) {
