@@ -25,6 +25,7 @@ const SHOWN: [&str; 4] = ["json", "sh", "text", "toml"];
 /// Documentation that says nothing to whoever reads it alone.
 const EMPTY_WORDS: [&str; 11] = [
     "Why.",
+    "What it is.",
     "Why not.",
     "How.",
     "How it is.",

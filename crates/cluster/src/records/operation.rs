@@ -12,7 +12,7 @@ use super::UnknownFields;
 pub struct Operation {
     /// Tells it from earlier ones of the VM: each has the next number.
     pub id: u64,
-    /// What it is.
+    /// What is to happen, with what whoever asked has said about it.
     pub kind: OperationKind,
     /// The host that is to carry it out, if that is not the VM's home, whichever that is by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]

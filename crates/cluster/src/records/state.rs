@@ -89,7 +89,7 @@ impl ClusterState {
 /// A VM with its claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmState {
-    /// What it is.
+    /// What is wanted of the VM, and what hosts have written down of it.
     pub record: VmRecord,
     /// Which replicas may run it.
     pub claim: ClaimRecord,

@@ -51,9 +51,9 @@ pub struct Attributes {
 /// One node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// What it is.
+    /// A file, a folder, a link or a device, with what it holds.
     pub kind: Kind,
-    /// Whose it is.
+    /// Its owner, mode and time of change.
     pub attributes: Attributes,
 }
 

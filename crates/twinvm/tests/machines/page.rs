@@ -12,7 +12,7 @@ const OWN_ADDRESS: &str = "192.0.2.11";
 pub struct Step {
     /// The number of the host that it is done on; all of them if there is none.
     pub host: Option<usize>,
-    /// What it is.
+    /// A command to run or a file to write.
     pub deed: Deed,
 }
 

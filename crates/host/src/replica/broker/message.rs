@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
 pub enum Question {
-    /// What it is.
+    /// Which claim the store has now.
     Read,
-    /// To replace it.
+    /// That the claim is replaced, if nobody else has replaced it before.
     Swap {
-        /// If this is its generation.
+        /// The generation that the claim has to have until then.
         expected: Generation,
-        /// By this one.
+        /// The claim that takes its place.
         new: Claim,
     },
 }
