@@ -19,7 +19,7 @@ impl Daemon {
 
     /// Sets it. What runs already goes on.
     pub fn set_admission_policy(&self, policy: &AdmissionPolicy) -> Result<AdmissionPolicy, HostError> {
-        policy.check().map_err(|error| HostError::bad_request(error.to_string()))?;
+        policy.check().map_err(|error| HostError::invalid(error.to_string()))?;
         if let AdmissionPolicy::DedicatedHosts { hosts } = policy {
             require_known(hosts, &self.registry.state()?)?;
         }
@@ -43,7 +43,7 @@ impl Daemon {
         }
         let (name, host): (&VmName, &HostName) = (&vm.record.name, self.registry.host_name());
         admits(&policy, name, host, &self.registry.state()?, &self.registry.now()).map_err(|why| {
-            HostError::conflict(format!("VM {name} is not admitted on host {host}: {why}"))
+            HostError::refused(format!("VM {name} is not admitted on host {host}: {why}"))
                 .hint("`twinvm cluster admission show` says what is kept for restarts")
         })
     }

@@ -74,7 +74,7 @@ impl Daemon {
     }
 
     fn open_repository(&self, name: &str) -> Result<Repository, HostError> {
-        self.repositories().open(name).map_err(|error| HostError::conflict(error_text(&error)))
+        self.repositories().open(name).map_err(|error| HostError::refused(error_text(&error)))
     }
 
     /// Backs up a VM that is at home here, running or not.
@@ -83,7 +83,7 @@ impl Daemon {
         self.require_home(&vm)?;
         let repository_name = match &how.repository {
             Some(repository) => repository.clone(),
-            None => self.repositories().only().map_err(|error| HostError::conflict(error_text(&error)))?,
+            None => self.repositories().only().map_err(|error| HostError::refused(error_text(&error)))?,
         };
         let repository = self.open_repository(&repository_name)?;
         let under_way = self.begin_backup(name)?;
@@ -112,7 +112,7 @@ impl Daemon {
     fn begin_backup(&self, name: &str) -> Result<Arc<UnderWay>, HostError> {
         match lock(&self.backing_up).entry(name.to_owned()) {
             Entry::Occupied(_) => {
-                Err(HostError::conflict(format!("a backup of VM {name} is under way")).hint("wait until it is done"))
+                Err(HostError::refused(format!("a backup of VM {name} is under way")).hint("wait until it is done"))
             }
             Entry::Vacant(free) => Ok(free.insert(Arc::default()).clone()),
         }
@@ -138,7 +138,7 @@ impl Daemon {
             !under_way.is_cancelled.load(Ordering::Relaxed)
         };
         disk_jobs::run_with(&self.exe, &job, |told| back_up_stream(told, &mut backup, goes_on))
-            .map_err(|error| HostError::conflict(format!("VM {name} was not backed up: {}", error_text(&error))))?;
+            .map_err(|error| HostError::refused(format!("VM {name} was not backed up: {}", error_text(&error))))?;
         backup.commit().map_err(refused)
     }
 
@@ -151,7 +151,7 @@ impl Daemon {
     /// Gives the backup of a VM up that is being written here. It ends soon, and leaves no recovery point.
     pub fn cancel_backup(&self, name: &str) -> Result<(), HostError> {
         let under_way = lock(&self.backing_up).get(name).cloned();
-        let under_way = under_way.ok_or_else(|| HostError::conflict(format!("no backup of VM {name} is under way")))?;
+        let under_way = under_way.ok_or_else(|| HostError::refused(format!("no backup of VM {name} is under way")))?;
         under_way.is_cancelled.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -188,7 +188,7 @@ impl Daemon {
         self.admit_new(&spec)?;
         let staging = self.staging()?;
         let staged = lay_out(&repository, &point, &spec, staging.path()).map_err(|error| {
-            HostError::conflict(format!("recovery point {} cannot be restored: {}", point.id, error_text(&error)))
+            HostError::refused(format!("recovery point {} cannot be restored: {}", point.id, error_text(&error)))
         })?;
         let (name, id) = (spec.name.clone(), point.id);
         let made = self.owned(&name, move |daemon| daemon.make_restored(&staged))?;
@@ -202,7 +202,7 @@ impl Daemon {
         self.admit_new(staged)?;
         let folder = self.vm_folder(&staged.name);
         let made = folder.create(staged, &self.images, &self.vm_files);
-        let mut kept = made.map_err(|error| HostError::conflict(error_text(&error)))?;
+        let mut kept = made.map_err(|error| HostError::refused(error_text(&error)))?;
         // From now on these are its files.
         let local = folder.local_spec(&kept, &self.vm_files)?;
         (kept.kernel, kept.initrd) = (local.kernel, local.initrd);
@@ -248,7 +248,7 @@ impl Daemon {
         let ForgetPoints { vm, last, hourly, daily, weekly, monthly, dry_run } = how;
         let retention = Retention { last: *last, hourly: *hourly, daily: *daily, weekly: *weekly, monthly: *monthly };
         if retention.is_empty() {
-            return Err(HostError::bad_request("nothing would be kept").hint("say what is, such as --keep-daily 7"));
+            return Err(HostError::invalid("nothing would be kept").hint("say what is, such as --keep-daily 7"));
         }
         let repository = self.open_repository(repository)?;
         let mut points = repository.points().map_err(refused)?.points;
@@ -282,7 +282,7 @@ impl Daemon {
 /// The spec of the VM that a point becomes, whose files are not known yet.
 fn restored_spec(point: &RecoveryPoint, how: &RestorePoint) -> Result<VmSpec, HostError> {
     let before = VmSpec::parse(&point.spec)
-        .map_err(|error| HostError::conflict(format!("recovery point {}: {error}", point.id)))?;
+        .map_err(|error| HostError::refused(format!("recovery point {}: {error}", point.id)))?;
     let name = how.name.clone().unwrap_or_else(|| before.name.clone());
     let (mac, id) = (before.networks.clone(), before.id);
     let is_same = name == before.name;
@@ -382,5 +382,5 @@ fn refused(error: BackupError) -> HostError {
     if is_missing {
         return HostError::not_found(text).hint("see `twinvm backup list`");
     }
-    HostError::conflict(text)
+    HostError::refused(text)
 }

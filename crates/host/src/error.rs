@@ -12,17 +12,17 @@ use terminal::error_text::error_text;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// What was asked makes no sense.
-    BadRequest,
+    Invalid,
     /// Whoever asks is not entitled to it.
-    Forbidden,
+    NotEntitled,
     /// What was asked about is not there.
     NotFound,
     /// It cannot be done in this state.
-    Conflict,
+    Refused,
     /// Another host or the cluster store does not answer.
-    Unavailable,
+    Unreachable,
     /// Something unforeseen.
-    Internal,
+    Unforeseen,
 }
 
 /// Why the daemon does not do something, in words for whoever asked.
@@ -42,13 +42,13 @@ impl HostError {
     }
 
     /// What was asked makes no sense.
-    pub fn bad_request(error: impl Into<String>) -> Self {
-        Self::new(Kind::BadRequest, error)
+    pub fn invalid(error: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, error)
     }
 
     /// Whoever asks is not entitled to it.
-    pub fn forbidden(error: impl Into<String>) -> Self {
-        Self::new(Kind::Forbidden, error)
+    pub fn not_entitled(error: impl Into<String>) -> Self {
+        Self::new(Kind::NotEntitled, error)
     }
 
     /// What was asked about is not there.
@@ -57,13 +57,13 @@ impl HostError {
     }
 
     /// It cannot be done in this state.
-    pub fn conflict(error: impl Into<String>) -> Self {
-        Self::new(Kind::Conflict, error)
+    pub fn refused(error: impl Into<String>) -> Self {
+        Self::new(Kind::Refused, error)
     }
 
     /// Another host or the cluster store does not answer.
-    pub fn unavailable(error: impl Into<String>) -> Self {
-        Self::new(Kind::Unavailable, error)
+    pub fn unreachable(error: impl Into<String>) -> Self {
+        Self::new(Kind::Unreachable, error)
     }
 
     /// What to do about it.
@@ -94,7 +94,7 @@ impl From<anyhow::Error> for HostError {
             Some(known) => {
                 Self { problem: Problem { error: error_text(&error), hint: None }, ..known.clone() }.keep_hint_of(known)
             }
-            None => Self::new(Kind::Internal, error_text(&error)),
+            None => Self::new(Kind::Unforeseen, error_text(&error)),
         }
     }
 }
@@ -117,21 +117,21 @@ impl From<ClusterError> for HostError {
     fn from(error: ClusterError) -> Self {
         let message = error.to_string();
         match error {
-            ClusterError::Store(_) => Self::unavailable(message)
+            ClusterError::Store(_) => Self::unreachable(message)
                 .hint("VMs go on, but nothing can be changed and nobody takes over until the store answers again"),
-            ClusterError::Name(_) => Self::bad_request(message),
+            ClusterError::Name(_) => Self::invalid(message),
             ClusterError::NoVm(_) => Self::not_found(message).hint("see `twinvm vm list`"),
             ClusterError::NoHost(_) => Self::not_found(message).hint("see `twinvm host list`"),
             ClusterError::NoDatastore(_) => Self::not_found(message).hint("see `twinvm datastore list`"),
-            ClusterError::DatastoreExists(_) => Self::conflict(message).hint("choose another name"),
-            ClusterError::DatastoreInUse { .. } => Self::conflict(message),
-            ClusterError::VmExists(_) => Self::conflict(message).hint("choose another name"),
-            ClusterError::NoToken | ClusterError::TokenUsed => Self::forbidden(message),
+            ClusterError::DatastoreExists(_) => Self::refused(message).hint("choose another name"),
+            ClusterError::DatastoreInUse { .. } => Self::refused(message),
+            ClusterError::VmExists(_) => Self::refused(message).hint("choose another name"),
+            ClusterError::NoToken | ClusterError::TokenUsed => Self::not_entitled(message),
             ClusterError::HostInUse { .. }
             | ClusterError::Contended(_)
             | ClusterError::OtherInstance(_)
             | ClusterError::LeaseEnded(_)
-            | ClusterError::ClusterExists => Self::conflict(message),
+            | ClusterError::ClusterExists => Self::refused(message),
             ClusterError::Unreadable { .. } => anyhow!(message).into(),
         }
     }
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(error.problem.error, "start: no VM named x");
         assert_eq!(error.problem.hint.as_deref(), Some("see `twinvm vm list`"));
         let other = HostError::from(anyhow::anyhow!("disk on fire"));
-        assert_eq!((other.kind, other.to_string().as_str()), (Kind::Internal, "disk on fire"));
+        assert_eq!((other.kind, other.to_string().as_str()), (Kind::Unforeseen, "disk on fire"));
     }
 
     /// Errors of disks, of network ends and of images end in the words of their cause, and so did what a host said of them, twice.

@@ -39,7 +39,7 @@ impl Daemon {
     }
 
     fn no_authority(&self) -> HostError {
-        HostError::conflict(format!(
+        HostError::refused(format!(
             "host {} does not hold the cluster's authority, which signs certificates",
             self.host()
         ))
@@ -53,7 +53,7 @@ impl Daemon {
         }
         if !VALID_S.contains(&make.valid_s) {
             let (least, most) = (VALID_S.start(), VALID_S.end());
-            return Err(HostError::bad_request(format!(
+            return Err(HostError::invalid(format!(
                 "a token can be valid for {least} s to {most} s, not {} s",
                 make.valid_s
             )));
@@ -75,7 +75,7 @@ impl Daemon {
             Err(error) => return Err(error.into()),
         };
         if is_taken {
-            return Err(HostError::conflict(format!("there is a host {name} already")).hint(format!(
+            return Err(HostError::refused(format!("there is a host {name} already")).hint(format!(
                 "choose another name, or remove that host first with `twinvm host leave` there or, if it is gone, with `twinvm host rm {name}`"
             )));
         }
@@ -90,13 +90,13 @@ impl Daemon {
             return Err(self.no_authority());
         }
         if let Some(host) = token.host.as_ref().filter(|host| ***host != *join.host) {
-            return Err(HostError::forbidden(format!("the token is for host {host}, not for {}", join.host)).hint(
+            return Err(HostError::not_entitled(format!("the token is for host {host}, not for {}", join.host)).hint(
                 format!("join with `--name {host}`, or make another one with `twinvm host token {}`", join.host),
             ));
         }
         let host: HostName = join.host.parse().map_err(ClusterError::from)?;
         let certified = sign_request(&self.folder.authority(), &join.request, &host).map_err(|error| match error {
-            IdentityError::Request(_) | IdentityError::Name(_) => HostError::bad_request(error.to_string()),
+            IdentityError::Request(_) | IdentityError::Name(_) => HostError::invalid(error.to_string()),
             error => anyhow::Error::from(error).into(),
         })?;
         let by = TokenUse { host: host.clone(), key_digest: certified.key_digest };
@@ -142,12 +142,12 @@ impl Daemon {
     /// Takes the rights in etcd away from `host`, which has left the cluster and asks for it itself.
     pub fn end_rights(&self, host: &str, client: &Peer) -> Result<(), HostError> {
         if client.host() != Some(host) {
-            return Err(HostError::forbidden(format!("{client} may not give up what host {host} has")));
+            return Err(HostError::not_entitled(format!("{client} may not give up what host {host} has")));
         }
         let name: HostName = host.parse().map_err(ClusterError::from)?;
         match self.registry().cluster().host(&name) {
             Err(ClusterError::NoHost(_)) => {}
-            Ok(_) => return Err(HostError::conflict(format!("host {host} has not left the cluster"))),
+            Ok(_) => return Err(HostError::refused(format!("host {host} has not left the cluster"))),
             Err(error) => return Err(error.into()),
         }
         if let Some((administrator, _)) = self.etcd_administrator()? {
@@ -194,12 +194,12 @@ impl Daemon {
         let strays = self.all_replicas().into_iter().filter(|replica| !named.contains(&replica.vm));
         roles.extend(strays.map(|replica| format!("a replica of {}", replica.vm)));
         if !roles.is_empty() {
-            return Err(HostError::conflict(format!("host {here} has {}", roles.join(", "))).hint(
+            return Err(HostError::refused(format!("host {here} has {}", roles.join(", "))).hint(
                 "move a primary with `twinvm ft switchover VM`, after `twinvm ft on VM` if it has no secondary; end a secondary with `twinvm ft off VM`",
             ));
         }
         if self.folder.authority().is_dir() && state.hosts.len() > 1 {
-            return Err(HostError::conflict(format!(
+            return Err(HostError::refused(format!(
                 "host {here} holds the cluster's authority, without which no host can be added"
             ))
             .hint("move the folder `authority` to the folder of another host first"));
@@ -236,7 +236,7 @@ impl Daemon {
 /// What is said of a token to somebody who need not be entitled to anything.
 fn refuse_token(error: ClusterError) -> HostError {
     match error {
-        ClusterError::NoToken | ClusterError::TokenUsed => HostError::forbidden(error.to_string())
+        ClusterError::NoToken | ClusterError::TokenUsed => HostError::not_entitled(error.to_string())
             .hint("make another one with `twinvm host token` on a host of the cluster"),
         error => error.into(),
     }

@@ -23,7 +23,7 @@ use crate::replica::end::ReplicaEnd;
 /// What a forced start starts from, in words. Refuses a copy that no VM may start from.
 pub(super) fn start_from(folder: &Path, how: StartVm) -> Result<Option<String>, HostError> {
     let copy = disk_copy::startable(folder, how.from_stale_disks);
-    let copy = copy.map_err(|error| HostError::conflict(error_text(&error)))?;
+    let copy = copy.map_err(|error| HostError::refused(error_text(&error)))?;
     Ok(copy.filter(|_| how.from_stale_disks))
 }
 
@@ -53,7 +53,7 @@ impl Daemon {
         let user = self.vm_users.assign(folder.path())?;
         self.ends
             .ensure(&self.exe, &vm.spec, &network_ends, user)
-            .map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
+            .map_err(|error| HostError::refused(format!("VM {name}: {}", error_text(&error))))?;
         let engine = self.engine_of(&vm);
         // Of the end before: the next daemon would take it for that of this start, if this one is killed.
         ReplicaEnd::clear(folder.path());
@@ -128,7 +128,7 @@ impl Daemon {
             }
             Ok(local)
         });
-        checked.map_err(|error| HostError::conflict(error_text(&error)))
+        checked.map_err(|error| HostError::refused(error_text(&error)))
     }
 
     fn start_primary(self: &Arc<Self>, config: &ReplicaConfig, is_restart: bool) -> Result<(), HostError> {
@@ -138,7 +138,7 @@ impl Daemon {
             if !is_restart {
                 self.vm_powered_off(name);
             }
-            HostError::conflict(format!("VM {name} cannot be started: {}", error_text(&error)))
+            HostError::refused(format!("VM {name} cannot be started: {}", error_text(&error)))
         })?;
         if config.snapshot.is_some()
             && let Err(error) = self.vm_folder(name).note_restored(&self.images)

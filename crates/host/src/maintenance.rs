@@ -30,7 +30,7 @@ impl Daemon {
         });
         let lost: Vec<String> = lost.collect();
         if !how.force && !lost.is_empty() {
-            return Err(HostError::conflict(format!(
+            return Err(HostError::refused(format!(
                 "while host {host} is in maintenance, no host can be the second one of {}",
                 lost.join(", ")
             ))
@@ -64,7 +64,7 @@ impl Daemon {
         let target = self.registry.alive_host(&host)?;
         target
             .map(Some)
-            .ok_or_else(|| HostError::unavailable(format!("host {host} is not alive")).hint("see `twinvm host list`"))
+            .ok_or_else(|| HostError::unreachable(format!("host {host} is not alive")).hint("see `twinvm host list`"))
     }
 
     /// What becomes of each VM that is here, if this host is in maintenance.

@@ -37,7 +37,7 @@ impl Daemon {
         self.require_home(&vm)?;
         self.refuse_if_stopping()?;
         if self.replica(name).is_none_or(|replica| !replica.is_primary()) {
-            return Err(HostError::conflict(format!("VM {name} is off, and only a VM that runs can be moved")).hint(
+            return Err(HostError::refused(format!("VM {name} is off, and only a VM that runs can be moved")).hint(
                 format!(
                     "start it with `twinvm vm start {name}`, move it, and stop it on its new host if it is to be off"
                 ),
@@ -60,23 +60,23 @@ impl Daemon {
         let name = &vm.name;
         let secondary = vm.claim.secondary.as_ref().map(ToString::to_string);
         let refused = |why: String| {
-            HostError::conflict(format!("VM {name} cannot be moved: {why}"))
+            HostError::refused(format!("VM {name} cannot be moved: {why}"))
                 .hint("see the hosts with `twinvm host list`")
         };
         let Some(to) = how.host.as_ref().or(secondary.as_ref()) else {
             if vm.record.ft.is_wanted() {
-                return Err(HostError::conflict(format!("VM {name} has no secondary yet to move to"))
+                return Err(HostError::refused(format!("VM {name} has no secondary yet to move to"))
                     .hint(format!("wait until `twinvm ft status {name}` says Protected, or name a host")));
             }
             return self.plan_secondary(name, false)?.map_err(refused);
         };
         let to: HostName = to.parse().map_err(ClusterError::from)?;
         if to.is(&vm.claim.primary) {
-            return Err(HostError::conflict(format!("VM {name} runs on host {to} already")));
+            return Err(HostError::refused(format!("VM {name} runs on host {to} already")));
         }
         self.registry.cluster().host(&to)?;
         if let Some(secondary) = secondary.filter(|secondary| *secondary != *to && !how.interrupt_ft) {
-            return Err(HostError::conflict(format!(
+            return Err(HostError::refused(format!(
                 "VM {name} has its secondary on host {secondary}, and would be without one while it is copied to host {to}"
             ))
             .hint(format!(
@@ -97,7 +97,7 @@ impl Daemon {
             daemon.require_home(&known)?;
             let pending = known.record.pending().filter(|it| matches!(it.kind, OperationKind::Migrate { .. }));
             let Some(id) = pending.map(|pending| pending.id) else {
-                return Err(HostError::conflict(format!("VM {vm} is not being moved"))
+                return Err(HostError::refused(format!("VM {vm} is not being moved"))
                     .hint(format!("see `twinvm vm show {vm}`")));
             };
             daemon.note_result(&vm, id, &OperationResult::Failed { why: CANCELLED.to_owned() })?;
@@ -124,8 +124,8 @@ impl Daemon {
     /// that has just taken over.
     pub(super) fn hand_over_to(&self, vm: &KnownVm, to: &HostName) -> Result<(), HostError> {
         let name = &vm.name;
-        let passing = |error: HostError| HostError { kind: Kind::Unavailable, ..error };
-        let changed = || HostError::unavailable(format!("the replicas of VM {name} have changed meanwhile"));
+        let passing = |error: HostError| HostError { kind: Kind::Unreachable, ..error };
+        let changed = || HostError::unreachable(format!("the replicas of VM {name} have changed meanwhile"));
         let replica = self.replica(name).filter(|replica| replica.is_primary()).ok_or_else(changed)?;
         let ask = |request| replica.ask(request, REQUEST_TIMEOUT).map_err(|error| passing(error.into()));
         let status = ask(&Request::Status)?;

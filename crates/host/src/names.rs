@@ -23,7 +23,7 @@ pub(super) fn spec_of_clone(spec: &VmSpec, clone: &CloneVm) -> Result<VmSpec, Ho
     spec.name.clone_from(&clone.name);
     spec.id = Some(random_vm_id()?);
     spec.networks.iter_mut().for_each(|network| *mac_of(network) = None);
-    spec.validate().map_err(|error| HostError::bad_request(error.to_string()))?;
+    spec.validate().map_err(|error| HostError::invalid(error.to_string()))?;
     Ok(spec)
 }
 
@@ -34,7 +34,7 @@ fn renamed(spec: &VmSpec, name: &str) -> Result<VmSpec, HostError> {
         mac_of(network).get_or_insert_with(|| MacAddr::for_vm(&spec.name, number));
     }
     name.clone_into(&mut after.name);
-    after.validate().map_err(|error| HostError::bad_request(error.to_string()))?;
+    after.validate().map_err(|error| HostError::invalid(error.to_string()))?;
     Ok(after)
 }
 
@@ -51,7 +51,7 @@ impl Daemon {
         let vm = self.off_here(name)?;
         refuse_if_under_way(&vm)?;
         if let Some(datastore) = vm.spec.datastore() {
-            return Err(HostError::conflict(format!(
+            return Err(HostError::refused(format!(
                 "VM {name} cannot be cloned: its disks are on datastore {datastore}"
             ))
             .hint("make a VM of copies of them with `twinvm vm create`"));
@@ -62,7 +62,7 @@ impl Daemon {
         let folder = self.vm_folder(&spec.name);
         self.vm_folder(name)
             .copy_to(&folder, &self.images)
-            .map_err(|error| HostError::conflict(format!("VM {name} was not cloned: {}", error_text(&error))))?;
+            .map_err(|error| HostError::refused(format!("VM {name} was not cloned: {}", error_text(&error))))?;
         let made = self.keep_made(&folder, &spec)?;
         tracing::info!("VM {} created as a clone of VM {name}", spec.name);
         Ok(made)
@@ -73,7 +73,7 @@ impl Daemon {
     pub fn rename_vm(self: &Arc<Self>, name: &str, rename: &RenameVm) -> Result<VmView, HostError> {
         if let Some(snapshot) = self.snapshots(name)?.first() {
             let snapshot = &snapshot.name;
-            return Err(HostError::conflict(format!(
+            return Err(HostError::refused(format!(
                 "VM {name} has snapshots, such as {snapshot}, which could not be restored under another name"
             ))
             .hint(format!("remove them first, with `twinvm vm snapshot rm {name} {snapshot}`")));
@@ -91,7 +91,7 @@ impl Daemon {
                 self.registry.remove_vm(&new)?;
                 before.finished()?;
             }
-            return Err(HostError::conflict(format!("VM {name} was not renamed: {}", error_text(&error))));
+            return Err(HostError::refused(format!("VM {name} was not renamed: {}", error_text(&error))));
         }
         self.end_rename(&vm, &spec)?;
         tracing::info!("VM {name} renamed to {}", spec.name);
@@ -119,7 +119,7 @@ impl Daemon {
         self.require_home(&vm)?;
         if let Some(replica) = self.replica(name) {
             if !replica.is_gone() {
-                return Err(HostError::conflict(format!("VM {name} runs"))
+                return Err(HostError::refused(format!("VM {name} runs"))
                     .hint(format!("stop it first with `twinvm vm stop {name}`")));
             }
             self.settle(&replica);
@@ -128,7 +128,7 @@ impl Daemon {
         self.settle_files(&vm)?;
         let folder = self.vm_folder(name);
         folder.settle_disks()?;
-        disk_copy::startable(folder.path(), false).map_err(|error| HostError::conflict(error_text(&error)))?;
+        disk_copy::startable(folder.path(), false).map_err(|error| HostError::refused(error_text(&error)))?;
         self.take_next_spec(vm)
     }
 
@@ -136,7 +136,7 @@ impl Daemon {
     fn require_free_name(&self, spec: &VmSpec) -> Result<(), HostError> {
         let name = &spec.name;
         if self.registry.vm(name)?.is_some() {
-            return Err(HostError::conflict(format!("there is a VM named {name} already")).hint("choose another name"));
+            return Err(HostError::refused(format!("there is a VM named {name} already")).hint("choose another name"));
         }
         let folder = self.vm_folder(name);
         let sockets = self.end_sockets(spec).into_iter().chain([socket(folder.path())]);

@@ -70,7 +70,7 @@ impl Daemon {
     pub(super) fn refuse_if_hindered(vm: &KnownVm, kind: &OperationKind) -> Result<(), HostError> {
         let Some(pending) = vm.record.hinders(kind) else { return Ok(()) };
         let name = &vm.name;
-        Err(HostError::conflict(format!("VM {name}: {} is under way", pending.kind.label()))
+        Err(HostError::refused(format!("VM {name}: {} is under way", pending.kind.label()))
             .hint(format!("wait until `twinvm vm show {name}` says that it is done")))
     }
 
@@ -98,7 +98,7 @@ impl Daemon {
                 let waiting = lock(&self.undone).waiting(vm).map(ToString::to_string);
                 let why = hindered.map(|error| error.problem.error).or(waiting);
                 let why = why.unwrap_or_else(|| "it does not say why".to_owned());
-                return Err(HostError::unavailable(format!("VM {vm}: this has not been done yet: {why}"))
+                return Err(HostError::unreachable(format!("VM {vm}: this has not been done yet: {why}"))
                     .hint(format!("it goes on trying: see `twinvm vm show {vm}`")));
             }
             thread::sleep(LOOK_INTERVAL);
@@ -120,7 +120,7 @@ impl Daemon {
         };
         let done = self.do_step(&known, &operation, step);
         match done {
-            Err(error) if error.kind == Kind::Unavailable => {
+            Err(error) if error.kind == Kind::Unreachable => {
                 self.attempts.note(vm, id, Attempt::Hindered(error.clone()));
                 return Err(error);
             }
@@ -190,10 +190,10 @@ impl Daemon {
     /// The primary of a VM that survives its end, in the generation that an operation is about: it must not end what came of that.
     fn protected_as(&self, vm: &KnownVm, operation: &Operation) -> Result<Arc<Replica>, HostError> {
         let replica = self.replica(&vm.name).filter(|replica| replica.is_primary());
-        let replica = replica.ok_or_else(|| HostError::conflict(format!("VM {} does not run any more", vm.name)))?;
+        let replica = replica.ok_or_else(|| HostError::refused(format!("VM {} does not run any more", vm.name)))?;
         let status = replica.ask(&Request::Status, REQUEST_TIMEOUT)?;
         if !self.scene(vm).may_go_over(operation, status.protection.state == ProtectionState::Protected) {
-            return Err(HostError::conflict(format!("the replicas of VM {} have changed meanwhile", vm.name)));
+            return Err(HostError::refused(format!("the replicas of VM {} have changed meanwhile", vm.name)));
         }
         Ok(replica)
     }
@@ -206,11 +206,11 @@ fn ended(vm: &str, id: u64, found: Option<Operation>) -> Option<Result<(), HostE
     };
     if found.id != id {
         let kind = found.kind.label();
-        return Some(Err(HostError::conflict(format!("something else was asked of VM {vm} meanwhile: {kind}"))));
+        return Some(Err(HostError::refused(format!("something else was asked of VM {vm} meanwhile: {kind}"))));
     }
     Some(match found.result? {
         OperationResult::Done => Ok(()),
-        OperationResult::Failed { why } => Err(HostError::conflict(format!("VM {vm}: {why}"))),
+        OperationResult::Failed { why } => Err(HostError::refused(format!("VM {vm}: {why}"))),
     })
 }
 

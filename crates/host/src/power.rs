@@ -51,11 +51,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The spec of a VM that is to be made.
 fn spec_of(create: &CreateVm) -> Result<VmSpec, HostError> {
-    let spec = VmSpec::parse(&create.spec).map_err(|error| HostError::bad_request(error.to_string()))?;
+    let spec = VmSpec::parse(&create.spec).map_err(|error| HostError::invalid(error.to_string()))?;
     if spec.record.is_none() {
         return Ok(spec);
     }
-    Err(HostError::bad_request("record: only a VM in the foreground can be recorded")
+    Err(HostError::invalid("record: only a VM in the foreground can be recorded")
         .hint("leave it out of the spec of a VM with a host, or run the VM with `twinvm run`"))
 }
 
@@ -88,10 +88,10 @@ impl Daemon {
         }
         let (home, name) = (vm.home(), &vm.name);
         Err(match self.registry.alive_host(home)? {
-            None => HostError::unavailable(format!("host {home}, which holds VM {name}, is not alive"))
+            None => HostError::unreachable(format!("host {home}, which holds VM {name}, is not alive"))
                 .hint(format!("start its daemon with `twinvm host start` on host {home}; see `twinvm host list`")),
             Some(there) => {
-                HostError::unavailable(format!("VM {name} has just moved to host {home}")).hint("try again").at(there)
+                HostError::unreachable(format!("VM {name} has just moved to host {home}")).hint("try again").at(there)
             }
         })
     }
@@ -101,7 +101,7 @@ impl Daemon {
         if !self.is_stopping() {
             return Ok(());
         }
-        Err(HostError::unavailable(format!("host {} is being stopped", self.host())).hint("use another host"))
+        Err(HostError::unreachable(format!("host {} is being stopped", self.host())).hint("use another host"))
     }
 
     /// Refuses what [`create`](Self::create) would refuse, as far as that is known before anything is made.
@@ -109,7 +109,7 @@ impl Daemon {
         let spec = spec_of(create)?;
         self.admit_new(&spec)?;
         let checked = self.vm_folder(&spec.name).check(&spec, &self.images, &self.vm_files);
-        checked.map_err(|error| HostError::bad_request(error_text(&error)))
+        checked.map_err(|error| HostError::invalid(error_text(&error)))
     }
 
     /// Makes a VM on this host.
@@ -142,7 +142,7 @@ impl Daemon {
         }
         if self.registry.vm(&spec.name)?.is_some() {
             let name = &spec.name;
-            return Err(HostError::conflict(format!("there is a VM named {name} already"))
+            return Err(HostError::refused(format!("there is a VM named {name} already"))
                 .hint(format!("choose another name, or remove that VM with `twinvm vm rm {name}`")));
         }
         let folder = self.vm_folder(&spec.name);
@@ -158,7 +158,7 @@ impl Daemon {
         let folder = self.vm_folder(&spec.name);
         let kept = folder
             .create(spec, &self.images, &self.vm_files)
-            .map_err(|error| HostError::bad_request(error_text(&error)))?;
+            .map_err(|error| HostError::invalid(error_text(&error)))?;
         let made = self.keep_made(&folder, &kept)?;
         self.events.note(EventKind::Created, Some(&spec.name), "was created");
         Ok(made)
@@ -185,7 +185,7 @@ impl Daemon {
             if replica.is_gone() {
                 self.settle(&replica);
             } else if vm.home() == self.host() {
-                return Err(HostError::conflict(format!("VM {name} runs"))
+                return Err(HostError::refused(format!("VM {name} runs"))
                     .hint(format!("stop it first with `twinvm vm stop {name}`")));
             }
         }
@@ -210,14 +210,14 @@ impl Daemon {
     fn remove_unreadable(&self, vm: &UnreadableVm, how: RemoveVm) -> Result<RemovedVm, HostError> {
         let name = &vm.name;
         if !how.force {
-            return Err(HostError::conflict(&vm.why).hint(format!(
+            return Err(HostError::refused(&vm.why).hint(format!(
                 "`twinvm vm rm {name} --force` removes the VM from the store all the same, and leaves its files on all hosts as they are"
             )));
         }
         let state = self.registry.state()?;
         let found = self.what_is_left(&state, name);
         if let Some((host, pid)) = found.runs {
-            return Err(HostError::conflict(format!("VM {name} runs on host {host}, as process {pid}"))
+            return Err(HostError::refused(format!("VM {name} runs on host {host}, as process {pid}"))
                 .hint("shut its guest down from within, or end that process, and try again"));
         }
         self.registry.remove_unreadable(vm)?;
@@ -321,17 +321,17 @@ impl Daemon {
         match why {
             NotStarted::NotAtHome => match self.require_home(vm) {
                 Err(error) => self.advise_stale_disks(name, error),
-                Ok(()) => HostError::unavailable(format!("VM {name} has just moved to this host")).hint("try again"),
+                Ok(()) => HostError::unreachable(format!("VM {name} has just moved to this host")).hint("try again"),
             },
             NotStarted::Runs => {
-                HostError::conflict(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
+                HostError::refused(format!("VM {name} runs already")).hint(format!("see `twinvm vm show {name}`"))
             }
-            NotStarted::Follows => HostError::conflict(format!(
+            NotStarted::Follows => HostError::refused(format!(
                 "this host holds the secondary of VM {name}, connected to its primary on host {}",
                 vm.home()
             ))
             .hint("it takes over by itself when that host is lost"),
-            NotStarted::Undecided => HostError::conflict(format!(
+            NotStarted::Undecided => HostError::refused(format!(
                 "the replica of VM {name} on this host does not say that it follows its primary on host {}, and may be about to take over",
                 vm.home()
             ))
@@ -348,7 +348,7 @@ impl Daemon {
     pub fn reboot_vm(self: &Arc<Self>, name: &str, how: RebootVm) -> Result<VmView, HostError> {
         if self.registry.maintenance() != Maintenance::Off {
             let host = self.host();
-            return Err(HostError::conflict(format!("host {host} is in maintenance, and VM {name} would not start there again"))
+            return Err(HostError::refused(format!("host {host} is in maintenance, and VM {name} would not start there again"))
                 .hint(format!("move it with `twinvm vm migrate {name}`, or end the maintenance with `twinvm host maintenance off {host}`")));
         }
         let patience_ms = how.timeout_s.saturating_mul(1000);
@@ -371,7 +371,7 @@ impl Daemon {
     /// The primary of a VM here.
     fn running(&self, name: &str) -> Result<Arc<Replica>, HostError> {
         self.replica(name).filter(|replica| replica.is_primary()).ok_or_else(|| {
-            HostError::conflict(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
+            HostError::refused(format!("VM {name} does not run")).hint(format!("see `twinvm vm show {name}`"))
         })
     }
 
@@ -393,7 +393,7 @@ impl Daemon {
                 ReplicaEnd::PlugPulled.leave(&self.folder.vm(name))?;
             }
             (_, Some(secondary)) => {
-                return Err(HostError::conflict(format!(
+                return Err(HostError::refused(format!(
                     "VM {name} does not answer, and host {secondary} may take it over"
                 ))
                 .hint("try again"));
@@ -453,7 +453,7 @@ impl Daemon {
                 }
             } else {
                 self.require_home(&vm)?;
-                HostError::conflict(format!("VM {name} does not run"))
+                HostError::refused(format!("VM {name} does not run"))
                     .hint(format!("start it with `twinvm vm start {name}`"))
             };
             let may_move = is_here || vm.claim.secondary.is_some();
@@ -468,7 +468,7 @@ impl Daemon {
     pub fn boot_file(&self, name: &str, client: &Peer, file: &str) -> Result<Vec<u8>, HostError> {
         let vm = self.known(name)?;
         if client.host().is_none_or(|host| !self.is_preparing(&vm.name, host)) {
-            return Err(HostError::forbidden(format!("{client} was not asked to prepare a secondary of VM {name}")));
+            return Err(HostError::not_entitled(format!("{client} was not asked to prepare a secondary of VM {name}")));
         }
         let folder = self.vm_folder(&vm.name);
         let path = match file {
@@ -510,7 +510,7 @@ impl Daemon {
             if Instant::now() > deadline {
                 let idle = lock(&self.undone).idle(&left.vm).map(ToString::to_string);
                 let why = idle.unwrap_or_else(|| "it does not say why".to_owned());
-                return Err(HostError::unavailable(format!("VM {} does not end: {why}; the host goes on", left.vm))
+                return Err(HostError::unreachable(format!("VM {} does not end: {why}; the host goes on", left.vm))
                     .hint("see its log; without `--with-vms` the daemon ends and leaves the VMs to run"));
             }
             thread::sleep(LOOK_INTERVAL);

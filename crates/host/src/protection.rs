@@ -158,20 +158,20 @@ impl Daemon {
         let name = &vm.name;
         self.require_home(vm)?;
         if !vm.record.ft.enabled && !matches!(action, FtAction::On | FtAction::Off | FtAction::Mode) {
-            return Err(HostError::conflict(format!("fault tolerance of VM {name} is off"))
+            return Err(HostError::refused(format!("fault tolerance of VM {name} is off"))
                 .hint(format!("turn it on with `twinvm ft on {name}`")));
         }
         if let (Some(to), FtAction::Off | FtAction::Suspend | FtAction::RestartSecondary) =
             (vm.record.migrates_to(&vm.claim), action)
         {
-            return Err(HostError::conflict(format!("VM {name} is being moved to host {to}"))
+            return Err(HostError::refused(format!("VM {name} is being moved to host {to}"))
                 .hint(format!("wait until it is there, or cancel it with `twinvm vm migrate {name} --cancel`")));
         }
         if action == FtAction::On
             && !vm.record.ft.enabled
             && let Err(obstacle) = self.plan_secondary(name, true)?
         {
-            return Err(HostError::conflict(format!("no host can take the secondary of VM {name}: {obstacle}"))
+            return Err(HostError::refused(format!("no host can take the secondary of VM {name}: {obstacle}"))
                 .hint("see the hosts with `twinvm host list`"));
         }
         Ok(())
@@ -198,7 +198,7 @@ impl Daemon {
             }
             if Instant::now() > deadline {
                 let why = idle.map_or_else(|| "it does not say why".to_owned(), |idle| idle.to_string());
-                return Err(HostError::conflict(format!("VM {name} has not let its secondary go yet: {why}"))
+                return Err(HostError::refused(format!("VM {name} has not let its secondary go yet: {why}"))
                     .hint(format!("it goes on trying: see `twinvm ft status {name}`")));
             }
             thread::sleep(Duration::from_millis(10));
@@ -213,7 +213,7 @@ impl Daemon {
         if Instant::now() > deadline {
             let idle = lock(&self.undone).idle(name).map(ToString::to_string);
             let why = idle.unwrap_or_else(|| format!("host {secondary} may be about to take it over"));
-            return Err(HostError::conflict(format!("VM {name} does not run here, and may yet run there: {why}"))
+            return Err(HostError::refused(format!("VM {name} does not run here, and may yet run there: {why}"))
                 .hint(format!("it goes on trying: see `twinvm ft status {name}`")));
         }
         thread::sleep(DECIDED_INTERVAL);
@@ -227,7 +227,7 @@ impl Daemon {
             None => (self.engine_of(vm), "would run"),
         };
         if !mode.runs_on(engine) {
-            return Err(HostError::conflict(format!(
+            return Err(HostError::refused(format!(
                 "lockstep needs the soft engine, and VM {} {verb} on {engine}",
                 vm.name
             ))
@@ -240,7 +240,7 @@ impl Daemon {
     pub(super) fn change_mode(&self, vm: &KnownVm, mode: FtMode) -> Result<(), HostError> {
         if let Some(replica) = self.replica(&vm.name).filter(|replica| replica.is_primary()) {
             replica.ask(&Request::SetMode { mode }, REQUEST_TIMEOUT).map_err(|error| {
-                HostError::conflict(format!("the FT mode of VM {} was not changed: {}", vm.name, error_text(&error)))
+                HostError::refused(format!("the FT mode of VM {} was not changed: {}", vm.name, error_text(&error)))
             })?;
         }
         self.registry.update(&vm.name, |record| record.ft.mode = mode)
@@ -269,12 +269,12 @@ impl Daemon {
                 LetGo::TakenOver => {
                     let by = known.home();
                     return Err(
-                        HostError::conflict(format!("VM {vm} was taken over by host {by} meanwhile")).hint("try again")
+                        HostError::refused(format!("VM {vm} was taken over by host {by} meanwhile")).hint("try again")
                     );
                 }
                 LetGo::Wait if Instant::now() > deadline => {
                     let secondary = known.claim.secondary.map_or_else(String::new, |secondary| secondary.to_string());
-                    return Err(HostError::conflict(format!(
+                    return Err(HostError::refused(format!(
                         "it is not decided yet whether host {secondary} takes VM {vm} over"
                     )));
                 }
@@ -290,10 +290,10 @@ impl Daemon {
 /// The mode that an action is to bring about, if any.
 fn mode_of(action: FtAction, options: FtOptions) -> Result<Option<FtMode>, HostError> {
     match (action, options.mode) {
-        (FtAction::Mode, None) => Err(HostError::bad_request("the body does not say which `mode`, mirror or lockstep")),
+        (FtAction::Mode, None) => Err(HostError::invalid("the body does not say which `mode`, mirror or lockstep")),
         (FtAction::On | FtAction::Mode, mode) => Ok(mode),
         (_, None) => Ok(None),
-        (_, Some(_)) => Err(HostError::bad_request(format!("`{}` takes no mode", action.label()))),
+        (_, Some(_)) => Err(HostError::invalid(format!("`{}` takes no mode", action.label()))),
     }
 }
 
@@ -313,7 +313,7 @@ fn operation(vm: &KnownVm, replica: Option<&Replica>, action: FtAction) -> Resul
 
 fn running<'a>(vm: &str, replica: Option<&'a Replica>) -> Result<&'a Replica, HostError> {
     replica.ok_or_else(|| {
-        HostError::conflict(format!("VM {vm} does not run")).hint(format!("start it with `twinvm vm start {vm}`"))
+        HostError::refused(format!("VM {vm} does not run")).hint(format!("start it with `twinvm vm start {vm}`"))
     })
 }
 
@@ -326,13 +326,13 @@ fn protected(vm: &KnownVm, replica: Option<&Replica>) -> Result<(), HostError> {
     // Asked now: what it said last may be out of date.
     let status = replica.ask(&Request::Status, REQUEST_TIMEOUT)?;
     if status.protection.state != ProtectionState::Protected {
-        return Err(HostError::conflict(format!("VM {}: {}", vm.name, status.protection))
+        return Err(HostError::refused(format!("VM {}: {}", vm.name, status.protection))
             .hint(format!("wait until `twinvm ft status {}` says Protected", vm.name)));
     }
     Ok(())
 }
 
 fn suspended(vm: &str) -> HostError {
-    HostError::conflict(format!("fault tolerance of VM {vm} is suspended"))
+    HostError::refused(format!("fault tolerance of VM {vm} is suspended"))
         .hint(format!("resume it with `twinvm ft resume {vm}`"))
 }

@@ -185,7 +185,7 @@ impl Registry {
     pub fn remove_host(&self, name: &str) -> Result<(), HostError> {
         let host: HostName = name.parse().map_err(ClusterError::from)?;
         if self.cluster.host(&host)?.is_alive(&self.now()) {
-            return Err(HostError::conflict(format!("host {host} is alive"))
+            return Err(HostError::refused(format!("host {host} is alive"))
                 .hint(format!("stop its daemon first with `twinvm host stop` on host {host}")));
         }
         Ok(self.cluster.remove_host(&host)?)
@@ -348,7 +348,7 @@ impl Registry {
         };
         place_primary(vm, &here, forced, &self.now())
             .map(drop)
-            .map_err(|error| HostError::conflict(format!("VM {} cannot run here: host {error}", vm.record.name)))
+            .map_err(|error| HostError::refused(format!("VM {} cannot run here: host {error}", vm.record.name)))
     }
 
     /// Whether this host can hold the secondary of a VM beside the VMs `held` of which replicas run here; if not, why. What
@@ -372,7 +372,7 @@ impl Registry {
         let basis = Basis { state: &state, failures: &failures, now: &now };
         match no_place(place_secondary(&vm, None, &basis), &vm) {
             Ok(_) => Ok(()),
-            Err(why) => Err(HostError::conflict(why)),
+            Err(why) => Err(HostError::refused(why)),
         }
     }
 
@@ -425,7 +425,7 @@ impl Registry {
     /// Makes this host the only one that may run the VM, under its run lease or not. Fails if the claim has changed since `vm` was read.
     pub fn claim_for_start(&self, vm: &KnownVm, under_lease: bool) -> Result<(), HostError> {
         self.require_own_host()?;
-        let unreachable = |error: Unreachable| HostError::unavailable(error.to_string());
+        let unreachable = |error: Unreachable| HostError::unreachable(error.to_string());
         let generation = vm.claim.generation.next();
         let claim = Claim { generation, primary: ReplicaId::new(self.host.name.as_str()), secondary: None };
         let arbiter = StoreArbiter::new(self.cluster.store().clone(), &vm.name);
@@ -433,7 +433,7 @@ impl Registry {
             Verdict::Won => Ok(()),
             // Also to a claim that looks like this one: a secondary here asks for the same when it takes over. An answer that was lost is another matter, and is
             // the store's.
-            Verdict::Lost(current) => Err(HostError::conflict(format!(
+            Verdict::Lost(current) => Err(HostError::refused(format!(
                 "VM {} was started or taken over by host {} meanwhile",
                 vm.name, current.primary
             ))),

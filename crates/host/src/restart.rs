@@ -63,7 +63,7 @@ impl Registry {
         let arbiter = StoreArbiter::new(self.cluster().store().clone(), name);
         let swapped = arbiter.give_up(current.generation, &claim);
         // Whoever was faster has started it.
-        swapped.map(drop).map_err(|error| HostError::unavailable(error.to_string()))
+        swapped.map(drop).map_err(|error| HostError::unreachable(error.to_string()))
     }
 
     /// Whether this host can restart a VM that another one ran, whose run lease has ended; if not, why.
@@ -73,10 +73,10 @@ impl Registry {
         let basis = Basis { state: &state, failures: &failures, now: &now };
         let vm = state.vm(name).ok_or_else(|| HostError::not_found(format!("there is no VM named {name}")))?;
         if !has_lost_its_host(vm, &basis) {
-            return Err(HostError::unavailable(format!("VM {name} has not lost its host")));
+            return Err(HostError::unreachable(format!("VM {name} has not lost its host")));
         }
         may_restart(vm, self.host_name(), &basis)
-            .map_err(|why| HostError::conflict(format!("VM {name} cannot be restarted here: host {why}")))
+            .map_err(|why| HostError::refused(format!("VM {name} cannot be restarted here: host {why}")))
     }
 }
 
@@ -119,7 +119,7 @@ impl Daemon {
         }
         let lease = self.run_lease.id(self.registry.now().ms);
         lease.map(Some).ok_or_else(|| {
-            HostError::unavailable(format!("host {} has no run lease just now", self.host()))
+            HostError::unreachable(format!("host {} has no run lease just now", self.host()))
                 .hint("it gets one when the cluster store answers: try again")
         })
     }
@@ -127,7 +127,7 @@ impl Daemon {
     /// Restarts a VM here that is to run and does not. For its owner. That the store is away is nobody's fault. What cannot be restarted here may be elsewhere.
     pub(super) fn restart_vm(self: &Arc<Self>, name: &VmName, at_home: bool) -> Result<Outcome, HostError> {
         match self.try_to_restart(name, at_home) {
-            Err(error) if error.kind == Kind::Unavailable => {
+            Err(error) if error.kind == Kind::Unreachable => {
                 tracing::debug!("VM {name} is not restarted now: {error}");
                 Ok(Outcome::NotWanted)
             }
@@ -181,13 +181,13 @@ impl Daemon {
         if datastores.is_known(name) && is_told {
             return Ok(());
         }
-        Err(HostError::unavailable(format!("host {} has not measured datastore {name} yet", self.host())))
+        Err(HostError::unreachable(format!("host {} has not measured datastore {name} yet", self.host())))
     }
 
     /// Refuses high availability for a VM that no other host could start.
     pub(super) fn check_ha(&self, spec: &VmSpec) -> Result<(), HostError> {
         let hint = "make one with `twinvm datastore add`, and name it in the VM's spec: [[disk]] datastore = \"NAME\"";
-        let refused = |why: String| Err(HostError::bad_request(format!("VM {}: {why}", spec.name)).hint(hint));
+        let refused = |why: String| Err(HostError::invalid(format!("VM {}: {why}", spec.name)).hint(hint));
         let Some(name) = spec.datastore() else {
             return refused("high availability needs its disks on a datastore that hosts share".to_owned());
         };
@@ -206,11 +206,11 @@ impl Daemon {
         let name = &vm.name;
         match wanted {
             Some(Protection::Ha) if vm.record.ft.enabled => {
-                Err(HostError::conflict(format!("VM {name} is fault tolerant, which is more"))
+                Err(HostError::refused(format!("VM {name} is fault tolerant, which is more"))
                     .hint(format!("turn that off first with `twinvm ft off {name}`")))
             }
             Some(Protection::Ha) => self.check_ha(&vm.spec),
-            Some(Protection::Ft) => Err(HostError::bad_request("fault tolerance shows first what it reserves")
+            Some(Protection::Ft) => Err(HostError::invalid("fault tolerance shows first what it reserves")
                 .hint(format!("turn it on with `twinvm ft on {name}`"))),
             Some(Protection::None) | None => Ok(()),
         }
@@ -279,9 +279,9 @@ impl Daemon {
     pub fn add_datastore(&self, add: &AddDatastore) -> Result<DatastoreView, HostError> {
         let name: DatastoreName = add.name.parse().map_err(ClusterError::from)?;
         let kind = if add.shared { DatastoreKind::Shared } else { DatastoreKind::Local };
-        let bad = |error: anyhow::Error| HostError::bad_request(error_text(&error));
+        let bad = |error: anyhow::Error| HostError::invalid(error_text(&error));
         if !add.path.is_absolute() {
-            return Err(HostError::bad_request(format!("{} is not an absolute path", add.path.display())));
+            return Err(HostError::invalid(format!("{} is not an absolute path", add.path.display())));
         }
         self.vm_files.folder(&add.path).map_err(bad)?;
         let known = self.registry.cluster().datastores()?;
@@ -290,7 +290,7 @@ impl Daemon {
         }
         let id = datastores::mark(&add.path, &random_vm_id()?.to_string()).map_err(bad)?;
         if let Some(other) = known.iter().find(|datastore| datastore.id == id) {
-            return Err(HostError::conflict(format!("{} is datastore {} already", add.path.display(), other.name)));
+            return Err(HostError::refused(format!("{} is datastore {} already", add.path.display(), other.name)));
         }
         let record = DatastoreRecord { name, kind, path: add.path.clone(), id, unknown: Default::default() };
         self.registry.cluster().add_datastore(&record)?;

@@ -33,11 +33,11 @@ impl Daemon {
         prepare: &PrepareSecondary,
     ) -> Result<PreparedSecondary, HostError> {
         if client.host() != Some(&prepare.primary) {
-            return Err(HostError::forbidden(format!("{client} does not speak for host {}", prepare.primary)));
+            return Err(HostError::not_entitled(format!("{client} does not speak for host {}", prepare.primary)));
         }
-        let spec = VmSpec::parse(&prepare.spec).map_err(|error| HostError::bad_request(error.to_string()))?;
+        let spec = VmSpec::parse(&prepare.spec).map_err(|error| HostError::invalid(error.to_string()))?;
         if spec.name != name {
-            return Err(HostError::bad_request(format!("the spec is of VM {}, not {name}", spec.name)));
+            return Err(HostError::invalid(format!("the spec is of VM {}, not {name}", spec.name)));
         }
         self.refuse_if_stopping()?;
         let vm = self.known(name)?;
@@ -46,10 +46,10 @@ impl Daemon {
         may_prepare(&vm.claim, host, &primary, generation).map_err(|why| self.not_prepared(name, why))?;
         // By the record it was placed here. A primary's host that asks for another VM could reach files that are not the VM's.
         if prepare.spec != vm.record.spec.as_str() {
-            return Err(HostError::conflict(format!("the spec of VM {name} is another one than its record holds")));
+            return Err(HostError::refused(format!("the spec of VM {name} is another one than its record holds")));
         }
         if prepare.engine == EngineKind::Kvm && File::options().read(true).write(true).open("/dev/kvm").is_err() {
-            return Err(HostError::conflict("the VM runs on the kvm engine, and /dev/kvm cannot be used here"));
+            return Err(HostError::refused("the VM runs on the kvm engine, and /dev/kvm cannot be used here"));
         }
         if let Some(replica) = self.replica(name) {
             // Also a primary that was succeeded and does not know it yet, being stopped or cut off.
@@ -101,9 +101,9 @@ impl Daemon {
             let host = self.registry.host_name();
             may_drop(&vm.claim, host, client.host()).map_err(|why| match why {
                 NotDropped::IsPrimary => self.is_primary_here(name),
-                NotDropped::IsSecondary => HostError::conflict(format!("host {host} is the secondary of VM {name}")),
+                NotDropped::IsSecondary => HostError::refused(format!("host {host} is the secondary of VM {name}")),
                 NotDropped::NotForAsker => {
-                    HostError::forbidden(format!("VM {name} is at home on host {}, not on {client}", vm.home()))
+                    HostError::not_entitled(format!("VM {name} is at home on host {}, not on {client}", vm.home()))
                 }
             })?;
         }
@@ -133,8 +133,8 @@ impl Daemon {
     fn not_prepared(&self, vm: &str, why: NotPrepared) -> HostError {
         match why {
             NotPrepared::IsPrimary => self.is_primary_here(vm),
-            NotPrepared::Changed => HostError::conflict(format!("the replicas of VM {vm} have changed meanwhile")),
-            NotPrepared::Undecided => HostError::conflict(format!(
+            NotPrepared::Changed => HostError::refused(format!("the replicas of VM {vm} have changed meanwhile")),
+            NotPrepared::Undecided => HostError::refused(format!(
                 "it is not decided yet whether the secondary of VM {vm} on host {} takes over",
                 self.host()
             )),
@@ -142,6 +142,6 @@ impl Daemon {
     }
 
     fn is_primary_here(&self, vm: &str) -> HostError {
-        HostError::conflict(format!("host {} is the primary of VM {vm}", self.host()))
+        HostError::refused(format!("host {} is the primary of VM {vm}", self.host()))
     }
 }

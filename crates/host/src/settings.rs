@@ -15,7 +15,7 @@ use super::registry::KnownVm;
 
 /// The spec of a VM with changes to it; or why they cannot be.
 pub(super) fn changed(before: &VmSpec, set: &SetVm) -> Result<VmSpec, HostError> {
-    let bad = |reason: String| HostError::bad_request(reason);
+    let bad = |reason: String| HostError::invalid(reason);
     let mut spec = match &set.spec {
         Some(text) => VmSpec::parse(text).map_err(|error| bad(error.to_string()))?,
         None => before.clone(),
@@ -62,17 +62,14 @@ fn change_files(spec: &mut VmSpec, set: &SetVm) -> Result<(), HostError> {
     }
     let disks = spec.disks.len();
     if let Some(number) = set.remove_disk.iter().find(|number| **number >= disks) {
-        return Err(HostError::bad_request(format!(
-            "disk {number}: VM {} has {disks} disks; the first is 0",
-            spec.name
-        )));
+        return Err(HostError::invalid(format!("disk {number}: VM {} has {disks} disks; the first is 0", spec.name)));
     }
     let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut spec.disks)
         .into_iter()
         .enumerate()
         .partition(|(number, _)| set.remove_disk.contains(number));
     if let Some(disk) = set.add_disk.iter().find(|disk| gone.iter().any(|(_, gone)| gone.path == disk.path)) {
-        return Err(HostError::bad_request(format!("disk {} is removed and added at once", disk.path.display()))
+        return Err(HostError::invalid(format!("disk {} is removed and added at once", disk.path.display()))
             .hint("do one after the other"));
     }
     spec.disks = kept.into_iter().map(|(_, disk)| disk).chain(set.add_disk.iter().cloned()).collect();
@@ -85,12 +82,12 @@ fn refuse_what_is_settled(before: &VmSpec, after: &VmSpec) -> Result<(), HostErr
         [("name", before.name != after.name), ("id", before.id != after.id), ("record", before.record != after.record)];
     if let Some((key, _)) = changed.into_iter().find(|(_, is_other)| *is_other) {
         let what = format!("`{key}` of VM {} cannot be changed: it was settled when the VM was created", before.name);
-        return Err(HostError::bad_request(what).hint("`twinvm vm rename` gives it another name"));
+        return Err(HostError::invalid(what).hint("`twinvm vm rename` gives it another name"));
     }
     let other = |disk: &DiskSpec| after.disks.iter().any(|now| now.path == disk.path && now != disk);
     if let Some(disk) = before.disks.iter().find(|disk| other(disk)) {
         let what = format!("disk {} of VM {} cannot become another kind of disk", disk.path.display(), before.name);
-        return Err(HostError::bad_request(what).hint("remove it, and add it as what it is to be"));
+        return Err(HostError::invalid(what).hint("remove it, and add it as what it is to be"));
     }
     Ok(())
 }
@@ -99,7 +96,7 @@ fn refuse_what_is_settled(before: &VmSpec, after: &VmSpec) -> Result<(), HostErr
 fn refuse_on_datastore(before: &VmSpec, after: &VmSpec) -> Result<(), HostError> {
     let Some(datastore) = before.datastore().or_else(|| after.datastore()) else { return Ok(()) };
     let what = format!("VM {} has disks on datastore {datastore}", before.name);
-    Err(HostError::bad_request(format!("{what}: its list of disks, kernel and initial RAM disk stay"))
+    Err(HostError::invalid(format!("{what}: its list of disks, kernel and initial RAM disk stay"))
         .hint("make a VM with copies of its disks with `twinvm vm create`"))
 }
 
@@ -139,7 +136,7 @@ impl Daemon {
         let has_other_files = has_other_files(&before, &wanted) || set.kernel.is_some() || set.initrd.is_some();
         if is_here && (has_other_files || !set.disk_bytes.is_empty()) {
             let what = "its disks, kernel and initial RAM disk can be changed when it is off";
-            return Err(HostError::conflict(format!("VM {name} runs: {what}"))
+            return Err(HostError::refused(format!("VM {name} runs: {what}"))
                 .hint(format!("stop it with `twinvm vm stop {name}`")));
         }
         if has_other_files {
@@ -176,13 +173,13 @@ impl Daemon {
     fn forward_at_once(&self, vm: &KnownVm, wanted: &VmSpec) -> Result<Forwarded, HostError> {
         let sockets = self.end_sockets(&vm.spec);
         let told = self.ends.forward(&vm.spec.networks, &wanted.networks, &sockets);
-        told.map_err(|error| HostError::conflict(format!("VM {}: {error}", vm.name)))
+        told.map_err(|error| HostError::refused(format!("VM {}: {error}", vm.name)))
     }
 
     /// Gives a VM that is off other disks, or something else to boot.
     fn set_files(self: &Arc<Self>, name: &str, set: &SetVm, wanted: VmSpec) -> Result<VmView, HostError> {
         if !set.disk_bytes.is_empty() {
-            return Err(HostError::bad_request(
+            return Err(HostError::invalid(
                 "a disk is made bigger, and the list of disks or the kernel changed, at once",
             )
             .hint("do one after the other"));
@@ -190,7 +187,7 @@ impl Daemon {
         let vm = self.off_here(name)?;
         self.registry.admit_spec(&KnownVm { spec: wanted.clone(), ..vm.clone() })?;
         let text = to_toml(&wanted).map_err(anyhow::Error::from)?;
-        let refused = |error: anyhow::Error| HostError::bad_request(error_text(&error));
+        let refused = |error: anyhow::Error| HostError::invalid(error_text(&error));
         let folder = self.vm_folder(name);
         let has_other_image = vm.spec.image != wanted.image;
         let kernel = has_other_image || vm.spec.kernel != wanted.kernel || set.kernel.is_some();
@@ -228,7 +225,7 @@ impl Daemon {
             of_disks.grow_disks(&set.disk_bytes)?;
             if of_disks.path() == folder.path() { Ok(()) } else { folder.adopt(&of_disks, &self.images) }
         });
-        grown.map_err(|error| HostError::bad_request(error_text(&error)))
+        grown.map_err(|error| HostError::invalid(error_text(&error)))
     }
 
     /// Writes into a VM's record what was set: what its spec is now, if that is another one, and from its next start on.

@@ -84,7 +84,7 @@ impl Daemon {
         if client.host() == Some(vm.home()) {
             return Ok(vm);
         }
-        Err(HostError::forbidden(format!("VM {} is at home on host {}, not on {client}", vm.name, vm.home())))
+        Err(HostError::not_entitled(format!("VM {} is at home on host {}, not on {client}", vm.name, vm.home())))
     }
 
     /// Those in the VM's folder here.
@@ -131,7 +131,7 @@ impl Daemon {
     /// Saves a running VM, which goes on, or the disks of one that is off.
     pub fn create_snapshot(self: &Arc<Self>, name: &str, create: &CreateSnapshot) -> Result<SnapshotView, HostError> {
         if is_for_backup(&create.name.to_string()) {
-            return Err(HostError::bad_request(format!("{} is a name for a backup's own snapshots", create.name))
+            return Err(HostError::invalid(format!("{} is a name for a backup's own snapshots", create.name))
                 .hint("choose another name"));
         }
         self.take_snapshot(name, create)
@@ -147,7 +147,7 @@ impl Daemon {
         self.require_home(&vm)?;
         let CreateSnapshot { name: snapshot, memory } = create.clone();
         if let Some(other) = self.snapshots_elsewhere(&vm)?.iter().find(|other| other.name == snapshot) {
-            return Err(HostError::conflict(format!(
+            return Err(HostError::refused(format!(
                 "VM {name} has a snapshot named {snapshot} already, on host {}",
                 other.host
             ))
@@ -159,7 +159,7 @@ impl Daemon {
         };
         let file = self.room_for_snapshot(name, &snapshot)?;
         let asked = replica.take_snapshot(&Request::Snapshot { name: snapshot.clone(), memory }, WRITE_TIMEOUT);
-        let pause_us = asked.map_err(|error| HostError::conflict(format!("VM {name}: {}", error_text(&error))))?;
+        let pause_us = asked.map_err(|error| HostError::refused(format!("VM {name}: {}", error_text(&error))))?;
         let taken = self.snapshot_taken(&vm, snapshot, &file)?;
         Ok(SnapshotView { pause_ms: pause_us.map(|us| us.div_ceil(1000)), ..taken })
     }
@@ -179,7 +179,7 @@ impl Daemon {
         let folder = self.folder.vm(name);
         let file = config::snapshot(&folder, snapshot);
         if file.exists() {
-            return Err(HostError::conflict(format!("VM {name} has a snapshot named {snapshot} already"))
+            return Err(HostError::refused(format!("VM {name} has a snapshot named {snapshot} already"))
                 .hint(other_name(name, snapshot)));
         }
         private_folder(&config::snapshots(&folder))?;
@@ -203,7 +203,7 @@ impl Daemon {
     fn do_with_disks(&self, vm: &KnownVm, local: &VmSpec, work: DiskWork) -> Result<(), HostError> {
         let job = self.disk_job(vm, local, work)?;
         let done = disk_jobs::run(&self.exe, &job);
-        done.map_err(|error| HostError::conflict(format!("VM {}: {}", vm.name, error_text(&error))))
+        done.map_err(|error| HostError::refused(format!("VM {}: {}", vm.name, error_text(&error))))
     }
 
     /// What the process is told that does it.
@@ -233,11 +233,11 @@ impl Daemon {
         let found = elsewhere.iter().find(|view| *view.name == *snapshot);
         let Some(found) = found else { return Err(self.no_snapshot(&vm, snapshot)) };
         let target = self.registry.alive_host(&found.host)?;
-        let target = target.ok_or_else(|| HostError::unavailable(format!("host {} is not alive", found.host)))?;
+        let target = target.ok_or_else(|| HostError::unreachable(format!("host {} is not alive", found.host)))?;
         let path = format!("{}/{}", kept_path(name), found.name);
         let removed = self.client().call(&target, Method::DELETE, &path, None::<&()>, REMOVE_TIMEOUT);
         let removed: Result<(), CallError> = self.wait_for(removed);
-        removed.map_err(|error| HostError::unavailable(error.to_string()))
+        removed.map_err(|error| HostError::unreachable(error.to_string()))
     }
 
     fn remove_kept(&self, vm: &KnownVm, snapshot: &SnapshotName) -> Result<(), HostError> {
@@ -284,13 +284,13 @@ impl Daemon {
         self.require_home(&vm)?;
         let snapshot = self.found_snapshot(&vm, snapshot)?;
         if self.replica(name).is_some_and(|replica| !replica.is_gone()) {
-            return Err(HostError::conflict(format!("VM {name} runs"))
+            return Err(HostError::refused(format!("VM {name} runs"))
                 .hint(format!("stop it first with `twinvm vm stop {name}`, or pull the plug with --force")));
         }
         self.settle_files(&known)?;
         let folder = self.vm_folder(name);
         let refused = |error: anyhow::Error| {
-            HostError::conflict(format!("snapshot {snapshot} of VM {name} cannot be restored: {}", error_text(&error)))
+            HostError::refused(format!("snapshot {snapshot} of VM {name} cannot be restored: {}", error_text(&error)))
         };
         let local = folder.local_spec(&vm.spec, &self.vm_files).map_err(refused)?;
         let has_memory = self.check_snapshot(&config::snapshot(folder.path(), &snapshot), &local).map_err(refused)?;
@@ -307,7 +307,7 @@ impl Daemon {
             return Err(self.no_snapshot(vm, snapshot));
         };
         let (name, host) = (&vm.name, &found.host);
-        Err(HostError::conflict(format!("snapshot {snapshot} of VM {name} is on host {host}, and the VM on host {}", self.host()))
+        Err(HostError::refused(format!("snapshot {snapshot} of VM {name} is on host {host}, and the VM on host {}", self.host()))
             .hint(format!(
                 "bring the VM there while it runs, with `twinvm vm migrate {name} {host}`, stop it, and restore the snapshot then"
             )))

@@ -43,7 +43,7 @@ impl Daemon {
             ..vm.record.clone()
         });
         // Whether a store that does not answer has added it is not known: the next daemon finds out.
-        if added.as_ref().is_err_and(|error| error.kind != Kind::Unavailable) {
+        if added.as_ref().is_err_and(|error| error.kind != Kind::Unreachable) {
             folder.finished()?;
         }
         added
@@ -53,7 +53,7 @@ impl Daemon {
     pub(super) fn end_rename(&self, vm: &KnownVm, spec: &VmSpec) -> Result<(), HostError> {
         if let Err(error) = self.registry.remove_vm(vm) {
             // Whether a store that does not answer has done it is not known: then both stay.
-            return if error.kind == Kind::Conflict { Err(self.undo_rename(vm, spec, error)) } else { Err(error) };
+            return if error.kind == Kind::Refused { Err(self.undo_rename(vm, spec, error)) } else { Err(error) };
         }
         self.vm_folder(&spec.name).finished()?;
         self.drop_secondaries(vm, Removed::Copies)?;
@@ -128,6 +128,6 @@ impl Daemon {
 pub(super) fn refuse_if_under_way(vm: &KnownVm) -> Result<(), HostError> {
     let Some(pending) = vm.record.pending() else { return Ok(()) };
     let name = &vm.name;
-    Err(HostError::conflict(format!("VM {name}: {} is under way", pending.kind.label()))
+    Err(HostError::refused(format!("VM {name}: {} is under way", pending.kind.label()))
         .hint(format!("wait until `twinvm vm show {name}` says that it is done")))
 }

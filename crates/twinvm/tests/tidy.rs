@@ -23,9 +23,10 @@ const ARM_LINES_MAX: usize = 12;
 /// What is shown in documentation between fences.
 const SHOWN: [&str; 4] = ["json", "sh", "text", "toml"];
 /// Documentation that says nothing to whoever reads it alone.
-const EMPTY_WORDS: [&str; 11] = [
+const EMPTY_WORDS: [&str; 13] = [
     "Why.",
     "What it is.",
+    "Whose it is.",
     "Why not.",
     "How.",
     "How it is.",

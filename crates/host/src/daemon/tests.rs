@@ -218,7 +218,7 @@ fn nothing_is_done_to_a_vm_that_is_taken_over_in_that_moment() {
         let (files, records) = (place.files(), place.records());
         let taken_over = place.is_about_to_be_taken_over("b");
         let error = want(&place.daemon).unwrap_err();
-        assert_eq!(error.kind, Kind::Conflict, "{what}: {error}");
+        assert_eq!(error.kind, Kind::Refused, "{what}: {error}");
         assert!(error.to_string().contains("was started or taken over by host b meanwhile"), "{what}: {error}");
         assert_eq!(place.races.transactions.load(Ordering::Relaxed), 1, "{what}: more than the claim was asked for");
         assert_eq!((place.files(), place.records(), place.claim()), (files, records, taken_over), "{what}");
@@ -324,19 +324,19 @@ fn a_secondary_is_prepared_as_the_store_says_or_not_at_all() {
     let b = || Peer::Host("b".to_owned());
     let files = place.files();
     let (kind, _) = ask(Peer::Host("c".to_owned()), &prepare(place.claim().generation));
-    assert_eq!(kind, Kind::Forbidden);
+    assert_eq!(kind, Kind::NotEntitled);
     let (kind, text) = ask(b(), &prepare(place.claim().generation));
-    assert!(kind == Kind::Conflict && text.contains("host a is the primary"), "{text}");
+    assert!(kind == Kind::Refused && text.contains("host a is the primary"), "{text}");
     let claim = place.swap("b", Some("a"));
     let (kind, text) = ask(b(), &prepare(claim.generation));
-    assert!(kind == Kind::Conflict && text.contains("not decided yet"), "{text}");
+    assert!(kind == Kind::Refused && text.contains("not decided yet"), "{text}");
     let claim = place.swap("b", None);
     let (kind, text) = ask(b(), &prepare(claim.generation.next()));
-    assert!(kind == Kind::Conflict && text.contains("have changed meanwhile"), "{text}");
+    assert!(kind == Kind::Refused && text.contains("have changed meanwhile"), "{text}");
     let other = prepare(claim.generation);
     let other = PrepareSecondary { spec: other.spec.replace("64M", "65M"), ..other };
     let (kind, text) = ask(b(), &other);
-    assert!(kind == Kind::Conflict && text.contains("another one than its record holds"), "{text}");
+    assert!(kind == Kind::Refused && text.contains("another one than its record holds"), "{text}");
     // All else is well: it goes on to where the primary's host would be asked for its files.
     let (_, text) = ask(b(), &prepare(claim.generation));
     assert!(text.contains("host b is not alive"), "{text}");
@@ -360,7 +360,7 @@ fn a_secondary_is_dropped_when_the_claim_names_it_no_more() {
     place.swap("b", Some("a"));
     assert!(refused("b").1.contains("host a is the secondary"));
     place.swap("b", None);
-    assert_eq!(refused("c").0, Kind::Forbidden);
+    assert_eq!(refused("c").0, Kind::NotEntitled);
     assert_eq!(place.files(), files);
     drop_for("b").unwrap();
     assert_ne!(place.files(), files);
@@ -461,7 +461,7 @@ fn a_vm_that_cannot_be_read_is_removed_by_force_and_its_files_stay() {
         assert_eq!(listed.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), [VM], "{what}");
         assert!(place.daemon.vms().unwrap().is_empty());
         let error = place.daemon.remove(VM, RemoveVm { force: false }).unwrap_err();
-        assert_eq!(error.kind, Kind::Conflict);
+        assert_eq!(error.kind, Kind::Refused);
         assert!(error.to_string().contains("cannot be read"), "{what}: {error}");
         assert!(listed[0].reason.contains("cannot be read"), "{what}: {listed:?}");
         assert!(error.to_string().contains("--force` removes the VM from the store"), "{what}: {error}");
@@ -478,7 +478,7 @@ fn a_vm_that_cannot_be_read_is_removed_by_force_and_its_files_stay() {
     let read: Claim = serde_json::from_slice(&claim_as_written).unwrap();
     let taken_over = Claim { generation: read.generation.next(), primary: ReplicaId::new("b"), secondary: None };
     *lock(&place.races.takeover) = Some((read.generation, taken_over));
-    assert_eq!(place.daemon.remove(VM, RemoveVm { force: true }).unwrap_err().kind, Kind::Conflict);
+    assert_eq!(place.daemon.remove(VM, RemoveVm { force: true }).unwrap_err().kind, Kind::Refused);
     assert_eq!((place.records().len(), place.files()), (1, files));
 }
 
@@ -487,9 +487,9 @@ fn a_vm_that_cannot_be_read_is_removed_by_force_and_its_files_stay() {
 fn rights_are_given_up_by_whose_they_are() {
     let place = Place::new();
     let kind = |host: &str, client: Peer| place.daemon.end_rights(host, &client).map_err(|error| error.kind);
-    assert_eq!(kind("b", Peer::Host("c".to_owned())), Err(Kind::Forbidden));
-    assert_eq!(kind("b", Peer::Operator("b".to_owned())), Err(Kind::Forbidden));
-    assert_eq!(kind("a", Peer::Host("a".to_owned())), Err(Kind::Conflict), "it is there");
+    assert_eq!(kind("b", Peer::Host("c".to_owned())), Err(Kind::NotEntitled));
+    assert_eq!(kind("b", Peer::Operator("b".to_owned())), Err(Kind::NotEntitled));
+    assert_eq!(kind("a", Peer::Host("a".to_owned())), Err(Kind::Refused), "it is there");
     assert_eq!(kind("b", Peer::Host("b".to_owned())), Ok(()));
 }
 
@@ -558,7 +558,7 @@ fn a_vm_of_which_something_was_asked_is_neither_renamed_nor_cloned() {
     place.daemon.ask(&vm, OperationKind::Start { from_stale_disks: false, snapshot: None }, None).unwrap();
     for (what, want) in &WANTS[..2] {
         let error = want(&place.daemon).unwrap_err();
-        assert!(error.kind == Kind::Conflict && error.to_string().contains("start is under way"), "{what}: {error}");
+        assert!(error.kind == Kind::Refused && error.to_string().contains("start is under way"), "{what}: {error}");
     }
     assert_eq!(names(&place), [VM]);
 }

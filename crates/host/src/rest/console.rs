@@ -25,7 +25,7 @@ pub(super) struct Seen {
 /// A place in a console: `RUN.BYTES`.
 fn console_place(text: &str) -> Result<ConsolePlace, HostError> {
     let place = text.split_once('.').and_then(|(run, bytes)| Some((run.parse().ok()?, bytes.parse().ok()?)));
-    let (run, bytes) = place.ok_or_else(|| HostError::bad_request(format!("`{text}` is no place in a console")))?;
+    let (run, bytes) = place.ok_or_else(|| HostError::invalid(format!("`{text}` is no place in a console")))?;
     Ok(ConsolePlace { run, bytes })
 }
 
@@ -38,7 +38,7 @@ pub(super) async fn console(
 ) -> Result<Response, Refusal> {
     let wanted = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == CONSOLE_PROTOCOL);
     if !wanted {
-        return Err(HostError::bad_request(format!("a console needs the header `Upgrade: {CONSOLE_PROTOCOL}`")).into());
+        return Err(HostError::invalid(format!("a console needs the header `Upgrade: {CONSOLE_PROTOCOL}`")).into());
     }
     let seen = seen.as_deref().map_or(Ok(ConsolePlace::default()), console_place)?;
     let visit = ConsoleVisit { seen, typist };

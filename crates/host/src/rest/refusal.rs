@@ -29,12 +29,12 @@ impl Refusal {
 impl From<HostError> for Refusal {
     fn from(error: HostError) -> Self {
         let status = match error.kind {
-            Kind::BadRequest => StatusCode::BAD_REQUEST,
-            Kind::Forbidden => StatusCode::FORBIDDEN,
+            Kind::Invalid => StatusCode::BAD_REQUEST,
+            Kind::NotEntitled => StatusCode::FORBIDDEN,
             Kind::NotFound => StatusCode::NOT_FOUND,
-            Kind::Conflict => StatusCode::CONFLICT,
-            Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::Refused => StatusCode::CONFLICT,
+            Kind::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Unforeseen => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, problem: error.problem, home: error.home }
     }
