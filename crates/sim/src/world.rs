@@ -19,9 +19,9 @@ use crate::store::{Pending, Request, Store};
 use crate::time::{Clock, MICROSECOND, MILLISECOND, Nanoseconds, RATE_ERROR_PPM_MAX};
 use crate::violation::Violation;
 
-/// How long after the last fault the VM may take to be protected again, at most. A swap may be carried out late until then, and the
-/// longest chain of time-outs has a few of a second's fraction each.
-const RECOVERY_MAX: Nanoseconds = 4_000 * MILLISECOND;
+/// How long after the last fault the VM may take to be protected again, at most. A swap may be carried out late until then, the longest chain of
+/// time-outs has a few of a second's fraction each, and a VM that moves needs three first copies in turn, of more than a second each where it has much memory.
+const RECOVERY_MAX: Nanoseconds = 10_000 * MILLISECOND;
 /// What happens in a schedule without end.
 const HAPPENINGS_MAX: u64 = 1_000_000;
 /// How often the host daemons look whether something is to be done.

@@ -37,6 +37,8 @@ fn schedules_that_found_a_fault_once_find_none() {
         1_116_827,
         // A VM was noted to be off while the store had yet to carry out that its secondary is entitled: that one took it over then, and ran it.
         1_495_810,
+        // A VM with much memory moved: its third first copy in turn had begun when the simulation took it for stuck.
+        3_155_732,
     ] {
         assert_eq!(Schedule { seed, mutation: None }.run().violation, None, "schedule {seed}");
     }
