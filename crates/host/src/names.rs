@@ -12,7 +12,6 @@ use super::error::HostError;
 use super::folder::check_socket_path;
 use super::registry::{KnownVm, random_vm_id};
 use super::settings::changed;
-use super::unfinished::refuse_if_under_way;
 use crate::replica::config::socket;
 use crate::replica::disk_copy;
 
@@ -49,7 +48,7 @@ impl Daemon {
     /// Makes a VM with copies of the disks of another one, which is off. For the owner of the latter.
     pub fn clone_vm(self: &Arc<Self>, name: &str, clone: &CloneVm) -> Result<VmView, HostError> {
         let vm = self.off_here(name)?;
-        refuse_if_under_way(&vm)?;
+        Self::refuse_if_under_way(&vm)?;
         if let Some(datastore) = vm.spec.datastore() {
             return Err(HostError::refused(format!(
                 "VM {name} cannot be cloned: its disks are on datastore {datastore}"
@@ -79,7 +78,7 @@ impl Daemon {
             .hint(format!("remove them first, with `twinvm vm snapshot rm {name} {snapshot}`")));
         }
         let vm = self.off_here(name)?;
-        refuse_if_under_way(&vm)?;
+        Self::refuse_if_under_way(&vm)?;
         let spec = renamed(&vm.spec, &rename.name)?;
         self.require_free_name(&spec)?;
         let (before, after) = (self.vm_folder(name), self.vm_folder(&spec.name));

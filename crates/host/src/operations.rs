@@ -68,10 +68,12 @@ impl Daemon {
 
     /// Refuses what has to wait for something else that was asked of the VM.
     pub(super) fn refuse_if_hindered(vm: &KnownVm, kind: &OperationKind) -> Result<(), HostError> {
-        let Some(pending) = vm.record.hinders(kind) else { return Ok(()) };
-        let name = &vm.name;
-        Err(HostError::refused(format!("VM {name}: {} is under way", pending.kind.label()))
-            .hint(format!("wait until `twinvm vm show {name}` says that it is done")))
+        refuse_beside(vm, vm.record.hinders(kind))
+    }
+
+    /// Refuses what would take a VM away from under something that was asked of it and has not been done.
+    pub(super) fn refuse_if_under_way(vm: &KnownVm) -> Result<(), HostError> {
+        refuse_beside(vm, vm.record.pending())
     }
 
     /// Waits until the first step of an operation is done, which most have no other than. Not to be called by the VM's owner.
@@ -212,6 +214,14 @@ fn ended(vm: &str, id: u64, found: Option<Operation>) -> Option<Result<(), HostE
         OperationResult::Done => Ok(()),
         OperationResult::Failed { why } => Err(HostError::refused(format!("VM {vm}: {why}"))),
     })
+}
+
+/// Refuses what cannot be done beside this operation, if there is one.
+fn refuse_beside(vm: &KnownVm, pending: Option<&Operation>) -> Result<(), HostError> {
+    let Some(pending) = pending else { return Ok(()) };
+    let name = &vm.name;
+    Err(HostError::refused(format!("VM {name}: {} is under way", pending.kind.label()))
+        .hint(format!("wait until `twinvm vm show {name}` says that it is done")))
 }
 
 #[cfg(test)]

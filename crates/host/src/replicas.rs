@@ -268,7 +268,7 @@ impl Daemon {
     /// Has the network ends of replicas here forward the ports that their VMs' records name by now: those of a secondary before it takes over.
     pub(super) fn follow_ports(self: &Arc<Self>, state: &ClusterState, replicas: &[Arc<Replica>]) {
         for replica in replicas {
-            let Some(vm) = state.vms.iter().find(|vm| *vm.record.name == replica.vm) else { continue };
+            let Some(vm) = replica.vm.parse().ok().and_then(|name| state.vm(&name)) else { continue };
             let mut ports = lock(&replica.ports);
             let is_done = ports.followed.as_ref() == Some(&vm.record.spec);
             if is_done || ports.tried.is_some_and(|tried| tried.elapsed() < PORTS_INTERVAL) {

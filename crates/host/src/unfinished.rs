@@ -123,11 +123,3 @@ impl Daemon {
         Ok(self.vm_folder(name).finished()?)
     }
 }
-
-/// Refuses what would take a VM away from under something that was asked of it and has not been done.
-pub(super) fn refuse_if_under_way(vm: &KnownVm) -> Result<(), HostError> {
-    let Some(pending) = vm.record.pending() else { return Ok(()) };
-    let name = &vm.name;
-    Err(HostError::refused(format!("VM {name}: {} is under way", pending.kind.label()))
-        .hint(format!("wait until `twinvm vm show {name}` says that it is done")))
-}
